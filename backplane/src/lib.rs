@@ -1,1 +1,79 @@
-//! Under construction.
+//! Carries publications between the nodes of a cluster, keeps history and presence, and knows the nodes.
+//!
+//! The way of the data: [`Backplane::publish`] assigns a position, appends to history, and hands the publication
+//! to the [`Sink`] of every node that is subscribed to the channel. [`MemoryBackplane`] does so inside one
+//! process; other implementations put a server between. All of them pass [`conformance`].
+
+mod types;
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+pub use types::*;
+
+/// The contract between a node and what carries its publications.
+///
+/// - **Order.** [`Sink::publication`] is called in the order of the channel's offsets, one call at a time for a
+///   channel. Without history, in the order in which the publishes were accepted.
+/// - **Atomicity.** Checking the idempotency key, assigning the position, appending to history and handing to
+///   the sinks is one step: no reader sees a position in history that a subscriber will not be handed after it,
+///   and a publication is in history before [`Backplane::publish`] answers.
+/// - **At most once.** A publication is handed to a sink at most once. Whatever may have been missed is a
+///   [`Gap`], handed over in its place in the order; silence means that nothing was missed.
+/// - **Interest.** When the future of [`Backplane::subscribe`] is ready, every publication accepted afterwards
+///   reaches the sink. After [`Backplane::unsubscribe`], some may still arrive for a short while.
+pub trait Backplane: Send + Sync + 'static {
+    /// Accepts a publication, or says why not.
+    fn publish(&self, publication: NewPublication) -> BoxFuture<'_, Result<Published, BackplaneError>>;
+
+    /// Begins to hand the channel's publications to the sink. Generations of one channel only grow.
+    fn subscribe(&self, channel: &Channel, generation: u64) -> BoxFuture<'static, Result<(), BackplaneError>>;
+
+    /// Ends what [`subscribe`](Self::subscribe) began, unless a newer generation was subscribed since.
+    fn unsubscribe(&self, channel: &Channel, generation: u64);
+
+    /// Reads history.
+    fn history(&self, channel: &Channel, query: HistoryQuery) -> BoxFuture<'_, Result<History, BackplaneError>>;
+
+    /// Adds or replaces the presence entry of `member.connection` in the channel.
+    fn join(&self, channel: &Channel, member: Member) -> BoxFuture<'static, Result<(), BackplaneError>>;
+
+    /// Removes a presence entry; one that is not there is no error.
+    fn leave(&self, channel: &Channel, connection: &str) -> BoxFuture<'static, Result<(), BackplaneError>>;
+
+    /// The members of a channel on all nodes, in order of their connections.
+    fn presence(&self, channel: &Channel) -> BoxFuture<'_, Result<Vec<Member>, BackplaneError>>;
+
+    /// Says or renews what this node is; a record that is not renewed vanishes with its lease.
+    fn announce(&self, node: NodeRecord) -> BoxFuture<'_, Result<(), BackplaneError>>;
+
+    /// Takes this node's record away.
+    fn retire(&self, name: &str) -> BoxFuture<'_, Result<(), BackplaneError>>;
+
+    /// The nodes of the cluster, in order of their names.
+    fn nodes(&self) -> BoxFuture<'_, Result<Vec<NodeRecord>, BackplaneError>>;
+
+    /// Hands an order to the sink of every node, this one included.
+    fn control(&self, control: Control) -> BoxFuture<'_, Result<(), BackplaneError>>;
+
+    /// Whether publishes would be accepted now.
+    fn health(&self) -> Result<(), BackplaneError>;
+}
+
+/// What a node is told. Calls must not block: they are made while the channel is held in order.
+pub trait Sink: Send + Sync + 'static {
+    fn publication(&self, channel: &Channel, publication: Arc<Publication>);
+    fn gap(&self, channel: &Channel, gap: Gap);
+    fn control(&self, control: Control);
+}
+
+/// Why the backplane did not do what was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BackplaneError {
+    /// Try again later; nothing is known to have happened.
+    #[error("the backplane is out of reach: {0}")]
+    Unavailable(Box<str>),
+    /// The call was refused for good.
+    #[error("the backplane refused: {0}")]
+    Refused(Box<str>),
+}

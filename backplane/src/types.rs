@@ -1,0 +1,263 @@
+//! The domain's words as types: channel, epoch, position, publication.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+
+/// Longest channel name in bytes. Pusher's SDKs allow 200; Centrifugo 255 by default.
+pub const CHANNEL_BYTES_MAX: usize = 200;
+
+/// A validated channel name: 1 to [`CHANNEL_BYTES_MAX`] bytes of `[A-Za-z0-9_\-=@,.;:#/]`, shared by reference.
+///
+/// The part before the first `:` is its namespace.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Channel(Arc<str>);
+
+/// Why a channel name is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ChannelError {
+    #[error("the channel name is empty")]
+    Empty,
+    #[error("the channel name is {0} bytes long, {CHANNEL_BYTES_MAX} are allowed")]
+    TooLong(usize),
+    #[error("the channel name has {character:?} at byte {at}; allowed are letters, digits and _-=@,.;:#/")]
+    Character { character: char, at: usize },
+}
+
+impl Channel {
+    /// Checks and shares a name.
+    pub fn new(name: &str) -> Result<Self, ChannelError> {
+        if name.is_empty() {
+            return Err(ChannelError::Empty);
+        }
+        if name.len() > CHANNEL_BYTES_MAX {
+            return Err(ChannelError::TooLong(name.len()));
+        }
+        match name.char_indices().find(|&(_, character)| !is_channel_character(character)) {
+            Some((at, character)) => Err(ChannelError::Character { character, at }),
+            None => Ok(Self(name.into())),
+        }
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The part before the first `:`, if there is one.
+    pub fn namespace(&self) -> Option<&str> {
+        self.0.split_once(':').map(|(namespace, _)| namespace)
+    }
+}
+
+fn is_channel_character(character: char) -> bool {
+    character.is_ascii_alphanumeric() || "_-=@,.;:#/".contains(character)
+}
+
+impl fmt::Debug for Channel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.as_str(), f)
+    }
+}
+
+impl fmt::Display for Channel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl std::borrow::Borrow<str> for Channel {
+    fn borrow(&self) -> &str {
+        self.as_str()
+    }
+}
+
+/// Names one unbroken run of offsets in a channel. Rendered as lower-case base 36.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Epoch(pub u64);
+
+/// A place in a channel's history: `EPOCH:OFFSET`. The first publication of an epoch has offset 1; offset 0 is
+/// the place before it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Position {
+    pub epoch: Epoch,
+    pub offset: u64,
+}
+
+/// A position that is not of the form `EPOCH:OFFSET`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a position has the form EPOCH:OFFSET, for example k3f9:42")]
+pub struct PositionError;
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
+        let mut buffer = [0u8; 13]; // 36^13 > 2^64
+        let mut at = buffer.len();
+        let mut rest = self.0;
+        loop {
+            at -= 1;
+            buffer[at] = DIGITS[(rest % 36) as usize];
+            rest /= 36;
+            if rest == 0 {
+                break;
+            }
+        }
+        f.write_str(std::str::from_utf8(&buffer[at..]).expect("base-36 digits are ASCII"))
+    }
+}
+
+impl std::str::FromStr for Epoch {
+    type Err = PositionError;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let plain = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_lowercase());
+        if !plain {
+            return Err(PositionError);
+        }
+        u64::from_str_radix(text, 36).map(Epoch).map_err(|_| PositionError)
+    }
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.epoch, self.offset)
+    }
+}
+
+impl std::str::FromStr for Position {
+    type Err = PositionError;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (epoch, offset) = text.split_once(':').ok_or(PositionError)?;
+        if !offset.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(PositionError);
+        }
+        Ok(Self { epoch: epoch.parse()?, offset: offset.parse().map_err(|_| PositionError)? })
+    }
+}
+
+/// What a publication carries. Text was checked to be UTF-8 when it was accepted.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Payload {
+    Text(Bytes),
+    Binary(Bytes),
+}
+
+impl Payload {
+    pub fn bytes(&self) -> &Bytes {
+        match self {
+            Self::Text(bytes) | Self::Binary(bytes) => bytes,
+        }
+    }
+}
+
+/// One message in a channel, as subscribers see it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Publication {
+    /// Present where the channel keeps history.
+    pub position: Option<Position>,
+    pub event: Option<Box<str>>,
+    pub payload: Payload,
+}
+
+/// How much history a channel keeps. Both bounds hold; the smaller wins.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HistoryPolicy {
+    /// Number of publications.
+    pub size: u32,
+    /// Age of a publication, and how long an unused channel keeps its epoch.
+    pub age: Duration,
+}
+
+/// A request to publish.
+#[derive(Clone, Debug)]
+pub struct NewPublication {
+    pub channel: Channel,
+    pub event: Option<Box<str>>,
+    pub payload: Payload,
+    /// `None`: no history, no position.
+    pub history: Option<HistoryPolicy>,
+    /// A second publish to the same channel with the same key, within the backplane's idempotency window,
+    /// publishes nothing and answers what the first one answered.
+    pub idempotency_key: Option<Box<str>>,
+}
+
+/// The answer to a publish.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Published {
+    pub position: Option<Position>,
+    /// True when an idempotency key was seen before and nothing was published.
+    pub duplicate: bool,
+}
+
+/// What of a channel's history is wanted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HistoryQuery {
+    /// Only what came after this position.
+    pub since: Option<Position>,
+    /// At most so many publications: the oldest of those after `since`, or, without `since`, the newest.
+    pub limit: usize,
+}
+
+/// A part of a channel's history, oldest first, and where the channel stood when it was read.
+#[derive(Clone, Debug)]
+pub struct History {
+    pub publications: Vec<Arc<Publication>>,
+    /// Position of the newest publication; `None` when the channel has never had one (or lost its state).
+    pub top: Option<Position>,
+    /// With `since`: what followed it is here without a hole (up to `limit`). Without `since`: always true.
+    pub continuous: bool,
+}
+
+/// Continuity was lost between the backplane and this node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Gap {
+    pub reason: GapReason,
+    /// Where the channel stands now, when that is known.
+    pub top: Option<Position>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum GapReason {
+    /// The connection to the backplane was lost and made again.
+    Reconnect,
+    /// A bounded queue was full.
+    Overflow,
+    /// An offset was skipped.
+    Hole,
+}
+
+/// One presence entry: a connection of a user in a channel.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Member {
+    /// Unique in the cluster: `NODE.CONNECTION`.
+    pub connection: Box<str>,
+    pub user: Box<str>,
+    /// JSON given by the token, or none.
+    pub info: Option<Box<str>>,
+}
+
+/// What a node says of itself; the router and `GET /v1/nodes` read it.
+#[derive(Clone, PartialEq, Debug)]
+pub struct NodeRecord {
+    pub name: Box<str>,
+    /// `HOST:PORT` where clients reach it.
+    pub address: Box<str>,
+    pub zone: Option<Box<str>>,
+    pub version: Box<str>,
+    pub connections: u64,
+    /// Connections it accepts at most.
+    pub capacity: u64,
+    pub draining: bool,
+}
+
+/// An order for every node of the cluster.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Control {
+    /// Close the connections of a user, or one connection.
+    Disconnect { target: DisconnectTarget, reason: Box<str> },
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum DisconnectTarget {
+    User(Box<str>),
+    Connection(Box<str>),
+}
