@@ -1,1 +1,25 @@
-//! Under construction.
+//! A readiness loop for very many, mostly idle connections. It knows sockets, bytes and time; what the bytes
+//! mean is the [`Driver`]'s business.
+//!
+//! The way of the data: [`Acceptor`] takes a socket in and posts it to a shard's [`Mailbox`]; the [`Shard`] (one
+//! thread, one epoll or kqueue instance) reads into its one shared buffer and hands the bytes to the driver; the
+//! driver writes through [`Connections`], straight to the socket, and only a socket that would block gets a
+//! queue ([`outbound`]), bounded in bytes. Timers sit in one [`wheel`] with coarse ticks.
+//!
+//! An idle connection owns one slab entry: no task, no timer object, no buffer, no queue.
+
+mod acceptor;
+mod connections;
+mod mailbox;
+mod outbound;
+mod shard;
+mod slab;
+mod wheel;
+
+pub use acceptor::{Acceptor, AcceptorHandle, Intake};
+pub use connections::{Closed, Connections, Counters, Released, Written};
+pub use mailbox::{Mail, Mailbox};
+pub use outbound::{Overflow, Shared};
+pub use shard::{Driver, Shard, Turn};
+pub use slab::ConnectionId;
+pub use wheel::{TICK, Tick};

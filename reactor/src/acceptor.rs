@@ -1,0 +1,140 @@
+//! The listening socket: one thread that takes connections in and hands them on. It never spins: when the
+//! process is out of descriptors it spends a spare one to answer and close, and waits a moment when it cannot.
+
+use std::{
+    fs::File,
+    io,
+    net::{SocketAddr, TcpListener as StdTcpListener, TcpStream},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use mio::{Events, Interest, Poll, Token, Waker, net::TcpListener};
+
+/// Decides about new connections. Called from the acceptor's thread.
+pub trait Intake: Send + 'static {
+    /// A connection came in.
+    fn on_connection(&mut self, socket: TcpStream, peer: SocketAddr);
+
+    /// A connection came in for which there was no descriptor; `socket` holds the spare one and is closed
+    /// afterwards. `None`: not even the spare could be had.
+    fn on_exhausted(&mut self, socket: Option<TcpStream>);
+}
+
+/// How long to leave the listener alone when no descriptor at all can be had: ten refusals a second at most.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
+
+const LISTENER: Token = Token(0);
+const STOP: Token = Token(1);
+
+/// A bound listener, not yet serving.
+#[derive(Debug)]
+pub struct Acceptor {
+    poll: Poll,
+    listener: TcpListener,
+    stop: Arc<Waker>,
+    spare: Option<File>,
+}
+
+/// Ends an acceptor.
+#[derive(Debug)]
+pub struct AcceptorHandle {
+    stop: Arc<Waker>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Acceptor {
+    /// Takes over a bound, listening socket.
+    pub fn new(listener: StdTcpListener) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let mut listener = TcpListener::from_std(listener);
+        let poll = Poll::new()?;
+        poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
+        let stop = Arc::new(Waker::new(poll.registry(), STOP)?);
+        Ok(Self { poll, listener, stop, spare: Some(open_spare()?) })
+    }
+
+    /// Serves on a thread of its own until the handle is stopped.
+    pub fn spawn(self, intake: impl Intake) -> io::Result<AcceptorHandle> {
+        let stop = Arc::clone(&self.stop);
+        let thread = thread::Builder::new().name("accept".into()).spawn(move || self.run(intake))?;
+        Ok(AcceptorHandle { stop, thread: Some(thread) })
+    }
+
+    fn run(mut self, mut intake: impl Intake) {
+        let mut events = Events::with_capacity(8);
+        let mut pause = None;
+        loop {
+            if let Err(error) = self.poll.poll(&mut events, pause)
+                && error.kind() != io::ErrorKind::Interrupted
+            {
+                // Only a broken program makes a poll fail otherwise; the pause keeps it from spinning.
+                pause = Some(EXHAUSTED_PAUSE);
+                continue;
+            }
+            if events.iter().any(|event| event.token() == STOP) {
+                return;
+            }
+            pause = self.accept_all(&mut intake);
+        }
+    }
+
+    /// Accepts until nothing waits; how long to pause when descriptors ran out for good.
+    fn accept_all(&mut self, intake: &mut impl Intake) -> Option<Duration> {
+        loop {
+            match self.listener.accept() {
+                Ok((socket, peer)) => intake.on_connection(socket.into(), peer),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+                Err(error) if is_exhausted(&error) => {
+                    if !self.refuse_with_spare(intake) {
+                        return Some(EXHAUSTED_PAUSE);
+                    }
+                }
+                // The peer gave up, or an interruption: the next one may be fine.
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Spends the spare descriptor on one connection. False when there is none to spend.
+    fn refuse_with_spare(&mut self, intake: &mut impl Intake) -> bool {
+        if self.spare.take().is_none() {
+            self.spare = open_spare().ok();
+            if self.spare.take().is_none() {
+                intake.on_exhausted(None);
+                return false;
+            }
+        }
+        match self.listener.accept() {
+            Ok((socket, _)) => intake.on_exhausted(Some(socket.into())),
+            // Another thread was quicker with the descriptor.
+            Err(error) if is_exhausted(&error) => intake.on_exhausted(None),
+            Err(_) => {}
+        }
+        self.spare = open_spare().ok();
+        self.spare.is_some()
+    }
+}
+
+impl AcceptorHandle {
+    /// Stops accepting and closes the listener.
+    pub fn stop(mut self) -> io::Result<()> {
+        self.stop.wake()?;
+        if let Some(thread) = self.thread.take() {
+            thread.join().map_err(|_| io::Error::other("the accept thread panicked"))?;
+        }
+        Ok(())
+    }
+}
+
+fn open_spare() -> io::Result<File> {
+    File::open("/dev/null")
+}
+
+/// Out of descriptors in the process or the system, or of kernel memory for one.
+fn is_exhausted(error: &io::Error) -> bool {
+    let code = error.raw_os_error().map(rustix::io::Errno::from_raw_os_error);
+    use rustix::io::Errno;
+    matches!(code, Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM))
+}

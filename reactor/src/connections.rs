@@ -1,0 +1,504 @@
+//! The connections of one shard as its driver sees them: write, close, time, release.
+
+use std::{
+    io::{self, Read, Write},
+    net::TcpStream as StdTcpStream,
+};
+
+use bytes::Bytes;
+use mio::{Interest, Registry, Token, net::TcpStream};
+
+use crate::{
+    outbound::{Outbound, Queued, Shared},
+    slab::{ConnectionId, Slab},
+    wheel::{Tick, Timer, Visit, Wheel},
+};
+
+/// A merging connection is flushed early when so much waits: a socket's usual first send buffer.
+const MERGE_BYTES_MAX: usize = 64 * 1024;
+
+/// How a connection ended; told once to [`Driver::on_closed`](crate::Driver::on_closed).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Closed {
+    /// The peer ended the stream.
+    Peer,
+    /// The socket failed.
+    Failed(io::ErrorKind),
+    /// The queue reached its bound under [`Overflow::Disconnect`](crate::Overflow::Disconnect).
+    Overflow,
+    /// The driver closed it.
+    Local,
+}
+
+/// What became of a write.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Written {
+    /// Handed to the socket, whole.
+    Sent,
+    /// Some or all of it waits in the queue.
+    Queued,
+    /// So many messages were dropped by policy.
+    Dropped(u32),
+    /// The connection is gone or going.
+    Closed,
+}
+
+/// A connection that left the reactor.
+#[derive(Debug)]
+pub struct Released<C> {
+    pub socket: StdTcpStream,
+    /// What was written but not sent, in order.
+    pub unsent: Vec<Bytes>,
+    pub connection: C,
+}
+
+/// Running totals of a shard; the driver exports them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counters {
+    pub bytes_received: u64,
+    pub bytes_sent: u64,
+    pub writes: u64,
+    /// Bytes that wait in queues now.
+    pub queued_bytes: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Entry<C> {
+    /// `None` while a reserved connection waits for its socket: it is written to like one that would block.
+    socket: Option<TcpStream>,
+    generation: u32,
+    /// When bytes last came in.
+    heard: Tick,
+    timer: Timer,
+    flags: Flags,
+    outbound: Option<Box<Outbound>>,
+    connection: C,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Flags {
+    /// Writes wait for the end of the turn and leave as one.
+    merges: bool,
+    /// Named in `unflushed`.
+    unflushed: bool,
+    /// The driver wants no more bytes for now.
+    paused: bool,
+    /// The socket may have bytes that were not read (paused, or cut short for fairness).
+    readable: bool,
+    /// Named in `doomed`.
+    doomed: bool,
+    /// To be closed once the queue is empty.
+    closes_when_flushed: bool,
+}
+
+/// The connections of one shard.
+#[derive(Debug)]
+pub struct Connections<C> {
+    pub(crate) entries: Slab<Entry<C>>,
+    pub(crate) wheel: Wheel,
+    registry: Registry,
+    now: Tick,
+    next_generation: u32,
+    queue_bytes_max: usize,
+    /// Merging connections with something to flush.
+    unflushed: Vec<u32>,
+    /// Connections to remove at the end of the turn, so that no driver code sees one vanish under it.
+    pub(crate) doomed: Vec<(ConnectionId, Closed)>,
+    /// Connections whose socket may have more to read.
+    pub(crate) unread: Vec<ConnectionId>,
+    /// Queues that ran empty after messages had been dropped from them.
+    pub(crate) recovered: Vec<(ConnectionId, u64)>,
+    pub(crate) counters: Counters,
+}
+
+impl<C> Connections<C> {
+    pub(crate) fn new(registry: Registry, queue_bytes_max: usize) -> Self {
+        Self {
+            entries: Slab::new(),
+            wheel: Wheel::new(),
+            registry,
+            now: Tick(0),
+            next_generation: 0,
+            queue_bytes_max,
+            unflushed: Vec::new(),
+            doomed: Vec::new(),
+            unread: Vec::new(),
+            recovered: Vec::new(),
+            counters: Counters::default(),
+        }
+    }
+
+    /// The current tick; read from the clock once a turn.
+    pub fn now(&self) -> Tick {
+        self.now
+    }
+
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Connections held, those that are closing included.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// One past the highest slot, to walk over all connections in portions.
+    pub fn slots(&self) -> u32 {
+        self.entries.slots()
+    }
+
+    /// The connection in a slot, if there is one that is not on its way out.
+    pub fn in_slot(&self, slot: u32) -> Option<ConnectionId> {
+        let entry = self.entries.get(slot)?;
+        (!entry.flags.doomed).then_some(ConnectionId { slot, generation: entry.generation })
+    }
+
+    /// State of a connection; also of one that is on its way out and was not reported yet.
+    pub fn get(&self, id: ConnectionId) -> Option<&C> {
+        self.entry(id).map(|entry| &entry.connection)
+    }
+
+    pub fn get_mut(&mut self, id: ConnectionId) -> Option<&mut C> {
+        self.entry_mut(id).map(|entry| &mut entry.connection)
+    }
+
+    /// When bytes last came in from it.
+    pub fn heard(&self, id: ConnectionId) -> Tick {
+        self.entry(id).map_or(Tick(0), |entry| entry.heard)
+    }
+
+    /// Bytes that wait for its socket.
+    pub fn queued_bytes(&self, id: ConnectionId) -> usize {
+        self.entry(id).and_then(|entry| entry.outbound.as_ref()).map_or(0, |queue| queue.bytes())
+    }
+
+    /// Takes a slot for a connection whose socket comes later ([`attach`](Self::attach)); what is written to it
+    /// waits in its queue.
+    pub fn reserve(&mut self, connection: C) -> ConnectionId {
+        self.next_generation = self.next_generation.wrapping_add(1);
+        let generation = self.next_generation;
+        let slot = self.entries.insert(Entry {
+            socket: None,
+            generation,
+            heard: self.now,
+            timer: Timer::OFF,
+            flags: Flags::default(),
+            outbound: None,
+            connection,
+        });
+        ConnectionId { slot, generation }
+    }
+
+    /// Gives a reserved connection its socket.
+    pub fn attach(&mut self, id: ConnectionId, socket: StdTcpStream) -> io::Result<()> {
+        socket.set_nonblocking(true)?;
+        let mut socket = TcpStream::from_std(socket);
+        // Both directions once and for all: edge-triggered, so an idle socket costs no call to change interest.
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        self.registry.register(&mut socket, Token(id.slot as usize), interest)?;
+        if let Some(entry) = self.entry_mut(id) {
+            entry.socket = Some(socket);
+            self.flush(id);
+        }
+        Ok(())
+    }
+
+    /// Sets when [`Driver::on_timer`](crate::Driver::on_timer) is called for it; replaces what was set before.
+    pub fn set_timer(&mut self, id: ConnectionId, due: Tick) {
+        if let Some(entry) = self.entries.get_mut(id.slot).filter(|entry| entry.generation == id.generation) {
+            self.wheel.set(id.slot, &mut entry.timer, due);
+        }
+    }
+
+    /// From now on its shared writes wait for the end of the turn and leave as one.
+    pub fn set_merging(&mut self, id: ConnectionId, merges: bool) {
+        if let Some(entry) = self.entry_mut(id) {
+            entry.flags.merges = merges;
+        }
+    }
+
+    /// Stops or resumes handing its bytes to the driver; what the peer sends meanwhile waits in the kernel.
+    pub fn set_paused(&mut self, id: ConnectionId, paused: bool) {
+        let Some(entry) = self.entry_mut(id) else { return };
+        let resumes = entry.flags.paused && !paused;
+        entry.flags.paused = paused;
+        if resumes && entry.flags.readable {
+            self.unread.push(id);
+        }
+    }
+
+    /// Writes bytes of this connection alone, at once if nothing waits before them.
+    pub fn write(&mut self, id: ConnectionId, bytes: &[u8]) -> Written {
+        let queue_bytes_max = self.queue_bytes_max;
+        let Some(entry) = self.entries.get_mut(id.slot).filter(|entry| entry.takes_writes(id)) else {
+            return Written::Closed;
+        };
+        let sent = match entry.write_now(bytes, &mut self.counters) {
+            Ok(sent) => sent,
+            Err(error) => return self.fail(id, &error),
+        };
+        if sent == bytes.len() {
+            return Written::Sent;
+        }
+        let rest = Bytes::copy_from_slice(&bytes[sent..]);
+        let rest_len = rest.len();
+        // Its own answers may go over the bound by one read's worth: a control frame after a full queue of
+        // droppable messages must not end the connection.
+        let slack = MERGE_BYTES_MAX;
+        match entry.outbound.get_or_insert_default().push_own(rest, queue_bytes_max + slack) {
+            Queued::Overflowed => {
+                self.doom(id, Closed::Overflow);
+                Written::Closed
+            }
+            Queued::Kept | Queued::Dropped(_) => {
+                self.counters.queued_bytes += rest_len as u64;
+                Written::Queued
+            }
+        }
+    }
+
+    /// Writes bytes that many connections share; they are referred to, not copied, where they have to wait.
+    pub fn write_shared(&mut self, slot: u32, shared: &Shared<'_>) -> Written {
+        let queue_bytes_max = self.queue_bytes_max;
+        let Some(entry) = self.entries.get_mut(slot).filter(|entry| !entry.is_closing()) else {
+            return Written::Closed;
+        };
+        let id = ConnectionId { slot, generation: entry.generation };
+        let sent = if entry.flags.merges {
+            0
+        } else {
+            match entry.write_now(shared.bytes, &mut self.counters) {
+                Ok(sent) => sent,
+                Err(error) => return self.fail(id, &error),
+            }
+        };
+        if sent == shared.bytes.len() {
+            return Written::Sent;
+        }
+        let queue = entry.outbound.get_or_insert_default();
+        let before = queue.bytes();
+        let outcome = queue.push_shared(shared, sent, queue_bytes_max);
+        self.counters.queued_bytes = (self.counters.queued_bytes + queue.bytes() as u64) - before as u64;
+        let waits = queue.bytes();
+        let merges = entry.flags.merges && entry.socket.is_some();
+        if merges && !entry.flags.unflushed {
+            entry.flags.unflushed = true;
+            self.unflushed.push(slot);
+        }
+        match outcome {
+            Queued::Kept => {
+                if merges && waits >= MERGE_BYTES_MAX {
+                    self.flush(id);
+                }
+                Written::Queued
+            }
+            Queued::Dropped(messages) => Written::Dropped(messages),
+            Queued::Overflowed => {
+                self.doom(id, Closed::Overflow);
+                Written::Closed
+            }
+        }
+    }
+
+    /// Closes at once; what waits is lost.
+    pub fn close(&mut self, id: ConnectionId) {
+        if self.entry(id).is_some() {
+            self.doom(id, Closed::Local);
+        }
+    }
+
+    /// Closes when what waits has been sent. A timer set by the driver bounds the wait.
+    pub fn close_when_flushed(&mut self, id: ConnectionId) {
+        let Some(entry) = self.entry_mut(id) else { return };
+        if entry.outbound.is_none() {
+            self.doom(id, Closed::Local);
+        } else {
+            entry.flags.closes_when_flushed = true;
+        }
+    }
+
+    /// Takes a connection out of the reactor: its socket, what it was not sent yet, its state.
+    /// `None` when it is gone, on its way out, or has no socket.
+    pub fn release(&mut self, id: ConnectionId) -> io::Result<Option<Released<C>>> {
+        let usable = self.entry(id).is_some_and(|entry| !entry.flags.doomed && entry.socket.is_some());
+        if !usable {
+            return Ok(None);
+        }
+        let Some(mut entry) = self.entries.remove(id.slot) else { return Ok(None) };
+        self.forget_queue(&entry);
+        let Some(mut socket) = entry.socket.take() else { return Ok(None) };
+        self.registry.deregister(&mut socket)?;
+        let unsent = entry.outbound.map_or_else(Vec::new, |queue| queue.into_unsent());
+        Ok(Some(Released { socket: socket.into(), unsent, connection: entry.connection }))
+    }
+
+    pub(crate) fn set_now(&mut self, now: Tick) {
+        self.now = now;
+    }
+
+    /// The socket has room again.
+    pub(crate) fn on_writable(&mut self, slot: u32) {
+        if let Some(id) = self.in_slot(slot) {
+            self.flush(id);
+        }
+    }
+
+    /// Reads once. `None`: nothing to hand on now.
+    pub(crate) fn read<'b>(&mut self, id: ConnectionId, buffer: &'b mut [u8], read_closed: bool) -> Option<Received<'b>> {
+        let now = self.now;
+        let entry = self.entry_mut(id).filter(|entry| !entry.flags.doomed)?;
+        if entry.flags.paused {
+            entry.flags.readable = true;
+            return None;
+        }
+        let socket = entry.socket.as_mut()?;
+        loop {
+            match socket.read(buffer) {
+                Ok(0) => {
+                    self.doom(id, Closed::Peer);
+                    return None;
+                }
+                Ok(n) => {
+                    entry.heard = now;
+                    // A short read has emptied the socket: the next bytes make a new edge. The end of the stream
+                    // may share an edge with the bytes before it.
+                    let more = n == buffer.len() || read_closed;
+                    entry.flags.readable = more;
+                    self.counters.bytes_received += n as u64;
+                    return Some(Received { bytes: &mut buffer[..n], more });
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    entry.flags.readable = false;
+                    return None;
+                }
+                Err(error) => {
+                    self.doom(id, Closed::Failed(error.kind()));
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// Sends what merging connections have gathered in this turn.
+    pub(crate) fn flush_merging(&mut self) {
+        while let Some(slot) = self.unflushed.pop() {
+            let Some(entry) = self.entries.get_mut(slot) else { continue };
+            entry.flags.unflushed = false;
+            let id = ConnectionId { slot, generation: entry.generation };
+            self.flush(id);
+        }
+        if self.unflushed.capacity() > 4096 {
+            self.unflushed = Vec::new();
+        }
+    }
+
+    pub(crate) fn visit_timer(&mut self, slot: u32, armed: Tick) -> Option<ConnectionId> {
+        let entry = self.entries.get_mut(slot)?;
+        match self.wheel.visit(slot, armed, &mut entry.timer) {
+            Visit::Due if !entry.flags.doomed => Some(ConnectionId { slot, generation: entry.generation }),
+            _ => None,
+        }
+    }
+
+    /// Removes a doomed connection and gives its state back; dropping the socket closes it.
+    pub(crate) fn bury(&mut self, id: ConnectionId) -> Option<C> {
+        self.entry(id)?;
+        let entry = self.entries.remove(id.slot)?;
+        self.forget_queue(&entry);
+        Some(entry.connection)
+    }
+
+    pub(crate) fn doom(&mut self, id: ConnectionId, closed: Closed) {
+        if let Some(entry) = self.entry_mut(id)
+            && !entry.flags.doomed
+        {
+            entry.flags.doomed = true;
+            self.doomed.push((id, closed));
+        }
+    }
+
+    fn entry(&self, id: ConnectionId) -> Option<&Entry<C>> {
+        self.entries.get(id.slot).filter(|entry| entry.generation == id.generation)
+    }
+
+    fn entry_mut(&mut self, id: ConnectionId) -> Option<&mut Entry<C>> {
+        self.entries.get_mut(id.slot).filter(|entry| entry.generation == id.generation)
+    }
+
+    fn fail(&mut self, id: ConnectionId, error: &io::Error) -> Written {
+        self.doom(id, Closed::Failed(error.kind()));
+        Written::Closed
+    }
+
+    fn flush(&mut self, id: ConnectionId) {
+        let Some(entry) = self.entries.get_mut(id.slot).filter(|entry| entry.generation == id.generation) else {
+            return;
+        };
+        let (Some(queue), Some(socket)) = (entry.outbound.as_mut(), entry.socket.as_mut()) else { return };
+        match queue.write_to(socket) {
+            Ok((written, emptied)) => {
+                self.counters.queued_bytes -= written as u64;
+                self.counters.bytes_sent += written as u64;
+                self.counters.writes += 1;
+                if emptied {
+                    let dropped = queue.take_dropped();
+                    entry.outbound = None;
+                    if dropped > 0 {
+                        self.recovered.push((id, dropped));
+                    }
+                    if entry.flags.closes_when_flushed {
+                        self.doom(id, Closed::Local);
+                    }
+                }
+            }
+            Err(error) => self.doom(id, Closed::Failed(error.kind())),
+        }
+    }
+
+    fn forget_queue(&mut self, entry: &Entry<C>) {
+        self.counters.queued_bytes -= entry.outbound.as_ref().map_or(0, |queue| queue.bytes()) as u64;
+    }
+}
+
+/// Bytes just read.
+#[derive(Debug)]
+pub(crate) struct Received<'b> {
+    pub(crate) bytes: &'b mut [u8],
+    /// The socket may have more.
+    pub(crate) more: bool,
+}
+
+impl<C> Entry<C> {
+    fn is_closing(&self) -> bool {
+        self.flags.doomed || self.flags.closes_when_flushed
+    }
+
+    fn takes_writes(&self, id: ConnectionId) -> bool {
+        self.generation == id.generation && !self.is_closing()
+    }
+
+    /// Writes to the socket if nothing waits before it; the number of bytes that went out.
+    fn write_now(&mut self, bytes: &[u8], counters: &mut Counters) -> io::Result<usize> {
+        let Some(socket) = self.socket.as_mut() else { return Ok(0) };
+        if self.outbound.as_ref().is_some_and(|queue| !queue.is_empty()) {
+            return Ok(0);
+        }
+        counters.writes += 1;
+        loop {
+            match socket.write(bytes) {
+                Ok(sent) => {
+                    counters.bytes_sent += sent as u64;
+                    return Ok(sent);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(0),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}

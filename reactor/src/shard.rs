@@ -1,0 +1,247 @@
+//! The loop of one shard: events, messages, timers, the driver's own work, burials; each in portions, so that no
+//! one waits for a large piece of somebody else's.
+
+use std::{
+    collections::VecDeque,
+    io,
+    time::{Duration, Instant},
+};
+
+use mio::{Events, Poll, Token, Waker};
+
+use crate::{
+    connections::{Closed, Connections},
+    mailbox::{Mail, Mailbox},
+    slab::ConnectionId,
+    wheel::{TICK, Tick},
+};
+
+/// Gives bytes their meaning. All calls come from the shard's thread and must not block.
+pub trait Driver {
+    /// State of a connection.
+    type Connection: Send;
+    /// What other threads ask of the shard.
+    type Command: Send;
+
+    /// A socket was adopted; bytes that were read before follow through [`on_bytes`](Self::on_bytes).
+    fn on_adopted(&mut self, connections: &mut Connections<Self::Connection>, id: ConnectionId);
+
+    /// Bytes came in. They are the driver's to change; what it wants to keep it copies.
+    fn on_bytes(&mut self, connections: &mut Connections<Self::Connection>, id: ConnectionId, bytes: &mut [u8]);
+
+    /// The time set by [`Connections::set_timer`] has come.
+    fn on_timer(&mut self, connections: &mut Connections<Self::Connection>, id: ConnectionId);
+
+    /// The queue ran empty after so many messages had been dropped from it.
+    fn on_recovered(&mut self, connections: &mut Connections<Self::Connection>, id: ConnectionId, dropped: u64);
+
+    fn on_command(&mut self, connections: &mut Connections<Self::Connection>, command: Self::Command);
+
+    /// The connection is gone; called once for each.
+    fn on_closed(
+        &mut self,
+        connections: &mut Connections<Self::Connection>,
+        id: ConnectionId,
+        connection: Self::Connection,
+        closed: Closed,
+    );
+
+    /// A portion of the driver's own work, once a turn. `busy` is how long the last turn took, waiting excluded.
+    fn on_turn(&mut self, connections: &mut Connections<Self::Connection>, busy: Duration) -> Turn;
+}
+
+/// Whether the driver has more of its own work to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Turn {
+    Idle,
+    More,
+}
+
+const WAKE: Token = Token(usize::MAX);
+
+/// One `read` takes at most so much; a connection with more comes again in the next turn, after the others.
+const READ_BUFFER_BYTES: usize = 64 * 1024;
+
+/// Events taken from the kernel at once. At about 10 µs each, a full portion is some 5 ms.
+const EVENTS_MAX: usize = 512;
+
+/// Messages handled in a turn. Most are adoptions (a few µs) or publications handed to the hub (under 1 µs).
+const MAIL_MAX: usize = 256;
+
+/// Timers handled in a turn: at about 7 µs for a ping, under 1 ms.
+const TIMERS_MAX: usize = 128;
+
+/// A shard: build it, take its mailbox, run it on a thread of its own.
+#[derive(Debug)]
+pub struct Shard<D: Driver> {
+    poll: Poll,
+    mailbox: Mailbox<Mail<D::Connection, D::Command>>,
+    connections: Connections<D::Connection>,
+}
+
+impl<D: Driver> Shard<D> {
+    /// `queue_bytes_max` bounds what waits for one connection.
+    pub fn new(queue_bytes_max: usize) -> io::Result<Self> {
+        let poll = Poll::new()?;
+        let mailbox = Mailbox::new(Waker::new(poll.registry(), WAKE)?);
+        let connections = Connections::new(poll.registry().try_clone()?, queue_bytes_max);
+        Ok(Self { poll, mailbox, connections })
+    }
+
+    pub fn mailbox(&self) -> Mailbox<Mail<D::Connection, D::Command>> {
+        self.mailbox.clone()
+    }
+
+    /// Serves until a [`Mail::Stop`] comes.
+    pub fn run(mut self, mut driver: D) -> io::Result<()> {
+        let mut events = Events::with_capacity(EVENTS_MAX);
+        let mut buffer = vec![0; READ_BUFFER_BYTES];
+        let mut inbox = VecDeque::new();
+        let started = Instant::now();
+        let mut busy = Duration::ZERO;
+        let mut turn = Turn::Idle;
+        loop {
+            let timeout = self.timeout(turn, &inbox, started.elapsed());
+            match self.poll.poll(&mut events, timeout) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                other => other?,
+            }
+            let turn_started = started.elapsed();
+            self.set_now(turn_started);
+            self.serve_unread(&mut driver, &mut buffer);
+            self.serve_events(&mut driver, &events, &mut buffer);
+            self.mailbox.drain(&mut inbox);
+            if self.serve_mail(&mut driver, &mut inbox) == Serve::Stop {
+                return Ok(());
+            }
+            self.serve_timers(&mut driver);
+            turn = driver.on_turn(&mut self.connections, busy);
+            self.connections.flush_merging();
+            self.tell_recovered(&mut driver);
+            self.bury_doomed(&mut driver);
+            busy = started.elapsed() - turn_started;
+        }
+    }
+
+    fn timeout<M>(&self, turn: Turn, inbox: &VecDeque<M>, elapsed: Duration) -> Option<Duration> {
+        let connections = &self.connections;
+        let has_work = turn == Turn::More
+            || !inbox.is_empty()
+            || !connections.unread.is_empty()
+            || !connections.doomed.is_empty()
+            || connections.wheel.has_expired();
+        if has_work {
+            return Some(Duration::ZERO);
+        }
+        // The driver's own coarse work (sweeps) runs at least once a second.
+        let ticks = connections.wheel.ticks_to_next().unwrap_or(u32::MAX).min(4);
+        let next = TICK * (connections.now().0 + ticks);
+        Some(next.saturating_sub(elapsed).max(Duration::from_millis(1)))
+    }
+
+    fn set_now(&mut self, elapsed: Duration) {
+        let now = Tick((elapsed.as_millis() / TICK.as_millis()) as u32);
+        if now > self.connections.now() {
+            self.connections.set_now(now);
+            self.connections.wheel.advance(now);
+        }
+    }
+
+    fn serve_events(&mut self, driver: &mut D, events: &Events, buffer: &mut [u8]) {
+        for event in events {
+            if event.token() == WAKE {
+                continue;
+            }
+            let slot = event.token().0 as u32;
+            if event.is_writable() {
+                self.connections.on_writable(slot);
+            }
+            if (event.is_readable() || event.is_error())
+                && let Some(id) = self.connections.in_slot(slot)
+            {
+                self.serve_bytes(driver, id, buffer, event.is_read_closed() || event.is_error());
+            }
+        }
+    }
+
+    /// Those that had more than one buffer's worth, or were paused.
+    fn serve_unread(&mut self, driver: &mut D, buffer: &mut [u8]) {
+        let mut unread = std::mem::take(&mut self.connections.unread);
+        for id in unread.drain(..) {
+            self.serve_bytes(driver, id, buffer, true);
+        }
+        if self.connections.unread.is_empty() {
+            self.connections.unread = unread;
+        }
+    }
+
+    fn serve_bytes(&mut self, driver: &mut D, id: ConnectionId, buffer: &mut [u8], read_closed: bool) {
+        let Some(received) = self.connections.read(id, buffer, read_closed) else { return };
+        let more = received.more;
+        driver.on_bytes(&mut self.connections, id, received.bytes);
+        if more {
+            self.connections.unread.push(id);
+        }
+    }
+
+    fn serve_mail(&mut self, driver: &mut D, inbox: &mut VecDeque<Mail<D::Connection, D::Command>>) -> Serve {
+        for _ in 0..MAIL_MAX {
+            match inbox.pop_front() {
+                Some(Mail::Adopt { socket, read, connection }) => self.adopt(driver, socket, &read, connection),
+                Some(Mail::Command(command)) => driver.on_command(&mut self.connections, command),
+                Some(Mail::Stop) => return Serve::Stop,
+                None => break,
+            }
+        }
+        if inbox.is_empty() && inbox.capacity() > 4096 {
+            *inbox = VecDeque::new();
+        }
+        Serve::On
+    }
+
+    fn adopt(&mut self, driver: &mut D, socket: std::net::TcpStream, read: &[u8], connection: D::Connection) {
+        let id = self.connections.reserve(connection);
+        if let Err(error) = self.connections.attach(id, socket) {
+            self.connections.doom(id, Closed::Failed(error.kind()));
+            return;
+        }
+        driver.on_adopted(&mut self.connections, id);
+        if !read.is_empty() {
+            driver.on_bytes(&mut self.connections, id, &mut read.to_vec());
+        }
+    }
+
+    fn serve_timers(&mut self, driver: &mut D) {
+        for _ in 0..TIMERS_MAX {
+            let Some((slot, armed)) = self.connections.wheel.next_expired() else { return };
+            if let Some(id) = self.connections.visit_timer(slot, armed) {
+                driver.on_timer(&mut self.connections, id);
+            }
+        }
+    }
+
+    fn tell_recovered(&mut self, driver: &mut D) {
+        while let Some((id, dropped)) = self.connections.recovered.pop() {
+            driver.on_recovered(&mut self.connections, id, dropped);
+        }
+    }
+
+    /// Closing one connection may doom others; they are buried in the next turn.
+    fn bury_doomed(&mut self, driver: &mut D) {
+        let mut doomed = std::mem::take(&mut self.connections.doomed);
+        for (id, closed) in doomed.drain(..) {
+            if let Some(connection) = self.connections.bury(id) {
+                driver.on_closed(&mut self.connections, id, connection, closed);
+            }
+        }
+        if self.connections.doomed.is_empty() && doomed.capacity() <= 4096 {
+            self.connections.doomed = doomed;
+        }
+    }
+}
+
+#[derive(PartialEq, Eq)]
+enum Serve {
+    On,
+    Stop,
+}

@@ -1,0 +1,165 @@
+//! Entries of one shard's connections: paged, so that growing copies nothing and an empty page goes back to the
+//! allocator.
+
+/// A page: 512 entries of about 80 bytes are 40 KiB. At most one partly used page is kept per 512 connections.
+const PAGE: u32 = 512;
+
+/// Names a connection of one shard for as long as it lives; a later connection in the same slot has another
+/// generation.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct ConnectionId {
+    pub slot: u32,
+    pub generation: u32,
+}
+
+#[derive(Debug)]
+struct Page<T> {
+    entries: Vec<Option<T>>,
+    /// Free places within `entries`, as a stack.
+    free: Vec<u16>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Slab<T> {
+    pages: Vec<Option<Page<T>>>,
+    /// Pages that have room. A page may be named here more than once or have been dropped since.
+    roomy: Vec<u32>,
+    len: usize,
+}
+
+impl<T> Slab<T> {
+    pub(crate) fn new() -> Self {
+        Self { pages: Vec::new(), roomy: Vec::new(), len: 0 }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// One past the highest slot that may be in use.
+    pub(crate) fn slots(&self) -> u32 {
+        self.pages.len() as u32 * PAGE
+    }
+
+    pub(crate) fn insert(&mut self, value: T) -> u32 {
+        let page_index = self.roomy_page();
+        let page = self.pages[page_index as usize].as_mut().expect("a roomy page exists");
+        let at = match page.free.pop() {
+            Some(at) => {
+                page.entries[at as usize] = Some(value);
+                u32::from(at)
+            }
+            None => {
+                page.entries.push(Some(value));
+                page.entries.len() as u32 - 1
+            }
+        };
+        if page.is_full() {
+            self.roomy.pop();
+        }
+        self.len += 1;
+        page_index * PAGE + at
+    }
+
+    pub(crate) fn get(&self, slot: u32) -> Option<&T> {
+        self.pages.get((slot / PAGE) as usize)?.as_ref()?.entries.get((slot % PAGE) as usize)?.as_ref()
+    }
+
+    pub(crate) fn get_mut(&mut self, slot: u32) -> Option<&mut T> {
+        self.pages.get_mut((slot / PAGE) as usize)?.as_mut()?.entries.get_mut((slot % PAGE) as usize)?.as_mut()
+    }
+
+    pub(crate) fn remove(&mut self, slot: u32) -> Option<T> {
+        let page_index = slot / PAGE;
+        let place = self.pages.get_mut(page_index as usize)?;
+        let page = place.as_mut()?;
+        let value = page.entries.get_mut((slot % PAGE) as usize)?.take()?;
+        let was_full = page.is_full();
+        page.free.push((slot % PAGE) as u16);
+        self.len -= 1;
+        if page.free.len() == page.entries.len() {
+            *place = None;
+        }
+        if was_full || place_is_gone(&self.pages, page_index) {
+            self.roomy.retain(|&roomy| roomy != page_index);
+            self.roomy.push(page_index);
+        }
+        Some(value)
+    }
+
+    /// Index of a page with room: the top of `roomy`, made if it is not there.
+    fn roomy_page(&mut self) -> u32 {
+        if self.roomy.is_empty() {
+            self.roomy.push(self.pages.len() as u32);
+            self.pages.push(None);
+        }
+        let index = *self.roomy.last().expect("just filled");
+        self.pages[index as usize].get_or_insert_with(Page::new);
+        index
+    }
+}
+
+fn place_is_gone<T>(pages: &[Option<Page<T>>], index: u32) -> bool {
+    pages[index as usize].is_none()
+}
+
+impl<T> Page<T> {
+    fn new() -> Self {
+        Self { entries: Vec::with_capacity(PAGE as usize), free: Vec::new() }
+    }
+
+    fn is_full(&self) -> bool {
+        self.entries.len() == PAGE as usize && self.free.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    /// A small deterministic generator (xorshift), so that a failure replays.
+    struct Random(u64);
+    impl Random {
+        fn below(&mut self, bound: usize) -> usize {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            (self.0 % bound as u64) as usize
+        }
+    }
+
+    #[test]
+    fn behaves_like_a_map_and_gives_pages_back() {
+        let mut random = Random(0x9E37_79B9_7F4A_7C15);
+        let mut slab = Slab::new();
+        let mut model: HashMap<u32, u32> = HashMap::new();
+        for (phase, inserts_of_ten) in [8, 2, 9, 5, 0].into_iter().enumerate() {
+            for step in 0..6000u32 {
+                if random.below(10) < inserts_of_ten {
+                    let value = phase as u32 * 10_000 + step;
+                    let slot = slab.insert(value);
+                    assert!(model.insert(slot, value).is_none(), "slot {slot} was in use");
+                } else if let Some(&slot) = model.keys().nth(random.below(model.len().max(1))) {
+                    assert_eq!(slab.remove(slot), model.remove(&slot));
+                    assert_eq!(slab.remove(slot), None);
+                }
+                assert_eq!(slab.len(), model.len());
+            }
+            for (slot, value) in &model {
+                assert_eq!(slab.get(*slot), Some(value));
+            }
+        }
+        for slot in model.into_keys() {
+            slab.remove(slot);
+        }
+        assert!(slab.pages.iter().all(Option::is_none));
+        // Emptied pages are found again before new ones are made.
+        let pages = slab.pages.len();
+        for value in 0..pages as u32 * PAGE {
+            slab.insert(value);
+        }
+        assert_eq!(slab.pages.len(), pages);
+    }
+}
