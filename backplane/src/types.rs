@@ -223,6 +223,8 @@ pub enum GapReason {
     Overflow,
     /// An offset was skipped.
     Hole,
+    /// A client's position is no longer, or not, in history.
+    Unrecoverable,
 }
 
 /// One presence entry: a connection of a user in a channel.

@@ -84,9 +84,9 @@ impl Wheel {
 
     /// Moves what has come due to the list that [`next_expired`](Self::next_expired) gives out.
     pub(crate) fn advance(&mut self, now: Tick) {
-        // After a long pause every bucket is passed once, whatever the number of ticks.
-        let first = self.reached.0.max(now.0.saturating_sub(BUCKETS));
-        for tick in first + 1..=now.0 {
+        // Entries are armed less than a turn of the wheel ahead: after a long pause one turn finds them all.
+        let last = now.0.min(self.reached.0 + BUCKETS - 1);
+        for tick in self.reached.0 + 1..=last {
             let bucket = &mut self.buckets[(tick % BUCKETS) as usize];
             self.waiting -= bucket.len();
             self.expired.extend(bucket.iter().map(|&slot| (slot, Tick(tick))));

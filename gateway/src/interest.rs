@@ -1,0 +1,238 @@
+//! Which channels have subscribers on this node, on which shards, and how much of each is on its way out. A node
+//! is subscribed on the backplane exactly to the channels in this table.
+
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    fmt,
+    hash::{BuildHasher, RandomState},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, Shared},
+};
+use tidegate_backplane::{Backplane, BackplaneError, Channel};
+use tokio::sync::Notify;
+
+/// The answer of the backplane to a subscription, shared by everyone who waits for it.
+pub(crate) type Confirmation = Shared<BoxFuture<'static, Result<(), BackplaneError>>>;
+
+/// Payload bytes of one channel that may be on their way out before its publishers have to wait. Several
+/// batches, so that fan-outs stay merged and busy, but few: what waits here is latency.
+const CHANNEL_LOAD_BYTES: usize = 64 * 1024;
+
+/// The same for the whole node.
+const NODE_LOAD_BYTES: usize = 16 * 1024 * 1024;
+
+/// What an outgoing publication costs besides its payload: struct, headers, places in queues.
+const OUTGOING_BYTES: usize = 128;
+
+/// Tables are split to keep publishers of different channels out of each other's way.
+const STRIPES: usize = 64;
+
+/// A channel with subscribers on this node.
+#[derive(Debug)]
+pub(crate) struct Interest {
+    pub(crate) channel: Channel,
+    /// Bit n: shard n has subscribers, or had some a moment ago.
+    shards: AtomicU64,
+    /// Subscriptions, counted by the hubs.
+    pub(crate) subscribers: AtomicU64,
+    load_bytes: AtomicUsize,
+    relieved: Notify,
+    node: Arc<NodeLoad>,
+    generation: u64,
+    confirmation: Confirmation,
+}
+
+/// Load of all channels together.
+#[derive(Debug, Default)]
+struct NodeLoad {
+    bytes: AtomicUsize,
+    relieved: Notify,
+}
+
+/// The part of a channel's load that one outgoing publication is; ends with it.
+#[derive(Debug)]
+pub(crate) struct Load {
+    interest: Arc<Interest>,
+    bytes: usize,
+}
+
+pub(crate) struct Interests {
+    stripes: Vec<RwLock<HashMap<Channel, Arc<Interest>>>>,
+    hasher: RandomState,
+    node: Arc<NodeLoad>,
+    generation: AtomicU64,
+    /// One subscription change at a time, so that the backplane sees them in the order of their generations.
+    changing: Mutex<()>,
+}
+
+impl Interests {
+    pub(crate) fn new() -> Self {
+        Self {
+            stripes: (0..STRIPES).map(|_| RwLock::default()).collect(),
+            hasher: RandomState::new(),
+            node: Arc::default(),
+            generation: AtomicU64::new(0),
+            changing: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn get(&self, channel: &Channel) -> Option<Arc<Interest>> {
+        self.stripe(channel).read().unwrap_or_else(PoisonError::into_inner).get(channel).cloned()
+    }
+
+    /// A shard has its first subscriber of a channel. The node's first one subscribes on the backplane.
+    pub(crate) fn enter(&self, channel: &Channel, shard: usize, backplane: &dyn Backplane) -> Arc<Interest> {
+        let mut stripe = self.stripe(channel).write().unwrap_or_else(PoisonError::into_inner);
+        let interest = match stripe.entry(channel.clone()) {
+            Entry::Occupied(occupied) => Arc::clone(occupied.get()),
+            Entry::Vacant(vacant) => Arc::clone(vacant.insert(self.subscribe(channel, backplane))),
+        };
+        interest.shards.fetch_or(1 << shard, Ordering::AcqRel);
+        interest
+    }
+
+    /// A shard's last subscriber is gone. The node's last shard unsubscribes.
+    pub(crate) fn leave(&self, channel: &Channel, shard: usize, backplane: &dyn Backplane) {
+        let mut stripe = self.stripe(channel).write().unwrap_or_else(PoisonError::into_inner);
+        let Some(interest) = stripe.get(channel) else { return };
+        let left = interest.shards.fetch_and(!(1 << shard), Ordering::AcqRel) & !(1 << shard);
+        if left == 0 {
+            let generation = interest.generation;
+            stripe.remove(channel);
+            let _changing = self.lock_changes();
+            backplane.unsubscribe(channel, generation);
+        }
+    }
+
+    /// Channels whose name begins with `prefix`, in order of their names, after `after`, with their subscribers.
+    pub(crate) fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Vec<(Channel, u64)> {
+        let mut found: Vec<(Channel, u64)> = Vec::new();
+        for stripe in &self.stripes {
+            let stripe = stripe.read().unwrap_or_else(PoisonError::into_inner);
+            found.extend(
+                stripe
+                    .values()
+                    .map(|interest| (interest.channel.clone(), interest.subscribers.load(Ordering::Relaxed)))
+                    .filter(|(channel, subscribers)| {
+                        let name = channel.as_str();
+                        *subscribers > 0 && name.starts_with(prefix) && after.is_none_or(|after| name > after)
+                    }),
+            );
+        }
+        found.sort_unstable();
+        found.truncate(limit);
+        found
+    }
+
+    /// Channels in the table.
+    pub(crate) fn len(&self) -> usize {
+        self.stripes.iter().map(|stripe| stripe.read().unwrap_or_else(PoisonError::into_inner).len()).sum()
+    }
+
+    /// Payload bytes on their way out.
+    pub(crate) fn load_bytes(&self) -> usize {
+        self.node.bytes.load(Ordering::Relaxed)
+    }
+
+    /// How full the node's share is, between 0 and 1.
+    pub(crate) fn saturation(&self) -> f64 {
+        (self.load_bytes() as f64 / NODE_LOAD_BYTES as f64).min(1.0)
+    }
+
+    fn subscribe(&self, channel: &Channel, backplane: &dyn Backplane) -> Arc<Interest> {
+        let _changing = self.lock_changes();
+        let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
+        Arc::new(Interest {
+            channel: channel.clone(),
+            shards: AtomicU64::new(0),
+            subscribers: AtomicU64::new(0),
+            load_bytes: AtomicUsize::new(0),
+            relieved: Notify::new(),
+            node: Arc::clone(&self.node),
+            generation,
+            confirmation: backplane.subscribe(channel, generation).shared(),
+        })
+    }
+
+    fn lock_changes(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn stripe(&self, channel: &Channel) -> &RwLock<HashMap<Channel, Arc<Interest>>> {
+        &self.stripes[self.hasher.hash_one(channel) as usize % STRIPES]
+    }
+}
+
+impl fmt::Debug for Interests {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Interests").field("channels", &self.len()).finish_non_exhaustive()
+    }
+}
+
+impl Interest {
+    /// The backplane's answer: ready at once when it already came.
+    pub(crate) fn confirmation(&self) -> Confirmation {
+        self.confirmation.clone()
+    }
+
+    /// Shards that have subscribers.
+    pub(crate) fn shards(&self) -> impl Iterator<Item = usize> + use<> {
+        let mut bits = self.shards.load(Ordering::Acquire);
+        std::iter::from_fn(move || {
+            let shard = bits.trailing_zeros() as usize;
+            bits &= bits.wrapping_sub(1);
+            (shard < 64).then_some(shard)
+        })
+    }
+
+    /// Counts a payload as on its way out.
+    pub(crate) fn load(self: &Arc<Self>, payload_bytes: usize) -> Load {
+        let bytes = payload_bytes + OUTGOING_BYTES;
+        self.load_bytes.fetch_add(bytes, Ordering::AcqRel);
+        self.node.bytes.fetch_add(bytes, Ordering::AcqRel);
+        Load { interest: Arc::clone(self), bytes }
+    }
+
+    /// Waits until there is room for another publication; false when there is none within `patience`.
+    pub(crate) async fn room(&self, patience: Duration) -> bool {
+        if self.has_room() {
+            return true;
+        }
+        let waiting = async {
+            loop {
+                let (relieved, node_relieved) = (self.relieved.notified(), self.node.relieved.notified());
+                if self.has_room() {
+                    return;
+                }
+                tokio::select! { () = relieved => (), () = node_relieved => () }
+            }
+        };
+        tokio::time::timeout(patience, waiting).await.is_ok()
+    }
+
+    fn has_room(&self) -> bool {
+        self.load_bytes.load(Ordering::Acquire) < CHANNEL_LOAD_BYTES
+            && self.node.bytes.load(Ordering::Acquire) < NODE_LOAD_BYTES
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        let before = self.interest.load_bytes.fetch_sub(self.bytes, Ordering::AcqRel);
+        if before >= CHANNEL_LOAD_BYTES && before - self.bytes < CHANNEL_LOAD_BYTES {
+            self.interest.relieved.notify_waiters();
+        }
+        let before = self.interest.node.bytes.fetch_sub(self.bytes, Ordering::AcqRel);
+        if before >= NODE_LOAD_BYTES && before - self.bytes < NODE_LOAD_BYTES {
+            self.interest.node.relieved.notify_waiters();
+        }
+    }
+}

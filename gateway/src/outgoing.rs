@@ -1,0 +1,281 @@
+//! A publication on its way out of this node, and the forms it takes on the wire. Each form is made at most once
+//! per node, when the first subscriber needs it, and shared by reference between shards and queues.
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
+
+use bytes::Bytes;
+use tidegate_backplane::{Channel, Gap, GapReason, Payload, Position, Publication};
+use tidegate_wire::{
+    deflate::Deflater,
+    frame::{self, Opcode},
+    raw::{self, Data, Envelope},
+    sse,
+};
+
+use crate::interest::Load;
+
+/// A form on the wire. Connections of one channel and one encoding make a lane.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[repr(u8)]
+pub(crate) enum Encoding {
+    /// WebSocket, payload verbatim.
+    Raw,
+    /// The same, compressed where that pays.
+    RawDeflated,
+    /// WebSocket, JSON envelope in a text frame.
+    Envelope,
+    EnvelopeDeflated,
+    /// Event stream, payload as data.
+    Sse,
+    /// Event stream, JSON envelope as data.
+    SseEnvelope,
+    /// Event streams of several channels: as `Sse`, but the id carries a position for each channel, so every
+    /// connection gets bytes of its own.
+    SseMany,
+    SseManyEnvelope,
+}
+
+impl Encoding {
+    pub(crate) const COUNT: usize = 8;
+    pub(crate) const ALL: [Self; Self::COUNT] = [
+        Self::Raw,
+        Self::RawDeflated,
+        Self::Envelope,
+        Self::EnvelopeDeflated,
+        Self::Sse,
+        Self::SseEnvelope,
+        Self::SseMany,
+        Self::SseManyEnvelope,
+    ];
+
+    /// Whether each connection gets bytes of its own.
+    pub(crate) fn is_individual(self) -> bool {
+        matches!(self, Self::SseMany | Self::SseManyEnvelope)
+    }
+
+    /// Whether the client can be told things between publications.
+    pub(crate) fn carries_notices(self) -> bool {
+        !matches!(self, Self::Raw | Self::RawDeflated)
+    }
+
+    pub(crate) fn is_sse(self) -> bool {
+        matches!(self, Self::Sse | Self::SseEnvelope | Self::SseMany | Self::SseManyEnvelope)
+    }
+
+    /// The same without compression.
+    fn plain(self) -> Self {
+        match self {
+            Self::RawDeflated => Self::Raw,
+            Self::EnvelopeDeflated => Self::Envelope,
+            other => other,
+        }
+    }
+}
+
+/// What is told to the subscribers of a channel.
+#[derive(Debug, Clone)]
+pub(crate) enum Content {
+    Publication(Arc<Publication>),
+    Gap(Gap),
+}
+
+/// Content on its way to the subscribers of this node. While it lives it counts as load of its channel; it is
+/// dropped when the last shard has fanned it out.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    pub(crate) channel: Channel,
+    pub(crate) content: Content,
+    pub(crate) accepted: Instant,
+    encoded: [OnceLock<Bytes>; Encoding::COUNT],
+    _load: Load,
+}
+
+/// Makes encodings; one per thread, so that its buffers are reused.
+#[derive(Debug)]
+pub(crate) struct Encoder {
+    deflater: Deflater,
+    scratch: Vec<u8>,
+    deflated: Vec<u8>,
+}
+
+/// Below this, deflate's own few bytes and both sides' time are not worth what it saves.
+const DEFLATE_BYTES_MIN: usize = 256;
+
+impl Outgoing {
+    pub(crate) fn new(channel: Channel, content: Content, load: Load) -> Self {
+        Self { channel, content, accepted: Instant::now(), encoded: Default::default(), _load: load }
+    }
+
+    pub(crate) fn position(&self) -> Option<Position> {
+        match &self.content {
+            Content::Publication(publication) => publication.position,
+            Content::Gap(gap) => gap.top,
+        }
+    }
+
+    /// The bytes of a form that is the same for everyone. A gap has no verbatim form: it is empty.
+    pub(crate) fn encoded(&self, encoding: Encoding, encoder: &mut Encoder) -> Bytes {
+        debug_assert!(!encoding.is_individual());
+        self.encoded[encoding as usize]
+            .get_or_init(|| match encoding.plain() {
+                plain if plain == encoding => encoder.encode(&self.channel, &self.content, encoding),
+                plain => {
+                    let uncompressed = self.encoded(plain, encoder);
+                    encoder.compress(&self.channel, &self.content, encoding).unwrap_or(uncompressed)
+                }
+            })
+            .clone()
+    }
+}
+
+impl Encoder {
+    pub(crate) fn new() -> Self {
+        // Level 3 costs about half of the default 6 and saves nearly the same on JSON.
+        Self { deflater: Deflater::new(3), scratch: Vec::new(), deflated: Vec::new() }
+    }
+
+    /// One form of one content.
+    pub(crate) fn encode(&mut self, channel: &Channel, content: &Content, encoding: Encoding) -> Bytes {
+        let mut out = Vec::new();
+        if encoding.is_sse() {
+            let id = content_position(content).map(|position| position.to_string());
+            self.encode_sse(channel, content, encoding, id.as_deref(), &mut out);
+        } else if let Some((opcode, payload)) = self.message(channel, content, encoding) {
+            out.reserve_exact(frame::encoded_len(payload.len()));
+            frame::encode(opcode, payload, &mut out);
+        }
+        Bytes::from(out)
+    }
+
+    /// The event of an event stream, with the id it is given.
+    pub(crate) fn encode_sse(
+        &mut self,
+        channel: &Channel,
+        content: &Content,
+        encoding: Encoding,
+        id: Option<&str>,
+        out: &mut Vec<u8>,
+    ) {
+        let Content::Publication(publication) = content else {
+            self.scratch.clear();
+            encode_content(channel, content, &mut self.scratch);
+            return sse::encode_event(id, Some("gap"), utf8(&self.scratch), out);
+        };
+        let event = publication.event.as_deref();
+        match (&publication.payload, encoding) {
+            (_, Encoding::SseEnvelope | Encoding::SseManyEnvelope) => {
+                self.scratch.clear();
+                encode_content(channel, content, &mut self.scratch);
+                sse::encode_event(id, event, utf8(&self.scratch), out);
+            }
+            (Payload::Text(bytes), _) => sse::encode_event(id, event, utf8(bytes), out),
+            // An event stream is text: binary payloads come as base64, under a name of their own.
+            (Payload::Binary(bytes), _) => {
+                use base64::Engine as _;
+                let text = base64::engine::general_purpose::STANDARD.encode(bytes);
+                sse::encode_event(id, event.or(Some("binary")), &text, out);
+            }
+        }
+    }
+
+    fn compress(&mut self, channel: &Channel, content: &Content, encoding: Encoding) -> Option<Bytes> {
+        let mut deflated = std::mem::take(&mut self.deflated);
+        deflated.clear();
+        let compressed = self.message_compressed(channel, content, encoding, &mut deflated);
+        self.deflated = deflated;
+        compressed
+    }
+
+    fn message_compressed(
+        &mut self,
+        channel: &Channel,
+        content: &Content,
+        encoding: Encoding,
+        deflated: &mut Vec<u8>,
+    ) -> Option<Bytes> {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let message = message(channel, content, encoding.plain(), &mut scratch);
+        let compressed = message.filter(|(_, payload)| payload.len() >= DEFLATE_BYTES_MIN).and_then(|(opcode, payload)| {
+            self.deflater.compress(payload, deflated);
+            (deflated.len() < payload.len()).then(|| {
+                let mut out = Vec::with_capacity(frame::encoded_len(deflated.len()));
+                frame::encode_compressed(opcode, deflated, &mut out);
+                Bytes::from(out)
+            })
+        });
+        self.scratch = scratch;
+        compressed
+    }
+
+    fn message<'a>(
+        &'a mut self,
+        channel: &Channel,
+        content: &'a Content,
+        encoding: Encoding,
+    ) -> Option<(Opcode, &'a [u8])> {
+        message(channel, content, encoding, &mut self.scratch)
+    }
+}
+
+/// The WebSocket message of a content; `None` when the encoding cannot say it.
+fn message<'a>(
+    channel: &Channel,
+    content: &'a Content,
+    encoding: Encoding,
+    scratch: &'a mut Vec<u8>,
+) -> Option<(Opcode, &'a [u8])> {
+    if encoding == Encoding::Envelope {
+        scratch.clear();
+        encode_content(channel, content, scratch);
+        return Some((Opcode::Text, scratch));
+    }
+    match content {
+        Content::Gap(_) => None,
+        Content::Publication(publication) => Some(match &publication.payload {
+            Payload::Text(bytes) => (Opcode::Text, bytes),
+            Payload::Binary(bytes) => (Opcode::Binary, bytes),
+        }),
+    }
+}
+
+/// The JSON of an envelope or a gap notice.
+fn encode_content(channel: &Channel, content: &Content, out: &mut Vec<u8>) {
+    let epoch = content_position(content).map(|position| position.epoch.to_string());
+    let position = epoch.as_deref().zip(content_position(content).map(|position| position.offset));
+    match content {
+        Content::Gap(gap) => raw::encode_gap(channel.as_str(), gap_reason(gap.reason), position, out),
+        Content::Publication(publication) => {
+            let data = match &publication.payload {
+                Payload::Text(bytes) => Data::Text(utf8(bytes)),
+                Payload::Binary(bytes) => Data::Binary(bytes),
+            };
+            let event = publication.event.as_deref();
+            raw::encode_envelope(&Envelope { channel: channel.as_str(), position, event, data }, out);
+        }
+    }
+}
+
+/// The word for a gap's reason in notices and close frames.
+pub(crate) fn gap_reason(reason: GapReason) -> &'static str {
+    match reason {
+        GapReason::Reconnect => "reconnect",
+        GapReason::Overflow => "overflow",
+        GapReason::Hole => "hole",
+        GapReason::Unrecoverable => "unrecoverable",
+    }
+}
+
+fn content_position(content: &Content) -> Option<Position> {
+    match content {
+        Content::Publication(publication) => publication.position,
+        Content::Gap(gap) => gap.top,
+    }
+}
+
+/// Text payloads were checked when they were accepted ([`Payload::Text`]), and what the encoders write is text.
+fn utf8(bytes: &[u8]) -> &str {
+    simdutf8::basic::from_utf8(bytes).unwrap_or_default()
+}
