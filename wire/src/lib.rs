@@ -1,1 +1,21 @@
-//! Under construction.
+//! Tidegate's protocols as pure codecs: bytes in, typed messages out, and back again.
+//!
+//! The way of the data: a connection's first bytes go through [`head`]; a WebSocket request is negotiated by
+//! [`upgrade`]; from then on every byte read goes through the connection's [`decoder::Decoder`], which unmasks,
+//! joins, inflates ([`deflate`]) and validates in place. What goes out is encoded once by [`frame`] (WebSocket) or
+//! [`sse`] (event streams) around the JSON of [`raw`], and shared by every connection it is for. Answers that are
+//! not a protocol switch are written by [`http_answer`].
+//!
+//! Nothing here opens a socket, reads a clock or draws randomness, and nothing here trusts a length it was told.
+
+pub mod decoder;
+pub mod deflate;
+pub mod frame;
+pub mod head;
+pub mod http_answer;
+pub mod raw;
+pub mod sse;
+pub mod upgrade;
+
+mod json;
+mod mask;
