@@ -9,7 +9,7 @@ use bytes::Bytes;
 use mio::{Interest, Registry, Token, net::TcpStream};
 
 use crate::{
-    outbound::{Outbound, Queued, Shared},
+    outbound::{Bound, Outbound, Queued, Shared},
     slab::{ConnectionId, Slab},
     wheel::{Tick, Timer, Visit, Wheel},
 };
@@ -87,8 +87,21 @@ struct Flags {
     readable: bool,
     /// Named in `doomed`.
     doomed: bool,
-    /// To be closed once the queue is empty.
-    closes_when_flushed: bool,
+    /// What happens once the queue is empty.
+    when_flushed: WhenFlushed,
+    /// The sending side is shut; reads go on until the peer's end.
+    shut: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum WhenFlushed {
+    #[default]
+    Stay,
+    /// Hand on bytes again.
+    Resume,
+    /// End the stream, and wait for the peer's end.
+    Shut,
+    Close,
 }
 
 /// The connections of one shard.
@@ -166,6 +179,11 @@ impl<C> Connections<C> {
         self.entry_mut(id).map(|entry| &mut entry.connection)
     }
 
+    /// State of the connection in a slot; like [`get_mut`](Self::get_mut), for who keeps slots.
+    pub fn in_slot_mut(&mut self, slot: u32) -> Option<&mut C> {
+        self.entries.get_mut(slot).map(|entry| &mut entry.connection)
+    }
+
     /// When bytes last came in from it.
     pub fn heard(&self, id: ConnectionId) -> Tick {
         self.entry(id).map_or(Tick(0), |entry| entry.heard)
@@ -233,7 +251,19 @@ impl<C> Connections<C> {
 
     /// Writes bytes of this connection alone, at once if nothing waits before them.
     pub fn write(&mut self, id: ConnectionId, bytes: &[u8]) -> Written {
-        let queue_bytes_max = self.queue_bytes_max;
+        self.write_own(id, bytes, Bound::Counts)
+    }
+
+    /// Like [`write`](Self::write), but what has to wait does not count against the bound of the queue: for an
+    /// answer whose size is bounded by something else, such as a history or the message it answers.
+    pub fn write_beyond_bound(&mut self, id: ConnectionId, bytes: &[u8]) -> Written {
+        self.write_own(id, bytes, Bound::Exempt)
+    }
+
+    fn write_own(&mut self, id: ConnectionId, bytes: &[u8], bound: Bound) -> Written {
+        // Its own answers may go over the bound by one read's worth: a control frame after a full queue of
+        // droppable messages must not end the connection.
+        let bytes_max = self.queue_bytes_max + MERGE_BYTES_MAX;
         let Some(entry) = self.entries.get_mut(id.slot).filter(|entry| entry.takes_writes(id)) else {
             return Written::Closed;
         };
@@ -246,10 +276,7 @@ impl<C> Connections<C> {
         }
         let rest = Bytes::copy_from_slice(&bytes[sent..]);
         let rest_len = rest.len();
-        // Its own answers may go over the bound by one read's worth: a control frame after a full queue of
-        // droppable messages must not end the connection.
-        let slack = MERGE_BYTES_MAX;
-        match entry.outbound.get_or_insert_default().push_own(rest, queue_bytes_max + slack) {
+        match entry.outbound.get_or_insert_default().push_own(rest, bound, bytes_max) {
             Queued::Overflowed => {
                 self.doom(id, Closed::Overflow);
                 Written::Closed
@@ -313,11 +340,53 @@ impl<C> Connections<C> {
 
     /// Closes when what waits has been sent. A timer set by the driver bounds the wait.
     pub fn close_when_flushed(&mut self, id: ConnectionId) {
+        self.when_flushed(id, WhenFlushed::Close);
+    }
+
+    /// Ends the stream when what waits has been sent, but keeps reading until the peer ends its own: closing a
+    /// socket with unread bytes resets it, and the peer would lose what it was told last (RFC 9112 section 9.6).
+    /// A timer set by the driver bounds the wait.
+    pub fn shut_when_flushed(&mut self, id: ConnectionId) {
+        self.when_flushed(id, WhenFlushed::Shut);
+    }
+
+    /// Hands on no more bytes until what waits has been sent: a peer that does not read is not answered more.
+    pub fn pause_until_flushed(&mut self, id: ConnectionId) {
+        if self.queued_bytes(id) > 0 {
+            self.set_paused(id, true);
+            self.when_flushed(id, WhenFlushed::Resume);
+        }
+    }
+
+    fn when_flushed(&mut self, id: ConnectionId, action: WhenFlushed) {
         let Some(entry) = self.entry_mut(id) else { return };
+        // A decision to end is not taken back.
+        if !entry.is_closing() {
+            entry.flags.when_flushed = action;
+        }
         if entry.outbound.is_none() {
-            self.doom(id, Closed::Local);
-        } else {
-            entry.flags.closes_when_flushed = true;
+            self.flushed(id);
+        }
+    }
+
+    /// The queue is empty: does what was asked for then.
+    fn flushed(&mut self, id: ConnectionId) {
+        let Some(entry) = self.entry_mut(id) else { return };
+        match entry.flags.when_flushed {
+            WhenFlushed::Stay => {}
+            WhenFlushed::Resume => {
+                entry.flags.when_flushed = WhenFlushed::Stay;
+                self.set_paused(id, false);
+            }
+            WhenFlushed::Close => self.doom(id, Closed::Local),
+            WhenFlushed::Shut if entry.flags.shut => {}
+            WhenFlushed::Shut => {
+                entry.flags.shut = true;
+                let shut = entry.socket.as_ref().map(|socket| socket.shutdown(std::net::Shutdown::Write));
+                if let Some(Err(error)) = shut {
+                    self.doom(id, Closed::Failed(error.kind()));
+                }
+            }
         }
     }
 
@@ -451,9 +520,7 @@ impl<C> Connections<C> {
                     if dropped > 0 {
                         self.recovered.push((id, dropped));
                     }
-                    if entry.flags.closes_when_flushed {
-                        self.doom(id, Closed::Local);
-                    }
+                    self.flushed(id);
                 }
             }
             Err(error) => self.doom(id, Closed::Failed(error.kind())),
@@ -475,7 +542,7 @@ pub(crate) struct Received<'b> {
 
 impl<C> Entry<C> {
     fn is_closing(&self) -> bool {
-        self.flags.doomed || self.flags.closes_when_flushed
+        self.flags.doomed || matches!(self.flags.when_flushed, WhenFlushed::Shut | WhenFlushed::Close)
     }
 
     fn takes_writes(&self, id: ConnectionId) -> bool {

@@ -43,11 +43,19 @@ pub(crate) enum Queued {
     Overflowed,
 }
 
+/// Whether queued bytes count against the bound.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Bound {
+    Counts,
+    Exempt,
+}
+
 #[derive(Debug)]
 struct Chunk {
     bytes: Bytes,
     messages: u32,
     key: u32,
+    bound: Bound,
     /// Whether a policy may drop it; control frames and answers may not be.
     droppable: bool,
     started: bool,
@@ -57,6 +65,8 @@ struct Chunk {
 pub(crate) struct Outbound {
     chunks: VecDeque<Chunk>,
     bytes: usize,
+    /// The part of `bytes` that does not count against the bound.
+    exempt: usize,
     /// Messages dropped since the connection was last told.
     dropped: u64,
 }
@@ -78,12 +88,12 @@ impl Outbound {
         std::mem::take(&mut self.dropped)
     }
 
-    /// Queues bytes that no policy may drop. The bound holds for them too, with `slack` on top.
-    pub(crate) fn push_own(&mut self, bytes: Bytes, bytes_max: usize) -> Queued {
-        if self.bytes + bytes.len() > bytes_max {
+    /// Queues bytes that no policy may drop.
+    pub(crate) fn push_own(&mut self, bytes: Bytes, bound: Bound, bytes_max: usize) -> Queued {
+        if bound == Bound::Counts && !self.fits(bytes.len(), bytes_max) {
             return Queued::Overflowed;
         }
-        self.push(Chunk { bytes, messages: 0, key: 0, droppable: false, started: false });
+        self.push(Chunk { bytes, messages: 0, key: 0, bound, droppable: false, started: false });
         Queued::Kept
     }
 
@@ -93,12 +103,13 @@ impl Outbound {
             bytes: shared.bytes.slice(sent..),
             messages: shared.messages,
             key: shared.key,
+            bound: Bound::Counts,
             droppable: true,
             started: sent > 0,
         };
         // What has begun must go on, or the stream would break in the middle of a frame. It was the only chunk,
         // so the queue holds at most one such buffer.
-        if chunk.started || self.bytes + chunk.bytes.len() <= bytes_max {
+        if chunk.started || self.fits(chunk.bytes.len(), bytes_max) {
             self.push(chunk);
             return Queued::Kept;
         }
@@ -141,8 +152,15 @@ impl Outbound {
         self.chunks.into_iter().map(|chunk| chunk.bytes).collect()
     }
 
+    fn fits(&self, more: usize, bytes_max: usize) -> bool {
+        self.bytes - self.exempt + more <= bytes_max
+    }
+
     fn push(&mut self, chunk: Chunk) {
         self.bytes += chunk.bytes.len();
+        if chunk.bound == Bound::Exempt {
+            self.exempt += chunk.bytes.len();
+        }
         self.chunks.push_back(chunk);
     }
 
@@ -158,18 +176,21 @@ impl Outbound {
             stays
         });
         let last = shared.bytes.slice(shared.last_at..);
-        if self.bytes + last.len() > bytes_max {
+        if !self.fits(last.len(), bytes_max) {
             self.dropped += u64::from(dropped + 1);
             return Queued::Dropped(dropped + 1);
         }
         self.dropped += u64::from(dropped);
-        self.push(Chunk { bytes: last, messages: 1, key, droppable: true, started: false });
+        self.push(Chunk { bytes: last, messages: 1, key, bound: Bound::Counts, droppable: true, started: false });
         Queued::Dropped(dropped)
     }
 
     fn consume(&mut self, mut written: usize) {
         self.bytes -= written;
         while let Some(front) = self.chunks.front_mut() {
+            if front.bound == Bound::Exempt {
+                self.exempt -= written.min(front.bytes.len());
+            }
             if written < front.bytes.len() {
                 if written > 0 {
                     front.bytes = front.bytes.slice(written..);
@@ -225,7 +246,7 @@ mod tests {
             let mut queue = Outbound::default();
             let (a, b) = (Bytes::from_static(b"abcd"), Bytes::from_static(b"efg"));
             assert_eq!(queue.push_shared(&shared(&a, 1, 0, Overflow::Disconnect), 1, 100), Queued::Kept);
-            assert_eq!(queue.push_own(b, 100), Queued::Kept);
+            assert_eq!(queue.push_own(b, Bound::Counts, 100), Queued::Kept);
             let mut pipe = Pipe { taken: Vec::new(), room };
             let (written, done) = queue.write_to(&mut pipe).expect("writes");
             assert_eq!((written, done), (room.min(6), room >= 6));
@@ -261,10 +282,21 @@ mod tests {
     }
 
     #[test]
+    fn exempt_bytes_leave_room_for_others() {
+        let mut queue = Outbound::default();
+        assert_eq!(queue.push_own(Bytes::from(vec![b'x'; 100]), Bound::Exempt, 10), Queued::Kept);
+        assert_eq!(queue.push_own(Bytes::from_static(b"0123456789"), Bound::Counts, 10), Queued::Kept);
+        assert_eq!(queue.push_own(Bytes::from_static(b"y"), Bound::Counts, 10), Queued::Overflowed);
+        let mut pipe = Pipe { taken: Vec::new(), room: 105 };
+        assert!(matches!(queue.write_to(&mut pipe), Ok((105, false))));
+        assert_eq!(queue.push_own(Bytes::from_static(b"y"), Bound::Counts, 10), Queued::Kept);
+    }
+
+    #[test]
     fn one_buffer_larger_than_the_bound_may_finish() {
         let mut queue = Outbound::default();
         let big = Bytes::from(vec![b'x'; 100]);
         assert_eq!(queue.push_shared(&shared(&big, 1, 0, Overflow::Disconnect), 50, 10), Queued::Kept);
-        assert_eq!(queue.push_own(Bytes::from_static(b"y"), 10), Queued::Overflowed);
+        assert_eq!(queue.push_own(Bytes::from_static(b"y"), Bound::Counts, 10), Queued::Overflowed);
     }
 }
