@@ -1,1 +1,4 @@
 //! Under construction.
+
+pub mod auth;
+pub mod config;

@@ -1,0 +1,249 @@
+//! The configuration: a TOML file, environment variables and flags, checked and with every default filled in.
+//!
+//! This is the only place that reads the environment and the configuration file. [`Sources`] are merged into one
+//! tree whose values know where they came from; the sections ([`Limits`], [`AuthConfig`], …) load themselves from
+//! it. A key that no section has, or a value that its type does not accept, is a [`ConfigError`]: one line.
+//!
+//! - `setting`: types of values and what they expect
+//! - `section`: loading, and the list of keys that `docs/configuration.md` is made of
+//! - `sections`, `auth`: the sections
+//! - `sources`: merging
+//! - `reference`: `docs/configuration.md`
+
+mod auth;
+mod error;
+mod reference;
+pub(crate) mod section;
+mod sections;
+pub(crate) mod setting;
+mod sources;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    num::NonZeroUsize,
+    time::Duration,
+};
+
+pub use auth::{ApiKeyEntry, AuthConfig, JwksUrl, JwtKey};
+pub use error::{ConfigError, KeyProblem, Origin};
+pub use reference::reference;
+pub use section::List;
+use section::{Load, Node, section};
+pub use sections::{
+    ClientPublish, Drain, Heartbeat, Limits, Log, LogFilter, LogFormat, Namespace, Namespaces, SlowReader,
+};
+use setting::Setting;
+pub use setting::{ByteSize, Secret, Sha256};
+pub use sources::{Flag, PREFIX, Sources};
+
+use crate::auth::{OriginRule, Pattern, Scope};
+
+section! {
+    /// The settings of a gateway node.
+    Config {
+        /// Where clients connect: WebSocket, SSE, REST. Loopback until something else is asked for.
+        listen: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8000);
+        /// Where operators and probes connect: metrics, health, drain. Not for the public.
+        internal: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9000);
+        /// Name of this node, unique in the cluster.
+        node: Box<str> = node_default(), shown "host name and 6 random characters";
+        /// `HOST:PORT` where clients and routers reach this node.
+        advertise: Option<Advertise> = None,
+            shown "`listen`; with the host name where `listen` is a wildcard address";
+        /// Availability zone of this node, told to routers.
+        zone: Option<Box<str>> = None;
+        /// Threads that serve connections.
+        shards: NonZeroUsize = shards_default(), shown "number of cores";
+        /// What carries publications between nodes. `memory` serves a single node.
+        backplane: BackplaneUrl = BackplaneUrl::Memory;
+        /// Development mode: loopback only, the API key `dev-key`, anonymous subscriptions, history.
+        dev: bool = false;
+        /// See `limits.*`.
+        limits: Limits = Limits::default();
+        /// See `heartbeat.*`.
+        heartbeat: Heartbeat = Heartbeat::default();
+        /// See `drain.*`.
+        drain: Drain = Drain::default();
+        /// See `log.*`.
+        log: Log = Log::default();
+        /// See `auth.*`.
+        auth: AuthConfig = AuthConfig::default();
+        /// See `namespaces.*`.
+        namespaces: Namespaces = Namespaces::default();
+    }
+}
+
+/// What carries publications between nodes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BackplaneUrl {
+    /// This process alone.
+    Memory,
+}
+
+impl Setting for BackplaneUrl {
+    const EXPECTED: &'static str = r#""memory""#;
+
+    fn from_text(text: &str) -> Option<Self> {
+        (text == "memory").then_some(Self::Memory)
+    }
+
+    fn explain(text: &str) -> Option<&'static str> {
+        let redis = ["redis", "rediss", "redis-sentinel", "redis-cluster"];
+        let scheme = text.split_once("://")?.0;
+        redis.contains(&scheme).then_some(r#""memory"; Redis backplanes are not built yet in this version"#)
+    }
+
+    fn show(&self) -> String {
+        "\"memory\"".to_owned()
+    }
+}
+
+/// A host and a port that others reach.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Advertise(Box<str>);
+
+impl Setting for Advertise {
+    const EXPECTED: &'static str = r#"a host and port such as "gateway-0.gateway:8000""#;
+
+    fn from_text(text: &str) -> Option<Self> {
+        let (host, port) = text.rsplit_once(':')?;
+        let host_fits = !host.is_empty() && !host.contains(['/', '@']) && !host.contains(char::is_whitespace);
+        (host_fits && port.parse::<u16>().is_ok_and(|port| port > 0)).then(|| Self(text.into()))
+    }
+
+    fn show(&self) -> String {
+        format!("{:?}", self.0)
+    }
+}
+
+impl Config {
+    /// Reads, merges and checks all sources, files with secrets included.
+    pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
+        let (tree, file) = sources.merge()?;
+        let root = Node { key: String::new(), value: &tree, file: &file };
+        let mut config = if wants_dev(&root)? { Self::dev() } else { Self::default() };
+        config.load_over(&root)?;
+        Ok(config)
+    }
+
+    /// The defaults of `--dev`.
+    pub fn dev() -> Self {
+        let mut config = Self { dev: true, ..Self::default() };
+        // Loopback only, so that there is nobody to protect from a handshake rate; load tests are usual.
+        config.limits.handshakes_per_second = 0;
+        // A page served by any local development server may connect.
+        config.auth.allowed_origins = vec![OriginRule::Any];
+        config.auth.api_keys.0.push(dev_key());
+        config.namespaces.default = Namespace {
+            anonymous_subscribe: true,
+            history_size: 100,
+            history_age: Duration::from_secs(300),
+            ..Namespace::default()
+        };
+        config
+    }
+
+    /// `HOST:PORT` where clients and routers reach this node.
+    pub fn advertised(&self) -> Box<str> {
+        match &self.advertise {
+            Some(Advertise(address)) => address.clone(),
+            None if self.listen.ip().is_unspecified() => format!("{}:{}", host_name(), self.listen.port()).into(),
+            None => self.listen.to_string().into(),
+        }
+    }
+
+    fn load_over(&mut self, root: &Node<'_>) -> Result<(), ConfigError> {
+        self.load(root)?;
+        self.auth.finish(&root.origin())?;
+        if self.dev && !self.auth.api_keys.iter().any(|key| key.name == dev_key().name) {
+            self.auth.api_keys.0.push(dev_key());
+        }
+        self.check_dev()?;
+        self.check_limits()?;
+        self.check_history()
+    }
+
+    fn check_dev(&self) -> Result<(), ConfigError> {
+        let addresses = [("listen", self.listen), ("internal", self.internal)];
+        match addresses.into_iter().find(|(_, address)| self.dev && !address.ip().is_loopback()) {
+            Some((key, address)) => Err(ConfigError::DevNotLoopback { key, address }),
+            None => Ok(()),
+        }
+    }
+
+    fn check_limits(&self) -> Result<(), ConfigError> {
+        let limits = &self.limits;
+        let largest = limits.message_bytes.max(limits.publish_bytes);
+        let rate = limits.publish_bytes_per_second;
+        let (key, other, rule) = match () {
+            () if limits.send_queue_bytes < largest => {
+                ("limits.send_queue_bytes", "limits.message_bytes, publish_bytes", "one message must fit in the queue")
+            }
+            () if limits.body_bytes < limits.publish_bytes => {
+                ("limits.body_bytes", "limits.publish_bytes", "one publication must fit in a request body")
+            }
+            () if rate.bytes() > 0 && rate < limits.message_bytes => {
+                ("limits.publish_bytes_per_second", "limits.message_bytes", "the rate must admit one whole message")
+            }
+            () => return Ok(()),
+        };
+        Err(ConfigError::Contradiction { key: key.into(), other: other.into(), rule })
+    }
+
+    fn check_history(&self) -> Result<(), ConfigError> {
+        let half = |options: &Namespace| (options.history_size > 0) != (options.history_age > Duration::ZERO);
+        match self.namespaces.iter().find(|(_, options)| half(options)) {
+            None => Ok(()),
+            Some((name, _)) => Err(ConfigError::Contradiction {
+                key: format!("namespaces.{name}.history_size").into(),
+                other: format!("namespaces.{name}.history_age").into(),
+                rule: "history needs both to be above zero, or neither",
+            }),
+        }
+    }
+}
+
+/// `dev` changes the defaults, so it is looked up before anything else is loaded.
+fn wants_dev(root: &Node<'_>) -> Result<bool, ConfigError> {
+    let mut dev = false;
+    if let Some(value) = root.table()?.get("dev") {
+        dev.load(&root.child("dev", value))?;
+    }
+    Ok(dev)
+}
+
+/// The fixed credentials of `--dev`.
+fn dev_key() -> ApiKeyEntry {
+    ApiKeyEntry {
+        name: "dev-key".into(),
+        key: Some(Secret::new("dev-key")),
+        scopes: vec![Scope::Publish, Scope::Read, Scope::Admin],
+        channels: vec![Pattern::any()],
+        ..ApiKeyEntry::default()
+    }
+}
+
+/// The random part keeps two processes on one host apart; 36^6 is 2.2 thousand million.
+fn node_default() -> Box<str> {
+    const DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
+    let mut random = getrandom::u64().unwrap_or_else(|_| u64::from(std::process::id()));
+    let suffix = std::iter::repeat_with(|| {
+        let digit = DIGITS[(random % 36) as usize];
+        random /= 36;
+        char::from(digit)
+    });
+    format!("{}-{}", host_name(), suffix.take(6).collect::<String>()).into()
+}
+
+fn host_name() -> String {
+    match rustix::system::uname().nodename().to_str() {
+        Ok("") | Err(_) => "localhost".to_owned(),
+        Ok(name) => name.to_owned(),
+    }
+}
+
+fn shards_default() -> NonZeroUsize {
+    std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
+}

@@ -1,0 +1,232 @@
+//! Sections: structs whose fields are keys. The macro gives each its defaults, its loader and its entries in
+//! the reference, from one list.
+
+use std::{collections::HashMap, path::Path};
+
+use config::{Value, ValueKind};
+
+use super::{
+    error::{ConfigError, Origin},
+    setting::Setting,
+};
+
+/// A place in the merged configuration: the key and what is there.
+pub(crate) struct Node<'a> {
+    /// `auth.jwt[0].leeway`
+    pub(crate) key: String,
+    pub(crate) value: &'a Value,
+    /// What values without an origin came from.
+    pub(crate) file: &'a Path,
+}
+
+/// What can be loaded over its defaults, and can describe its keys.
+pub(crate) trait Load {
+    fn load(&mut self, node: &Node<'_>) -> Result<(), ConfigError>;
+
+    /// Adds an entry for every key under `key`.
+    fn describe(&self, key: &str, doc: &[&'static str], shown: Option<&'static str>, entries: &mut Vec<Entry>);
+}
+
+/// A key as the reference shows it.
+#[derive(Debug, Clone)]
+pub(crate) struct Entry {
+    pub(crate) key: String,
+    pub(crate) expected: &'static str,
+    pub(crate) default: String,
+    /// Lines of the doc comment.
+    pub(crate) doc: Vec<&'static str>,
+}
+
+impl<'a> Node<'a> {
+    pub(crate) fn child(&self, name: &str, value: &'a Value) -> Self {
+        let key = if self.key.is_empty() { name.to_owned() } else { format!("{}.{name}", self.key) };
+        Self { key, value, file: self.file }
+    }
+
+    pub(crate) fn item(&self, index: usize, value: &'a Value) -> Self {
+        Self { key: format!("{}[{index}]", self.key), value, file: self.file }
+    }
+
+    pub(crate) fn table(&self) -> Result<&'a HashMap<String, Value>, ConfigError> {
+        match &self.value.kind {
+            ValueKind::Table(table) => Ok(table),
+            _ => Err(self.bad("a table of keys", false)),
+        }
+    }
+
+    pub(crate) fn list(&self) -> Result<&'a [Value], ConfigError> {
+        match &self.value.kind {
+            ValueKind::Array(items) => Ok(items),
+            _ => Err(self.bad("a list of tables", false)),
+        }
+    }
+
+    pub(crate) fn bad(&self, expected: &'static str, secret: bool) -> ConfigError {
+        let value = if secret { "(hidden)".to_owned() } else { shown(self.value) };
+        ConfigError::BadValue { key: self.key.as_str().into(), value: value.into(), origin: self.origin(), expected }
+    }
+
+    /// `known` are the keys that there are beside it.
+    pub(crate) fn unknown(&self, name: &str, known: &[&str]) -> ConfigError {
+        let nearest = known
+            .iter()
+            .map(|candidate| (edits(name, candidate), candidate))
+            .filter(|&(edits, candidate)| edits <= candidate.len() / 3)
+            .min()
+            .map(|(_, candidate)| (*candidate).into());
+        ConfigError::UnknownKey { key: self.key.as_str().into(), origin: self.origin(), nearest }
+    }
+
+    /// A table has no origin of its own: any value inside tells.
+    pub(crate) fn origin(&self) -> Origin {
+        match origin_text(self.value) {
+            None => Origin::File(self.file.into()),
+            Some(text) if text.starts_with("--") => Origin::Flag(text.into()),
+            Some(text) => Origin::Variable(text.into()),
+        }
+    }
+}
+
+fn origin_text(value: &Value) -> Option<&str> {
+    match &value.kind {
+        ValueKind::Table(table) => table.values().find_map(origin_text),
+        ValueKind::Array(items) => items.iter().find_map(origin_text),
+        _ => value.origin(),
+    }
+}
+
+/// A value in one line. User information in an address is left out: it may be a password.
+fn shown(value: &Value) -> String {
+    match &value.kind {
+        ValueKind::String(text) => match (text.split_once("://"), text.rsplit_once('@')) {
+            (Some((scheme, _)), Some((_, host))) => format!("{:?}", format!("{scheme}://…@{host}")),
+            _ => format!("{text:?}"),
+        },
+        ValueKind::Table(_) => "(a table)".to_owned(),
+        ValueKind::Array(_) => "(a list)".to_owned(),
+        ValueKind::Nil => "(nothing)".to_owned(),
+        plain => plain.to_string(),
+    }
+}
+
+/// Levenshtein distance, one row at a time. Only runs on the way to an error.
+fn edits(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, to) in b.bytes().enumerate() {
+            let replaced = diagonal + usize::from(from != to);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+impl<T: Setting> Load for T {
+    fn load(&mut self, node: &Node<'_>) -> Result<(), ConfigError> {
+        *self = T::read(node.value).ok_or_else(|| {
+            let special = match &node.value.kind {
+                ValueKind::String(text) => T::explain(text),
+                _ => None,
+            };
+            node.bad(special.unwrap_or(T::EXPECTED), T::SECRET)
+        })?;
+        Ok(())
+    }
+
+    fn describe(&self, key: &str, doc: &[&'static str], shown: Option<&'static str>, entries: &mut Vec<Entry>) {
+        let default = shown.map_or_else(|| format!("`{}`", self.show()), str::to_owned);
+        entries.push(Entry { key: key.to_owned(), expected: T::EXPECTED, default, doc: doc.to_vec() });
+    }
+}
+
+/// A list of sections: `[[auth.jwt]]`. A list in a later source replaces the whole list of an earlier one;
+/// single keys of an entry can be set from the environment by its number.
+#[derive(Debug, Clone, Default)]
+pub struct List<T>(pub Vec<T>);
+
+impl<T> std::ops::Deref for List<T> {
+    type Target = Vec<T>;
+    fn deref(&self) -> &Vec<T> {
+        &self.0
+    }
+}
+
+impl<T: Load + Default> Load for List<T> {
+    fn load(&mut self, node: &Node<'_>) -> Result<(), ConfigError> {
+        self.0 = node
+            .list()?
+            .iter()
+            .enumerate()
+            .map(|(index, value)| {
+                let mut item = T::default();
+                item.load(&node.item(index, value))?;
+                Ok(item)
+            })
+            .collect::<Result<_, ConfigError>>()?;
+        Ok(())
+    }
+
+    fn describe(&self, key: &str, doc: &[&'static str], shown: Option<&'static str>, entries: &mut Vec<Entry>) {
+        T::default().describe(&format!("{key}[N]"), doc, shown, entries);
+    }
+}
+
+/// Defines a section. `shown` replaces a default that depends on the machine in the reference.
+macro_rules! section {
+    ($(#[$meta:meta])* $name:ident {
+        $($(#[doc = $doc:literal])* $field:ident: $type:ty = $default:expr $(, shown $shown:literal)?;)+
+    }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone)]
+        pub struct $name {
+            $($(#[doc = $doc])* pub $field: $type,)+
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self { $($field: $default,)+ }
+            }
+        }
+
+        impl $crate::config::section::Load for $name {
+            fn load(
+                &mut self,
+                node: &$crate::config::section::Node<'_>,
+            ) -> Result<(), $crate::config::ConfigError> {
+                // In order of their names, so that of several mistakes the same one is always reported.
+                let table: std::collections::BTreeMap<_, _> = node.table()?.iter().collect();
+                for (name, value) in table {
+                    let child = node.child(name, value);
+                    match name.as_str() {
+                        $(stringify!($field) => self.$field.load(&child)?,)+
+                        _ => return Err(child.unknown(name, &[$(stringify!($field)),+])),
+                    }
+                }
+                Ok(())
+            }
+
+            fn describe(
+                &self,
+                key: &str,
+                _doc: &[&'static str],
+                _shown: Option<&'static str>,
+                entries: &mut Vec<$crate::config::section::Entry>,
+            ) {
+                let dot = if key.is_empty() { "" } else { "." };
+                $(
+                    let shown: Option<&'static str> = None$(.or(Some($shown)))?;
+                    self.$field.describe(
+                        &format!("{key}{dot}{}", stringify!($field)),
+                        &[$($doc),*],
+                        shown,
+                        entries,
+                    );
+                )+
+            }
+        }
+    };
+}
+pub(crate) use section;

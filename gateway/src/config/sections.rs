@@ -1,0 +1,232 @@
+//! The sections about traffic: limits, heartbeat, drain, logs, namespaces.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use tidegate_backplane::{Channel, HistoryPolicy};
+
+use super::{
+    error::ConfigError,
+    section::{Entry, Load, Node, section},
+    setting::{ByteSize, Setting, choice},
+};
+
+section! {
+    /// What one node, one address and one connection may use. In rates, 0 means 'no limit'.
+    Limits {
+        /// Open client connections of this node. More are refused with 503 and counted.
+        connections: u32 = connections_default(),
+            shown "soft descriptor limit − 200";
+        /// Open connections of one client address. 0: no limit, because behind a proxy or a carrier's NAT
+        /// many clients share one address.
+        connections_per_address: u32 = 0;
+        /// Handshakes that this node accepts per second; more are answered 503 with `Retry-After`. 0: no
+        /// limit. At 40 µs of CPU each, 2000 take 8 % of one core, and what is connected stays undisturbed
+        /// when clients of a lost node all come at once.
+        handshakes_per_second: u32 = 2_000;
+        /// Handshakes that may come at once on top of the rate: two seconds' worth.
+        handshakes_burst: u32 = 4_000;
+        /// A client that has not sent its whole request head by then is disconnected.
+        handshake_timeout: Duration = Duration::from_secs(10);
+        /// A request line with its headers. Holds an 8 KiB token and a browser's usual headers.
+        head_bytes: ByteSize = ByteSize::kib(16);
+        /// One message from a client, whole and inflated; a longer one closes the connection with 1009.
+        message_bytes: ByteSize = ByteSize::kib(64);
+        /// The payload of one publication over REST; a longer one is answered 413.
+        publish_bytes: ByteSize = ByteSize::kib(64);
+        /// The whole body of one REST request, which may hold a batch of publications; else 413.
+        body_bytes: ByteSize = ByteSize::mib(1);
+        /// Channels that one connection may be subscribed to.
+        subscriptions: u32 = 100;
+        /// Publications per second that one connection may send, with one second's worth at once. 0: no limit.
+        publishes_per_second: u32 = 100;
+        /// Payload bytes per second that one connection may publish, with one second's worth at once. A rate
+        /// below `message_bytes` would refuse a message that `message_bytes` allows. 0: no limit.
+        publish_bytes_per_second: ByteSize = ByteSize::kib(256);
+        /// Bytes that may wait for one connection that reads too slowly, before its namespace's `slow_reader`
+        /// policy applies. At 1 MiB, 1000 stuck readers hold at most 1 GiB.
+        send_queue_bytes: ByteSize = ByteSize::mib(1);
+    }
+}
+
+section! {
+    /// Finding connections that died without a word.
+    Heartbeat {
+        /// A connection that was silent for so long is pinged. 25 s stays under the 30 s after which the
+        /// strictest common proxies and carriers drop an idle connection.
+        interval: Duration = Duration::from_secs(25);
+        /// A connection that sends nothing for so long after the ping is closed.
+        timeout: Duration = Duration::from_secs(10);
+    }
+}
+
+section! {
+    /// Stopping without a reconnect storm. A pod's grace period must exceed `settle` + `period` +
+    /// `close_wait` + 10 s.
+    Drain {
+        /// Time to go on accepting after the node said that it drains, while routers hear of it.
+        settle: Duration = Duration::from_secs(5);
+        /// Time over which the connections are closed in equal slices. With 30 s, a node of 15,000
+        /// connections closes 500 per second.
+        period: Duration = Duration::from_secs(30);
+        /// Time to wait for the clients' close frames at the end.
+        close_wait: Duration = Duration::from_secs(5);
+    }
+}
+
+section! {
+    /// What is logged, to standard error.
+    Log {
+        /// `json` is one object per line.
+        format: LogFormat = LogFormat::Text;
+        /// A level, or levels per module: `info,tidegate_gateway=debug`.
+        level: LogFilter = LogFilter("info".into());
+    }
+}
+
+section! {
+    /// What the channels of one namespace are allowed and what they keep. The namespace of a channel is the
+    /// part of its name before the first `:`.
+    Namespace {
+        /// Whether a client without a token may subscribe.
+        anonymous_subscribe: bool = false;
+        /// Who may publish over a client connection: `never`, `token` (a token whose `publish` claim has the
+        /// channel), `anyone`. REST publishing with an API key is always possible.
+        client_publish: ClientPublish = ClientPublish::Token;
+        /// Publications that are kept per channel, for recovery and `GET …/history`. 0: no history. History
+        /// takes memory in the backplane, so it is off until asked for.
+        history_size: u32 = 0;
+        /// Age up to which publications are kept. Set it together with `history_size`.
+        history_age: Duration = Duration::ZERO;
+        /// Whether the members of a channel are tracked. Costs a backplane write per subscribe and per leave.
+        presence: bool = false;
+        /// What happens to a client whose queue is full (`limits.send_queue_bytes`): `disconnect` closes it,
+        /// so that it comes back and recovers; `drop` leaves out what does not fit; `latest` keeps only the
+        /// newest publication per channel.
+        slow_reader: SlowReader = SlowReader::Disconnect;
+        /// Whether publications are deflated, once per publication, for clients that negotiated it. Off,
+        /// because short messages do not shrink.
+        compression: bool = false;
+    }
+}
+
+choice! {
+    /// How log lines look.
+    LogFormat, r#""text" or "json""#, "a list of log formats", {
+        Text = "text",
+        Json = "json",
+    }
+}
+
+choice! {
+    /// Who may publish over a client connection.
+    ClientPublish, r#""never", "token" or "anyone""#, "a list of these words", {
+        Never = "never",
+        /// Clients whose token has the right.
+        Token = "token",
+        Anyone = "anyone",
+    }
+}
+
+choice! {
+    /// What happens at the bound of a connection's queue.
+    SlowReader, r#""disconnect", "drop" or "latest""#, "a list of these words", {
+        Disconnect = "disconnect",
+        Drop = "drop",
+        Latest = "latest",
+    }
+}
+
+/// Which log events are kept, in the syntax of `tracing_subscriber::EnvFilter`. Checked when it is read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogFilter(Box<str>);
+
+impl LogFilter {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Setting for LogFilter {
+    const EXPECTED: &'static str =
+        r#"a level (error, warn, info, debug, trace, off), or levels per module such as "info,tidegate_gateway=debug""#;
+
+    fn from_text(text: &str) -> Option<Self> {
+        // A lone word that is no level would be taken as the name of a module and silence everything else.
+        let word = !text.contains(['=', ',', '[']);
+        if text.trim().is_empty() || (word && text.parse::<tracing_subscriber::filter::LevelFilter>().is_err()) {
+            return None;
+        }
+        tracing_subscriber::EnvFilter::builder().parse(text).ok()?;
+        Some(Self(text.into()))
+    }
+
+    fn show(&self) -> String {
+        format!("{:?}", self.0)
+    }
+}
+
+impl Namespace {
+    /// What the backplane is asked to keep; `None` without history.
+    pub fn history(&self) -> Option<HistoryPolicy> {
+        (self.history_size > 0).then_some(HistoryPolicy { size: self.history_size, age: self.history_age })
+    }
+}
+
+/// All namespaces. Channels whose namespace is not configured, or that have none, use `default`.
+#[derive(Debug, Clone, Default)]
+pub struct Namespaces {
+    pub default: Namespace,
+    pub named: BTreeMap<Box<str>, Namespace>,
+}
+
+impl Namespaces {
+    /// The options of a channel.
+    pub fn of(&self, channel: &Channel) -> &Namespace {
+        channel.namespace().and_then(|name| self.named.get(name)).unwrap_or(&self.default)
+    }
+
+    /// Every namespace with its name, `default` first.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Namespace)> {
+        std::iter::once(("default", &self.default)).chain(self.named.iter().map(|(name, options)| (&**name, options)))
+    }
+}
+
+impl Load for Namespaces {
+    /// A namespace begins as a copy of `default` and changes what it names.
+    fn load(&mut self, node: &Node<'_>) -> Result<(), ConfigError> {
+        let table: BTreeMap<_, _> = node.table()?.iter().collect();
+        if let Some(value) = table.get(&DEFAULT.to_owned()) {
+            self.default.load(&node.child(DEFAULT, value))?;
+        }
+        for (name, value) in table {
+            let child = node.child(name, value);
+            if name == DEFAULT {
+                continue;
+            }
+            if name.contains(':') || Channel::new(name).is_err() {
+                return Err(child.unknown(name, &[]));
+            }
+            let mut options = self.default.clone();
+            options.load(&child)?;
+            self.named.insert(name.as_str().into(), options);
+        }
+        Ok(())
+    }
+
+    fn describe(&self, key: &str, doc: &[&'static str], shown: Option<&'static str>, entries: &mut Vec<Entry>) {
+        self.default.describe(&format!("{key}.NAME"), doc, shown, entries);
+    }
+}
+
+const DEFAULT: &str = "default";
+
+/// Descriptors that are not clients: standard streams 3, listeners 2, the acceptor's spare 1, epoll and wake-up
+/// of 32 shards 64, Tokio 4, the backplane's connections 16, keys being fetched 6, and some 100 kept-alive
+/// HTTP connections: 196, rounded up.
+const DESCRIPTORS_RESERVED: u64 = 200;
+
+fn connections_default() -> u32 {
+    let soft = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let usable = soft.unwrap_or(u64::from(u32::MAX)).saturating_sub(DESCRIPTORS_RESERVED);
+    u32::try_from(usable).unwrap_or(u32::MAX).max(1)
+}

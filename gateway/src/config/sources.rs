@@ -1,0 +1,224 @@
+//! Where settings come from, and how the sources are laid over each other: file, then environment, then flags.
+
+use std::{
+    collections::HashMap,
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
+
+use config::{FileFormat, Map, Source, Value};
+
+use super::error::ConfigError;
+
+/// What variables begin with. Two underscores: with one, the variables that Kubernetes adds for a Service named
+/// `tidegate` (`TIDEGATE_PORT`, `TIDEGATE_SERVICE_HOST`) would be unknown keys.
+pub const PREFIX: &str = "TIDEGATE__";
+
+/// Names the configuration file where no `--config` does.
+const FILE_VARIABLE: &str = "TIDEGATE__CONFIG";
+
+/// Everything that a configuration is made of.
+#[derive(Debug, Clone, Default)]
+pub struct Sources {
+    /// `--config`
+    pub file: Option<PathBuf>,
+    /// The process environment; only variables that begin with [`PREFIX`] matter.
+    pub environment: Vec<(OsString, OsString)>,
+    /// Flags, each with the text that was given.
+    pub overrides: Vec<(Flag, String)>,
+}
+
+/// The settings that have a flag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Flag {
+    Listen,
+    Internal,
+    Node,
+    Advertise,
+    Zone,
+    Shards,
+    Backplane,
+    Dev,
+    LogFormat,
+    LogLevel,
+}
+
+impl Flag {
+    pub const ALL: [Self; 10] = [
+        Self::Listen,
+        Self::Internal,
+        Self::Node,
+        Self::Advertise,
+        Self::Zone,
+        Self::Shards,
+        Self::Backplane,
+        Self::Dev,
+        Self::LogFormat,
+        Self::LogLevel,
+    ];
+
+    /// The key that it sets.
+    pub const fn key(self) -> &'static str {
+        match self {
+            Self::Listen => "listen",
+            Self::Internal => "internal",
+            Self::Node => "node",
+            Self::Advertise => "advertise",
+            Self::Zone => "zone",
+            Self::Shards => "shards",
+            Self::Backplane => "backplane",
+            Self::Dev => "dev",
+            Self::LogFormat => "log.format",
+            Self::LogLevel => "log.level",
+        }
+    }
+
+    /// As it is written on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Listen => "--listen",
+            Self::Internal => "--internal",
+            Self::Node => "--node",
+            Self::Advertise => "--advertise",
+            Self::Zone => "--zone",
+            Self::Shards => "--shards",
+            Self::Backplane => "--backplane",
+            Self::Dev => "--dev",
+            Self::LogFormat => "--log-format",
+            Self::LogLevel => "--log-level",
+        }
+    }
+}
+
+impl Sources {
+    /// With the environment of this process. The only place that reads it.
+    pub fn from_process(file: Option<PathBuf>, overrides: Vec<(Flag, String)>) -> Self {
+        Self { file, environment: std::env::vars_os().collect(), overrides }
+    }
+
+    /// The merged tree, and the path of the file for values that have no other origin.
+    pub(crate) fn merge(&self) -> Result<(Value, PathBuf), ConfigError> {
+        let mut variables = self.variables()?;
+        let file = variables.remove(FILE_VARIABLE).map(PathBuf::from);
+        let file = self.file.clone().or(file);
+        let mut builder = config::Config::builder();
+        if let Some(path) = &file {
+            builder = builder.add_source(FileText::read(path)?);
+        }
+        builder = builder.add_source(Layer::variables(&variables)).add_source(Layer::flags(&self.overrides));
+        let path = file.unwrap_or_default();
+        // Nothing is left that can fail: the file is parsed already, and a layer's collection is a copy.
+        let merged = builder.build().map_err(|error| ConfigError::Syntax {
+            path: path.clone(),
+            line: 0,
+            column: 0,
+            problem: error.to_string().into(),
+        })?;
+        Ok((merged.cache, path))
+    }
+
+    /// The variables that are ours. An empty one counts as not set, because `NAME=${NAME:-}` in a compose file
+    /// means that.
+    fn variables(&self) -> Result<HashMap<&str, &str>, ConfigError> {
+        let mut variables = HashMap::new();
+        for (name, value) in &self.environment {
+            let Some(name) = name.to_str().filter(|name| name.starts_with(PREFIX)) else { continue };
+            let value = value.to_str().ok_or_else(|| ConfigError::NotUnicode { variable: name.into() })?;
+            variables.insert(name, value);
+        }
+        Ok(variables)
+    }
+}
+
+/// The file, parsed.
+#[derive(Debug, Clone)]
+struct FileText(Map<String, Value>);
+
+impl FileText {
+    fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text =
+            std::fs::read_to_string(path).map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
+        config::File::from_str(&text, FileFormat::Toml).collect().map(Self).map_err(|error| syntax(path, &text, error))
+    }
+}
+
+impl Source for FileText {
+    fn clone_into_box(&self) -> Box<dyn Source + Send + Sync> {
+        Box::new(self.clone())
+    }
+
+    fn collect(&self) -> Result<Map<String, Value>, config::ConfigError> {
+        Ok(self.0.clone())
+    }
+}
+
+/// Values with their keys' paths, each with the variable or flag that it came from.
+#[derive(Debug, Clone)]
+struct Layer(Map<String, Value>);
+
+impl Layer {
+    fn variables(variables: &HashMap<&str, &str>) -> Self {
+        let values = variables
+            .iter()
+            .filter(|(name, value)| !value.is_empty() || key_of(name).is_none())
+            .map(|(name, value)| {
+                let key = key_of(name).unwrap_or_else(|| (*name).to_owned());
+                (key, Value::new(Some(&(*name).to_owned()), *value))
+            })
+            .collect();
+        Self(values)
+    }
+
+    fn flags(overrides: &[(Flag, String)]) -> Self {
+        let values = overrides
+            .iter()
+            .map(|(flag, text)| (flag.key().to_owned(), Value::new(Some(&flag.name().to_owned()), text.as_str())))
+            .collect();
+        Self(values)
+    }
+}
+
+impl Source for Layer {
+    fn clone_into_box(&self) -> Box<dyn Source + Send + Sync> {
+        Box::new(self.clone())
+    }
+
+    fn collect(&self) -> Result<Map<String, Value>, config::ConfigError> {
+        Ok(self.0.clone())
+    }
+}
+
+/// `TIDEGATE__AUTH__JWT__0__KID` → `auth.jwt[0].kid`. `None`: not a key at all.
+fn key_of(variable: &str) -> Option<String> {
+    let mut key = String::new();
+    for segment in variable.strip_prefix(PREFIX)?.to_ascii_lowercase().split("__") {
+        match segment {
+            "" => return None,
+            // Two digits: the index becomes the length of a list, which must not exhaust memory.
+            index if index.len() <= 2 && index.bytes().all(|b| b.is_ascii_digit()) => {
+                key.push_str(&format!("[{index}]"));
+            }
+            name if key.is_empty() => key.push_str(name),
+            name => key.push_str(&format!(".{name}")),
+        }
+    }
+    Some(key)
+}
+
+fn syntax(path: &Path, text: &str, error: config::ConfigError) -> ConfigError {
+    let found = match &error {
+        config::ConfigError::FileParse { cause, .. } => cause.downcast_ref::<toml::de::Error>(),
+        _ => None,
+    };
+    let (at, problem) = match found {
+        Some(error) => (error.span().map_or(0, |span| span.start), error.message().to_owned()),
+        None => (0, error.to_string()),
+    };
+    let before = text.get(..at).unwrap_or(text);
+    ConfigError::Syntax {
+        path: path.to_owned(),
+        line: before.matches('\n').count() + 1,
+        column: before.chars().rev().take_while(|c| *c != '\n').count() + 1,
+        problem: problem.replace('\n', "; ").into(),
+    }
+}
