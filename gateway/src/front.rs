@@ -1,0 +1,246 @@
+//! The front door: how many connections may be here, how many from one address, how many handshakes a second.
+
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    io::Write,
+    net::{IpAddr, SocketAddr, TcpStream},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use slab::Slab;
+use tidegate_reactor::{Intake, Mail, Mailbox};
+
+use crate::{
+    config::Limits,
+    metrics::{HandshakeResult, Metrics},
+    session::Session,
+    shard::Command,
+};
+
+/// What a connection counts as; given back with [`Front::release`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct AddressKey(u32);
+
+impl AddressKey {
+    /// Over a limit, let in only to be told so; counted apart.
+    const TURNED_AWAY: Self = Self(u32::MAX);
+}
+
+/// Which limit stands in the way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Over {
+    Node,
+    Address,
+    Rate { retry_after: Duration },
+}
+
+/// The node's limits and what is used of them.
+#[derive(Debug)]
+pub(crate) struct Front {
+    limits: Limits,
+    connections: AtomicU64,
+    /// Connections that are only told that there is no room.
+    turned_away: AtomicU32,
+    addresses: Mutex<Addresses>,
+    handshakes: Mutex<Bucket>,
+}
+
+#[derive(Debug, Default)]
+struct Addresses {
+    keys: HashMap<IpAddr, u32>,
+    entries: Slab<(IpAddr, u32)>,
+}
+
+/// A token bucket.
+#[derive(Debug)]
+struct Bucket {
+    tokens: f64,
+    filled_at: Instant,
+}
+
+/// Connections over a limit that may stay until they have been told, in the reserve of descriptors (see
+/// `limits.connections`). More are closed at once, with a prepared answer.
+const TURNED_AWAY_MAX: u32 = 64;
+
+/// What a connection is sent for which there is no descriptor or no place.
+const NO_ROOM: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 2\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+
+impl Front {
+    pub(crate) fn new(limits: Limits) -> Self {
+        let bucket = Bucket { tokens: f64::from(limits.handshakes_burst), filled_at: Instant::now() };
+        Self {
+            limits,
+            connections: AtomicU64::new(0),
+            turned_away: AtomicU32::new(0),
+            addresses: Mutex::default(),
+            handshakes: Mutex::new(bucket),
+        }
+    }
+
+    /// Connections that count: WebSocket, event stream, HTTP, and those still in their handshake.
+    pub(crate) fn connections(&self) -> u64 {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn connections_max(&self) -> u64 {
+        u64::from(self.limits.connections)
+    }
+
+    /// Gives a connection's place back.
+    pub(crate) fn release(&self, key: AddressKey) {
+        if key == AddressKey::TURNED_AWAY {
+            self.turned_away.fetch_sub(1, Ordering::AcqRel);
+            return;
+        }
+        self.connections.fetch_sub(1, Ordering::AcqRel);
+        let mut addresses = lock(&self.addresses);
+        let (ip, count) = &mut addresses.entries[key.0 as usize];
+        *count -= 1;
+        if *count == 0 {
+            let ip = *ip;
+            addresses.keys.remove(&ip);
+            addresses.entries.remove(key.0 as usize);
+            if addresses.keys.capacity() > 1024 && addresses.keys.len() < addresses.keys.capacity() / 4 {
+                addresses.keys.shrink_to_fit();
+                addresses.entries.shrink_to_fit();
+            }
+        }
+    }
+
+    /// Takes a handshake's token, or says when there will be one.
+    pub(crate) fn take_handshake(&self) -> Result<(), Over> {
+        let rate = f64::from(self.limits.handshakes_per_second);
+        if rate == 0.0 {
+            return Ok(());
+        }
+        let mut bucket = lock(&self.handshakes);
+        let now = Instant::now();
+        let filled = bucket.tokens + (now - bucket.filled_at).as_secs_f64() * rate;
+        bucket.tokens = filled.min(f64::from(self.limits.handshakes_burst.max(1)));
+        bucket.filled_at = now;
+        if bucket.tokens >= 1.0 {
+            bucket.tokens -= 1.0;
+            return Ok(());
+        }
+        Err(Over::Rate { retry_after: Duration::from_secs_f64((1.0 - bucket.tokens) / rate) })
+    }
+
+    fn admit(&self, ip: IpAddr) -> Result<AddressKey, Over> {
+        if self.connections.fetch_add(1, Ordering::AcqRel) >= self.connections_max() {
+            self.connections.fetch_sub(1, Ordering::AcqRel);
+            return Err(Over::Node);
+        }
+        let mut addresses = lock(&self.addresses);
+        let Addresses { keys, entries } = &mut *addresses;
+        let key = match keys.entry(ip) {
+            Entry::Vacant(vacant) => *vacant.insert(entries.insert((ip, 1)) as u32),
+            Entry::Occupied(occupied) => {
+                let key = *occupied.get();
+                let count = &mut entries[key as usize].1;
+                let max = self.limits.connections_per_address;
+                if max > 0 && *count >= max {
+                    self.connections.fetch_sub(1, Ordering::AcqRel);
+                    return Err(Over::Address);
+                }
+                *count += 1;
+                key
+            }
+        };
+        Ok(AddressKey(key))
+    }
+
+    fn turn_away(&self) -> Option<AddressKey> {
+        let before = self.turned_away.fetch_add(1, Ordering::AcqRel);
+        if before >= TURNED_AWAY_MAX {
+            self.turned_away.fetch_sub(1, Ordering::AcqRel);
+            return None;
+        }
+        Some(AddressKey::TURNED_AWAY)
+    }
+}
+
+/// Takes connections from the acceptor and deals them out to the shards.
+pub(crate) struct Dealer {
+    pub(crate) front: Arc<Front>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) shards: Vec<ShardDoor>,
+    /// The shard that got the last connection.
+    pub(crate) last: usize,
+    /// The clock that [`Session::accepted_ms`] counts on.
+    pub(crate) started: Instant,
+}
+
+/// A shard as the dealer sees it.
+pub(crate) struct ShardDoor {
+    pub(crate) mailbox: Mailbox<Mail<Session, Command>>,
+    /// Connections the shard has, and those on their way to it.
+    pub(crate) connections: Arc<AtomicU64>,
+}
+
+impl Dealer {
+    /// The next shard in turn, unless it holds clearly more than the emptiest.
+    fn choose(&mut self) -> &ShardDoor {
+        let next = (self.last + 1) % self.shards.len();
+        let load = |door: &ShardDoor| door.connections.load(Ordering::Relaxed);
+        let least = self.shards.iter().map(load).min().unwrap_or(0);
+        // A little unevenness is cheaper than looking for the emptiest each time under churn.
+        self.last = match load(&self.shards[next]) <= least + 16 {
+            true => next,
+            false => self.shards.iter().position(|door| load(door) == least).unwrap_or(next),
+        };
+        &self.shards[self.last]
+    }
+}
+
+impl Intake for Dealer {
+    fn on_connection(&mut self, socket: TcpStream, peer: SocketAddr) {
+        let (key, over) = match self.front.admit(peer.ip()) {
+            Ok(key) => (key, None),
+            Err(over) => match self.front.turn_away() {
+                Some(key) => (key, Some(over)),
+                None => {
+                    self.metrics.node.handshakes.add(over.result(), 1);
+                    return answer_no_room(&socket);
+                }
+            },
+        };
+        let accepted_ms = self.started.elapsed().as_millis() as u32;
+        let door = self.choose();
+        door.connections.fetch_add(1, Ordering::AcqRel);
+        let connection = Session::new(key, accepted_ms, over);
+        door.mailbox.send(Mail::Adopt { socket, read: Bytes::new(), connection });
+    }
+
+    fn on_exhausted(&mut self, socket: Option<TcpStream>) {
+        self.metrics.node.handshakes.add(HandshakeResult::Descriptors, 1);
+        if let Some(socket) = socket {
+            answer_no_room(&socket);
+        }
+    }
+}
+
+impl Over {
+    fn result(self) -> HandshakeResult {
+        match self {
+            Self::Node => HandshakeResult::NodeLimit,
+            Self::Address => HandshakeResult::AddressLimit,
+            Self::Rate { .. } => HandshakeResult::RateLimit,
+        }
+    }
+}
+
+/// Best effort: the socket is fresh, so its send buffer takes the answer; a peer that is gone needs none.
+fn answer_no_room(mut socket: &TcpStream) {
+    if let Err(error) = socket.write_all(NO_ROOM) {
+        tracing::debug!(%error, "a connection without a place was not told");
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

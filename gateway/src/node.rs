@@ -1,0 +1,320 @@
+//! One node: takes publishes, waits where there is no room, hands them to the backplane, and spreads what the
+//! backplane hands back to the shards that have subscribers.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tidegate_backplane::{
+    Backplane, BackplaneError, Channel, Control, DisconnectTarget, Gap, History, HistoryQuery, Member, NodeRecord,
+    Payload, Publication, Published, Sink,
+};
+use tidegate_reactor::{Mail, Mailbox};
+use tokio::sync::Notify;
+
+use crate::{
+    config::{Config, Namespaces},
+    front::Front,
+    interest::Interests,
+    metrics::Metrics,
+    outgoing::{Content, Outgoing},
+    session::Session,
+    shard::Command,
+};
+
+/// A publish as a front end asks for it.
+#[derive(Debug, Clone)]
+pub struct PublishRequest {
+    pub channel: Channel,
+    pub event: Option<Box<str>>,
+    pub payload: Payload,
+    pub idempotency_key: Option<Box<str>>,
+}
+
+/// Why a publish was not accepted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PublishError {
+    #[error("this node has more publications under way than it takes")]
+    Overloaded { retry_after: Duration },
+    #[error(transparent)]
+    Backplane(#[from] BackplaneError),
+    #[error("the payload has {bytes} bytes, {max} are allowed")]
+    TooLarge { bytes: usize, max: usize },
+}
+
+/// A channel with subscribers on this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChannelInfo {
+    pub name: Channel,
+    pub subscribers: u64,
+}
+
+/// Why the node is not ready.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not ready")]
+pub struct NotReady {
+    pub reasons: Vec<NotReadyReason>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotReadyReason {
+    #[error("draining")]
+    Draining,
+    #[error(transparent)]
+    Backplane(BackplaneError),
+}
+
+/// Bounds that front ends apply while they read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// The payload of one publication.
+    pub payload_bytes_max: usize,
+    /// The body of one request.
+    pub body_bytes_max: usize,
+}
+
+/// How far the node is on its way out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub(crate) enum Stage {
+    Serving,
+    /// Said that it drains, still accepting.
+    Settling,
+    /// Refusing new connections, closing old ones.
+    Closing,
+}
+
+/// One node.
+pub struct Node {
+    config: Arc<Config>,
+    backplane: Arc<dyn Backplane>,
+    relay: Arc<Relay>,
+    front: Arc<Front>,
+    metrics: Arc<Metrics>,
+    stage: AtomicU8,
+    drain_asked: Notify,
+    drain_was_asked: AtomicBool,
+}
+
+/// What the backplane calls: spreads to the shards.
+pub(crate) struct Relay {
+    pub(crate) interests: Arc<Interests>,
+    shards: Vec<Mailbox<Mail<Session, Command>>>,
+    /// Publications handed over for channels that nobody here is subscribed to any more.
+    pub(crate) unwanted: AtomicU64,
+}
+
+/// How long a publish waits for room before it is refused. Longer than any fan-out of a healthy node takes.
+const ROOM_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What a refused publisher is told to wait.
+const OVERLOADED_RETRY_AFTER: Duration = Duration::from_secs(1);
+
+impl Node {
+    pub(crate) fn new(
+        config: Arc<Config>,
+        backplane: Arc<dyn Backplane>,
+        relay: Arc<Relay>,
+        front: Arc<Front>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            config,
+            backplane,
+            relay,
+            front,
+            metrics,
+            stage: AtomicU8::new(Stage::Serving as u8),
+            drain_asked: Notify::new(),
+            drain_was_asked: AtomicBool::new(false),
+        }
+    }
+
+    /// Publishes, after waiting for room in the channel if it has to. The answer means: in history where there
+    /// is one, and on its way to every subscriber.
+    pub async fn publish(&self, request: PublishRequest) -> Result<Published, PublishError> {
+        let (bytes, max) = (request.payload.bytes().len(), self.limits().payload_bytes_max);
+        if bytes > max {
+            return Err(PublishError::TooLarge { bytes, max });
+        }
+        if let Some(interest) = self.relay.interests.get(&request.channel)
+            && !interest.room(ROOM_PATIENCE).await
+        {
+            return Err(PublishError::Overloaded { retry_after: OVERLOADED_RETRY_AFTER });
+        }
+        let history = self.namespaces().of(&request.channel).history();
+        let PublishRequest { channel, event, payload, idempotency_key } = request;
+        let publication =
+            tidegate_backplane::NewPublication { channel, event, payload, history, idempotency_key };
+        Ok(self.backplane.publish(publication).await?)
+    }
+
+    /// Channels with subscribers on this node, in order of their names.
+    pub fn channels(&self, prefix: &str, after: Option<&str>, limit: usize) -> Vec<ChannelInfo> {
+        let found = self.relay.interests.list(prefix, after, limit);
+        found.into_iter().map(|(name, subscribers)| ChannelInfo { name, subscribers }).collect()
+    }
+
+    /// Subscribers of a channel on this node.
+    pub fn subscribers(&self, channel: &Channel) -> u64 {
+        self.relay.interests.get(channel).map_or(0, |interest| interest.subscribers.load(Ordering::Relaxed))
+    }
+
+    pub async fn history(&self, channel: &Channel, query: HistoryQuery) -> Result<History, BackplaneError> {
+        self.backplane.history(channel, query).await
+    }
+
+    /// The members of a channel; `None` where its namespace keeps no presence.
+    pub async fn presence(&self, channel: &Channel) -> Result<Option<Vec<Member>>, BackplaneError> {
+        match self.namespaces().of(channel).presence {
+            true => self.backplane.presence(channel).await.map(Some),
+            false => Ok(None),
+        }
+    }
+
+    /// Closes connections, on whichever node they are.
+    pub async fn disconnect(&self, target: DisconnectTarget, reason: Box<str>) -> Result<(), BackplaneError> {
+        self.backplane.control(Control::Disconnect { target, reason }).await
+    }
+
+    pub async fn nodes(&self) -> Result<Vec<NodeRecord>, BackplaneError> {
+        self.backplane.nodes().await
+    }
+
+    /// Whether new connections should come here.
+    pub fn readiness(&self) -> Result<(), NotReady> {
+        let draining = (self.stage() > Stage::Serving).then_some(NotReadyReason::Draining);
+        let away = self.backplane.health().err().map(NotReadyReason::Backplane);
+        let reasons: Vec<_> = draining.into_iter().chain(away).collect();
+        if reasons.is_empty() { Ok(()) } else { Err(NotReady { reasons }) }
+    }
+
+    /// Begins to drain; the process ends when it is done. More calls change nothing.
+    pub fn drain(&self) {
+        self.drain_was_asked.store(true, Ordering::Release);
+        self.drain_asked.notify_waiters();
+    }
+
+    pub fn limits(&self) -> Limits {
+        Limits {
+            payload_bytes_max: self.config.limits.publish_bytes.as_usize(),
+            body_bytes_max: self.config.limits.body_bytes.as_usize(),
+        }
+    }
+
+    /// Client connections, HTTP included.
+    pub fn connections(&self) -> u64 {
+        self.front.connections()
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    pub(crate) fn namespaces(&self) -> &Namespaces {
+        &self.config.namespaces
+    }
+
+    pub(crate) fn backplane(&self) -> &Arc<dyn Backplane> {
+        &self.backplane
+    }
+
+    pub(crate) fn stage(&self) -> Stage {
+        match self.stage.load(Ordering::Acquire) {
+            stage if stage == Stage::Serving as u8 => Stage::Serving,
+            stage if stage == Stage::Settling as u8 => Stage::Settling,
+            _ => Stage::Closing,
+        }
+    }
+
+    pub(crate) fn set_stage(&self, stage: Stage) {
+        self.stage.store(stage as u8, Ordering::Release);
+        self.metrics.node.draining.set(i64::from(stage > Stage::Serving));
+    }
+
+    pub(crate) async fn drain_asked(&self) {
+        let asked = self.drain_asked.notified();
+        if !self.drain_was_asked.load(Ordering::Acquire) {
+            asked.await;
+        }
+    }
+
+    /// What this node says of itself.
+    pub(crate) fn record(&self) -> NodeRecord {
+        NodeRecord {
+            name: self.config.node.clone(),
+            address: self.config.advertised(),
+            zone: self.config.zone.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            connections: self.connections(),
+            capacity: self.front.connections_max(),
+            draining: self.stage() > Stage::Serving,
+        }
+    }
+}
+
+impl Relay {
+    pub(crate) fn new(shards: Vec<Mailbox<Mail<Session, Command>>>) -> Self {
+        Self { interests: Arc::new(Interests::new()), shards, unwanted: AtomicU64::new(0) }
+    }
+
+    fn spread(&self, channel: &Channel, content: Content, payload_bytes: usize) {
+        let Some(interest) = self.interests.get(channel) else {
+            self.unwanted.fetch_add(1, Ordering::Relaxed);
+            return;
+        };
+        let load = interest.load(payload_bytes);
+        let outgoing = Arc::new(Outgoing::new(channel.clone(), content, load));
+        for shard in interest.shards() {
+            self.shards[shard].send(Mail::Command(Command::Deliver(Arc::clone(&outgoing))));
+        }
+    }
+
+    pub(crate) fn to_all(&self, command: impl Fn() -> Command) {
+        for shard in &self.shards {
+            shard.send(Mail::Command(command()));
+        }
+    }
+
+    pub(crate) fn stop_shards(&self) {
+        for shard in &self.shards {
+            shard.send(Mail::Stop);
+        }
+    }
+}
+
+impl Sink for Relay {
+    fn publication(&self, channel: &Channel, publication: Arc<Publication>) {
+        let payload_bytes = publication.payload.bytes().len();
+        self.spread(channel, Content::Publication(publication), payload_bytes);
+    }
+
+    fn gap(&self, channel: &Channel, gap: Gap) {
+        self.spread(channel, Content::Gap(gap), 0);
+    }
+
+    fn control(&self, control: Control) {
+        match control {
+            Control::Disconnect { target, reason } => {
+                self.to_all(|| Command::Disconnect { target: target.clone(), reason: reason.clone() });
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node").field("name", &self.config.node).field("stage", &self.stage()).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Relay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Relay").field("shards", &self.shards.len()).finish_non_exhaustive()
+    }
+}

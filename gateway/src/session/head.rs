@@ -1,0 +1,315 @@
+//! The request head: complete or not, ours or HTTP's, let in or refused.
+
+use std::time::SystemTime;
+
+use tidegate_backplane::{Channel, Position};
+use tidegate_reactor::{ConnectionId, Connections};
+use tidegate_wire::{
+    head::Head as RequestHead,
+    raw::Query,
+    upgrade::Upgrade,
+};
+
+use super::{Head, Phase, Protocol, Session, opening::Request, refusal::Refusal};
+use crate::{
+    auth::{Claims, Scope, Verdict, bearer},
+    front::Over,
+    http::serve::HandOff,
+    metrics::HandshakeResult,
+    node::Stage,
+    shard::{Command, Core},
+};
+
+/// What a request is for.
+enum Route {
+    Shard(Protocol),
+    Http,
+}
+
+/// Credentials that were checked.
+enum Credentials {
+    Anonymous,
+    Token(Claims),
+    /// An API key with the scope `read`: it may subscribe to the channels that it covers.
+    ApiKey(String),
+}
+
+/// Why an opening goes no further now.
+enum Stop {
+    Refused(Refusal),
+    NeedsKeys(crate::auth::KeyFetch),
+}
+
+impl Core {
+    /// Takes bytes of a head. `Some`: the connection is open, and these bytes came after its head.
+    pub(crate) fn read_head(
+        &mut self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+        bytes: &[u8],
+    ) -> Option<Vec<u8>> {
+        let Some(Phase::Head(head)) = connections.get_mut(id).map(|session| &mut session.phase) else { return None };
+        let over = head.over;
+        match head.received.take() {
+            None => self.take_head(connections, id, bytes, over, bytes),
+            Some(mut received) => {
+                received.extend_from_slice(bytes);
+                self.take_head(connections, id, &received, over, bytes)
+            }
+        }
+    }
+
+    /// `fresh` are the last bytes of `received`.
+    fn take_head(
+        &mut self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+        received: &[u8],
+        over: Option<Over>,
+        fresh: &[u8],
+    ) -> Option<Vec<u8>> {
+        let max = self.shared.node.config().limits.head_bytes.as_usize();
+        // A head ends with a line end: without a fresh one there is nothing new to parse, so that a head that
+        // trickles in byte by byte is not parsed at every byte.
+        let parsed = match fresh.contains(&b'\n') || received.len() > max {
+            true => RequestHead::parse(received),
+            false => Ok(None),
+        };
+        match parsed {
+            Ok(None) if received.len() > max => self.refuse(connections, id, &Refusal::HeadTooLarge { max }),
+            Ok(None) => {
+                if let Some(session) = connections.get_mut(id) {
+                    session.phase = Phase::Head(Head { received: Some(Box::new(received.to_vec())), over });
+                }
+            }
+            Err(error) => self.refuse(connections, id, &error.into()),
+            Ok(Some(head)) if head.len > max => self.refuse(connections, id, &Refusal::HeadTooLarge { max }),
+            Ok(Some(head)) => match (over, route(&head, self.shared.node.config().dev)) {
+                (Some(over), _) => self.refuse(connections, id, &Refusal::Over(over)),
+                (None, Route::Http) => self.hand_to_http(connections, id, received),
+                (None, Route::Shard(protocol)) => return self.open(connections, id, protocol, &head, received),
+            },
+        }
+        None
+    }
+
+    /// Keys were fetched: reads the same head again.
+    pub(crate) fn resume_head(&mut self, connections: &mut Connections<Session>, id: ConnectionId) -> Option<Vec<u8>> {
+        let session = connections.get_mut(id)?;
+        let Phase::Opening(opening) = &mut session.phase else { return None };
+        let received = opening.take_unread_head()?;
+        session.phase = Phase::Head(Head::default());
+        self.take_head(connections, id, &received, None, &received)
+    }
+
+    pub(crate) fn time_out_handshake(&mut self, connections: &mut Connections<Session>, id: ConnectionId) {
+        let silent = connections
+            .get(id)
+            .is_some_and(|session| matches!(&session.phase, Phase::Head(head) if head.received.is_none()));
+        if silent {
+            self.metrics.handshakes.add(HandshakeResult::Timeout, 1);
+            connections.close(id);
+        } else {
+            self.refuse(connections, id, &Refusal::HeadTimeout);
+        }
+    }
+
+    /// Answers and ends a handshake.
+    pub(crate) fn refuse(&mut self, connections: &mut Connections<Session>, id: ConnectionId, refusal: &Refusal) {
+        self.metrics.handshakes.add(refusal.result(), 1);
+        if let Some(failure) = refusal.auth_failure() {
+            self.shared.metrics.node.auth_failures.add(failure, 1);
+        }
+        tracing::debug!(%refusal, "handshake refused");
+        let mut out = std::mem::take(&mut self.scratch);
+        out.clear();
+        refusal.write(u64::from(id.generation), &mut out);
+        connections.write(id, &out);
+        self.scratch = out;
+        if let Some(session) = connections.get_mut(id)
+            && let Phase::Opening(opening) = std::mem::replace(&mut session.phase, Phase::Leaving(None))
+        {
+            self.abandon_opening(connections, id, *opening);
+        }
+        connections.shut_when_flushed(id);
+        self.set_leave_timer(connections, id);
+    }
+
+    fn hand_to_http(&mut self, connections: &mut Connections<Session>, id: ConnectionId, received: &[u8]) {
+        match connections.release(id) {
+            Ok(Some(released)) => {
+                self.metrics.connections.add(-1);
+                self.connections_dealt.fetch_sub(1, std::sync::atomic::Ordering::AcqRel);
+                let hand_off = HandOff {
+                    socket: released.socket,
+                    received: received.to_vec().into(),
+                    address: released.connection.address,
+                };
+                if let Err(refused) = self.shared.http.send(hand_off) {
+                    self.shared.front.release(refused.0.address);
+                }
+            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%error, "a socket could not leave the reactor"),
+        }
+    }
+
+    fn open(
+        &mut self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+        protocol: Protocol,
+        head: &RequestHead<'_>,
+        received: &[u8],
+    ) -> Option<Vec<u8>> {
+        match self.check(protocol, head) {
+            Ok(request) => self.begin_opening(connections, id, request, &received[head.len..]),
+            Err(Stop::Refused(refusal)) => {
+                self.refuse(connections, id, &refusal);
+                None
+            }
+            Err(Stop::NeedsKeys(fetch)) => {
+                self.wait_for_keys(connections, id, fetch, received);
+                None
+            }
+        }
+    }
+
+    fn wait_for_keys(
+        &mut self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+        fetch: crate::auth::KeyFetch,
+        received: &[u8],
+    ) {
+        if let Some(session) = connections.get_mut(id) {
+            session.phase = Phase::Opening(Box::new(super::opening::Opening::before_keys(received.to_vec())));
+        }
+        let (authenticator, mailbox) = (self.shared.authenticator.clone(), self.mailbox.clone());
+        self.shared.runtime.spawn(async move {
+            authenticator.fetch(fetch).await;
+            mailbox.send(tidegate_reactor::Mail::Command(Command::KeysFetched(id)));
+        });
+    }
+
+    /// Everything that can be said about a request without waiting for anyone but the keys.
+    fn check(&self, protocol: Protocol, head: &RequestHead<'_>) -> Result<Request, Stop> {
+        if self.shared.node.stage() == Stage::Closing {
+            return Err(Refusal::Draining.into());
+        }
+        self.shared.front.take_handshake().map_err(Refusal::Over)?;
+        let origin = head.header("origin");
+        if !self.shared.origins.allows(origin, head.header("host").unwrap_or_default()) {
+            return Err(Refusal::Origin.into());
+        }
+        let upgrade = match protocol {
+            Protocol::Sse => None,
+            // What clients send may always be deflated; what they are sent follows the namespace.
+            Protocol::Raw | Protocol::Echo => Some(
+                Upgrade::negotiate(head.method, head.minor_version, |name| head.header_joined(name), true)
+                    .map_err(Refusal::from)?,
+            ),
+        };
+        let query = Query::parse(head.query).map_err(Refusal::from)?;
+        if protocol == Protocol::Echo {
+            return Ok(Request::echo(upgrade));
+        }
+        let channels = self.channels(&query)?;
+        let claims = self.authorise(head, &query, &channels)?;
+        let since = since(protocol, head, &query, channels.len())?;
+        let cross_origin = origin.filter(|_| protocol == Protocol::Sse).map(Box::from);
+        Ok(Request { protocol, upgrade, envelope: query.envelope, channels, since, claims, cross_origin })
+    }
+
+    fn channels(&self, query: &Query) -> Result<Vec<Channel>, Refusal> {
+        let (given, max) = (query.channels.len(), self.shared.node.config().limits.subscriptions as usize);
+        if given == 0 {
+            return Err(Refusal::NoChannel);
+        }
+        if given > max {
+            return Err(Refusal::TooManyChannels { given, max });
+        }
+        let channels = query.channels.iter().map(|name| Channel::new(name)).collect::<Result<Vec<_>, _>>()?;
+        for (at, channel) in channels.iter().enumerate() {
+            if channels[..at].contains(channel) {
+                return Err(Refusal::RepeatedChannel(channel.clone()));
+            }
+        }
+        Ok(channels)
+    }
+
+    /// The claims of the token, if there is one; checks that every channel may be subscribed to.
+    fn authorise(&self, head: &RequestHead<'_>, query: &Query, channels: &[Channel]) -> Result<Option<Claims>, Stop> {
+        let credentials = self.credentials(head, query)?;
+        for channel in channels {
+            let open = self.shared.node.namespaces().of(channel).anonymous_subscribe;
+            match &credentials {
+                Credentials::Token(claims) if open || claims.may_subscribe(channel) => {}
+                Credentials::Token(_) => return Err(Refusal::Rights { channel: channel.clone() }.into()),
+                Credentials::ApiKey(key) => {
+                    self.shared
+                        .api_keys
+                        .authorize(Some(key), Scope::Read, Some(channel))
+                        .map_err(Refusal::from)?;
+                }
+                Credentials::Anonymous if open => {}
+                Credentials::Anonymous => return Err(Refusal::TokenMissing { channel: channel.clone() }.into()),
+            }
+        }
+        Ok(match credentials {
+            Credentials::Token(claims) => Some(claims),
+            Credentials::Anonymous | Credentials::ApiKey(_) => None,
+        })
+    }
+
+    fn credentials(&self, head: &RequestHead<'_>, query: &Query) -> Result<Credentials, Stop> {
+        let header = head.header("authorization").and_then(bearer);
+        let Some(text) = query.token.as_deref().or(header) else { return Ok(Credentials::Anonymous) };
+        // Two dots make a token (RFC 7515 section 7.1); API keys come in the header only, not in URLs.
+        let is_token = text.bytes().filter(|&byte| byte == b'.').count() == 2;
+        if !is_token && query.token.is_none() {
+            return Ok(Credentials::ApiKey(text.to_owned()));
+        }
+        match self.shared.authenticator.verify(text, SystemTime::now()) {
+            Verdict::Valid(claims) => Ok(Credentials::Token(claims)),
+            Verdict::Invalid(error) => Err(Refusal::Token(error).into()),
+            Verdict::NeedsKeys(fetch) => Err(Stop::NeedsKeys(fetch)),
+        }
+    }
+}
+
+fn route(head: &RequestHead<'_>, dev: bool) -> Route {
+    if head.method != "GET" || head.has_body() {
+        return Route::Http;
+    }
+    match head.path {
+        "/ws" => Route::Shard(Protocol::Raw),
+        "/sse" => Route::Shard(Protocol::Sse),
+        "/echo" if dev => Route::Shard(Protocol::Echo),
+        _ => Route::Http,
+    }
+}
+
+/// Positions to recover from, one place for each channel. An event stream sends its last id as a header when it
+/// reconnects, or as a parameter when a client sets it by hand.
+fn since(
+    protocol: Protocol,
+    head: &RequestHead<'_>,
+    query: &Query,
+    channels: usize,
+) -> Result<Vec<Option<Position>>, Refusal> {
+    let last_id = head.header("last-event-id").filter(|id| protocol == Protocol::Sse && !id.is_empty());
+    let mut positions = match (last_id, &query.since) {
+        (Some(id), _) => super::stream::parse_event_id(id)?,
+        (None, Some(since)) => vec![Some(Position { epoch: since.epoch.parse()?, offset: since.offset })],
+        (None, None) => Vec::new(),
+    };
+    positions.resize(channels, None);
+    Ok(positions)
+}
+
+impl From<Refusal> for Stop {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}

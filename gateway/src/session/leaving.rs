@@ -1,0 +1,204 @@
+//! Goodbyes: what a client is told when the connection ends, and how it is counted.
+
+use std::{sync::Arc, time::Duration};
+
+use tidegate_backplane::{DisconnectTarget, GapReason};
+use tidegate_reactor::{ConnectionId, Connections};
+use tidegate_wire::{
+    decoder::DecodeError,
+    frame::{self, CloseCode},
+    sse,
+};
+
+use super::{Open, Phase, Protocol, Session, refusal::Refusal};
+use crate::{
+    metrics::{self, DisconnectReason, ShardMetrics},
+    outgoing::{Content, Outgoing, gap_reason},
+    shard::Core,
+};
+
+/// Continuity was lost and the protocol has no other way to say it.
+pub(crate) const GAP: CloseCode = CloseCode(4010);
+/// The token has expired.
+const TOKEN_EXPIRED: CloseCode = CloseCode(4401);
+/// Closed by `POST /v1/disconnect`.
+const DISCONNECTED: CloseCode = CloseCode(4403);
+
+/// Clients that are sent away by a drain are told to wait between 1 and 5 s, so that they spread.
+const DRAIN_RETRY_MS: (u64, u64) = (1000, 4000);
+
+/// Why the gateway ends a connection.
+#[derive(Debug)]
+pub(crate) enum Leave {
+    Drain,
+    Gap(GapReason),
+    TokenExpired,
+    /// The client published what it may not.
+    Forbidden(&'static str),
+    RateLimit,
+    Protocol(DecodeError),
+    Ordered(Box<str>),
+}
+
+impl Leave {
+    fn code(&self) -> CloseCode {
+        match self {
+            Self::Drain => CloseCode::SERVICE_RESTART,
+            Self::Gap(_) => GAP,
+            Self::TokenExpired => TOKEN_EXPIRED,
+            Self::Forbidden(_) | Self::RateLimit => CloseCode::POLICY_VIOLATION,
+            Self::Protocol(error) => error.close_code(),
+            Self::Ordered(_) => DISCONNECTED,
+        }
+    }
+
+    fn text(&self) -> String {
+        match self {
+            Self::Drain => "this node is draining".to_owned(),
+            Self::Gap(reason) => format!("gap: {}", gap_reason(*reason)),
+            Self::TokenExpired => "the token has expired".to_owned(),
+            Self::Forbidden(why) => (*why).to_owned(),
+            Self::RateLimit => "publishing faster than allowed".to_owned(),
+            Self::Protocol(error) => error.to_string(),
+            Self::Ordered(reason) => reason.to_string(),
+        }
+    }
+
+    fn reason(&self) -> DisconnectReason {
+        match self {
+            Self::Drain => DisconnectReason::Drain,
+            Self::Gap(_) => DisconnectReason::Gap,
+            Self::TokenExpired => DisconnectReason::TokenExpired,
+            Self::Forbidden(_) => DisconnectReason::Forbidden,
+            Self::RateLimit => DisconnectReason::RateLimit,
+            Self::Ordered(_) => DisconnectReason::Ordered,
+            Self::Protocol(error) => match error.close_code() {
+                CloseCode::INVALID_PAYLOAD => DisconnectReason::InvalidUtf8,
+                CloseCode::MESSAGE_TOO_BIG => DisconnectReason::MessageTooLarge,
+                _ => DisconnectReason::ProtocolError,
+            },
+        }
+    }
+}
+
+impl Core {
+    /// Tells a client that it has to go, takes its subscriptions, and waits a bounded time for its answer.
+    pub(crate) fn leave(&mut self, connections: &mut Connections<Session>, id: ConnectionId, why: Leave) {
+        let Some(session) = connections.get_mut(id) else { return };
+        match &mut session.phase {
+            Phase::Leaving(_) => {}
+            Phase::Head(head) if head.received.is_none() => connections.close(id),
+            // Its request will be refused when it is complete, or time out.
+            Phase::Head(_) => {}
+            Phase::Opening(_) => self.refuse(connections, id, &Refusal::Draining),
+            Phase::Open(_) => {
+                let Phase::Open(open) = std::mem::replace(&mut session.phase, Phase::Leaving(None)) else { return };
+                self.leave_open(connections, id, open, &why);
+            }
+        }
+    }
+
+    fn leave_open(&mut self, connections: &mut Connections<Session>, id: ConnectionId, mut open: Open, why: &Leave) {
+        self.metrics.disconnects.add(why.reason(), 1);
+        let decoder = std::mem::replace(&mut open.decoder, tidegate_wire::decoder::Decoder::new(false));
+        let is_stream = open.protocol == Protocol::Sse;
+        self.unsubscribe(connections, id, open);
+        let mut out = std::mem::take(&mut self.scratch);
+        out.clear();
+        if is_stream {
+            write_stream_farewell(why, u64::from(id.generation), &mut out);
+        } else {
+            frame::encode_close(why.code(), &why.text(), &mut out);
+            self.metrics.close_frames.add(metrics::CloseCode::of(why.code().0), 1);
+        }
+        connections.write(id, &out);
+        self.scratch = out;
+        // A client that broke the protocol is not listened to any more (RFC 6455 section 7.1.7); others answer
+        // the close frame, and are closed then.
+        if is_stream || matches!(why, Leave::Protocol(_)) {
+            connections.shut_when_flushed(id);
+        } else if let Some(session) = connections.get_mut(id) {
+            session.phase = Phase::Leaving(Some(decoder));
+        }
+        self.set_leave_timer(connections, id);
+    }
+
+    pub(crate) fn set_leave_timer(&self, connections: &mut Connections<Session>, id: ConnectionId) {
+        let wait = self.shared.node.config().drain.close_wait.max(Duration::from_secs(1));
+        connections.set_timer(id, connections.now().after(wait));
+    }
+
+    /// Gives back what an open connection held in the hub and in presence.
+    pub(crate) fn unsubscribe(&mut self, connections: &mut Connections<Session>, id: ConnectionId, open: Open) {
+        let rare = open.rare.unwrap_or_default();
+        if rare.present {
+            let recovering = rare.recoveries.iter().map(|recovery| recovery.key);
+            let subscribed = open.subscriptions.as_slice().iter().map(|&own| self.hub.channel_of(own));
+            for key in subscribed.chain(recovering) {
+                let left = self.shared.node.backplane().leave(self.hub.channel(key), &self.connection_name(id));
+                self.detach(left, "a presence entry could not be removed");
+            }
+        }
+        // One at a time from the end: leaving may move another's place, but its own others stay findable.
+        for &subscription in open.subscriptions.as_slice() {
+            self.hub.part(subscription, connections);
+        }
+        for recovery in &rare.recoveries {
+            self.hub.abort_recovery(recovery.key, id, connections.now());
+        }
+    }
+
+    /// Closes the connections that an operator named.
+    pub(crate) fn disconnect(
+        &mut self,
+        connections: &mut Connections<Session>,
+        target: &DisconnectTarget,
+        reason: &str,
+    ) {
+        // A walk over all connections: 20,000 take about a millisecond, and orders are rare.
+        let ids: Vec<ConnectionId> = (0..connections.slots())
+            .filter_map(|slot| connections.in_slot(slot))
+            .filter(|&id| match target {
+                DisconnectTarget::Connection(name) => **name == self.connection_name(id),
+                DisconnectTarget::User(user) => connections
+                    .get(id)
+                    .and_then(Session::open)
+                    .and_then(Open::claims)
+                    .is_some_and(|claims| claims.user.as_deref() == Some(user)),
+            })
+            .collect();
+        for id in ids {
+            self.leave(connections, id, Leave::Ordered(reason.into()));
+        }
+    }
+}
+
+/// Closes a connection from within a fan-out: its subscriptions go when it is buried.
+pub(super) fn close_for_gap(
+    connections: &mut Connections<Session>,
+    metrics: &ShardMetrics,
+    id: ConnectionId,
+    outgoing: &Arc<Outgoing>,
+) {
+    let Content::Gap(gap) = &outgoing.content else { return };
+    let Some(open) = connections.get_mut(id).and_then(Session::open_mut) else { return };
+    open.rare_mut().reason = Some(DisconnectReason::Gap);
+    let mut out = Vec::new();
+    let why = Leave::Gap(gap.reason);
+    frame::encode_close(why.code(), &why.text(), &mut out);
+    metrics.close_frames.add(metrics::CloseCode::of(why.code().0), 1);
+    connections.write(id, &out);
+    connections.close_when_flushed(id);
+    connections.set_timer(id, connections.now().after(Duration::from_secs(5)));
+}
+
+fn write_stream_farewell(why: &Leave, spread: u64, out: &mut Vec<u8>) {
+    match why {
+        Leave::Drain => {
+            let (least, range) = DRAIN_RETRY_MS;
+            // A multiplicative hash spreads neighbours over the whole range.
+            sse::encode_retry(least + spread.wrapping_mul(2_654_435_761) % range, out);
+        }
+        _ => sse::encode_event(None, Some("disconnect"), &why.text(), out),
+    }
+}

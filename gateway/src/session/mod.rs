@@ -1,0 +1,272 @@
+//! A client connection as the shard keeps it, from its first byte to its last.
+//!
+//! ```text
+//! Head ──► Opening ──► Open ──► Leaving
+//!   │  (only if it has to wait)    ▲
+//!   └──► handed to HTTP    └───────┘
+//! ```
+//!
+//! `head` reads the request, `opening` authorises, subscribes and recovers, `socket` and `stream` speak with open
+//! clients, `publishing` takes what they publish, `leaving` says goodbye. All of them are parts of
+//! [`ShardDriver`](crate::shard::ShardDriver)'s work; this file holds the state and what the hub does with it.
+
+pub(crate) mod head;
+pub(crate) mod leaving;
+pub(crate) mod opening;
+pub(crate) mod publishing;
+mod recovery;
+pub(crate) mod refusal;
+pub(crate) mod socket;
+pub(crate) mod stream;
+
+use std::sync::Arc;
+
+use tidegate_backplane::Position;
+use tidegate_reactor::{ConnectionId, Shared, Tick, Written};
+use tidegate_wire::decoder::Decoder;
+
+use crate::{
+    auth::Claims,
+    front::AddressKey,
+    hub::{ChannelKey, Delivery, Subscription},
+    metrics::DisconnectReason,
+    outgoing::{Encoding, Outgoing},
+};
+pub(crate) use recovery::Recovery;
+use opening::Opening;
+use publishing::Publisher;
+
+/// State of one connection: 72 bytes at most, see the assertion below; everything rare is boxed.
+#[derive(Debug)]
+pub(crate) struct Session {
+    /// What it counts as in the front's limits.
+    pub(crate) address: AddressKey,
+    /// When it was accepted, in milliseconds of the shard's clock.
+    pub(crate) accepted_ms: u32,
+    pub(crate) phase: Phase,
+}
+
+const _: () = assert!(size_of::<Session>() <= 72, "an idle connection pays for this");
+
+#[derive(Debug)]
+pub(crate) enum Phase {
+    /// Its request head is not complete.
+    Head(Head),
+    /// It waits for keys, the backplane or history. Timers and limits hold as before.
+    Opening(Box<Opening>),
+    Open(Open),
+    /// It was told that it ends. `Some`: a WebSocket whose close frame is awaited.
+    Leaving(Option<Decoder>),
+}
+
+/// A connection that has not said what it wants.
+#[derive(Debug, Default)]
+pub(crate) struct Head {
+    /// Bytes of an incomplete head.
+    pub(crate) received: Option<Box<Vec<u8>>>,
+    /// It was let in only to be told that there is no room.
+    pub(crate) over: Option<crate::front::Over>,
+}
+
+/// What an open connection speaks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Protocol {
+    Raw,
+    /// `/echo` in `--dev`.
+    Echo,
+    Sse,
+}
+
+/// A connection that is served.
+#[derive(Debug)]
+pub(crate) struct Open {
+    pub(crate) protocol: Protocol,
+    pub(crate) encoding: Encoding,
+    /// A ping is under way; it was sent at the tick its timer was set from.
+    pub(crate) pinged: bool,
+    pub(crate) decoder: Decoder,
+    pub(crate) subscriptions: Subscriptions,
+    pub(crate) rare: Option<Box<Rare>>,
+}
+
+/// Nearly every connection has one.
+#[derive(Debug)]
+pub(crate) enum Subscriptions {
+    None,
+    One(Subscription),
+    Many(Box<Vec<Subscription>>),
+}
+
+/// What few connections have.
+#[derive(Debug, Default)]
+pub(crate) struct Rare {
+    pub(crate) claims: Option<Arc<Claims>>,
+    pub(crate) expires: Option<Tick>,
+    /// Channels whose history was sent, but whose lane is not joined yet.
+    pub(crate) recoveries: Vec<Recovery>,
+    /// An event stream of several channels: in the order of its URL, the last position of each.
+    pub(crate) positions: Vec<(ChannelKey, Option<Position>)>,
+    pub(crate) publisher: Option<Publisher>,
+    /// Why it is about to be closed, for the count; set by whoever dooms it.
+    pub(crate) reason: Option<DisconnectReason>,
+    /// Channels in which it is present.
+    pub(crate) present: bool,
+}
+
+impl Session {
+    pub(crate) fn new(address: AddressKey, accepted_ms: u32, over: Option<crate::front::Over>) -> Self {
+        Self { address, accepted_ms, phase: Phase::Head(Head { received: None, over }) }
+    }
+
+    pub(crate) fn open(&self) -> Option<&Open> {
+        match &self.phase {
+            Phase::Open(open) => Some(open),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn open_mut(&mut self) -> Option<&mut Open> {
+        match &mut self.phase {
+            Phase::Open(open) => Some(open),
+            _ => None,
+        }
+    }
+
+    /// Its place in a lane has changed.
+    pub(crate) fn moved(&mut self, lane: u32, to: Subscription) {
+        let Some(open) = self.open_mut() else { return };
+        if let Some(own) = open.subscriptions.as_mut_slice().iter_mut().find(|own| own.is_of_lane(lane)) {
+            *own = to;
+        }
+    }
+
+    /// It is recovering and gets every publication offered by itself.
+    pub(crate) fn offer(delivery: &mut Delivery<'_>, id: ConnectionId, key: ChannelKey, outgoing: &Arc<Outgoing>) {
+        let Some(session) = delivery.connections.get_mut(id) else { return };
+        let encoding = match &mut session.phase {
+            Phase::Opening(opening) => {
+                if let Some(lost) = opening.keep(key, outgoing) {
+                    delivery.metrics.messages_dropped.add(crate::metrics::DropReason::RecoveryOverflow, lost);
+                }
+                return;
+            }
+            Phase::Open(open) => {
+                let wants = open.recovery(key).is_some_and(|recovery| recovery.wants(outgoing));
+                if !wants {
+                    return;
+                }
+                open.encoding
+            }
+            _ => return,
+        };
+        recovery::write_one(delivery, id, key, outgoing, encoding);
+    }
+
+    /// The encoding of the lane it may join, when everything delivered so far has been written to it.
+    pub(crate) fn caught_up(&self, key: ChannelKey, delivered: Option<Position>) -> Option<Encoding> {
+        let open = self.open()?;
+        open.recovery(key)?.is_through(delivered).then_some(open.encoding)
+    }
+
+    /// It is a subscriber like any other now.
+    pub(crate) fn promoted(&mut self, key: ChannelKey, subscription: Subscription) {
+        let Some(open) = self.open_mut() else { return };
+        open.subscriptions.push(subscription);
+        if let Some(rare) = &mut open.rare {
+            rare.recoveries.retain(|recovery| recovery.key != key);
+        }
+        open.drop_empty_rare();
+    }
+
+    /// Writes a publication in an encoding that is this connection's own.
+    pub(crate) fn write_individual(
+        delivery: &mut Delivery<'_>,
+        slot: u32,
+        key: ChannelKey,
+        outgoing: &Arc<Outgoing>,
+        encoding: Encoding,
+        shared: &Shared<'_>,
+    ) -> Written {
+        let Some(session) = delivery.connections.in_slot_mut(slot) else { return Written::Closed };
+        let Some(rare) = session.open_mut().and_then(|open| open.rare.as_mut()) else { return Written::Closed };
+        let id = rare.advance(key, outgoing.position());
+        let mut out = Vec::new();
+        delivery.encoder.encode_sse(&outgoing.channel, &outgoing.content, encoding, id.as_deref(), &mut out);
+        let bytes = bytes::Bytes::from(out);
+        delivery.connections.write_shared(slot, &Shared { bytes: &bytes, last_at: 0, ..*shared })
+    }
+
+    /// Its protocol cannot say that there is a gap.
+    pub(crate) fn close_for_gap(delivery: &mut Delivery<'_>, slot: u32, outgoing: &Arc<Outgoing>) {
+        if let Some(id) = delivery.connections.in_slot(slot) {
+            leaving::close_for_gap(delivery.connections, delivery.metrics, id, outgoing);
+        }
+    }
+}
+
+impl Open {
+    pub(crate) fn recovery(&self, key: ChannelKey) -> Option<&Recovery> {
+        self.rare.as_ref()?.recoveries.iter().find(|recovery| recovery.key == key)
+    }
+
+    pub(crate) fn rare_mut(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
+    pub(crate) fn claims(&self) -> Option<&Arc<Claims>> {
+        self.rare.as_ref()?.claims.as_ref()
+    }
+
+    pub(crate) fn drop_empty_rare(&mut self) {
+        self.rare.take_if(|rare| rare.is_empty());
+    }
+}
+
+impl Rare {
+    /// Notes a channel's new position; the id that an event has then. `None` when no channel has a position.
+    pub(crate) fn advance(&mut self, key: ChannelKey, position: Option<Position>) -> Option<String> {
+        for (_, known) in self.positions.iter_mut().filter(|(own, _)| *own == key) {
+            *known = position.or(*known);
+        }
+        stream::event_id(self.positions.iter().map(|(_, position)| *position))
+    }
+
+    fn is_empty(&self) -> bool {
+        self.claims.is_none()
+            && self.expires.is_none()
+            && self.recoveries.is_empty()
+            && self.positions.is_empty()
+            && self.publisher.is_none()
+            && self.reason.is_none()
+            && !self.present
+    }
+}
+
+impl Subscriptions {
+    pub(crate) fn push(&mut self, subscription: Subscription) {
+        *self = match std::mem::replace(self, Self::None) {
+            Self::None => Self::One(subscription),
+            Self::One(first) => Self::Many(Box::new(vec![first, subscription])),
+            Self::Many(mut all) => {
+                all.push(subscription);
+                Self::Many(all)
+            }
+        };
+    }
+
+    pub(crate) fn as_slice(&self) -> &[Subscription] {
+        match self {
+            Self::None => &[],
+            Self::One(one) => std::slice::from_ref(one),
+            Self::Many(all) => all,
+        }
+    }
+
+    fn as_mut_slice(&mut self) -> &mut [Subscription] {
+        match self {
+            Self::None => &mut [],
+            Self::One(one) => std::slice::from_mut(one),
+            Self::Many(all) => all,
+        }
+    }
+}

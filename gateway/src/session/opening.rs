@@ -1,0 +1,500 @@
+//! From an accepted request to an open connection: subscribe, read history, answer.
+//!
+//! The answer (`101` or the head of the event stream) is written when the subscription stands and what was missed
+//! is known, so whoever publishes after seeing it reaches this client, and nothing is written before it.
+
+use std::{
+    future::Future,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+    time::{Duration, SystemTime},
+};
+
+use futures_util::FutureExt as _;
+use tidegate_backplane::{BackplaneError, Channel, Gap, GapReason, History, HistoryQuery, Member, Position};
+use tidegate_reactor::{ConnectionId, Connections, Mail, Overflow, Tick};
+use tidegate_wire::{decoder::Decoder, sse, upgrade::Upgrade};
+
+use super::{
+    Open, Phase, Protocol, Rare, Recovery, Session, Subscriptions, leaving::Leave, recovery::Kept, refusal::Refusal,
+};
+use crate::{
+    auth::Claims,
+    config::SlowReader,
+    hub::ChannelKey,
+    metrics::HandshakeResult,
+    outgoing::{Content, Encoding, Outgoing},
+    shard::{Command, Core},
+};
+
+/// What a client asked for and may have.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) protocol: Protocol,
+    /// `None` for an event stream.
+    pub(crate) upgrade: Option<Upgrade>,
+    pub(crate) envelope: bool,
+    pub(crate) channels: Vec<Channel>,
+    /// For each channel, where to recover from.
+    pub(crate) since: Vec<Option<Position>>,
+    pub(crate) claims: Option<Claims>,
+    /// Origin of the page that reads an event stream.
+    pub(crate) cross_origin: Option<Box<str>>,
+}
+
+/// A connection between its request and its answer.
+#[derive(Debug)]
+pub(crate) struct Opening {
+    state: State,
+    /// What the client sent after its head.
+    received: Vec<u8>,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Keys are fetched; the head will be read again.
+    Keys { head: Vec<u8> },
+    Subscribing(Subscribing),
+}
+
+#[derive(Debug)]
+struct Subscribing {
+    request: Request,
+    /// For each channel.
+    entered: Vec<Entered>,
+    /// Answers to wait for.
+    waiting: usize,
+}
+
+/// A channel held for the connection.
+#[derive(Debug)]
+struct Entered {
+    key: ChannelKey,
+    recovering: Option<Recovering>,
+}
+
+#[derive(Debug)]
+struct Recovering {
+    since: Position,
+    kept: Kept,
+    history: Option<History>,
+    reads_left: u8,
+}
+
+/// Reads of history, when too much is published meanwhile to be kept.
+const READS_MAX: u8 = 3;
+
+/// A client that goes on sending before it is answered may send so much: a few small messages.
+const EARLY_BYTES_MAX: usize = 16 * 1024;
+
+impl Request {
+    pub(crate) fn echo(upgrade: Option<Upgrade>) -> Self {
+        Self {
+            protocol: Protocol::Echo,
+            upgrade,
+            envelope: false,
+            channels: Vec::new(),
+            since: Vec::new(),
+            claims: None,
+            cross_origin: None,
+        }
+    }
+
+    fn encoding(&self, compression: bool) -> Encoding {
+        // A client with a window of its own could not read what is deflated once for everyone.
+        let shared_deflate = self.upgrade.and_then(|upgrade| upgrade.deflate).is_some_and(|deflate| deflate.can_share(usize::MAX));
+        let deflated = shared_deflate && (compression || self.protocol == Protocol::Echo);
+        match (self.protocol, self.envelope, self.channels.len() > 1) {
+            (Protocol::Sse, false, false) => Encoding::Sse,
+            (Protocol::Sse, true, false) => Encoding::SseEnvelope,
+            (Protocol::Sse, false, true) => Encoding::SseMany,
+            (Protocol::Sse, true, true) => Encoding::SseManyEnvelope,
+            (_, false, _) if deflated => Encoding::RawDeflated,
+            (_, false, _) => Encoding::Raw,
+            (_, true, _) if deflated => Encoding::EnvelopeDeflated,
+            (_, true, _) => Encoding::Envelope,
+        }
+    }
+}
+
+impl Opening {
+    pub(crate) fn before_keys(head: Vec<u8>) -> Self {
+        Self { state: State::Keys { head }, received: Vec::new() }
+    }
+
+    /// Keeps what the client sends early. An error: it sends too much.
+    pub(crate) fn receive(&mut self, bytes: &[u8]) -> Result<(), ()> {
+        let buffer = match &mut self.state {
+            State::Keys { head } => head,
+            State::Subscribing(_) => &mut self.received,
+        };
+        buffer.extend_from_slice(bytes);
+        if self.received.len() > EARLY_BYTES_MAX { Err(()) } else { Ok(()) }
+    }
+
+    pub(crate) fn take_unread_head(&mut self) -> Option<Vec<u8>> {
+        match &mut self.state {
+            State::Keys { head } => Some(std::mem::take(head)),
+            State::Subscribing(_) => None,
+        }
+    }
+
+    /// Keeps a live publication while history is read; the number that could not be kept.
+    pub(crate) fn keep(&mut self, key: ChannelKey, outgoing: &Arc<Outgoing>) -> Option<u64> {
+        let State::Subscribing(subscribing) = &mut self.state else { return None };
+        subscribing.recovering(key)?.kept.keep(outgoing)
+    }
+}
+
+impl Subscribing {
+    fn recovering(&mut self, key: ChannelKey) -> Option<&mut Recovering> {
+        self.entered.iter_mut().find(|entered| entered.key == key)?.recovering.as_mut()
+    }
+}
+
+impl Core {
+    /// Subscribes to what was asked for. `Some`: open already, and these bytes came after the head.
+    pub(crate) fn begin_opening(
+        &mut self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+        request: Request,
+        rest: &[u8],
+    ) -> Option<Vec<u8>> {
+        let mut subscribing = Subscribing { request, entered: Vec::new(), waiting: 0 };
+        let mut refused = None;
+        for channel in &subscribing.request.channels {
+            let overflow = overflow(self.shared.node.namespaces().of(channel).slow_reader);
+            let (key, confirmation) = self.hub.enter(channel, overflow);
+            subscribing.entered.push(Entered { key, recovering: None });
+            match confirmation.clone().now_or_never() {
+                Some(Ok(())) => {}
+                Some(Err(error)) => refused = Some(Refusal::Backplane(error)),
+                None => {
+                    subscribing.waiting += 1;
+                    self.then(confirmation, move |result| Command::Confirmed { id, result });
+                }
+            }
+        }
+        let opening = Opening { state: State::Subscribing(subscribing), received: rest.to_vec() };
+        match refused {
+            Some(refusal) => {
+                self.set_opening(connections, id, opening);
+                self.refuse(connections, id, &refusal);
+                None
+            }
+            None => self.advance(connections, id, opening),
+        }
+    }
+
+    pub(crate) fn confirmed(
+        &mut self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+        result: Result<(), BackplaneError>,
+    ) -> Option<Vec<u8>> {
+        if let Err(error) = result {
+            if self.is_opening(connections, id) {
+                self.refuse(connections, id, &Refusal::Backplane(error));
+            }
+            return None;
+        }
+        self.answered(connections, id)
+    }
+
+    pub(crate) fn history_read(
+        &mut self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+        key: ChannelKey,
+        result: Result<History, BackplaneError>,
+    ) -> Option<Vec<u8>> {
+        let Some(Phase::Opening(opening)) = connections.get_mut(id).map(|session| &mut session.phase) else {
+            return None;
+        };
+        let State::Subscribing(subscribing) = &mut opening.state else { return None };
+        let recovering = subscribing.recovering(key)?;
+        match result {
+            Err(error) => {
+                self.refuse(connections, id, &Refusal::Backplane(error));
+                return None;
+            }
+            Ok(history) if recovering.kept.overflowed => {
+                recovering.kept = Kept::default();
+                if recovering.reads_left > 0 {
+                    recovering.reads_left -= 1;
+                    let since = recovering.since;
+                    self.read_history(id, key, since);
+                    return None;
+                }
+                // It cannot be had without a hole: say so.
+                recovering.history = Some(History { publications: Vec::new(), continuous: false, ..history });
+            }
+            Ok(history) => recovering.history = Some(history),
+        }
+        self.answered(connections, id)
+    }
+
+    /// Lets go of what a connection that was never answered had asked for.
+    pub(crate) fn abandon_opening(
+        &mut self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+        opening: Opening,
+    ) {
+        let State::Subscribing(subscribing) = opening.state else { return };
+        for entered in subscribing.entered {
+            match entered.recovering {
+                Some(_) => self.hub.abort_recovery(entered.key, id, connections.now()),
+                None => self.hub.leave(entered.key, connections.now()),
+            }
+        }
+    }
+
+    fn is_opening(&self, connections: &Connections<Session>, id: ConnectionId) -> bool {
+        connections.get(id).is_some_and(|session| matches!(session.phase, Phase::Opening(_)))
+    }
+
+    fn set_opening(&self, connections: &mut Connections<Session>, id: ConnectionId, opening: Opening) {
+        if let Some(session) = connections.get_mut(id) {
+            session.phase = Phase::Opening(Box::new(opening));
+        }
+    }
+
+    /// One of the answers it waits for has come.
+    fn answered(&mut self, connections: &mut Connections<Session>, id: ConnectionId) -> Option<Vec<u8>> {
+        let session = connections.get_mut(id)?;
+        let Phase::Opening(opening) = &mut session.phase else { return None };
+        let State::Subscribing(subscribing) = &mut opening.state else { return None };
+        subscribing.waiting -= 1;
+        if subscribing.waiting > 0 {
+            return None;
+        }
+        let phase = std::mem::replace(&mut session.phase, Phase::Leaving(None));
+        let Phase::Opening(opening) = phase else { return None };
+        self.advance(connections, id, *opening)
+    }
+
+    /// Nothing is waited for: reads history if that is still to be done, else answers.
+    fn advance(
+        &mut self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+        mut opening: Opening,
+    ) -> Option<Vec<u8>> {
+        let State::Subscribing(subscribing) = &mut opening.state else { return None };
+        if subscribing.waiting == 0 {
+            self.begin_recoveries(id, subscribing);
+        }
+        if subscribing.waiting > 0 {
+            self.set_opening(connections, id, opening);
+            return None;
+        }
+        Some(self.answer(connections, id, opening))
+    }
+
+    /// Starts a read of history for each channel that has a position and was not read yet.
+    fn begin_recoveries(&mut self, id: ConnectionId, subscribing: &mut Subscribing) {
+        for (entered, since) in subscribing.entered.iter_mut().zip(&mut subscribing.request.since) {
+            let Some(since) = since.take() else { continue };
+            entered.recovering =
+                Some(Recovering { since, kept: Kept::default(), history: None, reads_left: READS_MAX });
+            self.hub.begin_recovery(entered.key, id);
+            subscribing.waiting += 1;
+            self.read_history(id, entered.key, since);
+        }
+    }
+
+    fn read_history(&mut self, id: ConnectionId, key: ChannelKey, since: Position) {
+        let backplane = Arc::clone(self.shared.node.backplane());
+        let channel = self.hub.channel(key).clone();
+        let read = async move {
+            let query = HistoryQuery { since: Some(since), limit: usize::MAX };
+            backplane.history(&channel, query).await
+        };
+        self.then(read, move |result| Command::HistoryRead { id, key, result });
+    }
+
+    /// Runs a future and posts its outcome to this shard. One that is ready at once, as the memory backplane's
+    /// are, never leaves the thread; its outcome still queues up behind what was delivered before it.
+    pub(crate) fn then<F>(&self, future: F, outcome: impl FnOnce(F::Output) -> Command + Send + 'static)
+    where
+        F: Future + Send + 'static,
+        F::Output: Send,
+    {
+        let mailbox = self.mailbox.clone();
+        let mut future = Box::pin(async move {
+            let command = outcome(future.await);
+            mailbox.send(Mail::Command(command));
+        });
+        if let Poll::Pending = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            self.shared.runtime.spawn(future);
+        }
+    }
+
+    /// Everything is there: answers and serves.
+    fn answer(&mut self, connections: &mut Connections<Session>, id: ConnectionId, opening: Opening) -> Vec<u8> {
+        let Opening { state: State::Subscribing(subscribing), received } = opening else { return Vec::new() };
+        let Subscribing { mut request, entered, .. } = subscribing;
+        let compression = request.channels.iter().all(|channel| self.shared.node.namespaces().of(channel).compression);
+        let encoding = request.encoding(compression);
+        let mut rare = Rare::default();
+        if encoding.is_individual() {
+            rare.positions = entered.iter().map(|entered| (entered.key, entered.since())).collect();
+        }
+        let mut out = std::mem::take(&mut self.scratch);
+        out.clear();
+        write_head(&request, &mut out);
+        connections.write(id, &out);
+        out.clear();
+        let mut open = Open {
+            protocol: request.protocol,
+            encoding,
+            pinged: false,
+            decoder: Decoder::new(request.upgrade.is_some_and(|upgrade| upgrade.deflate.is_some())),
+            subscriptions: Subscriptions::None,
+            rare: None,
+        };
+        let mut told_all = true;
+        for entered in entered {
+            match entered.recovering {
+                None => open.subscriptions.push(self.hub.join(entered.key, encoding, id.slot)),
+                Some(recovering) => {
+                    told_all &= self.write_recovered(entered.key, recovering, encoding, &mut rare, &mut out);
+                }
+            }
+        }
+        if !out.is_empty() {
+            connections.write_beyond_bound(id, &out);
+        }
+        self.scratch = out;
+        self.take_claims(connections.now(), request.claims.take(), &mut rare);
+        let recovering: Vec<ChannelKey> = rare.recoveries.iter().map(|recovery| recovery.key).collect();
+        open.rare = Some(Box::new(rare));
+        open.drop_empty_rare();
+        connections.set_merging(id, request.channels.len() > 1);
+        self.opened(connections, id, open, &request.channels);
+        for key in recovering {
+            self.hub.promote(key, connections);
+        }
+        if !told_all {
+            self.leave(connections, id, Leave::Gap(GapReason::Unrecoverable));
+        }
+        received
+    }
+
+    fn opened(&mut self, connections: &mut Connections<Session>, id: ConnectionId, open: Open, channels: &[Channel]) {
+        let Some(session) = connections.get_mut(id) else { return };
+        session.phase = Phase::Open(open);
+        let took = self.shared.started.elapsed().as_millis() as u32;
+        let took = Duration::from_millis(u64::from(took.wrapping_sub(session.accepted_ms)));
+        self.metrics.handshakes.add(HandshakeResult::Accepted, 1);
+        self.metrics.handshake_seconds.observe(took);
+        self.metrics.connections_opened.add(1);
+        self.begin_beating(connections, id);
+        self.join_presence(connections, id, channels);
+    }
+
+    fn take_claims(&self, now: Tick, claims: Option<Claims>, rare: &mut Rare) {
+        let Some(claims) = claims else { return };
+        rare.expires = claims.expires.map(|expires| {
+            let left = expires.duration_since(SystemTime::now()).unwrap_or_default();
+            now.after(left)
+        });
+        rare.claims = Some(Arc::new(claims));
+    }
+
+    fn join_presence(&mut self, connections: &mut Connections<Session>, id: ConnectionId, channels: &[Channel]) {
+        let node = &self.shared.node;
+        let with_presence: Vec<&Channel> =
+            channels.iter().filter(|channel| node.namespaces().of(channel).presence).collect();
+        if with_presence.is_empty() {
+            return;
+        }
+        let Some(open) = connections.get_mut(id).and_then(Session::open_mut) else { return };
+        let Some(claims) = open.claims().cloned() else { return };
+        let Some(user) = claims.user.clone() else { return };
+        open.rare_mut().present = true;
+        for channel in with_presence {
+            let member =
+                Member { connection: self.connection_name(id).into(), user: user.clone(), info: claims.info.clone() };
+            self.detach(node.backplane().join(channel, member), "a presence entry could not be written");
+        }
+    }
+
+    /// Runs a future whose failure is only to be logged.
+    pub(crate) fn detach<F>(&self, future: F, failure: &'static str)
+    where
+        F: Future<Output = Result<(), BackplaneError>> + Send + 'static,
+    {
+        let mut future = Box::pin(async move {
+            if let Err(error) = future.await {
+                tracing::warn!(%error, "{failure}");
+            }
+        });
+        if let Poll::Pending = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            self.shared.runtime.spawn(future);
+        }
+    }
+
+    /// Appends what a client missed in a channel, or that it cannot be had. False: its protocol cannot say so.
+    fn write_recovered(
+        &mut self,
+        key: ChannelKey,
+        recovering: Recovering,
+        encoding: Encoding,
+        rare: &mut Rare,
+        out: &mut Vec<u8>,
+    ) -> bool {
+        let Some(history) = recovering.history else { return true };
+        let mut recovery = Recovery { key, through: history.top };
+        let mut contents: Vec<Content> = match history.continuous {
+            true => history.publications.into_iter().map(Content::Publication).collect(),
+            false => vec![Content::Gap(Gap { reason: GapReason::Unrecoverable, top: history.top })],
+        };
+        for outgoing in recovering.kept.into_items() {
+            if recovery.wants(&outgoing) {
+                contents.push(outgoing.content.clone());
+                recovery.through = outgoing.position().or(recovery.through);
+            }
+        }
+        rare.recoveries.push(recovery);
+        let channel = self.hub.channel(key).clone();
+        self.metrics.messages_sent.add(contents.len() as u64);
+        contents.iter().all(|content| {
+            let id = encoding.is_individual().then(|| rare.advance(key, content.position())).flatten();
+            let before = out.len();
+            match encoding.is_individual() {
+                true => self.encoder.encode_sse(&channel, content, encoding, id.as_deref(), out),
+                false => out.extend_from_slice(&self.encoder.encode(&channel, content, encoding.plain())),
+            }
+            out.len() > before
+        })
+    }
+}
+
+impl Entered {
+    fn since(&self) -> Option<Position> {
+        self.recovering.as_ref().map(|recovering| recovering.since)
+    }
+}
+
+fn write_head(request: &Request, out: &mut Vec<u8>) {
+    if let Some(upgrade) = &request.upgrade {
+        return upgrade.write_response(out, None);
+    }
+    match &request.cross_origin {
+        Some(origin) => {
+            sse::write_response_head(out, &[("Access-Control-Allow-Origin", &**origin), ("Vary", "Origin")]);
+        }
+        None => sse::write_response_head(out, &[]),
+    }
+}
+
+fn overflow(policy: SlowReader) -> Overflow {
+    match policy {
+        SlowReader::Disconnect => Overflow::Disconnect,
+        SlowReader::Drop => Overflow::Drop,
+        SlowReader::Latest => Overflow::Latest,
+    }
+}

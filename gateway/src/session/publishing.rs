@@ -1,0 +1,213 @@
+//! What clients publish over their connection: rights, rates, order.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use tidegate_backplane::{Channel, Payload};
+use tidegate_reactor::{ConnectionId, Connections, Tick};
+use tidegate_wire::{frame::Opcode, raw};
+
+use super::{Open, Session, leaving::Leave};
+use crate::{
+    config::{ClientPublish, Limits},
+    metrics::DropReason,
+    node::{PublishError, PublishRequest},
+    outgoing::Encoding,
+    shard::{Command, Core},
+};
+
+/// State of a connection that publishes.
+#[derive(Debug)]
+pub(crate) struct Publisher {
+    messages_left: f64,
+    bytes_left: f64,
+    filled: Tick,
+    /// What came while a publish was under way. Reading is paused then, so it is at most what one read held.
+    waiting: VecDeque<PublishRequest>,
+    under_way: bool,
+}
+
+/// Why a client's message is not published.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+enum Refused {
+    #[error("malformed publication: {0}")]
+    Malformed(Box<str>),
+    #[error("name a channel: this connection is subscribed to several")]
+    Ambiguous,
+    #[error("this connection is not subscribed to that channel")]
+    NotSubscribed,
+    #[error("this connection may not publish to that channel")]
+    Forbidden,
+    #[error("publishing faster than allowed")]
+    Rate,
+    #[error(transparent)]
+    Failed(#[from] PublishError),
+}
+
+impl Publisher {
+    fn new(limits: &Limits, now: Tick) -> Self {
+        Self {
+            messages_left: f64::from(limits.publishes_per_second),
+            bytes_left: limits.publish_bytes_per_second.as_usize() as f64,
+            filled: now,
+            waiting: VecDeque::new(),
+            under_way: false,
+        }
+    }
+
+    /// Takes the tokens of a message, if there are any. The buckets hold one second's worth.
+    fn take(&mut self, limits: &Limits, now: Tick, bytes: usize) -> bool {
+        let passed = now.since(self.filled).as_secs_f64();
+        self.filled = now;
+        let fill = |left: &mut f64, per_second: f64, cost: f64| {
+            *left = (*left + passed * per_second).min(per_second);
+            per_second == 0.0 || *left >= cost
+        };
+        let (messages, bytes_rate) =
+            (f64::from(limits.publishes_per_second), limits.publish_bytes_per_second.as_usize() as f64);
+        let fits = fill(&mut self.messages_left, messages, 1.0) & fill(&mut self.bytes_left, bytes_rate, bytes as f64);
+        if fits {
+            self.messages_left -= 1.0;
+            self.bytes_left -= bytes as f64;
+        }
+        fits
+    }
+}
+
+impl Core {
+    pub(crate) fn client_text(&mut self, connections: &mut Connections<Session>, id: ConnectionId, text: &str) {
+        let Some(open) = connections.get(id).and_then(Session::open) else { return };
+        let enveloped = matches!(open.encoding, Encoding::Envelope | Encoding::EnvelopeDeflated);
+        if !enveloped {
+            let payload = Payload::Text(Bytes::copy_from_slice(text.as_bytes()));
+            return self.client_publish(connections, id, None, None, payload);
+        }
+        match raw::parse_client_publication(text) {
+            Ok(publication) => {
+                let payload = Payload::Text(Bytes::copy_from_slice(publication.data.as_bytes()));
+                let event = publication.event.as_deref().map(Box::from);
+                self.client_publish(connections, id, publication.channel.as_deref(), event, payload);
+            }
+            Err(error) => self.refuse_publish(connections, id, &Refused::Malformed(error.to_string().into())),
+        }
+    }
+
+    pub(crate) fn client_binary(&mut self, connections: &mut Connections<Session>, id: ConnectionId, bytes: &[u8]) {
+        let payload = Payload::Binary(Bytes::copy_from_slice(bytes));
+        self.client_publish(connections, id, None, None, payload);
+    }
+
+    /// A publish has ended; the next one of the connection goes.
+    pub(crate) fn published(
+        &mut self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+        result: Result<(), PublishError>,
+    ) {
+        if let Err(error) = result {
+            self.refuse_publish(connections, id, &Refused::Failed(error));
+        }
+        let Some(publisher) = publisher(connections, id) else { return };
+        publisher.under_way = false;
+        match publisher.waiting.pop_front() {
+            Some(next) => self.start_publish(connections, id, next),
+            None => connections.set_paused(id, false),
+        }
+    }
+
+    fn client_publish(
+        &mut self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+        channel: Option<&str>,
+        event: Option<Box<str>>,
+        payload: Payload,
+    ) {
+        match self.check_publish(connections, id, channel, payload.bytes().len()) {
+            Ok(channel) => {
+                let request = PublishRequest { channel, event, payload, idempotency_key: None };
+                self.start_publish(connections, id, request);
+            }
+            Err(refused) => self.refuse_publish(connections, id, &refused),
+        }
+    }
+
+    fn check_publish(
+        &mut self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+        channel: Option<&str>,
+        bytes: usize,
+    ) -> Result<Channel, Refused> {
+        let now = connections.now();
+        let Some(open) = connections.get_mut(id).and_then(Session::open_mut) else { return Err(Refused::NotSubscribed) };
+        let recovering = open.rare.iter().flat_map(|rare| &rare.recoveries).map(|recovery| recovery.key);
+        let subscribed = open.subscriptions.as_slice().iter().map(|&own| self.hub.channel_of(own));
+        let mut own = subscribed.chain(recovering).map(|key| self.hub.channel(key));
+        let channel = match channel {
+            Some(name) => own.find(|own| own.as_str() == name).ok_or(Refused::NotSubscribed)?.clone(),
+            None => {
+                let only = own.next().ok_or(Refused::NotSubscribed)?.clone();
+                if own.next().is_some() {
+                    return Err(Refused::Ambiguous);
+                }
+                only
+            }
+        };
+        let allowed = match self.shared.node.namespaces().of(&channel).client_publish {
+            ClientPublish::Never => false,
+            ClientPublish::Anyone => true,
+            ClientPublish::Token => open.claims().is_some_and(|claims| claims.may_publish(&channel)),
+        };
+        if !allowed {
+            return Err(Refused::Forbidden);
+        }
+        let limits = &self.shared.node.config().limits;
+        let publisher = open.rare_mut().publisher.get_or_insert_with(|| Publisher::new(limits, now));
+        if publisher.take(limits, now, bytes) { Ok(channel) } else { Err(Refused::Rate) }
+    }
+
+    /// Publishes now, or after what the connection published before.
+    fn start_publish(&mut self, connections: &mut Connections<Session>, id: ConnectionId, request: PublishRequest) {
+        let Some(publisher) = publisher(connections, id) else { return };
+        if publisher.under_way {
+            publisher.waiting.push_back(request);
+            return;
+        }
+        publisher.under_way = true;
+        connections.set_paused(id, true);
+        let node = self.shared.node.clone();
+        let publish = async move { node.publish(request).await.map(|_| ()) };
+        self.then(publish, move |result| Command::Published { id, result });
+    }
+
+    /// Says why a message was not published: in the envelope's words, or by closing, since verbatim payloads leave
+    /// no room for words.
+    fn refuse_publish(&mut self, connections: &mut Connections<Session>, id: ConnectionId, refused: &Refused) {
+        let (code, reason) = match refused {
+            Refused::Malformed(_) | Refused::Ambiguous => (400, DropReason::Forbidden),
+            Refused::NotSubscribed | Refused::Forbidden => (403, DropReason::Forbidden),
+            Refused::Rate => (429, DropReason::RateLimit),
+            Refused::Failed(PublishError::TooLarge { .. }) => (413, DropReason::PublishFailed),
+            Refused::Failed(_) => (503, DropReason::PublishFailed),
+        };
+        self.metrics.messages_dropped.add(reason, 1);
+        let Some(open) = connections.get(id).and_then(Session::open) else { return };
+        if open.encoding.carries_notices() {
+            let mut notice = Vec::new();
+            raw::encode_error(code, &refused.to_string(), &mut notice);
+            return self.write_frame(connections, id, Opcode::Text, &notice);
+        }
+        let why = match refused {
+            Refused::Rate => Leave::RateLimit,
+            Refused::Failed(_) => Leave::Forbidden("the message could not be published"),
+            Refused::Ambiguous => Leave::Forbidden("publishing to one of several channels needs envelope=json"),
+            _ => Leave::Forbidden("this connection may not publish"),
+        };
+        self.leave(connections, id, why);
+    }
+}
+
+fn publisher(connections: &mut Connections<Session>, id: ConnectionId) -> Option<&mut Publisher> {
+    connections.get_mut(id).and_then(Session::open_mut).and_then(|open: &mut Open| open.rare.as_mut()?.publisher.as_mut())
+}

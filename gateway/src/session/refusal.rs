@@ -1,0 +1,144 @@
+//! Why a handshake is refused: each reason knows its answer, its count, and what to do about it.
+
+use std::{borrow::Cow, time::Duration};
+
+use tidegate_backplane::{BackplaneError, ChannelError, PositionError};
+use tidegate_wire::{head::HeadError, http_answer, raw::QueryError, upgrade::UpgradeError};
+
+use crate::{
+    auth::{ApiKeyError, TokenError},
+    front::Over,
+    http::problem,
+    metrics::{AuthFailure, HandshakeResult},
+};
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refusal {
+    #[error(transparent)]
+    Head(#[from] HeadError),
+    #[error("the request head is larger than {max} bytes")]
+    HeadTooLarge { max: usize },
+    #[error("the request head did not arrive in time")]
+    HeadTimeout,
+    #[error(transparent)]
+    Query(#[from] QueryError),
+    #[error("channel: {0}")]
+    Channel(#[from] ChannelError),
+    #[error("channel: name at least one channel, for example ?channel=news")]
+    NoChannel,
+    #[error("channel: {given} channels are named, {max} are allowed on one connection")]
+    TooManyChannels { given: usize, max: usize },
+    #[error("channel: {0} is named twice")]
+    RepeatedChannel(tidegate_backplane::Channel),
+    #[error("since: {0}")]
+    Position(#[from] PositionError),
+    #[error(transparent)]
+    Upgrade(#[from] UpgradeError),
+    #[error("pages of this origin may not connect; add it to auth.allowed_origins")]
+    Origin,
+    #[error("the channel {channel} needs a token: ?token=… or Authorization: Bearer …")]
+    TokenMissing { channel: tidegate_backplane::Channel },
+    #[error("the token is refused: {0}")]
+    Token(#[from] TokenError),
+    #[error("the keys to check the token with cannot be had at the moment")]
+    KeysUnavailable,
+    #[error("the credentials are refused: {0}")]
+    ApiKey(#[from] ApiKeyError),
+    #[error("the token does not allow to subscribe to {channel}")]
+    Rights { channel: tidegate_backplane::Channel },
+    #[error("{}", over_text(*.0))]
+    Over(Over),
+    #[error("this node is draining")]
+    Draining,
+    #[error(transparent)]
+    Backplane(#[from] BackplaneError),
+}
+
+/// How long refused clients are told to wait: between 1 and 4 s, spread so that they do not all come back at once.
+const RETRY_AFTER_S: std::ops::RangeInclusive<u64> = 1..=4;
+
+impl Refusal {
+    /// Status, reason phrase, and name of the problem type (see `docs/errors.md`).
+    fn answer(&self) -> (u16, &'static str, &'static str) {
+        match self {
+            Self::Head(error) => (error.status().0, error.status().1, "malformed-request"),
+            Self::HeadTooLarge { .. } => (431, "Request Header Fields Too Large", "head-too-large"),
+            Self::HeadTimeout => (408, "Request Timeout", "head-timeout"),
+            Self::Query(_) | Self::Position(_) => (400, "Bad Request", "invalid-parameter"),
+            Self::Channel(_) | Self::NoChannel | Self::RepeatedChannel(_) | Self::TooManyChannels { .. } => {
+                (400, "Bad Request", "invalid-channel")
+            }
+            Self::Upgrade(error) => (error.status().0, error.status().1, "invalid-upgrade"),
+            Self::TokenMissing { .. } | Self::Token(_) => (401, "Unauthorized", "unauthorized"),
+            Self::ApiKey(error) if error.status() == 401 => (401, "Unauthorized", "unauthorized"),
+            Self::Origin | Self::Rights { .. } | Self::ApiKey(_) => (403, "Forbidden", "forbidden"),
+            Self::Over(Over::Address) => (429, "Too Many Requests", "too-many-connections"),
+            Self::Over(Over::Rate { .. }) => (503, "Service Unavailable", "too-many-handshakes"),
+            Self::Over(Over::Node) => (503, "Service Unavailable", "no-capacity"),
+            Self::Draining => (503, "Service Unavailable", "draining"),
+            Self::Backplane(_) | Self::KeysUnavailable => (503, "Service Unavailable", "backplane-unavailable"),
+        }
+    }
+
+    pub(crate) fn result(&self) -> HandshakeResult {
+        match self {
+            Self::HeadTimeout => HandshakeResult::Timeout,
+            Self::TokenMissing { .. } | Self::Token(_) | Self::KeysUnavailable => HandshakeResult::Unauthorized,
+            Self::ApiKey(error) if error.status() == 401 => HandshakeResult::Unauthorized,
+            Self::Rights { .. } | Self::ApiKey(_) => HandshakeResult::Forbidden,
+            Self::Origin => HandshakeResult::OriginRefused,
+            Self::Over(Over::Address) => HandshakeResult::AddressLimit,
+            Self::Over(Over::Node) => HandshakeResult::NodeLimit,
+            Self::Over(Over::Rate { .. }) => HandshakeResult::RateLimit,
+            Self::Draining => HandshakeResult::Draining,
+            Self::Backplane(_) => HandshakeResult::BackplaneUnavailable,
+            _ => HandshakeResult::BadRequest,
+        }
+    }
+
+    pub(crate) fn auth_failure(&self) -> Option<AuthFailure> {
+        Some(match self {
+            Self::TokenMissing { .. } => AuthFailure::TokenMissing,
+            Self::Token(TokenError::Expired) => AuthFailure::TokenExpired,
+            Self::Token(_) => AuthFailure::TokenInvalid,
+            Self::KeysUnavailable => AuthFailure::KeysUnavailable,
+            Self::ApiKey(error) if error.status() == 401 => AuthFailure::KeyUnknown,
+            Self::ApiKey(_) => AuthFailure::KeyScope,
+            Self::Rights { .. } => AuthFailure::TokenRights,
+            Self::Origin => AuthFailure::Origin,
+            _ => return None,
+        })
+    }
+
+    /// Appends the answer. `spread` is any number that differs between clients.
+    pub(crate) fn write(&self, spread: u64, out: &mut Vec<u8>) {
+        let (status, reason, name) = self.answer();
+        let mut extra: Vec<(&str, Cow<'_, str>)> = Vec::new();
+        match self {
+            Self::Upgrade(error) => extra.extend(error.headers().iter().map(|&(name, value)| (name, value.into()))),
+            _ if status == 401 => extra.push(("WWW-Authenticate", "Bearer".into())),
+            _ if matches!(status, 429 | 503) => extra.push(("Retry-After", self.retry_after(spread).to_string().into())),
+            _ => {}
+        }
+        let extra: Vec<(&str, &str)> = extra.iter().map(|(name, value)| (*name, &**value)).collect();
+        let body = problem::document(name, reason, status, &self.to_string());
+        http_answer::write_answer(status, reason, problem::MEDIA_TYPE, &extra, body.as_bytes(), out);
+    }
+
+    fn retry_after(&self, spread: u64) -> u64 {
+        let least = match self {
+            Self::Over(Over::Rate { retry_after }) => retry_after.as_secs(),
+            _ => Duration::ZERO.as_secs(),
+        };
+        let (from, to) = RETRY_AFTER_S.into_inner();
+        least + from + spread % (to - from + 1)
+    }
+}
+
+fn over_text(over: Over) -> &'static str {
+    match over {
+        Over::Node => "this node holds as many connections as it is configured for",
+        Over::Address => "this address has as many connections as one address may have",
+        Over::Rate { .. } => "this node accepts no more handshakes at the moment",
+    }
+}

@@ -1,0 +1,247 @@
+//! Open WebSockets: messages in, heartbeats, notices.
+
+use std::ops::ControlFlow;
+
+use tidegate_reactor::{ConnectionId, Connections, Tick};
+use tidegate_wire::{
+    decoder::{Decoder, Message},
+    frame::{self, CloseCode, Opcode},
+    raw, sse,
+};
+
+use super::{Open, Phase, Protocol, Session, leaving::Leave};
+use crate::{
+    metrics::{self, DisconnectReason},
+    shard::{Core, ShardDriver},
+};
+
+/// A ping carries when it was sent, in microseconds of the shard's clock.
+const PING_BYTES: usize = 8;
+
+impl ShardDriver {
+    /// Bytes of an open WebSocket.
+    pub(crate) fn read_socket(
+        &mut self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+        bytes: &mut [u8],
+    ) {
+        let Some(open) = connections.get_mut(id).and_then(Session::open_mut) else { return };
+        // The decoder is taken out while its messages are handled, since they may change the session.
+        let mut decoder = std::mem::replace(&mut open.decoder, Decoder::new(false));
+        let max = self.core.shared.node.config().limits.message_bytes.as_usize();
+        let core = &mut self.core;
+        let decoded = decoder.decode(bytes, max, &mut self.inflater, |message| core.on_message(connections, id, message));
+        match connections.get_mut(id).map(|session| &mut session.phase) {
+            Some(Phase::Open(open)) => open.decoder = decoder,
+            Some(Phase::Leaving(Some(left))) => *left = decoder,
+            _ => {}
+        }
+        if let Err(error) = decoded {
+            self.core.leave(connections, id, Leave::Protocol(error));
+        }
+    }
+
+    /// Bytes of a WebSocket that was told to go: only its close frame matters.
+    pub(crate) fn read_last(&mut self, connections: &mut Connections<Session>, id: ConnectionId, bytes: &mut [u8]) {
+        let Some(Phase::Leaving(Some(decoder))) = connections.get_mut(id).map(|session| &mut session.phase) else {
+            return;
+        };
+        let max = self.core.shared.node.config().limits.message_bytes.as_usize();
+        let mut closed = false;
+        let decoded = decoder.decode(bytes, max, &mut self.inflater, |message| match message {
+            Message::Close(_) => {
+                closed = true;
+                ControlFlow::Break(())
+            }
+            _ => ControlFlow::Continue(()),
+        });
+        if closed || decoded.is_err() {
+            connections.close_when_flushed(id);
+        }
+    }
+}
+
+impl Core {
+    fn on_message(
+        &mut self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+        message: Message<'_>,
+    ) -> ControlFlow<()> {
+        let Some(protocol) = connections.get(id).and_then(Session::open).map(|open| open.protocol) else {
+            return ControlFlow::Break(());
+        };
+        match message {
+            Message::Ping(payload) => self.write_frame(connections, id, Opcode::Pong, payload),
+            Message::Pong(payload) => self.observe_pong(payload),
+            Message::Close(close) => {
+                self.close_as_asked(connections, id, close.map(|(code, _)| code));
+                return ControlFlow::Break(());
+            }
+            Message::Text(text) => {
+                self.metrics.messages_received.add(1);
+                match protocol {
+                    Protocol::Echo => self.echo(connections, id, Opcode::Text, text.as_bytes()),
+                    _ => self.client_text(connections, id, text),
+                }
+            }
+            Message::Binary(bytes) => {
+                self.metrics.messages_received.add(1);
+                match protocol {
+                    Protocol::Echo => self.echo(connections, id, Opcode::Binary, bytes),
+                    _ => self.client_binary(connections, id, bytes),
+                }
+            }
+        }
+        match connections.get(id).and_then(Session::open) {
+            Some(_) => ControlFlow::Continue(()),
+            None => ControlFlow::Break(()),
+        }
+    }
+
+    pub(crate) fn write_frame(
+        &mut self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+        opcode: Opcode,
+        payload: &[u8],
+    ) {
+        let mut out = std::mem::take(&mut self.scratch);
+        out.clear();
+        frame::encode(opcode, payload, &mut out);
+        connections.write(id, &out);
+        self.scratch = out;
+    }
+
+    /// What is echoed is bounded by the message it answers; a client that does not read is not read either.
+    fn echo(&mut self, connections: &mut Connections<Session>, id: ConnectionId, opcode: Opcode, payload: &[u8]) {
+        let deflates = connections
+            .get(id)
+            .and_then(Session::open)
+            .is_some_and(|open| open.encoding == crate::outgoing::Encoding::RawDeflated);
+        let mut out = std::mem::take(&mut self.scratch);
+        out.clear();
+        if deflates {
+            let mut deflated = Vec::new();
+            self.deflater.compress(payload, &mut deflated);
+            frame::encode_compressed(opcode, &deflated, &mut out);
+        } else {
+            frame::encode(opcode, payload, &mut out);
+        }
+        connections.write_beyond_bound(id, &out);
+        // A large echo is rare and only in --dev: its buffer is not kept.
+        if out.capacity() <= 64 * 1024 {
+            self.scratch = out;
+        }
+        self.metrics.messages_sent.add(1);
+        connections.pause_until_flushed(id);
+    }
+
+    /// The client says goodbye: its code comes back (RFC 6455 section 5.5.1), and the connection ends.
+    fn close_as_asked(&mut self, connections: &mut Connections<Session>, id: ConnectionId, code: Option<CloseCode>) {
+        let mut out = std::mem::take(&mut self.scratch);
+        out.clear();
+        match code {
+            Some(code) => frame::encode_close(code, "", &mut out),
+            None => frame::encode(Opcode::Close, &[], &mut out),
+        }
+        connections.write(id, &out);
+        self.scratch = out;
+        self.metrics.close_frames.add(metrics::CloseCode::of(code.unwrap_or(CloseCode::NORMAL).0), 1);
+        self.metrics.disconnects.add(DisconnectReason::ClientClosed, 1);
+        let Some(session) = connections.get_mut(id) else { return };
+        if let Phase::Open(open) = std::mem::replace(&mut session.phase, Phase::Leaving(None)) {
+            self.unsubscribe(connections, id, open);
+        }
+        connections.close_when_flushed(id);
+        self.set_leave_timer(connections, id);
+    }
+
+    fn observe_pong(&self, payload: &[u8]) {
+        // A pong that nobody asked for is legal (RFC 6455 section 5.5.3) and means nothing.
+        let Ok(sent_us) = <[u8; PING_BYTES]>::try_from(payload).map(u64::from_be_bytes) else { return };
+        let now_us = self.shared.started.elapsed().as_micros() as u64;
+        if let Some(rtt) = now_us.checked_sub(sent_us).filter(|&us| us < 600_000_000) {
+            self.metrics.ping_rtt_seconds.observe(std::time::Duration::from_micros(rtt));
+        }
+    }
+
+    /// Sets the first heartbeat. Half to a whole interval from now, so that clients which came together are not
+    /// pinged together.
+    pub(crate) fn begin_beating(&self, connections: &mut Connections<Session>, id: ConnectionId) {
+        let interval = self.shared.node.config().heartbeat.interval;
+        let spread = id.generation.wrapping_mul(2_654_435_761) % 1024;
+        let first = interval / 2 + interval / 2 * spread / 1024;
+        self.beat_at(connections, id, connections.now().after(first));
+    }
+
+    /// The heartbeat of an open connection.
+    pub(crate) fn beat(&mut self, connections: &mut Connections<Session>, id: ConnectionId) {
+        let now = connections.now();
+        let silent = now.since(connections.heard(id));
+        let Some(open) = connections.get_mut(id).and_then(Session::open_mut) else { return };
+        let rare = open.rare.as_ref();
+        if rare.is_some_and(|rare| rare.reason.is_some()) {
+            // It is being closed, and its last words do not leave.
+            return connections.close(id);
+        }
+        if rare.and_then(|rare| rare.expires).is_some_and(|expires| expires <= now) {
+            return self.leave(connections, id, Leave::TokenExpired);
+        }
+        let heartbeat = &self.shared.node.config().heartbeat;
+        let (interval, timeout) = (heartbeat.interval, heartbeat.timeout);
+        if open.protocol == Protocol::Sse {
+            connections.write(id, sse::COMMENT_HEARTBEAT);
+            return self.beat_at(connections, id, now.after(interval));
+        }
+        if std::mem::take(&mut open.pinged) {
+            // Before the ping it had been silent for half an interval at least: silence that long and a timeout
+            // means that the ping was not answered.
+            if silent >= timeout + interval / 2 {
+                open.rare_mut().reason = Some(DisconnectReason::PingTimeout);
+                return connections.close(id);
+            }
+        } else if silent >= interval / 2 {
+            open.pinged = true;
+            let now_us = self.shared.started.elapsed().as_micros() as u64;
+            self.write_frame(connections, id, Opcode::Ping, &now_us.to_be_bytes());
+            return self.beat_at(connections, id, now.after(timeout));
+        }
+        let next = connections.heard(id).after(interval).max(Tick(now.0 + 1));
+        self.beat_at(connections, id, next);
+    }
+
+    /// The next look at a connection: its heartbeat, or the end of its token if that is sooner.
+    fn beat_at(&self, connections: &mut Connections<Session>, id: ConnectionId, due: Tick) {
+        let expires = connections
+            .get(id)
+            .and_then(Session::open)
+            .and_then(|open: &Open| open.rare.as_ref()?.expires)
+            .unwrap_or(Tick::NEVER);
+        connections.set_timer(id, due.min(expires.max(Tick(connections.now().0 + 1))));
+    }
+
+    /// Says how many messages did not fit, where the protocol can.
+    pub(crate) fn tell_dropped(&mut self, connections: &mut Connections<Session>, id: ConnectionId, dropped: u64) {
+        let Some(open) = connections.get(id).and_then(Session::open) else { return };
+        if !open.encoding.carries_notices() {
+            return;
+        }
+        let is_stream = open.encoding.is_sse();
+        // The queue is the connection's, so the notice names a channel only where there is just one.
+        let channel = match open.subscriptions.as_slice() {
+            [only] => self.hub.channel(self.hub.channel_of(*only)).as_str().to_owned(),
+            _ => String::new(),
+        };
+        let mut notice = Vec::new();
+        raw::encode_dropped(&channel, dropped, &mut notice);
+        if is_stream {
+            let mut out = Vec::new();
+            sse::encode_event(None, Some("dropped"), &String::from_utf8_lossy(&notice), &mut out);
+            connections.write(id, &out);
+        } else {
+            self.write_frame(connections, id, Opcode::Text, &notice);
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! The gateway's side of a shard: what its reactor tells it goes to the session's phase, what other threads ask
+//! goes to the session or the hub.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tidegate_backplane::{BackplaneError, DisconnectTarget, History};
+use tidegate_reactor::{Closed, ConnectionId, Connections, Driver, Mail, Mailbox, Tick, Turn};
+use tidegate_wire::deflate::{Deflater, Inflater};
+use tokio::runtime::Handle;
+
+use crate::{
+    auth::{ApiKeys, Authenticator, Origins},
+    front::Front,
+    http::serve::HandOff,
+    hub::{ChannelKey, Delivery, Hub},
+    metrics::{DisconnectReason, HandshakeResult, Metrics, ShardMetrics},
+    node::{Node, PublishError},
+    outgoing::{Encoder, Outgoing},
+    session::{Open, Phase, Protocol, Session, leaving::Leave},
+};
+
+/// What other threads ask of a shard.
+#[derive(Debug)]
+pub enum Command {
+    /// Fan this out.
+    #[doc(hidden)]
+    Deliver(Arc<Outgoing>),
+    /// Keys were fetched: look at the token again.
+    KeysFetched(ConnectionId),
+    /// The backplane has answered a subscription.
+    Confirmed { id: ConnectionId, result: Result<(), BackplaneError> },
+    /// History was read for a recovering connection.
+    HistoryRead { id: ConnectionId, key: ChannelKey, result: Result<History, BackplaneError> },
+    /// A client's publish has ended.
+    Published { id: ConnectionId, result: Result<(), PublishError> },
+    /// Close the connections of a user, or one.
+    Disconnect { target: DisconnectTarget, reason: Box<str> },
+    /// Close all connections, evenly over the time.
+    Drain { over: Duration },
+}
+
+/// What all shards share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) node: Arc<Node>,
+    pub(crate) front: Arc<Front>,
+    pub(crate) authenticator: Arc<Authenticator>,
+    pub(crate) api_keys: Arc<ApiKeys>,
+    pub(crate) origins: Arc<Origins>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) runtime: Handle,
+    pub(crate) http: tokio::sync::mpsc::UnboundedSender<HandOff>,
+    pub(crate) started: Instant,
+}
+
+/// Drives one shard.
+#[derive(Debug)]
+pub(crate) struct ShardDriver {
+    pub(crate) inflater: Inflater,
+    pub(crate) core: Core,
+}
+
+/// Everything but the inflater, which is lent to the decoder while messages are handled.
+pub(crate) struct Core {
+    pub(crate) shard: usize,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) hub: Hub,
+    pub(crate) encoder: Encoder,
+    /// Deflates what is echoed.
+    pub(crate) deflater: Deflater,
+    pub(crate) mailbox: Mailbox<Mail<Session, Command>>,
+    pub(crate) metrics: Arc<ShardMetrics>,
+    /// Reused for answers.
+    pub(crate) scratch: Vec<u8>,
+    /// What the front counts for this shard.
+    pub(crate) connections_dealt: Arc<AtomicU64>,
+    drain: Option<DrainPlan>,
+    /// Totals at the last export.
+    exported: Exported,
+    swept: Tick,
+}
+
+/// Closing everyone, a little at a time.
+#[derive(Debug)]
+struct DrainPlan {
+    ends: Tick,
+    /// Slots below this were closed.
+    next_slot: u32,
+    acted: Tick,
+}
+
+#[derive(Debug, Default)]
+struct Exported {
+    bytes_received: u64,
+    bytes_sent: u64,
+}
+
+/// Connections looked at in one turn of a drain.
+const DRAIN_PORTION: u32 = 1024;
+
+impl ShardDriver {
+    pub(crate) fn new(
+        shard: usize,
+        shared: Arc<Shared>,
+        hub: Hub,
+        mailbox: Mailbox<Mail<Session, Command>>,
+        metrics: Arc<ShardMetrics>,
+        connections_dealt: Arc<AtomicU64>,
+    ) -> Self {
+        let core = Core {
+            shard,
+            shared,
+            hub,
+            encoder: Encoder::new(),
+            deflater: Deflater::new(1),
+            mailbox,
+            metrics,
+            scratch: Vec::new(),
+            connections_dealt,
+            drain: None,
+            exported: Exported::default(),
+            swept: Tick(0),
+        };
+        Self { inflater: Inflater::new(), core }
+    }
+}
+
+impl Driver for ShardDriver {
+    type Connection = Session;
+    type Command = Command;
+
+    fn on_adopted(&mut self, connections: &mut Connections<Session>, id: ConnectionId) {
+        self.core.metrics.connections.add(1);
+        let timeout = self.core.shared.node.config().limits.handshake_timeout;
+        connections.set_timer(id, connections.now().after(timeout));
+    }
+
+    fn on_bytes(&mut self, connections: &mut Connections<Session>, id: ConnectionId, bytes: &mut [u8]) {
+        let Some(session) = connections.get_mut(id) else { return };
+        match &mut session.phase {
+            Phase::Head(_) => {
+                if let Some(mut rest) = self.core.read_head(connections, id, bytes) {
+                    self.on_bytes(connections, id, &mut rest);
+                }
+            }
+            Phase::Opening(opening) => {
+                if opening.receive(bytes).is_err() {
+                    connections.close(id);
+                }
+            }
+            Phase::Open(Open { protocol: Protocol::Sse, .. }) | Phase::Leaving(None) => {}
+            Phase::Open(_) => self.read_socket(connections, id, bytes),
+            Phase::Leaving(Some(_)) => self.read_last(connections, id, bytes),
+        }
+    }
+
+    fn on_timer(&mut self, connections: &mut Connections<Session>, id: ConnectionId) {
+        let Some(session) = connections.get(id) else { return };
+        match &session.phase {
+            Phase::Head(_) | Phase::Opening(_) => self.core.time_out_handshake(connections, id),
+            Phase::Open(_) => self.core.beat(connections, id),
+            Phase::Leaving(_) => connections.close(id),
+        }
+    }
+
+    fn on_recovered(&mut self, connections: &mut Connections<Session>, id: ConnectionId, dropped: u64) {
+        self.core.tell_dropped(connections, id, dropped);
+    }
+
+    fn on_command(&mut self, connections: &mut Connections<Session>, command: Command) {
+        match command {
+            Command::Deliver(outgoing) => {
+                let (hub, mut delivery) = self.core.delivery(connections);
+                hub.deliver(&outgoing, &mut delivery);
+            }
+            Command::KeysFetched(id) => {
+                if let Some(mut rest) = self.core.resume_head(connections, id) {
+                    self.on_bytes(connections, id, &mut rest);
+                }
+            }
+            Command::Confirmed { id, result } => {
+                if let Some(mut rest) = self.core.confirmed(connections, id, result) {
+                    self.on_bytes(connections, id, &mut rest);
+                }
+            }
+            Command::HistoryRead { id, key, result } => {
+                if let Some(mut rest) = self.core.history_read(connections, id, key, result) {
+                    self.on_bytes(connections, id, &mut rest);
+                }
+            }
+            Command::Published { id, result } => self.core.published(connections, id, result),
+            Command::Disconnect { target, reason } => self.core.disconnect(connections, &target, &reason),
+            Command::Drain { over } => {
+                let ends = connections.now().after(over);
+                self.core.drain = Some(DrainPlan { ends, next_slot: 0, acted: connections.now() });
+            }
+        }
+    }
+
+    fn on_closed(
+        &mut self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+        session: Session,
+        closed: Closed,
+    ) {
+        self.core.closed(connections, id, session, closed);
+    }
+
+    fn on_turn(&mut self, connections: &mut Connections<Session>, busy: Duration) -> Turn {
+        let (hub, mut delivery) = self.core.delivery(connections);
+        let turn = hub.run(&mut delivery);
+        self.core.export(connections, busy);
+        if connections.now() > self.core.swept {
+            self.core.swept = connections.now();
+            self.core.hub.sweep(connections.now());
+            self.inflater.release();
+        }
+        self.core.drain_portion(connections);
+        turn
+    }
+}
+
+impl Core {
+    /// Milliseconds on the clock of [`Session::accepted_ms`].
+    pub(crate) fn now_ms(&self) -> u32 {
+        self.shared.started.elapsed().as_millis() as u32
+    }
+
+    pub(crate) fn delivery<'a>(&'a mut self, connections: &'a mut Connections<Session>) -> (&'a mut Hub, Delivery<'a>) {
+        let delivery = Delivery { connections, encoder: &mut self.encoder, metrics: &self.metrics };
+        (&mut self.hub, delivery)
+    }
+
+    /// Names a connection in the cluster.
+    pub(crate) fn connection_name(&self, id: ConnectionId) -> String {
+        format!("{}.{}-{}-{}", self.shared.node.config().node, self.shard, id.slot, id.generation)
+    }
+
+    fn closed(&mut self, connections: &mut Connections<Session>, id: ConnectionId, session: Session, closed: Closed) {
+        self.metrics.connections.add(-1);
+        self.connections_dealt.fetch_sub(1, Ordering::AcqRel);
+        self.shared.front.release(session.address);
+        let lasted = Duration::from_millis(u64::from(self.now_ms().wrapping_sub(session.accepted_ms)));
+        match session.phase {
+            Phase::Head(head) => {
+                // One that never said anything is a browser's spare connection or a health check, not a failure.
+                if head.received.is_some() {
+                    self.metrics.handshakes.add(HandshakeResult::Abandoned, 1);
+                }
+            }
+            Phase::Opening(opening) => {
+                self.metrics.handshakes.add(HandshakeResult::Abandoned, 1);
+                self.abandon_opening(connections, id, *opening);
+            }
+            Phase::Open(open) => {
+                let reason = open.rare.as_ref().and_then(|rare| rare.reason).unwrap_or(match closed {
+                    Closed::Overflow => DisconnectReason::SlowReader,
+                    Closed::Peer | Closed::Failed(_) => DisconnectReason::ClientGone,
+                    Closed::Local => DisconnectReason::Internal,
+                });
+                self.metrics.disconnects.add(reason, 1);
+                self.metrics.connection_duration_seconds.observe(lasted);
+                self.unsubscribe(connections, id, open);
+            }
+            // Counted when it began to leave.
+            Phase::Leaving(_) => {}
+        }
+    }
+
+    fn export(&mut self, connections: &Connections<Session>, busy: Duration) {
+        let counters = connections.counters();
+        self.metrics.bytes_received.add(counters.bytes_received - self.exported.bytes_received);
+        self.metrics.bytes_sent.add(counters.bytes_sent - self.exported.bytes_sent);
+        self.exported = Exported { bytes_received: counters.bytes_received, bytes_sent: counters.bytes_sent };
+        self.metrics.send_queue_bytes.set(counters.queued_bytes as i64);
+        self.metrics.subscriptions.set(self.hub.subscriptions() as i64);
+        self.metrics.busy_ns.add(busy.as_nanos() as u64);
+    }
+
+    fn drain_portion(&mut self, connections: &mut Connections<Session>) {
+        let Some(plan) = &mut self.drain else { return };
+        let now = connections.now();
+        if now <= plan.acted {
+            return;
+        }
+        let slots_left = connections.slots().saturating_sub(plan.next_slot);
+        let ticks_left = plan.ends.0.saturating_sub(now.0).max(1);
+        let portion = slots_left.div_ceil(ticks_left).min(DRAIN_PORTION);
+        let (from, to) = (plan.next_slot, plan.next_slot + portion);
+        plan.next_slot = to;
+        // Behind the plan: go on in the next turn instead of the next tick.
+        if portion < DRAIN_PORTION {
+            plan.acted = now;
+        }
+        for id in (from..to).filter_map(|slot| connections.in_slot(slot)).collect::<Vec<_>>() {
+            self.leave(connections, id, Leave::Drain);
+        }
+    }
+}
+
+impl std::fmt::Debug for Core {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Core").field("shard", &self.shard).field("hub", &self.hub).finish_non_exhaustive()
+    }
+}
