@@ -93,7 +93,7 @@ impl Default for MemoryOptions {
     fn default() -> Self {
         Self {
             clock: Arc::new(SystemClock),
-            // A quarter of a small container's 1 GiB: about 800,000 publications of 130 bytes.
+            // A quarter of a small container's 1 GiB: about 900,000 publications of 130 bytes, 280 each.
             history_bytes_max: 256 << 20,
             idempotency_window: Duration::from_secs(5 * 60),
             // 218 publishes a second in one channel, each with a key, for 5 minutes.

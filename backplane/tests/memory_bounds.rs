@@ -96,6 +96,21 @@ fn the_least_recently_published_channel_forgets_first() {
 }
 
 #[test]
+fn a_channel_published_to_again_is_spared() {
+    let bench = Bench::new(MemoryOptions { history_bytes_max: 10_000, ..MemoryOptions::default() });
+    let (renewed, idle) = (bench.kept("renewed", &[1; 1000]), bench.kept("idle", &[1; 1000]));
+    bench.kept("renewed", &[1; 1000]);
+    while bench.counters().history_evicted == 0 {
+        bench.kept("busy", &[2; 1000]);
+    }
+    assert!(
+        bench.history("renewed", Some(Position { offset: 0, ..renewed })).continuous,
+        "it came first, but was used"
+    );
+    assert!(!bench.history("idle", Some(Position { offset: 0, ..idle })).continuous);
+}
+
+#[test]
 fn a_channel_without_subscriber_that_forgets_all_loses_its_epoch() {
     let bench = Bench::new(MemoryOptions { history_bytes_max: 10_000, ..MemoryOptions::default() });
     bench.subscribe("watched");

@@ -14,7 +14,7 @@ use crate::Position;
 const KEY_BYTES: usize = 16 + 72 + 48;
 
 /// What a channel costs by remembering keys at all: this struct (80), the smallest map and queue (200 and 128), and
-/// its entry in the table with its name (160).
+/// its entry in the table with its name (160, as in `log`).
 const KEYS_BYTES: usize = size_of::<Keys>() + 200 + 128 + 160;
 
 #[derive(Debug, Default)]

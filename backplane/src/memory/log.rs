@@ -10,9 +10,10 @@ use crate::{Epoch, History, HistoryPolicy, HistoryQuery, Payload, Position, Publ
 /// allocators round to 32).
 const PUBLICATION_BYTES: usize = size_of::<Publication>() + 2 * size_of::<usize>() + size_of::<Kept>() + 32;
 
-/// What a channel costs by having history at all: this struct, its entry in the table (64 bytes), the slot in the
-/// map (24 bytes at a load of one half), and a name of typical length with its counts (48 bytes).
-const LOG_BYTES: usize = size_of::<Log>() + 64 + 48 + 48;
+/// What a channel costs by holding history at all: this struct, the three more slots that the smallest deque has, its
+/// entry in the table (80 bytes with the counts), its slots in the map (24 bytes at a load of one half) and in the
+/// ledger's queue (24), and a name of typical length with its counts (48).
+const LOG_BYTES: usize = size_of::<Log>() + 3 * size_of::<Kept>() + 80 + 48 + 24 + 48;
 
 #[derive(Debug)]
 pub(super) struct Log {

@@ -37,7 +37,8 @@ struct MapPart(Mutex<HashMap<Channel, Arc<Entry>>>);
 #[derive(Debug, Default)]
 pub(super) struct Entry(Mutex<State>);
 
-/// What is known of a channel. 64 bytes with the lock: a channel that only has a subscriber owns nothing more.
+/// What is known of a channel. 56 bytes, 80 with the lock and the reference counts: a channel that only has a
+/// subscriber owns nothing more than that, its name, and a slot in the map (measured: 150 bytes in all).
 #[derive(Debug, Default)]
 pub(super) struct State {
     /// No longer in the map: who still holds the entry looks the channel up again.
@@ -47,6 +48,8 @@ pub(super) struct State {
     pub(super) history: Part<Log>,
     pub(super) keys: Part<Keys>,
 }
+
+const _: () = assert!(size_of::<State>() <= 56);
 
 impl Table {
     pub(super) fn new() -> Self {
