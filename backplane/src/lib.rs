@@ -2,13 +2,25 @@
 //!
 //! The way of the data: [`Backplane::publish`] assigns a position, appends to history, and hands the publication
 //! to the [`Sink`] of every node that is subscribed to the channel. [`MemoryBackplane`] does so inside one
-//! process; other implementations put a server between. All of them pass [`conformance`].
+//! process; other implementations put a server between. All of them pass the suite in `conformance` (a module
+//! behind the feature of that name).
+//!
+//! - `types`: the domain's words, from [`Channel`] to [`NodeRecord`].
+//! - `memory`: [`MemoryBackplane`].
+//! - `clock`: [`Clock`], so that tests move the time instead of waiting for it.
+//! - `conformance`: the suite, and a [`Sink`] that records what it is told.
 
+mod clock;
+#[cfg(feature = "conformance")]
+pub mod conformance;
+mod memory;
 mod types;
 
 use std::sync::Arc;
 
+pub use clock::{Clock, ManualClock, SystemClock};
 use futures_util::future::BoxFuture;
+pub use memory::{MemoryBackplane, MemoryCounters, MemoryOptions, SWEEPS_PER_ROUND};
 pub use types::*;
 
 /// The contract between a node and what carries its publications.
@@ -60,7 +72,8 @@ pub trait Backplane: Send + Sync + 'static {
     fn health(&self) -> Result<(), BackplaneError>;
 }
 
-/// What a node is told. Calls must not block: they are made while the channel is held in order.
+/// What a node is told. Calls must not block, and must not call the backplane: they are made while the channel is
+/// held in order.
 pub trait Sink: Send + Sync + 'static {
     fn publication(&self, channel: &Channel, publication: Arc<Publication>);
     fn gap(&self, channel: &Channel, gap: Gap);

@@ -163,7 +163,7 @@ pub struct Publication {
 pub struct HistoryPolicy {
     /// Number of publications.
     pub size: u32,
-    /// Age of a publication, and how long an unused channel keeps its epoch.
+    /// Age of a publication, and how long a channel keeps its epoch that is neither published to nor subscribed.
     pub age: Duration,
 }
 
@@ -198,6 +198,15 @@ pub struct HistoryQuery {
 }
 
 /// A part of a channel's history, oldest first, and where the channel stood when it was read.
+///
+/// | query | publications | continuous |
+/// | --- | --- | --- |
+/// | no `since` | the newest `limit` of those kept | true |
+/// | `since` is the top | none | true |
+/// | all after `since` are kept | the oldest `limit` of them | true |
+/// | some after `since` are no longer kept | the oldest `limit` of those that are | false |
+/// | `since` is of another epoch, or above the top | none | false |
+/// | `since`, but the channel has no state (never published to with history, or lost it) | none, `top` is `None` | false |
 #[derive(Clone, Debug)]
 pub struct History {
     pub publications: Vec<Arc<Publication>>,

@@ -1,0 +1,203 @@
+//! The suite that every [`Backplane`] passes: the contract of the trait, as checks.
+//!
+//! An implementation's test gives a [`Subject`] and calls [`run`], or the checks one by one. The suite makes no
+//! assumption on speed: it awaits conditions, and gives up after [`DEADLINE`]. Names of channels and nodes are
+//! random, so it can run against a server that others use. Run it on a multi-thread Tokio runtime: publishers are
+//! tasks, and on one thread they would only take turns.
+//!
+//! - `order`: order under concurrent publishers, atomicity of history and sink, idempotency.
+//! - `recovery`: positions, bounds of history, epochs.
+//! - `interest`: who is handed what.
+//! - `cluster`: presence, nodes, control.
+
+mod cluster;
+mod interest;
+mod order;
+mod recorder;
+mod recovery;
+
+use std::{fmt::Debug, sync::Arc, time::Duration};
+
+pub use cluster::*;
+use futures_util::future::BoxFuture;
+pub use interest::*;
+pub use order::*;
+pub use recorder::Recorder;
+pub use recovery::*;
+
+use crate::{
+    Backplane, Channel, Epoch, History, HistoryPolicy, HistoryQuery, NewPublication, Payload, Position, Publication,
+    Published, Sink,
+};
+
+/// How long a condition is awaited. Far above what any of them takes, so that a busy machine fails none.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Age of history that must not end during a check.
+const AGE_LONG: Duration = Duration::from_secs(3600);
+
+/// Age of history in the checks that let it pass; long enough that it does not pass by itself where time is real.
+const AGE_SHORT: Duration = Duration::from_secs(5);
+
+/// An implementation under test.
+pub trait Subject: Send + Sync {
+    /// A new node, connected, with this sink.
+    fn node(&self, sink: Arc<dyn Sink>) -> BoxFuture<'_, Arc<dyn Backplane>>;
+
+    /// Lets time pass for history, idempotency keys and leases: moves a clock, or waits.
+    fn pass(&self, time: Duration) -> BoxFuture<'_, ()>;
+
+    /// How long a key makes a second publish a duplicate.
+    fn idempotency_window(&self) -> Duration;
+
+    /// How long a node's record holds without renewal, if it ends at all.
+    fn node_lease(&self) -> Option<Duration>;
+}
+
+/// Runs all checks, one after the other; panics at the first that fails.
+pub async fn run(subject: &dyn Subject) {
+    concurrent_publishers_have_one_order(subject).await;
+    publishers_keep_their_order_without_history(subject).await;
+    history_and_sink_are_one_step(subject).await;
+    history_is_ahead_of_the_sink(subject).await;
+    history_read_in_steps_has_no_holes(subject).await;
+    a_key_publishes_once(subject).await;
+    concurrent_duplicates_publish_once(subject).await;
+    a_key_is_forgotten_after_the_window(subject).await;
+
+    payloads_and_events_are_preserved(subject).await;
+    only_subscribed_channels_are_handed_over(subject).await;
+    a_stale_unsubscribe_ends_nothing(subject).await;
+
+    history_is_bounded_by_size(subject).await;
+    history_is_bounded_by_age(subject).await;
+    a_query_is_limited(subject).await;
+    a_position_that_cannot_be_continued_is_told(subject).await;
+    a_channel_without_state_continues_nothing(subject).await;
+    an_unused_channel_begins_a_new_epoch(subject).await;
+    a_publication_without_history_takes_no_offset(subject).await;
+
+    presence_is_ordered_and_replaced(subject).await;
+    nodes_are_announced_and_retired(subject).await;
+    a_node_that_does_not_renew_vanishes(subject).await;
+    control_reaches_the_own_sink(subject).await;
+    health_is_good(subject).await;
+}
+
+/// A node of the subject with a recorder as its sink.
+struct Bench {
+    backplane: Arc<dyn Backplane>,
+    recorder: Arc<Recorder>,
+}
+
+impl Bench {
+    async fn new(subject: &dyn Subject) -> Self {
+        let recorder = Arc::new(Recorder::default());
+        let backplane = subject.node(recorder.clone()).await;
+        Self { backplane, recorder }
+    }
+
+    /// A node that is subscribed to a new channel.
+    async fn subscribed(subject: &dyn Subject, label: &str) -> (Self, Channel) {
+        let bench = Self::new(subject).await;
+        let channel = unique_channel(label);
+        bench.subscribe(&channel, 1).await;
+        (bench, channel)
+    }
+
+    async fn subscribe(&self, channel: &Channel, generation: u64) {
+        self.backplane.subscribe(channel, generation).await.expect("subscribe");
+    }
+
+    async fn publish(&self, publication: NewPublication) -> Published {
+        self.backplane.publish(publication).await.expect("publish")
+    }
+
+    /// Publishes texts `1`, `2` … `count`; returns the last position.
+    async fn publish_numbers(&self, channel: &Channel, history: HistoryPolicy, count: u64) -> Position {
+        let mut last = None;
+        for number in 1..=count {
+            last = self.publish(text(channel, &number.to_string()).with_history(history).0).await.position;
+        }
+        last.expect("a publication with history has a position")
+    }
+
+    async fn history(&self, channel: &Channel, since: Option<Position>, limit: usize) -> History {
+        self.backplane.history(channel, HistoryQuery { since, limit }).await.expect("history")
+    }
+}
+
+/// A publication in the making.
+struct Draft(NewPublication);
+
+impl Draft {
+    fn with_history(mut self, history: HistoryPolicy) -> Self {
+        self.0.history = Some(history);
+        self
+    }
+
+    fn with_key(mut self, key: &str) -> Self {
+        self.0.idempotency_key = Some(key.into());
+        self
+    }
+
+    fn with_event(mut self, event: &str) -> Self {
+        self.0.event = Some(event.into());
+        self
+    }
+}
+
+fn text(channel: &Channel, text: &str) -> Draft {
+    draft(channel, Payload::Text(text.to_owned().into()))
+}
+
+fn draft(channel: &Channel, payload: Payload) -> Draft {
+    Draft(NewPublication { channel: channel.clone(), event: None, payload, history: None, idempotency_key: None })
+}
+
+fn policy(size: u32, age: Duration) -> HistoryPolicy {
+    HistoryPolicy { size, age }
+}
+
+fn unique(label: &str) -> String {
+    format!("conformance-{label}-{}", Epoch(getrandom::u64().expect("randomness")))
+}
+
+fn unique_channel(label: &str) -> Channel {
+    Channel::new(&unique(label)).expect("a valid name")
+}
+
+fn offsets<'a>(publications: impl IntoIterator<Item = &'a Arc<Publication>>) -> Vec<u64> {
+    let offset = |publication: &Arc<Publication>| publication.position.expect("a position").offset;
+    publications.into_iter().map(offset).collect()
+}
+
+fn texts<'a>(publications: impl IntoIterator<Item = &'a Arc<Publication>>) -> Vec<&'a str> {
+    let text = |publication: &'a Arc<Publication>| match &publication.payload {
+        Payload::Text(bytes) => std::str::from_utf8(bytes).expect("UTF-8"),
+        Payload::Binary(bytes) => panic!("binary payload {bytes:?} where text was published"),
+    };
+    publications.into_iter().map(text).collect()
+}
+
+/// Asks again until the answer satisfies; for what may take effect a little later.
+async fn eventually<T: Debug>(what: &str, ask: impl AsyncFn() -> T, is_good: impl Fn(&T) -> bool) -> T {
+    let until = tokio::time::Instant::now() + DEADLINE;
+    let mut ticks = tokio::time::interval(Duration::from_millis(5));
+    loop {
+        ticks.tick().await;
+        let answer = ask().await;
+        if is_good(&answer) {
+            return answer;
+        }
+        assert!(tokio::time::Instant::now() < until, "{what}: still {answer:?}");
+    }
+}
+
+/// Ends a check that would otherwise go on for ever.
+async fn within_deadline<T>(what: &str, work: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(DEADLINE, work).await {
+        Ok(done) => done,
+        Err(_) => panic!("{what}: not done after {DEADLINE:?}"),
+    }
+}

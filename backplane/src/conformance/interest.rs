@@ -1,0 +1,91 @@
+//! Checks of who is handed what: payloads, subscriptions, generations.
+
+use bytes::Bytes;
+
+use super::{AGE_LONG, Bench, Subject, draft, eventually, policy, text, texts, unique_channel};
+use crate::{Channel, Payload};
+
+/// Text and binary, empty ones too, and event names arrive as they were published, live and from history.
+pub async fn payloads_and_events_are_preserved(subject: &dyn Subject) {
+    let (bench, channel) = Bench::subscribed(subject, "payloads").await;
+    let binary: Vec<u8> = (0..=255).collect();
+    let cases = [
+        (Payload::Text(Bytes::from_static("zwölf € 🦀".as_bytes())), None),
+        (Payload::Text(Bytes::new()), None),
+        (Payload::Text(Bytes::from_static(b"{\"a\":\"\\u0000\"}\r\n")), Some("an event, with \"signs\": é")),
+        (Payload::Binary(Bytes::from(binary)), Some("e")),
+        (Payload::Binary(Bytes::new()), Some("empty")),
+        (Payload::Binary(Bytes::from_static(b"looks like text")), None),
+        (Payload::Binary(Bytes::from(vec![0xff; 300_000])), None),
+    ];
+    for (payload, event) in &cases {
+        for with_history in [true, false] {
+            let mut draft = draft(&channel, payload.clone());
+            if let Some(event) = event {
+                draft = draft.with_event(event);
+            }
+            if with_history {
+                draft = draft.with_history(policy(100, AGE_LONG));
+            }
+            bench.publish(draft.0).await;
+        }
+    }
+    let handed = bench.recorder.until_publications(&channel, 2 * cases.len()).await;
+    let history = bench.history(&channel, None, 100).await.publications;
+    assert_eq!(history.len(), cases.len());
+    for (at, (payload, event)) in cases.iter().enumerate() {
+        for publication in [&handed[2 * at], &handed[2 * at + 1], &history[at]] {
+            assert!(&publication.payload == payload, "payload {at}");
+            assert_eq!(publication.event.as_deref(), *event, "event {at}");
+        }
+        assert_eq!(handed[2 * at].position, history[at].position);
+        assert_eq!(handed[2 * at + 1].position, None);
+    }
+}
+
+/// A sink is told of the channels it asked for, from then on, and of no other.
+pub async fn only_subscribed_channels_are_handed_over(subject: &dyn Subject) {
+    let (bench, channel) = Bench::subscribed(subject, "mine").await;
+    let late = unique_channel("late");
+    bench.publish(text(&late, "before").0).await;
+    bench.publish(text(&late, "before, kept").with_history(policy(10, AGE_LONG)).0).await;
+    bench.subscribe(&late, 1).await;
+    bench.publish(text(&late, "after").0).await;
+    bench.publish(text(&channel, "end").0).await;
+    assert_eq!(texts(&bench.recorder.until_publications(&late, 1).await), ["after"]);
+    bench.recorder.until_publications(&channel, 1).await;
+    assert_eq!(texts(&bench.recorder.publications(&late)), ["after"]);
+}
+
+/// An unsubscribe ends its own generation and older ones, not a newer one.
+pub async fn a_stale_unsubscribe_ends_nothing(subject: &dyn Subject) {
+    let (bench, channel) = Bench::subscribed(subject, "generations").await;
+    let barrier = unique_channel("generations-barrier");
+    bench.subscribe(&barrier, 1).await;
+
+    bench.subscribe(&channel, 2).await;
+    bench.backplane.unsubscribe(&channel, 1);
+    assert!(is_handed(&bench, &channel, &barrier).await, "the unsubscribe of an older generation");
+    bench.subscribe(&channel, 3).await;
+    bench.backplane.unsubscribe(&channel, 2);
+    assert!(is_handed(&bench, &channel, &barrier).await, "an unsubscribe that was overtaken");
+
+    bench.backplane.unsubscribe(&channel, 3);
+    let handed = async || is_handed(&bench, &channel, &barrier).await;
+    eventually("the last unsubscribe counts", handed, |handed| !handed).await;
+    bench.backplane.unsubscribe(&channel, 3);
+    bench.backplane.unsubscribe(&unique_channel("never"), 1);
+
+    bench.subscribe(&channel, 4).await;
+    assert!(is_handed(&bench, &channel, &barrier).await, "subscribed again");
+}
+
+/// Whether a publication to `channel` was handed over before a later one to `barrier` was.
+async fn is_handed(bench: &Bench, channel: &Channel, barrier: &Channel) -> bool {
+    let before = bench.recorder.publications(channel).len();
+    let barriers = bench.recorder.publications(barrier).len();
+    bench.publish(text(channel, "is it handed over?").0).await;
+    bench.publish(text(barrier, "end").0).await;
+    bench.recorder.until_publications(barrier, barriers + 1).await;
+    bench.recorder.publications(channel).len() > before
+}

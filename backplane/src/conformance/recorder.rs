@@ -1,0 +1,92 @@
+//! A sink that records what it is told, and can be awaited.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use tokio::sync::Notify;
+
+use super::DEADLINE;
+use crate::{Channel, Control, Gap, Publication, Sink};
+
+/// Records all calls, in their order.
+#[derive(Debug, Default)]
+pub struct Recorder {
+    records: Mutex<Records>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Records {
+    publications: HashMap<Channel, Vec<Arc<Publication>>>,
+    gaps: Vec<(Channel, Gap)>,
+    controls: Vec<Control>,
+}
+
+impl Recorder {
+    /// What was handed over for a channel so far.
+    pub fn publications(&self, channel: &Channel) -> Vec<Arc<Publication>> {
+        self.with(|records| records.publications.get(channel).cloned().unwrap_or_default())
+    }
+
+    /// The newest publication that was handed over for a channel.
+    pub fn newest(&self, channel: &Channel) -> Option<Arc<Publication>> {
+        self.with(|records| records.publications.get(channel).and_then(|list| list.last().cloned()))
+    }
+
+    pub fn gaps(&self) -> Vec<(Channel, Gap)> {
+        self.with(|records| records.gaps.clone())
+    }
+
+    /// Awaits at least `count` publications of a channel, and returns all there are.
+    pub async fn until_publications(&self, channel: &Channel, count: usize) -> Vec<Arc<Publication>> {
+        self.until(|records| records.publications.get(channel).filter(|list| list.len() >= count).cloned()).await
+    }
+
+    /// Awaits at least `count` orders, and returns all there are.
+    pub async fn until_controls(&self, count: usize) -> Vec<Control> {
+        self.until(|records| (records.controls.len() >= count).then(|| records.controls.clone())).await
+    }
+
+    async fn until<T>(&self, mut ask: impl FnMut(&mut Records) -> Option<T>) -> T {
+        let answer = async {
+            loop {
+                // Registered before the question is asked, so that no change falls between the two.
+                let mut changed = std::pin::pin!(self.changed.notified());
+                changed.as_mut().enable();
+                if let Some(answer) = self.with(&mut ask) {
+                    return answer;
+                }
+                changed.await;
+            }
+        };
+        match tokio::time::timeout(DEADLINE, answer).await {
+            Ok(answer) => answer,
+            Err(_) => panic!("after {DEADLINE:?} the sink was only told {:?}", self.records),
+        }
+    }
+
+    fn record(&self, f: impl FnOnce(&mut Records)) {
+        self.with(f);
+        self.changed.notify_waiters();
+    }
+
+    fn with<R>(&self, f: impl FnOnce(&mut Records) -> R) -> R {
+        f(&mut self.records.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Sink for Recorder {
+    fn publication(&self, channel: &Channel, publication: Arc<Publication>) {
+        self.record(|records| records.publications.entry(channel.clone()).or_default().push(publication));
+    }
+
+    fn gap(&self, channel: &Channel, gap: Gap) {
+        self.record(|records| records.gaps.push((channel.clone(), gap)));
+    }
+
+    fn control(&self, control: Control) {
+        self.record(|records| records.controls.push(control));
+    }
+}

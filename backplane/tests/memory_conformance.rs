@@ -1,0 +1,47 @@
+//! The memory backplane runs the conformance suite, at the pace of a manual clock.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::future::{BoxFuture, FutureExt, ready};
+use tidegate_backplane::{
+    Backplane, ManualClock, MemoryBackplane, MemoryOptions, Sink,
+    conformance::{self, Subject},
+};
+
+const NODE_LEASE: Duration = Duration::from_secs(10);
+
+#[derive(Default)]
+struct Memory {
+    clock: Arc<ManualClock>,
+}
+
+impl Memory {
+    fn options(&self) -> MemoryOptions {
+        MemoryOptions { clock: self.clock.clone(), node_lease: Some(NODE_LEASE), ..MemoryOptions::default() }
+    }
+}
+
+impl Subject for Memory {
+    fn node(&self, sink: Arc<dyn Sink>) -> BoxFuture<'_, Arc<dyn Backplane>> {
+        let backplane: Arc<dyn Backplane> = Arc::new(MemoryBackplane::new(sink, self.options()));
+        ready(backplane).boxed()
+    }
+
+    fn pass(&self, time: Duration) -> BoxFuture<'_, ()> {
+        self.clock.advance(time);
+        ready(()).boxed()
+    }
+
+    fn idempotency_window(&self) -> Duration {
+        self.options().idempotency_window
+    }
+
+    fn node_lease(&self) -> Option<Duration> {
+        Some(NODE_LEASE)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn memory_conforms() {
+    conformance::run(&Memory::default()).await;
+}
