@@ -6,11 +6,14 @@
 use std::ops::ControlFlow;
 
 use crate::deflate::{InflateError, Inflater};
-use crate::frame::{
-    CONTROL_PAYLOAD_BYTES_MAX, CloseCode, FIN, LENGTH, LENGTH_16, LENGTH_64, MASK, OPCODE, Opcode,
-    RSV1, RSV2_AND_3,
-};
+use crate::frame::{CloseCode, Opcode};
 use crate::mask::unmask;
+
+use header::{HEADER_BYTES_MAX, Header, Rules};
+use partial::{FramePartial, MessagePartial, Partial};
+
+mod header;
+mod partial;
 
 /// The decoding state of one connection. Idle, it is a null pointer and two flags.
 #[derive(Debug)]
@@ -66,53 +69,6 @@ pub enum DecodeError {
     TooLarge,
 }
 
-/// What must wait for more bytes. Boxed when it appears, dropped when nothing waits any more.
-#[derive(Debug, Default)]
-struct Partial {
-    /// The beginning of a frame header.
-    header: [u8; HEADER_BYTES_MAX],
-    header_len: usize,
-    /// A frame whose header is complete and whose payload is not.
-    frame: Option<FramePartial>,
-    /// A data message whose end is not here yet.
-    message: Option<MessagePartial>,
-    /// Payload of a split control frame, which may come between the fragments of `message`.
-    control: Vec<u8>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct FramePartial {
-    header: Header,
-    /// Payload bytes already taken, which is also the offset into the masking key.
-    received: usize,
-}
-
-#[derive(Debug)]
-struct MessagePartial {
-    is_text: bool,
-    compressed: bool,
-    payload: Vec<u8>,
-    /// Bytes of `payload` known to be whole, valid UTF-8; only counted for plain text.
-    valid_len: usize,
-}
-
-/// A decoded frame header.
-#[derive(Debug, Clone, Copy)]
-struct Header {
-    fin: bool,
-    compressed: bool,
-    opcode: Opcode,
-    key: [u8; 4],
-    payload_len: usize,
-}
-
-/// What the correctness of a header depends on.
-struct Rules<'d> {
-    compression: bool,
-    message: Option<&'d MessagePartial>,
-    message_bytes_max: usize,
-}
-
 /// Where complete frames and messages go.
 struct Sink<'s, F> {
     message_bytes_max: usize,
@@ -125,9 +81,6 @@ struct Step {
     used: usize,
     flow: ControlFlow<()>,
 }
-
-/// Two bytes, a 64-bit length, a masking key.
-const HEADER_BYTES_MAX: usize = 2 + 8 + 4;
 
 impl Decoder {
     /// `compression`: whether permessage-deflate was agreed for this connection.
@@ -462,141 +415,6 @@ impl DecodeError {
     }
 }
 
-impl Partial {
-    fn is_idle(&self) -> bool {
-        self.header_len == 0
-            && self.frame.is_none()
-            && self.message.is_none()
-            && self.control.is_empty()
-    }
-}
-
-impl MessagePartial {
-    fn new(header: Header) -> Self {
-        let is_text = header.opcode == Opcode::Text;
-        Self {
-            is_text,
-            compressed: header.compressed,
-            payload: Vec::new(),
-            valid_len: 0,
-        }
-    }
-
-    /// Takes more payload. The buffer doubles as bytes arrive, but never past `bytes_max`, the length the message
-    /// can still reach.
-    fn append(&mut self, chunk: &[u8], bytes_max: usize) -> Result<(), DecodeError> {
-        let len = self.payload.len() + chunk.len();
-        if len > self.payload.capacity() {
-            let target = (self.payload.capacity() * 2).min(bytes_max).max(len);
-            self.payload.reserve_exact(target - self.payload.len());
-        }
-        self.payload.extend_from_slice(chunk);
-        if self.is_text && !self.compressed {
-            self.validate()
-        } else {
-            Ok(())
-        }
-    }
-
-    /// Fails at the first byte that no continuation can make UTF-8, without waiting for the end of the message. A
-    /// character cut at the end of what has arrived is looked at again with the next bytes.
-    fn validate(&mut self) -> Result<(), DecodeError> {
-        match simdutf8::compat::from_utf8(&self.payload[self.valid_len..]) {
-            Ok(_) => self.valid_len = self.payload.len(),
-            Err(error) if error.error_len().is_none() => self.valid_len += error.valid_up_to(),
-            Err(_) => return Err(DecodeError::InvalidUtf8),
-        }
-        Ok(())
-    }
-}
-
-impl Header {
-    /// Reads a header and its length in bytes; `None` when `bytes` ends before it does. Each byte is judged as soon
-    /// as it is there, in the order of the wire, so that the verdict does not depend on how the bytes were split.
-    fn parse(bytes: &[u8], rules: &Rules<'_>) -> Result<Option<(Self, usize)>, DecodeError> {
-        let Some(&first) = bytes.first() else {
-            return Ok(None);
-        };
-        let opcode = rules.check_first(first)?;
-        let Some(&second) = bytes.get(1) else {
-            return Ok(None);
-        };
-        rules.check_second(opcode, second)?;
-        let Some((payload_len, key_at)) = read_length(second & LENGTH, &bytes[2..])? else {
-            return Ok(None);
-        };
-        let compressed = first & RSV1 != 0;
-        let payload_len = rules.check_length(opcode, compressed, payload_len)?;
-        let key_at = 2 + key_at;
-        let Some(&key) = bytes[key_at..].first_chunk::<4>() else {
-            return Ok(None);
-        };
-        let header = Self {
-            fin: first & FIN != 0,
-            compressed,
-            opcode,
-            key,
-            payload_len,
-        };
-        Ok(Some((header, key_at + key.len())))
-    }
-}
-
-impl Rules<'_> {
-    fn check_first(&self, first: u8) -> Result<Opcode, DecodeError> {
-        if first & RSV2_AND_3 != 0 {
-            return Err(DecodeError::ReservedBits);
-        }
-        let opcode = Opcode::from_bits(first & OPCODE).ok_or(DecodeError::ReservedOpcode)?;
-        let starts_data = matches!(opcode, Opcode::Text | Opcode::Binary);
-        // RSV1 marks a whole message, so only its first frame may carry it (RFC 7692 §6.1).
-        if first & RSV1 != 0 && !(self.compression && starts_data) {
-            return Err(DecodeError::ReservedBits);
-        }
-        if opcode.is_control() && first & FIN == 0 {
-            return Err(DecodeError::ControlFragmented);
-        }
-        match self.message {
-            None if opcode == Opcode::Continuation => Err(DecodeError::ContinuationUnexpected),
-            Some(_) if starts_data => Err(DecodeError::ContinuationExpected),
-            _ => Ok(opcode),
-        }
-    }
-
-    fn check_second(&self, opcode: Opcode, second: u8) -> Result<(), DecodeError> {
-        if second & MASK == 0 {
-            return Err(DecodeError::Unmasked);
-        }
-        if opcode.is_control() && usize::from(second & LENGTH) > CONTROL_PAYLOAD_BYTES_MAX {
-            return Err(DecodeError::ControlOversized);
-        }
-        Ok(())
-    }
-
-    /// Bounds the message, not only the frame, before any of its payload arrives.
-    fn check_length(
-        &self,
-        opcode: Opcode,
-        compressed: bool,
-        payload_len: u64,
-    ) -> Result<usize, DecodeError> {
-        let payload_len = usize::try_from(payload_len).map_err(|_| DecodeError::TooLarge)?;
-        if opcode.is_control() {
-            return Ok(payload_len);
-        }
-        let compressed = compressed || self.message.is_some_and(|message| message.compressed);
-        let bytes_max = match compressed {
-            true => deflated_bytes_max(self.message_bytes_max),
-            false => self.message_bytes_max,
-        };
-        let before = self.message.map_or(0, |message| message.payload.len());
-        match before.checked_add(payload_len) {
-            Some(len) if len <= bytes_max => Ok(payload_len),
-            _ => Err(DecodeError::TooLarge),
-        }
-    }
-}
-
 impl<F> Sink<'_, F>
 where
     F: FnMut(Message<'_>) -> ControlFlow<()>,
@@ -638,32 +456,6 @@ impl From<InflateError> for DecodeError {
             InflateError::Corrupt => Self::InvalidDeflate,
         }
     }
-}
-
-/// The length of a payload and the bytes its extended form takes, which must be the shortest (RFC 6455 §5.2).
-fn read_length(short: u8, extended: &[u8]) -> Result<Option<(u64, usize)>, DecodeError> {
-    let (length, shortest, len) = match short {
-        LENGTH_16 => match extended.first_chunk() {
-            Some(bytes) => (u64::from(u16::from_be_bytes(*bytes)), 126, 2),
-            None => return Ok(None),
-        },
-        LENGTH_64 => match extended.first_chunk() {
-            Some(bytes) => (u64::from_be_bytes(*bytes), 0x1_0000, 8),
-            None => return Ok(None),
-        },
-        _ => (u64::from(short), 0, 0),
-    };
-    if length < shortest || length >> 63 != 0 {
-        return Err(DecodeError::LengthEncoding);
-    }
-    Ok(Some((length, len)))
-}
-
-/// Bytes that a message of `bytes_max` may have when deflated. What cannot be compressed grows: with the fixed
-/// Huffman code, which fast encoders use without looking, a literal takes up to 9 bits for 8; and each flush adds
-/// 5 bytes.
-fn deflated_bytes_max(bytes_max: usize) -> usize {
-    bytes_max.saturating_add(bytes_max / 8).saturating_add(64)
 }
 
 fn data_message(is_text: bool, payload: &[u8]) -> Result<Message<'_>, DecodeError> {

@@ -42,7 +42,7 @@ const OUTPUT_BYTES_MIN: usize = 4 * 1024;
 /// Final blocks that one message may hold before its end (RFC 7692 §7.2.3.4 allows them; senders that cannot flush
 /// end with one). Each costs a reset of the stream, and fits into two bytes: without a bound, a message of 1 MB
 /// would cost half a million resets.
-const FINAL_BLOCKS_MAX: usize = 64;
+const FINAL_BLOCKS_MAX: usize = 1_024;
 
 /// Longest run of bytes in a stored block (RFC 1951 §3.2.4).
 const STORED_BYTES_MAX: usize = 0xFFFF;
@@ -223,4 +223,218 @@ fn store(payload: &[u8], out: &mut Vec<u8>) {
         out.extend_from_slice(chunk);
     }
     out.push(0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn compress(level: u32, payload: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        Deflater::new(level).compress(payload, &mut out);
+        out
+    }
+
+    /// RFC 7692 §7.2.3.1 to §7.2.3.6: one block, shared windows apart, stored, final, two blocks, empty.
+    #[test]
+    fn rfc_7692_examples() {
+        let cases: &[(&[u8], &[u8])] = &[
+            (&[0xF2, 0x48, 0xCD, 0xC9, 0xC9, 0x07, 0x00], b"Hello"),
+            (
+                &[
+                    0x00, 0x05, 0x00, 0xFA, 0xFF, 0x48, 0x65, 0x6C, 0x6C, 0x6F, 0x00,
+                ],
+                b"Hello",
+            ),
+            (&[0xF3, 0x48, 0xCD, 0xC9, 0xC9, 0x07, 0x00, 0x00], b"Hello"),
+            (
+                &[
+                    0xF2, 0x48, 0x05, 0x00, 0x00, 0x00, 0xFF, 0xFF, 0xCA, 0xC9, 0xC9, 0x07, 0x00,
+                ],
+                b"Hello",
+            ),
+            (&[0x00], b""),
+            // Not in the RFC: a final block without the byte after it, and nothing at all.
+            (&[0xF3, 0x48, 0xCD, 0xC9, 0xC9, 0x07, 0x00], b"Hello"),
+        ];
+        let mut inflater = Inflater::new();
+        for (deflated, expected) in cases {
+            assert_eq!(
+                inflater.inflate(deflated, 100),
+                Ok(*expected),
+                "{deflated:02x?}"
+            );
+        }
+        assert_eq!(compress(6, b""), [0]);
+    }
+
+    #[test]
+    fn what_is_cut_short_is_corrupt() {
+        let payload: Vec<u8> = (0..2_000u32)
+            .flat_map(|value| (value * value).to_le_bytes())
+            .collect();
+        let deflated = compress(6, &payload);
+        let mut inflater = Inflater::new();
+        for cut in 1..deflated.len() - 1 {
+            assert_ne!(
+                inflater.inflate(&deflated[..cut], 1 << 20),
+                Ok(&payload[..]),
+                "{cut}"
+            );
+        }
+        // In the middle of the first block.
+        assert_eq!(
+            inflater.inflate(&deflated[..deflated.len() / 3], 1 << 20),
+            Err(InflateError::Corrupt)
+        );
+        assert_eq!(
+            inflater.inflate(&deflated, 1 << 20),
+            Ok(&payload[..]),
+            "usable after an error"
+        );
+    }
+
+    #[test]
+    fn a_flood_of_final_blocks_is_corrupt() {
+        // An empty block with the fixed code, marked final: 3 bits of header, 7 of end, 6 unused.
+        let few = [0x03, 0x00].repeat(FINAL_BLOCKS_MAX - 1);
+        let flood = [0x03, 0x00].repeat(FINAL_BLOCKS_MAX + 1);
+        let mut inflater = Inflater::new();
+        assert_eq!(inflater.inflate(&few, 100), Ok(&b""[..]));
+        assert_eq!(inflater.inflate(&flood, 100), Err(InflateError::Corrupt));
+    }
+
+    #[test]
+    fn the_limit_is_exact_whatever_the_buffer_kept() {
+        let mut inflater = Inflater::new();
+        for len in [50_000, 10, 4_096, 4_097, 1, 0, 65_536] {
+            let payload = vec![b'x'; len];
+            let deflated = compress(9, &payload);
+            assert_eq!(inflater.inflate(&deflated, len), Ok(&payload[..]), "{len}");
+            if let Some(less) = len.checked_sub(1) {
+                assert_eq!(
+                    inflater.inflate(&deflated, less),
+                    Err(InflateError::TooLarge),
+                    "{len}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_buffer_never_grows_past_the_limit() {
+        let bomb = compress(9, &vec![0; 4 << 20]);
+        let mut inflater = Inflater::new();
+        let bytes_max = 100_000;
+        inflater.stream.reset(false);
+        assert_eq!(inflater.run(&bomb, bytes_max), Err(InflateError::TooLarge));
+        assert!(inflater.output.capacity() <= bytes_max + 1);
+        assert_eq!(
+            inflater.inflate(&bomb, bytes_max),
+            Err(InflateError::TooLarge)
+        );
+        assert_eq!(
+            inflater.output_capacity(),
+            0,
+            "an error gives the buffer back"
+        );
+    }
+
+    #[test]
+    fn stored_blocks_are_a_message() {
+        for len in [1, 65_535, 65_536, 200_000] {
+            let payload: Vec<u8> = (0..len).map(|at| (at % 251) as u8).collect();
+            let mut out = Vec::new();
+            store(&payload, &mut out);
+            assert_eq!(
+                Inflater::new().inflate(&out, len),
+                Ok(&payload[..]),
+                "{len}"
+            );
+        }
+    }
+
+    /// A client with a small window cannot look further back than that.
+    #[test]
+    fn window_bits_bound_the_distance() {
+        let noise: Vec<u8> = (0..3_000u32)
+            .map(|value| (value.wrapping_mul(2_654_435_761) >> 24) as u8)
+            .collect();
+        let payload = [&noise[..], &noise[..]].concat();
+        for bits in 9..=15 {
+            let mut out = Vec::new();
+            Deflater::with_window_bits(9, bits).compress(&payload, &mut out);
+            assert_eq!(small_window_inflate(&out, bits), payload, "{bits}");
+        }
+    }
+
+    /// What `DeflateParams::can_share` promises.
+    #[test]
+    fn a_full_window_serves_small_windows_while_the_message_fits() {
+        for bits in 9..=14u8 {
+            let half: Vec<u8> = (0..1u32 << (bits - 1))
+                .map(|value| (value.wrapping_mul(40_503) >> 7) as u8)
+                .collect();
+            let payload = [&half[..], &half[..]].concat();
+            assert_eq!(payload.len(), 1 << bits);
+            assert_eq!(
+                small_window_inflate(&compress(9, &payload), bits),
+                payload,
+                "{bits}"
+            );
+        }
+    }
+
+    #[test]
+    fn output_is_appended() {
+        let mut out = b"before".to_vec();
+        Deflater::new(6).compress(b"Hello", &mut out);
+        let deflated = out.strip_prefix(b"before").expect("kept");
+        assert_eq!(Inflater::new().inflate(deflated, 10), Ok(&b"Hello"[..]));
+    }
+
+    fn small_window_inflate(deflated: &[u8], bits: u8) -> Vec<u8> {
+        let mut stream = Decompress::new_with_window_bits(false, bits);
+        let input = [deflated, &SYNC_TAIL].concat();
+        let mut output = Vec::new();
+        // A small output buffer makes zlib use its window rather than the output itself.
+        let mut piece = [0; 64];
+        loop {
+            let used = stream.total_in() as usize;
+            let before = stream.total_out();
+            let status = stream
+                .decompress(&input[used..], &mut piece, FlushDecompress::None)
+                .expect("a good stream");
+            let written = (stream.total_out() - before) as usize;
+            output.extend_from_slice(&piece[..written]);
+            if written < piece.len() || status == Status::BufError {
+                return output;
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn messages_read_back(
+            payloads in prop::collection::vec(prop::collection::vec(0u8..20, 0..5_000), 1..4),
+            level in 0u32..12, window_bits in 0u8..20,
+        ) {
+            let mut deflater = Deflater::with_window_bits(level, window_bits);
+            let mut inflater = Inflater::new();
+            let mut out = Vec::new();
+            for payload in payloads {
+                out.clear();
+                deflater.compress(&payload, &mut out);
+                prop_assert_eq!(inflater.inflate(&out, payload.len()), Ok(&payload[..]));
+            }
+        }
+
+        #[test]
+        fn noise_never_passes_the_limit(noise in prop::collection::vec(any::<u8>(), 0..500), bytes_max in 0usize..300) {
+            if let Ok(bytes) = Inflater::new().inflate(&noise, bytes_max) {
+                prop_assert!(bytes.len() <= bytes_max);
+            }
+        }
+    }
 }

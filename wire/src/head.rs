@@ -210,3 +210,186 @@ fn strip_authority(target: &str) -> Option<&str> {
     let authority_len = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     (authority_len > 0).then(|| &rest[authority_len..])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parse(head: &str) -> Head<'_> {
+        Head::parse(head.as_bytes())
+            .expect("a good head")
+            .expect("a whole head")
+    }
+
+    #[test]
+    fn a_browsers_upgrade() {
+        let text = "GET /ws?channel=a&channel=b HTTP/1.1\r\nHost: example.com\r\nUpgrade: websocket\r\n\
+                    Cookie: a=1\r\nX-Forwarded-For: 1.1.1.1\r\nx-forwarded-for: 2.2.2.2\r\n\r\nrest";
+        let head = parse(text);
+        assert_eq!(
+            (head.method, head.path, head.query),
+            ("GET", "/ws", Some("channel=a&channel=b"))
+        );
+        assert_eq!(head.minor_version, 1);
+        assert_eq!(&text[head.len..], "rest");
+        assert_eq!(head.header("HOST"), Some("example.com"));
+        assert_eq!(head.header("origin"), None);
+        assert_eq!(
+            head.headers_named("X-Forwarded-For").collect::<Vec<_>>(),
+            ["1.1.1.1", "2.2.2.2"]
+        );
+        assert_eq!(
+            head.header_joined("X-Forwarded-For").as_deref(),
+            Some("1.1.1.1, 2.2.2.2")
+        );
+        assert_eq!(head.headers().count(), 5);
+        assert!(!head.has_body());
+    }
+
+    #[test]
+    fn incomplete_is_not_malformed() {
+        let text = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+        for cut in 0..text.len() {
+            assert!(
+                Head::parse(&text.as_bytes()[..cut])
+                    .expect("good so far")
+                    .is_none(),
+                "{cut}"
+            );
+        }
+        assert_eq!(parse(text).len, text.len());
+    }
+
+    #[test]
+    fn targets() {
+        type Split = Result<(&'static str, Option<&'static str>), HeadError>;
+        let cases: &[(&str, Split)] = &[
+            ("/", Ok(("/", None))),
+            ("/a/b?", Ok(("/a/b", Some("")))),
+            ("/a?b?c", Ok(("/a", Some("b?c")))),
+            ("/a//http://x", Ok(("/a//http://x", None))),
+            ("//evil/path", Ok(("//evil/path", None))),
+            ("http://h:1/ws?x=1", Ok(("/ws", Some("x=1")))),
+            ("WSS://h", Ok(("/", None))),
+            ("http://h?x=1", Ok(("/", Some("x=1")))),
+            ("*", Ok(("*", None))),
+            ("http:///path", Err(HeadError::Target)),
+            ("ftp://h/", Err(HeadError::Target)),
+            ("example.com:443", Err(HeadError::Target)),
+            ("path", Err(HeadError::Target)),
+            ("?x", Err(HeadError::Target)),
+            ("/a#b", Err(HeadError::Target)),
+            ("http://h#b", Err(HeadError::Target)),
+        ];
+        for (target, expected) in cases {
+            let text = format!("GET {target} HTTP/1.1\r\n\r\n");
+            let actual =
+                Head::parse(text.as_bytes()).map(|head| head.map(|head| (head.path, head.query)));
+            assert_eq!(actual, expected.map(Some), "{target}");
+        }
+    }
+
+    #[test]
+    fn malformed_heads() {
+        let many = format!(
+            "GET / HTTP/1.1\r\n{}\r\n",
+            "A: b\r\n".repeat(HEADERS_MAX + 1)
+        );
+        let cases: &[(&str, &[u8], u16)] = &[
+            (
+                "folded header",
+                b"GET / HTTP/1.1\r\nA: b\r\n c\r\n\r\n",
+                400,
+            ),
+            (
+                "space before the colon",
+                b"GET / HTTP/1.1\r\nHost : b\r\n\r\n",
+                400,
+            ),
+            ("NUL in a value", b"GET / HTTP/1.1\r\nA: b\0c\r\n\r\n", 400),
+            (
+                "bare CR in a value",
+                b"GET / HTTP/1.1\r\nA: b\rc\r\n\r\n",
+                400,
+            ),
+            ("no header name", b"GET / HTTP/1.1\r\n: b\r\n\r\n", 400),
+            (
+                "control character in the target",
+                b"GET /\x01 HTTP/1.1\r\n\r\n",
+                400,
+            ),
+            (
+                "target that is not UTF-8",
+                b"GET /\xFF HTTP/1.1\r\n\r\n",
+                400,
+            ),
+            ("bad method", b"G(T / HTTP/1.1\r\n\r\n", 400),
+            ("HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+            ("TLS", b"\x16\x03\x01\x02\x00\x01\x00\x01\xFC\x03\x03", 400),
+            ("too many headers", many.as_bytes(), 431),
+        ];
+        for (name, bytes, status) in cases {
+            let error = Head::parse(bytes).expect_err(name);
+            assert_eq!(error.status().0, *status, "{name}: {error}");
+        }
+        let most = format!("GET / HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(HEADERS_MAX));
+        assert_eq!(parse(&most).headers().count(), HEADERS_MAX);
+    }
+
+    #[test]
+    fn headers_that_are_not_utf_8_are_absent() {
+        let head = Head::parse(b"GET / HTTP/1.1\r\nA: \xFF\r\nA: b\r\n\r\n")
+            .expect("good")
+            .expect("whole");
+        assert_eq!(head.header("a"), Some("b"));
+        assert_eq!(head.headers().next(), Some(("A", &b"\xFF"[..])));
+    }
+
+    #[test]
+    fn bodies() {
+        for (header, expected) in [
+            ("Content-Length: 0", false),
+            ("Content-Length: 5", true),
+            ("content-length: 0, 5", true),
+            ("Transfer-Encoding: chunked", true),
+            ("X: y", false),
+        ] {
+            assert_eq!(
+                parse(&format!("GET / HTTP/1.1\r\n{header}\r\n\r\n")).has_body(),
+                expected,
+                "{header}"
+            );
+        }
+    }
+
+    #[test]
+    fn credentials_are_not_in_debug_output() {
+        let head = "GET /ws?token=hunter2 HTTP/1.1\r\nAuthorization: hunter2\r\n\r\n";
+        assert!(!format!("{:?}", parse(head)).contains("hunter2"));
+    }
+
+    #[test]
+    fn percent_encodings() {
+        for (encoded, decoded) in [
+            ("", ""),
+            ("a+b", "a+b"),
+            ("%41%2f%C3%a9", "A/é"),
+            ("100%25", "100%"),
+        ] {
+            assert_eq!(percent_decode(encoded).as_deref(), Ok(decoded), "{encoded}");
+        }
+        for bad in ["%", "%4", "%4g", "%+4", "%é", "%FF", "a%C3"] {
+            assert_eq!(percent_decode(bad), Err(PercentError), "{bad}");
+        }
+        assert_eq!(form_decode("a+b%2B").as_deref(), Ok("a b+"));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_escaped_reads_back(text in any::<String>()) {
+            let encoded: String = text.bytes().map(|byte| format!("%{byte:02x}")).collect();
+            prop_assert_eq!(percent_decode(&encoded).expect("escaped"), text);
+        }
+    }
+}

@@ -1,5 +1,9 @@
 //! JSON pieces for encoders that write by hand: strings, integers, and payloads that are JSON already.
 
+/// Nesting that every common JSON parser accepts. The strictest one known here, serde_json's, stops at 128, of which
+/// an envelope needs one.
+pub(crate) const DEPTH_MAX: usize = 120;
+
 /// Appends `text` as a JSON string (RFC 8259 §7). No raw control character is left, so the result never holds a
 /// line end and cannot break a line protocol around it.
 pub(crate) fn push_str(text: &str, out: &mut Vec<u8>) {
@@ -35,14 +39,17 @@ pub(crate) fn push_u64(value: u64, out: &mut Vec<u8>) {
     out.extend_from_slice(&digits[at..]);
 }
 
-/// Appends `text` as it is when it is one JSON object or array, and says whether it was.
+/// Appends `text` as it is when it is one JSON object or array, and says whether it was. One that nests deeper than
+/// [`DEPTH_MAX`] does not count: it would make every subscriber's parser refuse the envelope around it.
 ///
 /// Line ends between JSON tokens become spaces: inside strings JSON forbids them raw, so none can be left, the
 /// value is the same, and an event stream around it keeps its lines.
 pub(crate) fn push_document(text: &str, out: &mut Vec<u8>) -> bool {
     let text = text.trim_matches([' ', '\t', '\r', '\n']);
-    if !text.starts_with(['{', '[']) || serde_json::from_str::<serde::de::IgnoredAny>(text).is_err()
-    {
+    let is_document = text.starts_with(['{', '['])
+        && depth(text) <= DEPTH_MAX
+        && serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok();
+    if !is_document {
         return false;
     }
     let start = out.len();
@@ -53,6 +60,27 @@ pub(crate) fn push_document(text: &str, out: &mut Vec<u8>) -> bool {
         }
     }
     true
+}
+
+/// The deepest nesting of a document, right where it is valid JSON.
+fn depth(text: &str) -> usize {
+    let (mut depth, mut deepest) = (0usize, 0);
+    let (mut in_string, mut escaped) = (false, false);
+    for byte in text.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            _ if in_string => {}
+            b'{' | b'[' => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
 }
 
 fn push_escape(byte: u8, out: &mut Vec<u8>) {

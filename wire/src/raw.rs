@@ -291,3 +291,268 @@ fn push_base64(bytes: &[u8], out: &mut Vec<u8>) {
     debug_assert_eq!(written, Ok(out.len() - start));
     out.push(b'"');
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::json::DEPTH_MAX;
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    fn query(text: &str) -> Result<Query, QueryError> {
+        Query::parse(Some(text))
+    }
+
+    #[track_caller]
+    fn check(envelope: &Envelope<'_>, expected: &str) {
+        let mut out = Vec::new();
+        encode_envelope(envelope, &mut out);
+        assert_eq!(String::from_utf8(out).expect("UTF-8"), expected);
+    }
+
+    fn with_data(data: Data<'_>) -> Envelope<'_> {
+        Envelope {
+            channel: "a",
+            position: None,
+            event: None,
+            data,
+        }
+    }
+
+    fn encoded(encode: impl FnOnce(&mut Vec<u8>)) -> Value {
+        let mut out = Vec::new();
+        encode(&mut out);
+        serde_json::from_slice(&out).expect("JSON")
+    }
+
+    #[test]
+    fn queries() {
+        assert_eq!(Query::parse(None), Ok(Query::default()));
+        assert_eq!(query(""), Ok(Query::default()));
+        let all = query("channel=a%2Fb&x=%zz&&since=k3f9:42&envelope=json&token=t%26t&=v&%zz=1")
+            .expect("good");
+        assert_eq!(all.channels, ["a/b"]);
+        assert!(all.envelope);
+        assert_eq!(
+            all.since,
+            Some(Since {
+                epoch: "k3f9".to_owned(),
+                offset: 42
+            })
+        );
+        assert_eq!(all.token.as_deref(), Some("t&t"));
+        assert_eq!(
+            query("channel=b&channel=a&channel=b&channel")
+                .expect("good")
+                .channels,
+            ["b", "a", "b", ""]
+        );
+        assert_eq!(
+            query("access_token=x+y").expect("good").token.as_deref(),
+            Some("x y")
+        );
+    }
+
+    #[test]
+    fn bad_queries_name_the_parameter() {
+        let cases: &[(&str, QueryError)] = &[
+            (
+                "channel=%zz",
+                QueryError::Encoding {
+                    parameter: "channel",
+                },
+            ),
+            ("token=%ff", QueryError::Encoding { parameter: "token" }),
+            ("envelope=xml", QueryError::Envelope),
+            ("envelope", QueryError::Envelope),
+            (
+                "envelope=json&envelope=json",
+                QueryError::Repeated {
+                    parameter: "envelope",
+                },
+            ),
+            (
+                "token=a&access_token=b",
+                QueryError::Repeated {
+                    parameter: "access_token",
+                },
+            ),
+            ("channel=a&since=", QueryError::Since),
+            ("channel=a&since=42", QueryError::Since),
+            ("channel=a&since=:1", QueryError::Since),
+            ("channel=a&since=e:", QueryError::Since),
+            ("channel=a&since=e:+1", QueryError::Since),
+            ("channel=a&since=e:%2B1", QueryError::Since),
+            ("channel=a&since=e:-1", QueryError::Since),
+            ("channel=a&since=e:1:2", QueryError::Since),
+            ("channel=a&since=e:18446744073709551616", QueryError::Since),
+            ("since=e:1", QueryError::SinceChannels),
+            ("channel=a&channel=b&since=e:1", QueryError::SinceChannels),
+        ];
+        for (text, error) in cases {
+            assert_eq!(query(text), Err(*error), "{text}");
+            assert!(error.to_string().starts_with(error.parameter()), "{error}");
+        }
+    }
+
+    #[test]
+    fn envelopes() {
+        let full = Envelope {
+            channel: "room:\"1\"",
+            position: Some(("k3f9", u64::MAX)),
+            event: Some("new\nline"),
+            data: Data::Text(r#"{"x": [1, 2]}"#),
+        };
+        let expected = r#"{"channel":"room:\"1\"","epoch":"k3f9","offset":18446744073709551615,"event":"new\nline","data":{"x": [1, 2]}}"#;
+        check(&full, expected);
+        let cases: &[(Data<'_>, &str)] = &[
+            (Data::Text("plain \"text\""), r#""plain \"text\"""#),
+            (Data::Text(""), r#""""#),
+            (Data::Text("42"), r#""42""#),
+            (Data::Text("null"), r#""null""#),
+            (Data::Text(r#""quoted""#), r#""\"quoted\"""#),
+            (Data::Text("[]"), "[]"),
+            (Data::Text("\r\n[1,\r\n2]\n"), "[1,  2]"),
+            (Data::Text("{\"a\":\"\n\"}"), r#""{\"a\":\"\n\"}""#),
+            (Data::Text("{} {}"), r#""{} {}""#),
+            (Data::Text("{\"a\":1,}"), r#""{\"a\":1,}""#),
+            (Data::Text("{"), r#""{""#),
+            (Data::Text("\u{a0}{}"), "\"\u{a0}{}\""),
+            (Data::Binary(b""), r#""","encoding":"base64""#),
+            (
+                Data::Binary(&[0, 255, 16, 1]),
+                r#""AP8QAQ==","encoding":"base64""#,
+            ),
+        ];
+        for (data, expected) in cases {
+            let expected =
+                format!(r#"{{"channel":"a","epoch":null,"offset":null,"data":{expected}}}"#);
+            check(&with_data(*data), &expected);
+        }
+    }
+
+    #[test]
+    fn documents_nested_too_deep_are_text() {
+        let nest = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        let is_text = |document: &str| {
+            encoded(|out| encode_envelope(&with_data(Data::Text(document)), out))["data"]
+                .is_string()
+        };
+        assert!(!is_text(&nest(DEPTH_MAX)));
+        assert!(is_text(&nest(DEPTH_MAX + 1)));
+        assert!(is_text(&nest(100_000)));
+        assert!(
+            !is_text(&format!("[\"{}\"]", "[\\\"".repeat(1_000))),
+            "brackets in a string are no nesting"
+        );
+    }
+
+    #[test]
+    fn notices() {
+        let gap = json!({"channel": "a", "gap": {"reason": "overflow", "epoch": "e", "offset": 7}});
+        assert_eq!(
+            encoded(|out| encode_gap("a", "overflow", Some(("e", 7)), out)),
+            gap
+        );
+        let gap =
+            json!({"channel": "a", "gap": {"reason": "reset", "epoch": null, "offset": null}});
+        assert_eq!(encoded(|out| encode_gap("a", "reset", None, out)), gap);
+        assert_eq!(
+            encoded(|out| encode_dropped("a", 3, out)),
+            json!({"channel": "a", "dropped": 3})
+        );
+        let error = json!({"error": {"code": 429, "message": "slow \"down\""}});
+        assert_eq!(
+            encoded(|out| encode_error(429, "slow \"down\"", out)),
+            error
+        );
+    }
+
+    #[test]
+    fn client_publications() {
+        type Fields = (Option<&'static str>, Option<&'static str>, &'static str);
+        let cases: &[(&str, Fields)] = &[
+            (r#"{"data":"text"}"#, (None, None, "text")),
+            (
+                r#"{"channel":"a","data":{"x": 1},"event":"e"}"#,
+                (Some("a"), Some("e"), r#"{"x": 1}"#),
+            ),
+            (
+                r#"{"data":"a\n\"b\"\u00e9","channel":"\u0061"}"#,
+                (Some("a"), None, "a\n\"b\"é"),
+            ),
+            (
+                r#" {"data": null, "channel": null, "more": [1]} "#,
+                (None, None, "null"),
+            ),
+            (r#"{"data":12.50}"#, (None, None, "12.50")),
+            (r#"{"data":[ 1 ]}"#, (None, None, "[ 1 ]")),
+        ];
+        for (text, (channel, event, data)) in cases {
+            let publication = parse_client_publication(text).expect(text);
+            let actual = (
+                publication.channel.as_deref(),
+                publication.event.as_deref(),
+                &*publication.data,
+            );
+            assert_eq!(actual, (*channel, *event, *data), "{text}");
+        }
+        let text = r#"{"channel":"a","data":"plain"}"#;
+        let publication = parse_client_publication(text).expect("good");
+        assert!(
+            matches!(publication.data, Cow::Borrowed(_)),
+            "no copy without escapes"
+        );
+        assert!(matches!(publication.channel, Some(Cow::Borrowed(_))));
+    }
+
+    #[test]
+    fn bad_client_publications_say_where() {
+        let cases = [
+            ("", (1, 0)),
+            ("hello", (1, 1)),
+            ("[null,null,1]", (1, 1)),
+            ("{}", (1, 2)),
+            ("{\"channel\":\"a\"}", (1, 15)),
+            ("{\"data\":1,\n\"channel\":5}", (2, 11)),
+            ("{\"data\":1,\"data\":2}", (1, 16)),
+            ("{\"data\":1} x", (1, 12)),
+            ("{\"data\":}", (1, 9)),
+        ];
+        for (text, place) in cases {
+            let error = parse_client_publication(text).expect_err(text);
+            assert_eq!(error.place(), place, "{text}: {error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn envelopes_read_back(
+            channel in any::<String>(), event in any::<Option<String>>(), text in any::<String>(),
+            bytes in prop::collection::vec(any::<u8>(), 0..50), offset: u64,
+        ) {
+            let text_envelope =
+                Envelope { channel: &channel, position: Some(("e", offset)), event: event.as_deref(), data: Data::Text(&text) };
+            let value = encoded(|out| encode_envelope(&text_envelope, out));
+            prop_assert_eq!(&value["channel"], &json!(channel));
+            prop_assert_eq!(&value["offset"], &json!(offset));
+            prop_assert_eq!(value.get("event").cloned(), event.map(Value::from));
+            if value["data"].is_string() {
+                prop_assert_eq!(&value["data"], &json!(text));
+            }
+            let value = encoded(|out| encode_envelope(&with_data(Data::Binary(&bytes)), out));
+            let decoded = base64::engine::general_purpose::STANDARD.decode(value["data"].as_str().expect("base64"));
+            prop_assert_eq!(decoded.expect("base64"), bytes);
+        }
+
+        #[test]
+        fn nothing_breaks_a_line(pieces in prop::collection::vec(prop::sample::select(vec![
+            "{", "}", "[", "]", "\"", "\\", "\n", "\r", "\r\n", ":", ",", "1", "a", " ", "\u{0}", "é", "\"k\":", "[1]",
+        ]), 0..12)) {
+            let mut out = Vec::new();
+            encode_envelope(&with_data(Data::Text(&pieces.concat())), &mut out);
+            prop_assert!(out.iter().all(|byte| *byte >= 0x20));
+            prop_assert!(serde_json::from_slice::<Value>(&out).is_ok());
+        }
+    }
+}

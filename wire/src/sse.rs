@@ -67,3 +67,124 @@ fn strip_line_end(text: &str) -> Option<&str> {
     text.strip_prefix("\r\n")
         .or_else(|| text.strip_prefix(['\r', '\n']))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// What a browser dispatches.
+    #[derive(Debug, PartialEq, Eq)]
+    struct Event {
+        id: String,
+        event: String,
+        data: String,
+    }
+
+    /// The interpretation of WHATWG HTML §9.2.6, over a whole stream.
+    fn parse(stream: &[u8]) -> Vec<Event> {
+        let text = std::str::from_utf8(stream).expect("an event stream is UTF-8");
+        let lines = text.replace("\r\n", "\n").replace('\r', "\n");
+        let (mut id, mut event, mut data) = (String::new(), String::new(), String::new());
+        let mut events = Vec::new();
+        for line in lines.split('\n') {
+            let (field, value) = line.split_once(':').unwrap_or((line, ""));
+            let value = value.strip_prefix(' ').unwrap_or(value);
+            match field {
+                "" if line.is_empty() => {
+                    if data.pop().is_some() {
+                        events.push(Event {
+                            id: id.clone(),
+                            event: event.clone(),
+                            data: data.clone(),
+                        });
+                    }
+                    (event, data) = (String::new(), String::new());
+                }
+                "id" if !value.contains('\0') => id = value.to_owned(),
+                "event" => event = value.to_owned(),
+                "data" => {
+                    data.push_str(value);
+                    data.push('\n');
+                }
+                _ => {}
+            }
+        }
+        events
+    }
+
+    #[track_caller]
+    fn check(id: Option<&str>, event: Option<&str>, data: &str, expected: &str) {
+        let mut out = Vec::new();
+        encode_event(id, event, data, &mut out);
+        assert_eq!(String::from_utf8(out).expect("UTF-8"), expected);
+    }
+
+    #[test]
+    fn events() {
+        check(None, None, "hello", "data: hello\n\n");
+        check(
+            Some("k3f9:42"),
+            Some("gap"),
+            "{}",
+            "id: k3f9:42\nevent: gap\ndata: {}\n\n",
+        );
+        check(None, None, "", "data: \n\n");
+        check(
+            None,
+            None,
+            "a\nb\r\nc\rd\n",
+            "data: a\ndata: b\ndata: c\ndata: d\ndata: \n\n",
+        );
+        check(None, None, "\n\r", "data: \ndata: \ndata: \n\n");
+        check(None, None, " data: x", "data:  data: x\n\n");
+        check(
+            Some("1\r\n2\0"),
+            Some("a\n\ndata: x"),
+            "y",
+            "id: 12\nevent: adata: x\ndata: y\n\n",
+        );
+    }
+
+    #[test]
+    fn heartbeats_and_retries_are_no_events() {
+        let mut out = COMMENT_HEARTBEAT.to_vec();
+        encode_retry(3_000, &mut out);
+        assert!(out.ends_with(b"retry: 3000\n\n"));
+        assert_eq!(parse(&out), []);
+    }
+
+    #[test]
+    fn the_head_is_close_delimited() {
+        let mut out = Vec::new();
+        write_response_head(&mut out, &[("Access-Control-Allow-Origin", "*\r\nX: y")]);
+        let expected = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nCache-Control: no-store\r\n\
+                        X-Accel-Buffering: no\r\nConnection: close\r\nAccess-Control-Allow-Origin: *X: y\r\n\r\n";
+        assert_eq!(String::from_utf8(out).expect("ASCII"), expected);
+    }
+
+    proptest! {
+        #[test]
+        fn events_read_back(
+            id in "[^\r\n\0]{0,10}", event in "[^\r\n\0]{1,10}",
+            data in prop::collection::vec(prop::sample::select(vec!["\r", "\n", "\r\n", ":", " ", "a", "é", "data"]), 0..12),
+        ) {
+            let data = data.concat();
+            let mut out = COMMENT_HEARTBEAT.to_vec();
+            encode_event(Some(&id), Some(&event), &data, &mut out);
+            encode_event(None, None, "next", &mut out);
+            let data = data.replace("\r\n", "\n").replace('\r', "\n");
+            let next = Event { id: id.clone(), event: String::new(), data: "next".to_owned() };
+            prop_assert_eq!(parse(&out), [Event { id, event, data }, next]);
+        }
+
+        #[test]
+        fn nothing_escapes_its_event(id in any::<String>(), event in any::<String>(), data in any::<String>()) {
+            let mut out = Vec::new();
+            encode_event(Some(&id), Some(&event), &data, &mut out);
+            let events = parse(&out);
+            prop_assert_eq!(events.len(), 1);
+            prop_assert_eq!(&events[0].data, &data.replace("\r\n", "\n").replace('\r', "\n"));
+        }
+    }
+}

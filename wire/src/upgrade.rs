@@ -334,3 +334,222 @@ fn is_token(text: &str) -> bool {
             .bytes()
             .all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A good request, with `changes` to its headers; an empty value removes one.
+    fn negotiate(changes: &[(&str, &'static str)]) -> Result<Upgrade, UpgradeError> {
+        let mut headers = vec![
+            ("host", "example.com"),
+            ("upgrade", "websocket"),
+            ("connection", "keep-alive, Upgrade"),
+            ("sec-websocket-version", "13"),
+            ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+        ];
+        headers.retain(|(name, _)| changes.iter().all(|(changed, _)| changed != name));
+        headers.extend(changes.iter().filter(|(_, value)| !value.is_empty()));
+        let header = |name: &str| {
+            headers
+                .iter()
+                .find(|(own, _)| *own == name)
+                .map(|(_, value)| Cow::from(*value))
+        };
+        Upgrade::negotiate("GET", 1, header, true)
+    }
+
+    fn deflate(offer: &'static str) -> Option<DeflateParams> {
+        negotiate(&[("sec-websocket-extensions", offer)])
+            .expect("a good request")
+            .deflate
+    }
+
+    #[test]
+    fn rfc_6455_section_1_3_example() {
+        let upgrade = negotiate(&[]).expect("a good request");
+        assert_eq!(&upgrade.accept, b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+        let mut out = Vec::new();
+        upgrade.write_response(&mut out, Some("chat"));
+        let expected = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                        Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nSec-WebSocket-Protocol: chat\r\n\r\n";
+        assert_eq!(String::from_utf8(out).expect("ASCII"), expected);
+    }
+
+    #[test]
+    fn refusals_know_their_status() {
+        use UpgradeError as E;
+        let cases: &[(&str, &'static str, UpgradeError, u16)] = &[
+            ("upgrade", "", E::UpgradeHeader, 426),
+            ("upgrade", "h2c", E::UpgradeHeader, 426),
+            ("connection", "", E::ConnectionHeader, 400),
+            ("connection", "close", E::ConnectionHeader, 400),
+            ("host", "", E::Host, 400),
+            ("host", "a, b", E::Host, 400),
+            ("sec-websocket-version", "", E::Version, 426),
+            ("sec-websocket-version", "8", E::Version, 426),
+            ("sec-websocket-version", "13, 8", E::Version, 426),
+            ("sec-websocket-key", "", E::Key, 400),
+            ("sec-websocket-key", "dGhlIHNhbXBsZQ==", E::Key, 400),
+            ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=a", E::Key, 400),
+            (
+                "sec-websocket-key",
+                "dGhl IHNhbXBsZSBub25jZQ==",
+                E::Key,
+                400,
+            ),
+            ("sec-websocket-key", "dGhlIHNhbXBsZSBub25j-Q==", E::Key, 400),
+        ];
+        for (name, value, error, status) in cases {
+            assert_eq!(negotiate(&[(name, value)]), Err(*error), "{name}: {value}");
+            assert_eq!(error.status().0, *status);
+        }
+        assert_eq!(
+            Upgrade::negotiate("POST", 1, |_| None, true),
+            Err(E::Method)
+        );
+        assert_eq!(E::Method.status().0, 405);
+        let old = Upgrade::negotiate(
+            "GET",
+            0,
+            |name| (name == "upgrade").then(|| "websocket".into()),
+            true,
+        );
+        assert_eq!(old, Err(E::HttpVersion));
+        assert!(
+            E::Version
+                .headers()
+                .contains(&("Sec-WebSocket-Version", "13"))
+        );
+        assert!(E::Method.headers().contains(&("Allow", "GET")));
+    }
+
+    #[test]
+    fn tokens_ignore_case_and_space() {
+        let changes = [
+            ("upgrade", "foo , WebSocket"),
+            ("connection", " UPGRADE,,x"),
+        ];
+        assert!(negotiate(&changes).is_ok());
+    }
+
+    #[test]
+    fn deflate_offers_that_are_accepted() {
+        const ANSWER: &str =
+            "permessage-deflate; server_no_context_takeover; client_no_context_takeover";
+        let cases: &[(&str, &str)] = &[
+            ("permessage-deflate", ""),
+            ("Permessage-Deflate ; client_max_window_bits", ""),
+            ("permessage-deflate; client_max_window_bits=8", ""),
+            ("permessage-deflate; client_max_window_bits=\"10\"", ""),
+            (
+                "permessage-deflate; server_no_context_takeover; client_no_context_takeover",
+                "",
+            ),
+            (
+                "permessage-deflate; server_max_window_bits=9",
+                "; server_max_window_bits=9",
+            ),
+            (
+                "permessage-deflate; server_max_window_bits = 15",
+                "; server_max_window_bits=15",
+            ),
+            (
+                "permessage-deflate; server_max_window_bits=8, permessage-deflate",
+                "",
+            ),
+            (
+                "permessage-deflate; unknown, permessage-deflate; client_max_window_bits",
+                "",
+            ),
+            ("x-webkit-deflate-frame, permessage-deflate", ""),
+            (
+                "x; a=\"q, permessage-deflate; nonsense\", permessage-deflate",
+                "",
+            ),
+        ];
+        for (offer, suffix) in cases {
+            let upgrade =
+                negotiate(&[("sec-websocket-extensions", offer)]).expect("a good request");
+            let answer = upgrade
+                .response_headers()
+                .find(|(name, _)| *name == "Sec-WebSocket-Extensions");
+            assert_eq!(
+                answer.map(|(_, value)| value.into_owned()),
+                Some(format!("{ANSWER}{suffix}")),
+                "{offer}"
+            );
+        }
+    }
+
+    #[test]
+    fn deflate_offers_that_are_passed_over() {
+        let cases = [
+            "permessage-deflate; server_max_window_bits",
+            "permessage-deflate; server_max_window_bits=8",
+            "permessage-deflate; server_max_window_bits=7",
+            "permessage-deflate; server_max_window_bits=16",
+            "permessage-deflate; server_max_window_bits=010",
+            "permessage-deflate; client_max_window_bits=",
+            "permessage-deflate; client_max_window_bits=99999999999999999999",
+            "permessage-deflate; client_max_window_bits=\"10",
+            "permessage-deflate; server_no_context_takeover=1",
+            "permessage-deflate; client_no_context_takeover; client_no_context_takeover",
+            "permessage-deflate; server_max_window_bits=10; server_max_window_bits=10",
+            "permessage-deflate; client_max_window_bits; client_max_window_bits=10",
+            "permessage-deflate;",
+            "permessage-deflate; mux",
+            "permessage-bzip2",
+            "\"permessage-deflate",
+            ",;=\"\\",
+        ];
+        for offer in cases {
+            assert_eq!(deflate(offer), None, "{offer}");
+        }
+    }
+
+    #[test]
+    fn deflate_only_when_allowed() {
+        let header = |name: &str| {
+            Some(Cow::from(match name {
+                "upgrade" => "websocket",
+                "connection" => "upgrade",
+                "sec-websocket-version" => "13",
+                "sec-websocket-key" => "AAAAAAAAAAAAAAAAAAAAAA==",
+                "sec-websocket-extensions" => "permessage-deflate",
+                _ => "x",
+            }))
+        };
+        let allowed = |allow_deflate| {
+            Upgrade::negotiate("GET", 1, header, allow_deflate).map(|upgrade| upgrade.deflate)
+        };
+        assert_eq!(allowed(false), Ok(None));
+        assert_eq!(allowed(true).map(|deflate| deflate.is_some()), Ok(true));
+    }
+
+    #[test]
+    fn small_windows_share_small_messages() {
+        let small = deflate("permessage-deflate; server_max_window_bits=9").expect("accepted");
+        assert_eq!(small.server_window_bits(), 9);
+        assert!(small.can_share(512));
+        assert!(!small.can_share(513));
+        assert!(
+            deflate("permessage-deflate")
+                .expect("accepted")
+                .can_share(usize::MAX)
+        );
+    }
+
+    #[test]
+    fn subprotocols() {
+        assert_eq!(
+            protocols("a, b ,, c d,\"e\",f").collect::<Vec<_>>(),
+            ["a", "b", "f"]
+        );
+        let mut out = Vec::new();
+        negotiate(&[])
+            .expect("a good request")
+            .write_response(&mut out, Some("a\r\nX: y"));
+        assert!(!String::from_utf8_lossy(&out).contains("Protocol: "));
+    }
+}
