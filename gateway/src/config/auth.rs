@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use super::{
     error::{ConfigError, KeyProblem, Origin},
-    section::{List, section},
+    section::{List, Node, section},
     setting::{Secret, Setting, Sha256},
 };
 use crate::auth::{Algorithm, OriginRule, Pattern, Scope};
@@ -64,7 +64,7 @@ section! {
     /// A key for the REST API. Exactly one of `key`, `key_file` and `key_sha256` is given.
     ApiKeyEntry {
         /// Names the key in logs. Required.
-        name: Box<str> = "".into();
+        name: Box<str> = "".into(), shown "none";
         /// The key, at least 16 characters. Prefer `key_file` or `key_sha256`.
         key: Option<Secret> = None;
         /// File with the key; line ends at its end are cut.
@@ -104,12 +104,12 @@ impl Setting for JwksUrl {
 impl AuthConfig {
     /// Checks what a single value cannot tell and reads the files. Afterwards `secret`, `public_key` and `key`
     /// hold what `secret_file`, `public_key_file` and `key_file` name.
-    pub(crate) fn finish(&mut self, origin: &Origin) -> Result<(), ConfigError> {
+    pub(crate) fn finish(&mut self, root: &Node<'_>) -> Result<(), ConfigError> {
         for (index, key) in self.jwt.0.iter_mut().enumerate() {
-            key.finish(&format!("auth.jwt[{index}]"), origin)?;
+            key.finish(&Place::new(root, "jwt", index))?;
         }
         for (index, key) in self.api_keys.0.iter_mut().enumerate() {
-            key.finish(&format!("auth.api_keys[{index}]"), origin)?;
+            key.finish(&Place::new(root, "api_keys", index))?;
         }
         let mut names: Vec<_> = self.api_keys.iter().map(|key| &key.name).collect();
         names.sort();
@@ -121,69 +121,75 @@ impl AuthConfig {
 }
 
 impl JwtKey {
-    fn finish(&mut self, key: &str, origin: &Origin) -> Result<(), ConfigError> {
-        let algorithm = self.algorithm.ok_or_else(|| missing(key, "algorithm", origin))?;
-        let given = [
-            self.secret.is_some(),
-            self.secret_file.is_some(),
-            self.public_key.is_some(),
-            self.public_key_file.is_some(),
-            self.jwks_file.is_some(),
-            self.jwks_url.is_some(),
-        ];
-        one_of(key, "secret, secret_file, public_key, public_key_file, jwks_file, jwks_url", &given, origin)?;
-        self.check_kind(key, algorithm)?;
+    fn finish(&mut self, place: &Place) -> Result<(), ConfigError> {
+        let algorithm = self.algorithm.ok_or_else(|| place.missing("algorithm"))?;
+        place.one_of(
+            "secret, secret_file, public_key, public_key_file, jwks_file, jwks_url",
+            &[
+                self.secret.is_some(),
+                self.secret_file.is_some(),
+                self.public_key.is_some(),
+                self.public_key_file.is_some(),
+                self.jwks_file.is_some(),
+                self.jwks_url.is_some(),
+            ],
+        )?;
+        self.check_kind(place, algorithm)?;
+        self.check_pace(place)?;
         if let Some(path) = &self.secret_file {
-            self.secret = Some(Secret::new(&read_key(&format!("{key}.secret_file"), path)?));
+            self.secret = Some(Secret::new(&place.read("secret_file", path)?));
         }
         if let Some(path) = &self.public_key_file {
-            self.public_key = Some(read_key(&format!("{key}.public_key_file"), path)?);
+            let text = String::from_utf8(place.read("public_key_file", path)?)
+                .map_err(|_| place.unusable("public_key_file", Some(path), KeyProblem::Pem))?;
+            self.public_key = Some(text.into());
         }
         match &self.secret {
-            Some(secret) if secret.expose().len() < HS256_SECRET_BYTES_MIN => Err(ConfigError::KeyMaterial {
-                key: format!("{key}.secret").into(),
-                path: self.secret_file.clone(),
-                problem: KeyProblem::SecretShort,
-            }),
+            Some(secret) if secret.expose().len() < HS256_SECRET_BYTES_MIN => {
+                Err(place.unusable("secret", self.secret_file.as_ref(), KeyProblem::SecretShort))
+            }
             _ => Ok(()),
         }
     }
 
     /// A secret is for HS256 and a public key is not: the confusion of the two is how tokens get forged.
-    fn check_kind(&self, key: &str, algorithm: Algorithm) -> Result<(), ConfigError> {
+    fn check_kind(&self, place: &Place, algorithm: Algorithm) -> Result<(), ConfigError> {
         let symmetric = algorithm == Algorithm::Hs256;
-        let rule = match () {
-            () if !symmetric && (self.secret.is_some() || self.secret_file.is_some()) => "a secret is for HS256 only",
-            () if symmetric && (self.public_key.is_some() || self.public_key_file.is_some()) => {
-                "HS256 has a secret, not a public key"
-            }
-            () if symmetric && self.jwks_url.is_some() => "the secret of HS256 must not be served over HTTP",
+        let (other, rule) = match () {
+            () if !symmetric && self.secret.is_some() => ("secret", "a secret is for HS256 only"),
+            () if !symmetric && self.secret_file.is_some() => ("secret_file", "a secret is for HS256 only"),
+            () if symmetric && self.public_key.is_some() => ("public_key", "HS256 has a secret"),
+            () if symmetric && self.public_key_file.is_some() => ("public_key_file", "HS256 has a secret"),
+            () if symmetric && self.jwks_url.is_some() => ("jwks_url", "a secret must not be served over HTTP"),
             () => return Ok(()),
         };
-        Err(ConfigError::Contradiction {
-            key: format!("{key}.algorithm").into(),
-            other: format!("{key} key").into(),
-            rule,
-        })
+        Err(place.contradiction("algorithm", other, rule))
+    }
+
+    /// The least interval is what protects the issuer, so it cannot be switched off.
+    fn check_pace(&self, place: &Place) -> Result<(), ConfigError> {
+        if self.jwks_min_refetch < JWKS_MIN_REFETCH_MIN || self.jwks_refresh < self.jwks_min_refetch {
+            let rule = "jwks_min_refetch is at least 1s, and jwks_refresh at least jwks_min_refetch";
+            return Err(place.contradiction("jwks_min_refetch", "jwks_refresh", rule));
+        }
+        Ok(())
     }
 }
 
 impl ApiKeyEntry {
-    fn finish(&mut self, key: &str, origin: &Origin) -> Result<(), ConfigError> {
+    fn finish(&mut self, place: &Place) -> Result<(), ConfigError> {
         if self.name.is_empty() {
-            return Err(missing(key, "name", origin));
+            return Err(place.missing("name"));
         }
         let given = [self.key.is_some(), self.key_file.is_some(), self.key_sha256.is_some()];
-        one_of(key, "key, key_file, key_sha256", &given, origin)?;
+        place.one_of("key, key_file, key_sha256", &given)?;
         if let Some(path) = &self.key_file {
-            self.key = Some(Secret::new(&read_key(&format!("{key}.key_file"), path)?));
+            self.key = Some(Secret::new(&place.read("key_file", path)?));
         }
         match &self.key {
-            Some(secret) if secret.expose().len() < API_KEY_BYTES_MIN => Err(ConfigError::KeyMaterial {
-                key: format!("{key}.key").into(),
-                path: self.key_file.clone(),
-                problem: KeyProblem::ApiKeyShort,
-            }),
+            Some(key) if key.expose().len() < API_KEY_BYTES_MIN => {
+                Err(place.unusable("key", self.key_file.as_ref(), KeyProblem::ApiKeyShort))
+            }
             _ => Ok(()),
         }
     }
@@ -193,27 +199,63 @@ impl ApiKeyEntry {
 const HS256_SECRET_BYTES_MIN: usize = 32;
 /// See [`KeyProblem::ApiKeyShort`].
 const API_KEY_BYTES_MIN: usize = 16;
+const JWKS_MIN_REFETCH_MIN: Duration = Duration::from_secs(1);
 
-fn missing(key: &str, name: &str, origin: &Origin) -> ConfigError {
-    ConfigError::Missing { key: format!("{key}.{name}").into(), origin: origin.clone() }
+/// An entry of one of the lists, for errors.
+struct Place {
+    /// `auth.jwt[0]`
+    key: String,
+    origin: Origin,
 }
 
-fn one_of(key: &str, one_of: &'static str, given: &[bool], origin: &Origin) -> Result<(), ConfigError> {
-    match given.iter().filter(|given| **given).count() {
-        1 => Ok(()),
-        given => Err(ConfigError::OneOf { key: key.into(), origin: origin.clone(), one_of, given }),
+impl Place {
+    fn new(root: &Node<'_>, list: &str, index: usize) -> Self {
+        let origin = root
+            .table()
+            .ok()
+            .and_then(|table| root.child("auth", table.get("auth")?).table().ok())
+            .and_then(|auth| auth.get(list).copied())
+            .and_then(|list| root.child("list", list).list().ok())
+            .and_then(|items| items.get(index))
+            .map_or(Origin::Default, |item| root.item(index, item).origin());
+        Self { key: format!("auth.{list}[{index}]"), origin }
     }
-}
 
-/// Editors end files with a line end that is no part of the secret.
-fn read_key(key: &str, path: &PathBuf) -> Result<Box<str>, ConfigError> {
-    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::KeyFile {
-        key: key.into(),
-        path: path.clone(),
-        source,
-    })?;
-    match text.trim_end_matches(['\r', '\n']) {
-        "" => Err(ConfigError::KeyMaterial { key: key.into(), path: Some(path.clone()), problem: KeyProblem::Empty }),
-        text => Ok(text.into()),
+    fn at(&self, name: &str) -> Box<str> {
+        format!("{}.{name}", self.key).into()
+    }
+
+    fn missing(&self, name: &str) -> ConfigError {
+        ConfigError::Missing { key: self.at(name), origin: self.origin.clone() }
+    }
+
+    fn contradiction(&self, name: &str, other: &str, rule: &'static str) -> ConfigError {
+        ConfigError::Contradiction { key: self.at(name), other: self.at(other), rule }
+    }
+
+    fn unusable(&self, name: &str, path: Option<&PathBuf>, problem: KeyProblem) -> ConfigError {
+        ConfigError::KeyMaterial { key: self.at(name), path: path.cloned(), problem }
+    }
+
+    fn one_of(&self, one_of: &'static str, given: &[bool]) -> Result<(), ConfigError> {
+        match given.iter().filter(|given| **given).count() {
+            1 => Ok(()),
+            given => {
+                Err(ConfigError::OneOf { key: self.key.as_str().into(), origin: self.origin.clone(), one_of, given })
+            }
+        }
+    }
+
+    /// Editors end files with a line end that is no part of the secret.
+    fn read(&self, name: &str, path: &PathBuf) -> Result<Vec<u8>, ConfigError> {
+        let mut bytes = std::fs::read(path).map_err(|source| ConfigError::KeyFile {
+            key: self.at(name),
+            path: path.clone(),
+            source,
+        })?;
+        while let Some(b'\r' | b'\n') = bytes.last() {
+            bytes.pop();
+        }
+        if bytes.is_empty() { Err(self.unusable(name, Some(path), KeyProblem::Empty)) } else { Ok(bytes) }
     }
 }

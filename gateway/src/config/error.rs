@@ -80,6 +80,9 @@ pub enum KeyProblem {
     ApiKeyShort,
     #[error("it is a private key; only the public key belongs here")]
     Private,
+    /// Public keys are not secret: whoever reads one could sign tokens with it.
+    #[error("it is a PEM key; HS256 needs a secret")]
+    PemSecret,
     #[error("it is not a PEM public key for the algorithm of this entry")]
     Pem,
     #[error("it is not a JSON Web Key Set with a key for the algorithm of this entry")]

@@ -121,10 +121,18 @@ impl Setting for Advertise {
 impl Config {
     /// Reads, merges and checks all sources, files with secrets included.
     pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
-        let (tree, file) = sources.merge()?;
-        let root = Node { key: String::new(), value: &tree, file: &file };
-        let mut config = if wants_dev(&root)? { Self::dev() } else { Self::default() };
+        let merged = sources.merge()?;
+        let root = Node { key: String::new(), value: &merged.tree, file: &merged.file };
+        Self::default().load(&Node { key: String::new(), value: &merged.empty, file: &merged.file })?;
+        let mut config = Self::default();
+        if wants_dev(&root)? {
+            config = Self::dev();
+            config.auth.api_keys.0.clear();
+        }
         config.load_over(&root)?;
+        if config.dev {
+            config.auth.api_keys.0.push(dev_key());
+        }
         Ok(config)
     }
 
@@ -156,10 +164,7 @@ impl Config {
 
     fn load_over(&mut self, root: &Node<'_>) -> Result<(), ConfigError> {
         self.load(root)?;
-        self.auth.finish(&root.origin())?;
-        if self.dev && !self.auth.api_keys.iter().any(|key| key.name == dev_key().name) {
-            self.auth.api_keys.0.push(dev_key());
-        }
+        self.auth.finish(root)?;
         self.check_dev()?;
         self.check_limits()?;
         self.check_history()
@@ -218,7 +223,7 @@ fn wants_dev(root: &Node<'_>) -> Result<bool, ConfigError> {
 fn dev_key() -> ApiKeyEntry {
     ApiKeyEntry {
         name: "dev-key".into(),
-        key: Some(Secret::new("dev-key")),
+        key: Some(Secret::new(b"dev-key")),
         scopes: vec![Scope::Publish, Scope::Read, Scope::Admin],
         channels: vec![Pattern::any()],
         ..ApiKeyEntry::default()

@@ -13,13 +13,13 @@ pub fn reference() -> String {
     let mut text = INTRODUCTION.to_owned();
     let production = entries(&Config::default());
     let dev = entries(&Config::dev());
-    let mut heading = "";
+    let mut heading = None;
     for (entry, dev) in production.iter().zip(&dev) {
         let section = section_of(&entry.key);
-        if section != heading {
+        if heading != Some(section) {
             let title = if section.is_empty() { "Top level".to_owned() } else { heading_of(section) };
             writes(&mut text, &format!("\n## {title}\n"));
-            heading = section;
+            heading = Some(section);
         }
         writes(&mut text, &paragraph(entry, dev));
     }
@@ -48,6 +48,9 @@ are matched in lower case, so a namespace that is to be set by variables has a l
 
 Durations have units: `\"500ms\"`, `\"10s\"`, `\"5m\"`, `\"1h\"`, `\"1d\"`, also `\"1m30s\"`. Sizes are whole numbers of
 bytes or have a binary unit: `65536`, `\"64KiB\"`, `\"1MiB\"`.
+
+`[namespaces.default]` holds for channels whose namespace is not configured, and for those without one. Any other
+namespace begins as a copy of it and changes what it names.
 ";
 
 fn entries(config: &Config) -> Vec<Entry> {

@@ -1,7 +1,7 @@
 //! Sections: structs whose fields are keys. The macro gives each its defaults, its loader and its entries in
 //! the reference, from one list.
 
-use std::{collections::HashMap, path::Path};
+use std::{collections::BTreeMap, path::Path};
 
 use config::{Value, ValueKind};
 
@@ -47,9 +47,11 @@ impl<'a> Node<'a> {
         Self { key: format!("{}[{index}]", self.key), value, file: self.file }
     }
 
-    pub(crate) fn table(&self) -> Result<&'a HashMap<String, Value>, ConfigError> {
+    /// The pairs in order of their names, so that of several mistakes the same one is always reported.
+    pub(crate) fn table(&self) -> Result<BTreeMap<&'a str, &'a Value>, ConfigError> {
         match &self.value.kind {
-            ValueKind::Table(table) => Ok(table),
+            ValueKind::Table(table) => Ok(table.iter().map(|(name, value)| (name.as_str(), value)).collect()),
+            ValueKind::Nil => Ok(BTreeMap::new()),
             _ => Err(self.bad("a table of keys", false)),
         }
     }
@@ -57,6 +59,7 @@ impl<'a> Node<'a> {
     pub(crate) fn list(&self) -> Result<&'a [Value], ConfigError> {
         match &self.value.kind {
             ValueKind::Array(items) => Ok(items),
+            ValueKind::Nil => Ok(&[]),
             _ => Err(self.bad("a list of tables", false)),
         }
     }
@@ -80,6 +83,7 @@ impl<'a> Node<'a> {
     /// A table has no origin of its own: any value inside tells.
     pub(crate) fn origin(&self) -> Origin {
         match origin_text(self.value) {
+            None if self.file.as_os_str().is_empty() => Origin::Default,
             None => Origin::File(self.file.into()),
             Some(text) if text.starts_with("--") => Origin::Flag(text.into()),
             Some(text) => Origin::Variable(text.into()),
@@ -126,6 +130,9 @@ fn edits(a: &str, b: &str) -> usize {
 
 impl<T: Setting> Load for T {
     fn load(&mut self, node: &Node<'_>) -> Result<(), ConfigError> {
+        if node.value.kind == ValueKind::Nil {
+            return Ok(());
+        }
         *self = T::read(node.value).ok_or_else(|| {
             let special = match &node.value.kind {
                 ValueKind::String(text) => T::explain(text),
@@ -137,7 +144,11 @@ impl<T: Setting> Load for T {
     }
 
     fn describe(&self, key: &str, doc: &[&'static str], shown: Option<&'static str>, entries: &mut Vec<Entry>) {
-        let default = shown.map_or_else(|| format!("`{}`", self.show()), str::to_owned);
+        let default = match (shown, self.show()) {
+            (Some(shown), _) => shown.to_owned(),
+            (None, none) if none == "none" => none,
+            (None, value) => format!("`{value}`"),
+        };
         entries.push(Entry { key: key.to_owned(), expected: T::EXPECTED, default, doc: doc.to_vec() });
     }
 }
@@ -196,11 +207,9 @@ macro_rules! section {
                 &mut self,
                 node: &$crate::config::section::Node<'_>,
             ) -> Result<(), $crate::config::ConfigError> {
-                // In order of their names, so that of several mistakes the same one is always reported.
-                let table: std::collections::BTreeMap<_, _> = node.table()?.iter().collect();
-                for (name, value) in table {
+                for (name, value) in node.table()? {
                     let child = node.child(name, value);
-                    match name.as_str() {
+                    match name {
                         $(stringify!($field) => self.$field.load(&child)?,)+
                         _ => return Err(child.unknown(name, &[$(stringify!($field)),+])),
                     }

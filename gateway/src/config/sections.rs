@@ -194,8 +194,8 @@ impl Namespaces {
 impl Load for Namespaces {
     /// A namespace begins as a copy of `default` and changes what it names.
     fn load(&mut self, node: &Node<'_>) -> Result<(), ConfigError> {
-        let table: BTreeMap<_, _> = node.table()?.iter().collect();
-        if let Some(value) = table.get(&DEFAULT.to_owned()) {
+        let table = node.table()?;
+        if let Some(value) = table.get(DEFAULT) {
             self.default.load(&node.child(DEFAULT, value))?;
         }
         for (name, value) in table {
@@ -208,7 +208,7 @@ impl Load for Namespaces {
             }
             let mut options = self.default.clone();
             options.load(&child)?;
-            self.named.insert(name.as_str().into(), options);
+            self.named.insert(name.into(), options);
         }
         Ok(())
     }

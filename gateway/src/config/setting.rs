@@ -272,15 +272,15 @@ impl<T: Setting> Setting for Vec<T> {
 
 /// A secret: an HMAC key, an API key. Never shown, not by `Debug` either.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Secret(Box<str>);
+pub struct Secret(Box<[u8]>);
 
 impl Secret {
-    pub fn new(text: &str) -> Self {
-        Self(text.into())
+    pub fn new(bytes: &[u8]) -> Self {
+        Self(bytes.into())
     }
 
     /// The secret itself. Whoever calls this keeps it out of logs and errors.
-    pub fn expose(&self) -> &str {
+    pub fn expose(&self) -> &[u8] {
         &self.0
     }
 }
@@ -296,7 +296,7 @@ impl Setting for Secret {
     const SECRET: bool = true;
 
     fn from_text(text: &str) -> Option<Self> {
-        (!text.is_empty()).then(|| Self::new(text))
+        (!text.is_empty()).then(|| Self::new(text.as_bytes()))
     }
 
     fn show(&self) -> String {

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use config::{FileFormat, Map, Source, Value};
+use config::{ConfigBuilder, FileFormat, Map, Source, Value, builder::DefaultState};
 
 use super::error::ConfigError;
 
@@ -96,8 +96,7 @@ impl Sources {
         Self { file, environment: std::env::vars_os().collect(), overrides }
     }
 
-    /// The merged tree, and the path of the file for values that have no other origin.
-    pub(crate) fn merge(&self) -> Result<(Value, PathBuf), ConfigError> {
+    pub(crate) fn merge(&self) -> Result<Merged, ConfigError> {
         let mut variables = self.variables()?;
         let file = variables.remove(FILE_VARIABLE).map(PathBuf::from);
         let file = self.file.clone().or(file);
@@ -105,20 +104,14 @@ impl Sources {
         if let Some(path) = &file {
             builder = builder.add_source(FileText::read(path)?);
         }
-        builder = builder.add_source(Layer::variables(&variables)).add_source(Layer::flags(&self.overrides));
+        let (empty, set) = variables.into_iter().partition::<Vec<_>, _>(|(_, value)| value.is_empty());
+        builder = builder.add_source(Layer::variables(&set)).add_source(Layer::flags(&self.overrides));
         let path = file.unwrap_or_default();
-        // Nothing is left that can fail: the file is parsed already, and a layer's collection is a copy.
-        let merged = builder.build().map_err(|error| ConfigError::Syntax {
-            path: path.clone(),
-            line: 0,
-            column: 0,
-            problem: error.to_string().into(),
-        })?;
-        Ok((merged.cache, path))
+        let empty = build(config::Config::builder().add_source(Layer::variables(&empty)), &path)?;
+        Ok(Merged { tree: build(builder, &path)?, empty, file: path })
     }
 
-    /// The variables that are ours. An empty one counts as not set, because `NAME=${NAME:-}` in a compose file
-    /// means that.
+    /// The variables that are ours.
     fn variables(&self) -> Result<HashMap<&str, &str>, ConfigError> {
         let mut variables = HashMap::new();
         for (name, value) in &self.environment {
@@ -130,6 +123,17 @@ impl Sources {
     }
 }
 
+/// The sources laid over each other.
+#[derive(Debug)]
+pub(crate) struct Merged {
+    pub(crate) tree: Value,
+    /// Variables that are empty. They count as not set, because `NAME=${NAME:-}` in a compose file means that;
+    /// but their names must be right, and they must not hide what the file says.
+    pub(crate) empty: Value,
+    /// Where values without an origin are from.
+    pub(crate) file: PathBuf,
+}
+
 /// The file, parsed.
 #[derive(Debug, Clone)]
 struct FileText(Map<String, Value>);
@@ -138,7 +142,7 @@ impl FileText {
     fn read(path: &Path) -> Result<Self, ConfigError> {
         let text =
             std::fs::read_to_string(path).map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
-        config::File::from_str(&text, FileFormat::Toml).collect().map(Self).map_err(|error| syntax(path, &text, error))
+        config::File::from_str(&text, FileFormat::Toml).collect().map(Self).map_err(|error| syntax(path, &text, &error))
     }
 }
 
@@ -157,13 +161,13 @@ impl Source for FileText {
 struct Layer(Map<String, Value>);
 
 impl Layer {
-    fn variables(variables: &HashMap<&str, &str>) -> Self {
+    /// An empty variable becomes 'nothing', which leaves a setting as it is.
+    fn variables(variables: &[(&str, &str)]) -> Self {
         let values = variables
             .iter()
-            .filter(|(name, value)| !value.is_empty() || key_of(name).is_none())
             .map(|(name, value)| {
                 let key = key_of(name).unwrap_or_else(|| (*name).to_owned());
-                (key, Value::new(Some(&(*name).to_owned()), *value))
+                (key, Value::new(Some(&(*name).to_owned()), (!value.is_empty()).then_some(*value)))
             })
             .collect();
         Self(values)
@@ -205,8 +209,13 @@ fn key_of(variable: &str) -> Option<String> {
     Some(key)
 }
 
-fn syntax(path: &Path, text: &str, error: config::ConfigError) -> ConfigError {
-    let found = match &error {
+/// Nothing can fail here: the file is parsed already, and a layer's collection is a copy.
+fn build(builder: ConfigBuilder<DefaultState>, path: &Path) -> Result<Value, ConfigError> {
+    builder.build().map(|merged| merged.cache).map_err(|error| syntax(path, "", &error))
+}
+
+fn syntax(path: &Path, text: &str, error: &config::ConfigError) -> ConfigError {
+    let found = match error {
         config::ConfigError::FileParse { cause, .. } => cause.downcast_ref::<toml::de::Error>(),
         _ => None,
     };

@@ -1,0 +1,222 @@
+//! Keys of the REST API: found in constant time, each with scopes and channels.
+
+use aws_lc_rs::digest::{SHA256, digest};
+use http::StatusCode;
+use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
+use tidegate_backplane::Channel;
+
+use super::{Pattern, Scope};
+use crate::config::{ApiKeyEntry, ConfigError, KeyProblem, Sha256};
+
+/// The configured API keys.
+#[derive(Debug, Clone)]
+pub struct ApiKeys(Vec<ApiKey>);
+
+/// An API key, as its digest, and what it may do.
+#[derive(Debug, Clone)]
+pub struct ApiKey {
+    /// For logs.
+    pub name: Box<str>,
+    digest: Sha256,
+    scopes: Vec<Scope>,
+    channels: Vec<Pattern>,
+}
+
+/// Why a request is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum ApiKeyError {
+    #[error("an API key is required: authorization: Bearer KEY")]
+    Missing,
+    #[error("the API key is not known")]
+    Unknown,
+    #[error("the API key lacks the scope {:?}", .0.word())]
+    Scope(Scope),
+    #[error("the API key may not use this channel")]
+    Channel,
+}
+
+impl ApiKeys {
+    /// With keys from a loaded configuration.
+    pub fn new(entries: &[ApiKeyEntry]) -> Result<Self, ConfigError> {
+        entries.iter().map(ApiKey::new).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// The key of a request, if it has the scope and, where a channel is given, the channel. Without one only the
+    /// scope counts: what then names channels asks [`ApiKey::covers`] for each.
+    pub fn authorize(
+        &self,
+        bearer: Option<&str>,
+        scope: Scope,
+        channel: Option<&Channel>,
+    ) -> Result<&ApiKey, ApiKeyError> {
+        let presented = bearer.filter(|key| !key.is_empty()).ok_or(ApiKeyError::Missing)?;
+        let key = self.find(presented).ok_or(ApiKeyError::Unknown)?;
+        if !key.scopes.contains(&scope) {
+            return Err(ApiKeyError::Scope(scope));
+        }
+        match channel {
+            Some(channel) if !key.covers(channel) => Err(ApiKeyError::Channel),
+            _ => Ok(key),
+        }
+    }
+
+    /// The time it takes tells nothing about the keys: digests are compared, not keys, each as a whole, and all of
+    /// them, whichever fits.
+    fn find(&self, presented: &str) -> Option<&ApiKey> {
+        let presented = sha256(presented.as_bytes());
+        let mut found = Choice::from(0);
+        let mut found_at = 0u32;
+        for (at, key) in (0u32..).zip(&self.0) {
+            let same = key.digest.0.ct_eq(&presented.0);
+            found_at.conditional_assign(&at, same);
+            found |= same;
+        }
+        bool::from(found).then(|| self.0.get(found_at as usize)).flatten()
+    }
+}
+
+impl ApiKey {
+    fn new(entry: &ApiKeyEntry) -> Result<Self, ConfigError> {
+        let digest = match (&entry.key, entry.key_sha256) {
+            (Some(key), _) => sha256(key.expose()),
+            (None, Some(digest)) => digest,
+            (None, None) => {
+                return Err(ConfigError::KeyMaterial {
+                    key: format!("auth.api_keys of {:?}", entry.name).into(),
+                    path: entry.key_file.clone(),
+                    problem: KeyProblem::Empty,
+                });
+            }
+        };
+        Ok(Self { name: entry.name.clone(), digest, scopes: entry.scopes.clone(), channels: entry.channels.clone() })
+    }
+
+    /// Whether the key may use a channel.
+    pub fn covers(&self, channel: &Channel) -> bool {
+        self.channels.iter().any(|pattern| pattern.matches(channel.as_str()))
+    }
+}
+
+impl ApiKeyError {
+    pub const fn status(self) -> StatusCode {
+        match self {
+            Self::Missing | Self::Unknown => StatusCode::UNAUTHORIZED,
+            Self::Scope(_) | Self::Channel => StatusCode::FORBIDDEN,
+        }
+    }
+
+    /// For metrics.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Missing => "api_key_missing",
+            Self::Unknown => "api_key_unknown",
+            Self::Scope(_) => "api_key_scope",
+            Self::Channel => "api_key_channel",
+        }
+    }
+}
+
+/// The credentials in an `authorization` header of the Bearer scheme (RFC 6750 section 2.1). The scheme's case
+/// does not matter (RFC 9110 section 11.1).
+pub fn bearer(authorization: &str) -> Option<&str> {
+    let (scheme, credentials) = authorization.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| credentials.trim())
+}
+
+fn sha256(text: &[u8]) -> Sha256 {
+    let mut bytes = [0; 32];
+    bytes.copy_from_slice(digest(&SHA256, text).as_ref());
+    Sha256(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, Secret};
+
+    fn entry(name: &str, key: &str, scopes: &[Scope], channels: &[&str]) -> ApiKeyEntry {
+        ApiKeyEntry {
+            name: name.into(),
+            key: Some(Secret::new(key.as_bytes())),
+            scopes: scopes.to_vec(),
+            channels: channels.iter().map(|pattern| Pattern::new(pattern).expect("a valid pattern")).collect(),
+            ..ApiKeyEntry::default()
+        }
+    }
+
+    fn keys() -> ApiKeys {
+        ApiKeys::new(&[
+            entry("all", "all-all-all-all-all", &[Scope::Publish, Scope::Read, Scope::Admin], &["*"]),
+            entry("news", "news-news-news-news", &[Scope::Publish], &["news:*", "front"]),
+            ApiKeyEntry {
+                key: None,
+                key_sha256: Some(sha256(b"only-a-digest-here")),
+                ..entry("d", "", &[Scope::Read], &["*"])
+            },
+        ])
+        .expect("valid keys")
+    }
+
+    fn check(bearer: Option<&str>, scope: Scope, channel: Option<&str>, expect: Result<&str, (ApiKeyError, u16)>) {
+        let channel = channel.map(|name| Channel::new(name).expect("a valid channel"));
+        let keys = keys();
+        let answer = keys.authorize(bearer, scope, channel.as_ref());
+        let answer = answer.map(|key| &*key.name).map_err(|error| (error, error.status().as_u16()));
+        assert_eq!(answer, expect, "{bearer:?} {scope:?} {channel:?}");
+    }
+
+    #[test]
+    fn table() {
+        use ApiKeyError as E;
+        check(None, Scope::Publish, None, Err((E::Missing, 401)));
+        check(Some(""), Scope::Publish, None, Err((E::Missing, 401)));
+        check(Some("wrong"), Scope::Publish, None, Err((E::Unknown, 401)));
+        check(Some("all-all-all-all-al"), Scope::Publish, None, Err((E::Unknown, 401)));
+        check(Some("all-all-all-all-all "), Scope::Publish, None, Err((E::Unknown, 401)));
+        check(Some("all-all-all-all-all"), Scope::Admin, Some("x"), Ok("all"));
+        check(Some("news-news-news-news"), Scope::Publish, Some("news:1"), Ok("news"));
+        check(Some("news-news-news-news"), Scope::Publish, Some("front"), Ok("news"));
+        check(Some("news-news-news-news"), Scope::Publish, None, Ok("news"));
+        check(Some("news-news-news-news"), Scope::Publish, Some("other"), Err((E::Channel, 403)));
+        check(Some("news-news-news-news"), Scope::Read, Some("news:1"), Err((E::Scope(Scope::Read), 403)));
+        check(Some("only-a-digest-here"), Scope::Read, Some("x"), Ok("d"));
+    }
+
+    #[test]
+    fn no_keys_no_entry() {
+        let none = ApiKeys::new(&Config::default().auth.api_keys).expect("no keys");
+        assert_eq!(none.authorize(Some("dev-key"), Scope::Read, None).err(), Some(ApiKeyError::Unknown));
+        assert!(none.authorize(Some(""), Scope::Read, None).is_err());
+    }
+
+    #[test]
+    fn dev_key_has_every_scope() {
+        let dev = ApiKeys::new(&Config::dev().auth.api_keys).expect("the dev key");
+        for scope in [Scope::Publish, Scope::Read, Scope::Admin] {
+            assert!(dev.authorize(Some("dev-key"), scope, None).is_ok());
+        }
+    }
+
+    #[test]
+    fn debug_shows_no_key() {
+        let shown = format!("{:?} {:?}", keys(), entry("n", "a-secret-nobody-sees", &[], &[]));
+        assert!(!shown.contains("a-secret-nobody-sees"), "{shown}");
+        let digest = sha256(b"all-all-all-all-all").0;
+        assert!(!shown.contains(&format!("{}, {}", digest[0], digest[1])), "{shown}");
+    }
+
+    #[test]
+    fn bearer_scheme() {
+        for (header, expect) in [
+            ("Bearer k", Some("k")),
+            ("bearer k", Some("k")),
+            ("BEARER   k ", Some("k")),
+            ("Basic k", None),
+            ("Bearer", None),
+            ("Bearerk", None),
+            ("", None),
+        ] {
+            assert_eq!(bearer(header), expect, "{header:?}");
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! What a token says: who, until when, and which channels.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tidegate_backplane::Channel;
+
+use super::{Pattern, token::TokenError};
+use crate::config::JwtKey;
+
+/// The claims of a valid token.
+#[derive(Debug, Clone)]
+pub struct Claims {
+    /// `sub`: the user. Presence and disconnecting by user need it.
+    pub user: Option<Box<str>>,
+    /// The moment from which the token no longer counts: `exp` and the leeway. `None`: never.
+    pub expires: Option<SystemTime>,
+    /// `info`: JSON that other members see in presence.
+    pub info: Option<Box<str>>,
+    channels: Vec<Pattern>,
+    publish: Publish,
+}
+
+/// The `publish` claim.
+#[derive(Debug, Clone)]
+enum Publish {
+    /// `true`: the channels that may be subscribed to.
+    Subscribed,
+    /// `false` or absent: none. A list: these.
+    Only(Vec<Pattern>),
+}
+
+/// What is demanded of the claims: the part of a [`JwtKey`] that is not the key.
+#[derive(Debug, Clone)]
+pub(super) struct Rules {
+    issuer: Option<Box<str>>,
+    audience: Option<Box<str>>,
+    require_exp: bool,
+    leeway: Duration,
+}
+
+/// RFC 7519 section 4.1, and the claims of ours. Unknown claims are ignored, as section 4 demands.
+#[derive(Deserialize)]
+struct RawClaims<'a> {
+    sub: Option<Box<str>>,
+    iss: Option<Box<str>>,
+    aud: Option<OneOrMany<Box<str>>>,
+    exp: Option<f64>,
+    nbf: Option<f64>,
+    channels: Option<OneOrMany<Pattern>>,
+    publish: Option<RawPublish>,
+    #[serde(borrow)]
+    info: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMany<T> {
+    One(T),
+    Many(Vec<T>),
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum RawPublish {
+    All(bool),
+    Only(OneOrMany<Pattern>),
+}
+
+impl Claims {
+    pub fn may_subscribe(&self, channel: &Channel) -> bool {
+        any(&self.channels, channel)
+    }
+
+    pub fn may_publish(&self, channel: &Channel) -> bool {
+        match &self.publish {
+            Publish::Subscribed => any(&self.channels, channel),
+            Publish::Only(patterns) => any(patterns, channel),
+        }
+    }
+
+    /// Reads and checks the claims of a token whose signature is right.
+    pub(super) fn check(payload: &[u8], rules: &Rules, now: SystemTime) -> Result<Self, TokenError> {
+        let raw: RawClaims<'_> = serde_json::from_slice(payload).map_err(|_| TokenError::Malformed("its claims"))?;
+        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let expires = raw.exp.map(|exp| numeric_date(exp).map(|exp| exp.saturating_add(rules.leeway))).transpose()?;
+        let begins = raw.nbf.map(numeric_date).transpose()?;
+        match expires {
+            None if rules.require_exp => return Err(TokenError::NoExpiry),
+            Some(expires) if now >= expires => return Err(TokenError::Expired),
+            _ => {}
+        }
+        if begins.is_some_and(|begins| now.saturating_add(rules.leeway) < begins) {
+            return Err(TokenError::NotYetValid);
+        }
+        if rules.issuer.is_some() && rules.issuer != raw.iss {
+            return Err(TokenError::Issuer);
+        }
+        let audiences = raw.aud.map(OneOrMany::into_vec).unwrap_or_default();
+        if rules.audience.as_ref().is_some_and(|wanted| !audiences.contains(wanted)) {
+            return Err(TokenError::Audience);
+        }
+        Ok(Self {
+            user: raw.sub,
+            expires: expires.and_then(|expires| UNIX_EPOCH.checked_add(expires)),
+            info: raw.info.map(|info| info.get().into()),
+            channels: raw.channels.map(OneOrMany::into_vec).unwrap_or_default(),
+            publish: match raw.publish {
+                Some(RawPublish::All(true)) => Publish::Subscribed,
+                Some(RawPublish::All(false)) | None => Publish::Only(Vec::new()),
+                Some(RawPublish::Only(patterns)) => Publish::Only(patterns.into_vec()),
+            },
+        })
+    }
+}
+
+impl Rules {
+    pub(super) fn new(key: &JwtKey) -> Self {
+        Self {
+            issuer: key.issuer.clone(),
+            audience: key.audience.clone(),
+            require_exp: key.require_exp,
+            leeway: key.leeway,
+        }
+    }
+}
+
+impl<T> OneOrMany<T> {
+    fn into_vec(self) -> Vec<T> {
+        match self {
+            Self::One(one) => vec![one],
+            Self::Many(many) => many,
+        }
+    }
+}
+
+fn any(patterns: &[Pattern], channel: &Channel) -> bool {
+    patterns.iter().any(|pattern| pattern.matches(channel.as_str()))
+}
+
+/// RFC 7519 section 2: seconds since 1970, fractions allowed. Before 1970 counts as 1970.
+fn numeric_date(seconds: f64) -> Result<Duration, TokenError> {
+    Duration::try_from_secs_f64(seconds.max(0.0)).map_err(|_| TokenError::Malformed("a date in its claims"))
+}
