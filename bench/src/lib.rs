@@ -1,1 +1,26 @@
-//! Under construction.
+//! Load generator, floor server, peers and the comparison between them.
+//!
+//! The way of a measured message: [`publish`] stamps a payload with run, stream, sequence and time
+//! ([`stamp`]) and POSTs it; the server fans it out; [`client`] counts frames without copying them
+//! ([`frame`], [`sse`]), checks order and loss per connection ([`order`]) and records the latency. Both are
+//! parties of one single-threaded readiness loop ([`driver`]), so a whole load fits on one core.
+//!
+//! - [`storm`]: what `tidegate storm` runs against any deployment; [`report`] is what it prints.
+//! - [`floor`]: the least a server can do: one `send` per subscriber.
+//! - [`compare`]: this gateway, the floor, Bun and Node `ws` in one interleaved run, as a table.
+
+pub mod client;
+pub mod driver;
+pub mod floor;
+pub mod frame;
+pub mod http;
+pub mod order;
+pub mod probe;
+pub mod publish;
+pub mod report;
+pub mod sse;
+pub mod stamp;
+pub mod stats;
+pub mod storm;
+pub mod sys;
+pub mod target;

@@ -1,0 +1,2 @@
+//! `tidegate-bench`
+fn main() {}

@@ -1,0 +1,563 @@
+//! Many WebSocket (or event stream) clients in one party of the loop, cheap enough not to be the bottleneck.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Shutdown};
+use std::sync::Arc;
+
+use mio::net::TcpStream;
+
+use crate::driver::{Io, Party, Readiness};
+use crate::frame::{FrameEvent, FrameScanner, write_client_frame};
+use crate::http::{WEBSOCKET_KEY, parse_head};
+use crate::order::OrderCheck;
+use crate::sse::SseScanner;
+use crate::stats::{ConnectFailure, Ending, FleetStats};
+use crate::sys::{ConnectOptions, connect, now_ns};
+use crate::target::Target;
+
+/// A handshake without an answer for this long has failed; servers cut theirs at 10 s.
+const HANDSHAKE_TIMEOUT_NS: u64 = 15_000_000_000;
+
+/// Connects begun in one turn, so that a ramp does not starve sockets that are already open.
+const CONNECTS_PER_TURN: u32 = 64;
+
+/// Chooses a connection's channel, by index.
+pub type ChannelOf = Arc<dyn Fn(u32) -> u32 + Send + Sync>;
+
+/// What the connections do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// `GET /ws?channel=C`, count what arrives.
+    Subscribe,
+    /// `GET /sse?channel=C`, count events.
+    SubscribeSse,
+    /// `GET /echo`: send a message of this many bytes, wait for it, send the next.
+    Echo { bytes: usize },
+}
+
+/// The load to open.
+#[derive(Clone)]
+pub struct FleetConfig {
+    pub target: Target,
+    pub role: Role,
+    pub connections: u32,
+    pub channels: Arc<[String]>,
+    pub channel_of: ChannelOf,
+    /// Handshakes under way at once.
+    pub handshakes_in_flight: u32,
+    /// Ceiling on new connections per second.
+    pub connects_per_second: Option<u32>,
+    /// Local addresses 127.0.0.2, .3, … used in turn when the target is loopback; 0 uses none.
+    pub sources: u8,
+    /// Run id expected in stamps.
+    pub run: u16,
+    /// See [`ConnectOptions::reset_on_close`].
+    pub reset_on_close: bool,
+}
+
+impl fmt::Debug for FleetConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FleetConfig")
+            .field("target", &self.target)
+            .field("role", &self.role)
+            .field("connections", &self.connections)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The party.
+#[derive(Debug)]
+pub struct Fleet {
+    id: u16,
+    config: FleetConfig,
+    connections: Vec<Connection>,
+    /// Connections whose handshake is not over, oldest first; finished ones are skipped when met.
+    handshakes: VecDeque<u32>,
+    handshaking: u32,
+    ramp_began_ns: Option<u64>,
+    open: u32,
+    echo_frame: Vec<u8>,
+    stats: FleetStats,
+}
+
+#[derive(Debug)]
+struct Connection {
+    /// `None` once it ended.
+    stream: Option<TcpStream>,
+    phase: Phase,
+    channel: u32,
+    /// Begin of the connect, then of the last echo.
+    began_ns: u64,
+    scanner: Scanner,
+    order: OrderCheck,
+    /// What the socket did not take yet; empty and unallocated as a rule.
+    out: Vec<u8>,
+    /// A response head cut by a read.
+    head: Vec<u8>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Connecting,
+    Handshaking,
+    Open,
+    Closed,
+}
+
+#[derive(Debug)]
+enum Scanner {
+    Frames(FrameScanner),
+    Events(Box<SseScanner>),
+}
+
+/// What a turn of reading decided about a connection.
+enum Verdict {
+    Keep,
+    Failed(ConnectFailure),
+    Ended(Ending),
+}
+
+impl Fleet {
+    /// A fleet that begins to connect with the driver's next turn. `id` must be unique in the driver.
+    #[must_use]
+    pub fn new(id: u16, config: FleetConfig) -> Self {
+        let mut echo_frame = Vec::new();
+        if let Role::Echo { bytes } = config.role {
+            write_client_frame(&mut echo_frame, 0x2, &vec![b'e'; bytes]);
+        }
+        Self {
+            id,
+            connections: Vec::with_capacity(config.connections as usize),
+            config,
+            handshakes: VecDeque::new(),
+            handshaking: 0,
+            ramp_began_ns: None,
+            open: 0,
+            echo_frame,
+            stats: FleetStats::default(),
+        }
+    }
+
+    #[must_use]
+    pub fn stats(&self) -> &FleetStats {
+        &self.stats
+    }
+
+    /// Connections open now.
+    #[must_use]
+    pub fn open(&self) -> u32 {
+        self.open
+    }
+
+    /// Every connection was tried and is open or failed.
+    #[must_use]
+    pub fn settled(&self) -> bool {
+        self.connections.len() == self.config.connections as usize && self.handshaking == 0
+    }
+
+    /// Messages acknowledged to publishers that never came to a connection still open, after the last one
+    /// it saw of that stream. `acknowledged` gives the last sequence number per (stream, channel).
+    pub fn missing_tail(&self, streams: u16, acknowledged: impl Fn(u16, u32) -> u32) -> u64 {
+        let open = self
+            .connections
+            .iter()
+            .filter(|connection| connection.phase == Phase::Open);
+        open.map(|connection| {
+            (0..streams)
+                .map(|stream| {
+                    let sent = acknowledged(stream, connection.channel);
+                    u64::from(sent.saturating_sub(connection.order.last(stream)))
+                })
+                .sum::<u64>()
+        })
+        .sum()
+    }
+
+    /// Open connections per channel index.
+    #[must_use]
+    pub fn subscribers(&self) -> Vec<u32> {
+        let mut counts = vec![0; self.config.channels.len().max(1)];
+        for connection in &self.connections {
+            if connection.phase == Phase::Open {
+                counts[connection.channel as usize] += 1;
+            }
+        }
+        counts
+    }
+
+    /// Says good-bye with code 1000 and half-closes every open connection; what is still read is counted.
+    pub fn close_all(&mut self) {
+        let mut close = Vec::new();
+        write_client_frame(&mut close, 0x8, &1000u16.to_be_bytes());
+        for connection in &mut self.connections {
+            if connection.phase != Phase::Open {
+                continue;
+            }
+            if let Some(stream) = &mut connection.stream {
+                // The run is over: a socket that cannot take a close frame now is closed without one.
+                let said = matches!(connection.scanner, Scanner::Events(_))
+                    || stream.write(&close).is_ok();
+                if !said || stream.shutdown(Shutdown::Write).is_err() {
+                    connection.stream = None;
+                }
+            }
+            connection.phase = Phase::Closed;
+        }
+        self.open = 0;
+    }
+
+    fn begin(&mut self, io: &mut Io<'_>, now_ns: u64) {
+        let index = self.connections.len() as u32;
+        let options = ConnectOptions {
+            source: self.source(index),
+            reset_on_close: self.config.reset_on_close,
+        };
+        let channel = (self.config.channel_of)(index);
+        let mut connection = Connection::new(channel, now_ns);
+        let started = connect(self.config.target.address, options).and_then(|mut stream| {
+            io.register(&mut stream, index)?;
+            Ok(stream)
+        });
+        match started {
+            Ok(stream) => {
+                connection.stream = Some(stream);
+                self.handshakes.push_back(index);
+                self.handshaking += 1;
+            }
+            Err(error) => {
+                connection.phase = Phase::Closed;
+                self.stats.fail(ConnectFailure::from(&error));
+            }
+        }
+        self.connections.push(connection);
+    }
+
+    /// 127.0.0.0/8 is all loopback on Linux, so every address of it is a source with its own 64k ports.
+    fn source(&self, index: u32) -> Option<Ipv4Addr> {
+        let loopback =
+            matches!(self.config.target.address.ip(), IpAddr::V4(ip) if ip.is_loopback());
+        if !loopback || self.config.sources == 0 || !cfg!(target_os = "linux") {
+            return None;
+        }
+        let last = (index % u32::from(self.config.sources.min(250))) as u8;
+        Some(Ipv4Addr::new(127, 0, 0, 2 + last))
+    }
+
+    fn request(&self, channel: u32) -> Vec<u8> {
+        let Target {
+            authority, prefix, ..
+        } = &self.config.target;
+        let channel = self
+            .config
+            .channels
+            .get(channel as usize)
+            .map_or("", String::as_str);
+        let request = match self.config.role {
+            Role::SubscribeSse => format!(
+                "GET {prefix}/sse?channel={channel} HTTP/1.1\r\nHost: {authority}\r\n\
+                 Accept: text/event-stream\r\n\r\n"
+            ),
+            Role::Subscribe => upgrade(&format!("{prefix}/ws?channel={channel}"), authority),
+            Role::Echo { .. } => upgrade(&format!("{prefix}/echo"), authority),
+        };
+        request.into_bytes()
+    }
+
+    fn on_writable(&mut self, key: usize) -> Verdict {
+        if self.connections[key].phase == Phase::Connecting {
+            let request = self.request(self.connections[key].channel);
+            let connection = &mut self.connections[key];
+            let Some(stream) = &connection.stream else {
+                return Verdict::Keep;
+            };
+            if let Ok(Some(error)) | Err(error) = stream.take_error() {
+                return Verdict::Failed(ConnectFailure::from(&error));
+            }
+            if let Err(error) = stream.peer_addr() {
+                // Not connected yet: the readiness was older than the connect.
+                return match error.kind() {
+                    io::ErrorKind::NotConnected => Verdict::Keep,
+                    _ => Verdict::Failed(ConnectFailure::from(&error)),
+                };
+            }
+            connection.phase = Phase::Handshaking;
+            connection.out = request;
+        }
+        self.connections[key].flush()
+    }
+
+    fn on_readable(&mut self, io: &mut Io<'_>, key: usize, read_closed: bool) -> Verdict {
+        loop {
+            let connection = &mut self.connections[key];
+            let Some(stream) = &mut connection.stream else {
+                return Verdict::Keep;
+            };
+            let read = match stream.read(io.buffer) {
+                Ok(0) => return connection.lost(Ending::End),
+                Ok(read) => read,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Verdict::Keep,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(_) => return connection.lost(Ending::Reset),
+            };
+            let verdict = self.take(key, &io.buffer[..read]);
+            // epoll(7): a stream read that was cut short found the socket empty, so the edge is used up,
+            // unless the end of the stream was part of it.
+            if !matches!(verdict, Verdict::Keep) || (read < io.buffer.len() && !read_closed) {
+                return verdict;
+            }
+        }
+    }
+
+    fn take(&mut self, key: usize, bytes: &[u8]) -> Verdict {
+        match self.connections[key].phase {
+            Phase::Open => self.take_stream(key, bytes),
+            Phase::Handshaking => self.take_head(key, bytes),
+            Phase::Connecting | Phase::Closed => Verdict::Keep,
+        }
+    }
+
+    fn take_head(&mut self, key: usize, bytes: &[u8]) -> Verdict {
+        let mut joined = std::mem::take(&mut self.connections[key].head);
+        joined.extend_from_slice(bytes);
+        let (head, used) = match parse_head(&joined) {
+            Ok(Some(parsed)) => parsed,
+            Ok(None) => {
+                self.connections[key].head = joined;
+                return Verdict::Keep;
+            }
+            Err(_) => return Verdict::Failed(ConnectFailure::NoUpgrade),
+        };
+        let good = match self.config.role {
+            Role::SubscribeSse => head.status == 200,
+            Role::Subscribe | Role::Echo { .. } => head.status == 101 && head.accepted,
+        };
+        if !good {
+            return Verdict::Failed(match head.status {
+                101 | 200 => ConnectFailure::NoUpgrade,
+                status => ConnectFailure::Status(status),
+            });
+        }
+        if self.config.role == Role::SubscribeSse {
+            self.connections[key].scanner =
+                Scanner::Events(Box::new(SseScanner::new(head.is_chunked())));
+        }
+        self.opened(key);
+        match self.take_stream(key, &joined[used..]) {
+            Verdict::Keep => self.connections[key].flush(),
+            verdict => verdict,
+        }
+    }
+
+    fn opened(&mut self, key: usize) {
+        let connection = &mut self.connections[key];
+        let now_ns = now_ns();
+        self.stats
+            .handshake_us
+            .saturating_record(now_ns.saturating_sub(connection.began_ns) / 1_000);
+        connection.phase = Phase::Open;
+        connection.began_ns = now_ns;
+        connection.out.extend_from_slice(&self.echo_frame);
+        self.stats.opened += 1;
+        self.handshaking -= 1;
+        self.open += 1;
+    }
+
+    fn take_stream(&mut self, key: usize, bytes: &[u8]) -> Verdict {
+        let Self {
+            connections,
+            stats,
+            config,
+            echo_frame,
+            ..
+        } = self;
+        let Connection {
+            scanner,
+            order,
+            out,
+            began_ns,
+            ..
+        } = &mut connections[key];
+        let now_ns = now_ns();
+        stats.bytes += bytes.len() as u64;
+        let scanner = match scanner {
+            Scanner::Events(scanner) => {
+                scanner.feed(bytes, |data| stats.message(order, data, now_ns, config.run));
+                return Verdict::Keep;
+            }
+            Scanner::Frames(scanner) => scanner,
+        };
+        let echo = matches!(config.role, Role::Echo { .. });
+        let mut ended = None;
+        let fed = scanner.feed(bytes, |event| match event {
+            FrameEvent::Message { .. } if echo => {
+                stats.echo(now_ns.saturating_sub(*began_ns));
+                *began_ns = now_ns;
+                out.extend_from_slice(echo_frame);
+            }
+            FrameEvent::Message { head, .. } => stats.message(order, head, now_ns, config.run),
+            FrameEvent::Ping(payload) => {
+                stats.pings_answered += 1;
+                write_client_frame(out, 0xa, payload);
+            }
+            FrameEvent::Pong(_) => {}
+            FrameEvent::Close(code) => ended = Some(code.map_or(Ending::NoCode, Ending::Code)),
+        });
+        if let Err(fault) = fed {
+            stats.fault = Some(fault);
+            return Verdict::Ended(Ending::Protocol);
+        }
+        match ended {
+            Some(ending) => Verdict::Ended(ending),
+            None if connections[key].out.is_empty() => Verdict::Keep,
+            None => connections[key].flush(),
+        }
+    }
+
+    fn apply(&mut self, key: usize, verdict: Verdict) {
+        let connection = &mut self.connections[key];
+        let phase = connection.phase;
+        match verdict {
+            Verdict::Keep => return,
+            Verdict::Failed(failure) if phase != Phase::Closed => {
+                self.stats.fail(failure);
+                self.handshaking -= 1;
+            }
+            Verdict::Ended(ending) if phase == Phase::Open => {
+                *self.stats.endings.entry(ending).or_default() += 1;
+                self.open -= 1;
+            }
+            Verdict::Failed(_) | Verdict::Ended(_) => {}
+        }
+        connection.phase = Phase::Closed;
+        connection.stream = None;
+        connection.out = Vec::new();
+    }
+
+    fn expire_handshakes(&mut self, now_ns: u64) {
+        while let Some(&key) = self.handshakes.front() {
+            let connection = &self.connections[key as usize];
+            if matches!(connection.phase, Phase::Connecting | Phase::Handshaking) {
+                if now_ns.saturating_sub(connection.began_ns) < HANDSHAKE_TIMEOUT_NS {
+                    return;
+                }
+                self.apply(key as usize, Verdict::Failed(ConnectFailure::Timeout));
+            }
+            self.handshakes.pop_front();
+        }
+    }
+
+    /// How many connections may have been begun by now.
+    fn allowed(&mut self, now_ns: u64) -> u32 {
+        let began_ns = *self.ramp_began_ns.get_or_insert(now_ns);
+        match self.config.connects_per_second {
+            None => u32::MAX,
+            Some(rate) => {
+                let due = (now_ns - began_ns) as u128 * u128::from(rate) / 1_000_000_000;
+                u32::try_from(due + 1).unwrap_or(u32::MAX)
+            }
+        }
+    }
+}
+
+impl Party for Fleet {
+    fn id(&self) -> u16 {
+        self.id
+    }
+
+    fn tick(&mut self, io: &mut Io<'_>, now_ns: u64) -> Option<u64> {
+        self.expire_handshakes(now_ns);
+        let allowed = self.allowed(now_ns).min(self.config.connections);
+        let mut begun = 0;
+        while begun < CONNECTS_PER_TURN
+            && self.handshaking < self.config.handshakes_in_flight
+            && (self.connections.len() as u32) < allowed
+        {
+            self.begin(io, now_ns);
+            begun += 1;
+        }
+        let ramping = self.connections.len() < self.config.connections as usize;
+        match (ramping, self.handshaking) {
+            (false, 0) => None,
+            // A paced ramp is looked at each millisecond; an unpaced one when a handshake ends.
+            (true, in_flight) if in_flight < self.config.handshakes_in_flight => {
+                Some(now_ns + 1_000_000)
+            }
+            _ => Some(now_ns + 250_000_000),
+        }
+    }
+
+    fn ready(&mut self, io: &mut Io<'_>, key: u32, readiness: Readiness) {
+        let key = key as usize;
+        let Some(connection) = self.connections.get(key) else {
+            return;
+        };
+        let pending = connection.phase == Phase::Connecting || !connection.out.is_empty();
+        if readiness.writable && pending {
+            let verdict = self.on_writable(key);
+            self.apply(key, verdict);
+        }
+        if readiness.readable || readiness.read_closed {
+            let verdict = self.on_readable(io, key, readiness.read_closed);
+            self.apply(key, verdict);
+        }
+    }
+}
+
+impl Connection {
+    fn new(channel: u32, now_ns: u64) -> Self {
+        Self {
+            stream: None,
+            phase: Phase::Connecting,
+            channel,
+            began_ns: now_ns,
+            scanner: Scanner::Frames(FrameScanner::default()),
+            order: OrderCheck::default(),
+            out: Vec::new(),
+            head: Vec::new(),
+        }
+    }
+
+    fn flush(&mut self) -> Verdict {
+        let Some(stream) = &mut self.stream else {
+            return Verdict::Keep;
+        };
+        while !self.out.is_empty() {
+            match stream.write(&self.out) {
+                Ok(written) if written == self.out.len() => self.out.clear(),
+                Ok(written) => drop(self.out.drain(..written)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return self.lost(Ending::Reset),
+            }
+        }
+        Verdict::Keep
+    }
+
+    /// The socket is gone: a failure before the handshake's end, an ending after it.
+    fn lost(&self, ending: Ending) -> Verdict {
+        match self.phase {
+            Phase::Connecting => Verdict::Failed(self.connect_error()),
+            Phase::Handshaking => Verdict::Failed(ConnectFailure::Reset),
+            Phase::Open | Phase::Closed => Verdict::Ended(ending),
+        }
+    }
+
+    fn connect_error(&self) -> ConnectFailure {
+        let error = self
+            .stream
+            .as_ref()
+            .and_then(|stream| stream.take_error().ok().flatten());
+        error
+            .as_ref()
+            .map_or(ConnectFailure::Refused, ConnectFailure::from)
+    }
+}
+
+fn upgrade(path: &str, authority: &str) -> String {
+    format!(
+        "GET {path} HTTP/1.1\r\nHost: {authority}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {WEBSOCKET_KEY}\r\n\r\n"
+    )
+}
