@@ -1,4 +1,20 @@
-//! Under construction.
+//! One gateway node: from the socket to REST and back. `ARCHITECTURE.md` draws the way of a message.
+//!
+//! [`Server`](server::Server) puts the parts together: `front` lets connections in, `session` speaks with them,
+//! `hub` keeps who is subscribed and fans out, `node` publishes and spreads, `http` serves REST and the internal
+//! port, `auth` and `config` say who may do what, `metrics` counts, `drain` stops.
 
 pub mod auth;
 pub mod config;
+mod drain;
+mod front;
+pub mod http;
+mod hub;
+mod interest;
+pub mod log;
+pub mod metrics;
+pub mod node;
+mod outgoing;
+pub mod server;
+mod session;
+mod shard;

@@ -202,8 +202,8 @@ impl Node {
 
     pub fn limits(&self) -> Limits {
         Limits {
-            payload_bytes_max: self.config.limits.publish_bytes.as_usize(),
-            body_bytes_max: self.config.limits.body_bytes.as_usize(),
+            payload_bytes_max: self.config.limits.publish_bytes.bytes(),
+            body_bytes_max: self.config.limits.body_bytes.bytes(),
         }
     }
 
@@ -235,6 +235,10 @@ impl Node {
     pub(crate) fn set_stage(&self, stage: Stage) {
         self.stage.store(stage as u8, Ordering::Release);
         self.metrics.node.draining.set(i64::from(stage > Stage::Serving));
+    }
+
+    pub(crate) fn note_channels(&self, channels: usize) {
+        self.metrics.node.channels.set(channels as i64);
     }
 
     pub(crate) async fn drain_asked(&self) {

@@ -66,7 +66,7 @@ impl Encoding {
     }
 
     /// The same without compression.
-    fn plain(self) -> Self {
+    pub(crate) fn plain(self) -> Self {
         match self {
             Self::RawDeflated => Self::Raw,
             Self::EnvelopeDeflated => Self::Envelope,
@@ -104,16 +104,22 @@ pub(crate) struct Encoder {
 /// Below this, deflate's own few bytes and both sides' time are not worth what it saves.
 const DEFLATE_BYTES_MIN: usize = 256;
 
+impl Content {
+    pub(crate) fn position(&self) -> Option<Position> {
+        match self {
+            Self::Publication(publication) => publication.position,
+            Self::Gap(gap) => gap.top,
+        }
+    }
+}
+
 impl Outgoing {
     pub(crate) fn new(channel: Channel, content: Content, load: Load) -> Self {
         Self { channel, content, accepted: Instant::now(), encoded: Default::default(), _load: load }
     }
 
     pub(crate) fn position(&self) -> Option<Position> {
-        match &self.content {
-            Content::Publication(publication) => publication.position,
-            Content::Gap(gap) => gap.top,
-        }
+        self.content.position()
     }
 
     /// The bytes of a form that is the same for everyone. A gap has no verbatim form: it is empty.
@@ -141,7 +147,7 @@ impl Encoder {
     pub(crate) fn encode(&mut self, channel: &Channel, content: &Content, encoding: Encoding) -> Bytes {
         let mut out = Vec::new();
         if encoding.is_sse() {
-            let id = content_position(content).map(|position| position.to_string());
+            let id = content.position().map(|position| position.to_string());
             self.encode_sse(channel, content, encoding, id.as_deref(), &mut out);
         } else if let Some((opcode, payload)) = self.message(channel, content, encoding) {
             out.reserve_exact(frame::encoded_len(payload.len()));
@@ -243,8 +249,8 @@ fn message<'a>(
 
 /// The JSON of an envelope or a gap notice.
 fn encode_content(channel: &Channel, content: &Content, out: &mut Vec<u8>) {
-    let epoch = content_position(content).map(|position| position.epoch.to_string());
-    let position = epoch.as_deref().zip(content_position(content).map(|position| position.offset));
+    let epoch = content.position().map(|position| position.epoch.to_string());
+    let position = epoch.as_deref().zip(content.position().map(|position| position.offset));
     match content {
         Content::Gap(gap) => raw::encode_gap(channel.as_str(), gap_reason(gap.reason), position, out),
         Content::Publication(publication) => {
@@ -265,13 +271,6 @@ pub(crate) fn gap_reason(reason: GapReason) -> &'static str {
         GapReason::Overflow => "overflow",
         GapReason::Hole => "hole",
         GapReason::Unrecoverable => "unrecoverable",
-    }
-}
-
-fn content_position(content: &Content) -> Option<Position> {
-    match content {
-        Content::Publication(publication) => publication.position,
-        Content::Gap(gap) => gap.top,
     }
 }
 

@@ -1,16 +1,13 @@
 //! One encoding of one channel: its members, what waits for them, and the batch that is being sent.
 
-use std::{
-    collections::VecDeque,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use bytes::{Bytes, BytesMut};
 use tidegate_reactor::{Overflow, Shared, Written};
 
 use super::{ChannelKey, Delivery, members::Members};
 use crate::{
+    metrics::DropReason,
     outgoing::{Content, Encoding, Outgoing},
     session::Session,
 };
@@ -42,6 +39,8 @@ pub(super) struct Batch {
     messages: u32,
     /// The batch is a gap that this encoding cannot say: its members are closed.
     closes: bool,
+    /// Members it was written to.
+    reached: u64,
     began: Instant,
 }
 
@@ -76,7 +75,7 @@ impl Lane {
 
     /// Writes the batch to up to `writes_max` members; the number it wrote to.
     pub(super) fn serve(&mut self, overflow: Overflow, writes_max: usize, delivery: &mut Delivery<'_>) -> usize {
-        let Some(batch) = &self.batch else { return 0 };
+        let Some(batch) = &mut self.batch else { return 0 };
         let shared = Shared {
             bytes: &batch.bytes,
             messages: batch.messages,
@@ -84,11 +83,11 @@ impl Lane {
             key: self.channel,
             overflow,
         };
-        let (mut writes, mut sent, mut dropped) = (0, 0, 0);
+        let (mut writes, mut reached, mut dropped) = (0, 0, 0);
+        let mut done = false;
         while writes < writes_max {
             let Some(slot) = self.members.next_to_serve() else {
-                batch.finish(delivery);
-                self.batch = None;
+                done = true;
                 break;
             };
             writes += 1;
@@ -101,17 +100,24 @@ impl Lane {
                 false => delivery.connections.write_shared(slot, &shared),
             };
             match written {
-                Written::Sent | Written::Queued => sent += u64::from(batch.messages),
+                Written::Sent | Written::Queued => reached += 1,
                 Written::Dropped(messages) => {
+                    reached += 1;
                     dropped += u64::from(messages);
-                    sent += u64::from(batch.messages.saturating_sub(messages));
                 }
                 Written::Closed => {}
             }
         }
-        delivery.metrics.count_sent(sent);
+        // Under `latest` the dropped ones had been counted as sent when they were queued.
+        delivery.metrics.messages_sent.add(reached * u64::from(batch.messages));
         if dropped > 0 {
-            delivery.metrics.count_dropped(overflow, dropped);
+            let reason = if overflow == Overflow::Latest { DropReason::Superseded } else { DropReason::QueueFull };
+            delivery.metrics.messages_dropped.add(reason, dropped);
+        }
+        batch.reached += reached;
+        if done {
+            batch.finish(delivery);
+            self.batch = None;
         }
         writes
     }
@@ -156,13 +162,14 @@ impl Lane {
 
 impl Batch {
     fn of(items: Vec<Arc<Outgoing>>, bytes: Bytes, last_at: usize, messages: u32) -> Self {
-        Self { items, bytes, last_at, messages, closes: false, began: Instant::now() }
+        Self { items, bytes, last_at, messages, closes: false, reached: 0, began: Instant::now() }
     }
 
     fn finish(&self, delivery: &Delivery<'_>) {
         let now = Instant::now();
-        let oldest: Duration = self.items.first().map_or(Duration::ZERO, |oldest| now - oldest.accepted);
-        delivery.metrics.observe_fanout(now - self.began, oldest);
+        delivery.metrics.fanout_seconds.observe(now - self.began);
+        for item in &self.items {
+            delivery.metrics.delivery_latency_seconds.observe_many(now - item.accepted, self.reached);
+        }
     }
 }
-

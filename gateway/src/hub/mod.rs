@@ -16,7 +16,7 @@ use std::{
 use lane::Lane;
 use slab::Slab;
 use tidegate_backplane::{Backplane, Channel, Position};
-use tidegate_reactor::{ConnectionId, Connections, Overflow, Shared, Tick, Turn, Written};
+use tidegate_reactor::{ConnectionId, Connections, Overflow, Tick, Turn};
 
 use crate::{
     interest::{Confirmation, Interest, Interests},

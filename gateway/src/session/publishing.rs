@@ -48,7 +48,7 @@ impl Publisher {
     fn new(limits: &Limits, now: Tick) -> Self {
         Self {
             messages_left: f64::from(limits.publishes_per_second),
-            bytes_left: limits.publish_bytes_per_second.as_usize() as f64,
+            bytes_left: limits.publish_bytes_per_second.bytes() as f64,
             filled: now,
             waiting: VecDeque::new(),
             under_way: false,
@@ -64,7 +64,7 @@ impl Publisher {
             per_second == 0.0 || *left >= cost
         };
         let (messages, bytes_rate) =
-            (f64::from(limits.publishes_per_second), limits.publish_bytes_per_second.as_usize() as f64);
+            (f64::from(limits.publishes_per_second), limits.publish_bytes_per_second.bytes() as f64);
         let fits = fill(&mut self.messages_left, messages, 1.0) & fill(&mut self.bytes_left, bytes_rate, bytes as f64);
         if fits {
             self.messages_left -= 1.0;

@@ -8,7 +8,7 @@ use tidegate_wire::{head::HeadError, http_answer, raw::QueryError, upgrade::Upgr
 use crate::{
     auth::{ApiKeyError, TokenError},
     front::Over,
-    http::problem,
+    http::{PROBLEM_MEDIA_TYPE, Problem},
     metrics::{AuthFailure, HandshakeResult},
 };
 
@@ -40,8 +40,6 @@ pub(crate) enum Refusal {
     TokenMissing { channel: tidegate_backplane::Channel },
     #[error("the token is refused: {0}")]
     Token(#[from] TokenError),
-    #[error("the keys to check the token with cannot be had at the moment")]
-    KeysUnavailable,
     #[error("the credentials are refused: {0}")]
     ApiKey(#[from] ApiKeyError),
     #[error("the token does not allow to subscribe to {channel}")]
@@ -70,21 +68,21 @@ impl Refusal {
             }
             Self::Upgrade(error) => (error.status().0, error.status().1, "invalid-upgrade"),
             Self::TokenMissing { .. } | Self::Token(_) => (401, "Unauthorized", "unauthorized"),
-            Self::ApiKey(error) if error.status() == 401 => (401, "Unauthorized", "unauthorized"),
+            Self::ApiKey(error) if error.status() == http::StatusCode::UNAUTHORIZED => (401, "Unauthorized", "unauthorized"),
             Self::Origin | Self::Rights { .. } | Self::ApiKey(_) => (403, "Forbidden", "forbidden"),
             Self::Over(Over::Address) => (429, "Too Many Requests", "too-many-connections"),
             Self::Over(Over::Rate { .. }) => (503, "Service Unavailable", "too-many-handshakes"),
             Self::Over(Over::Node) => (503, "Service Unavailable", "no-capacity"),
             Self::Draining => (503, "Service Unavailable", "draining"),
-            Self::Backplane(_) | Self::KeysUnavailable => (503, "Service Unavailable", "backplane-unavailable"),
+            Self::Backplane(_) => (503, "Service Unavailable", "backplane-unavailable"),
         }
     }
 
     pub(crate) fn result(&self) -> HandshakeResult {
         match self {
             Self::HeadTimeout => HandshakeResult::Timeout,
-            Self::TokenMissing { .. } | Self::Token(_) | Self::KeysUnavailable => HandshakeResult::Unauthorized,
-            Self::ApiKey(error) if error.status() == 401 => HandshakeResult::Unauthorized,
+            Self::TokenMissing { .. } | Self::Token(_) => HandshakeResult::Unauthorized,
+            Self::ApiKey(error) if error.status() == http::StatusCode::UNAUTHORIZED => HandshakeResult::Unauthorized,
             Self::Rights { .. } | Self::ApiKey(_) => HandshakeResult::Forbidden,
             Self::Origin => HandshakeResult::OriginRefused,
             Self::Over(Over::Address) => HandshakeResult::AddressLimit,
@@ -100,9 +98,9 @@ impl Refusal {
         Some(match self {
             Self::TokenMissing { .. } => AuthFailure::TokenMissing,
             Self::Token(TokenError::Expired) => AuthFailure::TokenExpired,
+            Self::Token(TokenError::UnknownKey) => AuthFailure::KeysUnavailable,
             Self::Token(_) => AuthFailure::TokenInvalid,
-            Self::KeysUnavailable => AuthFailure::KeysUnavailable,
-            Self::ApiKey(error) if error.status() == 401 => AuthFailure::KeyUnknown,
+            Self::ApiKey(error) if error.status() == http::StatusCode::UNAUTHORIZED => AuthFailure::KeyUnknown,
             Self::ApiKey(_) => AuthFailure::KeyScope,
             Self::Rights { .. } => AuthFailure::TokenRights,
             Self::Origin => AuthFailure::Origin,
@@ -121,8 +119,9 @@ impl Refusal {
             _ => {}
         }
         let extra: Vec<(&str, &str)> = extra.iter().map(|(name, value)| (*name, &**value)).collect();
-        let body = problem::document(name, reason, status, &self.to_string());
-        http_answer::write_answer(status, reason, problem::MEDIA_TYPE, &extra, body.as_bytes(), out);
+        let problem = Problem::new(name, reason, status, self.to_string());
+        let body = serde_json::to_vec(&problem).unwrap_or_default();
+        http_answer::write_answer(status, reason, PROBLEM_MEDIA_TYPE, &extra, &body, out);
     }
 
     fn retry_after(&self, spread: u64) -> u64 {

@@ -29,7 +29,7 @@ impl ShardDriver {
         let Some(open) = connections.get_mut(id).and_then(Session::open_mut) else { return };
         // The decoder is taken out while its messages are handled, since they may change the session.
         let mut decoder = std::mem::replace(&mut open.decoder, Decoder::new(false));
-        let max = self.core.shared.node.config().limits.message_bytes.as_usize();
+        let max = self.core.shared.node.config().limits.message_bytes.bytes();
         let core = &mut self.core;
         let decoded = decoder.decode(bytes, max, &mut self.inflater, |message| core.on_message(connections, id, message));
         match connections.get_mut(id).map(|session| &mut session.phase) {
@@ -47,7 +47,7 @@ impl ShardDriver {
         let Some(Phase::Leaving(Some(decoder))) = connections.get_mut(id).map(|session| &mut session.phase) else {
             return;
         };
-        let max = self.core.shared.node.config().limits.message_bytes.as_usize();
+        let max = self.core.shared.node.config().limits.message_bytes.bytes();
         let mut closed = false;
         let decoded = decoder.decode(bytes, max, &mut self.inflater, |message| match message {
             Message::Close(_) => {

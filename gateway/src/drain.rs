@@ -1,0 +1,59 @@
+//! Stopping without losing anyone: say so, settle, refuse, close evenly, wait for the last words, go.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    node::{Node, Relay, Stage},
+    shard::Command,
+};
+
+/// Resolves when the process was told to stop: SIGTERM, SIGINT or `POST /drain`.
+pub(crate) async fn asked(node: &Node) -> std::io::Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
+        _ = interrupt.recv() => tracing::info!("SIGINT: draining; once more to stop at once"),
+        () = node.drain_asked() => tracing::info!("POST /drain: draining"),
+    }
+    Ok(())
+}
+
+/// Resolves at a second signal: whoever sends it does not want to wait.
+pub(crate) async fn insisted() -> std::io::Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! { _ = terminate.recv() => (), _ = interrupt.recv() => () }
+    Ok(())
+}
+
+/// Drains the node; what is left afterwards is cut.
+pub(crate) async fn run(node: &Arc<Node>, relay: &Relay, http: CancellationToken, tasks: &TaskTracker) {
+    let drain = node.config().drain.clone();
+    node.set_stage(Stage::Settling);
+    if let Err(error) = node.backplane().announce(node.record()).await {
+        tracing::warn!(%error, "the node registry does not know that this node drains");
+    }
+    sleep(drain.settle).await;
+    node.set_stage(Stage::Closing);
+    tracing::info!(connections = node.connections(), period = ?drain.period, "closing connections");
+    relay.to_all(|| Command::Drain { over: drain.period });
+    // HTTP connections finish the request they are in; idle ones close now.
+    http.cancel();
+    tasks.close();
+    let ends = Instant::now() + drain.period + drain.close_wait;
+    while node.connections() > 0 && Instant::now() < ends {
+        sleep(Duration::from_millis(50)).await;
+    }
+    if timeout(Duration::from_secs(1), tasks.wait()).await.is_err() {
+        tracing::warn!("some requests were cut");
+    }
+    if let Err(error) = node.backplane().retire(&node.config().node).await {
+        tracing::warn!(%error, "the node registry still names this node");
+    }
+    tracing::info!(connections = node.connections(), "drained");
+}

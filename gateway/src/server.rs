@@ -1,0 +1,269 @@
+//! The composition root: binds, builds every part, and runs them until the node is drained.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener as StdTcpListener},
+    sync::{Arc, atomic::AtomicU64},
+    thread,
+    time::{Duration, Instant},
+};
+
+use tidegate_backplane::{Backplane, MemoryBackplane, MemoryOptions, Sink};
+use tidegate_reactor::{Acceptor, Shard};
+use tokio::{runtime::Runtime, sync::mpsc};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    auth::{ApiKeys, Authenticator, Origins},
+    config::{Config, ConfigError},
+    drain,
+    front::{Dealer, Front, ShardDoor},
+    http::{HttpContext, PublicService, internal_router, serve},
+    hub::Hub,
+    metrics::{Bounds, Listener, Metrics},
+    node::{Node, Relay},
+    shard::{Shared, ShardDriver},
+};
+
+/// Why a gateway did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("cannot listen on {address} (`{key}`): {source}; stop what uses it, or choose another address")]
+    Listen { key: &'static str, address: SocketAddr, source: io::Error },
+    #[error("cannot set up {part}: {source}")]
+    System { part: &'static str, source: io::Error },
+}
+
+/// A gateway whose ports are bound.
+pub struct Server {
+    config: Arc<Config>,
+    public: StdTcpListener,
+    internal: StdTcpListener,
+    public_address: SocketAddr,
+    internal_address: SocketAddr,
+}
+
+/// Connections that may wait to be accepted; the kernel cuts it at `net.core.somaxconn`, 4096 by default.
+const ACCEPT_BACKLOG: u32 = 4096;
+
+/// HTTP, keys, drain and the backplane's client need little beside the shards.
+const HTTP_THREADS_MAX: usize = 4;
+
+/// How often the node renews its record and sweeps.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+
+impl Server {
+    /// Binds both ports.
+    pub fn bind(config: Config) -> Result<Self, StartError> {
+        raise_descriptor_limit();
+        let public = listen(config.listen, "listen")?;
+        let internal = listen(config.internal, "internal")?;
+        let address = |listener: &StdTcpListener| {
+            listener.local_addr().map_err(|source| StartError::System { part: "the listener", source })
+        };
+        let (public_address, internal_address) = (address(&public)?, address(&internal)?);
+        Ok(Self { config: Arc::new(config), public, internal, public_address, internal_address })
+    }
+
+    pub fn public_address(&self) -> SocketAddr {
+        self.public_address
+    }
+
+    pub fn internal_address(&self) -> SocketAddr {
+        self.internal_address
+    }
+
+    /// Serves until drained. `on_ready` is called once, when connections are accepted.
+    pub fn run(self, on_ready: impl FnOnce()) -> Result<(), StartError> {
+        let runtime = runtime(self.config.shards.get())?;
+        let tasks = TaskTracker::new();
+        let mut parts = Parts::build(&self, &runtime, tasks.clone())?;
+        let shards = parts.start_shards()?;
+        let _internal = runtime.enter();
+        let http = CancellationToken::new();
+        runtime.spawn(serve::serve(
+            parts.handed,
+            PublicService::new(Arc::clone(&parts.context)),
+            Arc::clone(&parts.shared.front),
+            self.config.limits.handshake_timeout,
+            http.clone(),
+            tasks.clone(),
+        ));
+        let internal = tokio::net::TcpListener::from_std(self.internal).map_err(system("the internal port"))?;
+        let internal_service = internal_router(Arc::clone(&parts.context));
+        runtime.spawn(async move {
+            if let Err(error) = axum::serve(internal, internal_service).await {
+                tracing::error!(%error, "the internal port has failed");
+            }
+        });
+        let acceptor = Acceptor::new(self.public).map_err(system("the public port"))?;
+        let acceptor = acceptor.spawn(parts.dealer).map_err(system("the accept thread"))?;
+        let node = Arc::clone(&parts.shared.node);
+        runtime.spawn(housekeeping(Arc::clone(&node), Arc::clone(&parts.memory), Arc::clone(&parts.relay)));
+        let authenticator = Arc::clone(&parts.shared.authenticator);
+        runtime.spawn(async move { authenticator.keep_fresh().await });
+        on_ready();
+        runtime.block_on(async {
+            drain::asked(&node).await.map_err(system("signals"))?;
+            tokio::select! {
+                () = drain::run(&node, &parts.relay, http, &tasks) => {}
+                _ = drain::insisted() => tracing::info!("stopping at once"),
+            }
+            Ok::<(), StartError>(())
+        })?;
+        acceptor.stop().map_err(system("the accept thread"))?;
+        parts.relay.stop_shards();
+        for shard in shards {
+            if shard.join().is_err() {
+                tracing::error!("a shard panicked");
+            }
+        }
+        drop(_internal);
+        runtime.shutdown_timeout(Duration::from_secs(1));
+        Ok(())
+    }
+}
+
+/// Everything that is built before anything runs.
+struct Parts {
+    shared: Arc<Shared>,
+    context: Arc<HttpContext>,
+    relay: Arc<Relay>,
+    memory: Arc<MemoryBackplane>,
+    dealer: Dealer,
+    handed: mpsc::UnboundedReceiver<serve::HandOff>,
+    shards: Vec<Shard<ShardDriver>>,
+}
+
+impl Parts {
+    fn build(server: &Server, runtime: &Runtime, tasks: TaskTracker) -> Result<Self, StartError> {
+        let config = &server.config;
+        let metrics = Arc::new(Metrics::new(Bounds {
+            send_queue_bytes: 0,
+            listener: Some(Listener { address: server.public_address, backlog: ACCEPT_BACKLOG }),
+        }));
+        let shards = (0..config.shards.get())
+            .map(|_| Shard::<ShardDriver>::new(config.limits.send_queue_bytes.bytes()))
+            .collect::<io::Result<Vec<_>>>()
+            .map_err(system("a shard"))?;
+        let relay = Arc::new(Relay::new(shards.iter().map(Shard::mailbox).collect()));
+        let sink: Arc<dyn Sink> = Arc::clone(&relay) as Arc<dyn Sink>;
+        let memory = Arc::new(MemoryBackplane::new(sink, MemoryOptions::default()));
+        let front = Arc::new(Front::new(config.limits.clone()));
+        let backplane: Arc<dyn Backplane> = Arc::clone(&memory) as Arc<dyn Backplane>;
+        let node = Arc::new(Node::new(
+            Arc::clone(config),
+            backplane,
+            Arc::clone(&relay),
+            Arc::clone(&front),
+            Arc::clone(&metrics),
+        ));
+        metrics.node.connections_limit.set(i64::from(config.limits.connections));
+        let (http, handed) = mpsc::unbounded_channel();
+        let shared = Arc::new(Shared {
+            node: Arc::clone(&node),
+            front: Arc::clone(&front),
+            authenticator: Arc::new(Authenticator::new(&config.auth, tasks)?),
+            api_keys: Arc::new(ApiKeys::new(&config.auth.api_keys)?),
+            origins: Arc::new(Origins::new(&config.auth.allowed_origins)),
+            metrics: Arc::clone(&metrics),
+            runtime: runtime.handle().clone(),
+            http,
+            started: Instant::now(),
+        });
+        let context = Arc::new(HttpContext {
+            node,
+            keys: Arc::clone(&shared.api_keys),
+            origins: Arc::clone(&shared.origins),
+            metrics: Arc::clone(&metrics),
+            dev: config.dev,
+        });
+        let doors = shards
+            .iter()
+            .map(|shard| ShardDoor { mailbox: shard.mailbox(), connections: Arc::new(AtomicU64::new(0)) })
+            .collect();
+        let dealer = Dealer { front, metrics, shards: doors, last: 0, started: shared.started };
+        Ok(Self { shared, context, relay, memory, dealer, handed, shards })
+    }
+
+    fn start_shards(&mut self) -> Result<Vec<thread::JoinHandle<()>>, StartError> {
+        let shards = std::mem::take(&mut self.shards);
+        shards.into_iter().enumerate().map(|(index, shard)| self.start_shard(index, shard)).collect()
+    }
+
+    fn start_shard(&self, index: usize, shard: Shard<ShardDriver>) -> Result<thread::JoinHandle<()>, StartError> {
+        let interests = Arc::clone(&self.relay.interests);
+        let hub = Hub::new(index, interests, Arc::clone(self.shared.node.backplane()));
+        let driver = ShardDriver::new(
+            index,
+            Arc::clone(&self.shared),
+            hub,
+            shard.mailbox(),
+            self.shared.metrics.shard(),
+            Arc::clone(&self.dealer.shards[index].connections),
+        );
+        thread::Builder::new()
+            .name(format!("shard-{index}"))
+            .spawn(move || {
+                if let Err(error) = shard.run(driver) {
+                    tracing::error!(%error, shard = index, "a shard has failed");
+                }
+            })
+            .map_err(system("a shard's thread"))
+    }
+}
+
+async fn housekeeping(node: Arc<Node>, memory: Arc<MemoryBackplane>, relay: Arc<Relay>) {
+    let mut every = tokio::time::interval(HOUSEKEEPING);
+    loop {
+        every.tick().await;
+        memory.sweep(Instant::now());
+        node.note_channels(relay.interests.len());
+        if let Err(error) = node.backplane().announce(node.record()).await {
+            tracing::warn!(%error, "the node registry could not be told about this node");
+        }
+    }
+}
+
+fn runtime(shards: usize) -> Result<Runtime, StartError> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(shards.min(HTTP_THREADS_MAX))
+        .thread_name("http")
+        .enable_all()
+        .build()
+        .map_err(system("the HTTP threads"))
+}
+
+fn listen(address: SocketAddr, key: &'static str) -> Result<StdTcpListener, StartError> {
+    let bound = || -> io::Result<StdTcpListener> {
+        let domain = socket2::Domain::for_address(address);
+        let socket = socket2::Socket::new(domain, socket2::Type::STREAM, Some(socket2::Protocol::TCP))?;
+        // A restarted node need not wait until the connections of the last one have timed out.
+        socket.set_reuse_address(true)?;
+        // Accepted sockets inherit it: frames are whole when they are written, waiting gains nothing.
+        socket.set_tcp_nodelay(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(ACCEPT_BACKLOG as i32)?;
+        socket.set_nonblocking(true)?;
+        Ok(socket.into())
+    };
+    bound().map_err(|source| StartError::Listen { key, address, source })
+}
+
+/// The soft limit of descriptors is a default for programs that use `select`; the hard one is what the operator
+/// grants.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
+    {
+        tracing::warn!(%error, "the soft limit of descriptors could not be raised");
+    }
+}
+
+fn system(part: &'static str) -> impl FnOnce(io::Error) -> StartError {
+    move |source| StartError::System { part, source }
+}
