@@ -386,6 +386,27 @@ mod tests {
         }
     }
 
+    /// Output buffers of every size, full and nearly full.
+    #[test]
+    fn noise_of_every_length_reads_back() {
+        let noise: Vec<u8> = (0..400u32)
+            .map(|value| (value.wrapping_mul(2_654_435_761) >> 24) as u8)
+            .collect();
+        let mut inflater = Inflater::new();
+        for level in [0, 1, 6] {
+            let mut deflater = Deflater::new(level);
+            for len in 0..noise.len() {
+                let mut out = Vec::new();
+                deflater.compress(&noise[..len], &mut out);
+                assert_eq!(
+                    inflater.inflate(&out, len),
+                    Ok(&noise[..len]),
+                    "{level} {len}"
+                );
+            }
+        }
+    }
+
     #[test]
     fn output_is_appended() {
         let mut out = b"before".to_vec();
