@@ -283,6 +283,12 @@ mod tests {
                 "{cut}"
             );
         }
+        // A stored block of 100 bytes with 2 of them: the tail fits into what is missing, and zlib is content.
+        let stored = [0x00, 100, 0x00, !100, 0xFF, b'H', b'e'];
+        assert_eq!(
+            inflater.inflate(&stored, 1 << 20),
+            Err(InflateError::Corrupt)
+        );
         // In the middle of the first block.
         assert_eq!(
             inflater.inflate(&deflated[..deflated.len() / 3], 1 << 20),
