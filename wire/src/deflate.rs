@@ -283,6 +283,12 @@ mod tests {
                 "{cut}"
             );
         }
+        // A stored block of 100 bytes with 2 of them: the tail fits into what is missing, and zlib is content.
+        let stored = [0x00, 100, 0x00, !100, 0xFF, b'H', b'e'];
+        assert_eq!(
+            inflater.inflate(&stored, 1 << 20),
+            Err(InflateError::Corrupt)
+        );
         // In the middle of the first block.
         assert_eq!(
             inflater.inflate(&deflated[..deflated.len() / 3], 1 << 20),
@@ -383,6 +389,27 @@ mod tests {
                 payload,
                 "{bits}"
             );
+        }
+    }
+
+    /// Output buffers of every size, full and nearly full.
+    #[test]
+    fn noise_of_every_length_reads_back() {
+        let noise: Vec<u8> = (0..400u32)
+            .map(|value| (value.wrapping_mul(2_654_435_761) >> 24) as u8)
+            .collect();
+        let mut inflater = Inflater::new();
+        for level in [0, 1, 6] {
+            let mut deflater = Deflater::new(level);
+            for len in 0..noise.len() {
+                let mut out = Vec::new();
+                deflater.compress(&noise[..len], &mut out);
+                assert_eq!(
+                    inflater.inflate(&out, len),
+                    Ok(&noise[..len]),
+                    "{level} {len}"
+                );
+            }
         }
     }
 

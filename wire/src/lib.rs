@@ -8,6 +8,8 @@
 //!
 //! Nothing here opens a socket, reads a clock or draws randomness, and nothing here trusts a length it was told.
 
+#![forbid(unsafe_code)]
+
 pub mod decoder;
 pub mod deflate;
 pub mod frame;
