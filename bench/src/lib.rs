@@ -10,6 +10,7 @@
 //! - [`compare`]: this gateway, the floor, Bun and Node `ws` in one interleaved run, as a table.
 
 pub mod client;
+pub mod compare;
 pub mod driver;
 pub mod floor;
 pub mod frame;

@@ -1,0 +1,38 @@
+// The Bun peer: the benchmark's URL surface on Bun.serve with its own publish and subscribe.
+// Usage: bun bun.ts HOST PORT
+
+const [hostname, port] = Bun.argv.slice(2);
+const POST_PREFIX = "/v1/channels/".length;
+const POST_SUFFIX = "/publish".length;
+const json = { headers: { "content-type": "application/json" } };
+
+Bun.serve({
+  hostname,
+  port: Number(port),
+  async fetch(request, server) {
+    // Finding the path by hand spares Bun a URL object per request.
+    const path = request.url.slice(request.url.indexOf("/", "http://".length));
+    if (request.method === "POST") {
+      server.publish(path.slice(POST_PREFIX, -POST_SUFFIX), await request.text());
+      return new Response('{"epoch":"0","offset":0}', json);
+    }
+    // A socket's data is its channel; a socket that echoes has none.
+    const channel = path.startsWith("/ws?channel=") ? path.slice("/ws?channel=".length) : "";
+    if (server.upgrade(request, { data: channel })) return undefined;
+    return new Response(null, { status: 404 });
+  },
+  websocket: {
+    perMessageDeflate: false,
+    // Bun pings some seconds before the idle timeout: 32 s puts the ping near the 25 s of the others.
+    idleTimeout: 32,
+    sendPings: true,
+    // High enough that a benchmark never reaches it: past it Bun drops messages.
+    backpressureLimit: 64 * 1024 * 1024,
+    open(socket) {
+      if (socket.data) socket.subscribe(socket.data);
+    },
+    message(socket, message) {
+      if (!socket.data) socket.send(message);
+    },
+  },
+});

@@ -1,0 +1,279 @@
+//! This gateway, the floor, Bun and Node `ws`, measured in one run: every round meets every server, so that
+//! what drifts on a machine drifts for all, and a ratio is taken within a round.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+pub mod measures;
+pub mod process;
+pub mod servers;
+pub mod table;
+
+use measures::{Measure, Reading, Scenario, Sizes};
+use servers::{Places, Server, ServerError};
+
+/// Nice value of client and servers alike, so that they meet each other and not the rest of the machine.
+const PRIORITY: i32 = -15;
+
+/// What to compare.
+#[derive(Debug, Clone)]
+pub struct CompareOptions {
+    pub places: Places,
+    pub servers: Vec<Server>,
+    pub measures: Vec<Measure>,
+    pub rounds: u32,
+    pub sizes: Sizes,
+    /// The command line, for the reader of the table.
+    pub command: String,
+    /// Markdown file whose marked part is replaced; `None` leaves documents alone.
+    pub document: Option<PathBuf>,
+    pub json: PathBuf,
+}
+
+/// Readings of one measure and server, one per round that succeeded.
+pub type Readings = BTreeMap<Measure, BTreeMap<Server, Vec<RoundReading>>>;
+
+/// A reading and its round, so that ratios compare what ran side by side.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct RoundReading {
+    pub round: u32,
+    #[serde(flatten)]
+    pub reading: Reading,
+}
+
+/// Everything a run found.
+#[derive(Debug, Serialize)]
+pub struct Results {
+    pub machine: Machine,
+    pub command: String,
+    pub rounds: u32,
+    pub sizes: Sizes,
+    pub readings: Readings,
+    /// Rounds without a result, one sentence each.
+    pub failures: Vec<String>,
+}
+
+/// Where the run was made.
+#[derive(Debug, Serialize)]
+pub struct Machine {
+    pub cores: usize,
+    pub processor: String,
+    pub kernel: String,
+    /// Day in UTC by the system's clock.
+    pub date: String,
+    pub versions: BTreeMap<Server, String>,
+}
+
+/// Why a comparison could not be made or written.
+#[derive(Debug, thiserror::Error)]
+pub enum CompareError {
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    #[error("{path} could not be written: {source}")]
+    Write { path: PathBuf, source: io::Error },
+    #[error("{path} could not be read: {source}")]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{path} has no line {marker:?}: the table goes between two such markers")]
+    Marker { path: PathBuf, marker: &'static str },
+    #[error("the results could not be written as JSON: {0}")]
+    Json(#[from] serde_json::Error),
+    #[error("no server gave a single reading: see the messages above")]
+    Nothing,
+}
+
+/// Runs the comparison; progress goes to standard error.
+pub fn run(options: &CompareOptions) -> Result<Results, CompareError> {
+    crate::sys::raise_descriptor_limit();
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    if options
+        .servers
+        .iter()
+        .any(|server| matches!(server, Server::Bun | Server::Ws))
+    {
+        servers::install_peers(&options.places)?;
+    }
+    let mut results = Results {
+        machine: machine(options, cores),
+        command: options.command.clone(),
+        rounds: options.rounds,
+        sizes: options.sizes,
+        readings: Readings::new(),
+        failures: Vec::new(),
+    };
+    servers::pin(options.places.client_core)?;
+    // Servers inherit it. Best effort: without the right to it, what else runs on the machine is in the numbers.
+    let _priority = rustix::process::setpriority_process(None, PRIORITY);
+    for scenario in Scenario::ALL {
+        let wanted: Vec<Measure> = scenario
+            .measures()
+            .iter()
+            .copied()
+            .filter(|measure| options.measures.contains(measure))
+            .collect();
+        if wanted.is_empty() {
+            continue;
+        }
+        for round in 1..=options.rounds {
+            for server in turn_order(&options.servers, round) {
+                measure(options, scenario, server, round, &wanted, &mut results);
+            }
+        }
+    }
+    if results.readings.is_empty() {
+        return Err(CompareError::Nothing);
+    }
+    write_json(&results, &options.json)?;
+    if let Some(document) = &options.document {
+        table::update_document(&results, document)?;
+    }
+    Ok(results)
+}
+
+/// Each round begins with another server, so that none is always first on a cold machine.
+fn turn_order(servers: &[Server], round: u32) -> Vec<Server> {
+    let mut order = servers.to_vec();
+    let length = order.len().max(1);
+    order.rotate_left((round as usize - 1) % length);
+    order
+}
+
+fn measure(
+    options: &CompareOptions,
+    scenario: Scenario,
+    server: Server,
+    round: u32,
+    wanted: &[Measure],
+    results: &mut Results,
+) {
+    match measures::run(scenario, server, &options.places, &options.sizes) {
+        Ok(readings) => {
+            for reading in readings
+                .into_iter()
+                .filter(|reading| wanted.contains(&reading.measure))
+            {
+                let Reading { measure, value, .. } = reading;
+                eprintln!("round {round}  {:<9} {measure:?} {value:.3}", server.name());
+                let rounds = results
+                    .readings
+                    .entry(measure)
+                    .or_default()
+                    .entry(server)
+                    .or_default();
+                rounds.push(RoundReading { round, reading });
+            }
+        }
+        Err(error) => {
+            let failure = format!("round {round}, {}, {scenario:?}: {error}", server.name());
+            eprintln!("{failure}");
+            results.failures.push(failure);
+        }
+    }
+}
+
+fn machine(options: &CompareOptions, cores: usize) -> Machine {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let cpuinfo = read("/proc/cpuinfo");
+    let processor = cpuinfo
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    Machine {
+        cores,
+        processor: processor.map_or_else(|| "unknown".to_owned(), |(_, name)| name.to_owned()),
+        kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+        date: today(),
+        versions: options
+            .servers
+            .iter()
+            .filter_map(|&server| Some((server, servers::version(server, &options.places)?)))
+            .collect(),
+    }
+}
+
+fn write_json(results: &Results, path: &Path) -> Result<(), CompareError> {
+    let write = |source| CompareError::Write {
+        path: path.to_owned(),
+        source,
+    };
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(write)?;
+    }
+    fs::write(path, serde_json::to_vec_pretty(results)?).map_err(write)
+}
+
+fn today() -> String {
+    let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let (year, month, day) = civil(since_epoch.map_or(0, |time| time.as_secs() / 86_400));
+    format!("{year:04}-{month:02}-{day:02}")
+}
+
+/// The date of a day since 1970-01-01, in the proleptic Gregorian calendar, counted in years from March so
+/// that the leap day is the last one.
+fn civil(days: u64) -> (u64, u64, u64) {
+    // 719,468 days lie between 0000-03-01 and 1970-01-01; 146,097 days make 400 years.
+    let days = days + 719_468;
+    let day_of_era = days % 146_097;
+    let year_of_era =
+        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    // Months from March are 153 days in groups of five.
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 {
+        month_from_march + 3
+    } else {
+        month_from_march - 9
+    };
+    let year = days / 146_097 * 400 + year_of_era + u64::from(month <= 2);
+    (year, month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn days_become_dates() {
+        for (days, date) in [
+            (0, (1970, 1, 1)),
+            (59, (1970, 3, 1)),
+            (11_016, (2000, 2, 29)),
+            (20_779, (2026, 11, 22)),
+            (47_540, (2100, 2, 28)),
+            (47_541, (2100, 3, 1)),
+        ] {
+            assert_eq!(civil(days), date, "{days}");
+        }
+    }
+
+    #[test]
+    fn every_measure_has_one_scenario() {
+        use clap::ValueEnum;
+        for measure in Measure::value_variants() {
+            let scenarios = Scenario::ALL
+                .iter()
+                .filter(|scenario| scenario.measures().contains(measure));
+            assert_eq!(scenarios.count(), 1, "{measure:?}");
+        }
+    }
+
+    #[test]
+    fn rounds_begin_with_another_server() {
+        let firsts: Vec<_> = (1..=5)
+            .map(|round| turn_order(&Server::ALL, round)[0])
+            .collect();
+        assert_eq!(
+            firsts,
+            [
+                Server::Tidegate,
+                Server::Floor,
+                Server::Bun,
+                Server::Ws,
+                Server::Tidegate
+            ]
+        );
+    }
+}

@@ -1,0 +1,77 @@
+//! What the kernel says about a server process: CPU time and memory of its own.
+
+use std::fs;
+use std::path::PathBuf;
+
+/// A reading of `/proc` that failed: the process is gone, or this is not Linux.
+#[derive(Debug, thiserror::Error)]
+#[error("{path} could not be read: the server is gone, or this system has no /proc")]
+pub struct ProcessError {
+    pub path: PathBuf,
+    #[source]
+    source: Option<std::io::Error>,
+}
+
+/// CPU time of all threads, user and system, in nanoseconds. `schedstat` counts exactly where `stat` counts
+/// ticks of 10 ms. Threads that ended take their time with them; servers keep theirs.
+pub fn cpu_ns(pid: u32) -> Result<u64, ProcessError> {
+    let path = PathBuf::from(format!("/proc/{pid}/task"));
+    let tasks = fs::read_dir(&path).map_err(|source| ProcessError {
+        path: path.clone(),
+        source: Some(source),
+    })?;
+    let mut sum = 0;
+    for task in tasks.flatten() {
+        // A thread may end between the listing and the read.
+        let Ok(schedstat) = fs::read_to_string(task.path().join("schedstat")) else {
+            continue;
+        };
+        sum += schedstat
+            .split(' ')
+            .next()
+            .and_then(|ns| ns.parse::<u64>().ok())
+            .unwrap_or(0);
+    }
+    if sum == 0 {
+        Err(ProcessError { path, source: None })
+    } else {
+        Ok(sum)
+    }
+}
+
+/// Proportional set size in bytes: memory in user space, with shared pages divided among their users. What
+/// the kernel holds per socket is not in it and is the same for every server.
+pub fn pss_bytes(pid: u32) -> Result<u64, ProcessError> {
+    let path = PathBuf::from(format!("/proc/{pid}/smaps_rollup"));
+    let rollup = fs::read_to_string(&path).map_err(|source| ProcessError {
+        path: path.clone(),
+        source: Some(source),
+    })?;
+    parse_pss(&rollup).ok_or(ProcessError { path, source: None })
+}
+
+fn parse_pss(rollup: &str) -> Option<u64> {
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+    let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kilobytes * 1_024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pss_is_read_from_a_rollup() {
+        let rollup = "55d0-7ffe ---p 0 00:00 0 [rollup]\nRss:  2000 kB\nPss:                1432 kB\nPss_Anon: 7 kB\n";
+        assert_eq!(parse_pss(rollup), Some(1_432 * 1_024));
+        assert_eq!(parse_pss("Pss_Anon: 7 kB\n"), None);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn this_process_has_cpu_time_and_memory() {
+        let pid = std::process::id();
+        assert!(cpu_ns(pid).is_ok_and(|ns| ns > 0));
+        assert!(pss_bytes(pid).is_ok_and(|bytes| bytes > 100_000));
+    }
+}
