@@ -35,7 +35,7 @@ pub use sections::{
     ClientPublish, Drain, Heartbeat, Limits, Log, LogFilter, LogFormat, Namespace, Namespaces, SlowReader,
 };
 use setting::Setting;
-pub use setting::{ByteSize, Secret, Sha256};
+pub use setting::{ByteSize, Secret, Sha256, UnitError, parse_duration};
 pub use sources::{Flag, PREFIX, Sources};
 
 use crate::auth::{OriginRule, Pattern, Scope};

@@ -63,6 +63,24 @@ impl ByteSize {
     }
 }
 
+/// A text that is no size, or no duration; the sentence says what is expected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("expected {0}")]
+pub struct UnitError(&'static str);
+
+/// Reads a duration as the configuration writes them: `"500ms"`, `"10s"`, `"1m30s"`.
+pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
+    Duration::from_text(text).ok_or(UnitError(Duration::EXPECTED))
+}
+
+impl std::str::FromStr for ByteSize {
+    type Err = UnitError;
+
+    fn from_str(text: &str) -> Result<Self, UnitError> {
+        Self::from_text(text).ok_or(UnitError(Self::EXPECTED))
+    }
+}
+
 impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (unit, name) =

@@ -490,3 +490,17 @@ fn flags_are_settings() {
         assert!(entries.iter().any(|entry| entry.key == flag.key()), "{}", flag.name());
     }
 }
+
+/// What `docs/authentication.md` shows can be loaded, but for the files that it names.
+#[test]
+fn examples_of_the_documentation() {
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/authentication.md")).unwrap();
+    let examples: Vec<_> = text.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert_eq!(examples.len(), 3);
+    for example in examples {
+        match (Given { file: example, ..Given::default() }.load()).0 {
+            Ok(_) | Err(ConfigError::KeyFile { .. }) => {}
+            Err(error) => panic!("{error}:\n{example}"),
+        }
+    }
+}

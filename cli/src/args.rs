@@ -1,0 +1,234 @@
+//! The command line of `tidegate`. Settings are handed on as texts: the configuration checks them, so that a bad
+//! value is reported in one way, whether it comes from a file, a variable or a flag.
+
+use std::{num::NonZeroU32, path::PathBuf, time::Duration};
+
+use clap::{Args as ClapArgs, Parser, Subcommand};
+use tidegate_gateway::config::{ByteSize, Flag, Sources, parse_duration};
+
+/// A WebSocket gateway that scales out.
+///
+/// Without a command: `gateway --dev`.
+#[derive(Debug, Parser)]
+#[command(name = "tidegate", version, propagate_version = true)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a gateway node.
+    Gateway(GatewayArgs),
+    /// Load a deployment and report what it bears.
+    Storm(StormArgs),
+    /// Ask a URL and exit 0 if it answers 200, for container health checks.
+    Healthcheck(HealthcheckArgs),
+}
+
+#[derive(Debug, Default, ClapArgs)]
+pub(crate) struct GatewayArgs {
+    /// Configuration file (TOML).
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Load and check the configuration, and exit.
+    #[arg(long)]
+    pub(crate) check: bool,
+    /// Where clients connect [default: 127.0.0.1:8000].
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Option<String>,
+    /// Where metrics, health and drain are [default: 127.0.0.1:9000].
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    internal: Option<String>,
+    /// What carries publications between nodes [default: memory].
+    #[arg(long, value_name = "memory|URL")]
+    backplane: Option<String>,
+    /// Name of this node [default: host name and random characters].
+    #[arg(long, value_name = "NAME")]
+    node: Option<String>,
+    /// Where clients and routers reach this node [default: --listen].
+    #[arg(long, value_name = "HOST:PORT")]
+    advertise: Option<String>,
+    /// Availability zone of this node.
+    #[arg(long, value_name = "NAME")]
+    zone: Option<String>,
+    /// Threads that serve connections [default: one per core].
+    #[arg(long, value_name = "N")]
+    shards: Option<String>,
+    /// How log lines look [default: text].
+    #[arg(long, value_name = "text|json")]
+    log_format: Option<String>,
+    /// What is logged [default: info].
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
+    /// Development mode: loopback only, API key `dev-key`, anyone may subscribe.
+    #[arg(long)]
+    dev: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct StormArgs {
+    /// Public address of the deployment.
+    #[arg(default_value = "http://127.0.0.1:8000")]
+    pub(crate) url: String,
+    /// Connections to open.
+    #[arg(long, default_value = "1000", value_name = "N")]
+    pub(crate) connections: NonZeroU32,
+    /// Channels over which the connections are spread.
+    #[arg(long, default_value = "1", value_name = "N")]
+    pub(crate) channels: NonZeroU32,
+    /// Publications per second. Without it, a closed loop: the next follows when the last was delivered.
+    #[arg(long, value_name = "N", conflicts_with = "in_flight")]
+    pub(crate) rate: Option<NonZeroU32>,
+    /// Publications under way at once in the closed loop.
+    #[arg(long, default_value = "1", value_name = "N")]
+    pub(crate) in_flight: NonZeroU32,
+    /// Size of a publication's payload, such as 130 or 4KiB.
+    #[arg(long, default_value = "130", value_name = "SIZE")]
+    pub(crate) payload: ByteSize,
+    /// How long to publish, after all connections are open.
+    #[arg(long, default_value = "10s", value_name = "DURATION", value_parser = parse_duration)]
+    pub(crate) duration: Duration,
+    /// API key to publish with; the default is the one of `gateway --dev`.
+    #[arg(long, default_value = "dev-key", value_name = "KEY", hide_default_value = true)]
+    pub(crate) api_key: String,
+    /// The deployment's metrics, to say what was saturated, such as http://127.0.0.1:9000/metrics.
+    #[arg(long, value_name = "URL")]
+    pub(crate) metrics: Option<String>,
+    /// Report as one JSON object on standard output, without a progress bar.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct HealthcheckArgs {
+    /// What to ask, such as http://127.0.0.1:9000/readyz.
+    pub(crate) url: String,
+    /// How long to wait for the answer.
+    #[arg(long, default_value = "3s", value_name = "DURATION", value_parser = parse_duration)]
+    pub(crate) timeout: Duration,
+}
+
+impl Args {
+    /// The command that was given, or `gateway --dev`.
+    pub(crate) fn into_command(self) -> Command {
+        self.command.unwrap_or_else(|| Command::Gateway(GatewayArgs { dev: true, ..GatewayArgs::default() }))
+    }
+}
+
+impl GatewayArgs {
+    /// The flags over the environment of this process over the file.
+    pub(crate) fn into_sources(self) -> Sources {
+        let file = self.config.clone();
+        Sources::from_process(file, self.overrides())
+    }
+
+    fn overrides(self) -> Vec<(Flag, String)> {
+        let given = [
+            (Flag::Listen, self.listen),
+            (Flag::Internal, self.internal),
+            (Flag::Backplane, self.backplane),
+            (Flag::Node, self.node),
+            (Flag::Advertise, self.advertise),
+            (Flag::Zone, self.zone),
+            (Flag::Shards, self.shards),
+            (Flag::LogFormat, self.log_format),
+            (Flag::LogLevel, self.log_level),
+            // Absent is not `false`: the file may say `dev = true`.
+            (Flag::Dev, self.dev.then(|| "true".to_owned())),
+        ];
+        given.into_iter().filter_map(|(flag, text)| text.map(|text| (flag, text))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn parse(line: &str) -> Command {
+        Args::try_parse_from(line.split_whitespace()).unwrap().into_command()
+    }
+
+    fn gateway(line: &str) -> GatewayArgs {
+        match parse(line) {
+            Command::Gateway(args) => args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn storm(line: &str) -> StormArgs {
+        match parse(line) {
+            Command::Storm(args) => args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn clap_is_content() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn nothing_is_gateway_dev() {
+        assert_eq!(gateway("tidegate").overrides(), [(Flag::Dev, "true".to_owned())]);
+        assert_eq!(gateway("tidegate gateway").overrides(), []);
+    }
+
+    /// Every flag of the configuration is a flag of the command, sets itself, and no other.
+    #[test]
+    fn every_flag_of_the_configuration() {
+        for flag in Flag::ALL {
+            let (line, value) = match flag {
+                Flag::Dev => (format!("tidegate gateway {}", flag.name()), "true"),
+                _ => (format!("tidegate gateway {} value", flag.name()), "value"),
+            };
+            assert_eq!(gateway(&line).overrides(), [(flag, value.to_owned())], "{line}");
+        }
+    }
+
+    #[test]
+    fn config_and_check() {
+        let args = gateway("tidegate gateway --check --config /etc/tidegate.toml");
+        assert!(args.check);
+        assert_eq!(args.into_sources().file, Some("/etc/tidegate.toml".into()));
+    }
+
+    #[test]
+    fn storm_defaults_and_units() {
+        let args = storm("tidegate storm");
+        assert_eq!((args.connections.get(), args.channels.get(), args.in_flight.get()), (1000, 1, 1));
+        assert_eq!((args.rate, args.payload.bytes(), args.duration), (None, 130, Duration::from_secs(10)));
+        let args = storm("tidegate storm http://gate:80 --rate 50 --payload 4KiB --duration 1m30s --json");
+        assert_eq!((args.url.as_str(), args.rate.unwrap().get()), ("http://gate:80", 50));
+        assert_eq!((args.payload.bytes(), args.duration, args.json), (4096, Duration::from_secs(90), true));
+    }
+
+    #[test]
+    fn refused() {
+        for line in [
+            "tidegate zebra",
+            "tidegate --dev",
+            "tidegate gateway --zebra",
+            "tidegate storm --rate 1 --in-flight 2",
+            "tidegate storm --connections 0",
+            "tidegate storm --duration 10",
+            "tidegate storm --payload 4kb",
+            "tidegate healthcheck",
+        ] {
+            let error = Args::try_parse_from(line.split_whitespace()).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn healthcheck() {
+        match parse("tidegate healthcheck http://127.0.0.1:9000/readyz") {
+            Command::Healthcheck(args) => assert_eq!(args.timeout, Duration::from_secs(3)),
+            other => panic!("{other:?}"),
+        }
+    }
+}

@@ -1,1 +1,0 @@
-//! Tests of tokens and key sets.
