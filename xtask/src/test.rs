@@ -30,6 +30,8 @@ enum Step {
     Fmt,
     /// Lints, warnings denied
     Clippy,
+    /// Licences and sources of dependencies, where cargo-deny is installed
+    Deny,
     /// Unit and integration tests of every crate but the end-to-end ones
     Unit,
     /// Examples in the documentation
@@ -74,6 +76,7 @@ impl Step {
             Step::Prepare => "prepare",
             Step::Fmt => "fmt",
             Step::Clippy => "clippy",
+            Step::Deny => "deny",
             Step::Unit => "unit",
             Step::Doc => "doc",
             Step::Build => "build",
@@ -98,6 +101,14 @@ impl Step {
             Step::Clippy => {
                 let lint = ["clippy", "--workspace", "--all-targets", "--locked", "--", "--deny", "warnings"];
                 run_command(cargo(root).args(lint))
+            }
+            Step::Deny if !succeeds(cargo(root).args(["deny", "--version"])) => {
+                println!("skipped: cargo-deny is not installed (cargo install cargo-deny)");
+                Ok(())
+            }
+            // Advisories need a database from the network and change without a change of ours: not a test.
+            Step::Deny => {
+                run_command(cargo(root).args(["deny", "--locked", "check", "licenses", "bans", "sources"]))
             }
             Step::Unit => tests(workspace, options, &["--workspace", "--exclude", "tidegate-tests"]),
             Step::Doc => run_command(cargo(root).args(["test", "--workspace", "--doc", "--locked"])),
@@ -188,8 +199,8 @@ mod tests_of_steps {
 
     #[test]
     fn steps_are_chosen_with_what_they_need() {
-        check(false, &[], &["prepare", "fmt", "clippy", "unit", "doc", "build", "e2e"]);
-        check(true, &[], &["prepare", "fmt", "clippy", "unit", "doc", "build", "e2e", "autobahn"]);
+        check(false, &[], &["prepare", "fmt", "clippy", "deny", "unit", "doc", "build", "e2e"]);
+        check(true, &[], &["prepare", "fmt", "clippy", "deny", "unit", "doc", "build", "e2e", "autobahn"]);
         check(false, &[Step::E2e], &["prepare", "build", "e2e"]);
         check(false, &[Step::Clippy, Step::Fmt], &["fmt", "clippy"]);
     }
