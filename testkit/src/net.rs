@@ -1,0 +1,62 @@
+//! Free ports and many loopback source addresses.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// An address on 127.0.0.1 that was free a moment ago.
+///
+/// Prefer port 0 and the address that the server reports; this is for the few cases that must name a port before
+/// the server starts.
+///
+/// # Panics
+/// When loopback has no free port.
+pub fn free_address() -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has a free port");
+    listener.local_addr().expect("a bound socket has an address")
+}
+
+/// The `index`th loopback source address: 127.0.1.1, 127.0.1.2, … 127.0.255.254.
+///
+/// One source address has about 28,000 ephemeral ports towards one server port, and a closed connection holds its
+/// port for 60 s in TIME_WAIT. Tests that open more than that spread over several.
+pub fn source_address(index: usize) -> IpAddr {
+    let third = 1 + (index / 254) % 255;
+    let fourth = 1 + index % 254;
+    // Both are in 1..=255 by the modulo above.
+    IpAddr::V4(Ipv4Addr::new(127, 0, third as u8, fourth as u8))
+}
+
+/// What a client socket is like.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SocketOptions {
+    /// Bind to this address first (see [`source_address`]).
+    pub source: Option<IpAddr>,
+    /// `SO_RCVBUF`: a small one makes a reader that stops be felt soon by the sender.
+    pub receive_buffer_bytes: Option<usize>,
+    /// `SO_LINGER` 0: closing sends a reset and leaves no TIME_WAIT behind.
+    pub reset_on_close: bool,
+}
+
+/// Connects to `target`.
+///
+/// # Errors
+/// Whatever the kernel answers, refusal and time-out (10 s) included.
+pub fn connect(target: SocketAddr, options: SocketOptions) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(target), Type::STREAM, Some(Protocol::TCP))?;
+    if let Some(bytes) = options.receive_buffer_bytes {
+        socket.set_recv_buffer_size(bytes)?;
+    }
+    if let Some(source) = options.source {
+        socket.bind(&SocketAddr::new(source, 0).into())?;
+    }
+    if options.reset_on_close {
+        socket.set_linger(Some(Duration::ZERO))?;
+    }
+    socket.connect_timeout(&target.into(), Duration::from_secs(10))?;
+    let stream = TcpStream::from(socket);
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}

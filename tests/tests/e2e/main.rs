@@ -1,0 +1,17 @@
+//! One executable for all end-to-end tests; each starts a gateway of its own on free ports.
+
+#![allow(clippy::unwrap_used)]
+
+mod bad_frames;
+mod bad_handshakes;
+mod bad_requests;
+mod churn;
+mod descriptors;
+mod drain;
+mod first_message;
+mod foreign_clients;
+mod openapi;
+mod page;
+mod recovery;
+mod slow_reader;
+mod startup;

@@ -1,0 +1,219 @@
+//! `cargo xtask test`: the steps that decide whether a change is good, each repeatable alone.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use clap::ValueEnum;
+
+use crate::command::{cargo, environment, run as run_command, succeeds};
+use crate::workspace::Workspace;
+use crate::{autobahn, prepare};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Also the Autobahn suite (517 cases)
+    #[arg(long)]
+    all: bool,
+    /// Only these steps and what they need
+    #[arg(long, value_name = "STEP", value_delimiter = ',')]
+    only: Vec<Step>,
+    /// A filter for the names of the tests
+    filter: Option<String>,
+}
+
+/// In the order they run: cheap and most often broken first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Step {
+    /// Install packages that tests need
+    Prepare,
+    /// Formatting
+    Fmt,
+    /// Lints, warnings denied
+    Clippy,
+    /// Licences and sources of dependencies, where cargo-deny is installed
+    Deny,
+    /// Unit and integration tests of every crate but the end-to-end ones
+    Unit,
+    /// Examples in the documentation
+    Doc,
+    /// The product's release binary
+    Build,
+    /// End-to-end tests against that binary
+    E2e,
+    /// Autobahn's fuzzing client against that binary
+    Autobahn,
+}
+
+enum Outcome {
+    Passed,
+    Failed,
+    /// A step that it needs failed.
+    NotRun,
+}
+
+pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
+    let steps = chosen(options);
+    let start = Instant::now();
+    let mut done: Vec<(Step, Outcome, Duration)> = Vec::new();
+    for step in steps {
+        let step_start = Instant::now();
+        let needs_failed =
+            |need: &Step| done.iter().any(|(s, outcome, _)| s == need && !matches!(outcome, Outcome::Passed));
+        let outcome = if step.needs().iter().any(needs_failed) {
+            Outcome::NotRun
+        } else {
+            println!("\n=== {} ===", step.name());
+            attempt(workspace, step, options)
+        };
+        done.push((step, outcome, step_start.elapsed()));
+    }
+    report(&done, start.elapsed())
+}
+
+impl Step {
+    fn name(self) -> &'static str {
+        match self {
+            Step::Prepare => "prepare",
+            Step::Fmt => "fmt",
+            Step::Clippy => "clippy",
+            Step::Deny => "deny",
+            Step::Unit => "unit",
+            Step::Doc => "doc",
+            Step::Build => "build",
+            Step::E2e => "e2e",
+            Step::Autobahn => "autobahn",
+        }
+    }
+
+    fn needs(self) -> &'static [Step] {
+        match self {
+            Step::E2e => &[Step::Prepare, Step::Build],
+            Step::Autobahn => &[Step::Build],
+            _ => &[],
+        }
+    }
+
+    fn run(self, workspace: &Workspace, options: &Options) -> Result<()> {
+        let root = &workspace.root;
+        match self {
+            Step::Prepare => prepare::run_all(workspace),
+            Step::Fmt => run_command(cargo(root).args(["fmt", "--all", "--check"])),
+            Step::Clippy => {
+                let lint = ["clippy", "--workspace", "--all-targets", "--locked", "--", "--deny", "warnings"];
+                run_command(cargo(root).args(lint))
+            }
+            Step::Deny if !succeeds(cargo(root).args(["deny", "--version"])) => {
+                println!("skipped: cargo-deny is not installed (cargo install cargo-deny)");
+                Ok(())
+            }
+            // Advisories need a database from the network and change without a change of ours: not a test.
+            Step::Deny => {
+                run_command(cargo(root).args(["deny", "--locked", "check", "licenses", "bans", "sources"]))
+            }
+            Step::Unit => tests(workspace, options, &["--workspace", "--exclude", "tidegate-tests"]),
+            Step::Doc => run_command(cargo(root).args(["test", "--workspace", "--doc", "--locked"])),
+            // A binary that was given is tested as it is.
+            Step::Build if given_binary() => Ok(()),
+            Step::Build => workspace.build_product().map(drop),
+            Step::E2e => tests(workspace, options, &["--package", "tidegate-tests"]),
+            Step::Autobahn => autobahn::run(workspace, &autobahn::Options::all_cases()),
+        }
+    }
+}
+
+/// The steps in order: the default ones, or those asked for with what they need.
+fn chosen(options: &Options) -> Vec<Step> {
+    let wanted = |step: &Step| match options.only.as_slice() {
+        [] => options.all || *step != Step::Autobahn,
+        only => only.iter().any(|asked| asked == step || asked.needs().contains(step)),
+    };
+    Step::value_variants().iter().copied().filter(wanted).collect()
+}
+
+fn attempt(workspace: &Workspace, step: Step, options: &Options) -> Outcome {
+    match step.run(workspace, options) {
+        Ok(()) => Outcome::Passed,
+        Err(error) => {
+            eprintln!("{} failed: {error:#}", step.name());
+            Outcome::Failed
+        }
+    }
+}
+
+/// Runs tests with nextest when it is installed (a process per test, hung ones are ended), else with cargo.
+fn tests(workspace: &Workspace, options: &Options, packages: &[&str]) -> Result<()> {
+    let mut command = cargo(&workspace.root);
+    if succeeds(cargo(&workspace.root).args(["nextest", "--version"])) {
+        command.args(["nextest", "run", "--locked", "--no-tests", "warn"]);
+    } else {
+        command.args(["test", "--locked", "--no-fail-fast", "--lib", "--bins", "--tests"]);
+    }
+    command.args(packages).args(&options.filter);
+    if !given_binary() {
+        command.env("TIDEGATE_BIN", workspace.target.join("release/tidegate"));
+    }
+    run_command(&mut command)
+}
+
+fn given_binary() -> bool {
+    environment("TIDEGATE_BIN").is_some()
+}
+
+fn report(done: &[(Step, Outcome, Duration)], total: Duration) -> Result<()> {
+    println!("\n=== summary ===");
+    for (step, outcome, elapsed) in done {
+        let word = match outcome {
+            Outcome::Passed => "passed",
+            Outcome::Failed => "FAILED",
+            Outcome::NotRun => "not run: a step that it needs failed",
+        };
+        println!("{:<9} {:>8}  {word}", step.name(), minutes(*elapsed));
+    }
+    let failed: Vec<&str> =
+        done.iter().filter(|(_, o, _)| matches!(o, Outcome::Failed)).map(|(s, ..)| s.name()).collect();
+    let passed = done.iter().filter(|(_, outcome, _)| matches!(outcome, Outcome::Passed)).count();
+    println!("{passed} of {} steps passed in {}", done.len(), minutes(total));
+    if !failed.is_empty() {
+        bail!(
+            "{} failed; repeat only that: cargo xtask test --only {}",
+            failed.join(" and "),
+            failed.join(",")
+        );
+    }
+    Ok(())
+}
+
+fn minutes(elapsed: Duration) -> String {
+    format!("{}m {:02}s", elapsed.as_secs() / 60, elapsed.as_secs() % 60)
+}
+
+#[cfg(test)]
+mod tests_of_steps {
+    use super::*;
+
+    fn check(all: bool, only: &[Step], expect: &[&str]) {
+        let options = Options { all, only: only.to_vec(), filter: None };
+        let names: Vec<&str> = chosen(&options).into_iter().map(Step::name).collect();
+        assert_eq!(names, expect);
+    }
+
+    #[test]
+    fn steps_are_chosen_with_what_they_need() {
+        check(false, &[], &["prepare", "fmt", "clippy", "deny", "unit", "doc", "build", "e2e"]);
+        check(true, &[], &["prepare", "fmt", "clippy", "deny", "unit", "doc", "build", "e2e", "autobahn"]);
+        check(false, &[Step::E2e], &["prepare", "build", "e2e"]);
+        check(false, &[Step::Clippy, Step::Fmt], &["fmt", "clippy"]);
+    }
+
+    #[test]
+    fn a_failed_step_fails_the_whole_and_is_named() {
+        let done = [
+            (Step::Build, Outcome::Failed, Duration::ZERO),
+            (Step::E2e, Outcome::NotRun, Duration::ZERO),
+            (Step::Fmt, Outcome::Passed, Duration::ZERO),
+        ];
+        let error = report(&done, Duration::ZERO).expect_err("a step failed");
+        assert_eq!(error.to_string(), "build failed; repeat only that: cargo xtask test --only build");
+        assert!(report(&done[2..], Duration::ZERO).is_ok());
+    }
+}

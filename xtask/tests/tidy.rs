@@ -1,0 +1,249 @@
+//! Rules of the house that no compiler checks: first lines, sizes, arrows between crates, hosts and paths.
+//!
+//! The words that are looked for are put together from parts, so that this file passes its own rules.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Lines of code in one file, without blank lines and comments. More is several files.
+const CODE_LINES_MAX: usize = 600;
+
+/// One thing that is wrong: where, and what.
+#[derive(Debug, PartialEq, Eq)]
+struct Finding(String);
+
+// ---- the tree ----
+
+#[test]
+fn rust_files_keep_the_house_rules() {
+    let sources: Vec<PathBuf> =
+        files_of_the_tree().into_iter().filter(|path| has_extension(path, "rs")).collect();
+    assert!(sources.len() > 20, "{} Rust files were looked at", sources.len());
+    expect_none(sources.iter().flat_map(|path| rust_findings(path, &read(path))).collect());
+}
+
+#[test]
+fn no_file_names_this_machine_or_a_registry() {
+    let files = files_of_the_tree();
+    let looked_at = files.iter().filter(|path| !has_name(path, "Cargo.lock"));
+    expect_none(looked_at.flat_map(|path| place_findings(path, &read(path))).collect());
+}
+
+#[test]
+fn crates_depend_only_downwards() {
+    expect_none(ARROWS.iter().flat_map(|arrow| arrow_findings(arrow, &dependencies(arrow.of))).collect());
+}
+
+#[test]
+fn wire_is_free_of_sockets_clocks_and_threads() {
+    let sources = files_of_the_tree();
+    let sources = sources.iter().filter(|path| path.starts_with("wire/src") && has_extension(path, "rs"));
+    expect_none(sources.flat_map(|path| wire_findings(path, &read(path))).collect());
+}
+
+// ---- rules, as functions of text ----
+
+fn rust_findings(path: &Path, text: &str) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut find = |what: String| findings.push(Finding(format!("{}: {what}", path.display())));
+    if !text.starts_with("//! ") {
+        find("does not begin with a //! line that says what lives there".to_owned());
+    }
+    let lines = code_of(text).count();
+    if lines > CODE_LINES_MAX {
+        find(format!("{lines} lines of code, {CODE_LINES_MAX} are the most"));
+    }
+    for word in [concat!("TO", "DO"), concat!("FIX", "ME")] {
+        if text.contains(word) {
+            find(format!("says {word}"));
+        }
+    }
+    for word in [concat!("#[ig", "nore"), concat!("unimple", "mented!("), concat!("to", "do!(")] {
+        if code_of(text).any(|line| line.contains(word)) {
+            find(format!("has {word}"));
+        }
+    }
+    findings
+}
+
+fn place_findings(path: &Path, text: &str) -> Vec<Finding> {
+    let words = [
+        concat!("index.crates", ".io"),
+        concat!("static.crates", ".io"),
+        concat!("registry.npm", "js.org"),
+        concat!("pypi", ".org"),
+        concat!("pythonhosted", ".org"),
+        concat!("deb.debian", ".org"),
+        concat!("arti", "factory"),
+        concat!("/ro", "ot/"),
+        concat!("/wo", "rk/"),
+        concat!("/ho", "me/"),
+        concat!("/tmp/", "wt"),
+        concat!("/tmp/", "tgt"),
+    ];
+    let hits = words.into_iter().filter(|word| text.contains(word));
+    hits.map(|word| Finding(format!("{}: names {word}", path.display()))).collect()
+}
+
+/// What `wire` must not name outside its tests.
+fn wire_findings(path: &Path, text: &str) -> Vec<Finding> {
+    if path.components().any(|part| part.as_os_str().to_string_lossy().contains("test")) {
+        return Vec::new();
+    }
+    let product = text.split("#[cfg(test)]").next().unwrap_or_default();
+    let words = ["std::net", "std::time", "std::thread", "std::fs", "std::env", "Instant::now", "SystemTime"];
+    let hits = words.into_iter().filter(|word| code_of(product).any(|line| line.contains(word)));
+    hits.map(|word| Finding(format!("{}: names {word}", path.display()))).collect()
+}
+
+/// Lines that are neither blank nor comments.
+fn code_of(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("//"))
+}
+
+// ---- arrows ----
+
+/// What a crate must not reach, directly or through others, in what it ships (tests may use anything).
+struct Arrow {
+    of: &'static str,
+    not: &'static [&'static str],
+}
+
+const ARROWS: [Arrow; 7] = [
+    Arrow {
+        of: "tidegate-wire",
+        not: &[
+            "mio", "tokio", "hyper", "axum", "rustix", "socket2", REACTOR, BACKPLANE, GATEWAY, BENCH, TESTKIT,
+        ],
+    },
+    Arrow {
+        of: REACTOR,
+        not: &[
+            "serde",
+            "serde_json",
+            "tokio",
+            "hyper",
+            "axum",
+            "http",
+            "httparse",
+            WIRE,
+            BACKPLANE,
+            GATEWAY,
+            BENCH,
+            TESTKIT,
+        ],
+    },
+    Arrow { of: BACKPLANE, not: &["mio", "hyper", "axum", WIRE, REACTOR, GATEWAY, BENCH, TESTKIT] },
+    Arrow { of: GATEWAY, not: &["clap", "tungstenite", BENCH, TESTKIT] },
+    Arrow { of: BENCH, not: &[BACKPLANE, REACTOR, GATEWAY, TESTKIT] },
+    Arrow { of: TESTKIT, not: &[WIRE, REACTOR, BACKPLANE, GATEWAY, BENCH] },
+    Arrow { of: "tidegate", not: &["proptest", "tungstenite", TESTKIT] },
+];
+
+const WIRE: &str = "tidegate-wire";
+const REACTOR: &str = "tidegate-reactor";
+const BACKPLANE: &str = "tidegate-backplane";
+const GATEWAY: &str = "tidegate-gateway";
+const BENCH: &str = "tidegate-bench";
+const TESTKIT: &str = "tidegate-testkit";
+
+fn arrow_findings(arrow: &Arrow, reached: &BTreeSet<String>) -> Vec<Finding> {
+    let hits = arrow.not.iter().filter(|name| reached.contains(**name));
+    hits.map(|name| Finding(format!("{} reaches {name}", arrow.of))).collect()
+}
+
+/// Names of all crates that `package` reaches over ordinary dependencies on this platform.
+fn dependencies(package: &str) -> BTreeSet<String> {
+    let tree = [
+        "tree",
+        "--locked",
+        "--edges",
+        "normal",
+        "--prefix",
+        "none",
+        "--format",
+        "{p}",
+        "--package",
+        package,
+    ];
+    let text = lines_of(Command::new("cargo").args(tree));
+    let names = text.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned);
+    names.filter(|name| name != package).collect()
+}
+
+// ---- the rules can fail ----
+
+#[test]
+fn each_rule_for_rust_files_can_fail() {
+    let check = |text: &str, expect: usize| {
+        assert_eq!(rust_findings(Path::new("a.rs"), text).len(), expect, "{text}")
+    };
+    check("//! Says what lives here.\nfn main() {}\n", 0);
+    check("fn main() {}\n", 1);
+    check(&format!("//! A.\n{}", "x();\n".repeat(600)), 0);
+    check(&format!("//! A.\n{}", "x();\n".repeat(601)), 1);
+    check(&format!("//! A.\n{}", "// why\n\n".repeat(601)), 0);
+    check(concat!("//! A.\n// TO", "DO later\n"), 1);
+    check(concat!("//! A.\n    #[ig", "nore = \"slow\"]\n"), 1);
+}
+
+#[test]
+fn places_and_clocks_are_found() {
+    let places = |text: &str| place_findings(Path::new("a"), text).len();
+    assert_eq!(places("https://www.rfc-editor.org/rfc/rfc6455"), 0);
+    assert_eq!(places(concat!("see https://registry.npm", "js.org/ws")), 1);
+    assert_eq!(places(concat!("cd /wo", "rk/main")), 1);
+    let clocks = |path: &str, text: &str| wire_findings(Path::new(path), text).len();
+    assert_eq!(clocks("wire/src/a.rs", "let now = Instant::now();"), 1);
+    assert_eq!(clocks("wire/src/a.rs", "#[cfg(test)]\nlet now = Instant::now();"), 0);
+    assert_eq!(clocks("wire/src/a/tests.rs", "let now = Instant::now();"), 0);
+}
+
+#[test]
+fn an_arrow_that_points_upwards_is_found() {
+    let reached = BTreeSet::from(["bytes".to_owned(), "tokio".to_owned()]);
+    assert_eq!(arrow_findings(&ARROWS[0], &reached), [Finding("tidegate-wire reaches tokio".to_owned())]);
+    assert!(dependencies(TESTKIT).contains("tungstenite"), "the tree is read");
+}
+
+// ---- helpers ----
+
+/// Every file that is or would be committed.
+fn files_of_the_tree() -> Vec<PathBuf> {
+    let list = ["ls-files", "--cached", "--others", "--exclude-standard"];
+    let paths = lines_of(Command::new("git").args(list));
+    paths.lines().map(PathBuf::from).filter(|path| root().join(path).is_file()).collect()
+}
+
+fn lines_of(command: &mut Command) -> String {
+    let output = command.current_dir(root()).output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Text of a file; empty for pictures and the like.
+fn read(path: &Path) -> String {
+    String::from_utf8(fs::read(root().join(path)).unwrap()).unwrap_or_default()
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
+
+fn has_extension(path: &Path, extension: &str) -> bool {
+    path.extension().is_some_and(|found| found == extension)
+}
+
+fn has_name(path: &Path, name: &str) -> bool {
+    path.file_name().is_some_and(|found| found == name)
+}
+
+#[track_caller]
+fn expect_none(findings: Vec<Finding>) {
+    let text: Vec<String> = findings.into_iter().map(|finding| finding.0).collect();
+    assert!(text.is_empty(), "\n{}", text.join("\n"));
+}
