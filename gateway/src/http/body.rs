@@ -1,6 +1,11 @@
 //! Reads request bodies: bounded in bytes while they arrive, and in time; JSON with the place of a fault.
 
-use std::{pin::pin, task::Poll, time::Duration};
+use std::{
+    future::{Future, poll_fn},
+    pin::pin,
+    task::Poll,
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, header};
@@ -25,7 +30,7 @@ where
         return Err(ApiError::BodyTooLarge { max });
     }
     let mut reading = pin!(collect(body, max));
-    match futures_util::poll!(&mut reading) {
+    match poll_fn(|context| Poll::Ready(reading.as_mut().poll(context))).await {
         Poll::Ready(done) => done,
         Poll::Pending => {
             tokio::time::timeout(BODY_DEADLINE, reading).await.unwrap_or(Err(ApiError::BodyTimeout(BODY_DEADLINE)))

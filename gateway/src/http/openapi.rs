@@ -58,7 +58,11 @@ pub(super) fn render() -> String {
     });
     one_of(&mut document, "BatchEntry", &["channel", "channels"]);
     one_of(&mut document, "Disconnect", &["user", "connection"]);
+    unique(&mut document, "PublishMany", "channels");
+    unique(&mut document, "BatchEntry", "channels");
     close(&mut document, "Accepted");
+    // An empty payload is a payload, so a publish may come without a body.
+    document["paths"]["/v1/channels/{channel}/publish"]["post"]["requestBody"]["required"] = Value::Bool(false);
     add_problems(&mut document);
     format!("{document:#}\n")
 }
@@ -77,6 +81,11 @@ fn info() -> Value {
 fn one_of(document: &mut Value, schema: &str, members: &[&str]) {
     let choices: Vec<Value> = members.iter().map(|member| json!({"required": [member]})).collect();
     document["components"]["schemas"][schema]["oneOf"] = Value::Array(choices);
+}
+
+/// Says that a list names nothing twice.
+fn unique(document: &mut Value, schema: &str, member: &str) {
+    document["components"]["schemas"][schema]["properties"][member]["uniqueItems"] = Value::Bool(true);
 }
 
 /// Says that an empty object stays empty.
@@ -164,7 +173,7 @@ fn description(errors: &[ApiError]) -> String {
 }
 
 /// One of each kind of error the API answers, for the examples.
-fn samples() -> Vec<ApiError> {
+pub(super) fn samples() -> Vec<ApiError> {
     let at = Place { line: 1, column: 30, path: "channels[1]".into() };
     let number = ParameterFault::Number { min: 1, max: 1000 };
     vec![

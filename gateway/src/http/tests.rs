@@ -636,3 +636,19 @@ async fn every_documented_operation_is_routed_and_asks_for_a_key() {
     }
     assert_eq!(operations.len(), 9, "{operations:?}");
 }
+
+#[test]
+fn every_problem_type_is_in_the_list_of_errors() {
+    let list = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/errors.md")).unwrap();
+    let beside = [
+        ApiError::NotFound,
+        ApiError::MethodNotAllowed,
+        ApiError::OriginRefused,
+        ApiError::RateLimited { retry_after: std::time::Duration::from_secs(1) },
+        ApiError::Backplane(tidegate_backplane::BackplaneError::Refused("no".into())),
+    ];
+    for error in openapi::samples().into_iter().chain(beside) {
+        let row = format!("| `{}` | {} |", error.kind().0, error.status().as_u16());
+        assert!(list.contains(&row), "docs/errors.md has no row {row}");
+    }
+}
