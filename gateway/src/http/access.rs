@@ -1,0 +1,88 @@
+//! Who may call: the API key of a request, and CORS for the origins that are allowed.
+
+use axum::{
+    body::Body,
+    extract::{Request, State},
+    middleware::Next,
+    response::Response,
+};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use tidegate_backplane::Channel;
+
+use super::{HttpState, error::ApiError};
+use crate::{
+    auth::{ApiKey, ApiKeyError, Scope, bearer},
+    metrics::AuthFailure,
+};
+
+/// How long a browser may keep the answer to a preflight. Chromium caps it at 7,200 s.
+const PREFLIGHT_AGE_S: &str = "7200";
+const PREFLIGHT_METHODS: &str = "GET, HEAD, POST";
+const PREFLIGHT_HEADERS: &str = "authorization, content-type, idempotency-key";
+const EXPOSED_HEADERS: &str = "retry-after, www-authenticate";
+
+/// The request's API key, if it has the scope and, where the request names a channel, covers it.
+pub(super) fn authorize<'s>(
+    state: &'s HttpState,
+    headers: &HeaderMap,
+    scope: Scope,
+    channel: Option<&Channel>,
+) -> Result<&'s ApiKey, ApiError> {
+    let bearer = headers.get(header::AUTHORIZATION).and_then(|value| bearer(value.to_str().ok()?));
+    state.keys.authorize(bearer, scope, channel).map_err(|error| refuse(state, error))
+}
+
+/// Counts a refused key.
+pub(super) fn refuse(state: &HttpState, error: ApiKeyError) -> ApiError {
+    let reason = match error {
+        ApiKeyError::Missing => AuthFailure::KeyMissing,
+        ApiKeyError::Unknown => AuthFailure::KeyUnknown,
+        ApiKeyError::Scope(_) => AuthFailure::KeyScope,
+        ApiKeyError::Channel => AuthFailure::KeyChannel,
+    };
+    state.metrics.node.auth_failures.add(reason, 1);
+    ApiError::Key(error)
+}
+
+/// Answers preflights, and lets pages of allowed origins read what the router answers.
+pub(super) async fn cors(State(state): State<HttpState>, request: Request, next: Next) -> Response {
+    let Some(origin) = allowed_origin(&state, request.headers()) else {
+        return next.run(request).await;
+    };
+    if is_preflight(&request) {
+        return preflight(origin);
+    }
+    let mut response = next.run(request).await;
+    allow(response.headers_mut(), origin);
+    response
+}
+
+/// The request's origin, when it has one that may read the answer.
+pub(super) fn allowed_origin(state: &HttpState, headers: &HeaderMap) -> Option<HeaderValue> {
+    let origin = headers.get(header::ORIGIN)?;
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    state.origins.allows(Some(origin.to_str().ok()?), host).then(|| origin.clone())
+}
+
+/// Lets the page of this origin read the response.
+pub(super) fn allow(headers: &mut HeaderMap, origin: HeaderValue) {
+    headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+    headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(EXPOSED_HEADERS));
+    // The answer differs by origin, and a shared cache must know.
+    headers.append(header::VARY, HeaderValue::from_static("origin"));
+}
+
+fn is_preflight(request: &Request) -> bool {
+    request.method() == Method::OPTIONS && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
+}
+
+fn preflight(origin: HeaderValue) -> Response {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    let headers = response.headers_mut();
+    allow(headers, origin);
+    headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(PREFLIGHT_METHODS));
+    headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(PREFLIGHT_HEADERS));
+    headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static(PREFLIGHT_AGE_S));
+    response
+}

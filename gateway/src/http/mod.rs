@@ -1,0 +1,78 @@
+//! HTTP beside the sockets: REST with problem documents and OpenAPI, the internal endpoints, the first page.
+//!
+//! The way of a publish: [`PublicService`] sees `POST /v1/channels/{channel}/publish` and goes straight to
+//! `rest::publish`; every other request takes axum's router. Both answer alike: the router has the same route,
+//! and is all that tests and embedders need.
+
+mod access;
+mod body;
+mod error;
+mod internal;
+mod openapi;
+mod page;
+mod query;
+mod rest;
+pub(crate) mod serve;
+mod service;
+
+use std::sync::Arc;
+
+use axum::{Router, middleware, response::IntoResponse, routing::get};
+use http::{Method, StatusCode};
+
+pub use self::{
+    error::{ApiError, PROBLEM_MEDIA_TYPE, ParameterFault, ParameterPlace, Place, Problem},
+    service::PublicService,
+};
+use crate::{
+    auth::{ApiKeys, Origins},
+    metrics::Metrics,
+    node::Node,
+};
+
+/// What the handlers of both ports share.
+#[derive(Debug)]
+pub struct HttpContext {
+    pub node: Arc<Node>,
+    pub keys: Arc<ApiKeys>,
+    pub origins: Arc<Origins>,
+    pub metrics: Arc<Metrics>,
+    /// Serve the first page and what it asks for.
+    pub dev: bool,
+}
+
+/// A shared [`HttpContext`].
+pub type HttpState = Arc<HttpContext>;
+
+/// Everything on the public port that is plain HTTP.
+pub fn public_router(state: HttpState) -> Router {
+    let mut router = Router::new().route("/openapi.json", get(openapi::serve)).merge(rest::routes());
+    if state.dev {
+        router = router.merge(page::routes());
+    }
+    router
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(middleware::from_fn_with_state(Arc::clone(&state), access::cors))
+        .with_state(state)
+}
+
+/// The internal port: metrics, probes, drain.
+pub fn internal_router(state: HttpState) -> Router {
+    internal::routes().fallback(not_found).method_not_allowed_fallback(method_not_allowed).with_state(state)
+}
+
+async fn not_found() -> ApiError {
+    ApiError::NotFound
+}
+
+/// axum adds `Allow` to either answer.
+async fn method_not_allowed(method: Method) -> axum::response::Response {
+    if method == Method::OPTIONS {
+        return StatusCode::NO_CONTENT.into_response();
+    }
+    ApiError::MethodNotAllowed.into_response()
+}
+
+#[cfg(test)]
+mod tests;

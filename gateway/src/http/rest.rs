@@ -1,0 +1,44 @@
+//! The REST API under `/v1`: its routes, and what its handlers share.
+
+mod admin;
+mod channels;
+mod form;
+mod many;
+pub(super) mod publish;
+
+use axum::{
+    Router,
+    routing::{get, post},
+};
+use http::{HeaderMap, Uri};
+use tidegate_backplane::Channel;
+
+pub(super) use self::{admin::*, channels::*, many::*};
+use super::{HttpState, access, error::ApiError, query};
+use crate::auth::Scope;
+
+/// Where the path of one channel begins.
+const CHANNELS: &str = "/v1/channels/";
+
+pub(super) fn routes() -> Router<HttpState> {
+    Router::new()
+        .route("/v1/channels/{channel}/publish", post(publish::publish))
+        .route("/v1/publish", post(publish_many))
+        .route("/v1/batch", post(publish_batch))
+        .route("/v1/channels", get(list_channels))
+        .route("/v1/channels/{channel}", get(get_channel))
+        .route("/v1/channels/{channel}/history", get(get_history))
+        .route("/v1/channels/{channel}/presence", get(get_presence))
+        .route("/v1/disconnect", post(disconnect))
+        .route("/v1/nodes", get(list_nodes))
+}
+
+/// The channel of a path under [`CHANNELS`], after its key was checked. Without a valid key nobody is told
+/// whether a name is valid.
+fn admitted_channel(state: &HttpState, headers: &HeaderMap, scope: Scope, uri: &Uri) -> Result<Channel, ApiError> {
+    let segment = uri.path().strip_prefix(CHANNELS).and_then(|rest| rest.split('/').next()).unwrap_or_default();
+    match query::channel(segment) {
+        Ok(channel) => access::authorize(state, headers, scope, Some(&channel)).map(|_| channel),
+        Err(error) => access::authorize(state, headers, scope, None).and(Err(error)),
+    }
+}

@@ -1,0 +1,181 @@
+//! Names and lists inside JSON bodies, checked while they are parsed, so that a fault knows its place.
+
+use std::{borrow::Cow, fmt, marker::PhantomData};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer},
+};
+use tidegate_backplane::Channel;
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{
+        RefOr,
+        schema::{ObjectBuilder, Schema, Type},
+    },
+};
+
+use crate::http::query::{EVENT_CHARACTERS_MAX, IDEMPOTENCY_KEY_BYTES_MAX, is_event, is_idempotency_key};
+
+/// A channel's name in JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(in crate::http) struct ChannelName(pub(in crate::http) Channel);
+
+/// An event's name in JSON.
+#[derive(Debug)]
+pub(in crate::http) struct EventName(pub(in crate::http) Box<str>);
+
+/// An idempotency key in JSON.
+#[derive(Debug)]
+pub(in crate::http) struct IdempotencyKey(pub(in crate::http) Box<str>);
+
+impl<'de> Deserialize<'de> for ChannelName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Channel::new(&text(deserializer)?).map(Self).map_err(D::Error::custom)
+    }
+}
+
+impl<'de> Deserialize<'de> for EventName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = text(deserializer)?;
+        if is_event(&name) {
+            return Ok(Self(name.into()));
+        }
+        Err(D::Error::custom(format_args!(
+            "an event name has 1 to {EVENT_CHARACTERS_MAX} characters and no control characters"
+        )))
+    }
+}
+
+impl<'de> Deserialize<'de> for IdempotencyKey {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let key = text(deserializer)?;
+        if is_idempotency_key(&key) {
+            return Ok(Self(key.into()));
+        }
+        Err(D::Error::custom(format_args!(
+            "an idempotency key has 1 to {IDEMPOTENCY_KEY_BYTES_MAX} visible ASCII characters"
+        )))
+    }
+}
+
+/// A string, borrowed from the body unless it has escapes.
+fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Cow<'de, str>, D::Error> {
+    struct Text;
+    impl<'de> Visitor<'de> for Text {
+        type Value = Cow<'de, str>;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a string")
+        }
+        fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+            Ok(Cow::Borrowed(text))
+        }
+        fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+            Ok(Cow::Owned(text.to_owned()))
+        }
+    }
+    deserializer.deserialize_str(Text)
+}
+
+/// A JSON object and nothing else: a derived struct would also take an array of its members in order.
+#[derive(Debug)]
+pub(super) struct Object<T>(pub(super) T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        object(deserializer, |fields| Ok(Self(fields)))
+    }
+}
+
+/// Reads an object's members and makes of them what is wanted, or says what is wrong with them together. It
+/// happens inside the visit, so that the fault gets its line and column.
+pub(super) fn object<'de, D, T, U, F>(deserializer: D, finish: F) -> Result<U, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+    F: FnOnce(T) -> Result<U, &'static str>,
+{
+    struct Members<T, F>(F, PhantomData<T>);
+    impl<'de, T, U, F> Visitor<'de> for Members<T, F>
+    where
+        T: Deserialize<'de>,
+        F: FnOnce(T) -> Result<U, &'static str>,
+    {
+        type Value = U;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+        fn visit_map<A: MapAccess<'de>>(self, members: A) -> Result<U, A::Error> {
+            let fields = T::deserialize(MapAccessDeserializer::new(members))?;
+            (self.0)(fields).map_err(A::Error::custom)
+        }
+    }
+    deserializer.deserialize_map(Members(finish, PhantomData))
+}
+
+/// A member that may be left out, but is not null when it is there.
+pub(super) fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
+
+/// A list of 1 to `MAX`. It stops at the bound: what is refused is not collected first.
+pub(super) fn bounded<'de, D, T, const MAX: usize>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    struct List<T, const MAX: usize>(PhantomData<T>);
+    impl<'de, T: Deserialize<'de>, const MAX: usize> Visitor<'de> for List<T, MAX> {
+        type Value = Vec<T>;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "a list of 1 to {MAX}")
+        }
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<T>, A::Error> {
+            let mut items = Vec::new();
+            while let Some(item) = list.next_element()? {
+                if items.len() == MAX {
+                    return Err(A::Error::custom(format_args!("at most {MAX} are allowed")));
+                }
+                items.push(item);
+            }
+            if items.is_empty() {
+                return Err(A::Error::custom("at least one is needed"));
+            }
+            Ok(items)
+        }
+    }
+    deserializer.deserialize_seq(List::<T, MAX>(PhantomData))
+}
+
+/// A [`bounded`] list of channels in which none is named twice.
+pub(super) fn channels<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<ChannelName>, D::Error> {
+    let channels = bounded::<D, ChannelName, { super::CHANNELS_MAX }>(deserializer)?;
+    let mut seen = std::collections::HashSet::with_capacity(channels.len());
+    match channels.iter().find(|channel| !seen.insert(*channel)) {
+        Some(twice) => Err(D::Error::custom(format_args!("channel {} is named twice", twice.0))),
+        None => Ok(channels),
+    }
+}
+
+/// The same for a list that may be left out.
+pub(super) fn channels_present<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Vec<ChannelName>>, D::Error> {
+    channels(deserializer).map(Some)
+}
+
+impl PartialSchema for ChannelName {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .description(Some("1 to 200 letters, digits or characters of _-=@,.;:#/"))
+            .min_length(Some(1))
+            .max_length(Some(tidegate_backplane::CHANNEL_BYTES_MAX))
+            .pattern(Some("^[A-Za-z0-9_=@,.;:#/-]{1,200}$"))
+            .examples(["news"])
+            .build()
+            .into()
+    }
+}
+
+impl ToSchema for ChannelName {}

@@ -1,0 +1,288 @@
+//! `POST /v1/publish` and `POST /v1/batch`: one request, many publications.
+//!
+//! The form of the whole request is checked before anything is published: what answers 4xx published nothing.
+
+use std::{borrow::Cow, collections::HashMap};
+
+use axum::{
+    Json,
+    body::Body,
+    extract::{Request, State},
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use futures_util::future::join_all;
+use http::{HeaderMap, StatusCode, Uri};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use tidegate_backplane::{Channel, Payload, Published};
+use utoipa::ToSchema;
+
+use super::{
+    form::{ChannelName, EventName, IdempotencyKey, Object, bounded, channels, channels_present, object, present},
+    publish::PublishAnswer,
+};
+use crate::{
+    auth::{ApiKeyError, Scope},
+    http::{
+        HttpState, access, body,
+        error::{ApiError, Problem},
+        query::Query,
+    },
+    metrics::PublishCode,
+    node::{PublishError, PublishRequest},
+};
+
+/// Channels in one publish; Pusher's limit.
+pub(in crate::http) const CHANNELS_MAX: usize = 100;
+/// Publications in one batch, one for each channel of each entry.
+pub(in crate::http) const PUBLICATIONS_MAX: usize = 1000;
+/// What may stand around a payload: 100 channel names of 200 bytes with quotes and commas are 20.3 KB, the event
+/// name and the key below 1.2 KB.
+const ENVELOPE_BYTES: usize = 32 * 1024;
+/// A batch may fill its publications with 8 KiB each on average.
+const BATCH_BYTES_MAX: usize = PUBLICATIONS_MAX * 8 * 1024;
+
+/// One payload for many channels.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::http) struct PublishMany<'a> {
+    /// Where to publish; no channel twice.
+    #[serde(deserialize_with = "channels")]
+    #[schema(inline, min_items = 1, max_items = 100)]
+    channels: Vec<ChannelName>,
+    /// The payload: the text of a string, or the JSON text of anything else.
+    #[serde(borrow)]
+    #[schema(value_type = serde_json::Value)]
+    data: &'a RawValue,
+    #[schema(value_type = Option<String>, pattern = r"^[^\u0000-\u001F\u007F-\u009F]{1,200}$", min_length = 1, max_length = 200)]
+    event: Option<EventName>,
+    /// Holds for each channel on its own.
+    #[schema(value_type = Option<String>, pattern = "^[!-~]{1,128}$", min_length = 1, max_length = 128)]
+    idempotency_key: Option<IdempotencyKey>,
+}
+
+/// Many payloads.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::http) struct PublishBatch<'a> {
+    /// In the order in which they are published to a channel; at most 1000, one counted for each channel.
+    #[serde(borrow, deserialize_with = "bounded::<_, _, PUBLICATIONS_MAX>")]
+    #[schema(value_type = Vec<BatchFields>, min_items = 1, max_items = 1000)]
+    publications: Vec<BatchEntry<'a>>,
+}
+
+/// One payload of a batch: for `channel`, or for each of `channels`.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = BatchEntry)]
+pub(in crate::http) struct BatchFields<'a> {
+    #[serde(default, deserialize_with = "present")]
+    #[schema(inline, nullable = false)]
+    channel: Option<ChannelName>,
+    /// No channel twice.
+    #[serde(default, deserialize_with = "channels_present")]
+    #[schema(inline, nullable = false, min_items = 1, max_items = 100)]
+    channels: Option<Vec<ChannelName>>,
+    /// The payload: the text of a string, or the JSON text of anything else.
+    #[serde(borrow)]
+    #[schema(value_type = serde_json::Value)]
+    data: &'a RawValue,
+    #[schema(value_type = Option<String>, pattern = r"^[^\u0000-\u001F\u007F-\u009F]{1,200}$", min_length = 1, max_length = 200)]
+    event: Option<EventName>,
+    /// Holds for each channel on its own.
+    #[schema(value_type = Option<String>, pattern = "^[!-~]{1,128}$", min_length = 1, max_length = 128)]
+    idempotency_key: Option<IdempotencyKey>,
+}
+
+/// [`BatchFields`] that name their channels in one of the two ways.
+#[derive(Debug)]
+struct BatchEntry<'a>(PublishMany<'a>);
+
+/// What became of each publication, in the order of the request.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct PublishResults {
+    results: Vec<PublishResult>,
+}
+
+/// What became of one publication.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct PublishResult {
+    #[schema(example = "news")]
+    channel: String,
+    #[serde(flatten)]
+    answer: PublishAnswer,
+    /// Why it was not published.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    error: Option<Problem>,
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for BatchEntry<'a> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        object(deserializer, |fields: BatchFields<'a>| {
+            let BatchFields { channel, channels, data, event, idempotency_key } = fields;
+            let channels = match (channel, channels) {
+                (Some(channel), None) => vec![channel],
+                (None, Some(channels)) => channels,
+                _ => return Err("name either `channel` or `channels`"),
+            };
+            Ok(Self(PublishMany { channels, data, event, idempotency_key }))
+        })
+    }
+}
+
+/// Publish one payload to many channels
+///
+/// Answers one result for each channel, in order: 200 when all were accepted, 207 when some were, and the
+/// problem of the first when none was.
+#[utoipa::path(
+    post, path = "/v1/publish", operation_id = "publishMany", tag = "publish",
+    request_body(content = PublishMany, example = json!({"channels": ["news", "sport"], "data": {"hello": "world"}})),
+    responses(
+        (status = 200, description = "All were accepted.", body = PublishResults, example = json!({"results": [{"channel": "news", "epoch": "k3", "offset": 7}, {"channel": "sport", "epoch": "m9", "offset": 1}]})),
+        (status = 207, description = "Some were accepted; the others have an `error`.", body = PublishResults),
+    ),
+    security(("api_key" = ["publish"])),
+)]
+pub(in crate::http) async fn publish_many(State(state): State<HttpState>, request: Request) -> Response {
+    let bytes_max = 2 * state.node.limits().payload_bytes_max + ENVELOPE_BYTES;
+    publish_orders(&state, request, bytes_max, |body| Ok(vec![body::parse::<Object<PublishMany<'_>>>(body)?.0])).await
+}
+
+/// Publish many payloads
+///
+/// Publications of one channel keep their order. Answers as `POST /v1/publish` does, with one result for each
+/// channel of each publication.
+#[utoipa::path(
+    post, path = "/v1/batch", operation_id = "publishBatch", tag = "publish",
+    request_body(content = PublishBatch, example = json!({"publications": [{"channel": "news", "data": "one"}, {"channels": ["news", "sport"], "data": {"n": 2}}]})),
+    responses(
+        (status = 200, description = "All were accepted.", body = PublishResults),
+        (status = 207, description = "Some were accepted; the others have an `error`.", body = PublishResults),
+    ),
+    security(("api_key" = ["publish"])),
+)]
+pub(in crate::http) async fn publish_batch(State(state): State<HttpState>, request: Request) -> Response {
+    let bytes_max = BATCH_BYTES_MAX.max(2 * state.node.limits().payload_bytes_max + ENVELOPE_BYTES);
+    publish_orders(&state, request, bytes_max, |body| {
+        let Object(batch) = body::parse::<Object<PublishBatch<'_>>>(body)?;
+        Ok(batch.publications.into_iter().map(|entry| entry.0).collect())
+    })
+    .await
+}
+
+/// Reads, checks, publishes, answers, counts.
+async fn publish_orders<F>(state: &HttpState, request: Request, bytes_max: usize, parse: F) -> Response
+where
+    F: for<'a> FnOnce(&'a [u8]) -> Result<Vec<PublishMany<'a>>, ApiError>,
+{
+    let (parts, body) = request.into_parts();
+    let response = match read_orders(state, &parts.headers, &parts.uri, body, bytes_max, parse).await {
+        Ok(orders) => answer(publish_all(state, orders).await),
+        Err(error) => error.into_response(),
+    };
+    state.metrics.http.publish_requests.add(PublishCode::of(response.status().as_u16()), 1);
+    response
+}
+
+async fn read_orders<F>(
+    state: &HttpState,
+    headers: &HeaderMap,
+    uri: &Uri,
+    body: Body,
+    bytes_max: usize,
+    parse: F,
+) -> Result<Vec<PublishRequest>, ApiError>
+where
+    F: for<'a> FnOnce(&'a [u8]) -> Result<Vec<PublishMany<'a>>, ApiError>,
+{
+    let key = access::authorize(state, headers, Scope::Publish, None)?;
+    Query::parse(uri, &[])?;
+    body::require_json(headers)?;
+    let body = body::read(body, bytes_max).await?;
+    let payload_max = state.node.limits().payload_bytes_max;
+    let mut orders = Vec::new();
+    for many in parse(&body)? {
+        let payload = payload(many.data, &body)?;
+        let bytes = payload.bytes().len();
+        if bytes > payload_max {
+            return Err(ApiError::PayloadTooLarge { bytes, max: payload_max });
+        }
+        for ChannelName(channel) in many.channels {
+            if !key.covers(&channel) {
+                return Err(access::refuse(state, ApiKeyError::Channel));
+            }
+            orders.push(PublishRequest {
+                channel,
+                event: many.event.as_ref().map(|event| event.0.clone()),
+                payload: payload.clone(),
+                idempotency_key: many.idempotency_key.as_ref().map(|key| key.0.clone()),
+            });
+        }
+    }
+    if orders.len() > PUBLICATIONS_MAX {
+        return Err(ApiError::TooManyPublications { number: orders.len(), max: PUBLICATIONS_MAX });
+    }
+    Ok(orders)
+}
+
+/// The payload shares the body's memory, unless it is a string with escapes.
+fn payload(data: &RawValue, body: &Bytes) -> Result<Payload, ApiError> {
+    let json = data.get();
+    if !json.starts_with('"') {
+        return Ok(Payload::Text(body.slice_ref(json.as_bytes())));
+    }
+    let text = body::parse_at::<Cow<'_, str>>(json.as_bytes(), "data")?;
+    Ok(Payload::Text(if json.contains('\\') {
+        Bytes::from(text.into_owned())
+    } else {
+        body.slice_ref(&json.as_bytes()[1..json.len() - 1])
+    }))
+}
+
+/// Publishes to different channels at the same time, and to one channel in order.
+async fn publish_all(
+    state: &HttpState,
+    orders: Vec<PublishRequest>,
+) -> Vec<(Channel, Result<Published, PublishError>)> {
+    let mut channels: HashMap<Channel, Vec<(usize, PublishRequest)>> = HashMap::new();
+    for (index, order) in orders.into_iter().enumerate() {
+        channels.entry(order.channel.clone()).or_default().push((index, order));
+    }
+    let lanes = channels.into_iter().map(|(channel, orders)| async move {
+        let mut done = Vec::with_capacity(orders.len());
+        for (index, order) in orders {
+            done.push((index, channel.clone(), state.node.publish(order).await));
+        }
+        done
+    });
+    let mut done: Vec<_> = join_all(lanes).await.into_iter().flatten().collect();
+    done.sort_unstable_by_key(|(index, ..)| *index);
+    done.into_iter().map(|(_, channel, result)| (channel, result)).collect()
+}
+
+fn answer(mut done: Vec<(Channel, Result<Published, PublishError>)>) -> Response {
+    let failed = done.iter().filter(|(_, result)| result.is_err()).count();
+    let status = if failed == 0 { StatusCode::OK } else { StatusCode::MULTI_STATUS };
+    if failed == done.len()
+        && let Some((_, Err(error))) = done.drain(..).next()
+    {
+        return ApiError::from(error).into_response();
+    }
+    let results = done.into_iter().map(|(channel, result)| PublishResult::new(&channel, result)).collect();
+    (status, Json(PublishResults { results })).into_response()
+}
+
+impl PublishResult {
+    fn new(channel: &Channel, result: Result<Published, PublishError>) -> Self {
+        let channel = channel.as_str().to_owned();
+        match result {
+            Ok(published) => Self { channel, answer: published.into(), error: None },
+            Err(error) => {
+                let answer = PublishAnswer { epoch: None, offset: None, duplicate: false };
+                Self { channel, answer, error: Some(ApiError::from(error).problem()) }
+            }
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! The public port as hyper calls it: publishes go straight to their handler, all else to the router.
+
+use std::{convert::Infallible, sync::Arc};
+
+use axum::{Router, body::Body, response::Response};
+use bytes::Bytes;
+use http::{Method, Request};
+use tower::ServiceExt;
+
+use super::{HttpState, access, public_router, rest::publish};
+
+/// One per process, cloned per connection: two shared pointers.
+///
+/// The router matches the path, copies its parameters and boxes the handler's future and both bodies. A publish
+/// needs none of it, and it is the request whose number per second counts.
+#[derive(Debug, Clone)]
+pub struct PublicService {
+    state: HttpState,
+    router: Router,
+}
+
+impl PublicService {
+    pub fn new(state: HttpState) -> Self {
+        let router = public_router(Arc::clone(&state));
+        Self { state, router }
+    }
+
+    /// The same with a router that has more routes than [`public_router`].
+    pub fn with_router(state: HttpState, router: Router) -> Self {
+        Self { state, router }
+    }
+
+    /// Answers one request. Never fails: what goes wrong is a problem document.
+    pub async fn call<B>(&self, request: Request<B>) -> Response
+    where
+        B: hyper::body::Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<axum::BoxError>,
+    {
+        if *request.method() == Method::POST && publish::segment(request.uri().path()).is_some() {
+            return self.publish(request).await;
+        }
+        match self.router.clone().oneshot(request.map(Body::new)).await {
+            Ok(response) => response,
+            Err(infallible) => match infallible as Infallible {},
+        }
+    }
+
+    async fn publish<B>(&self, request: Request<B>) -> Response
+    where
+        B: hyper::body::Body<Data = Bytes> + Send + Unpin + 'static,
+    {
+        let (parts, body) = request.into_parts();
+        let mut response = publish::answer(&self.state, &parts, body).await;
+        if let Some(origin) = access::allowed_origin(&self.state, &parts.headers) {
+            access::allow(response.headers_mut(), origin);
+        }
+        response
+    }
+}

@@ -1,0 +1,197 @@
+//! What the gateway counts: narrow groups of plain atomics, summed and rendered when somebody scrapes.
+//!
+//! [`Metrics`] is made once by the composition root. Each shard takes its own [`ShardMetrics`], so that two
+//! shards never write to one cache line; the node and the HTTP side have one group each. Handles are fields:
+//! nothing is looked up by name or label while the gateway works.
+
+mod exposition;
+mod labels;
+mod primitives;
+mod process;
+mod saturation;
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+pub use labels::{AuthFailure, CloseCode, DisconnectReason, DropReason, HandshakeResult, Label, PublishCode, Resource};
+pub use primitives::{Counter, Counters, Gauge, Histogram};
+use prometheus_client::collector::Collector;
+
+/// Upper bounds in seconds. One handshake costs 20 to 40 µs of CPU here; a slow one waits for keys or history.
+pub const HANDSHAKE_BOUNDS: &[f64] =
+    &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 10.0];
+/// From a page that is left at once to a client that stays for days.
+pub const CONNECTION_BOUNDS: &[f64] = &[1.0, 10.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 86_400.0, 604_800.0];
+/// From the loopback to a sleeping phone.
+pub const PING_BOUNDS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+/// One send costs about 6 µs, so 15,000 subscribers take about 90 ms.
+pub const FANOUT_BOUNDS: &[f64] =
+    &[0.00001, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0];
+/// Publish accepted to written; the alert stands at 0.5 s, so there is a bound at 0.5.
+pub const DELIVERY_BOUNDS: &[f64] =
+    &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
+
+/// All of one process.
+#[derive(Debug)]
+pub struct Metrics {
+    pub node: NodeMetrics,
+    pub http: HttpMetrics,
+    shards: Mutex<Vec<Arc<ShardMetrics>>>,
+    others: Mutex<Vec<Arc<dyn Collector>>>,
+    bounds: Bounds,
+    load: Mutex<saturation::Load>,
+}
+
+/// What the resources of a node are measured against.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Bounds {
+    /// Bytes that may wait in all outbound queues together; 0: no such bound, no such series.
+    pub send_queue_bytes: u64,
+    /// The public listening socket, whose queue of connections not yet accepted is watched.
+    pub listener: Option<Listener>,
+}
+
+/// A listening socket as it was set up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listener {
+    pub address: SocketAddr,
+    /// What `listen()` was given; the kernel cuts it at `net.core.somaxconn`.
+    pub backlog: u32,
+}
+
+/// What one shard counts. Only that shard writes it.
+#[derive(Debug)]
+pub struct ShardMetrics {
+    pub connections: Gauge,
+    pub connections_opened: Counter,
+    pub disconnects: Counters<DisconnectReason>,
+    /// Close frames that the gateway sent.
+    pub close_frames: Counters<CloseCode>,
+    pub handshakes: Counters<HandshakeResult>,
+    pub handshake_seconds: Histogram,
+    pub connection_duration_seconds: Histogram,
+    pub subscriptions: Gauge,
+    pub messages_received: Counter,
+    pub messages_sent: Counter,
+    pub bytes_received: Counter,
+    pub bytes_sent: Counter,
+    pub messages_dropped: Counters<DropReason>,
+    /// Bytes that wait in outbound queues now.
+    pub send_queue_bytes: Gauge,
+    pub ping_rtt_seconds: Histogram,
+    /// From taking a batch of publications out of the mailbox to its last write.
+    pub fanout_seconds: Histogram,
+    /// From accepting a publish to its write, one observation per delivery.
+    pub delivery_latency_seconds: Histogram,
+    /// Time the loop was not waiting, for saturation.
+    pub busy_ns: Counter,
+}
+
+/// What the node counts beside its shards.
+#[derive(Debug)]
+pub struct NodeMetrics {
+    pub connections_limit: Gauge,
+    /// Channels with a subscriber here.
+    pub channels: Gauge,
+    /// 1 while draining.
+    pub draining: Gauge,
+    pub auth_failures: Counters<AuthFailure>,
+    /// Handshakes that end before a shard has them: refused by the acceptor.
+    pub handshakes: Counters<HandshakeResult>,
+}
+
+/// What the HTTP side counts.
+#[derive(Debug)]
+pub struct HttpMetrics {
+    pub publish_requests: Counters<PublishCode>,
+}
+
+impl Metrics {
+    pub fn new(bounds: Bounds) -> Self {
+        Self {
+            node: NodeMetrics {
+                connections_limit: Gauge::default(),
+                channels: Gauge::default(),
+                draining: Gauge::default(),
+                auth_failures: Counters::default(),
+                handshakes: Counters::default(),
+            },
+            http: HttpMetrics { publish_requests: Counters::default() },
+            shards: Mutex::default(),
+            others: Mutex::default(),
+            bounds,
+            load: Mutex::default(),
+        }
+    }
+
+    /// The group of one more shard; it is part of every later scrape.
+    pub fn shard(&self) -> Arc<ShardMetrics> {
+        let shard = Arc::new(ShardMetrics::default());
+        lock(&self.shards).push(Arc::clone(&shard));
+        shard
+    }
+
+    /// Adds families of another module. They come under the prefix `tidegate`.
+    pub fn register(&self, collector: Arc<dyn Collector>) {
+        lock(&self.others).push(collector);
+    }
+
+    /// All families in the OpenMetrics text format.
+    pub fn openmetrics(self: &Arc<Self>) -> String {
+        let mut text = String::with_capacity(16 * 1024);
+        if exposition::encode(self, &mut text).is_err() {
+            // A `String` takes every write; only a collector that gives up can end here.
+            tracing::error!("a metrics collector failed; the exposition is incomplete");
+        }
+        text
+    }
+
+    /// All families in the Prometheus text format 0.0.4.
+    pub fn prometheus(self: &Arc<Self>) -> String {
+        exposition::to_prometheus(&self.openmetrics())
+    }
+
+    /// How much of each resource is in use, from 0 to 1; a resource that cannot be read is left out.
+    pub fn saturation(&self) -> Vec<(Resource, f64)> {
+        let shards = lock(&self.shards);
+        let busy: Vec<Duration> = shards.iter().map(|shard| Duration::from_nanos(shard.busy_ns.get())).collect();
+        let queued = shards.iter().map(|shard| shard.send_queue_bytes.get()).sum::<i64>().max(0) as u64;
+        drop(shards);
+        lock(&self.load).read(&busy, queued, &self.bounds)
+    }
+}
+
+impl Default for ShardMetrics {
+    fn default() -> Self {
+        Self {
+            connections: Gauge::default(),
+            connections_opened: Counter::default(),
+            disconnects: Counters::default(),
+            close_frames: Counters::default(),
+            handshakes: Counters::default(),
+            handshake_seconds: Histogram::new(HANDSHAKE_BOUNDS),
+            connection_duration_seconds: Histogram::new(CONNECTION_BOUNDS),
+            subscriptions: Gauge::default(),
+            messages_received: Counter::default(),
+            messages_sent: Counter::default(),
+            bytes_received: Counter::default(),
+            bytes_sent: Counter::default(),
+            messages_dropped: Counters::default(),
+            send_queue_bytes: Gauge::default(),
+            ping_rtt_seconds: Histogram::new(PING_BOUNDS),
+            fanout_seconds: Histogram::new(FANOUT_BOUNDS),
+            delivery_latency_seconds: Histogram::new(DELIVERY_BOUNDS),
+            busy_ns: Counter::default(),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,212 @@
+//! The closed label sets. A value that is not here cannot be counted, so no label ever grows with traffic.
+
+use std::fmt;
+
+use prometheus_client::encoding::{EncodeLabelValue, LabelValueEncoder};
+
+/// One label whose values are known at compile time.
+pub trait Label: Copy + fmt::Debug + Send + Sync + 'static {
+    /// The label's name.
+    const NAME: &'static str;
+    /// Every value, in order of [`index`](Self::index).
+    const ALL: &'static [Self];
+    /// The value as it is scraped.
+    fn value(self) -> &'static str;
+    /// Its place in [`ALL`](Self::ALL).
+    fn index(self) -> usize;
+}
+
+/// Defines an enum as a label: variants, and the text each is scraped as.
+macro_rules! label {
+    ($(#[$doc:meta])* $name:ident, $label:literal, { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum $name { $($(#[$variant_doc])* $variant,)+ }
+
+        impl Label for $name {
+            const NAME: &'static str = $label;
+            const ALL: &'static [Self] = &[$(Self::$variant),+];
+            fn value(self) -> &'static str {
+                match self { $(Self::$variant => $text,)+ }
+            }
+            fn index(self) -> usize {
+                self as usize
+            }
+        }
+
+        impl EncodeLabelValue for $name {
+            fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), fmt::Error> {
+                EncodeLabelValue::encode(&self.value(), encoder)
+            }
+        }
+    };
+}
+
+label!(
+    /// Why a connection ended.
+    DisconnectReason, "reason", {
+        /// The client sent a close frame.
+        ClientClosed = "client_closed",
+        /// The client closed the socket without one, or it was reset.
+        ClientGone = "client_gone",
+        ProtocolError = "protocol_error",
+        InvalidUtf8 = "invalid_utf8",
+        MessageTooLarge = "message_too_large",
+        PingTimeout = "ping_timeout",
+        SlowReader = "slow_reader",
+        RateLimit = "rate_limit",
+        Gap = "gap",
+        TokenExpired = "token_expired",
+        Forbidden = "forbidden",
+        MaxAge = "max_age",
+        /// By `POST /v1/disconnect`.
+        Ordered = "ordered",
+        Drain = "drain",
+        Internal = "internal",
+    }
+);
+
+label!(
+    /// The status code of a close frame (RFC 6455 section 7.4).
+    CloseCode, "code", {
+        Normal = "1000",
+        GoingAway = "1001",
+        Protocol = "1002",
+        Unsupported = "1003",
+        InvalidPayload = "1007",
+        Policy = "1008",
+        TooLarge = "1009",
+        Internal = "1011",
+        ServiceRestart = "1012",
+        TryAgainLater = "1013",
+        Other = "other",
+    }
+);
+
+label!(
+    /// How a handshake ended.
+    HandshakeResult, "result", {
+        Accepted = "accepted",
+        BadRequest = "bad_request",
+        Unauthorized = "unauthorized",
+        Forbidden = "forbidden",
+        OriginRefused = "origin_refused",
+        /// The head did not arrive in time.
+        Timeout = "timeout",
+        /// The client left before the answer.
+        Abandoned = "abandoned",
+        /// Connections per node.
+        NodeLimit = "node_limit",
+        /// Connections per address.
+        AddressLimit = "address_limit",
+        /// Handshakes per second.
+        RateLimit = "rate_limit",
+        Draining = "draining",
+        /// No descriptor was left.
+        Descriptors = "descriptors",
+        BackplaneUnavailable = "backplane_unavailable",
+    }
+);
+
+label!(
+    /// Why a message did not reach a subscriber, or a client's message was not taken.
+    DropReason, "reason", {
+        /// Policy `drop`: the queue was full.
+        QueueFull = "queue_full",
+        /// Policy `latest`: a newer message took its place.
+        Superseded = "superseded",
+        /// It waited for a connection that was closed.
+        Disconnected = "disconnected",
+        /// The shard's mailbox was full.
+        MailboxFull = "mailbox_full",
+        /// The buffer of a recovering subscriber was full.
+        RecoveryOverflow = "recovery_overflow",
+        /// A client published faster than it may.
+        RateLimit = "rate_limit",
+        /// A client published what it may not.
+        Forbidden = "forbidden",
+        /// The publish of a client failed.
+        PublishFailed = "publish_failed",
+    }
+);
+
+label!(
+    /// Why somebody was not let in.
+    AuthFailure, "reason", {
+        KeyMissing = "key_missing",
+        KeyUnknown = "key_unknown",
+        KeyScope = "key_scope",
+        KeyChannel = "key_channel",
+        Origin = "origin",
+        TokenMissing = "token_missing",
+        TokenInvalid = "token_invalid",
+        TokenExpired = "token_expired",
+        TokenRights = "token_rights",
+        KeysUnavailable = "keys_unavailable",
+    }
+);
+
+label!(
+    /// The status of the answer to a publish request.
+    PublishCode, "code", {
+        Ok = "200",
+        Partial = "207",
+        BadRequest = "400",
+        Unauthorized = "401",
+        Forbidden = "403",
+        Timeout = "408",
+        TooLarge = "413",
+        MediaType = "415",
+        TooMany = "429",
+        Unavailable = "503",
+        Other = "other",
+    }
+);
+
+label!(
+    /// What a node can run out of.
+    Resource, "resource", {
+        Descriptors = "descriptors",
+        Memory = "memory",
+        Cpu = "cpu",
+        AcceptQueue = "accept_queue",
+        SendQueue = "send_queue",
+    }
+);
+
+impl CloseCode {
+    /// The label of a code on the wire; codes of the application range and beyond share one.
+    pub fn of(code: u16) -> Self {
+        match code {
+            1000 => Self::Normal,
+            1001 => Self::GoingAway,
+            1002 => Self::Protocol,
+            1003 => Self::Unsupported,
+            1007 => Self::InvalidPayload,
+            1008 => Self::Policy,
+            1009 => Self::TooLarge,
+            1011 => Self::Internal,
+            1012 => Self::ServiceRestart,
+            1013 => Self::TryAgainLater,
+            _ => Self::Other,
+        }
+    }
+}
+
+impl PublishCode {
+    pub fn of(status: u16) -> Self {
+        match status {
+            200 => Self::Ok,
+            207 => Self::Partial,
+            400 => Self::BadRequest,
+            401 => Self::Unauthorized,
+            403 => Self::Forbidden,
+            408 => Self::Timeout,
+            413 => Self::TooLarge,
+            415 => Self::MediaType,
+            429 => Self::TooMany,
+            503 => Self::Unavailable,
+            _ => Self::Other,
+        }
+    }
+}
