@@ -167,10 +167,13 @@ async fn failures_keep_the_keys() {
     let authenticator = server.authenticator(&issuer);
     let good = token(&issuer, "one");
     within(authenticator.authenticate(&good)).await.unwrap();
-    let too_large = format!(r#"{{"keys":[],"padding":"{}"}}"#, "x".repeat(1 << 20));
+    // What is refused would have brought the key that is asked for.
+    let new = json!({ "keys": [issuer.jwk("new")] }).to_string();
+    let too_large = json!({ "keys": [issuer.jwk("new")], "padding": "x".repeat(1 << 20) }).to_string();
     let foreign = json!({ "keys": [RSA.jwk("one"), Issuer::es256().jwk("one")] }).to_string();
     for (status, body) in [
-        (StatusCode::INTERNAL_SERVER_ERROR, ""),
+        (StatusCode::INTERNAL_SERVER_ERROR, &new[..]),
+        (StatusCode::ACCEPTED, &new),
         (StatusCode::NO_CONTENT, ""),
         (StatusCode::OK, "<html>maintenance</html>"),
         (StatusCode::OK, r#"{"keys":[]}"#),
@@ -183,6 +186,8 @@ async fn failures_keep_the_keys() {
         within(authenticator.fetch(fetch)).await;
         assert_eq!(server.requests(), before + 1);
         assert!(matches!(authenticator.verify(&good, SystemTime::now()), Verdict::Valid(_)), "{status} {body:.20}");
+        let refused = authenticator.verify(&token(&issuer, "new"), SystemTime::now());
+        assert!(matches!(refused, Verdict::Invalid(TokenError::UnknownKey)), "{status} {body:.20}");
     }
 }
 
@@ -216,8 +221,11 @@ async fn a_server_that_never_answers_is_given_up() {
     server.open.send_replace(false);
     let authenticator = server.authenticator(&issuer);
     tokio::time::pause();
+    let begun = tokio::time::Instant::now();
     let outcome = authenticator.authenticate(&token(&issuer, "one")).await;
     assert_eq!(outcome.map(drop), Err(TokenError::UnknownKey));
+    let waited_s = begun.elapsed().as_secs();
+    assert!((5..7).contains(&waited_s), "{waited_s} s of the paused clock");
 }
 
 #[tokio::test]
