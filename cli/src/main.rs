@@ -1,2 +1,126 @@
-//! Under construction.
-fn main() {}
+//! The `tidegate` binary: reads the command line and calls the libraries. Nothing is decided here.
+
+mod args;
+
+use std::{io::Write as _, process::ExitCode};
+
+use args::{Args, Command, GatewayArgs, HealthcheckArgs, StormArgs};
+use clap::Parser as _;
+use tidegate_bench::storm::{self, PublishLoad, StormOptions};
+use tidegate_gateway::{
+    config::{Config, ConfigError},
+    log,
+    server::Server,
+};
+
+/// Unlike the system's allocator it gives memory of a connection storm back; see
+/// `docs/adr/0004-allocator.md`.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+fn main() -> ExitCode {
+    let outcome = match Args::parse().into_command() {
+        Command::Gateway(args) => gateway(args),
+        Command::Storm(args) => run_storm(&args),
+        Command::Healthcheck(args) => healthcheck(&args),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(Failure { sentence, code }) => {
+            eprintln!("tidegate: {sentence}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+/// What is told to the person at the terminal, and the exit code.
+struct Failure {
+    sentence: String,
+    code: u8,
+}
+
+impl Failure {
+    /// The command could not begin: bad configuration, a taken port.
+    fn start(error: &dyn std::error::Error) -> Self {
+        Self { sentence: error.to_string(), code: ConfigError::EXIT_CODE }
+    }
+
+    fn run(error: &dyn std::error::Error) -> Self {
+        Self { sentence: error.to_string(), code: 1 }
+    }
+}
+
+fn gateway(args: GatewayArgs) -> Result<ExitCode, Failure> {
+    let check = args.check;
+    let config = Config::load(&args.into_sources()).map_err(|error| Failure::start(&error))?;
+    if check {
+        println!("the configuration is good");
+        return Ok(ExitCode::SUCCESS);
+    }
+    log::init(&config.log);
+    let dev = config.dev;
+    let server = Server::bind(config).map_err(|error| Failure::start(&error))?;
+    let (public, internal) = (server.public_address(), server.internal_address());
+    let greet = || {
+        let mut greeting = format!("listening public=http://{public} internal=http://{internal}\n");
+        if dev {
+            greeting += &format!(
+                "\n  open     http://{public}/\n  publish  curl -H 'authorization: Bearer dev-key' -d 'hello' \
+                 http://{public}/v1/channels/news/publish\n\n"
+            );
+        }
+        // Nobody may be reading: a closed pipe must not stop the gateway.
+        if let Err(error) = std::io::stdout().write_all(greeting.as_bytes()) {
+            eprintln!("tidegate: standard output is closed: {error}");
+        }
+    };
+    server.run(greet).map_err(|error| Failure::run(&error))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_storm(args: &StormArgs) -> Result<ExitCode, Failure> {
+    let publish = match args.rate {
+        Some(rate) => PublishLoad::PerSecond { rate: f64::from(rate.get()), publishers: 16 },
+        None => closed_loop(args.in_flight.get()),
+    };
+    let options = StormOptions {
+        url: args.url.clone(),
+        connections: args.connections.get(),
+        channels: args.channels.get(),
+        publish,
+        payload_bytes: args.payload.bytes(),
+        duration: args.duration,
+        api_key: Some(args.api_key.clone()),
+        metrics_urls: args.metrics.iter().cloned().collect(),
+        ..StormOptions::default()
+    };
+    let report = storm::run(&options).map_err(|error| Failure::run(&error))?;
+    if args.json {
+        println!("{}", serde_json::to_string(&report).map_err(|error| Failure::run(&error))?);
+    } else {
+        println!("{report}");
+    }
+    Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// So many requests under way, over at most 16 connections.
+fn closed_loop(in_flight: u32) -> PublishLoad {
+    let publishers = in_flight.clamp(1, 16) as u16;
+    PublishLoad::Closed { publishers, in_flight: in_flight.div_ceil(u32::from(publishers)) as u16 }
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn healthcheck(args: &HealthcheckArgs) -> Result<ExitCode, Failure> {
+    let ask = || async {
+        let client = reqwest::Client::builder().timeout(args.timeout).build()?;
+        client.get(&args.url).send().await
+    };
+    let response = ask().await.map_err(|error| Failure {
+        sentence: format!("{} does not answer: {error}", args.url),
+        code: 1,
+    })?;
+    if response.status().is_success() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    Err(Failure { sentence: format!("{} answers {}", args.url, response.status()), code: 1 })
+}

@@ -137,16 +137,6 @@ impl Interests {
         self.stripes.iter().map(|stripe| stripe.read().unwrap_or_else(PoisonError::into_inner).len()).sum()
     }
 
-    /// Payload bytes on their way out.
-    pub(crate) fn load_bytes(&self) -> usize {
-        self.node.bytes.load(Ordering::Relaxed)
-    }
-
-    /// How full the node's share is, between 0 and 1.
-    pub(crate) fn saturation(&self) -> f64 {
-        (self.load_bytes() as f64 / NODE_LOAD_BYTES as f64).min(1.0)
-    }
-
     fn subscribe(&self, channel: &Channel, backplane: &dyn Backplane) -> Arc<Interest> {
         let _changing = self.lock_changes();
         let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;

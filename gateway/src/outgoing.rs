@@ -40,16 +40,6 @@ pub(crate) enum Encoding {
 
 impl Encoding {
     pub(crate) const COUNT: usize = 8;
-    pub(crate) const ALL: [Self; Self::COUNT] = [
-        Self::Raw,
-        Self::RawDeflated,
-        Self::Envelope,
-        Self::EnvelopeDeflated,
-        Self::Sse,
-        Self::SseEnvelope,
-        Self::SseMany,
-        Self::SseManyEnvelope,
-    ];
 
     /// Whether each connection gets bytes of its own.
     pub(crate) fn is_individual(self) -> bool {

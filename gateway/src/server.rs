@@ -37,6 +37,7 @@ pub enum StartError {
 }
 
 /// A gateway whose ports are bound.
+#[derive(Debug)]
 pub struct Server {
     config: Arc<Config>,
     public: StdTcpListener,

@@ -27,9 +27,8 @@ use crate::{
 
 /// What other threads ask of a shard.
 #[derive(Debug)]
-pub enum Command {
+pub(crate) enum Command {
     /// Fan this out.
-    #[doc(hidden)]
     Deliver(Arc<Outgoing>),
     /// Keys were fetched: look at the token again.
     KeysFetched(ConnectionId),

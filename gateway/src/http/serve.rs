@@ -26,7 +26,7 @@ use crate::front::{AddressKey, Front};
 
 /// A connection that a shard hands over.
 #[derive(Debug)]
-pub struct HandOff {
+pub(crate) struct HandOff {
     pub(crate) socket: StdTcpStream,
     /// What was read from it.
     pub(crate) received: Bytes,

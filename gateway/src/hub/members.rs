@@ -20,10 +20,6 @@ impl Members {
         self.slots.is_empty()
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.slots.len()
-    }
-
     /// Adds a member; its index.
     pub(crate) fn join(&mut self, slot: u32) -> u32 {
         self.slots.push(slot);
@@ -68,10 +64,6 @@ impl Members {
         let slot = (self.served < self.end).then(|| self.slots[self.served])?;
         self.served += 1;
         Some(slot)
-    }
-
-    pub(crate) fn iter(&self) -> impl Iterator<Item = u32> + '_ {
-        self.slots.iter().copied()
     }
 }
 
@@ -141,7 +133,7 @@ mod tests {
                 for (&slot, &index) in &index_of {
                     prop_assert_eq!(members.slots[index as usize], slot);
                 }
-                prop_assert_eq!(members.len(), index_of.len());
+                prop_assert_eq!(members.slots.len(), index_of.len());
             }
         }
     }
