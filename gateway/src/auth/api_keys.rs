@@ -88,7 +88,12 @@ impl ApiKey {
                 });
             }
         };
-        Ok(Self { name: entry.name.clone(), digest, scopes: entry.scopes.clone(), channels: entry.channels.clone() })
+        Ok(Self {
+            name: entry.name.clone(),
+            digest,
+            scopes: entry.scopes.clone(),
+            channels: entry.channels.clone(),
+        })
     }
 
     /// Whether the key may use a channel.
@@ -139,7 +144,10 @@ mod tests {
             name: name.into(),
             key: Some(Secret::new(key.as_bytes())),
             scopes: scopes.to_vec(),
-            channels: channels.iter().map(|pattern| Pattern::new(pattern).expect("a valid pattern")).collect(),
+            channels: channels
+                .iter()
+                .map(|pattern| Pattern::new(pattern).expect("a valid pattern"))
+                .collect(),
             ..ApiKeyEntry::default()
         }
     }
@@ -157,7 +165,12 @@ mod tests {
         .expect("valid keys")
     }
 
-    fn check(bearer: Option<&str>, scope: Scope, channel: Option<&str>, expect: Result<&str, (ApiKeyError, u16)>) {
+    fn check(
+        bearer: Option<&str>,
+        scope: Scope,
+        channel: Option<&str>,
+        expect: Result<&str, (ApiKeyError, u16)>,
+    ) {
         let channel = channel.map(|name| Channel::new(name).expect("a valid channel"));
         let keys = keys();
         let answer = keys.authorize(bearer, scope, channel.as_ref());

@@ -93,7 +93,9 @@ impl Authenticator {
         if let Some(error) = refusal {
             return Verdict::Invalid(error);
         }
-        if let Some(fetch) = self.issuers_of(token.algorithm).find_map(|issuer| issuer.keys.fetch_for(&token, now)) {
+        if let Some(fetch) =
+            self.issuers_of(token.algorithm).find_map(|issuer| issuer.keys.fetch_for(&token, now))
+        {
             return Verdict::NeedsKeys(fetch);
         }
         Verdict::Invalid(match tried {
@@ -139,13 +141,12 @@ impl Authenticator {
 impl Keys {
     fn new(index: usize, entry: &JwtKey) -> Result<Self, ConfigError> {
         let at = |name: &str| format!("auth.jwt[{index}].{name}").into();
-        let algorithm = entry
-            .algorithm
-            .ok_or_else(|| ConfigError::Missing { key: at("algorithm"), origin: crate::config::Origin::Default })?;
-        let unusable = |name, path: &Option<std::path::PathBuf>, problem: KeyProblem| ConfigError::KeyMaterial {
-            key: at(name),
-            path: path.clone(),
-            problem,
+        let algorithm = entry.algorithm.ok_or_else(|| ConfigError::Missing {
+            key: at("algorithm"),
+            origin: crate::config::Origin::Default,
+        })?;
+        let unusable = |name, path: &Option<std::path::PathBuf>, problem: KeyProblem| {
+            ConfigError::KeyMaterial { key: at(name), path: path.clone(), problem }
         };
         let id = entry.kid.clone();
         if let Some(secret) = &entry.secret {
@@ -167,15 +168,18 @@ impl Keys {
                 path: path.clone(),
                 source,
             })?;
-            let keys =
-                from_jwks(algorithm, &json).map_err(|problem| unusable("jwks_file", &entry.jwks_file, problem))?;
+            let keys = from_jwks(algorithm, &json)
+                .map_err(|problem| unusable("jwks_file", &entry.jwks_file, problem))?;
             return Ok(Self::Set(Arc::new(KeySet::new(algorithm, Source::File(path.clone()), pace, keys))));
         }
         let Some(address) = &entry.jwks_url else {
             return Err(unusable("secret", &None, KeyProblem::Empty));
         };
         if address.url().scheme() == "http" {
-            tracing::warn!(index, "a JWKS is fetched without TLS: whoever is on the way can replace its keys");
+            tracing::warn!(
+                index,
+                "a JWKS is fetched without TLS: whoever is on the way can replace its keys"
+            );
         }
         let source = Source::Url { url: address.url().clone(), client: client()? };
         Ok(Self::Set(Arc::new(KeySet::new(algorithm, source, pace, Vec::new()))))

@@ -82,9 +82,11 @@ impl Claims {
 
     /// Reads and checks the claims of a token whose signature is right.
     pub(super) fn check(payload: &[u8], rules: &Rules, now: SystemTime) -> Result<Self, TokenError> {
-        let raw: RawClaims<'_> = serde_json::from_slice(payload).map_err(|_| TokenError::Malformed("its claims"))?;
+        let raw: RawClaims<'_> =
+            serde_json::from_slice(payload).map_err(|_| TokenError::Malformed("its claims"))?;
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let expires = raw.exp.map(|exp| numeric_date(exp).map(|exp| exp.saturating_add(rules.leeway))).transpose()?;
+        let expires =
+            raw.exp.map(|exp| numeric_date(exp).map(|exp| exp.saturating_add(rules.leeway))).transpose()?;
         let begins = raw.nbf.map(numeric_date).transpose()?;
         match expires {
             None if rules.require_exp => return Err(TokenError::NoExpiry),

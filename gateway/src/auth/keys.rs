@@ -30,7 +30,11 @@ impl Key {
         Ok(Self { algorithm: Algorithm::Hs256, id, key: DecodingKey::from_secret(secret) })
     }
 
-    pub(super) fn from_pem(algorithm: Algorithm, pem: &str, id: Option<Box<str>>) -> Result<Self, KeyProblem> {
+    pub(super) fn from_pem(
+        algorithm: Algorithm,
+        pem: &str,
+        id: Option<Box<str>>,
+    ) -> Result<Self, KeyProblem> {
         if pem.contains("PRIVATE KEY-----") {
             return Err(KeyProblem::Private);
         }
@@ -65,13 +69,17 @@ impl Key {
     /// The algorithm is the key's, never the token's.
     pub(super) fn signed(&self, token: &Token<'_>) -> bool {
         let algorithm = library_algorithm(self.algorithm);
-        jsonwebtoken::crypto::verify(token.signature, token.message.as_bytes(), &self.key, algorithm).unwrap_or(false)
+        jsonwebtoken::crypto::verify(token.signature, token.message.as_bytes(), &self.key, algorithm)
+            .unwrap_or(false)
     }
 }
 
 impl std::fmt::Debug for Key {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Key").field("algorithm", &self.algorithm).field("id", &self.id).finish_non_exhaustive()
+        f.debug_struct("Key")
+            .field("algorithm", &self.algorithm)
+            .field("id", &self.id)
+            .finish_non_exhaustive()
     }
 }
 
@@ -96,11 +104,15 @@ pub(super) fn from_jwks(algorithm: Algorithm, json: &[u8]) -> Result<Vec<Key>, K
 fn from_jwk(algorithm: Algorithm, jwk: &Jwk) -> Option<Key> {
     let common = &jwk.common;
     let for_signatures = matches!(common.public_key_use, None | Some(PublicKeyUse::Signature))
-        && common.key_operations.as_ref().is_none_or(|operations| operations.contains(&KeyOperations::Verify));
+        && common
+            .key_operations
+            .as_ref()
+            .is_none_or(|operations| operations.contains(&KeyOperations::Verify));
     let for_algorithm =
         common.key_algorithm.is_none_or(|named| named == KeyAlgorithm::from(library_algorithm(algorithm)));
     let fits = match (&jwk.algorithm, algorithm) {
-        (AlgorithmParameters::RSA(_), Algorithm::Rs256) | (AlgorithmParameters::OctetKey(_), Algorithm::Hs256) => true,
+        (AlgorithmParameters::RSA(_), Algorithm::Rs256)
+        | (AlgorithmParameters::OctetKey(_), Algorithm::Hs256) => true,
         (AlgorithmParameters::EllipticCurve(key), Algorithm::Es256) => key.curve == EllipticCurve::P256,
         (AlgorithmParameters::OctetKeyPair(key), Algorithm::EdDsa) => key.curve == EllipticCurve::Ed25519,
         _ => false,
@@ -120,12 +132,15 @@ fn verifies(algorithm: Algorithm, key: &DecodingKey) -> bool {
         // RFC 7518 section 3.3: 2048 bits or more.
         (Algorithm::Rs256, DecodingKeyKind::RsaModulusExponent { n, .. }) => n.len() >= RSA_MODULUS_BYTES_MIN,
         (Algorithm::Rs256, DecodingKeyKind::SecretOrDer(der)) => {
-            der.len() > RSA_MODULUS_BYTES_MIN && ParsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, der).is_ok()
+            der.len() > RSA_MODULUS_BYTES_MIN
+                && ParsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, der).is_ok()
         }
         (Algorithm::Es256, DecodingKeyKind::SecretOrDer(point)) => {
             ParsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point).is_ok()
         }
-        (Algorithm::EdDsa, DecodingKeyKind::SecretOrDer(point)) => ParsedPublicKey::new(&ED25519, point).is_ok(),
+        (Algorithm::EdDsa, DecodingKeyKind::SecretOrDer(point)) => {
+            ParsedPublicKey::new(&ED25519, point).is_ok()
+        }
         _ => false,
     }
 }

@@ -47,9 +47,8 @@ impl OriginRule {
     fn allows(&self, origin: &Parts, host: &str) -> bool {
         match self {
             Self::Any => true,
-            Self::SameOrigin => {
-                Parts::parse(&format!("{}://{host}", origin.scheme)).is_some_and(|own| own.text() == origin.text())
-            }
+            Self::SameOrigin => Parts::parse(&format!("{}://{host}", origin.scheme))
+                .is_some_and(|own| own.text() == origin.text()),
             Self::Exact(text) => **text == origin.text(),
             Self::Subdomains { scheme, suffix, port } => {
                 **scheme == origin.scheme
@@ -78,7 +77,11 @@ impl Parts {
             "https" => Some(443),
             _ => None,
         };
-        Some(Self { host: host.to_ascii_lowercase(), port: port.filter(|port| Some(*port) != default), scheme })
+        Some(Self {
+            host: host.to_ascii_lowercase(),
+            port: port.filter(|port| Some(*port) != default),
+            scheme,
+        })
     }
 
     fn text(&self) -> String {
@@ -103,7 +106,8 @@ fn is_host(host: &str) -> bool {
 }
 
 impl Setting for OriginRule {
-    const EXPECTED: &'static str = r#"an origin such as "https://app.example.org" or "https://*.example.org""#;
+    const EXPECTED: &'static str =
+        r#"an origin such as "https://app.example.org" or "https://*.example.org""#;
     const EXPECTED_LIST: &'static str =
         r#"a list of origins: "https://app.example.org", "https://*.example.org", "same-origin", "*""#;
 
@@ -145,7 +149,8 @@ mod tests {
     const HOST: &str = "gate.example.org:8000";
 
     fn check(rules: &[&str], origin: Option<&str>, expect: bool) {
-        let parsed: Vec<_> = rules.iter().map(|rule| OriginRule::from_text(rule).expect("a valid rule")).collect();
+        let parsed: Vec<_> =
+            rules.iter().map(|rule| OriginRule::from_text(rule).expect("a valid rule")).collect();
         assert_eq!(Origins::new(&parsed).allows(origin, HOST), expect, "{rules:?} against {origin:?}");
     }
 
@@ -218,7 +223,9 @@ mod tests {
 
     #[test]
     fn rules_that_are_none() {
-        for text in ["example.org", "https://", "https://a b", "https://*", "https://a.*.org", "https://x/path", ""] {
+        for text in
+            ["example.org", "https://", "https://a b", "https://*", "https://a.*.org", "https://x/path", ""]
+        {
             assert_eq!(OriginRule::from_text(text), None, "{text:?}");
         }
     }

@@ -131,7 +131,9 @@ mod tests {
     fn naive(pattern: &[u8], name: &[u8]) -> bool {
         match (pattern.split_first(), name.split_first()) {
             (None, None) => true,
-            (Some((b'*', rest)), _) => naive(rest, name) || name.split_first().is_some_and(|(_, n)| naive(pattern, n)),
+            (Some((b'*', rest)), _) => {
+                naive(rest, name) || name.split_first().is_some_and(|(_, n)| naive(pattern, n))
+            }
             (Some((p, rest)), Some((n, name))) => p == n && naive(rest, name),
             _ => false,
         }

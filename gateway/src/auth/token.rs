@@ -102,7 +102,8 @@ impl<'a> Token<'a> {
             return Err(NOT_THREE_PARTS);
         }
         let json = decode(header)?;
-        let header: Header<'_> = serde_json::from_slice(&json).map_err(|_| TokenError::Malformed("its header"))?;
+        let header: Header<'_> =
+            serde_json::from_slice(&json).map_err(|_| TokenError::Malformed("its header"))?;
         // RFC 7515 section 4.1.11: what is critical must be understood, and no extension is.
         if header.crit.is_some() {
             return Err(TokenError::Malformed("it has a critical extension"));

@@ -160,7 +160,9 @@ impl JwtKey {
             () if !symmetric && self.secret_file.is_some() => ("secret_file", "a secret is for HS256 only"),
             () if symmetric && self.public_key.is_some() => ("public_key", "HS256 has a secret"),
             () if symmetric && self.public_key_file.is_some() => ("public_key_file", "HS256 has a secret"),
-            () if symmetric && self.jwks_url.is_some() => ("jwks_url", "a secret must not be served over HTTP"),
+            () if symmetric && self.jwks_url.is_some() => {
+                ("jwks_url", "a secret must not be served over HTTP")
+            }
             () => return Ok(()),
         };
         Err(place.contradiction("algorithm", other, rule))
@@ -240,9 +242,12 @@ impl Place {
     fn one_of(&self, one_of: &'static str, given: &[bool]) -> Result<(), ConfigError> {
         match given.iter().filter(|given| **given).count() {
             1 => Ok(()),
-            given => {
-                Err(ConfigError::OneOf { key: self.key.as_str().into(), origin: self.origin.clone(), one_of, given })
-            }
+            given => Err(ConfigError::OneOf {
+                key: self.key.as_str().into(),
+                origin: self.origin.clone(),
+                one_of,
+                given,
+            }),
         }
     }
 

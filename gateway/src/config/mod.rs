@@ -157,7 +157,9 @@ impl Config {
     pub fn advertised(&self) -> Box<str> {
         match &self.advertise {
             Some(Advertise(address)) => address.clone(),
-            None if self.listen.ip().is_unspecified() => format!("{}:{}", host_name(), self.listen.port()).into(),
+            None if self.listen.ip().is_unspecified() => {
+                format!("{}:{}", host_name(), self.listen.port()).into()
+            }
             None => self.listen.to_string().into(),
         }
     }
@@ -183,15 +185,19 @@ impl Config {
         let largest = limits.message_bytes.max(limits.publish_bytes);
         let rate = limits.publish_bytes_per_second;
         let (key, other, rule) = match () {
-            () if limits.send_queue_bytes < largest => {
-                ("limits.send_queue_bytes", "limits.message_bytes, publish_bytes", "one message must fit in the queue")
-            }
+            () if limits.send_queue_bytes < largest => (
+                "limits.send_queue_bytes",
+                "limits.message_bytes, publish_bytes",
+                "one message must fit in the queue",
+            ),
             () if limits.body_bytes < limits.publish_bytes => {
                 ("limits.body_bytes", "limits.publish_bytes", "one publication must fit in a request body")
             }
-            () if rate.bytes() > 0 && rate < limits.message_bytes => {
-                ("limits.publish_bytes_per_second", "limits.message_bytes", "the rate must admit one whole message")
-            }
+            () if rate.bytes() > 0 && rate < limits.message_bytes => (
+                "limits.publish_bytes_per_second",
+                "limits.message_bytes",
+                "the rate must admit one whole message",
+            ),
             () => return Ok(()),
         };
         Err(ConfigError::Contradiction { key: key.into(), other: other.into(), rule })

@@ -24,7 +24,13 @@ pub(crate) trait Load {
     fn load(&mut self, node: &Node<'_>) -> Result<(), ConfigError>;
 
     /// Adds an entry for every key under `key`.
-    fn describe(&self, key: &str, doc: &[&'static str], shown: Option<&'static str>, entries: &mut Vec<Entry>);
+    fn describe(
+        &self,
+        key: &str,
+        doc: &[&'static str],
+        shown: Option<&'static str>,
+        entries: &mut Vec<Entry>,
+    );
 }
 
 /// A key as the reference shows it.
@@ -66,7 +72,12 @@ impl<'a> Node<'a> {
 
     pub(crate) fn bad(&self, expected: &'static str, secret: bool) -> ConfigError {
         let value = if secret { "(hidden)".to_owned() } else { shown(self.value) };
-        ConfigError::BadValue { key: self.key.as_str().into(), value: value.into(), origin: self.origin(), expected }
+        ConfigError::BadValue {
+            key: self.key.as_str().into(),
+            value: value.into(),
+            origin: self.origin(),
+            expected,
+        }
     }
 
     /// `known` are the keys that there are beside it.
@@ -143,7 +154,13 @@ impl<T: Setting> Load for T {
         Ok(())
     }
 
-    fn describe(&self, key: &str, doc: &[&'static str], shown: Option<&'static str>, entries: &mut Vec<Entry>) {
+    fn describe(
+        &self,
+        key: &str,
+        doc: &[&'static str],
+        shown: Option<&'static str>,
+        entries: &mut Vec<Entry>,
+    ) {
         let default = match (shown, self.show()) {
             (Some(shown), _) => shown.to_owned(),
             (None, none) if none == "none" => none,
@@ -180,7 +197,13 @@ impl<T: Load + Default> Load for List<T> {
         Ok(())
     }
 
-    fn describe(&self, key: &str, doc: &[&'static str], shown: Option<&'static str>, entries: &mut Vec<Entry>) {
+    fn describe(
+        &self,
+        key: &str,
+        doc: &[&'static str],
+        shown: Option<&'static str>,
+        entries: &mut Vec<Entry>,
+    ) {
         T::default().describe(&format!("{key}[N]"), doc, shown, entries);
     }
 }

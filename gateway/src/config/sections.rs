@@ -147,13 +147,14 @@ impl LogFilter {
 }
 
 impl Setting for LogFilter {
-    const EXPECTED: &'static str =
-        r#"a level (error, warn, info, debug, trace, off), or levels per module such as "info,tidegate_gateway=debug""#;
+    const EXPECTED: &'static str = r#"a level (error, warn, info, debug, trace, off), or levels per module such as "info,tidegate_gateway=debug""#;
 
     fn from_text(text: &str) -> Option<Self> {
         // A lone word that is no level would be taken as the name of a module and silence everything else.
         let word = !text.contains(['=', ',', '[']);
-        if text.trim().is_empty() || (word && text.parse::<tracing_subscriber::filter::LevelFilter>().is_err()) {
+        if text.trim().is_empty()
+            || (word && text.parse::<tracing_subscriber::filter::LevelFilter>().is_err())
+        {
             return None;
         }
         tracing_subscriber::EnvFilter::builder().parse(text).ok()?;
@@ -187,7 +188,8 @@ impl Namespaces {
 
     /// Every namespace with its name, `default` first.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Namespace)> {
-        std::iter::once(("default", &self.default)).chain(self.named.iter().map(|(name, options)| (&**name, options)))
+        std::iter::once(("default", &self.default))
+            .chain(self.named.iter().map(|(name, options)| (&**name, options)))
     }
 }
 
@@ -213,7 +215,13 @@ impl Load for Namespaces {
         Ok(())
     }
 
-    fn describe(&self, key: &str, doc: &[&'static str], shown: Option<&'static str>, entries: &mut Vec<Entry>) {
+    fn describe(
+        &self,
+        key: &str,
+        doc: &[&'static str],
+        shown: Option<&'static str>,
+        entries: &mut Vec<Entry>,
+    ) {
         self.default.describe(&format!("{key}.NAME"), doc, shown, entries);
     }
 }

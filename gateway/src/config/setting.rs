@@ -83,8 +83,10 @@ impl std::str::FromStr for ByteSize {
 
 impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (unit, name) =
-            BYTE_UNITS.iter().find(|(unit, _)| self.0 > 0 && self.0.is_multiple_of(*unit)).unwrap_or(&(1, ""));
+        let (unit, name) = BYTE_UNITS
+            .iter()
+            .find(|(unit, _)| self.0 > 0 && self.0.is_multiple_of(*unit))
+            .unwrap_or(&(1, ""));
         write!(f, "{}{name}", self.0 / unit)
     }
 }
@@ -125,7 +127,8 @@ impl Setting for ByteSize {
 }
 
 /// Largest first.
-const TIME_UNITS: [(u64, &str); 5] = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s"), (1, "ms")];
+const TIME_UNITS: [(u64, &str); 5] =
+    [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s"), (1, "ms")];
 
 impl Setting for Duration {
     const EXPECTED: &'static str = r#"a duration such as "10s", "500ms" or "5m" (units: ms, s, m, h, d)"#;
@@ -151,8 +154,10 @@ impl Setting for Duration {
 
     fn show(&self) -> String {
         let ms = self.as_millis();
-        let (unit, name) =
-            TIME_UNITS.iter().find(|(unit, _)| ms > 0 && ms.is_multiple_of(u128::from(*unit))).unwrap_or(&(1_000, "s"));
+        let (unit, name) = TIME_UNITS
+            .iter()
+            .find(|(unit, _)| ms > 0 && ms.is_multiple_of(u128::from(*unit)))
+            .unwrap_or(&(1_000, "s"));
         format!("\"{}{name}\"", ms / u128::from(*unit))
     }
 }

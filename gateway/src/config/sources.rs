@@ -140,9 +140,12 @@ struct FileText(Map<String, Value>);
 
 impl FileText {
     fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
-        config::File::from_str(&text, FileFormat::Toml).collect().map(Self).map_err(|error| syntax(path, &text, &error))
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
+        config::File::from_str(&text, FileFormat::Toml)
+            .collect()
+            .map(Self)
+            .map_err(|error| syntax(path, &text, &error))
     }
 }
 
@@ -176,7 +179,9 @@ impl Layer {
     fn flags(overrides: &[(Flag, String)]) -> Self {
         let values = overrides
             .iter()
-            .map(|(flag, text)| (flag.key().to_owned(), Value::new(Some(&flag.name().to_owned()), text.as_str())))
+            .map(|(flag, text)| {
+                (flag.key().to_owned(), Value::new(Some(&flag.name().to_owned()), text.as_str()))
+            })
             .collect();
         Self(values)
     }

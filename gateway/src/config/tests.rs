@@ -73,10 +73,14 @@ fn nothing_given_is_production() {
 #[test]
 fn later_sources_win() {
     let file = "zone = 'file'\nnode = 'file'\nadvertise = 'file:1'\n[log]\nlevel = 'warn'\nformat = 'json'";
-    let variables = [("TIDEGATE__NODE", "env"), ("TIDEGATE__ADVERTISE", "env:1"), ("TIDEGATE__LOG__LEVEL", "debug")];
-    let config =
-        Given { file, variables: &variables, flags: &[(Flag::Advertise, "flag:1"), (Flag::LogLevel, "error")] }
-            .config();
+    let variables =
+        [("TIDEGATE__NODE", "env"), ("TIDEGATE__ADVERTISE", "env:1"), ("TIDEGATE__LOG__LEVEL", "debug")];
+    let config = Given {
+        file,
+        variables: &variables,
+        flags: &[(Flag::Advertise, "flag:1"), (Flag::LogLevel, "error")],
+    }
+    .config();
     assert_eq!(config.zone.as_deref(), Some("file"));
     assert_eq!(&*config.node, "env");
     assert_eq!(&*config.advertised(), "flag:1");
@@ -89,7 +93,10 @@ fn file_named_by_a_variable() {
     let named = file_with(b"zone = 'variable'");
     let path = named.path().to_str().unwrap();
     let variables = [("TIDEGATE__CONFIG", path)];
-    assert_eq!(Given { variables: &variables, ..Given::default() }.config().zone.as_deref(), Some("variable"));
+    assert_eq!(
+        Given { variables: &variables, ..Given::default() }.config().zone.as_deref(),
+        Some("variable")
+    );
     let both = Given { file: "zone = 'flag'", variables: &variables, ..Given::default() };
     assert_eq!(both.config().zone.as_deref(), Some("flag"));
 }
@@ -141,7 +148,10 @@ fn a_variable_reaches_into_an_entry_of_the_file() {
 #[test]
 fn unknown_keys() {
     refused_file("listne = 'x'", "unknown key `listne` in FILE; did you mean `listen`?");
-    refused_file("[limits]\nconections = 1", "unknown key `limits.conections` in FILE; did you mean `connections`?");
+    refused_file(
+        "[limits]\nconections = 1",
+        "unknown key `limits.conections` in FILE; did you mean `connections`?",
+    );
     refused_file("[limits]\nzebra = 1", "unknown key `limits.zebra` in FILE");
     refused_file(
         "[namespaces.chat]\nhistroy_size = 1",
@@ -175,7 +185,11 @@ fn a_huge_index_is_no_index() {
         "bad value (a table) for `auth.jwt` in the environment variable TIDEGATE__AUTH__JWT__4000000000__KID: \
          expected a list of tables",
     );
-    refused_variable("TIDEGATE__AUTH__JWT__1__KID", "k", "`auth.jwt[0].algorithm` is missing in the defaults");
+    refused_variable(
+        "TIDEGATE__AUTH__JWT__1__KID",
+        "k",
+        "`auth.jwt[0].algorithm` is missing in the defaults",
+    );
 }
 
 #[test]
@@ -208,8 +222,9 @@ fn bad_values_name_key_value_source_and_expectation() {
         "64kb",
         r#"bad value "64kb" for `limits.message_bytes` in the environment variable TIDEGATE__LIMITS__MESSAGE_BYTES: expected a size in bytes such as 65536 or "64KiB" (units: KiB, MiB, GiB)"#,
     );
-    Given { flags: &[(Flag::Shards, "many")], ..Given::default() }
-        .refused(r#"bad value "many" for `shards` in the flag --shards: expected a whole number from 1 to 1024"#);
+    Given { flags: &[(Flag::Shards, "many")], ..Given::default() }.refused(
+        r#"bad value "many" for `shards` in the flag --shards: expected a whole number from 1 to 1024"#,
+    );
     Given { flags: &[(Flag::LogLevel, "loud")], ..Given::default() }
         .refused(r#"bad value "loud" for `log.level` in the flag --log-level: expected a level (error, warn, info, debug, trace, off), or levels per module such as "info,tidegate_gateway=debug""#);
 }
@@ -226,7 +241,10 @@ fn broken_files() {
     refused_file("zone = 'a'\nnode == 1", "FILE:2:7: not valid TOML: extra `=`, expected nothing");
     let missing = Sources { file: Some("/nonexistent/tidegate.toml".into()), ..Sources::default() };
     let sentence = Config::load(&missing).unwrap_err().to_string();
-    assert!(sentence.starts_with("cannot read the configuration file /nonexistent/tidegate.toml: "), "{sentence}");
+    assert!(
+        sentence.starts_with("cannot read the configuration file /nonexistent/tidegate.toml: "),
+        "{sentence}"
+    );
 }
 
 #[cfg(unix)]
@@ -352,7 +370,9 @@ fn dev_is_loopback_with_fixed_credentials() {
 
     let listen = [(Flag::Dev, "true"), (Flag::Listen, "0.0.0.0:8000")];
     let sentence = |key, address| {
-        format!("`{key}` is {address}, but --dev has fixed credentials and listens on loopback addresses only")
+        format!(
+            "`{key}` is {address}, but --dev has fixed credentials and listens on loopback addresses only"
+        )
     };
     Given { flags: &listen, ..Given::default() }.refused(&sentence("listen", "0.0.0.0:8000"));
     let internal = [(Flag::Dev, "true"), (Flag::Internal, "[::]:9000")];
@@ -373,7 +393,8 @@ fn dev_can_be_overridden_and_keeps_its_key() {
 
 #[test]
 fn namespaces_inherit_from_default() {
-    let file = "[namespaces.chat]\npresence = true\n[namespaces.default]\nhistory_size = 5\nhistory_age = '1m'";
+    let file =
+        "[namespaces.chat]\npresence = true\n[namespaces.default]\nhistory_size = 5\nhistory_age = '1m'";
     let config = Given { file, ..Given::default() }.config();
     let of = |name: &str| config.namespaces.of(&Channel::new(name).unwrap()).clone();
     assert!(of("chat:1").presence && !of("chat").presence && !of("other:1").presence);
@@ -464,7 +485,10 @@ fn reference_is_current() {
         std::fs::write(path, reference()).unwrap();
     }
     let written = std::fs::read_to_string(path).unwrap_or_default();
-    assert!(written == reference(), "docs/configuration.md is stale: BLESS=1 cargo test -p tidegate-gateway reference");
+    assert!(
+        written == reference(),
+        "docs/configuration.md is stale: BLESS=1 cargo test -p tidegate-gateway reference"
+    );
 }
 
 /// The reference names keys and variables that really work.
@@ -474,7 +498,8 @@ fn every_key_of_the_reference_is_known() {
     Config::default().describe("", &[], None, &mut entries);
     assert!(entries.len() > 50, "{}", entries.len());
     for entry in entries {
-        let variable = format!("{PREFIX}{}", entry.key.replace("[N]", "__0").replace('.', "__").to_uppercase());
+        let variable =
+            format!("{PREFIX}{}", entry.key.replace("[N]", "__0").replace('.', "__").to_uppercase());
         let given = Given { variables: &[(&variable, "\u{1}")], ..Given::default() };
         if let (Err(error), _) = given.load() {
             assert!(!matches!(error, ConfigError::UnknownKey { .. }), "{}: {error}", entry.key);
@@ -494,8 +519,10 @@ fn flags_are_settings() {
 /// What `docs/authentication.md` shows can be loaded, but for the files that it names.
 #[test]
 fn examples_of_the_documentation() {
-    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/authentication.md")).unwrap();
-    let examples: Vec<_> = text.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    let text =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/authentication.md")).unwrap();
+    let examples: Vec<_> =
+        text.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
     assert_eq!(examples.len(), 3);
     for example in examples {
         match (Given { file: example, ..Given::default() }.load()).0 {

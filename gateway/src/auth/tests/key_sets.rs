@@ -185,7 +185,10 @@ async fn failures_keep_the_keys() {
         let fetch = needs_keys(authenticator.verify(&token(&issuer, "new"), later()));
         within(authenticator.fetch(fetch)).await;
         assert_eq!(server.requests(), before + 1);
-        assert!(matches!(authenticator.verify(&good, SystemTime::now()), Verdict::Valid(_)), "{status} {body:.20}");
+        assert!(
+            matches!(authenticator.verify(&good, SystemTime::now()), Verdict::Valid(_)),
+            "{status} {body:.20}"
+        );
         let refused = authenticator.verify(&token(&issuer, "new"), SystemTime::now());
         assert!(matches!(refused, Verdict::Invalid(TokenError::UnknownKey)), "{status} {body:.20}");
     }
@@ -328,8 +331,10 @@ async fn keys_of_a_set_are_picked() {
         key[name] = value;
         key
     };
-    let oct = json!({ "kty": "oct", "kid": "one", "k": "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA" });
-    let noise = [json!(null), json!({}), json!({ "kty": "XYZ" }), oct, RSA.jwk("one"), Issuer::eddsa().jwk("one")];
+    let oct =
+        json!({ "kty": "oct", "kid": "one", "k": "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA" });
+    let noise =
+        [json!(null), json!({}), json!({ "kty": "XYZ" }), oct, RSA.jwk("one"), Issuer::eddsa().jwk("one")];
     for (key, expect) in [
         (issuer.jwk("one"), true),
         (with("use", json!("sig")), true),

@@ -203,9 +203,17 @@ fn rights() {
     check_rights(json!({}), &[("a", false)], &[("a", false)]);
     check_rights(json!({ "channels": "a" }), &[("a", true), ("b", false)], &[("a", false)]);
     check_rights(json!({ "channels": ["a", "n:*"] }), &[("n:1", true), ("n", false)], &[("n:1", false)]);
-    check_rights(json!({ "channels": ["a*"], "publish": true }), &[("ab", true)], &[("ab", true), ("b", false)]);
+    check_rights(
+        json!({ "channels": ["a*"], "publish": true }),
+        &[("ab", true)],
+        &[("ab", true), ("b", false)],
+    );
     check_rights(json!({ "channels": ["a"], "publish": false }), &[("a", true)], &[("a", false)]);
-    check_rights(json!({ "channels": ["a"], "publish": ["b"] }), &[("b", false)], &[("a", false), ("b", true)]);
+    check_rights(
+        json!({ "channels": ["a"], "publish": ["b"] }),
+        &[("b", false)],
+        &[("a", false), ("b", true)],
+    );
     check_rights(json!({ "publish": "b*" }), &[("b", false)], &[("b1", true)]);
     check_rights(json!({ "channels": [] , "publish": true }), &[("a", false)], &[("a", false)]);
 }
@@ -345,8 +353,11 @@ fn refused_key(entry: JwtKey, expect: KeyProblem) {
 
 #[test]
 fn keys_that_cannot_be_used() {
-    let with_pem =
-        |algorithm, pem: &str| JwtKey { algorithm: Some(algorithm), public_key: Some(pem.into()), ..JwtKey::default() };
+    let with_pem = |algorithm, pem: &str| JwtKey {
+        algorithm: Some(algorithm),
+        public_key: Some(pem.into()),
+        ..JwtKey::default()
+    };
     refused_key(with_pem(Algorithm::Rs256, "no key"), KeyProblem::Pem);
     refused_key(with_pem(Algorithm::Rs256, &Issuer::es256().pem()), KeyProblem::Pem);
     refused_key(with_pem(Algorithm::Es256, &RSA.pem()), KeyProblem::Pem);
@@ -366,7 +377,11 @@ fn keys_that_cannot_be_used() {
 /// Public keys as `openssl` 3 writes them, made for this test with the commands in `docs/authentication.md`.
 #[test]
 fn keys_made_by_openssl() {
-    let keys = [(Algorithm::Rs256, OPENSSL_RSA), (Algorithm::Es256, OPENSSL_P256), (Algorithm::EdDsa, OPENSSL_ED25519)];
+    let keys = [
+        (Algorithm::Rs256, OPENSSL_RSA),
+        (Algorithm::Es256, OPENSSL_P256),
+        (Algorithm::EdDsa, OPENSSL_ED25519),
+    ];
     for (algorithm, pem) in keys {
         let entry = JwtKey { algorithm: Some(algorithm), public_key: Some(pem.into()), ..JwtKey::default() };
         assert!(try_authenticator(vec![entry]).is_ok(), "{algorithm:?}");
