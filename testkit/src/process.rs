@@ -215,7 +215,7 @@ pub fn product_binary() -> PathBuf {
     );
 }
 
-#[expect(clippy::disallowed_methods, reason = "tests take paths from the runner, not product configuration")]
+/// A path that the test runner passed on.
 pub(crate) fn env_path(name: impl AsRef<OsStr>) -> Option<PathBuf> {
     env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
 }

@@ -59,6 +59,13 @@ impl Tool {
         self
     }
 
+    /// Where it runs, for programs that leave files behind.
+    #[must_use]
+    pub fn directory(mut self, path: &Path) -> Self {
+        self.command.current_dir(path);
+        self
+    }
+
     /// The address as `http://…` in the variable that every script reads.
     #[must_use]
     pub fn gateway(self, address: SocketAddr) -> Self {

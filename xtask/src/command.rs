@@ -45,7 +45,7 @@ pub(crate) fn which(program: &str) -> Option<PathBuf> {
         .find(|candidate| candidate.is_file())
 }
 
-#[expect(clippy::disallowed_methods, reason = "a task of the project, not the product")]
+/// A variable of the environment that is set to something.
 pub(crate) fn environment(name: &str) -> Option<std::ffi::OsString> {
     std::env::var_os(name).filter(|value| !value.is_empty())
 }

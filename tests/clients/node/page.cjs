@@ -20,7 +20,7 @@ async function publish(channel, body) {
 // One transport from the beginning: subscribe, publish on the page, see it; publish from outside, see that.
 async function exercise(page, transport) {
   const channel = `page-${transport.toLowerCase()}`;
-  await page.getByText(transport, { exact: true }).click();
+  await page.getByRole("radio", { name: transport }).check();
   await page.getByLabel("Channel", { exact: true }).fill(channel);
   await page.getByRole("button", { name: "Subscribe", exact: true }).click();
   const messages = page.locator("#messages");
