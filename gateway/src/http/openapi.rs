@@ -187,7 +187,7 @@ pub(super) fn samples() -> Vec<ApiError> {
         ApiError::Key(ApiKeyError::Channel),
         ApiError::PresenceOff,
         ApiError::BodyTimeout(super::body::BODY_DEADLINE),
-        ApiError::BodyTooLarge { max: 163_840 },
+        ApiError::BodyTooLarge { max: 1_048_576 },
         ApiError::PayloadTooLarge { bytes: 70_000, max: 65_536 },
         ApiError::UnsupportedMediaType,
         ApiError::Overloaded { retry_after: Duration::from_secs(1) },
