@@ -19,7 +19,9 @@ use tidegate_backplane::{Channel, Payload, Published};
 use utoipa::ToSchema;
 
 use super::{
-    form::{ChannelName, EventName, IdempotencyKey, Object, bounded, channels, channels_present, object, present},
+    form::{
+        ChannelName, EventName, IdempotencyKey, Object, bounded, channels, channels_present, object, present,
+    },
     publish::PublishAnswer,
 };
 use crate::{

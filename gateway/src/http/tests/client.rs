@@ -100,7 +100,10 @@ impl Answer {
         );
         assert_eq!(json["status"], status);
         assert_eq!(self.header("content-type"), PROBLEM_MEDIA_TYPE);
-        assert!(!json["title"].as_str().unwrap().is_empty() && !json["detail"].as_str().unwrap().is_empty(), "{json}");
+        assert!(
+            !json["title"].as_str().unwrap().is_empty() && !json["detail"].as_str().unwrap().is_empty(),
+            "{json}"
+        );
         self
     }
 }

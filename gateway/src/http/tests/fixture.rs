@@ -8,8 +8,8 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use tidegate_backplane::{
-    Backplane, BackplaneError, Channel, Control, Epoch, History, HistoryQuery, Member, NewPublication, NodeRecord,
-    Position, Publication, Published,
+    Backplane, BackplaneError, Channel, Control, Epoch, History, HistoryQuery, Member, NewPublication,
+    NodeRecord, Position, Publication, Published,
 };
 
 use super::{ALL, BODY_MAX, HttpContext, HttpState, NEWS, ORIGIN, PAYLOAD_MAX, READER};
@@ -149,7 +149,11 @@ impl Backplane for Scripted {
 
     fn unsubscribe(&self, _: &Channel, _: u64) {}
 
-    fn history(&self, channel: &Channel, query: HistoryQuery) -> BoxFuture<'_, Result<History, BackplaneError>> {
+    fn history(
+        &self,
+        channel: &Channel,
+        query: HistoryQuery,
+    ) -> BoxFuture<'_, Result<History, BackplaneError>> {
         Box::pin(ready(Ok(self.read(channel, query))))
     }
 

@@ -20,7 +20,10 @@ async fn publish_many_answers_in_order() {
         ]}),
     );
     let again = post_json("/v1/publish", &body).of(state).await;
-    assert_eq!(again.json()["results"][1], json!({"channel": "a", "epoch": "k3", "offset": 1, "duplicate": true}));
+    assert_eq!(
+        again.json()["results"][1],
+        json!({"channel": "a", "epoch": "k3", "offset": 1, "duplicate": true})
+    );
 }
 
 #[tokio::test]
@@ -118,7 +121,11 @@ async fn json_endpoints_refuse_other_bodies() {
         (post_json("/v1/publish?x=1", &good), 400, "invalid-parameter"),
         (post_json("/v1/publish", &good).without("authorization"), 401, "unauthorized"),
         (post_json("/v1/publish", &good).key(READER), 403, "forbidden"),
-        (post_json("/v1/publish", &json!({"channels": ["news", "a"], "data": 1})).key(NEWS), 403, "forbidden"),
+        (
+            post_json("/v1/publish", &json!({"channels": ["news", "a"], "data": 1})).key(NEWS),
+            403,
+            "forbidden",
+        ),
         (post_json("/v1/disconnect", &json!({"user": "a"})).key(NEWS), 403, "forbidden"),
         (post_json("/v1/publish", &json!({"channels": ["full"], "data": 1})), 503, "overloaded"),
     ];

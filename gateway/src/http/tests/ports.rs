@@ -6,7 +6,8 @@ use futures_util::FutureExt;
 use serde_json::{Value, json};
 
 use super::{
-    ApiError, HttpState, ORIGIN, PAYLOAD_MAX, PublicService, client::*, fixture::Fixture, internal_router, openapi,
+    ApiError, HttpState, ORIGIN, PAYLOAD_MAX, PublicService, client::*, fixture::Fixture, internal_router,
+    openapi,
 };
 use crate::{metrics::PublishCode, node::Stage};
 
@@ -25,7 +26,8 @@ async fn pages_of_allowed_origins_may_read() {
     assert!(yes.header("access-control-allow-headers").contains("idempotency-key"));
     let no = preflight("https://evil.example.org").of(state).await;
     assert!(!no.headers.contains_key("access-control-allow-origin"));
-    let problem = post("/v1/channels/news/publish", "x").key("wrong").header("origin", ORIGIN).of(state).await;
+    let problem =
+        post("/v1/channels/news/publish", "x").key("wrong").header("origin", ORIGIN).of(state).await;
     assert_eq!((problem.status.as_u16(), problem.header("access-control-allow-origin")), (401, ORIGIN));
     assert_eq!(problem.header("vary"), "origin");
     let plain = ask("OPTIONS", "/v1/publish").of(state).await;
@@ -93,7 +95,9 @@ async fn the_internal_port() {
 async fn the_first_page_in_dev_only() {
     let fixture = Fixture::new(true);
     let state = &fixture.state;
-    for (path, kind) in [("/", "text/html"), ("/dev/app.js", "text/javascript"), ("/dev/style.css", "text/css")] {
+    for (path, kind) in
+        [("/", "text/html"), ("/dev/app.js", "text/javascript"), ("/dev/style.css", "text/css")]
+    {
         let answer = get(path).without("authorization").of(state).await;
         assert_eq!(answer.status, 200, "{path}");
         assert!(answer.header("content-type").starts_with(kind), "{path}");
@@ -123,7 +127,10 @@ async fn the_openapi_document_is_the_golden_one() {
         std::fs::write(&golden, &served).unwrap();
     }
     let written = std::fs::read_to_string(&golden).unwrap_or_default();
-    assert!(served == written, "docs/openapi.json is stale: run this test with UPDATE_GOLDEN=1 and look at the change");
+    assert!(
+        served == written,
+        "docs/openapi.json is stale: run this test with UPDATE_GOLDEN=1 and look at the change"
+    );
 }
 
 /// What is documented is served, and the other way round.
@@ -147,7 +154,8 @@ async fn every_documented_operation_is_routed_and_asks_for_a_key() {
 
 #[test]
 fn every_problem_type_is_in_the_list_of_errors() {
-    let list = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/errors.md")).unwrap();
+    let list =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/errors.md")).unwrap();
     let beside = [
         ApiError::NotFound,
         ApiError::MethodNotAllowed,

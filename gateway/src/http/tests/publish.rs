@@ -25,9 +25,15 @@ async fn publish_takes_the_body_verbatim() {
         .of(state)
         .await
         .is(200, json!({"epoch": "k3", "offset": 2}));
-    post(&format!("{path}?event=tick%20%C3%A9"), "").of(state).await.is(200, json!({"epoch": "k3", "offset": 3}));
+    post(&format!("{path}?event=tick%20%C3%A9"), "")
+        .of(state)
+        .await
+        .is(200, json!({"epoch": "k3", "offset": 3}));
     post("/v1/channels/plain:x/publish", "x").of(state).await.is(200, json!({"epoch": null, "offset": null}));
-    post("/v1/channels/news%2Fa%23b/publish", "x").of(state).await.is(200, json!({"epoch": "k3", "offset": 1}));
+    post("/v1/channels/news%2Fa%23b/publish", "x")
+        .of(state)
+        .await
+        .is(200, json!({"epoch": "k3", "offset": 1}));
     let history = get("/v1/channels/news/history").of(state).await;
     history.is(
         200,
@@ -162,8 +168,14 @@ async fn bodies_are_bounded_while_they_arrive() {
         .of(state)
         .await
         .is(200, json!({"epoch": "k3", "offset": 1}));
-    post(path, pieces(vec![&BLOCK, &BLOCK], End::Whole)).of(state).await.is(200, json!({"epoch": "k3", "offset": 2}));
-    post(path, pieces(vec![&BLOCK, &BLOCK, b"x"], End::Stalled)).of(state).await.is_problem(413, "body-too-large");
+    post(path, pieces(vec![&BLOCK, &BLOCK], End::Whole))
+        .of(state)
+        .await
+        .is(200, json!({"epoch": "k3", "offset": 2}));
+    post(path, pieces(vec![&BLOCK, &BLOCK, b"x"], End::Stalled))
+        .of(state)
+        .await
+        .is_problem(413, "body-too-large");
     post(path, pieces(vec![b"he"], End::Broken)).of(state).await.is_problem(400, "body-incomplete");
     post(path, pieces(vec![b"he"], End::Stalled)).of(state).await.is_problem(408, "body-timeout");
     let history = get("/v1/channels/news/history?limit=1").of(state).await;

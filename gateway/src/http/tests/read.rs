@@ -76,7 +76,10 @@ async fn presence_disconnect_nodes() {
         .await
         .is(200, json!({"members": [{"connection": "node-1.7", "user": "ada", "info": {"name": "Ada"}}]}));
     post_json("/v1/disconnect", &json!({"user": "ada"})).of(state).await.is(202, json!({}));
-    post_json("/v1/disconnect", &json!({"connection": "node-1.7", "reason": "bye"})).of(state).await.is(202, json!({}));
+    post_json("/v1/disconnect", &json!({"connection": "node-1.7", "reason": "bye"}))
+        .of(state)
+        .await
+        .is(202, json!({}));
     let order = |target, reason: &str| Control::Disconnect { target, reason: reason.into() };
     let expect = [
         order(DisconnectTarget::User("ada".into()), "disconnected by the application"),
