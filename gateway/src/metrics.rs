@@ -16,7 +16,9 @@ use std::{
     time::Duration,
 };
 
-pub use labels::{AuthFailure, CloseCode, DisconnectReason, DropReason, HandshakeResult, Label, PublishCode, Resource};
+pub use labels::{
+    AuthFailure, CloseCode, DisconnectReason, DropReason, HandshakeResult, Label, PublishCode, Resource,
+};
 pub use primitives::{Counter, Counters, Gauge, Histogram};
 use prometheus_client::collector::Collector;
 
@@ -26,7 +28,8 @@ pub const HANDSHAKE_BOUNDS: &[f64] =
 /// From a page that is left at once to a client that stays for days.
 pub const CONNECTION_BOUNDS: &[f64] = &[1.0, 10.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 86_400.0, 604_800.0];
 /// From the loopback to a sleeping phone.
-pub const PING_BOUNDS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+pub const PING_BOUNDS: &[f64] =
+    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 /// One send costs about 6 µs, so 15,000 subscribers take about 90 ms.
 pub const FANOUT_BOUNDS: &[f64] =
     &[0.00001, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0];
@@ -157,7 +160,8 @@ impl Metrics {
     /// How much of each resource is in use, from 0 to 1; a resource that cannot be read is left out.
     pub fn saturation(&self) -> Vec<(Resource, f64)> {
         let shards = lock(&self.shards);
-        let busy: Vec<Duration> = shards.iter().map(|shard| Duration::from_nanos(shard.busy_ns.get())).collect();
+        let busy: Vec<Duration> =
+            shards.iter().map(|shard| Duration::from_nanos(shard.busy_ns.get())).collect();
         let queued = shards.iter().map(|shard| shard.send_queue_bytes.get()).sum::<i64>().max(0) as u64;
         drop(shards);
         lock(&self.load).read(&busy, queued, &self.bounds)

@@ -73,7 +73,8 @@ pub(super) fn allow(headers: &mut HeaderMap, origin: HeaderValue) {
 }
 
 fn is_preflight(request: &Request) -> bool {
-    request.method() == Method::OPTIONS && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
+    request.method() == Method::OPTIONS
+        && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
 }
 
 fn preflight(origin: HeaderValue) -> Response {

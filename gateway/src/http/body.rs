@@ -32,9 +32,9 @@ where
     let mut reading = pin!(collect(body, max));
     match poll_fn(|context| Poll::Ready(reading.as_mut().poll(context))).await {
         Poll::Ready(done) => done,
-        Poll::Pending => {
-            tokio::time::timeout(BODY_DEADLINE, reading).await.unwrap_or(Err(ApiError::BodyTimeout(BODY_DEADLINE)))
-        }
+        Poll::Pending => tokio::time::timeout(BODY_DEADLINE, reading)
+            .await
+            .unwrap_or(Err(ApiError::BodyTimeout(BODY_DEADLINE))),
     }
 }
 

@@ -30,7 +30,9 @@ pub enum ApiError {
     InvalidChannel(#[from] ChannelError),
     #[error("{place} `{name}`: {fault}")]
     InvalidParameter { place: ParameterPlace, name: Box<str>, fault: ParameterFault },
-    #[error("the body is not UTF-8 from byte {valid_up_to} on; send binary payloads as application/octet-stream")]
+    #[error(
+        "the body is not UTF-8 from byte {valid_up_to} on; send binary payloads as application/octet-stream"
+    )]
     InvalidText { valid_up_to: usize },
     #[error("the body ended before it was complete")]
     BodyIncomplete,
@@ -165,8 +167,12 @@ impl ApiError {
             Self::InvalidParameter { .. } => ("invalid-parameter", "A parameter or header has a wrong value"),
             Self::InvalidText { .. } => ("invalid-text", "The text payload is not UTF-8"),
             Self::BodyIncomplete => ("body-incomplete", "The body broke off"),
-            Self::Key(ApiKeyError::Missing | ApiKeyError::Unknown) => ("unauthorized", "A valid API key is needed"),
-            Self::Key(ApiKeyError::Scope(_) | ApiKeyError::Channel) => ("forbidden", "The API key does not allow this"),
+            Self::Key(ApiKeyError::Missing | ApiKeyError::Unknown) => {
+                ("unauthorized", "A valid API key is needed")
+            }
+            Self::Key(ApiKeyError::Scope(_) | ApiKeyError::Channel) => {
+                ("forbidden", "The API key does not allow this")
+            }
             Self::OriginRefused => ("origin-refused", "The origin is not allowed"),
             Self::NotFound => ("not-found", "Nothing here"),
             Self::PresenceOff => ("presence-off", "The channel keeps no presence"),
@@ -174,7 +180,9 @@ impl ApiError {
             Self::BodyTimeout(_) => ("body-timeout", "The body took too long"),
             Self::BodyTooLarge { .. } => ("body-too-large", "The body is too large"),
             Self::PayloadTooLarge { .. } => ("payload-too-large", "The payload is too large"),
-            Self::TooManyPublications { .. } => ("too-many-publications", "Too many publications in one request"),
+            Self::TooManyPublications { .. } => {
+                ("too-many-publications", "Too many publications in one request")
+            }
             Self::UnsupportedMediaType => ("unsupported-media-type", "Unsupported media type"),
             Self::RateLimited { .. } => ("rate-limited", "Too many requests"),
             Self::Overloaded { .. } => ("overloaded", "The node is overloaded"),
@@ -249,7 +257,10 @@ impl IntoResponse for ApiError {
         }
         if let Some(wait) = self.retry_after() {
             // Whole seconds (RFC 9110 section 10.2.3), rounded up: never earlier than asked.
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(wait.as_millis().div_ceil(1000).max(1) as u64));
+            headers.insert(
+                header::RETRY_AFTER,
+                HeaderValue::from(wait.as_millis().div_ceil(1000).max(1) as u64),
+            );
         }
         if self.leaves_body_unread() {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));

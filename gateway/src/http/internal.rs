@@ -37,8 +37,11 @@ async fn metrics(State(state): State<HttpState>, headers: HeaderMap) -> Response
         .iter()
         .filter_map(|value| value.to_str().ok())
         .any(|value| value.contains("application/openmetrics-text"));
-    let (kind, text) =
-        if openmetrics { (OPENMETRICS, state.metrics.openmetrics()) } else { (PROMETHEUS, state.metrics.prometheus()) };
+    let (kind, text) = if openmetrics {
+        (OPENMETRICS, state.metrics.openmetrics())
+    } else {
+        (PROMETHEUS, state.metrics.prometheus())
+    };
     ([(header::CONTENT_TYPE, kind)], text).into_response()
 }
 

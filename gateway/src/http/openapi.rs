@@ -62,7 +62,8 @@ pub(super) fn render() -> String {
     unique(&mut document, "BatchEntry", "channels");
     close(&mut document, "Accepted");
     // An empty payload is a payload, so a publish may come without a body.
-    document["paths"]["/v1/channels/{channel}/publish"]["post"]["requestBody"]["required"] = Value::Bool(false);
+    document["paths"]["/v1/channels/{channel}/publish"]["post"]["requestBody"]["required"] =
+        Value::Bool(false);
     add_problems(&mut document);
     format!("{document:#}\n")
 }
@@ -144,7 +145,9 @@ fn problem_response(status: StatusCode) -> Value {
     let errors: Vec<ApiError> = samples().into_iter().filter(|error| error.status() == status).collect();
     let examples: Map<String, Value> = errors
         .iter()
-        .map(|error| (error.kind().0.to_owned(), json!({"summary": error.kind().1, "value": error.problem()})))
+        .map(|error| {
+            (error.kind().0.to_owned(), json!({"summary": error.kind().1, "value": error.problem()}))
+        })
         .collect();
     let schema = json!({"$ref": "#/components/schemas/Problem"});
     let mut response = json!({
@@ -154,7 +157,8 @@ fn problem_response(status: StatusCode) -> Value {
     let mut headers = Map::new();
     if errors.iter().any(|error| error.retry_after().is_some()) {
         let schema = json!({"type": "integer", "minimum": 1});
-        headers.insert("Retry-After".to_owned(), json!({"description": "Seconds to wait.", "schema": schema}));
+        headers
+            .insert("Retry-After".to_owned(), json!({"description": "Seconds to wait.", "schema": schema}));
     }
     if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
         let schema = json!({"type": "string"});
@@ -187,7 +191,7 @@ pub(super) fn samples() -> Vec<ApiError> {
         ApiError::Key(ApiKeyError::Channel),
         ApiError::PresenceOff,
         ApiError::BodyTimeout(super::body::BODY_DEADLINE),
-        ApiError::BodyTooLarge { max: 163_840 },
+        ApiError::BodyTooLarge { max: 1_048_576 },
         ApiError::PayloadTooLarge { bytes: 70_000, max: 65_536 },
         ApiError::UnsupportedMediaType,
         ApiError::Overloaded { retry_after: Duration::from_secs(1) },

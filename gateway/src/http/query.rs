@@ -71,7 +71,9 @@ impl<'a> Query<'a> {
         match self.get(name) {
             None => Ok(None),
             Some(text) if is_event(text) => Ok(Some(text.into())),
-            Some(_) => Err(fault(ParameterPlace::Query, name, ParameterFault::Event { max: EVENT_CHARACTERS_MAX })),
+            Some(_) => {
+                Err(fault(ParameterPlace::Query, name, ParameterFault::Event { max: EVENT_CHARACTERS_MAX }))
+            }
         }
     }
 }
@@ -96,7 +98,9 @@ pub(super) fn is_event(text: &str) -> bool {
 }
 
 pub(super) fn is_idempotency_key(text: &str) -> bool {
-    !text.is_empty() && text.len() <= IDEMPOTENCY_KEY_BYTES_MAX && text.bytes().all(|byte| byte.is_ascii_graphic())
+    !text.is_empty()
+        && text.len() <= IDEMPOTENCY_KEY_BYTES_MAX
+        && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 /// The channel of a path segment, percent-decoded. A `/` in a channel's name travels as `%2F`.

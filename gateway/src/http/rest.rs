@@ -35,8 +35,14 @@ pub(super) fn routes() -> Router<HttpState> {
 
 /// The channel of a path under [`CHANNELS`], after its key was checked. Without a valid key nobody is told
 /// whether a name is valid.
-fn admitted_channel(state: &HttpState, headers: &HeaderMap, scope: Scope, uri: &Uri) -> Result<Channel, ApiError> {
-    let segment = uri.path().strip_prefix(CHANNELS).and_then(|rest| rest.split('/').next()).unwrap_or_default();
+fn admitted_channel(
+    state: &HttpState,
+    headers: &HeaderMap,
+    scope: Scope,
+    uri: &Uri,
+) -> Result<Channel, ApiError> {
+    let segment =
+        uri.path().strip_prefix(CHANNELS).and_then(|rest| rest.split('/').next()).unwrap_or_default();
     match query::channel(segment) {
         Ok(channel) => access::authorize(state, headers, scope, Some(&channel)).map(|_| channel),
         Err(error) => access::authorize(state, headers, scope, None).and(Err(error)),

@@ -13,8 +13,8 @@ use prometheus_client::{
 };
 
 use super::{
-    CONNECTION_BOUNDS, Counter, Counters, DELIVERY_BOUNDS, FANOUT_BOUNDS, Gauge, HANDSHAKE_BOUNDS, Histogram, Label,
-    Metrics, PING_BOUNDS, ShardMetrics, lock, process::Process,
+    CONNECTION_BOUNDS, Counter, Counters, DELIVERY_BOUNDS, FANOUT_BOUNDS, Gauge, HANDSHAKE_BOUNDS, Histogram,
+    Label, Metrics, PING_BOUNDS, ShardMetrics, lock, process::Process,
 };
 
 /// Everything as OpenMetrics text, the end mark included.
@@ -37,7 +37,8 @@ pub(super) fn to_prometheus(openmetrics: &str) -> String {
     for line in openmetrics.lines() {
         if let Some(rest) = line.strip_prefix("# HELP ") {
             help = rest.split_once(' ').map_or("", |(_, help)| help);
-        } else if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' ')) {
+        } else if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' '))
+        {
             let (suffix, kind) = match kind {
                 "counter" => ("_total", "counter"),
                 "info" => ("_info", "gauge"),
@@ -101,8 +102,16 @@ impl Collector for ProcessCollector {
             page.counter_seconds("process_cpu", "User and system CPU time spent.", seconds)?;
         }
         let gauges = [
-            ("process_resident_memory_bytes", "Resident memory.", process.resident_bytes.map(|bytes| bytes as f64)),
-            ("process_virtual_memory_bytes", "Virtual memory.", process.virtual_bytes.map(|bytes| bytes as f64)),
+            (
+                "process_resident_memory_bytes",
+                "Resident memory.",
+                process.resident_bytes.map(|bytes| bytes as f64),
+            ),
+            (
+                "process_virtual_memory_bytes",
+                "Virtual memory.",
+                process.virtual_bytes.map(|bytes| bytes as f64),
+            ),
             ("process_open_fds", "Open descriptors.", process.descriptors_open.map(|number| number as f64)),
             ("process_max_fds", "Descriptors allowed.", process.descriptors_max.map(|number| number as f64)),
             ("process_start_time_seconds", "Start, in seconds since 1970.", process.start_time_s),
@@ -135,9 +144,19 @@ fn connections(page: &mut Page<'_>, metrics: &Metrics, shards: &[Arc<ShardMetric
     let handshakes = shards.iter().map(|shard| &shard.handshakes).chain([&node.handshakes]);
     page.counters("handshakes", "Handshakes that ended, by result.", handshakes)?;
     let seconds = shards.iter().map(|shard| &shard.handshake_seconds);
-    page.histogram("handshake_seconds", "From the first byte of the head to the answer.", seconds, HANDSHAKE_BOUNDS)?;
+    page.histogram(
+        "handshake_seconds",
+        "From the first byte of the head to the answer.",
+        seconds,
+        HANDSHAKE_BOUNDS,
+    )?;
     let durations = shards.iter().map(|shard| &shard.connection_duration_seconds);
-    page.histogram("connection_duration_seconds", "Age of connections at their end.", durations, CONNECTION_BOUNDS)?;
+    page.histogram(
+        "connection_duration_seconds",
+        "Age of connections at their end.",
+        durations,
+        CONNECTION_BOUNDS,
+    )?;
     let pings = shards.iter().map(|shard| &shard.ping_rtt_seconds);
     page.histogram("ping_rtt_seconds", "From a ping to its pong.", pings, PING_BOUNDS)
 }
@@ -146,7 +165,11 @@ fn messages(page: &mut Page<'_>, shards: &[Arc<ShardMetrics>]) -> fmt::Result {
     page.gauge("subscriptions", "Subscriptions now.", gauges(shards, |shard| &shard.subscriptions))?;
     let sums = [
         ("messages_received", "Messages from clients.", counters(shards, |shard| &shard.messages_received)),
-        ("messages_sent", "Messages written or queued for clients.", counters(shards, |shard| &shard.messages_sent)),
+        (
+            "messages_sent",
+            "Messages written or queued for clients.",
+            counters(shards, |shard| &shard.messages_sent),
+        ),
         ("bytes_received", "Bytes from clients.", counters(shards, |shard| &shard.bytes_received)),
         ("bytes_sent", "Bytes written to clients.", counters(shards, |shard| &shard.bytes_sent)),
     ];
@@ -158,9 +181,19 @@ fn messages(page: &mut Page<'_>, shards: &[Arc<ShardMetrics>]) -> fmt::Result {
     let queued = gauges(shards, |shard| &shard.send_queue_bytes);
     page.gauge("send_queue_bytes", "Bytes that wait in outbound queues.", queued)?;
     let fanouts = shards.iter().map(|shard| &shard.fanout_seconds);
-    page.histogram("fanout_seconds", "From taking publications to their last write.", fanouts, FANOUT_BOUNDS)?;
+    page.histogram(
+        "fanout_seconds",
+        "From taking publications to their last write.",
+        fanouts,
+        FANOUT_BOUNDS,
+    )?;
     let latencies = shards.iter().map(|shard| &shard.delivery_latency_seconds);
-    page.histogram("delivery_latency_seconds", "From publish accepted to written.", latencies, DELIVERY_BOUNDS)
+    page.histogram(
+        "delivery_latency_seconds",
+        "From publish accepted to written.",
+        latencies,
+        DELIVERY_BOUNDS,
+    )
 }
 
 fn node(page: &mut Page<'_>, metrics: &Metrics) -> fmt::Result {
@@ -199,7 +232,8 @@ impl Page<'_> {
     }
 
     fn counter_seconds(&mut self, name: &str, help: &str, seconds: f64) -> fmt::Result {
-        let mut metric = self.encoder.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Counter)?;
+        let mut metric =
+            self.encoder.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Counter)?;
         metric.encode_counter::<NoLabelSet, _, f64>(&seconds, None)
     }
 
@@ -246,8 +280,11 @@ impl Page<'_> {
     }
 
     fn build(&mut self) -> fmt::Result {
-        let labels =
-            [("version", env!("CARGO_PKG_VERSION")), ("os", std::env::consts::OS), ("arch", std::env::consts::ARCH)];
+        let labels = [
+            ("version", env!("CARGO_PKG_VERSION")),
+            ("os", std::env::consts::OS),
+            ("arch", std::env::consts::ARCH),
+        ];
         let help = "What is running; the value is always 1.";
         self.encoder.encode_descriptor("build", help, None, MetricType::Info)?.encode_info(&labels)
     }

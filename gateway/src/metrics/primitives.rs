@@ -108,7 +108,10 @@ impl Histogram {
 
     /// The sum of several histograms with the same bounds. The count is the sum of the buckets that were read,
     /// so the two never disagree, whatever is written meanwhile.
-    pub(super) fn total<'a>(histograms: impl Iterator<Item = &'a Self>, bounds: &'static [f64]) -> HistogramTotal {
+    pub(super) fn total<'a>(
+        histograms: impl Iterator<Item = &'a Self>,
+        bounds: &'static [f64],
+    ) -> HistogramTotal {
         let mut buckets: Vec<(f64, u64)> =
             bounds.iter().copied().chain([f64::INFINITY]).map(|bound| (bound, 0)).collect();
         let mut sum_ns = 0u64;

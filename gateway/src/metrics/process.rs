@@ -17,7 +17,8 @@ impl Process {
     pub(super) fn read() -> Self {
         let stat = fs::read_to_string("/proc/self/stat").ok();
         let fields = stat.as_deref().map(stat_fields).unwrap_or_default();
-        let ticks = |index: usize| fields.get(index)?.parse::<f64>().ok().map(|ticks| ticks / ticks_per_second());
+        let ticks =
+            |index: usize| fields.get(index)?.parse::<f64>().ok().map(|ticks| ticks / ticks_per_second());
         let (virtual_bytes, resident_bytes) = memory();
         Self {
             resident_bytes,
@@ -48,7 +49,8 @@ fn ticks_per_second() -> f64 {
 fn memory() -> (Option<u64>, Option<u64>) {
     let statm = fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let mut pages = statm.split_ascii_whitespace().map(|field| field.parse::<u64>().ok());
-    let bytes = |pages: Option<Option<u64>>| pages.flatten().map(|pages| pages * rustix::param::page_size() as u64);
+    let bytes =
+        |pages: Option<Option<u64>>| pages.flatten().map(|pages| pages * rustix::param::page_size() as u64);
     let virtual_bytes = bytes(pages.next());
     (virtual_bytes, bytes(pages.next()))
 }

@@ -153,7 +153,8 @@ mod tests {
     #[test]
     fn one_full_shard_is_a_full_node() {
         let at = Instant::now();
-        let last = Moment { at, cpu_seconds: 10.0, busy: vec![Duration::from_secs(1), Duration::from_secs(1)] };
+        let last =
+            Moment { at, cpu_seconds: 10.0, busy: vec![Duration::from_secs(1), Duration::from_secs(1)] };
         let busy = vec![Duration::from_secs(11), Duration::from_secs(2)];
         let now = Moment { at: at + Duration::from_secs(10), cpu_seconds: 10.0, busy };
         assert!((cpu_share(&last, &now) - 1.0).abs() < 1e-9);

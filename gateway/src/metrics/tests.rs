@@ -29,7 +29,10 @@ fn metrics() -> Arc<Metrics> {
 /// Samples by name and labels.
 fn samples(text: &str) -> HashMap<&str, f64> {
     let lines = text.lines().filter(|line| !line.starts_with('#'));
-    lines.map(|line| line.rsplit_once(' ').unwrap()).map(|(name, value)| (name, value.parse().unwrap())).collect()
+    lines
+        .map(|line| line.rsplit_once(' ').unwrap())
+        .map(|(name, value)| (name, value.parse().unwrap()))
+        .collect()
 }
 
 #[test]
@@ -102,7 +105,10 @@ fn another_module_adds_its_families() {
     #[derive(Debug)]
     struct Lag;
     impl Collector for Lag {
-        fn encode(&self, mut encoder: prometheus_client::encoding::DescriptorEncoder<'_>) -> std::fmt::Result {
+        fn encode(
+            &self,
+            mut encoder: prometheus_client::encoding::DescriptorEncoder<'_>,
+        ) -> std::fmt::Result {
             let kind = prometheus_client::metrics::MetricType::Gauge;
             encoder.encode_descriptor("backplane_lag_seconds", "Lag.", None, kind)?.encode_gauge(&0.5)
         }

@@ -156,7 +156,9 @@ impl<'de> Deserialize<'de> for Reason {
         if printable && reason.len() <= REASON_BYTES_MAX {
             return Ok(Self(reason));
         }
-        Err(D::Error::custom(format_args!("a reason has at most {REASON_BYTES_MAX} printable ASCII characters")))
+        Err(D::Error::custom(format_args!(
+            "a reason has at most {REASON_BYTES_MAX} printable ASCII characters"
+        )))
     }
 }
 

@@ -118,7 +118,10 @@ pub(in crate::http) async fn list_channels(
     let channels = found
         .into_iter()
         .filter(|channel| key.covers(&channel.name))
-        .map(|channel| ChannelState { channel: channel.name.as_str().to_owned(), subscribers: channel.subscribers })
+        .map(|channel| ChannelState {
+            channel: channel.name.as_str().to_owned(),
+            subscribers: channel.subscribers,
+        })
         .collect();
     Ok(Json(ChannelList { channels, next }))
 }
@@ -167,7 +170,11 @@ pub(in crate::http) async fn get_history(
     let limit = query.limit("limit", LIMIT_DEFAULT, LIMIT_MAX)?;
     let history = state.node.history(&channel, HistoryQuery { since, limit }).await?;
     Ok(Json(HistoryAnswer {
-        publications: history.publications.iter().map(|publication| HistoryEntry::from(&**publication)).collect(),
+        publications: history
+            .publications
+            .iter()
+            .map(|publication| HistoryEntry::from(&**publication))
+            .collect(),
         epoch: history.top.map(|top| EpochText(top.epoch)),
         offset: history.top.map(|top| top.offset),
         continuous: history.continuous,

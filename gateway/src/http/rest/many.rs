@@ -19,7 +19,9 @@ use tidegate_backplane::{Channel, Payload, Published};
 use utoipa::ToSchema;
 
 use super::{
-    form::{ChannelName, EventName, IdempotencyKey, Object, bounded, channels, channels_present, object, present},
+    form::{
+        ChannelName, EventName, IdempotencyKey, Object, bounded, channels, channels_present, object, present,
+    },
     publish::PublishAnswer,
 };
 use crate::{
@@ -30,18 +32,13 @@ use crate::{
         query::Query,
     },
     metrics::PublishCode,
-    node::{PublishError, PublishRequest},
+    node::{Limits, PublishError, PublishRequest},
 };
 
 /// Channels in one publish; Pusher's limit.
 pub(in crate::http) const CHANNELS_MAX: usize = 100;
 /// Publications in one batch, one for each channel of each entry.
 pub(in crate::http) const PUBLICATIONS_MAX: usize = 1000;
-/// What may stand around a payload: 100 channel names of 200 bytes with quotes and commas are 20.3 KB, the event
-/// name and the key below 1.2 KB.
-const ENVELOPE_BYTES: usize = 32 * 1024;
-/// A batch may fill its publications with 8 KiB each on average.
-const BATCH_BYTES_MAX: usize = PUBLICATIONS_MAX * 8 * 1024;
 
 /// One payload for many channels.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -146,8 +143,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for BatchEntry<'a> {
     security(("api_key" = ["publish"])),
 )]
 pub(in crate::http) async fn publish_many(State(state): State<HttpState>, request: Request) -> Response {
-    let bytes_max = 2 * state.node.limits().payload_bytes_max + ENVELOPE_BYTES;
-    publish_orders(&state, request, bytes_max, |body| Ok(vec![body::parse::<Object<PublishMany<'_>>>(body)?.0])).await
+    publish_orders(&state, request, |body| Ok(vec![body::parse::<Object<PublishMany<'_>>>(body)?.0])).await
 }
 
 /// Publish many payloads
@@ -164,8 +160,7 @@ pub(in crate::http) async fn publish_many(State(state): State<HttpState>, reques
     security(("api_key" = ["publish"])),
 )]
 pub(in crate::http) async fn publish_batch(State(state): State<HttpState>, request: Request) -> Response {
-    let bytes_max = BATCH_BYTES_MAX.max(2 * state.node.limits().payload_bytes_max + ENVELOPE_BYTES);
-    publish_orders(&state, request, bytes_max, |body| {
+    publish_orders(&state, request, |body| {
         let Object(batch) = body::parse::<Object<PublishBatch<'_>>>(body)?;
         Ok(batch.publications.into_iter().map(|entry| entry.0).collect())
     })
@@ -173,12 +168,12 @@ pub(in crate::http) async fn publish_batch(State(state): State<HttpState>, reque
 }
 
 /// Reads, checks, publishes, answers, counts.
-async fn publish_orders<F>(state: &HttpState, request: Request, bytes_max: usize, parse: F) -> Response
+async fn publish_orders<F>(state: &HttpState, request: Request, parse: F) -> Response
 where
     F: for<'a> FnOnce(&'a [u8]) -> Result<Vec<PublishMany<'a>>, ApiError>,
 {
     let (parts, body) = request.into_parts();
-    let response = match read_orders(state, &parts.headers, &parts.uri, body, bytes_max, parse).await {
+    let response = match read_orders(state, &parts.headers, &parts.uri, body, parse).await {
         Ok(orders) => answer(publish_all(state, orders).await),
         Err(error) => error.into_response(),
     };
@@ -191,7 +186,6 @@ async fn read_orders<F>(
     headers: &HeaderMap,
     uri: &Uri,
     body: Body,
-    bytes_max: usize,
     parse: F,
 ) -> Result<Vec<PublishRequest>, ApiError>
 where
@@ -200,8 +194,8 @@ where
     let key = access::authorize(state, headers, Scope::Publish, None)?;
     Query::parse(uri, &[])?;
     body::require_json(headers)?;
-    let body = body::read(body, bytes_max).await?;
-    let payload_max = state.node.limits().payload_bytes_max;
+    let Limits { payload_bytes_max: payload_max, body_bytes_max } = state.node.limits();
+    let body = body::read(body, body_bytes_max).await?;
     let mut orders = Vec::new();
     for many in parse(&body)? {
         let payload = payload(many.data, &body)?;

@@ -1,0 +1,170 @@
+//! What belongs to a port as a whole: CORS, the short way past the router, probes, page and document.
+
+use std::{collections::BTreeMap, path::Path, sync::Arc};
+
+use futures_util::FutureExt;
+use serde_json::{Value, json};
+
+use super::{
+    ApiError, HttpState, ORIGIN, PAYLOAD_MAX, PublicService, client::*, fixture::Fixture, internal_router,
+    openapi,
+};
+use crate::{metrics::PublishCode, node::Stage};
+
+#[tokio::test]
+async fn pages_of_allowed_origins_may_read() {
+    let fixture = Fixture::new(false);
+    let state = &fixture.state;
+    let preflight = |origin: &str| {
+        ask("OPTIONS", "/v1/channels/news/publish")
+            .without("authorization")
+            .header("origin", origin)
+            .header("access-control-request-method", "POST")
+    };
+    let yes = preflight(ORIGIN).of(state).await;
+    assert_eq!((yes.status.as_u16(), yes.header("access-control-allow-origin")), (204, ORIGIN));
+    assert!(yes.header("access-control-allow-headers").contains("idempotency-key"));
+    let no = preflight("https://evil.example.org").of(state).await;
+    assert!(!no.headers.contains_key("access-control-allow-origin"));
+    let problem =
+        post("/v1/channels/news/publish", "x").key("wrong").header("origin", ORIGIN).of(state).await;
+    assert_eq!((problem.status.as_u16(), problem.header("access-control-allow-origin")), (401, ORIGIN));
+    assert_eq!(problem.header("vary"), "origin");
+    let plain = ask("OPTIONS", "/v1/publish").of(state).await;
+    assert_eq!((plain.status.as_u16(), plain.header("allow")), (204, "POST"));
+}
+
+/// The short way past the router must not be another API.
+#[tokio::test]
+async fn the_service_answers_as_the_router_does() {
+    let path = "/v1/channels/news/publish";
+    let rows: [fn(&str) -> Ask; 10] = [
+        |path| post(path, "hello"),
+        |path| post(path, "hello").header("idempotency-key", "k"),
+        |path| post(path, "hello").header("origin", ORIGIN),
+        |path| post(path, "hello").header("origin", "https://evil.example.org"),
+        |path| post(path, &b"\xff"[..]),
+        |path| post(path, "x").without("authorization").header("origin", ORIGIN),
+        |path| post(path, "x".repeat(PAYLOAD_MAX + 1)),
+        |path| post(&format!("{path}?x"), "x"),
+        |_| post("/v1/channels/a/b/publish", "x"),
+        |path| get(path),
+    ];
+    let fixtures = (Fixture::new(false), Fixture::new(false));
+    let (routed, direct) = (&fixtures.0.state, &fixtures.1.state);
+    let service = PublicService::new(Arc::clone(direct));
+    for (row, ask) in rows.iter().enumerate() {
+        let expect = ask(path).of(routed).await;
+        assert_eq!(Answer::read(service.call(ask(path).0).await).await, expect, "row {row}");
+    }
+    for code in [PublishCode::Ok, PublishCode::BadRequest, PublishCode::TooLarge] {
+        let counted = |state: &HttpState| state.metrics.http.publish_requests.get(code);
+        assert_eq!(counted(direct), counted(routed), "{code:?}");
+        assert!(counted(direct) > 0, "{code:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_internal_port() {
+    let fixture = Fixture::new(false);
+    let state = &fixture.state;
+    let router = || internal_router(Arc::clone(state));
+    assert_eq!(get("/livez").through(router()).await.status, 200);
+    get("/readyz").through(router()).await.is(200, json!({"ready": true}));
+    ask("POST", "/drain").header("origin", ORIGIN).through(router()).await.is_problem(403, "origin-refused");
+    assert!(state.node.drain_asked().now_or_never().is_none(), "a page has begun the drain");
+    get("/drain").through(router()).await.is_problem(405, "method-not-allowed");
+    assert_eq!(ask("POST", "/drain").through(router()).await.status, 202);
+    assert!(state.node.drain_asked().now_or_never().is_some());
+    state.node.set_stage(Stage::Settling);
+    get("/readyz").through(router()).await.is(503, json!({"ready": false, "reasons": ["draining"]}));
+    assert_eq!(get("/livez").through(router()).await.status, 200);
+    get("/v1/channels").through(router()).await.is_problem(404, "not-found");
+
+    let prometheus = get("/metrics").through(router()).await;
+    assert_eq!(prometheus.header("content-type"), "text/plain; version=0.0.4; charset=utf-8");
+    let openmetrics = get("/metrics")
+        .header("accept", "application/openmetrics-text;version=1.0.0,text/plain;q=0.5")
+        .through(router())
+        .await;
+    assert!(openmetrics.header("content-type").starts_with("application/openmetrics-text"));
+    assert!(openmetrics.body.ends_with(b"# EOF\n"));
+}
+
+#[tokio::test]
+async fn the_first_page_in_dev_only() {
+    let fixture = Fixture::new(true);
+    let state = &fixture.state;
+    for (path, kind) in
+        [("/", "text/html"), ("/dev/app.js", "text/javascript"), ("/dev/style.css", "text/css")]
+    {
+        let answer = get(path).without("authorization").of(state).await;
+        assert_eq!(answer.status, 200, "{path}");
+        assert!(answer.header("content-type").starts_with(kind), "{path}");
+        assert!(answer.header("content-security-policy").starts_with("default-src 'none'"), "{path}");
+        let text = String::from_utf8(answer.body.to_vec()).unwrap();
+        for outside in ["//cdn", "innerHTML", "onclick=", "style=\"", "<script>"] {
+            assert!(!text.contains(outside), "{path} has {outside}");
+        }
+    }
+    get("/dev/numbers?channel=news")
+        .without("authorization")
+        .of(state)
+        .await
+        .is(200, json!({"connections": 0, "subscribers": 0}));
+    get("/dev/numbers?channel=a%20b").of(state).await.is_problem(400, "invalid-channel");
+    get("/nothing").of(state).await.is_problem(404, "not-found");
+}
+
+/// `UPDATE_GOLDEN=1 cargo test -p tidegate-gateway openapi` writes it anew.
+#[expect(clippy::disallowed_methods, reason = "a switch of this test, not a setting of the gateway")]
+#[tokio::test]
+async fn the_openapi_document_is_the_golden_one() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/openapi.json");
+    let served = get("/openapi.json").without("authorization").of(&Fixture::new(false).state).await;
+    let served = String::from_utf8(served.body.to_vec()).unwrap();
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&golden, &served).unwrap();
+    }
+    let written = std::fs::read_to_string(&golden).unwrap_or_default();
+    assert!(
+        served == written,
+        "docs/openapi.json is stale: run this test with UPDATE_GOLDEN=1 and look at the change"
+    );
+}
+
+/// What is documented is served, and the other way round.
+#[tokio::test]
+async fn every_documented_operation_is_routed_and_asks_for_a_key() {
+    let fixture = Fixture::new(false);
+    let state = &fixture.state;
+    let document: Value = serde_json::from_str(&openapi::render()).unwrap();
+    let mut operations = BTreeMap::new();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            let uri = path.replace("{channel}", "news");
+            let answer = ask(&method.to_uppercase(), &uri).without("authorization").of(state).await;
+            answer.is_problem(401, "unauthorized");
+            assert!(operation["responses"]["401"].is_object() && operation["security"].is_array(), "{path}");
+            operations.insert(operation["operationId"].as_str().unwrap().to_owned(), uri);
+        }
+    }
+    assert_eq!(operations.len(), 9, "{operations:?}");
+}
+
+#[test]
+fn every_problem_type_is_in_the_list_of_errors() {
+    let list =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/errors.md")).unwrap();
+    let beside = [
+        ApiError::NotFound,
+        ApiError::MethodNotAllowed,
+        ApiError::OriginRefused,
+        ApiError::RateLimited { retry_after: std::time::Duration::from_secs(1) },
+        ApiError::Backplane(tidegate_backplane::BackplaneError::Refused("no".into())),
+    ];
+    for error in openapi::samples().into_iter().chain(beside) {
+        let row = format!("| `{}` | {} |", error.kind().0, error.status().as_u16());
+        assert!(list.contains(&row), "docs/errors.md has no row {row}");
+    }
+}

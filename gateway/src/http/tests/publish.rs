@@ -1,0 +1,183 @@
+//! Publishing to one channel: payloads, refusals, and bodies that do not arrive as they should.
+
+use std::{pin::Pin, task::Poll, time::Duration};
+
+use axum::{body::Body, response::IntoResponse};
+use bytes::Bytes;
+use hyper::body::Frame;
+use serde_json::json;
+
+use super::{ApiError, NEWS, PAYLOAD_MAX, READER, client::*, fixture::Fixture};
+use crate::metrics::{AuthFailure, PublishCode};
+
+#[tokio::test]
+async fn publish_takes_the_body_verbatim() {
+    let fixture = Fixture::new(false);
+    let state = &fixture.state;
+    let path = "/v1/channels/news/publish";
+    post(path, "{ \"a\" : 1 }")
+        .header("content-type", "application/json")
+        .of(state)
+        .await
+        .is(200, json!({"epoch": "k3", "offset": 1}));
+    post(path, &b"\xff\x00"[..])
+        .header("content-type", "Application/Octet-Stream; x=y")
+        .of(state)
+        .await
+        .is(200, json!({"epoch": "k3", "offset": 2}));
+    post(&format!("{path}?event=tick%20%C3%A9"), "")
+        .of(state)
+        .await
+        .is(200, json!({"epoch": "k3", "offset": 3}));
+    post("/v1/channels/plain:x/publish", "x").of(state).await.is(200, json!({"epoch": null, "offset": null}));
+    post("/v1/channels/news%2Fa%23b/publish", "x")
+        .of(state)
+        .await
+        .is(200, json!({"epoch": "k3", "offset": 1}));
+    let history = get("/v1/channels/news/history").of(state).await;
+    history.is(
+        200,
+        json!({
+            "publications": [
+                {"epoch": "k3", "offset": 1, "data": "{ \"a\" : 1 }"},
+                {"epoch": "k3", "offset": 2, "data_base64": "/wA="},
+                {"epoch": "k3", "offset": 3, "event": "tick é", "data": ""},
+            ],
+            "epoch": "k3", "offset": 3, "continuous": true,
+        }),
+    );
+}
+
+#[tokio::test]
+async fn publish_once_per_idempotency_key() {
+    let fixture = Fixture::new(false);
+    let state = &fixture.state;
+    let once = || post("/v1/channels/news/publish", "x").header("idempotency-key", "order-17");
+    once().of(state).await.is(200, json!({"epoch": "k3", "offset": 1}));
+    once().of(state).await.is(200, json!({"epoch": "k3", "offset": 1, "duplicate": true}));
+}
+
+#[tokio::test(start_paused = true)]
+async fn publish_refuses() {
+    let fixture = Fixture::new(false);
+    fixture.fill("full");
+    let state = &fixture.state;
+    let path = "/v1/channels/news/publish";
+    let long = "x".repeat(PAYLOAD_MAX + 1);
+    let rows = [
+        (post("/v1/channels/sp%20ace/publish", "x"), 400, "invalid-channel"),
+        (post("/v1/channels/%ff/publish", "x"), 400, "invalid-channel"),
+        (post(&format!("/v1/channels/{}/publish", "a".repeat(201)), "x"), 400, "invalid-channel"),
+        (post(path, &b"caf\xe9"[..]), 400, "invalid-text"),
+        (post(&format!("{path}?evnt=x"), "x"), 400, "invalid-parameter"),
+        (post(&format!("{path}?event=a&event=b"), "x"), 400, "invalid-parameter"),
+        (post(&format!("{path}?event="), "x"), 400, "invalid-parameter"),
+        (post(&format!("{path}?event=a%0Ab"), "x"), 400, "invalid-parameter"),
+        (post(path, "x").header("idempotency-key", "two words"), 400, "invalid-parameter"),
+        (post(path, "x").header("idempotency-key", &"k".repeat(129)), 400, "invalid-parameter"),
+        (post(path, "x").without("authorization"), 401, "unauthorized"),
+        (post("/v1/channels/sp%20ace/publish", "x").without("authorization"), 401, "unauthorized"),
+        (post(path, "x").header("authorization", "Basic eDp5"), 401, "unauthorized"),
+        (post(path, "x").key("wrong"), 401, "unauthorized"),
+        (post(path, "x").key(READER), 403, "forbidden"),
+        (post("/v1/channels/sport/publish", "x").key(NEWS), 403, "forbidden"),
+        (post(path, long), 413, "body-too-large"),
+        (get(path), 405, "method-not-allowed"),
+        (post("/v1/channels/full/publish", "x"), 503, "overloaded"),
+        (post("/v1/channels/gone/publish", "x"), 503, "backplane-unavailable"),
+    ];
+    for (ask, status, kind) in rows {
+        ask.of(state).await.is_problem(status, kind);
+    }
+    let metrics = &state.metrics;
+    assert_eq!(metrics.http.publish_requests.get(PublishCode::BadRequest), 10);
+    assert_eq!(metrics.http.publish_requests.get(PublishCode::TooLarge), 1);
+    assert_eq!(metrics.http.publish_requests.get(PublishCode::Unavailable), 2);
+    assert_eq!(metrics.node.auth_failures.get(AuthFailure::KeyMissing), 3);
+    assert_eq!(metrics.node.auth_failures.get(AuthFailure::KeyUnknown), 1);
+    assert_eq!(metrics.node.auth_failures.get(AuthFailure::KeyScope), 1);
+    assert_eq!(metrics.node.auth_failures.get(AuthFailure::KeyChannel), 1);
+    assert!(fixture.published() == 0, "a refused publish published");
+}
+
+#[tokio::test]
+async fn refusals_say_what_to_do() {
+    let fixture = Fixture::new(false);
+    let state = &fixture.state;
+    let path = "/v1/channels/news/publish";
+    let missing = post(path, "x").without("authorization").of(state).await;
+    assert_eq!(missing.header("www-authenticate"), r#"Bearer realm="tidegate""#);
+    let wrong = post(path, "x").key("wrong").of(state).await;
+    assert_eq!(wrong.header("www-authenticate"), r#"Bearer realm="tidegate", error="invalid_token""#);
+    let scope = post(path, "x").key(READER).of(state).await;
+    assert_eq!(scope.header("www-authenticate"), r#"Bearer realm="tidegate", error="insufficient_scope""#);
+    let full = ApiError::Overloaded { retry_after: Duration::from_millis(1500) }.into_response();
+    assert_eq!(Answer::read(full).await.header("retry-after"), "2", "rounded up");
+    let gone = post("/v1/channels/gone/publish", "x").of(state).await;
+    assert_eq!(gone.header("retry-after"), "1");
+    assert_eq!(get(path).of(state).await.header("allow"), "POST");
+    assert_eq!(post("/v1/channels", "").of(state).await.header("allow"), "GET,HEAD");
+    let channel = post("/v1/channels/a%20b/publish", "x").of(state).await;
+    assert_eq!(
+        channel.json()["detail"],
+        "the channel name has ' ' at byte 1; allowed are letters, digits and _-=@,.;:#/"
+    );
+}
+
+/// A body in pieces without a declared length; it can end, break, or stall.
+struct Pieces {
+    pieces: std::vec::IntoIter<&'static [u8]>,
+    end: End,
+}
+
+#[derive(Clone, Copy)]
+enum End {
+    Whole,
+    Broken,
+    Stalled,
+}
+
+impl hyper::body::Body for Pieces {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        match (self.pieces.next(), self.end) {
+            (Some(piece), _) => Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(piece))))),
+            (None, End::Whole) => Poll::Ready(None),
+            (None, End::Broken) => Poll::Ready(Some(Err(std::io::ErrorKind::UnexpectedEof.into()))),
+            (None, End::Stalled) => Poll::Pending,
+        }
+    }
+}
+
+fn pieces(pieces: Vec<&'static [u8]>, end: End) -> Body {
+    Body::new(Pieces { pieces: pieces.into_iter(), end })
+}
+
+#[tokio::test(start_paused = true)]
+async fn bodies_are_bounded_while_they_arrive() {
+    static BLOCK: [u8; 32 * 1024] = [b'x'; 32 * 1024];
+    let fixture = Fixture::new(false);
+    let state = &fixture.state;
+    let path = "/v1/channels/news/publish";
+    post(path, pieces(vec![b"he", b"ll", b"", b"o"], End::Whole))
+        .of(state)
+        .await
+        .is(200, json!({"epoch": "k3", "offset": 1}));
+    post(path, pieces(vec![&BLOCK, &BLOCK], End::Whole))
+        .of(state)
+        .await
+        .is(200, json!({"epoch": "k3", "offset": 2}));
+    post(path, pieces(vec![&BLOCK, &BLOCK, b"x"], End::Stalled))
+        .of(state)
+        .await
+        .is_problem(413, "body-too-large");
+    post(path, pieces(vec![b"he"], End::Broken)).of(state).await.is_problem(400, "body-incomplete");
+    post(path, pieces(vec![b"he"], End::Stalled)).of(state).await.is_problem(408, "body-timeout");
+    let history = get("/v1/channels/news/history?limit=1").of(state).await;
+    assert_eq!(history.json()["publications"][0]["data"], "hello");
+}
