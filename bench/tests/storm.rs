@@ -218,3 +218,41 @@ fn loss_push_back_and_saturation_are_reported() {
         "{report}"
     );
 }
+
+/// Answers `GET /sse` with two chunked events, cut in the middle of the first, and keeps the stream open.
+fn event_stream(mut stream: TcpStream) {
+    let request = read_request(&mut stream);
+    assert!(
+        request.starts_with("GET /sse?channel=storm-0 HTTP/1.1"),
+        "{request}"
+    );
+    let head =
+        "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+    for part in [head, "9\r\ndata: one\r\n", "10\r\n\n\ndata: second\n\n\r\n"] {
+        stream.write_all(part.as_bytes()).unwrap();
+        stream.flush().unwrap();
+    }
+    // Until the client goes.
+    assert_eq!(stream.read(&mut [0]).unwrap_or(0), 0);
+}
+
+#[test]
+fn event_streams_are_counted() {
+    let storm = StormOptions {
+        connections: 3,
+        sse: true,
+        publish: PublishLoad::Nothing,
+        ..options(server(event_stream))
+    };
+    let report = run(&storm).unwrap();
+    assert!(report.is_clean(), "{report}");
+    let deliveries = &report.deliveries;
+    assert_eq!(
+        (
+            report.connections.opened,
+            deliveries.received,
+            deliveries.foreign
+        ),
+        (3, 6, 6)
+    );
+}

@@ -135,6 +135,11 @@ pub struct Reading {
     pub value: f64,
     /// Share of its core the client used meanwhile: near 1, the client was the limit.
     pub client_busy: Option<f64>,
+    /// Share of its core the server got while it was asked for all it has: well under 1, something else ran
+    /// there, and only ratios and the rate per CPU second mean something.
+    pub server_busy: Option<f64>,
+    /// Pings answered per connection while the server was idle: says that it did send heartbeats.
+    pub pings: Option<f64>,
     /// What the value would be without the event measured: the longest wait of an undisturbed bystander.
     pub baseline: Option<f64>,
     /// Loss, duplication and disorder seen at the client meanwhile.
@@ -211,20 +216,19 @@ impl Bench {
         for _ in 0..WARMUP_PUBLICATIONS {
             self.publish_and_wait(&mut publisher, fleet)?;
         }
-        let (cpu, began, delivered) = (
-            cpu_ns(self.running.pid())?,
-            Busy::start(),
-            fleet.stats().messages,
-        );
-        while began.elapsed() < self.sizes.window {
+        let (window, delivered) = (self.window()?, fleet.stats().messages);
+        while window.began.elapsed() < self.sizes.window {
             self.publish_and_wait(&mut publisher, fleet)?;
         }
+        let usage = window.usage()?;
         let deliveries = fleet.stats().messages - delivered;
-        let cpu_us = (cpu_ns(self.running.pid())? - cpu) as f64 / 1e3;
         Ok(Reading {
-            client_busy: Some(began.share()),
+            client_busy: Some(usage.client_busy),
             order: fleet.stats().order,
-            ..Reading::of(Measure::FanoutCpu, cpu_us / deliveries as f64)
+            ..Reading::of(
+                Measure::FanoutCpu,
+                usage.server_ns as f64 / 1e3 / deliveries as f64,
+            )
         })
     }
 
@@ -248,21 +252,18 @@ impl Bench {
     fn fanout_rate(&mut self, fleet: &mut Fleet) -> Result<Reading, MeasureError> {
         let mut publisher = self.publisher(PUBLISHERS_IN_FLIGHT, Pace::Closed)?;
         self.drive(&mut [fleet, &mut publisher], self.sizes.warmup)?;
-        let (began, before) = (Busy::start(), fleet.stats().messages);
+        let (window, before) = (self.window()?, fleet.stats().messages);
         self.drive(&mut [fleet, &mut publisher], self.sizes.window)?;
-        let rate = (fleet.stats().messages - before) as f64 / began.elapsed().as_secs_f64();
-        let client_busy = Some(began.share());
+        let reading = window
+            .usage()?
+            .rate(Measure::FanoutRate, fleet.stats().messages - before);
         publisher.stop();
         self.drain(fleet, &mut publisher)?;
         let mut order = fleet.stats().order;
         order.lost += fleet.missing_tail(publisher.streams(), |stream, channel| {
             publisher.acknowledged(stream, channel)
         });
-        Ok(Reading {
-            client_busy,
-            order,
-            ..Reading::of(Measure::FanoutRate, rate)
-        })
+        Ok(Reading { order, ..reading })
     }
 
     /// Waits for what was published to arrive; what does not is for the order check to tell.
@@ -282,25 +283,24 @@ impl Bench {
     fn rest(&mut self) -> Result<Vec<Reading>, MeasureError> {
         let mut publisher = self.publisher(REST_CONNECTIONS, Pace::Closed)?;
         self.drive(&mut [&mut publisher], self.sizes.warmup)?;
-        let (began, before) = (Busy::start(), publisher.stats().published);
+        let (window, before) = (self.window()?, publisher.stats().published);
         self.drive(&mut [&mut publisher], self.sizes.window)?;
-        let rate = (publisher.stats().published - before) as f64 / began.elapsed().as_secs_f64();
-        Ok(vec![Reading {
-            client_busy: Some(began.share()),
-            ..Reading::of(Measure::PublishRate, rate)
-        }])
+        Ok(vec![window.usage()?.rate(
+            Measure::PublishRate,
+            publisher.stats().published - before,
+        )])
     }
 
     fn echo(&mut self) -> Result<Vec<Reading>, MeasureError> {
         let mut fleet = self.open(Role::Echo { bytes: ECHO_BYTES }, ECHO_CONNECTIONS)?;
         self.drive(&mut [&mut fleet], self.sizes.warmup)?;
-        let (began, before) = (Busy::start(), fleet.stats().messages);
+        let (window, before) = (self.window()?, fleet.stats().messages);
         self.drive(&mut [&mut fleet], self.sizes.window)?;
-        let rate = (fleet.stats().messages - before) as f64 / began.elapsed().as_secs_f64();
-        Ok(vec![Reading {
-            client_busy: Some(began.share()),
-            ..Reading::of(Measure::EchoRate, rate)
-        }])
+        Ok(vec![
+            window
+                .usage()?
+                .rate(Measure::EchoRate, fleet.stats().messages - before),
+        ])
     }
 
     fn idle(&mut self) -> Result<Vec<Reading>, MeasureError> {
@@ -337,13 +337,17 @@ impl Bench {
 
     /// Share of a core in percent while the clients only answer pings.
     fn idle_cpu(&mut self, fleet: &mut Fleet) -> Result<Reading, MeasureError> {
-        let (cpu, began) = (cpu_ns(self.running.pid())?, Busy::start());
+        let (window, pings) = (self.window()?, fleet.stats().pings_answered);
         self.drive(&mut [fleet], self.sizes.idle)?;
-        let used_ns = cpu_ns(self.running.pid())? - cpu;
-        let percent = used_ns as f64 / 1e7 / began.elapsed().as_secs_f64();
+        let usage = window.usage()?;
+        let pings = (fleet.stats().pings_answered - pings) as f64 / f64::from(fleet.open().max(1));
         Ok(Reading {
-            client_busy: Some(began.share()),
-            ..Reading::of(Measure::IdleCpu, percent)
+            client_busy: Some(usage.client_busy),
+            pings: Some(pings),
+            ..Reading::of(
+                Measure::IdleCpu,
+                usage.server_ns as f64 / 1e7 / usage.seconds,
+            )
         })
     }
 
@@ -436,6 +440,16 @@ impl Bench {
         Ok(fleet)
     }
 
+    fn window(&self) -> Result<Window, ProcessError> {
+        let pid = self.running.pid();
+        Ok(Window {
+            pid,
+            server_ns: cpu_ns(pid)?,
+            client_ns: thread_cpu_ns(),
+            began: Instant::now(),
+        })
+    }
+
     fn publisher(&self, connections: u16, pace: Pace) -> Result<Publisher, MeasureError> {
         let config = PublishConfig {
             target: self.running.target(),
@@ -469,32 +483,48 @@ impl Reading {
             measure,
             value,
             client_busy: None,
+            server_busy: None,
+            pings: None,
             baseline: None,
             order: OrderCounts::default(),
         }
     }
 }
 
-/// Wall and CPU time of the client thread since a moment.
-struct Busy {
+/// A stretch of time in which the CPU use of both sides is known.
+struct Window {
+    pid: u32,
     began: Instant,
-    cpu_ns: u64,
+    server_ns: u64,
+    client_ns: u64,
 }
 
-impl Busy {
-    fn start() -> Self {
-        Self {
-            began: Instant::now(),
-            cpu_ns: thread_cpu_ns(),
+/// What a window saw.
+struct Usage {
+    seconds: f64,
+    server_ns: u64,
+    client_busy: f64,
+}
+
+impl Window {
+    fn usage(&self) -> Result<Usage, ProcessError> {
+        let seconds = self.began.elapsed().as_secs_f64().max(1e-9);
+        Ok(Usage {
+            seconds,
+            server_ns: cpu_ns(self.pid)?.saturating_sub(self.server_ns),
+            client_busy: (thread_cpu_ns() - self.client_ns) as f64 / 1e9 / seconds,
+        })
+    }
+}
+
+impl Usage {
+    /// A closed loop asks the server for all it has, so its share of the core belongs to the reading.
+    fn rate(&self, measure: Measure, count: u64) -> Reading {
+        Reading {
+            client_busy: Some(self.client_busy),
+            server_busy: Some(self.server_ns as f64 / 1e9 / self.seconds),
+            ..Reading::of(measure, count as f64 / self.seconds)
         }
-    }
-
-    fn elapsed(&self) -> Duration {
-        self.began.elapsed()
-    }
-
-    fn share(&self) -> f64 {
-        (thread_cpu_ns() - self.cpu_ns) as f64 / self.elapsed().as_nanos().max(1) as f64
     }
 }
 

@@ -16,9 +16,6 @@ pub mod table;
 use measures::{Measure, Reading, Scenario, Sizes};
 use servers::{Places, Server, ServerError};
 
-/// Nice value of client and servers alike, so that they meet each other and not the rest of the machine.
-const PRIORITY: i32 = -15;
-
 /// What to compare.
 #[derive(Debug, Clone)]
 pub struct CompareOptions {
@@ -105,8 +102,6 @@ pub fn run(options: &CompareOptions) -> Result<Results, CompareError> {
         failures: Vec::new(),
     };
     servers::pin(options.places.client_core)?;
-    // Servers inherit it. Best effort: without the right to it, what else runs on the machine is in the numbers.
-    let _priority = rustix::process::setpriority_process(None, PRIORITY);
     for scenario in Scenario::ALL {
         let wanted: Vec<Measure> = scenario
             .measures()

@@ -18,6 +18,9 @@ const SKELETON: &str = include_str!("skeleton.md");
 /// A client that used more of its core than this may have been the limit.
 const CLIENT_BUSY: f64 = 0.95;
 
+/// A server that got less of its core than this shared it with something else.
+const SERVER_BUSY: f64 = 0.9;
+
 /// How a measure is shown and judged.
 struct Row {
     title: &'static str,
@@ -249,6 +252,27 @@ fn notes(results: &Results) -> Vec<String> {
             if let Some((busy, ..)) = busy.filter(|(busy, ..)| *busy > CLIENT_BUSY) {
                 note += &format!(" the client was at {:.0} % of its core;", busy * 100.0);
             }
+            let server_busy = spread(
+                readings
+                    .iter()
+                    .filter_map(|round| round.reading.server_busy),
+            );
+            if let Some((share, ..)) = server_busy.filter(|(share, ..)| *share < SERVER_BUSY) {
+                let per_second = readings
+                    .iter()
+                    .filter_map(|round| Some(round.reading.value / round.reading.server_busy?));
+                let per_second = spread(per_second).map_or(0.0, |(median, ..)| median);
+                note += &format!(
+                    " the server had {:.0} % of its core, {} per CPU second;",
+                    share * 100.0,
+                    number(per_second, 0)
+                );
+            }
+            if let Some((pings, ..)) =
+                spread(readings.iter().filter_map(|round| round.reading.pings))
+            {
+                note += &format!(" {pings:.1} heartbeats per connection;");
+            }
             if let Some((baseline, ..)) =
                 spread(readings.iter().filter_map(|round| round.reading.baseline))
             {
@@ -286,6 +310,8 @@ mod tests {
             measure,
             value,
             client_busy: Some(0.97),
+            server_busy: Some(0.5),
+            pings: None,
             baseline: None,
             order: OrderCounts::default(),
         };
@@ -342,10 +368,9 @@ mod tests {
         let row = "| deliveries/s, 64 publishes in flight (/s) | 2,000,000 (1,000,000–3,000,000) | \
                    1,000,000 (1,000,000–2,000,000) | 1.50 (1.00–2.00) | ≥ Bun |";
         assert!(table.contains(row), "{table}");
-        assert!(
-            table.contains("the client was at 97 % of its core."),
-            "{table}"
-        );
+        let note = "- Tidegate, deliveries/s, 64 publishes in flight: the client was at 97 % of its core; \
+                    the server had 50 % of its core, 4,000,000 per CPU second.";
+        assert!(table.contains(note), "{table}");
     }
 
     #[test]
