@@ -26,8 +26,8 @@ pub use recorder::Recorder;
 pub use recovery::*;
 
 use crate::{
-    Backplane, Channel, Epoch, History, HistoryPolicy, HistoryQuery, NewPublication, Payload, Position, Publication,
-    Published, Sink,
+    Backplane, Channel, Epoch, History, HistoryPolicy, HistoryQuery, NewPublication, Payload, Position,
+    Publication, Published, Sink,
 };
 
 /// How long a condition is awaited. Far above what any of them takes, so that a busy machine fails none.
@@ -152,7 +152,13 @@ fn text(channel: &Channel, text: &str) -> Draft {
 }
 
 fn draft(channel: &Channel, payload: Payload) -> Draft {
-    Draft(NewPublication { channel: channel.clone(), event: None, payload, history: None, idempotency_key: None })
+    Draft(NewPublication {
+        channel: channel.clone(),
+        event: None,
+        payload,
+        history: None,
+        idempotency_key: None,
+    })
 }
 
 fn policy(size: u32, age: Duration) -> HistoryPolicy {

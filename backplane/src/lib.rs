@@ -39,13 +39,18 @@ pub trait Backplane: Send + Sync + 'static {
     fn publish(&self, publication: NewPublication) -> BoxFuture<'_, Result<Published, BackplaneError>>;
 
     /// Begins to hand the channel's publications to the sink. Generations of one channel only grow.
-    fn subscribe(&self, channel: &Channel, generation: u64) -> BoxFuture<'static, Result<(), BackplaneError>>;
+    fn subscribe(&self, channel: &Channel, generation: u64)
+    -> BoxFuture<'static, Result<(), BackplaneError>>;
 
     /// Ends what [`subscribe`](Self::subscribe) began, unless a newer generation was subscribed since.
     fn unsubscribe(&self, channel: &Channel, generation: u64);
 
     /// Reads history.
-    fn history(&self, channel: &Channel, query: HistoryQuery) -> BoxFuture<'_, Result<History, BackplaneError>>;
+    fn history(
+        &self,
+        channel: &Channel,
+        query: HistoryQuery,
+    ) -> BoxFuture<'_, Result<History, BackplaneError>>;
 
     /// Adds or replaces the presence entry of `member.connection` in the channel.
     fn join(&self, channel: &Channel, member: Member) -> BoxFuture<'static, Result<(), BackplaneError>>;

@@ -345,7 +345,11 @@ impl Backplane for MemoryBackplane {
         ready(if kept { self.keep(publication) } else { Ok(self.relay(publication)) }).boxed()
     }
 
-    fn subscribe(&self, channel: &Channel, generation: u64) -> BoxFuture<'static, Result<(), BackplaneError>> {
+    fn subscribe(
+        &self,
+        channel: &Channel,
+        generation: u64,
+    ) -> BoxFuture<'static, Result<(), BackplaneError>> {
         self.begin_interest(channel, generation);
         ready(Ok(())).boxed()
     }
@@ -354,7 +358,11 @@ impl Backplane for MemoryBackplane {
         self.end_interest(channel, generation);
     }
 
-    fn history(&self, channel: &Channel, query: HistoryQuery) -> BoxFuture<'_, Result<History, BackplaneError>> {
+    fn history(
+        &self,
+        channel: &Channel,
+        query: HistoryQuery,
+    ) -> BoxFuture<'_, Result<History, BackplaneError>> {
         ready(Ok(self.read(channel, &query))).boxed()
     }
 

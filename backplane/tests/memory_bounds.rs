@@ -5,8 +5,9 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use tidegate_backplane::{
-    Backplane, Channel, Clock, History, HistoryPolicy, HistoryQuery, ManualClock, MemoryBackplane, MemoryCounters,
-    MemoryOptions, NewPublication, Payload, Position, Published, SWEEPS_PER_ROUND, conformance::Recorder,
+    Backplane, Channel, Clock, History, HistoryPolicy, HistoryQuery, ManualClock, MemoryBackplane,
+    MemoryCounters, MemoryOptions, NewPublication, Payload, Position, Published, SWEEPS_PER_ROUND,
+    conformance::Recorder,
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -137,7 +138,10 @@ fn history_of_many_channels_stays_within_its_bytes() {
     let counters = bench.counters();
     assert_eq!(counters.history_publications + counters.history_evicted, 5_000);
     assert!(counters.history_bytes > BYTES_MAX / 2, "no more goes than must: {counters:?}");
-    assert!(counters.channels <= counters.history_publications, "channels that forgot all are gone: {counters:?}");
+    assert!(
+        counters.channels <= counters.history_publications,
+        "channels that forgot all are gone: {counters:?}"
+    );
 }
 
 #[test]
@@ -199,12 +203,18 @@ fn what_has_aged_out_is_given_back_by_a_round_of_sweeps() {
         bench.publish(&format!("c{at}"), b"x", Some(HOUR), Some("key"));
     }
     let counters = bench.counters();
-    assert_eq!((counters.channels, counters.history_publications, counters.idempotency_keys), (2000, 2000, 2000));
+    assert_eq!(
+        (counters.channels, counters.history_publications, counters.idempotency_keys),
+        (2000, 2000, 2000)
+    );
     assert_eq!(counters.subscriptions, 1);
 
     bench.clock.advance(2 * HOUR);
     bench.sweep_all();
-    assert_eq!(bench.counters(), MemoryCounters { channels: 1, subscriptions: 1, ..MemoryCounters::default() });
+    assert_eq!(
+        bench.counters(),
+        MemoryCounters { channels: 1, subscriptions: 1, ..MemoryCounters::default() }
+    );
     bench.backplane.unsubscribe(&channel("c1"), 1);
     bench.clock.advance(2 * HOUR);
     bench.sweep_all();

@@ -35,7 +35,8 @@ enum Since {
 
 fn step() -> impl Strategy<Value = Step> {
     let channel = 0..CHANNELS;
-    let history = prop_oneof![1 => Just(None), 6 => (0u32..6, prop_oneof![Just(3), Just(10), Just(60)]).prop_map(Some)];
+    let history =
+        prop_oneof![1 => Just(None), 6 => (0u32..6, prop_oneof![Just(3), Just(10), Just(60)]).prop_map(Some)];
     let key = prop_oneof![3 => Just(None), 2 => (0u8..4).prop_map(Some)];
     let since = prop_oneof![
         Just(Since::Nothing),
@@ -126,7 +127,8 @@ impl Run {
     fn new() -> Self {
         let clock = Arc::new(ManualClock::new());
         let recorder = Arc::new(Recorder::default());
-        let options = MemoryOptions { clock: clock.clone(), idempotency_window: WINDOW, ..MemoryOptions::default() };
+        let options =
+            MemoryOptions { clock: clock.clone(), idempotency_window: WINDOW, ..MemoryOptions::default() };
         Self {
             backplane: MemoryBackplane::new(recorder.clone(), options),
             clock,
@@ -200,7 +202,11 @@ impl Run {
         model.expire(self.now);
         model.generation += 1;
         model.subscribed = true;
-        self.backplane.subscribe(&self.names[at], model.generation).now_or_never().expect("ready").expect("accepted");
+        self.backplane
+            .subscribe(&self.names[at], model.generation)
+            .now_or_never()
+            .expect("ready")
+            .expect("accepted");
     }
 
     fn unsubscribe(&mut self, at: usize, generations_ago: u64) {
@@ -218,16 +224,17 @@ impl Run {
         model.trim(self.now);
         let since = match since {
             Since::Nothing => None,
-            Since::Below(below) => model
-                .top()
-                .and_then(|top| Some(Position { offset: u64::try_from(top.offset as i64 - below).ok()?, ..top })),
+            Since::Below(below) => model.top().and_then(|top| {
+                Some(Position { offset: u64::try_from(top.offset as i64 - below).ok()?, ..top })
+            }),
             Since::Earlier(index) => {
                 (!model.positions.is_empty()).then(|| model.positions[index % model.positions.len()])
             }
         };
         let query = HistoryQuery { since, limit };
         let (expected, continuous) = model.query(&query);
-        let history = self.backplane.history(&self.names[at], query).now_or_never().expect("ready").expect("read");
+        let history =
+            self.backplane.history(&self.names[at], query).now_or_never().expect("ready").expect("read");
         assert_eq!(texts(&history), expected, "{query:?}");
         assert_eq!(history.continuous, continuous, "{query:?}");
         assert_eq!(history.top, model.top(), "{query:?}");

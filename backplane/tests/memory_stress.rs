@@ -12,8 +12,9 @@ use std::{
 
 use futures_util::FutureExt;
 use tidegate_backplane::{
-    Backplane, Channel, Clock, Control, Epoch, Gap, HistoryPolicy, HistoryQuery, ManualClock, MemoryBackplane,
-    MemoryCounters, MemoryOptions, NewPublication, Payload, Publication, SWEEPS_PER_ROUND, Sink,
+    Backplane, Channel, Clock, Control, Epoch, Gap, HistoryPolicy, HistoryQuery, ManualClock,
+    MemoryBackplane, MemoryCounters, MemoryOptions, NewPublication, Payload, Publication, SWEEPS_PER_ROUND,
+    Sink,
 };
 
 const CHANNELS: usize = 4;
@@ -34,9 +35,11 @@ impl Sink for OrderSink {
         let at: usize = channel.as_str()[1..].parse().expect("a number");
         let alone = self.inside[at].fetch_add(1, Ordering::SeqCst) == 0;
         let position = publication.position.expect("a position");
-        let before = self.newest.lock().expect("lock").insert(channel.clone(), (position.epoch, position.offset));
+        let before =
+            self.newest.lock().expect("lock").insert(channel.clone(), (position.epoch, position.offset));
         // With subscribers that come and go, some are not handed over; none comes late or twice.
-        let ordered = before.is_none_or(|(epoch, offset)| epoch != position.epoch || offset < position.offset);
+        let ordered =
+            before.is_none_or(|(epoch, offset)| epoch != position.epoch || offset < position.offset);
         if !alone || !ordered {
             self.broken.store(true, Ordering::SeqCst);
         }
@@ -76,10 +79,13 @@ fn read(backplane: &MemoryBackplane, channel: &Channel) -> bool {
     let since = newest.publications.first().and_then(|publication| publication.position);
     let after = history(since);
     let follows = |publication: &Publication, expected: u64| {
-        publication.position.is_some_and(|at| Some(at.epoch) == since.map(|at| at.epoch) && at.offset == expected)
+        publication
+            .position
+            .is_some_and(|at| Some(at.epoch) == since.map(|at| at.epoch) && at.offset == expected)
     };
     let first = since.map_or(0, |at| at.offset) + 1;
-    let whole = after.publications.iter().zip(first..).all(|(publication, expected)| follows(publication, expected));
+    let whole =
+        after.publications.iter().zip(first..).all(|(publication, expected)| follows(publication, expected));
     since.is_none() || !after.continuous || whole
 }
 
@@ -116,7 +122,11 @@ fn threads_do_everything_at_once() {
                 generation += 1;
                 for at in 0..CHANNELS {
                     backplane.unsubscribe(&channel(at), generation - 1);
-                    backplane.subscribe(&channel(at), generation).now_or_never().expect("ready").expect("accepted");
+                    backplane
+                        .subscribe(&channel(at), generation)
+                        .now_or_never()
+                        .expect("ready")
+                        .expect("accepted");
                 }
             }
             (0..CHANNELS).for_each(|at| backplane.unsubscribe(&channel(at), generation));

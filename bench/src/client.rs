@@ -160,10 +160,7 @@ impl Fleet {
     /// Messages acknowledged to publishers that never came to a connection still open, after the last one
     /// it saw of that stream. `acknowledged` gives the last sequence number per (stream, channel).
     pub fn missing_tail(&self, streams: u16, acknowledged: impl Fn(u16, u32) -> u32) -> u64 {
-        let open = self
-            .connections
-            .iter()
-            .filter(|connection| connection.phase == Phase::Open);
+        let open = self.connections.iter().filter(|connection| connection.phase == Phase::Open);
         open.map(|connection| {
             (0..streams)
                 .map(|stream| {
@@ -197,8 +194,7 @@ impl Fleet {
             }
             if let Some(stream) = &mut connection.stream {
                 // The run is over: a socket that cannot take a close frame now is closed without one.
-                let said = matches!(connection.scanner, Scanner::Events(_))
-                    || stream.write(&close).is_ok();
+                let said = matches!(connection.scanner, Scanner::Events(_)) || stream.write(&close).is_ok();
                 if !said || stream.shutdown(Shutdown::Write).is_err() {
                     connection.stream = None;
                 }
@@ -210,10 +206,8 @@ impl Fleet {
 
     fn begin(&mut self, io: &mut Io<'_>, now_ns: u64) {
         let index = self.connections.len() as u32;
-        let options = ConnectOptions {
-            source: self.source(index),
-            reset_on_close: self.config.reset_on_close,
-        };
+        let options =
+            ConnectOptions { source: self.source(index), reset_on_close: self.config.reset_on_close };
         let channel = (self.config.channel_of)(index);
         let mut connection = Connection::new(channel, now_ns);
         let started = connect(self.config.target.address, options).and_then(|mut stream| {
@@ -236,8 +230,7 @@ impl Fleet {
 
     /// 127.0.0.0/8 is all loopback on Linux, so every address of it is a source with its own 64k ports.
     fn source(&self, index: u32) -> Option<Ipv4Addr> {
-        let loopback =
-            matches!(self.config.target.address.ip(), IpAddr::V4(ip) if ip.is_loopback());
+        let loopback = matches!(self.config.target.address.ip(), IpAddr::V4(ip) if ip.is_loopback());
         if !loopback || self.config.sources == 0 || !cfg!(target_os = "linux") {
             return None;
         }
@@ -246,14 +239,8 @@ impl Fleet {
     }
 
     fn request(&self, channel: u32) -> Vec<u8> {
-        let Target {
-            authority, prefix, ..
-        } = &self.config.target;
-        let channel = self
-            .config
-            .channels
-            .get(channel as usize)
-            .map_or("", String::as_str);
+        let Target { authority, prefix, .. } = &self.config.target;
+        let channel = self.config.channels.get(channel as usize).map_or("", String::as_str);
         let request = match self.config.role {
             Role::SubscribeSse => format!(
                 "GET {prefix}/sse?channel={channel} HTTP/1.1\r\nHost: {authority}\r\n\
@@ -340,8 +327,7 @@ impl Fleet {
             });
         }
         if self.config.role == Role::SubscribeSse {
-            self.connections[key].scanner =
-                Scanner::Events(Box::new(SseScanner::new(head.is_chunked())));
+            self.connections[key].scanner = Scanner::Events(Box::new(SseScanner::new(head.is_chunked())));
         }
         self.opened(key);
         match self.take_stream(key, &joined[used..]) {
@@ -353,9 +339,7 @@ impl Fleet {
     fn opened(&mut self, key: usize) {
         let connection = &mut self.connections[key];
         let now_ns = now_ns();
-        self.stats
-            .handshake_us
-            .saturating_record(now_ns.saturating_sub(connection.began_ns) / 1_000);
+        self.stats.handshake_us.saturating_record(now_ns.saturating_sub(connection.began_ns) / 1_000);
         connection.phase = Phase::Open;
         connection.began_ns = now_ns;
         connection.out.extend_from_slice(&self.echo_frame);
@@ -365,20 +349,8 @@ impl Fleet {
     }
 
     fn take_stream(&mut self, key: usize, bytes: &[u8]) -> Verdict {
-        let Self {
-            connections,
-            stats,
-            config,
-            echo_frame,
-            ..
-        } = self;
-        let Connection {
-            scanner,
-            order,
-            out,
-            began_ns,
-            ..
-        } = &mut connections[key];
+        let Self { connections, stats, config, echo_frame, .. } = self;
+        let Connection { scanner, order, out, began_ns, .. } = &mut connections[key];
         let now_ns = now_ns();
         stats.bytes += bytes.len() as u64;
         let scanner = match scanner {
@@ -481,9 +453,7 @@ impl Party for Fleet {
         match (ramping, self.handshaking) {
             (false, 0) => None,
             // A paced ramp is looked at each millisecond; an unpaced one when a handshake ends.
-            (true, in_flight) if in_flight < self.config.handshakes_in_flight => {
-                Some(now_ns + 1_000_000)
-            }
+            (true, in_flight) if in_flight < self.config.handshakes_in_flight => Some(now_ns + 1_000_000),
             _ => Some(now_ns + 250_000_000),
         }
     }
@@ -545,13 +515,8 @@ impl Connection {
     }
 
     fn connect_error(&self) -> ConnectFailure {
-        let error = self
-            .stream
-            .as_ref()
-            .and_then(|stream| stream.take_error().ok().flatten());
-        error
-            .as_ref()
-            .map_or(ConnectFailure::Refused, ConnectFailure::from)
+        let error = self.stream.as_ref().and_then(|stream| stream.take_error().ok().flatten());
+        error.as_ref().map_or(ConnectFailure::Refused, ConnectFailure::from)
     }
 }
 

@@ -41,8 +41,7 @@ impl Io<'_> {
     /// Registers a socket for both directions, edge-triggered, once for its life.
     pub fn register(&self, source: &mut impl Source, key: u32) -> io::Result<()> {
         let token = Token((usize::from(self.party) << PARTY_SHIFT) | key as usize);
-        self.registry
-            .register(source, token, Interest::READABLE | Interest::WRITABLE)
+        self.registry.register(source, token, Interest::READABLE | Interest::WRITABLE)
     }
 }
 
@@ -85,27 +84,16 @@ impl Driver {
     /// Ticks every party, waits at most `wait` for readiness and serves it. Every party that has sockets in
     /// this driver must be given in every turn: an edge that finds no owner is lost.
     pub fn turn(&mut self, parties: &mut [&mut dyn Party], wait: Duration) -> io::Result<()> {
-        let Self {
-            poll,
-            events,
-            buffer,
-        } = self;
+        let Self { poll, events, buffer } = self;
         let now_ns = crate::sys::now_ns();
         let mut wake_ns = now_ns + u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX / 2);
         for party in parties.iter_mut() {
-            let mut io = Io {
-                registry: poll.registry(),
-                party: party.id(),
-                buffer,
-            };
+            let mut io = Io { registry: poll.registry(), party: party.id(), buffer };
             if let Some(due_ns) = party.tick(&mut io, now_ns) {
                 wake_ns = wake_ns.min(due_ns);
             }
         }
-        match poll.poll(
-            events,
-            Some(Duration::from_nanos(wake_ns.saturating_sub(now_ns))),
-        ) {
+        match poll.poll(events, Some(Duration::from_nanos(wake_ns.saturating_sub(now_ns)))) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
             result => result?,
         }
@@ -113,11 +101,7 @@ impl Driver {
             let id = (event.token().0 >> PARTY_SHIFT) as u16;
             let key = event.token().0 as u32;
             if let Some(party) = parties.iter_mut().find(|party| party.id() == id) {
-                let mut io = Io {
-                    registry: poll.registry(),
-                    party: id,
-                    buffer,
-                };
+                let mut io = Io { registry: poll.registry(), party: id, buffer };
                 party.ready(&mut io, key, Readiness::from(event));
             }
         }

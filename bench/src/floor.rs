@@ -27,14 +27,9 @@ pub fn serve(listener: std::net::TcpListener) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let mut listener = TcpListener::from_std(listener);
     let mut poll = Poll::new()?;
-    poll.registry()
-        .register(&mut listener, LISTENER, Interest::READABLE)?;
+    poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
     let mut events = Events::with_capacity(1_024);
-    let mut floor = Floor {
-        connections: Vec::new(),
-        free: Vec::new(),
-        channels: HashMap::new(),
-    };
+    let mut floor = Floor { connections: Vec::new(), free: Vec::new(), channels: HashMap::new() };
     let mut buffer = vec![0; 64 * 1024];
     loop {
         match poll.poll(&mut events, None) {
@@ -55,9 +50,7 @@ pub fn serve(listener: std::net::TcpListener) -> io::Result<()> {
 pub fn spawn() -> io::Result<SocketAddr> {
     let listener = std::net::TcpListener::bind(("127.0.0.1", 0))?;
     let address = listener.local_addr()?;
-    std::thread::Builder::new()
-        .name("floor".to_owned())
-        .spawn(move || serve(listener))?;
+    std::thread::Builder::new().name("floor".to_owned()).spawn(move || serve(listener))?;
     Ok(address)
 }
 
@@ -95,17 +88,9 @@ impl Floor {
                 self.connections.push(None);
                 self.connections.len() - 1
             });
-            poll.registry().register(
-                &mut stream,
-                Token(key),
-                Interest::READABLE | Interest::WRITABLE,
-            )?;
-            self.connections[key] = Some(Connection {
-                stream,
-                role: Role::Http,
-                partial: Vec::new(),
-                backlog: Vec::new(),
-            });
+            poll.registry().register(&mut stream, Token(key), Interest::READABLE | Interest::WRITABLE)?;
+            self.connections[key] =
+                Some(Connection { stream, role: Role::Http, partial: Vec::new(), backlog: Vec::new() });
         }
     }
 
@@ -124,10 +109,7 @@ impl Floor {
     }
 
     fn remove(&mut self, key: usize) {
-        if let Some(Connection {
-            role: Role::Subscriber(channel),
-            ..
-        }) = self.connections[key].take()
+        if let Some(Connection { role: Role::Subscriber(channel), .. }) = self.connections[key].take()
             && let Some(subscribers) = self.channels.get_mut(&channel)
         {
             subscribers.retain(|&subscriber| subscriber != key);
@@ -162,24 +144,17 @@ impl Floor {
     fn request(&mut self, key: usize, bytes: &[u8]) -> Option<usize> {
         let end = find(bytes, b"\r\n\r\n")? + 4;
         let head = std::str::from_utf8(&bytes[..end]).unwrap_or("");
-        let length = header(head, "content-length")
-            .and_then(|value| value.parse().ok())
-            .unwrap_or(0);
+        let length = header(head, "content-length").and_then(|value| value.parse().ok()).unwrap_or(0);
         let body = bytes.get(end..end + length)?;
         let target = head.split(' ').nth(1).unwrap_or("");
-        let channel = target
-            .strip_prefix("/v1/channels/")
-            .and_then(|rest| rest.strip_suffix("/publish"));
+        let channel = target.strip_prefix("/v1/channels/").and_then(|rest| rest.strip_suffix("/publish"));
         if let Some(channel) = channel {
             self.broadcast(channel, body);
             self.send(key, ANSWER);
         } else if let Some(accept) = header(head, "sec-websocket-key").map(accept) {
             let role = match target.strip_prefix("/ws?channel=") {
                 Some(channel) => {
-                    self.channels
-                        .entry(channel.to_owned())
-                        .or_default()
-                        .push(key);
+                    self.channels.entry(channel.to_owned()).or_default().push(key);
                     Role::Subscriber(channel.to_owned())
                 }
                 None => Role::Echo,
@@ -234,19 +209,13 @@ impl Connection {
     /// Serves one client frame of up to 64 KiB if it is all there; returns its length.
     fn frame(&mut self, bytes: &[u8]) -> Option<usize> {
         let (body, length) = match bytes.get(1)? & 0x7f {
-            126 => (
-                4,
-                usize::from(u16::from_be_bytes([*bytes.get(2)?, *bytes.get(3)?])),
-            ),
+            126 => (4, usize::from(u16::from_be_bytes([*bytes.get(2)?, *bytes.get(3)?]))),
             short => (2, usize::from(short)),
         };
         let frame = bytes.get(..body + 4 + length)?;
         let (mask, payload) = frame[body..].split_at(4);
-        let unmasked: Vec<u8> = payload
-            .iter()
-            .zip(mask.iter().cycle())
-            .map(|(byte, mask)| byte ^ mask)
-            .collect();
+        let unmasked: Vec<u8> =
+            payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask).collect();
         match (frame[0] & 0x0f, &self.role) {
             (0x9, _) => self.send(&server_frame(0xa, &unmasked)),
             (opcode @ (0x1 | 0x2), Role::Echo) => self.send(&server_frame(opcode, &unmasked)),
@@ -281,10 +250,7 @@ fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
 }
 
 fn accept(key: &str) -> String {
-    let digest = Sha1::new()
-        .chain_update(key)
-        .chain_update(WEBSOCKET_GUID)
-        .finalize();
+    let digest = Sha1::new().chain_update(key).chain_update(WEBSOCKET_GUID).finalize();
     let accept = base64::engine::general_purpose::STANDARD.encode(digest);
     format!(
         "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\

@@ -73,11 +73,7 @@ impl Frame {
 
 impl FrameScanner {
     /// Takes the next bytes of the stream and reports every frame they complete.
-    pub fn feed(
-        &mut self,
-        mut bytes: &[u8],
-        mut on: impl FnMut(FrameEvent<'_>),
-    ) -> Result<(), FrameFault> {
+    pub fn feed(&mut self, mut bytes: &[u8], mut on: impl FnMut(FrameEvent<'_>)) -> Result<(), FrameFault> {
         while !bytes.is_empty() {
             match self.frame {
                 None => bytes = self.take_header(bytes)?,
@@ -97,11 +93,7 @@ impl FrameScanner {
             return Ok(&bytes[used..]);
         }
         let have = usize::from(self.header_len);
-        let need = if have < 2 {
-            2
-        } else {
-            header_bytes(self.header[1])
-        };
+        let need = if have < 2 { 2 } else { header_bytes(self.header[1]) };
         let take = (need - have).min(bytes.len());
         self.header[have..have + take].copy_from_slice(&bytes[..take]);
         self.header_len += take as u8;
@@ -116,10 +108,7 @@ impl FrameScanner {
 
     /// Reads a header that is complete in `bytes`; returns its length.
     fn open_frame(&mut self, bytes: &[u8]) -> Result<usize, FrameFault> {
-        let frame = Frame {
-            fin: bytes[0] & 0x80 != 0,
-            opcode: bytes[0] & 0x0f,
-        };
+        let frame = Frame { fin: bytes[0] & 0x80 != 0, opcode: bytes[0] & 0x0f };
         if bytes[0] & 0x70 != 0 {
             return Err(FrameFault::ReservedBit);
         }
@@ -128,9 +117,7 @@ impl FrameScanner {
         }
         let length = match bytes[1] & 0x7f {
             126 => u64::from(u16::from_be_bytes([bytes[2], bytes[3]])),
-            127 => bytes[2..HEADER_MAX]
-                .iter()
-                .fold(0, |length, &byte| length << 8 | u64::from(byte)),
+            127 => bytes[2..HEADER_MAX].iter().fold(0, |length, &byte| length << 8 | u64::from(byte)),
             short => u64::from(short),
         };
         self.check(frame, length)?;
@@ -160,9 +147,7 @@ impl FrameScanner {
         bytes: &'a [u8],
         on: &mut impl FnMut(FrameEvent<'_>),
     ) -> &'a [u8] {
-        let available = usize::try_from(self.remaining)
-            .unwrap_or(usize::MAX)
-            .min(bytes.len());
+        let available = usize::try_from(self.remaining).unwrap_or(usize::MAX).min(bytes.len());
         let (payload, rest) = bytes.split_at(available);
         self.remaining -= available as u64;
         if frame.is_control() {
@@ -184,21 +169,14 @@ impl FrameScanner {
             self.in_message = false;
         }
         if complete && first {
-            on(FrameEvent::Message {
-                head: payload,
-                length: self.message_length,
-            });
+            on(FrameEvent::Message { head: payload, length: self.message_length });
             return;
         }
         let room = PREFIX_BYTES - self.message_head.len();
-        self.message_head
-            .extend_from_slice(&payload[..payload.len().min(room)]);
+        self.message_head.extend_from_slice(&payload[..payload.len().min(room)]);
         if complete {
             let head = std::mem::take(&mut self.message_head);
-            on(FrameEvent::Message {
-                head: &head,
-                length: self.message_length,
-            });
+            on(FrameEvent::Message { head: &head, length: self.message_length });
         }
     }
 
@@ -247,12 +225,7 @@ pub fn write_client_frame(out: &mut Vec<u8>, opcode: u8, payload: &[u8]) {
         }
     }
     out.extend_from_slice(&MASK);
-    out.extend(
-        payload
-            .iter()
-            .zip(MASK.iter().cycle())
-            .map(|(byte, mask)| byte ^ mask),
-    );
+    out.extend(payload.iter().zip(MASK.iter().cycle()).map(|(byte, mask)| byte ^ mask));
 }
 
 #[cfg(test)]
@@ -331,19 +304,11 @@ mod tests {
         let stream = stream();
         let whole = scan(std::iter::once(stream.as_slice())).unwrap();
         for size in (1..=40).chain([127, 128, 129, 1_000, 65_536]) {
-            assert_eq!(
-                scan(stream.chunks(size)).unwrap(),
-                whole,
-                "pieces of {size}"
-            );
+            assert_eq!(scan(stream.chunks(size)).unwrap(), whole, "pieces of {size}");
         }
         for cut in (0..400).chain(stream.len() - 30..stream.len()) {
             let (left, right) = stream.split_at(cut);
-            assert_eq!(
-                scan([left, right].into_iter()).unwrap(),
-                whole,
-                "cut at {cut}"
-            );
+            assert_eq!(scan([left, right].into_iter()).unwrap(), whole, "cut at {cut}");
         }
     }
 
@@ -374,11 +339,8 @@ mod tests {
             write_client_frame(&mut out, 0x2, &payload);
             let header = header_bytes(out[1]) + 4;
             let mask: [u8; 4] = out[header - 4..header].try_into().unwrap();
-            let unmasked: Vec<u8> = out[header..]
-                .iter()
-                .zip(mask.iter().cycle())
-                .map(|(byte, mask)| byte ^ mask)
-                .collect();
+            let unmasked: Vec<u8> =
+                out[header..].iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask).collect();
             assert_eq!((out[0], out[1] & 0x80, unmasked), (0x82, 0x80, payload));
         }
     }

@@ -63,29 +63,17 @@ const WEBSOCKET_ACCEPT: &[u8] = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 /// Parses the head at the start of `bytes`; `None` if it is not all there yet. Returns its length too.
 pub fn parse_head(bytes: &[u8]) -> Result<Option<(ResponseHead, usize)>, ResponseFault> {
     let Some(end) = find(bytes, b"\r\n\r\n") else {
-        return if bytes.len() > HEAD_MAX {
-            Err(ResponseFault::HeadTooLong)
-        } else {
-            Ok(None)
-        };
+        return if bytes.len() > HEAD_MAX { Err(ResponseFault::HeadTooLong) } else { Ok(None) };
     };
-    let mut lines = bytes[..end]
-        .split(|&byte| byte == b'\n')
-        .map(|line| line.trim_ascii_end());
-    let mut head = ResponseHead {
-        status: status(lines.next().unwrap_or(b""))?,
-        ..ResponseHead::default()
-    };
+    let mut lines = bytes[..end].split(|&byte| byte == b'\n').map(|line| line.trim_ascii_end());
+    let mut head = ResponseHead { status: status(lines.next().unwrap_or(b""))?, ..ResponseHead::default() };
     head.body = match head.status {
         // RFC 9112 §6.3: these have no body whatever the headers say.
         100..=199 | 204 | 304 => Body::None,
         _ => Body::UntilClose,
     };
     for line in lines {
-        let colon = line
-            .iter()
-            .position(|&byte| byte == b':')
-            .ok_or(ResponseFault::Header)?;
+        let colon = line.iter().position(|&byte| byte == b':').ok_or(ResponseFault::Header)?;
         header(&mut head, &line[..colon], line[colon + 1..].trim_ascii())?;
     }
     head.close |= head.body == Body::UntilClose;
@@ -144,11 +132,7 @@ enum BodyReader {
 impl ResponseReader {
     /// Takes the next bytes and reports every response they complete. A response that lasts until the
     /// connection closes is reported at its head: its body changes nothing.
-    pub fn feed(
-        &mut self,
-        bytes: &[u8],
-        mut on: impl FnMut(ResponseHead),
-    ) -> Result<(), ResponseFault> {
+    pub fn feed(&mut self, bytes: &[u8], mut on: impl FnMut(ResponseHead)) -> Result<(), ResponseFault> {
         let joined;
         let mut rest = if self.partial.is_empty() {
             bytes
@@ -161,9 +145,7 @@ impl ResponseReader {
             let used = match self.body {
                 BodyReader::Done => self.take_head(rest, &mut on)?,
                 BodyReader::Bytes(left) => Some(self.take_bytes(rest, left, BodyReader::Bytes)),
-                BodyReader::ChunkData(left) => {
-                    Some(self.take_bytes(rest, left, BodyReader::ChunkData))
-                }
+                BodyReader::ChunkData(left) => Some(self.take_bytes(rest, left, BodyReader::ChunkData)),
                 BodyReader::ChunkSize | BodyReader::Trailer => self.take_line(rest)?,
                 BodyReader::UntilClose => Some(rest.len()),
             };
@@ -213,11 +195,7 @@ impl ResponseReader {
     /// A chunk-size line or a trailer line (RFC 9112 §7.1).
     fn take_line(&mut self, bytes: &[u8]) -> Result<Option<usize>, ResponseFault> {
         let Some(end) = find(bytes, b"\r\n") else {
-            return if bytes.len() > HEAD_MAX {
-                Err(ResponseFault::Chunk)
-            } else {
-                Ok(None)
-            };
+            return if bytes.len() > HEAD_MAX { Err(ResponseFault::Chunk) } else { Ok(None) };
         };
         if self.body == BodyReader::Trailer {
             if end == 0 {
@@ -225,22 +203,14 @@ impl ResponseReader {
             }
             return Ok(Some(end + 2));
         }
-        let digits = bytes[..end]
-            .split(|&byte| byte == b';')
-            .next()
-            .unwrap_or(b"")
-            .trim_ascii();
+        let digits = bytes[..end].split(|&byte| byte == b';').next().unwrap_or(b"").trim_ascii();
         let size = std::str::from_utf8(digits)
             .ok()
             .and_then(|digits| u64::from_str_radix(digits, 16).ok())
             .and_then(|size| size.checked_add(2))
             .ok_or(ResponseFault::Chunk)?;
         // The data is followed by an empty line, counted with it.
-        self.body = if size == 2 {
-            BodyReader::Trailer
-        } else {
-            BodyReader::ChunkData(size)
-        };
+        self.body = if size == 2 { BodyReader::Trailer } else { BodyReader::ChunkData(size) };
         Ok(Some(end + 2))
     }
 
@@ -254,9 +224,7 @@ impl ResponseReader {
 }
 
 pub(crate) fn find(bytes: &[u8], pattern: &[u8]) -> Option<usize> {
-    bytes
-        .windows(pattern.len())
-        .position(|window| window == pattern)
+    bytes.windows(pattern.len()).position(|window| window == pattern)
 }
 
 /// Fetches a page over a fresh connection; the body as text, or what went wrong as an I/O error.
@@ -264,17 +232,11 @@ pub fn get(target: &Target, path: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&target.address, GET_TIMEOUT)?;
     stream.set_read_timeout(Some(GET_TIMEOUT))?;
     // HTTP/1.0: the answer is not chunked and ends with the connection.
-    write!(
-        stream,
-        "GET {path} HTTP/1.0\r\nhost: {}\r\nconnection: close\r\n\r\n",
-        target.authority
-    )?;
+    write!(stream, "GET {path} HTTP/1.0\r\nhost: {}\r\nconnection: close\r\n\r\n", target.authority)?;
     let mut response = Vec::new();
     stream.read_to_end(&mut response)?;
     let invalid = || std::io::Error::from(std::io::ErrorKind::InvalidData);
-    let (head, used) = parse_head(&response)
-        .map_err(|_| invalid())?
-        .ok_or_else(invalid)?;
+    let (head, used) = parse_head(&response).map_err(|_| invalid())?.ok_or_else(invalid)?;
     if head.status != 200 {
         return Err(std::io::Error::other(format!("status {}", head.status)));
     }
@@ -286,16 +248,11 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn read(
-        response: &[u8],
-        pieces: usize,
-    ) -> Result<Vec<(u16, Option<u32>, bool)>, ResponseFault> {
+    fn read(response: &[u8], pieces: usize) -> Result<Vec<(u16, Option<u32>, bool)>, ResponseFault> {
         let mut reader = ResponseReader::default();
         let mut seen = Vec::new();
         for piece in response.chunks(pieces) {
-            reader.feed(piece, |head| {
-                seen.push((head.status, head.retry_after_s, head.close))
-            })?;
+            reader.feed(piece, |head| seen.push((head.status, head.retry_after_s, head.close)))?;
         }
         Ok(seen)
     }
@@ -318,10 +275,7 @@ mod tests {
             "HTTP/1.1 429 Too Many Requests\r\nRetry-After: 3\r\nContent-Length: 0\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx",
             &[(429, Some(3), false), (200, None, false)],
         );
-        check(
-            "HTTP/1.1 503 X\r\nconnection: close\r\ncontent-length: 2\r\n\r\nno",
-            &[(503, None, true)],
-        );
+        check("HTTP/1.1 503 X\r\nconnection: close\r\ncontent-length: 2\r\n\r\nno", &[(503, None, true)]);
         check("HTTP/1.0 200 OK\r\n\r\nuntil the end", &[(200, None, true)]);
     }
 
@@ -335,30 +289,18 @@ mod tests {
 
     #[test]
     fn faults_are_named() {
-        assert_eq!(
-            read(b"SSH-2.0-x\r\n\r\n", 100),
-            Err(ResponseFault::StatusLine)
-        );
-        assert_eq!(
-            read(b"HTTP/1.1 200 OK\r\nnonsense\r\n\r\n", 100),
-            Err(ResponseFault::Header)
-        );
+        assert_eq!(read(b"SSH-2.0-x\r\n\r\n", 100), Err(ResponseFault::StatusLine));
+        assert_eq!(read(b"HTTP/1.1 200 OK\r\nnonsense\r\n\r\n", 100), Err(ResponseFault::Header));
         let chunk = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n";
         assert_eq!(read(chunk, 100), Err(ResponseFault::Chunk));
-        assert_eq!(
-            read(&[b'a'; HEAD_MAX + 1], usize::MAX),
-            Err(ResponseFault::HeadTooLong)
-        );
+        assert_eq!(read(&[b'a'; HEAD_MAX + 1], usize::MAX), Err(ResponseFault::HeadTooLong));
     }
 
     #[test]
     fn an_upgrade_is_recognised() {
         let response = b"HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n\x81\x00";
         let (head, used) = parse_head(response).unwrap().unwrap();
-        assert_eq!(
-            (head.status, head.accepted, used),
-            (101, true, response.len() - 2)
-        );
+        assert_eq!((head.status, head.accepted, used), (101, true, response.len() - 2));
         let other = b"HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: no\r\n\r\n";
         assert!(!parse_head(other).unwrap().unwrap().0.accepted);
     }

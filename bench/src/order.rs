@@ -65,8 +65,7 @@ impl OrderCheck {
     fn open_hole(&mut self, stream: u16, missing: std::ops::Range<u32>, counts: &mut OrderCounts) {
         counts.lost += u64::from(missing.end - missing.start);
         let room = HOLES_MAX.saturating_sub(self.holes.len());
-        self.holes
-            .extend(missing.take(room).map(|sequence| (stream, sequence)));
+        self.holes.extend(missing.take(room).map(|sequence| (stream, sequence)));
     }
 
     #[cold]
@@ -86,14 +85,7 @@ mod tests {
         for &sequence in sequences {
             assert!(order.see(3, sequence, &mut counts));
         }
-        assert_eq!(
-            counts,
-            OrderCounts {
-                lost,
-                duplicated,
-                misordered
-            }
-        );
+        assert_eq!(counts, OrderCounts { lost, duplicated, misordered });
     }
 
     #[test]

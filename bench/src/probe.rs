@@ -50,14 +50,12 @@ impl Probe {
         let stream = open(target, path)?;
         let stop = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&stop);
-        let thread = std::thread::Builder::new()
-            .name("bystander".to_owned())
-            .spawn(move || {
-                // Best effort: without the right to it the probe still measures, with more noise. On Linux the
-                // value belongs to the calling thread alone.
-                let _priority = rustix::process::setpriority_process(None, -20);
-                ping(stream, &seen)
-            })?;
+        let thread = std::thread::Builder::new().name("bystander".to_owned()).spawn(move || {
+            // Best effort: without the right to it the probe still measures, with more noise. On Linux the
+            // value belongs to the calling thread alone.
+            let _priority = rustix::process::setpriority_process(None, -20);
+            ping(stream, &seen)
+        })?;
         Ok(Self { stop, thread })
     }
 
@@ -89,10 +87,7 @@ fn open(target: &Target, path: &str) -> Result<TcpStream, ProbeError> {
         match parse_head(&response).map_err(|_| ProbeError::Protocol)? {
             Some((head, _)) if head.status == 101 => return Ok(stream),
             Some((head, _)) => {
-                return Err(ProbeError::Status {
-                    path: path.to_owned(),
-                    status: head.status,
-                });
+                return Err(ProbeError::Status { path: path.to_owned(), status: head.status });
             }
             None => {}
         }
@@ -117,7 +112,8 @@ fn ping(mut stream: TcpStream, stop: &AtomicBool) -> Result<Histogram<u64>, Prob
             }
             scanner
                 .feed(&buffer[..read], |event| {
-                    answered |= matches!(event, FrameEvent::Pong(payload) if payload == sent_ns.to_be_bytes());
+                    answered |=
+                        matches!(event, FrameEvent::Pong(payload) if payload == sent_ns.to_be_bytes());
                 })
                 .map_err(|_| ProbeError::Protocol)?;
         }

@@ -130,9 +130,7 @@ impl Publisher {
     /// A publisher that connects with the driver's next turn. `id` must be unique in the driver.
     pub fn new(id: u16, config: PublishConfig) -> Result<Self, PublishConfigError> {
         if config.payload_bytes < STAMP_BYTES {
-            return Err(PublishConfigError::PayloadTooSmall {
-                bytes: config.payload_bytes,
-            });
+            return Err(PublishConfigError::PayloadTooSmall { bytes: config.payload_bytes });
         }
         let channels = config.channels.len();
         if channels == 0 {
@@ -141,10 +139,7 @@ impl Publisher {
         let connections = config.connections;
         let sequences = usize::from(connections) * channels;
         if sequences > SEQUENCES_MAX {
-            return Err(PublishConfigError::TooManySequences {
-                connections,
-                channels,
-            });
+            return Err(PublishConfigError::TooManySequences { connections, channels });
         }
         Ok(Self {
             id,
@@ -188,19 +183,15 @@ impl Publisher {
     /// Every connection is up, or was and is at work.
     #[must_use]
     pub fn connected(&self) -> bool {
-        let down = |connection: &Connection| {
-            matches!(connection.phase, Phase::Down { .. } | Phase::Connecting)
-        };
+        let down =
+            |connection: &Connection| matches!(connection.phase, Phase::Down { .. } | Phase::Connecting);
         !self.connections.iter().any(down)
     }
 
     /// No request waits for its answer.
     #[must_use]
     pub fn quiet(&self) -> bool {
-        !self
-            .connections
-            .iter()
-            .any(|connection| connection.phase == Phase::InFlight)
+        !self.connections.iter().any(|connection| connection.phase == Phase::InFlight)
     }
 
     /// Publications that were due and found no free connection.
@@ -236,12 +227,11 @@ impl Publisher {
 
     fn connect(&mut self, io: &mut Io<'_>, key: usize, now_ns: u64) {
         let connection = &mut self.connections[key];
-        let started = connect(self.config.target.address, ConnectOptions::default()).and_then(
-            |mut stream| {
+        let started =
+            connect(self.config.target.address, ConnectOptions::default()).and_then(|mut stream| {
                 io.register(&mut stream, key as u32)?;
                 Ok(stream)
-            },
-        );
+            });
         match started {
             Ok(stream) => {
                 connection.stream = Some(stream);
@@ -249,14 +239,8 @@ impl Publisher {
                 connection.phase = Phase::Connecting;
             }
             Err(error) => {
-                *self
-                    .stats
-                    .failures
-                    .entry(ConnectFailure::from(&error))
-                    .or_default() += 1;
-                connection.phase = Phase::Down {
-                    until_ns: now_ns + RETRY_NS,
-                };
+                *self.stats.failures.entry(ConnectFailure::from(&error)).or_default() += 1;
+                connection.phase = Phase::Down { until_ns: now_ns + RETRY_NS };
             }
         }
     }
@@ -314,12 +298,7 @@ impl Publisher {
             self.acknowledged[key * self.config.channels.len() + self.connections[key].channel] + 1;
         let connection = &mut self.connections[key];
         write_request(&mut connection.out, &self.config, connection.channel);
-        let stamp = Stamp {
-            run: self.config.run,
-            stream: key as u16,
-            sequence,
-            sent_ns: connection.due_ns,
-        };
+        let stamp = Stamp { run: self.config.run, stream: key as u16, sequence, sent_ns: connection.due_ns };
         let payload = connection.out.len() - self.config.payload_bytes;
         stamp.write(&mut connection.out[payload..]);
         connection.written = 0;
@@ -338,9 +317,7 @@ impl Publisher {
             self.dispatched = self.dispatched.saturating_sub(1);
         }
         connection.stream = None;
-        connection.phase = Phase::Down {
-            until_ns: now_ns() + RETRY_NS,
-        };
+        connection.phase = Phase::Down { until_ns: now_ns() + RETRY_NS };
     }
 
     fn on_writable(&mut self, key: usize) {
@@ -362,11 +339,7 @@ impl Publisher {
             }
             Ok(None) => {}
             Ok(Some(error)) | Err(error) => {
-                *self
-                    .stats
-                    .failures
-                    .entry(ConnectFailure::from(&error))
-                    .or_default() += 1;
+                *self.stats.failures.entry(ConnectFailure::from(&error)).or_default() += 1;
                 self.lose(key);
             }
         }
@@ -385,9 +358,7 @@ impl Publisher {
                 Err(_) => return self.lose(key),
             };
             let mut answer = None;
-            let fed = self.connections[key]
-                .reader
-                .feed(&io.buffer[..read], |head| answer = Some(head));
+            let fed = self.connections[key].reader.feed(&io.buffer[..read], |head| answer = Some(head));
             if fed.is_err() {
                 return self.lose(key);
             }
@@ -405,9 +376,7 @@ impl Publisher {
         let channels = self.config.channels.len();
         let now_ns = now_ns();
         let connection = &mut self.connections[key];
-        self.stats
-            .answer_us
-            .saturating_record(now_ns.saturating_sub(connection.sent_ns) / 1_000);
+        self.stats.answer_us.saturating_record(now_ns.saturating_sub(connection.sent_ns) / 1_000);
         match head.status {
             200..=299 => {
                 self.stats.published += 1;
@@ -421,12 +390,10 @@ impl Publisher {
                     _ => &mut self.stats.refused,
                 };
                 *counts.entry(status).or_default() += 1;
-                let wait_ns = head.retry_after_s.map_or(RETRY_NS, |seconds| {
-                    u64::from(seconds.min(RETRY_AFTER_MAX_S)) * 1_000_000_000
-                });
-                connection.phase = Phase::PushedBack {
-                    until_ns: now_ns + wait_ns,
-                };
+                let wait_ns = head
+                    .retry_after_s
+                    .map_or(RETRY_NS, |seconds| u64::from(seconds.min(RETRY_AFTER_MAX_S)) * 1_000_000_000);
+                connection.phase = Phase::PushedBack { until_ns: now_ns + wait_ns };
             }
         }
         if head.close {
@@ -503,17 +470,9 @@ impl Connection {
 
 /// The request with a payload of padding at its end.
 fn write_request(out: &mut Vec<u8>, config: &PublishConfig, channel: usize) {
-    let Target {
-        authority, prefix, ..
-    } = &config.target;
+    let Target { authority, prefix, .. } = &config.target;
     out.clear();
-    for part in [
-        "POST ",
-        prefix,
-        "/v1/channels/",
-        &config.channels[channel],
-        "/publish HTTP/1.1\r\nHost: ",
-    ] {
+    for part in ["POST ", prefix, "/v1/channels/", &config.channels[channel], "/publish HTTP/1.1\r\nHost: "] {
         out.extend_from_slice(part.as_bytes());
     }
     out.extend_from_slice(authority.as_bytes());
@@ -562,10 +521,7 @@ mod tests {
             Publisher::new(0, config(32, &["a"])),
             Err(PublishConfigError::PayloadTooSmall { .. })
         ));
-        assert!(matches!(
-            Publisher::new(0, config(64, &[])),
-            Err(PublishConfigError::NoChannel)
-        ));
+        assert!(matches!(Publisher::new(0, config(64, &[])), Err(PublishConfigError::NoChannel)));
         let many = vec!["c"; SEQUENCES_MAX / 4 + 1];
         assert!(matches!(
             Publisher::new(0, config(64, &many)),

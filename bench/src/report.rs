@@ -111,12 +111,8 @@ impl fmt::Display for Percentiles {
         if self.count == 0 {
             return f.write_str("none");
         }
-        let [p50, p90, p99, p999, max] =
-            [self.p50, self.p90, self.p99, self.p999, self.max].map(Micros);
-        write!(
-            f,
-            "p50 {p50}  p90 {p90}  p99 {p99}  p99.9 {p999}  max {max}"
-        )
+        let [p50, p90, p99, p999, max] = [self.p50, self.p90, self.p99, self.p999, self.max].map(Micros);
+        write!(f, "p50 {p50}  p90 {p90}  p99 {p99}  p99.9 {p999}  max {max}")
     }
 }
 
@@ -145,9 +141,7 @@ impl Report {
     /// The most saturated resource, if the server reported any.
     #[must_use]
     pub fn limit(&self) -> Option<&Saturation> {
-        self.saturation
-            .iter()
-            .max_by(|left, right| left.after.total_cmp(&right.after))
+        self.saturation.iter().max_by(|left, right| left.after.total_cmp(&right.after))
     }
 
     fn verdict(&self) -> String {
@@ -157,18 +151,11 @@ impl Report {
             ""
         };
         let server = match self.limit() {
-            Some(Saturation {
-                resource, after, ..
-            }) if *after >= SATURATED => {
+            Some(Saturation { resource, after, .. }) if *after >= SATURATED => {
                 format!("The limit was {resource}, at {:.0} %.", after * 100.0)
             }
-            Some(Saturation {
-                resource, after, ..
-            }) => {
-                format!(
-                    "Nothing was saturated; closest was {resource}, at {:.0} %.",
-                    after * 100.0
-                )
+            Some(Saturation { resource, after, .. }) => {
+                format!("Nothing was saturated; closest was {resource}, at {:.0} %.", after * 100.0)
             }
             None => "What was saturated is unknown: no saturation metric was read.".to_owned(),
         };
@@ -178,12 +165,7 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            connections,
-            publishes,
-            deliveries,
-            ..
-        } = self;
+        let Self { connections, publishes, deliveries, .. } = self;
         writeln!(f, "storm of {}", self.url)?;
         writeln!(
             f,
@@ -203,46 +185,18 @@ impl fmt::Display for Report {
         write_counts(f, "    refused", &publishes.refused)?;
         write_counts(f, "    failed", &publishes.failed)?;
         if publishes.behind > 0 {
-            writeln!(
-                f,
-                "    behind     {} were due and found no free connection",
-                publishes.behind
-            )?;
+            writeln!(f, "    behind     {} were due and found no free connection", publishes.behind)?;
         }
-        writeln!(
-            f,
-            "  deliveries   {}, {:.0}/s",
-            deliveries.received, deliveries.per_second
-        )?;
+        writeln!(f, "  deliveries   {}, {:.0}/s", deliveries.received, deliveries.per_second)?;
         writeln!(f, "    latency    {}", deliveries.latency_us)?;
-        let OrderCounts {
-            lost,
-            duplicated,
-            misordered,
-        } = deliveries.order;
-        writeln!(
-            f,
-            "    lost {lost}, duplicated {duplicated}, out of order {misordered}"
-        )?;
+        let OrderCounts { lost, duplicated, misordered } = deliveries.order;
+        writeln!(f, "    lost {lost}, duplicated {duplicated}, out of order {misordered}")?;
         if deliveries.foreign > 0 {
-            writeln!(
-                f,
-                "    {} messages were somebody else's",
-                deliveries.foreign
-            )?;
+            writeln!(f, "    {} messages were somebody else's", deliveries.foreign)?;
         }
-        for Saturation {
-            resource,
-            before,
-            after,
-            ..
-        } in &self.saturation
-        {
+        for Saturation { resource, before, after, .. } in &self.saturation {
             let before = before.map_or_else(|| "–".to_owned(), |before| format!("{before:.2}"));
-            writeln!(
-                f,
-                "  saturation   {resource}: {before} before, {after:.2} under load"
-            )?;
+            writeln!(f, "  saturation   {resource}: {before} before, {after:.2} under load")?;
         }
         for error in &self.metrics_errors {
             writeln!(f, "  metrics      {error}")?;
@@ -267,12 +221,8 @@ fn write_counts<K: fmt::Display>(
 pub fn parse_saturation(page: &str) -> BTreeMap<String, f64> {
     page.lines()
         .filter_map(|line| {
-            let (labels, value) = line
-                .strip_prefix("tidegate_saturation{")?
-                .rsplit_once('}')?;
-            let resource = labels
-                .split(',')
-                .find_map(|label| label.strip_prefix("resource=\""))?;
+            let (labels, value) = line.strip_prefix("tidegate_saturation{")?.rsplit_once('}')?;
+            let resource = labels.split(',').find_map(|label| label.strip_prefix("resource=\""))?;
             let value = value.split_ascii_whitespace().next()?.parse().ok()?;
             Some((resource.trim_end_matches('"').to_owned(), value))
         })
@@ -296,12 +246,7 @@ mod tests {
 
     #[test]
     fn durations_read_naturally() {
-        for (us, text) in [
-            (0, "0 µs"),
-            (999, "999 µs"),
-            (1_500, "1.5 ms"),
-            (2_340_000, "2.34 s"),
-        ] {
+        for (us, text) in [(0, "0 µs"), (999, "999 µs"), (1_500, "1.5 ms"), (2_340_000, "2.34 s")] {
             assert_eq!(Micros(us).to_string(), text);
         }
     }

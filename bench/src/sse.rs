@@ -48,10 +48,7 @@ impl SseScanner {
     pub fn new(chunked: bool) -> Self {
         Self {
             chunked,
-            chunk: Chunk::Size {
-                size: 0,
-                extension: false,
-            },
+            chunk: Chunk::Size { size: 0, extension: false },
             line: Line::Start { matched: 0 },
             data: Vec::new(),
             data_lines: 0,
@@ -69,18 +66,9 @@ impl SseScanner {
                 Chunk::Size { size, extension } => self.chunk = size_step(size, extension, byte),
                 Chunk::Data { left } => {
                     self.take(byte, &mut on);
-                    self.chunk = if left == 1 {
-                        Chunk::DataEnd
-                    } else {
-                        Chunk::Data { left: left - 1 }
-                    };
+                    self.chunk = if left == 1 { Chunk::DataEnd } else { Chunk::Data { left: left - 1 } };
                 }
-                Chunk::DataEnd if byte == b'\n' => {
-                    self.chunk = Chunk::Size {
-                        size: 0,
-                        extension: false,
-                    }
-                }
+                Chunk::DataEnd if byte == b'\n' => self.chunk = Chunk::Size { size: 0, extension: false },
                 Chunk::DataEnd => {}
             }
         }
@@ -107,15 +95,11 @@ impl SseScanner {
                     self.data_lines += 1;
                     Line::Data { leading: true }
                 } else {
-                    Line::Start {
-                        matched: matched + 1,
-                    }
+                    Line::Start { matched: matched + 1 }
                 };
             }
             Line::Start { .. } | Line::Other => self.line = Line::Other,
-            Line::Data { leading: true } if byte == b' ' => {
-                self.line = Line::Data { leading: false }
-            }
+            Line::Data { leading: true } if byte == b' ' => self.line = Line::Data { leading: false },
             Line::Data { .. } => {
                 self.line = Line::Data { leading: false };
                 if self.data_lines == 1 && self.data.len() < DATA_HEAD_BYTES {
@@ -128,20 +112,13 @@ impl SseScanner {
 
 fn size_step(size: u64, extension: bool, byte: u8) -> Chunk {
     match byte {
-        b'\n' if size == 0 => Chunk::Size {
-            size: 0,
-            extension: false,
-        },
+        b'\n' if size == 0 => Chunk::Size { size: 0, extension: false },
         b'\n' => Chunk::Data { left: size },
         _ => match (byte as char).to_digit(16) {
-            Some(digit) if !extension => Chunk::Size {
-                size: size.wrapping_mul(16).wrapping_add(u64::from(digit)),
-                extension,
-            },
-            _ => Chunk::Size {
-                size,
-                extension: true,
-            },
+            Some(digit) if !extension => {
+                Chunk::Size { size: size.wrapping_mul(16).wrapping_add(u64::from(digit)), extension }
+            }
+            _ => Chunk::Size { size, extension: true },
         },
     }
 }
@@ -156,9 +133,7 @@ mod tests {
         let mut scanner = SseScanner::new(chunked);
         let mut seen = Vec::new();
         for piece in bytes.chunks(pieces) {
-            scanner.feed(piece, |data| {
-                seen.push(String::from_utf8_lossy(data).into_owned())
-            });
+            scanner.feed(piece, |data| seen.push(String::from_utf8_lossy(data).into_owned()));
         }
         seen
     }
@@ -166,10 +141,7 @@ mod tests {
     #[test]
     fn events_are_counted_wherever_cut() {
         for pieces in 1..STREAM.len() {
-            assert_eq!(
-                scan(STREAM.as_bytes(), false, pieces),
-                ["first", "second", "third"]
-            );
+            assert_eq!(scan(STREAM.as_bytes(), false, pieces), ["first", "second", "third"]);
         }
     }
 
@@ -178,17 +150,10 @@ mod tests {
         for size in [1, 3, 7, 16, 40] {
             let mut body = String::new();
             for chunk in STREAM.as_bytes().chunks(size) {
-                body += &format!(
-                    "{:X};ext=a\r\n{}\r\n",
-                    chunk.len(),
-                    String::from_utf8_lossy(chunk)
-                );
+                body += &format!("{:X};ext=a\r\n{}\r\n", chunk.len(), String::from_utf8_lossy(chunk));
             }
             for pieces in [1, 2, 5, 64, 4_096] {
-                assert_eq!(
-                    scan(body.as_bytes(), true, pieces),
-                    ["first", "second", "third"]
-                );
+                assert_eq!(scan(body.as_bytes(), true, pieces), ["first", "second", "third"]);
             }
         }
     }

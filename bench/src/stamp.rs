@@ -69,12 +69,7 @@ mod tests {
 
     #[test]
     fn a_stamp_survives_the_trip() {
-        let stamp = Stamp {
-            run: 0xbeef,
-            stream: 63,
-            sequence: u32::MAX,
-            sent_ns: u64::MAX - 7,
-        };
+        let stamp = Stamp { run: 0xbeef, stream: 63, sequence: u32::MAX, sent_ns: u64::MAX - 7 };
         let mut payload = [b'.'; 130];
         stamp.write(&mut payload);
         assert_eq!(Stamp::read(&payload), Some(stamp));

@@ -122,12 +122,8 @@ impl FleetStats {
         self.order.duplicated += other.order.duplicated;
         self.order.misordered += other.order.misordered;
         // Both sides were made by `latency_histogram`, and one range always holds the other's values.
-        self.latency_us
-            .add(&other.latency_us)
-            .unwrap_or_else(|_| unreachable!("equal ranges"));
-        self.handshake_us
-            .add(&other.handshake_us)
-            .unwrap_or_else(|_| unreachable!("equal ranges"));
+        self.latency_us.add(&other.latency_us).unwrap_or_else(|_| unreachable!("equal ranges"));
+        self.handshake_us.add(&other.handshake_us).unwrap_or_else(|_| unreachable!("equal ranges"));
         self.fault = self.fault.or(other.fault);
     }
 
@@ -138,11 +134,8 @@ impl FleetStats {
     pub(crate) fn message(&mut self, order: &mut OrderCheck, head: &[u8], now_ns: u64, run: u16) {
         self.messages += 1;
         match Stamp::read(head) {
-            Some(stamp)
-                if stamp.run == run && order.see(stamp.stream, stamp.sequence, &mut self.order) =>
-            {
-                self.latency_us
-                    .saturating_record(now_ns.saturating_sub(stamp.sent_ns) / 1_000);
+            Some(stamp) if stamp.run == run && order.see(stamp.stream, stamp.sequence, &mut self.order) => {
+                self.latency_us.saturating_record(now_ns.saturating_sub(stamp.sent_ns) / 1_000);
             }
             _ => self.foreign += 1,
         }
@@ -158,10 +151,7 @@ impl From<&io::Error> for ConnectFailure {
     fn from(error: &io::Error) -> Self {
         use rustix::io::Errno;
         let exhausted = [Errno::MFILE, Errno::NFILE].map(Errno::raw_os_error);
-        if error
-            .raw_os_error()
-            .is_some_and(|code| exhausted.contains(&code))
-        {
+        if error.raw_os_error().is_some_and(|code| exhausted.contains(&code)) {
             return Self::Descriptors;
         }
         match error.kind() {

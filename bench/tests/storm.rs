@@ -41,10 +41,8 @@ fn read_request(stream: &mut TcpStream) -> String {
         request.push(byte[0]);
     }
     let head = String::from_utf8(request).unwrap();
-    let length = head
-        .lines()
-        .find_map(|line| line.strip_prefix("Content-Length: ")?.parse().ok())
-        .unwrap_or(0);
+    let length =
+        head.lines().find_map(|line| line.strip_prefix("Content-Length: ")?.parse().ok()).unwrap_or(0);
     let mut body = vec![0; length];
     let whole = stream.read_exact(&mut body).is_ok();
     assert!(whole || head.is_empty());
@@ -60,37 +58,25 @@ fn every_publication_reaches_every_subscriber_once() {
         let storm = StormOptions {
             channels,
             connections,
-            publish: PublishLoad::Closed {
-                publishers: 4,
-                in_flight: 2,
-            },
+            publish: PublishLoad::Closed { publishers: 4, in_flight: 2 },
             threads: Some(2),
             ..options(floor::spawn().unwrap())
         };
         let report = run(&storm).unwrap();
         assert!(report.is_clean(), "{report}");
-        assert_eq!(
-            (report.connections.opened, report.deliveries.foreign),
-            (100, 0)
-        );
+        assert_eq!((report.connections.opened, report.deliveries.foreign), (100, 0));
         assert!(report.publishes.accepted > 0);
         if channels == 1 {
             assert_eq!(report.deliveries.received, report.publishes.accepted * 100);
         }
-        assert_eq!(
-            report.deliveries.latency_us.count,
-            report.deliveries.received
-        );
+        assert_eq!(report.deliveries.latency_us.count, report.deliveries.received);
     }
 }
 
 #[test]
 fn a_rate_is_kept_and_large_payloads_pass() {
     let storm = StormOptions {
-        publish: PublishLoad::PerSecond {
-            rate: 100.0,
-            publishers: 3,
-        },
+        publish: PublishLoad::PerSecond { rate: 100.0, publishers: 3 },
         payload_bytes: 100_000,
         connections: 10,
         ..options(floor::spawn().unwrap())
@@ -104,15 +90,9 @@ fn a_rate_is_kept_and_large_payloads_pass() {
 
 #[test]
 fn connections_can_be_held_without_publishing() {
-    let storm = StormOptions {
-        publish: PublishLoad::Nothing,
-        ..options(floor::spawn().unwrap())
-    };
+    let storm = StormOptions { publish: PublishLoad::Nothing, ..options(floor::spawn().unwrap()) };
     let report = run(&storm).unwrap();
-    assert_eq!(
-        (report.connections.opened, report.deliveries.received),
-        (100, 0)
-    );
+    assert_eq!((report.connections.opened, report.deliveries.received), (100, 0));
     assert!(report.is_clean(), "{report}");
     let json = serde_json::to_value(&report).unwrap();
     assert_eq!(json["deliveries"]["lost"], 0);
@@ -124,10 +104,7 @@ fn a_refused_connection_is_named() {
     let address = listener.local_addr().unwrap();
     drop(listener);
     let error = run(&options(address)).unwrap_err();
-    assert!(
-        matches!(error, StormError::NothingOpened { count: 100, .. }),
-        "{error}"
-    );
+    assert!(matches!(error, StormError::NothingOpened { count: 100, .. }), "{error}");
     assert!(error.to_string().contains("connection refused"), "{error}");
 }
 
@@ -135,24 +112,15 @@ fn a_refused_connection_is_named() {
 fn a_refusing_handshake_is_named() {
     let address = server(|mut stream| {
         read_request(&mut stream);
-        stream
-            .write_all(b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n")
-            .unwrap();
+        stream.write_all(b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n").unwrap();
     });
-    let error = run(&StormOptions {
-        connections: 3,
-        ..options(address)
-    })
-    .unwrap_err();
+    let error = run(&StormOptions { connections: 3, ..options(address) }).unwrap_err();
     assert!(error.to_string().contains("status 401"), "{error}");
 }
 
 #[test]
 fn more_connections_than_descriptors_is_said_before_the_first() {
-    let storm = StormOptions {
-        connections: u32::MAX,
-        ..options("127.0.0.1:9".parse().unwrap())
-    };
+    let storm = StormOptions { connections: u32::MAX, ..options("127.0.0.1:9".parse().unwrap()) };
     let error = run(&storm).unwrap_err();
     assert!(matches!(error, StormError::Descriptors { .. }), "{error}");
     assert!(error.to_string().contains("ulimit -n"), "{error}");
@@ -172,14 +140,10 @@ fn lossy(mut stream: TcpStream) {
         } else if request.is_empty() {
             return;
         } else if refused {
-            stream
-                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
-                .unwrap();
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").unwrap();
         } else {
             refused = true;
-            stream
-                .write_all(b"HTTP/1.1 503 Busy\r\nretry-after: 0\r\ncontent-length: 0\r\n\r\n")
-                .unwrap();
+            stream.write_all(b"HTTP/1.1 503 Busy\r\nretry-after: 0\r\ncontent-length: 0\r\n\r\n").unwrap();
         }
     }
 }
@@ -189,45 +153,24 @@ fn loss_push_back_and_saturation_are_reported() {
     let address = server(lossy);
     let storm = StormOptions {
         connections: 2,
-        publish: PublishLoad::PerSecond {
-            rate: 50.0,
-            publishers: 1,
-        },
+        publish: PublishLoad::PerSecond { rate: 50.0, publishers: 1 },
         metrics_urls: vec![format!("http://{address}/metrics")],
         ..options(address)
     };
     let report = run(&storm).unwrap();
     let lost = report.publishes.accepted * 2;
     assert!(lost > 0);
-    assert_eq!(
-        report.deliveries.order,
-        OrderCounts {
-            lost,
-            ..OrderCounts::default()
-        }
-    );
+    assert_eq!(report.deliveries.order, OrderCounts { lost, ..OrderCounts::default() });
     assert_eq!(report.publishes.pushed_back.get(&503), Some(&1));
-    assert_eq!(
-        report
-            .limit()
-            .map(|limit| (limit.resource.as_str(), limit.after)),
-        Some(("cpu", 0.97))
-    );
-    assert!(
-        report.to_string().contains("The limit was cpu, at 97 %."),
-        "{report}"
-    );
+    assert_eq!(report.limit().map(|limit| (limit.resource.as_str(), limit.after)), Some(("cpu", 0.97)));
+    assert!(report.to_string().contains("The limit was cpu, at 97 %."), "{report}");
 }
 
 /// Answers `GET /sse` with two chunked events, cut in the middle of the first, and keeps the stream open.
 fn event_stream(mut stream: TcpStream) {
     let request = read_request(&mut stream);
-    assert!(
-        request.starts_with("GET /sse?channel=storm-0 HTTP/1.1"),
-        "{request}"
-    );
-    let head =
-        "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+    assert!(request.starts_with("GET /sse?channel=storm-0 HTTP/1.1"), "{request}");
+    let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
     for part in [head, "9\r\ndata: one\r\n", "10\r\n\n\ndata: second\n\n\r\n"] {
         stream.write_all(part.as_bytes()).unwrap();
         stream.flush().unwrap();
@@ -247,12 +190,5 @@ fn event_streams_are_counted() {
     let report = run(&storm).unwrap();
     assert!(report.is_clean(), "{report}");
     let deliveries = &report.deliveries;
-    assert_eq!(
-        (
-            report.connections.opened,
-            deliveries.received,
-            deliveries.foreign
-        ),
-        (3, 6, 6)
-    );
+    assert_eq!((report.connections.opened, deliveries.received, deliveries.foreign), (3, 6, 6));
 }

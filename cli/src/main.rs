@@ -115,10 +115,9 @@ async fn healthcheck(args: &HealthcheckArgs) -> Result<ExitCode, Failure> {
         let client = reqwest::Client::builder().timeout(args.timeout).build()?;
         client.get(&args.url).send().await
     };
-    let response = ask().await.map_err(|error| Failure {
-        sentence: format!("{} does not answer: {error}", args.url),
-        code: 1,
-    })?;
+    let response = ask()
+        .await
+        .map_err(|error| Failure { sentence: format!("{} does not answer: {error}", args.url), code: 1 })?;
     if response.status().is_success() {
         return Ok(ExitCode::SUCCESS);
     }

@@ -68,7 +68,8 @@ struct Bucket {
 const TURNED_AWAY_MAX: u32 = 64;
 
 /// What a connection is sent for which there is no descriptor or no place.
-const NO_ROOM: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 2\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+const NO_ROOM: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 2\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 
 impl Front {
     pub(crate) fn new(limits: Limits) -> Self {

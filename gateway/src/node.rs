@@ -11,8 +11,8 @@ use std::{
 };
 
 use tidegate_backplane::{
-    Backplane, BackplaneError, Channel, Control, DisconnectTarget, Gap, History, HistoryQuery, Member, NodeRecord,
-    Payload, Publication, Published, Sink,
+    Backplane, BackplaneError, Channel, Control, DisconnectTarget, Gap, History, HistoryQuery, Member,
+    NodeRecord, Payload, Publication, Published, Sink,
 };
 use tidegate_reactor::{Mail, Mailbox};
 use tokio::sync::Notify;
@@ -313,7 +313,10 @@ impl Sink for Relay {
 
 impl fmt::Debug for Node {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Node").field("name", &self.config.node).field("stage", &self.stage()).finish_non_exhaustive()
+        f.debug_struct("Node")
+            .field("name", &self.config.node)
+            .field("stage", &self.stage())
+            .finish_non_exhaustive()
     }
 }
 

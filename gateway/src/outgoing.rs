@@ -194,14 +194,16 @@ impl Encoder {
     ) -> Option<Bytes> {
         let mut scratch = std::mem::take(&mut self.scratch);
         let message = message(channel, content, encoding.plain(), &mut scratch);
-        let compressed = message.filter(|(_, payload)| payload.len() >= DEFLATE_BYTES_MIN).and_then(|(opcode, payload)| {
-            self.deflater.compress(payload, deflated);
-            (deflated.len() < payload.len()).then(|| {
-                let mut out = Vec::with_capacity(frame::encoded_len(deflated.len()));
-                frame::encode_compressed(opcode, deflated, &mut out);
-                Bytes::from(out)
-            })
-        });
+        let compressed = message.filter(|(_, payload)| payload.len() >= DEFLATE_BYTES_MIN).and_then(
+            |(opcode, payload)| {
+                self.deflater.compress(payload, deflated);
+                (deflated.len() < payload.len()).then(|| {
+                    let mut out = Vec::with_capacity(frame::encoded_len(deflated.len()));
+                    frame::encode_compressed(opcode, deflated, &mut out);
+                    Bytes::from(out)
+                })
+            },
+        );
         self.scratch = scratch;
         compressed
     }

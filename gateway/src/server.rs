@@ -22,7 +22,7 @@ use crate::{
     hub::Hub,
     metrics::{Bounds, Listener, Metrics},
     node::{Node, Relay},
-    shard::{Shared, ShardDriver},
+    shard::{ShardDriver, Shared},
 };
 
 /// Why a gateway did not start.
@@ -92,7 +92,8 @@ impl Server {
             http.clone(),
             tasks.clone(),
         ));
-        let internal = tokio::net::TcpListener::from_std(self.internal).map_err(system("the internal port"))?;
+        let internal =
+            tokio::net::TcpListener::from_std(self.internal).map_err(system("the internal port"))?;
         let internal_service = internal_router(Arc::clone(&parts.context));
         runtime.spawn(async move {
             if let Err(error) = axum::serve(internal, internal_service).await {
@@ -194,7 +195,11 @@ impl Parts {
         shards.into_iter().enumerate().map(|(index, shard)| self.start_shard(index, shard)).collect()
     }
 
-    fn start_shard(&self, index: usize, shard: Shard<ShardDriver>) -> Result<thread::JoinHandle<()>, StartError> {
+    fn start_shard(
+        &self,
+        index: usize,
+        shard: Shard<ShardDriver>,
+    ) -> Result<thread::JoinHandle<()>, StartError> {
         let interests = Arc::clone(&self.relay.interests);
         let hub = Hub::new(index, interests, Arc::clone(self.shared.node.backplane()));
         let driver = ShardDriver::new(
@@ -259,7 +264,8 @@ fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum
-        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
+        && let Err(error) =
+            setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
     {
         tracing::warn!(%error, "the soft limit of descriptors could not be raised");
     }

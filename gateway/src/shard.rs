@@ -232,7 +232,10 @@ impl Core {
         self.shared.started.elapsed().as_millis() as u32
     }
 
-    pub(crate) fn delivery<'a>(&'a mut self, connections: &'a mut Connections<Session>) -> (&'a mut Hub, Delivery<'a>) {
+    pub(crate) fn delivery<'a>(
+        &'a mut self,
+        connections: &'a mut Connections<Session>,
+    ) -> (&'a mut Hub, Delivery<'a>) {
         let delivery = Delivery { connections, encoder: &mut self.encoder, metrics: &self.metrics };
         (&mut self.hub, delivery)
     }
@@ -242,7 +245,13 @@ impl Core {
         format!("{}.{}-{}-{}", self.shared.node.config().node, self.shard, id.slot, id.generation)
     }
 
-    fn closed(&mut self, connections: &mut Connections<Session>, id: ConnectionId, session: Session, closed: Closed) {
+    fn closed(
+        &mut self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+        session: Session,
+        closed: Closed,
+    ) {
         self.metrics.connections.add(-1);
         self.connections_dealt.fetch_sub(1, Ordering::AcqRel);
         self.shared.front.release(session.address);

@@ -417,7 +417,12 @@ impl<C> Connections<C> {
     }
 
     /// Reads once. `None`: nothing to hand on now.
-    pub(crate) fn read<'b>(&mut self, id: ConnectionId, buffer: &'b mut [u8], read_closed: bool) -> Option<Received<'b>> {
+    pub(crate) fn read<'b>(
+        &mut self,
+        id: ConnectionId,
+        buffer: &'b mut [u8],
+        read_closed: bool,
+    ) -> Option<Received<'b>> {
         let now = self.now;
         let entry = self.entry_mut(id).filter(|entry| !entry.flags.doomed)?;
         if entry.flags.paused {
@@ -505,7 +510,8 @@ impl<C> Connections<C> {
     }
 
     fn flush(&mut self, id: ConnectionId) {
-        let Some(entry) = self.entries.get_mut(id.slot).filter(|entry| entry.generation == id.generation) else {
+        let Some(entry) = self.entries.get_mut(id.slot).filter(|entry| entry.generation == id.generation)
+        else {
             return;
         };
         let (Some(queue), Some(socket)) = (entry.outbound.as_mut(), entry.socket.as_mut()) else { return };

@@ -40,7 +40,9 @@ struct SharedQueue<M> {
 
 impl<M> Mailbox<M> {
     pub(crate) fn new(waker: Waker) -> Self {
-        Self { shared: Arc::new(SharedQueue { queue: Mutex::default(), waker, told: AtomicBool::new(false) }) }
+        Self {
+            shared: Arc::new(SharedQueue { queue: Mutex::default(), waker, told: AtomicBool::new(false) }),
+        }
     }
 
     /// Posts a message; wakes the shard if it sleeps.

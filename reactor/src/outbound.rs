@@ -181,7 +181,14 @@ impl Outbound {
             return Queued::Dropped(dropped + 1);
         }
         self.dropped += u64::from(dropped);
-        self.push(Chunk { bytes: last, messages: 1, key, bound: Bound::Counts, droppable: true, started: false });
+        self.push(Chunk {
+            bytes: last,
+            messages: 1,
+            key,
+            bound: Bound::Counts,
+            droppable: true,
+            started: false,
+        });
         Queued::Dropped(dropped)
     }
 

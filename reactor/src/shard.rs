@@ -27,13 +27,23 @@ pub trait Driver {
     fn on_adopted(&mut self, connections: &mut Connections<Self::Connection>, id: ConnectionId);
 
     /// Bytes came in. They are the driver's to change; what it wants to keep it copies.
-    fn on_bytes(&mut self, connections: &mut Connections<Self::Connection>, id: ConnectionId, bytes: &mut [u8]);
+    fn on_bytes(
+        &mut self,
+        connections: &mut Connections<Self::Connection>,
+        id: ConnectionId,
+        bytes: &mut [u8],
+    );
 
     /// The time set by [`Connections::set_timer`] has come.
     fn on_timer(&mut self, connections: &mut Connections<Self::Connection>, id: ConnectionId);
 
     /// The queue ran empty after so many messages had been dropped from it.
-    fn on_recovered(&mut self, connections: &mut Connections<Self::Connection>, id: ConnectionId, dropped: u64);
+    fn on_recovered(
+        &mut self,
+        connections: &mut Connections<Self::Connection>,
+        id: ConnectionId,
+        dropped: u64,
+    );
 
     fn on_command(&mut self, connections: &mut Connections<Self::Connection>, command: Self::Command);
 
@@ -187,7 +197,9 @@ impl<D: Driver> Shard<D> {
     fn serve_mail(&mut self, driver: &mut D, inbox: &mut VecDeque<Mail<D::Connection, D::Command>>) -> Serve {
         for _ in 0..MAIL_MAX {
             match inbox.pop_front() {
-                Some(Mail::Adopt { socket, read, connection }) => self.adopt(driver, socket, &read, connection),
+                Some(Mail::Adopt { socket, read, connection }) => {
+                    self.adopt(driver, socket, &read, connection)
+                }
                 Some(Mail::Command(command)) => driver.on_command(&mut self.connections, command),
                 Some(Mail::Stop) => return Serve::Stop,
                 None => break,

@@ -66,7 +66,12 @@ impl<T> Slab<T> {
     }
 
     pub(crate) fn get_mut(&mut self, slot: u32) -> Option<&mut T> {
-        self.pages.get_mut((slot / PAGE) as usize)?.as_mut()?.entries.get_mut((slot % PAGE) as usize)?.as_mut()
+        self.pages
+            .get_mut((slot / PAGE) as usize)?
+            .as_mut()?
+            .entries
+            .get_mut((slot % PAGE) as usize)?
+            .as_mut()
     }
 
     pub(crate) fn remove(&mut self, slot: u32) -> Option<T> {

@@ -23,10 +23,7 @@ pub struct Decoder {
     finished: bool,
 }
 
-const _: () = assert!(
-    size_of::<Decoder>() <= 16,
-    "an idle connection pays for this"
-);
+const _: () = assert!(size_of::<Decoder>() <= 16, "an idle connection pays for this");
 
 /// What a client said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,11 +83,7 @@ impl Decoder {
     /// `compression`: whether permessage-deflate was agreed for this connection.
     #[must_use]
     pub fn new(compression: bool) -> Self {
-        Self {
-            partial: None,
-            compression,
-            finished: false,
-        }
+        Self { partial: None, compression, finished: false }
     }
 
     /// Whether nothing waits for more bytes; an idle decoder holds no heap.
@@ -104,10 +97,7 @@ impl Decoder {
     pub fn buffered_bytes(&self) -> usize {
         self.partial.as_ref().map_or(0, |partial| {
             partial.control.capacity()
-                + partial
-                    .message
-                    .as_ref()
-                    .map_or(0, |message| message.payload.capacity())
+                + partial.message.as_ref().map_or(0, |message| message.payload.capacity())
         })
     }
 
@@ -126,11 +116,7 @@ impl Decoder {
         inflater: &mut Inflater,
         on_message: impl FnMut(Message<'_>) -> ControlFlow<()>,
     ) -> Result<(), DecodeError> {
-        let mut sink = Sink {
-            message_bytes_max,
-            inflater,
-            on_message,
-        };
+        let mut sink = Sink { message_bytes_max, inflater, on_message };
         let mut rest = input;
         while !rest.is_empty() && !self.finished {
             let step = match self.frame_partial() {
@@ -138,14 +124,8 @@ impl Decoder {
                 None => self.begin_frame(rest, &mut sink),
             };
             match step {
-                Ok(Step {
-                    used,
-                    flow: ControlFlow::Continue(()),
-                }) => rest = rest.split_at_mut(used).1,
-                Ok(Step {
-                    flow: ControlFlow::Break(()),
-                    ..
-                }) => self.finish(),
+                Ok(Step { used, flow: ControlFlow::Continue(()) }) => rest = rest.split_at_mut(used).1,
+                Ok(Step { flow: ControlFlow::Break(()), .. }) => self.finish(),
                 Err(error) => {
                     self.finish();
                     return Err(error);
@@ -165,35 +145,22 @@ impl Decoder {
     }
 
     /// Reads a header at the start of `input` (or the rest of one), and its payload when it is whole.
-    fn begin_frame<F>(
-        &mut self,
-        input: &mut [u8],
-        sink: &mut Sink<'_, F>,
-    ) -> Result<Step, DecodeError>
+    fn begin_frame<F>(&mut self, input: &mut [u8], sink: &mut Sink<'_, F>) -> Result<Step, DecodeError>
     where
         F: FnMut(Message<'_>) -> ControlFlow<()>,
     {
         let Some((header, header_used)) = self.read_header(input, sink.message_bytes_max)? else {
-            return Ok(Step {
-                used: input.len(),
-                flow: ControlFlow::Continue(()),
-            });
+            return Ok(Step { used: input.len(), flow: ControlFlow::Continue(()) });
         };
         let after = &mut input[header_used..];
         if after.len() < header.payload_len {
             self.wait_for_payload(header);
-            return Ok(Step {
-                used: header_used,
-                flow: ControlFlow::Continue(()),
-            });
+            return Ok(Step { used: header_used, flow: ControlFlow::Continue(()) });
         }
         let payload = &mut after[..header.payload_len];
         unmask(payload, header.key, 0);
         let used = header_used + header.payload_len;
-        Ok(Step {
-            used,
-            flow: self.take_whole(header, payload, sink)?,
-        })
+        Ok(Step { used, flow: self.take_whole(header, payload, sink)? })
     }
 
     /// A header and the bytes of `input` it took; `None` when all of `input` was kept as the start of one.
@@ -203,11 +170,7 @@ impl Decoder {
         message_bytes_max: usize,
     ) -> Result<Option<(Header, usize)>, DecodeError> {
         let Some(partial) = self.partial.as_deref_mut() else {
-            let rules = Rules {
-                compression: self.compression,
-                message: None,
-                message_bytes_max,
-            };
+            let rules = Rules { compression: self.compression, message: None, message_bytes_max };
             return match Header::parse(input, &rules)? {
                 Some(found) => Ok(Some(found)),
                 None => {
@@ -222,11 +185,7 @@ impl Decoder {
         let mut joined = partial.header;
         joined[kept..kept + fresh].copy_from_slice(&input[..fresh]);
         let message = partial.message.as_ref();
-        let rules = Rules {
-            compression: self.compression,
-            message,
-            message_bytes_max,
-        };
+        let rules = Rules { compression: self.compression, message, message_bytes_max };
         match Header::parse(&joined[..kept + fresh], &rules)? {
             Some((header, len)) => {
                 partial.header_len = 0;
@@ -251,14 +210,9 @@ impl Decoder {
 
     fn wait_for_payload(&mut self, header: Header) {
         let partial = self.partial.get_or_insert_default();
-        partial.frame = Some(FramePartial {
-            header,
-            received: 0,
-        });
+        partial.frame = Some(FramePartial { header, received: 0 });
         if !header.opcode.is_control() {
-            partial
-                .message
-                .get_or_insert_with(|| MessagePartial::new(header));
+            partial.message.get_or_insert_with(|| MessagePartial::new(header));
         }
     }
 
@@ -279,20 +233,11 @@ impl Decoder {
             return sink.data(header.opcode == Opcode::Text, header.compressed, payload);
         }
         let partial = self.partial.get_or_insert_default();
-        let message = partial
-            .message
-            .get_or_insert_with(|| MessagePartial::new(header));
-        let bytes_max = if header.fin {
-            message.payload.len() + payload.len()
-        } else {
-            sink.message_bytes_max
-        };
+        let message = partial.message.get_or_insert_with(|| MessagePartial::new(header));
+        let bytes_max =
+            if header.fin { message.payload.len() + payload.len() } else { sink.message_bytes_max };
         message.append(payload, bytes_max)?;
-        if header.fin {
-            self.end_message(sink)
-        } else {
-            Ok(ControlFlow::Continue(()))
-        }
+        if header.fin { self.end_message(sink) } else { Ok(ControlFlow::Continue(())) }
     }
 
     /// More payload of a frame that was split.
@@ -316,21 +261,13 @@ impl Decoder {
         if frame.header.opcode.is_control() {
             partial.control.extend_from_slice(chunk);
         } else {
-            let message = partial
-                .message
-                .get_or_insert_with(|| MessagePartial::new(frame.header));
-            let bytes_max = if frame.header.fin {
-                message.payload.len() + lacking
-            } else {
-                sink.message_bytes_max
-            };
+            let message = partial.message.get_or_insert_with(|| MessagePartial::new(frame.header));
+            let bytes_max =
+                if frame.header.fin { message.payload.len() + lacking } else { sink.message_bytes_max };
             message.append(chunk, bytes_max)?;
         }
         if used < lacking {
-            return Ok(Step {
-                used,
-                flow: ControlFlow::Continue(()),
-            });
+            return Ok(Step { used, flow: ControlFlow::Continue(()) });
         }
         let flow = match frame.header {
             Header { opcode, .. } if opcode.is_control() => self.end_control(opcode, sink)?,
@@ -348,10 +285,7 @@ impl Decoder {
     where
         F: FnMut(Message<'_>) -> ControlFlow<()>,
     {
-        let payload = self
-            .partial
-            .as_mut()
-            .map(|partial| std::mem::take(&mut partial.control));
+        let payload = self.partial.as_mut().map(|partial| std::mem::take(&mut partial.control));
         self.drop_idle_partial();
         sink.control(opcode, &payload.unwrap_or_default())
     }
@@ -360,10 +294,7 @@ impl Decoder {
     where
         F: FnMut(Message<'_>) -> ControlFlow<()>,
     {
-        let message = self
-            .partial
-            .as_mut()
-            .and_then(|partial| partial.message.take());
+        let message = self.partial.as_mut().and_then(|partial| partial.message.take());
         self.drop_idle_partial();
         match message {
             Some(message) => sink.data(message.is_text, message.compressed, &message.payload),
@@ -372,11 +303,7 @@ impl Decoder {
     }
 
     fn drop_idle_partial(&mut self) {
-        if self
-            .partial
-            .as_ref()
-            .is_some_and(|partial| partial.is_idle())
-        {
+        if self.partial.as_ref().is_some_and(|partial| partial.is_idle()) {
             self.partial = None;
         }
     }
@@ -470,9 +397,7 @@ fn close_payload(payload: &[u8]) -> Result<Option<(CloseCode, &str)>, DecodeErro
     if payload.is_empty() {
         return Ok(None);
     }
-    let (code, reason) = payload
-        .split_first_chunk()
-        .ok_or(DecodeError::ClosePayload)?;
+    let (code, reason) = payload.split_first_chunk().ok_or(DecodeError::ClosePayload)?;
     let code = CloseCode(u16::from_be_bytes(*code));
     if !code.is_valid_on_wire() {
         return Err(DecodeError::CloseCode);

@@ -59,9 +59,7 @@ impl Deflater {
     #[must_use]
     pub fn with_window_bits(level: u32, window_bits: u8) -> Self {
         let level = Compression::new(level.min(9));
-        Self {
-            stream: Compress::new_with_window_bits(level, false, window_bits.clamp(9, 15)),
-        }
+        Self { stream: Compress::new_with_window_bits(level, false, window_bits.clamp(9, 15)) }
     }
 
     /// Appends `payload` deflated, as a frame with RSV1 carries it. An empty payload is one byte (RFC 7692
@@ -87,10 +85,7 @@ impl Deflater {
         let start = out.len();
         loop {
             let consumed = usize::try_from(self.stream.total_in()).ok()?;
-            let status = self
-                .stream
-                .compress_vec(&payload[consumed..], out, FlushCompress::Sync)
-                .ok()?;
+            let status = self.stream.compress_vec(&payload[consumed..], out, FlushCompress::Sync).ok()?;
             // zlib has flushed everything once it leaves room in the output, or has nothing more to say.
             if out.len() < out.capacity() || status == Status::BufError {
                 break;
@@ -110,10 +105,7 @@ impl Deflater {
 impl Inflater {
     #[must_use]
     pub fn new() -> Self {
-        Self {
-            stream: Decompress::new(false),
-            output: Vec::new(),
-        }
+        Self { stream: Decompress::new(false), output: Vec::new() }
     }
 
     /// Inflates one message of at most `bytes_max` bytes. Memory grows with what comes out, never further than
@@ -178,8 +170,8 @@ impl Inflater {
             if self.output.len() > bytes_max {
                 return Err(InflateError::TooLarge);
             }
-            let used = usize::try_from(self.stream.total_in() - before.0)
-                .map_err(|_| InflateError::Corrupt)?;
+            let used =
+                usize::try_from(self.stream.total_in() - before.0).map_err(|_| InflateError::Corrupt)?;
             *input = input.get(used..).ok_or(InflateError::Corrupt)?;
             let has_room = self.output.len() < self.output.capacity();
             if status == Status::StreamEnd || (input.is_empty() && has_room) {
@@ -198,10 +190,7 @@ impl Inflater {
         let len = self.output.len();
         if len == self.output.capacity() {
             let bytes_over_max = bytes_max.saturating_add(1);
-            let step = len
-                .max(OUTPUT_BYTES_MIN)
-                .min(bytes_over_max.saturating_sub(len))
-                .max(1);
+            let step = len.max(OUTPUT_BYTES_MIN).min(bytes_over_max.saturating_sub(len)).max(1);
             self.output.reserve_exact(step);
         }
     }
@@ -241,64 +230,34 @@ mod tests {
     fn rfc_7692_examples() {
         let cases: &[(&[u8], &[u8])] = &[
             (&[0xF2, 0x48, 0xCD, 0xC9, 0xC9, 0x07, 0x00], b"Hello"),
-            (
-                &[
-                    0x00, 0x05, 0x00, 0xFA, 0xFF, 0x48, 0x65, 0x6C, 0x6C, 0x6F, 0x00,
-                ],
-                b"Hello",
-            ),
+            (&[0x00, 0x05, 0x00, 0xFA, 0xFF, 0x48, 0x65, 0x6C, 0x6C, 0x6F, 0x00], b"Hello"),
             (&[0xF3, 0x48, 0xCD, 0xC9, 0xC9, 0x07, 0x00, 0x00], b"Hello"),
-            (
-                &[
-                    0xF2, 0x48, 0x05, 0x00, 0x00, 0x00, 0xFF, 0xFF, 0xCA, 0xC9, 0xC9, 0x07, 0x00,
-                ],
-                b"Hello",
-            ),
+            (&[0xF2, 0x48, 0x05, 0x00, 0x00, 0x00, 0xFF, 0xFF, 0xCA, 0xC9, 0xC9, 0x07, 0x00], b"Hello"),
             (&[0x00], b""),
             // Not in the RFC: a final block without the byte after it, and nothing at all.
             (&[0xF3, 0x48, 0xCD, 0xC9, 0xC9, 0x07, 0x00], b"Hello"),
         ];
         let mut inflater = Inflater::new();
         for (deflated, expected) in cases {
-            assert_eq!(
-                inflater.inflate(deflated, 100),
-                Ok(*expected),
-                "{deflated:02x?}"
-            );
+            assert_eq!(inflater.inflate(deflated, 100), Ok(*expected), "{deflated:02x?}");
         }
         assert_eq!(compress(6, b""), [0]);
     }
 
     #[test]
     fn what_is_cut_short_is_corrupt() {
-        let payload: Vec<u8> = (0..2_000u32)
-            .flat_map(|value| (value * value).to_le_bytes())
-            .collect();
+        let payload: Vec<u8> = (0..2_000u32).flat_map(|value| (value * value).to_le_bytes()).collect();
         let deflated = compress(6, &payload);
         let mut inflater = Inflater::new();
         for cut in 1..deflated.len() - 1 {
-            assert_ne!(
-                inflater.inflate(&deflated[..cut], 1 << 20),
-                Ok(&payload[..]),
-                "{cut}"
-            );
+            assert_ne!(inflater.inflate(&deflated[..cut], 1 << 20), Ok(&payload[..]), "{cut}");
         }
         // A stored block of 100 bytes with 2 of them: the tail fits into what is missing, and zlib is content.
         let stored = [0x00, 100, 0x00, !100, 0xFF, b'H', b'e'];
-        assert_eq!(
-            inflater.inflate(&stored, 1 << 20),
-            Err(InflateError::Corrupt)
-        );
+        assert_eq!(inflater.inflate(&stored, 1 << 20), Err(InflateError::Corrupt));
         // In the middle of the first block.
-        assert_eq!(
-            inflater.inflate(&deflated[..deflated.len() / 3], 1 << 20),
-            Err(InflateError::Corrupt)
-        );
-        assert_eq!(
-            inflater.inflate(&deflated, 1 << 20),
-            Ok(&payload[..]),
-            "usable after an error"
-        );
+        assert_eq!(inflater.inflate(&deflated[..deflated.len() / 3], 1 << 20), Err(InflateError::Corrupt));
+        assert_eq!(inflater.inflate(&deflated, 1 << 20), Ok(&payload[..]), "usable after an error");
     }
 
     #[test]
@@ -319,11 +278,7 @@ mod tests {
             let deflated = compress(9, &payload);
             assert_eq!(inflater.inflate(&deflated, len), Ok(&payload[..]), "{len}");
             if let Some(less) = len.checked_sub(1) {
-                assert_eq!(
-                    inflater.inflate(&deflated, less),
-                    Err(InflateError::TooLarge),
-                    "{len}"
-                );
+                assert_eq!(inflater.inflate(&deflated, less), Err(InflateError::TooLarge), "{len}");
             }
         }
     }
@@ -336,15 +291,8 @@ mod tests {
         inflater.stream.reset(false);
         assert_eq!(inflater.run(&bomb, bytes_max), Err(InflateError::TooLarge));
         assert!(inflater.output.capacity() <= bytes_max + 1);
-        assert_eq!(
-            inflater.inflate(&bomb, bytes_max),
-            Err(InflateError::TooLarge)
-        );
-        assert_eq!(
-            inflater.output_capacity(),
-            0,
-            "an error gives the buffer back"
-        );
+        assert_eq!(inflater.inflate(&bomb, bytes_max), Err(InflateError::TooLarge));
+        assert_eq!(inflater.output_capacity(), 0, "an error gives the buffer back");
     }
 
     #[test]
@@ -353,20 +301,15 @@ mod tests {
             let payload: Vec<u8> = (0..len).map(|at| (at % 251) as u8).collect();
             let mut out = Vec::new();
             store(&payload, &mut out);
-            assert_eq!(
-                Inflater::new().inflate(&out, len),
-                Ok(&payload[..]),
-                "{len}"
-            );
+            assert_eq!(Inflater::new().inflate(&out, len), Ok(&payload[..]), "{len}");
         }
     }
 
     /// A client with a small window cannot look further back than that.
     #[test]
     fn window_bits_bound_the_distance() {
-        let noise: Vec<u8> = (0..3_000u32)
-            .map(|value| (value.wrapping_mul(2_654_435_761) >> 24) as u8)
-            .collect();
+        let noise: Vec<u8> =
+            (0..3_000u32).map(|value| (value.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
         let payload = [&noise[..], &noise[..]].concat();
         for bits in 9..=15 {
             let mut out = Vec::new();
@@ -379,36 +322,26 @@ mod tests {
     #[test]
     fn a_full_window_serves_small_windows_while_the_message_fits() {
         for bits in 9..=14u8 {
-            let half: Vec<u8> = (0..1u32 << (bits - 1))
-                .map(|value| (value.wrapping_mul(40_503) >> 7) as u8)
-                .collect();
+            let half: Vec<u8> =
+                (0..1u32 << (bits - 1)).map(|value| (value.wrapping_mul(40_503) >> 7) as u8).collect();
             let payload = [&half[..], &half[..]].concat();
             assert_eq!(payload.len(), 1 << bits);
-            assert_eq!(
-                small_window_inflate(&compress(9, &payload), bits),
-                payload,
-                "{bits}"
-            );
+            assert_eq!(small_window_inflate(&compress(9, &payload), bits), payload, "{bits}");
         }
     }
 
     /// Output buffers of every size, full and nearly full.
     #[test]
     fn noise_of_every_length_reads_back() {
-        let noise: Vec<u8> = (0..400u32)
-            .map(|value| (value.wrapping_mul(2_654_435_761) >> 24) as u8)
-            .collect();
+        let noise: Vec<u8> =
+            (0..400u32).map(|value| (value.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
         let mut inflater = Inflater::new();
         for level in [0, 1, 6] {
             let mut deflater = Deflater::new(level);
             for len in 0..noise.len() {
                 let mut out = Vec::new();
                 deflater.compress(&noise[..len], &mut out);
-                assert_eq!(
-                    inflater.inflate(&out, len),
-                    Ok(&noise[..len]),
-                    "{level} {len}"
-                );
+                assert_eq!(inflater.inflate(&out, len), Ok(&noise[..len]), "{level} {len}");
             }
         }
     }
@@ -430,9 +363,8 @@ mod tests {
         loop {
             let used = stream.total_in() as usize;
             let before = stream.total_out();
-            let status = stream
-                .decompress(&input[used..], &mut piece, FlushDecompress::None)
-                .expect("a good stream");
+            let status =
+                stream.decompress(&input[used..], &mut piece, FlushDecompress::None).expect("a good stream");
             let written = (stream.total_out() - before) as usize;
             output.extend_from_slice(&piece[..written]);
             if written < piece.len() || status == Status::BufError {

@@ -123,10 +123,7 @@ pub fn encode(opcode: Opcode, payload: &[u8], out: &mut Vec<u8>) {
 
 /// Appends one data frame whose payload is already deflated (RFC 7692 §7.2.1): RSV1 is set.
 pub fn encode_compressed(opcode: Opcode, deflated: &[u8], out: &mut Vec<u8>) {
-    debug_assert!(
-        !opcode.is_control(),
-        "control frames are never compressed (RFC 7692 §6.1)"
-    );
+    debug_assert!(!opcode.is_control(), "control frames are never compressed (RFC 7692 §6.1)");
     push(opcode, true, deflated, out);
 }
 
@@ -152,14 +149,7 @@ mod tests {
 
     #[test]
     fn lengths_take_the_shortest_form() {
-        for (len, expected) in [
-            (0, 2),
-            (125, 2),
-            (126, 4),
-            (65_535, 4),
-            (65_536, 10),
-            (1 << 20, 10),
-        ] {
+        for (len, expected) in [(0, 2), (125, 2), (126, 4), (65_535, 4), (65_536, 10), (1 << 20, 10)] {
             let (bytes, header_len) = header(Opcode::Binary, false, len);
             assert_eq!(header_len, expected, "{len}");
             assert_eq!(encoded_len(len), expected + len);
@@ -167,10 +157,7 @@ mod tests {
             assert_eq!(bytes[1] & MASK, 0, "a server never masks");
         }
         assert_eq!(header(Opcode::Text, true, 126).0[..4], [0xC1, 126, 0, 126]);
-        assert_eq!(
-            header(Opcode::Text, false, 65_536).0,
-            [0x81, 127, 0, 0, 0, 0, 0, 1, 0, 0]
-        );
+        assert_eq!(header(Opcode::Text, false, 65_536).0, [0x81, 127, 0, 0, 0, 0, 0, 1, 0, 0]);
     }
 
     #[test]
@@ -192,13 +179,9 @@ mod tests {
 
     #[test]
     fn close_codes_of_the_wire() {
-        let valid = [
-            1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014, 3000, 3999,
-            4000, 4999,
-        ];
-        let invalid = [
-            0, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2000, 2999, 5000, 65_535,
-        ];
+        let valid =
+            [1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014, 3000, 3999, 4000, 4999];
+        let invalid = [0, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2000, 2999, 5000, 65_535];
         for code in valid {
             assert!(CloseCode(code).is_valid_on_wire(), "{code}");
         }
@@ -209,9 +192,7 @@ mod tests {
 
     #[test]
     fn opcodes_round_trip() {
-        let known: Vec<u8> = (0..16)
-            .filter(|bits| Opcode::from_bits(*bits).is_some())
-            .collect();
+        let known: Vec<u8> = (0..16).filter(|bits| Opcode::from_bits(*bits).is_some()).collect();
         assert_eq!(known, [0, 1, 2, 8, 9, 10]);
         for bits in known {
             let opcode = Opcode::from_bits(bits).expect("known");

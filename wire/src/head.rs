@@ -57,15 +57,7 @@ impl<'b> Head<'b> {
         };
         let headers_len = request.headers.len();
         let (path, query) = split_target(target)?;
-        Ok(Some(Self {
-            method,
-            path,
-            query,
-            minor_version,
-            len,
-            headers,
-            headers_len,
-        }))
+        Ok(Some(Self { method, path, query, minor_version, len, headers, headers_len }))
     }
 
     /// The first header of that name; `None` when there is none or it is not UTF-8.
@@ -96,9 +88,7 @@ impl<'b> Head<'b> {
 
     /// Every header, in order, with its raw value.
     pub fn headers(&self) -> impl Iterator<Item = (&'b str, &'b [u8])> + '_ {
-        self.headers[..self.headers_len]
-            .iter()
-            .map(|header| (header.name, header.value))
+        self.headers[..self.headers_len].iter().map(|header| (header.name, header.value))
     }
 
     /// Whether a body follows the head (RFC 9112 §6.3). `Content-Length: 0` counts as none; anything unclear
@@ -167,17 +157,12 @@ fn decode(text: &str, plus_is_space: bool) -> Result<Cow<'_, str>, PercentError>
             _ => byte,
         });
     }
-    String::from_utf8(decoded)
-        .map(Cow::Owned)
-        .map_err(|_| PercentError)
+    String::from_utf8(decoded).map(Cow::Owned).map_err(|_| PercentError)
 }
 
 fn hex(digit: Option<&u8>) -> Result<u8, PercentError> {
     let digit = char::from(*digit.ok_or(PercentError)?);
-    digit
-        .to_digit(16)
-        .map(|value| value as u8)
-        .ok_or(PercentError)
+    digit.to_digit(16).map(|value| value as u8).ok_or(PercentError)
 }
 
 /// Path and query of a request target (RFC 9112 §3.2): origin-form, absolute-form (its authority is dropped: one
@@ -217,9 +202,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn parse(head: &str) -> Head<'_> {
-        Head::parse(head.as_bytes())
-            .expect("a good head")
-            .expect("a whole head")
+        Head::parse(head.as_bytes()).expect("a good head").expect("a whole head")
     }
 
     #[test]
@@ -227,22 +210,13 @@ mod tests {
         let text = "GET /ws?channel=a&channel=b HTTP/1.1\r\nHost: example.com\r\nUpgrade: websocket\r\n\
                     Cookie: a=1\r\nX-Forwarded-For: 1.1.1.1\r\nx-forwarded-for: 2.2.2.2\r\n\r\nrest";
         let head = parse(text);
-        assert_eq!(
-            (head.method, head.path, head.query),
-            ("GET", "/ws", Some("channel=a&channel=b"))
-        );
+        assert_eq!((head.method, head.path, head.query), ("GET", "/ws", Some("channel=a&channel=b")));
         assert_eq!(head.minor_version, 1);
         assert_eq!(&text[head.len..], "rest");
         assert_eq!(head.header("HOST"), Some("example.com"));
         assert_eq!(head.header("origin"), None);
-        assert_eq!(
-            head.headers_named("X-Forwarded-For").collect::<Vec<_>>(),
-            ["1.1.1.1", "2.2.2.2"]
-        );
-        assert_eq!(
-            head.header_joined("X-Forwarded-For").as_deref(),
-            Some("1.1.1.1, 2.2.2.2")
-        );
+        assert_eq!(head.headers_named("X-Forwarded-For").collect::<Vec<_>>(), ["1.1.1.1", "2.2.2.2"]);
+        assert_eq!(head.header_joined("X-Forwarded-For").as_deref(), Some("1.1.1.1, 2.2.2.2"));
         assert_eq!(head.headers().count(), 5);
         assert!(!head.has_body());
     }
@@ -251,12 +225,7 @@ mod tests {
     fn incomplete_is_not_malformed() {
         let text = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
         for cut in 0..text.len() {
-            assert!(
-                Head::parse(&text.as_bytes()[..cut])
-                    .expect("good so far")
-                    .is_none(),
-                "{cut}"
-            );
+            assert!(Head::parse(&text.as_bytes()[..cut]).expect("good so far").is_none(), "{cut}");
         }
         assert_eq!(parse(text).len, text.len());
     }
@@ -284,46 +253,22 @@ mod tests {
         ];
         for (target, expected) in cases {
             let text = format!("GET {target} HTTP/1.1\r\n\r\n");
-            let actual =
-                Head::parse(text.as_bytes()).map(|head| head.map(|head| (head.path, head.query)));
+            let actual = Head::parse(text.as_bytes()).map(|head| head.map(|head| (head.path, head.query)));
             assert_eq!(actual, expected.map(Some), "{target}");
         }
     }
 
     #[test]
     fn malformed_heads() {
-        let many = format!(
-            "GET / HTTP/1.1\r\n{}\r\n",
-            "A: b\r\n".repeat(HEADERS_MAX + 1)
-        );
+        let many = format!("GET / HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(HEADERS_MAX + 1));
         let cases: &[(&str, &[u8], u16)] = &[
-            (
-                "folded header",
-                b"GET / HTTP/1.1\r\nA: b\r\n c\r\n\r\n",
-                400,
-            ),
-            (
-                "space before the colon",
-                b"GET / HTTP/1.1\r\nHost : b\r\n\r\n",
-                400,
-            ),
+            ("folded header", b"GET / HTTP/1.1\r\nA: b\r\n c\r\n\r\n", 400),
+            ("space before the colon", b"GET / HTTP/1.1\r\nHost : b\r\n\r\n", 400),
             ("NUL in a value", b"GET / HTTP/1.1\r\nA: b\0c\r\n\r\n", 400),
-            (
-                "bare CR in a value",
-                b"GET / HTTP/1.1\r\nA: b\rc\r\n\r\n",
-                400,
-            ),
+            ("bare CR in a value", b"GET / HTTP/1.1\r\nA: b\rc\r\n\r\n", 400),
             ("no header name", b"GET / HTTP/1.1\r\n: b\r\n\r\n", 400),
-            (
-                "control character in the target",
-                b"GET /\x01 HTTP/1.1\r\n\r\n",
-                400,
-            ),
-            (
-                "target that is not UTF-8",
-                b"GET /\xFF HTTP/1.1\r\n\r\n",
-                400,
-            ),
+            ("control character in the target", b"GET /\x01 HTTP/1.1\r\n\r\n", 400),
+            ("target that is not UTF-8", b"GET /\xFF HTTP/1.1\r\n\r\n", 400),
             ("bad method", b"G(T / HTTP/1.1\r\n\r\n", 400),
             ("HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
             ("TLS", b"\x16\x03\x01\x02\x00\x01\x00\x01\xFC\x03\x03", 400),
@@ -339,9 +284,7 @@ mod tests {
 
     #[test]
     fn headers_that_are_not_utf_8_are_absent() {
-        let head = Head::parse(b"GET / HTTP/1.1\r\nA: \xFF\r\nA: b\r\n\r\n")
-            .expect("good")
-            .expect("whole");
+        let head = Head::parse(b"GET / HTTP/1.1\r\nA: \xFF\r\nA: b\r\n\r\n").expect("good").expect("whole");
         assert_eq!(head.header("a"), Some("b"));
         assert_eq!(head.headers().next(), Some(("A", &b"\xFF"[..])));
     }
@@ -371,12 +314,7 @@ mod tests {
 
     #[test]
     fn percent_encodings() {
-        for (encoded, decoded) in [
-            ("", ""),
-            ("a+b", "a+b"),
-            ("%41%2f%C3%a9", "A/é"),
-            ("100%25", "100%"),
-        ] {
+        for (encoded, decoded) in [("", ""), ("a+b", "a+b"), ("%41%2f%C3%a9", "A/é"), ("100%25", "100%")] {
             assert_eq!(percent_decode(encoded).as_deref(), Ok(decoded), "{encoded}");
         }
         for bad in ["%", "%4", "%4g", "%+4", "%é", "%FF", "a%C3"] {

@@ -52,14 +52,7 @@ mod tests {
     #[test]
     fn a_whole_answer() {
         let mut out = Vec::new();
-        write_answer(
-            429,
-            "Too Many Requests",
-            "text/plain",
-            &[("Retry-After", "3")],
-            b"later",
-            &mut out,
-        );
+        write_answer(429, "Too Many Requests", "text/plain", &[("Retry-After", "3")], b"later", &mut out);
         let expected = "HTTP/1.1 429 Too Many Requests\r\nContent-Type: text/plain\r\nContent-Length: 5\r\n\
                         Connection: close\r\nRetry-After: 3\r\n\r\nlater";
         assert_eq!(String::from_utf8(out).expect("ASCII"), expected);

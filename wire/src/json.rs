@@ -126,9 +126,6 @@ mod tests {
         let text: String = (0u8..128).map(char::from).collect();
         let mut out = Vec::new();
         push_str(&text, &mut out);
-        assert_eq!(
-            serde_json::from_slice::<String>(&out).expect("a JSON string"),
-            text
-        );
+        assert_eq!(serde_json::from_slice::<String>(&out).expect("a JSON string"), text);
     }
 }

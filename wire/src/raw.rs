@@ -95,17 +95,11 @@ impl Query {
             match &*key {
                 "channel" => parsed.channels.push(decode(value, "channel")?),
                 "envelope" => set_once(&mut envelope, decode(value, "envelope")?, "envelope")?,
-                "since" => set_once(
-                    &mut parsed.since,
-                    Since::parse(&decode(value, "since")?)?,
-                    "since",
-                )?,
+                "since" => set_once(&mut parsed.since, Since::parse(&decode(value, "since")?)?, "since")?,
                 "token" => set_once(&mut parsed.token, decode(value, "token")?, "token")?,
-                "access_token" => set_once(
-                    &mut parsed.token,
-                    decode(value, "access_token")?,
-                    "access_token",
-                )?,
+                "access_token" => {
+                    set_once(&mut parsed.token, decode(value, "access_token")?, "access_token")?
+                }
                 _ => {}
             }
         }
@@ -133,10 +127,7 @@ impl Since {
             return Err(QueryError::Since);
         }
         let offset = offset.parse().map_err(|_| QueryError::Since)?;
-        Ok(Self {
-            epoch: epoch.to_owned(),
-            offset,
-        })
+        Ok(Self { epoch: epoch.to_owned(), offset })
     }
 }
 
@@ -224,9 +215,7 @@ pub fn encode_error(code: u16, message: &str, out: &mut Vec<u8>) {
 ///
 /// # Errors
 /// [`ClientPublicationError`] with the place.
-pub fn parse_client_publication(
-    text: &str,
-) -> Result<ClientPublication<'_>, ClientPublicationError> {
+pub fn parse_client_publication(text: &str) -> Result<ClientPublication<'_>, ClientPublicationError> {
     // serde reads a struct from an array as well, by position; that is no form of ours.
     if text.trim_start().starts_with('[') {
         return Err(ClientPublicationError::Object);
@@ -258,9 +247,7 @@ struct ClientObject<'a> {
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 fn decode(value: &str, parameter: &'static str) -> Result<String, QueryError> {
-    form_decode(value)
-        .map(Cow::into_owned)
-        .map_err(|_| QueryError::Encoding { parameter })
+    form_decode(value).map(Cow::into_owned).map_err(|_| QueryError::Encoding { parameter })
 }
 
 fn set_once<T>(slot: &mut Option<T>, value: T, parameter: &'static str) -> Result<(), QueryError> {
@@ -311,12 +298,7 @@ mod tests {
     }
 
     fn with_data(data: Data<'_>) -> Envelope<'_> {
-        Envelope {
-            channel: "a",
-            position: None,
-            event: None,
-            data,
-        }
+        Envelope { channel: "a", position: None, event: None, data }
     }
 
     fn encoded(encode: impl FnOnce(&mut Vec<u8>)) -> Value {
@@ -329,54 +311,28 @@ mod tests {
     fn queries() {
         assert_eq!(Query::parse(None), Ok(Query::default()));
         assert_eq!(query(""), Ok(Query::default()));
-        let all = query("channel=a%2Fb&x=%zz&&since=k3f9:42&envelope=json&token=t%26t&=v&%zz=1")
-            .expect("good");
+        let all =
+            query("channel=a%2Fb&x=%zz&&since=k3f9:42&envelope=json&token=t%26t&=v&%zz=1").expect("good");
         assert_eq!(all.channels, ["a/b"]);
         assert!(all.envelope);
-        assert_eq!(
-            all.since,
-            Some(Since {
-                epoch: "k3f9".to_owned(),
-                offset: 42
-            })
-        );
+        assert_eq!(all.since, Some(Since { epoch: "k3f9".to_owned(), offset: 42 }));
         assert_eq!(all.token.as_deref(), Some("t&t"));
         assert_eq!(
-            query("channel=b&channel=a&channel=b&channel")
-                .expect("good")
-                .channels,
+            query("channel=b&channel=a&channel=b&channel").expect("good").channels,
             ["b", "a", "b", ""]
         );
-        assert_eq!(
-            query("access_token=x+y").expect("good").token.as_deref(),
-            Some("x y")
-        );
+        assert_eq!(query("access_token=x+y").expect("good").token.as_deref(), Some("x y"));
     }
 
     #[test]
     fn bad_queries_name_the_parameter() {
         let cases: &[(&str, QueryError)] = &[
-            (
-                "channel=%zz",
-                QueryError::Encoding {
-                    parameter: "channel",
-                },
-            ),
+            ("channel=%zz", QueryError::Encoding { parameter: "channel" }),
             ("token=%ff", QueryError::Encoding { parameter: "token" }),
             ("envelope=xml", QueryError::Envelope),
             ("envelope", QueryError::Envelope),
-            (
-                "envelope=json&envelope=json",
-                QueryError::Repeated {
-                    parameter: "envelope",
-                },
-            ),
-            (
-                "token=a&access_token=b",
-                QueryError::Repeated {
-                    parameter: "access_token",
-                },
-            ),
+            ("envelope=json&envelope=json", QueryError::Repeated { parameter: "envelope" }),
+            ("token=a&access_token=b", QueryError::Repeated { parameter: "access_token" }),
             ("channel=a&since=", QueryError::Since),
             ("channel=a&since=42", QueryError::Since),
             ("channel=a&since=:1", QueryError::Since),
@@ -419,14 +375,10 @@ mod tests {
             (Data::Text("{"), r#""{""#),
             (Data::Text("\u{a0}{}"), "\"\u{a0}{}\""),
             (Data::Binary(b""), r#""","encoding":"base64""#),
-            (
-                Data::Binary(&[0, 255, 16, 1]),
-                r#""AP8QAQ==","encoding":"base64""#,
-            ),
+            (Data::Binary(&[0, 255, 16, 1]), r#""AP8QAQ==","encoding":"base64""#),
         ];
         for (data, expected) in cases {
-            let expected =
-                format!(r#"{{"channel":"a","epoch":null,"offset":null,"data":{expected}}}"#);
+            let expected = format!(r#"{{"channel":"a","epoch":null,"offset":null,"data":{expected}}}"#);
             check(&with_data(*data), &expected);
         }
     }
@@ -435,37 +387,23 @@ mod tests {
     fn documents_nested_too_deep_are_text() {
         let nest = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
         let is_text = |document: &str| {
-            encoded(|out| encode_envelope(&with_data(Data::Text(document)), out))["data"]
-                .is_string()
+            encoded(|out| encode_envelope(&with_data(Data::Text(document)), out))["data"].is_string()
         };
         assert!(!is_text(&nest(DEPTH_MAX)));
         assert!(is_text(&nest(DEPTH_MAX + 1)));
         assert!(is_text(&nest(100_000)));
-        assert!(
-            !is_text(&format!("[\"{}\"]", "[\\\"".repeat(1_000))),
-            "brackets in a string are no nesting"
-        );
+        assert!(!is_text(&format!("[\"{}\"]", "[\\\"".repeat(1_000))), "brackets in a string are no nesting");
     }
 
     #[test]
     fn notices() {
         let gap = json!({"channel": "a", "gap": {"reason": "overflow", "epoch": "e", "offset": 7}});
-        assert_eq!(
-            encoded(|out| encode_gap("a", "overflow", Some(("e", 7)), out)),
-            gap
-        );
-        let gap =
-            json!({"channel": "a", "gap": {"reason": "reset", "epoch": null, "offset": null}});
+        assert_eq!(encoded(|out| encode_gap("a", "overflow", Some(("e", 7)), out)), gap);
+        let gap = json!({"channel": "a", "gap": {"reason": "reset", "epoch": null, "offset": null}});
         assert_eq!(encoded(|out| encode_gap("a", "reset", None, out)), gap);
-        assert_eq!(
-            encoded(|out| encode_dropped("a", 3, out)),
-            json!({"channel": "a", "dropped": 3})
-        );
+        assert_eq!(encoded(|out| encode_dropped("a", 3, out)), json!({"channel": "a", "dropped": 3}));
         let error = json!({"error": {"code": 429, "message": "slow \"down\""}});
-        assert_eq!(
-            encoded(|out| encode_error(429, "slow \"down\"", out)),
-            error
-        );
+        assert_eq!(encoded(|out| encode_error(429, "slow \"down\"", out)), error);
     }
 
     #[test]
@@ -473,36 +411,20 @@ mod tests {
         type Fields = (Option<&'static str>, Option<&'static str>, &'static str);
         let cases: &[(&str, Fields)] = &[
             (r#"{"data":"text"}"#, (None, None, "text")),
-            (
-                r#"{"channel":"a","data":{"x": 1},"event":"e"}"#,
-                (Some("a"), Some("e"), r#"{"x": 1}"#),
-            ),
-            (
-                r#"{"data":"a\n\"b\"\u00e9","channel":"\u0061"}"#,
-                (Some("a"), None, "a\n\"b\"é"),
-            ),
-            (
-                r#" {"data": null, "channel": null, "more": [1]} "#,
-                (None, None, "null"),
-            ),
+            (r#"{"channel":"a","data":{"x": 1},"event":"e"}"#, (Some("a"), Some("e"), r#"{"x": 1}"#)),
+            (r#"{"data":"a\n\"b\"\u00e9","channel":"\u0061"}"#, (Some("a"), None, "a\n\"b\"é")),
+            (r#" {"data": null, "channel": null, "more": [1]} "#, (None, None, "null")),
             (r#"{"data":12.50}"#, (None, None, "12.50")),
             (r#"{"data":[ 1 ]}"#, (None, None, "[ 1 ]")),
         ];
         for (text, (channel, event, data)) in cases {
             let publication = parse_client_publication(text).expect(text);
-            let actual = (
-                publication.channel.as_deref(),
-                publication.event.as_deref(),
-                &*publication.data,
-            );
+            let actual = (publication.channel.as_deref(), publication.event.as_deref(), &*publication.data);
             assert_eq!(actual, (*channel, *event, *data), "{text}");
         }
         let text = r#"{"channel":"a","data":"plain"}"#;
         let publication = parse_client_publication(text).expect("good");
-        assert!(
-            matches!(publication.data, Cow::Borrowed(_)),
-            "no copy without escapes"
-        );
+        assert!(matches!(publication.data, Cow::Borrowed(_)), "no copy without escapes");
         assert!(matches!(publication.channel, Some(Cow::Borrowed(_))));
     }
 

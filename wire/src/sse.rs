@@ -54,18 +54,13 @@ pub fn encode_retry(retry_ms: u64, out: &mut Vec<u8>) {
 
 fn push_field(name: &[u8], value: &str, out: &mut Vec<u8>) {
     out.extend_from_slice(name);
-    out.extend(
-        value
-            .bytes()
-            .filter(|byte| !matches!(byte, b'\0' | b'\r' | b'\n')),
-    );
+    out.extend(value.bytes().filter(|byte| !matches!(byte, b'\0' | b'\r' | b'\n')));
     out.push(b'\n');
 }
 
 /// What follows the line end at the start of `text`; `None` at the end of the text.
 fn strip_line_end(text: &str) -> Option<&str> {
-    text.strip_prefix("\r\n")
-        .or_else(|| text.strip_prefix(['\r', '\n']))
+    text.strip_prefix("\r\n").or_else(|| text.strip_prefix(['\r', '\n']))
 }
 
 #[cfg(test)]
@@ -93,11 +88,7 @@ mod tests {
             match field {
                 "" if line.is_empty() => {
                     if data.pop().is_some() {
-                        events.push(Event {
-                            id: id.clone(),
-                            event: event.clone(),
-                            data: data.clone(),
-                        });
+                        events.push(Event { id: id.clone(), event: event.clone(), data: data.clone() });
                     }
                     (event, data) = (String::new(), String::new());
                 }
@@ -123,27 +114,12 @@ mod tests {
     #[test]
     fn events() {
         check(None, None, "hello", "data: hello\n\n");
-        check(
-            Some("k3f9:42"),
-            Some("gap"),
-            "{}",
-            "id: k3f9:42\nevent: gap\ndata: {}\n\n",
-        );
+        check(Some("k3f9:42"), Some("gap"), "{}", "id: k3f9:42\nevent: gap\ndata: {}\n\n");
         check(None, None, "", "data: \n\n");
-        check(
-            None,
-            None,
-            "a\nb\r\nc\rd\n",
-            "data: a\ndata: b\ndata: c\ndata: d\ndata: \n\n",
-        );
+        check(None, None, "a\nb\r\nc\rd\n", "data: a\ndata: b\ndata: c\ndata: d\ndata: \n\n");
         check(None, None, "\n\r", "data: \ndata: \ndata: \n\n");
         check(None, None, " data: x", "data:  data: x\n\n");
-        check(
-            Some("1\r\n2\0"),
-            Some("a\n\ndata: x"),
-            "y",
-            "id: 12\nevent: adata: x\ndata: y\n\n",
-        );
+        check(Some("1\r\n2\0"), Some("a\n\ndata: x"), "y", "id: 12\nevent: adata: x\ndata: y\n\n");
     }
 
     #[test]

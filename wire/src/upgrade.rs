@@ -92,15 +92,8 @@ impl Upgrade {
         if !is_key(key) {
             return Err(UpgradeError::Key);
         }
-        let offers = if allow_deflate {
-            header("sec-websocket-extensions")
-        } else {
-            None
-        };
-        Ok(Self {
-            accept: accept_key(key),
-            deflate: offers.as_deref().and_then(choose_deflate),
-        })
+        let offers = if allow_deflate { header("sec-websocket-extensions") } else { None };
+        Ok(Self { accept: accept_key(key), deflate: offers.as_deref().and_then(choose_deflate) })
     }
 
     /// Appends the `101` answer. `protocol` is the subprotocol chosen among those the client offered; one that is
@@ -124,8 +117,7 @@ impl Upgrade {
             Some(("Upgrade", Cow::Borrowed("websocket"))),
             Some(("Connection", Cow::Borrowed("Upgrade"))),
             Some(("Sec-WebSocket-Accept", accept)),
-            self.deflate
-                .map(|deflate| ("Sec-WebSocket-Extensions", deflate.to_header())),
+            self.deflate.map(|deflate| ("Sec-WebSocket-Extensions", deflate.to_header())),
         ]
         .into_iter()
         .flatten()
@@ -150,8 +142,7 @@ impl DeflateParams {
     }
 
     fn to_header(self) -> Cow<'static, str> {
-        const ANSWER: &str =
-            "permessage-deflate; server_no_context_takeover; client_no_context_takeover";
+        const ANSWER: &str = "permessage-deflate; server_no_context_takeover; client_no_context_takeover";
         match self.server_max_window_bits {
             None => Cow::Borrowed(ANSWER),
             Some(bits) => Cow::Owned(format!("{ANSWER}; server_max_window_bits={bits}")),
@@ -166,9 +157,7 @@ impl UpgradeError {
         match self {
             Self::Method => (405, "Method Not Allowed"),
             Self::UpgradeHeader | Self::Version => (426, "Upgrade Required"),
-            Self::HttpVersion | Self::Host | Self::ConnectionHeader | Self::Key => {
-                (400, "Bad Request")
-            }
+            Self::HttpVersion | Self::Host | Self::ConnectionHeader | Self::Key => (400, "Bad Request"),
         }
     }
 
@@ -177,11 +166,9 @@ impl UpgradeError {
     pub fn headers(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Self::Method => &[("Allow", "GET")],
-            Self::UpgradeHeader | Self::Version => &[
-                ("Upgrade", "websocket"),
-                ("Connection", "Upgrade"),
-                ("Sec-WebSocket-Version", "13"),
-            ],
+            Self::UpgradeHeader | Self::Version => {
+                &[("Upgrade", "websocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Version", "13")]
+            }
             _ => &[],
         }
     }
@@ -190,10 +177,7 @@ impl UpgradeError {
 /// `Sec-WebSocket-Accept` for a `Sec-WebSocket-Key` (RFC 6455 §4.2.2, step 5.4).
 #[must_use]
 pub fn accept_key(key: &str) -> [u8; 28] {
-    let digest = Sha1::new()
-        .chain_update(key.as_bytes())
-        .chain_update(ACCEPT_GUID)
-        .finalize();
+    let digest = Sha1::new().chain_update(key.as_bytes()).chain_update(ACCEPT_GUID).finalize();
     let mut accept = [0; 28];
     // 20 bytes are 28 characters of base64: the slice is exactly large enough.
     let written = base64::engine::general_purpose::STANDARD.encode_slice(digest, &mut accept);
@@ -224,15 +208,10 @@ fn accept_offer(offer: &str) -> Option<DeflateParams> {
         };
         seen.take(name, value)?;
     }
-    if seen
-        .server_max_window_bits
-        .is_some_and(|bits| bits < SERVER_WINDOW_BITS_MIN)
-    {
+    if seen.server_max_window_bits.is_some_and(|bits| bits < SERVER_WINDOW_BITS_MIN) {
         return None;
     }
-    Some(DeflateParams {
-        server_max_window_bits: seen.server_max_window_bits,
-    })
+    Some(DeflateParams { server_max_window_bits: seen.server_max_window_bits })
 }
 
 /// The parameters of one offer; none may come twice (RFC 7692 §7.1).
@@ -251,10 +230,9 @@ impl OfferParams {
         let good = match (name.to_ascii_lowercase().as_str(), value) {
             ("server_no_context_takeover", None) => once(&mut self.server_no_context_takeover),
             ("client_no_context_takeover", None) => once(&mut self.client_no_context_takeover),
-            ("server_max_window_bits", Some(bits)) => self
-                .server_max_window_bits
-                .replace(window_bits(bits)?)
-                .is_none(),
+            ("server_max_window_bits", Some(bits)) => {
+                self.server_max_window_bits.replace(window_bits(bits)?).is_none()
+            }
             ("client_max_window_bits", None) => once(&mut self.client_max_window_bits),
             // Any window a client may use fits into ours of 32 KiB; there is nothing to answer.
             ("client_max_window_bits", Some(bits)) => {
@@ -310,9 +288,7 @@ fn split_outside_quotes(text: &str, separator: u8) -> impl Iterator<Item = &str>
 fn is_key(key: &str) -> bool {
     key.len() == 24
         && key.strip_suffix("==").is_some_and(|digits| {
-            digits
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'+' || byte == b'/')
+            digits.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'+' || byte == b'/')
         })
 }
 
@@ -321,18 +297,13 @@ fn has_token(header: Option<&str>, token: &str) -> bool {
 }
 
 fn list(header: &str) -> impl Iterator<Item = &str> {
-    header
-        .split(',')
-        .map(str::trim)
-        .filter(|item| !item.is_empty())
+    header.split(',').map(str::trim).filter(|item| !item.is_empty())
 }
 
 /// RFC 9110 §5.6.2.
 fn is_token(text: &str) -> bool {
     !text.is_empty()
-        && text
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
 }
 
 #[cfg(test)]
@@ -350,19 +321,13 @@ mod tests {
         ];
         headers.retain(|(name, _)| changes.iter().all(|(changed, _)| changed != name));
         headers.extend(changes.iter().filter(|(_, value)| !value.is_empty()));
-        let header = |name: &str| {
-            headers
-                .iter()
-                .find(|(own, _)| *own == name)
-                .map(|(_, value)| Cow::from(*value))
-        };
+        let header =
+            |name: &str| headers.iter().find(|(own, _)| *own == name).map(|(_, value)| Cow::from(*value));
         Upgrade::negotiate("GET", 1, header, true)
     }
 
     fn deflate(offer: &'static str) -> Option<DeflateParams> {
-        negotiate(&[("sec-websocket-extensions", offer)])
-            .expect("a good request")
-            .deflate
+        negotiate(&[("sec-websocket-extensions", offer)]).expect("a good request").deflate
     }
 
     #[test]
@@ -392,88 +357,46 @@ mod tests {
             ("sec-websocket-key", "", E::Key, 400),
             ("sec-websocket-key", "dGhlIHNhbXBsZQ==", E::Key, 400),
             ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=a", E::Key, 400),
-            (
-                "sec-websocket-key",
-                "dGhl IHNhbXBsZSBub25jZQ==",
-                E::Key,
-                400,
-            ),
+            ("sec-websocket-key", "dGhl IHNhbXBsZSBub25jZQ==", E::Key, 400),
             ("sec-websocket-key", "dGhlIHNhbXBsZSBub25j-Q==", E::Key, 400),
         ];
         for (name, value, error, status) in cases {
             assert_eq!(negotiate(&[(name, value)]), Err(*error), "{name}: {value}");
             assert_eq!(error.status().0, *status);
         }
-        assert_eq!(
-            Upgrade::negotiate("POST", 1, |_| None, true),
-            Err(E::Method)
-        );
+        assert_eq!(Upgrade::negotiate("POST", 1, |_| None, true), Err(E::Method));
         assert_eq!(E::Method.status().0, 405);
-        let old = Upgrade::negotiate(
-            "GET",
-            0,
-            |name| (name == "upgrade").then(|| "websocket".into()),
-            true,
-        );
+        let old = Upgrade::negotiate("GET", 0, |name| (name == "upgrade").then(|| "websocket".into()), true);
         assert_eq!(old, Err(E::HttpVersion));
-        assert!(
-            E::Version
-                .headers()
-                .contains(&("Sec-WebSocket-Version", "13"))
-        );
+        assert!(E::Version.headers().contains(&("Sec-WebSocket-Version", "13")));
         assert!(E::Method.headers().contains(&("Allow", "GET")));
     }
 
     #[test]
     fn tokens_ignore_case_and_space() {
-        let changes = [
-            ("upgrade", "foo , WebSocket"),
-            ("connection", " UPGRADE,,x"),
-        ];
+        let changes = [("upgrade", "foo , WebSocket"), ("connection", " UPGRADE,,x")];
         assert!(negotiate(&changes).is_ok());
     }
 
     #[test]
     fn deflate_offers_that_are_accepted() {
-        const ANSWER: &str =
-            "permessage-deflate; server_no_context_takeover; client_no_context_takeover";
+        const ANSWER: &str = "permessage-deflate; server_no_context_takeover; client_no_context_takeover";
         let cases: &[(&str, &str)] = &[
             ("permessage-deflate", ""),
             ("Permessage-Deflate ; client_max_window_bits", ""),
             ("permessage-deflate; client_max_window_bits=8", ""),
             ("permessage-deflate; client_max_window_bits=\"10\"", ""),
-            (
-                "permessage-deflate; server_no_context_takeover; client_no_context_takeover",
-                "",
-            ),
-            (
-                "permessage-deflate; server_max_window_bits=9",
-                "; server_max_window_bits=9",
-            ),
-            (
-                "permessage-deflate; server_max_window_bits = 15",
-                "; server_max_window_bits=15",
-            ),
-            (
-                "permessage-deflate; server_max_window_bits=8, permessage-deflate",
-                "",
-            ),
-            (
-                "permessage-deflate; unknown, permessage-deflate; client_max_window_bits",
-                "",
-            ),
+            ("permessage-deflate; server_no_context_takeover; client_no_context_takeover", ""),
+            ("permessage-deflate; server_max_window_bits=9", "; server_max_window_bits=9"),
+            ("permessage-deflate; server_max_window_bits = 15", "; server_max_window_bits=15"),
+            ("permessage-deflate; server_max_window_bits=8, permessage-deflate", ""),
+            ("permessage-deflate; unknown, permessage-deflate; client_max_window_bits", ""),
             ("x-webkit-deflate-frame, permessage-deflate", ""),
-            (
-                "x; a=\"q, permessage-deflate; nonsense\", permessage-deflate",
-                "",
-            ),
+            ("x; a=\"q, permessage-deflate; nonsense\", permessage-deflate", ""),
         ];
         for (offer, suffix) in cases {
-            let upgrade =
-                negotiate(&[("sec-websocket-extensions", offer)]).expect("a good request");
-            let answer = upgrade
-                .response_headers()
-                .find(|(name, _)| *name == "Sec-WebSocket-Extensions");
+            let upgrade = negotiate(&[("sec-websocket-extensions", offer)]).expect("a good request");
+            let answer = upgrade.response_headers().find(|(name, _)| *name == "Sec-WebSocket-Extensions");
             assert_eq!(
                 answer.map(|(_, value)| value.into_owned()),
                 Some(format!("{ANSWER}{suffix}")),
@@ -533,23 +456,14 @@ mod tests {
         assert_eq!(small.server_window_bits(), 9);
         assert!(small.can_share(512));
         assert!(!small.can_share(513));
-        assert!(
-            deflate("permessage-deflate")
-                .expect("accepted")
-                .can_share(usize::MAX)
-        );
+        assert!(deflate("permessage-deflate").expect("accepted").can_share(usize::MAX));
     }
 
     #[test]
     fn subprotocols() {
-        assert_eq!(
-            protocols("a, b ,, c d,\"e\",f").collect::<Vec<_>>(),
-            ["a", "b", "f"]
-        );
+        assert_eq!(protocols("a, b ,, c d,\"e\",f").collect::<Vec<_>>(), ["a", "b", "f"]);
         let mut out = Vec::new();
-        negotiate(&[])
-            .expect("a good request")
-            .write_response(&mut out, Some("a\r\nX: y"));
+        negotiate(&[]).expect("a good request").write_response(&mut out, Some("a\r\nX: y"));
         assert!(!String::from_utf8_lossy(&out).contains("Protocol: "));
     }
 }

@@ -20,7 +20,11 @@ pub async fn presence_is_ordered_and_replaced(subject: &dyn Subject) {
     }
     bench.backplane.join(&channel, member("n.2", "ü", Some("{\"name\":\"Zoë\"}"))).await.expect("join");
     bench.backplane.join(&other, member("n.9", "u", None)).await.expect("join");
-    let all = vec![member("n.1", "u", None), member("n.2", "ü", Some("{\"name\":\"Zoë\"}")), member("n.3", "u", None)];
+    let all = vec![
+        member("n.1", "u", None),
+        member("n.2", "ü", Some("{\"name\":\"Zoë\"}")),
+        member("n.3", "u", None),
+    ];
     assert_eq!(bench.backplane.presence(&channel).await, Ok(all.clone()));
 
     for connection in ["n.1", "n.1", "n.9", "never"] {
@@ -71,8 +75,14 @@ pub async fn a_node_that_does_not_renew_vanishes(subject: &dyn Subject) {
 pub async fn control_reaches_the_own_sink(subject: &dyn Subject) {
     let bench = Bench::new(subject).await;
     let orders = [
-        Control::Disconnect { target: DisconnectTarget::User(unique("user").into()), reason: "banned: ü".into() },
-        Control::Disconnect { target: DisconnectTarget::Connection(unique("connection").into()), reason: "".into() },
+        Control::Disconnect {
+            target: DisconnectTarget::User(unique("user").into()),
+            reason: "banned: ü".into(),
+        },
+        Control::Disconnect {
+            target: DisconnectTarget::Connection(unique("connection").into()),
+            reason: "".into(),
+        },
     ];
     for order in &orders {
         bench.backplane.control(order.clone()).await.expect("control");

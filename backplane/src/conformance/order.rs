@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use super::{AGE_LONG, Bench, Subject, eventually, offsets, policy, text, texts, unique_channel, within_deadline};
+use super::{
+    AGE_LONG, Bench, Subject, eventually, offsets, policy, text, texts, unique_channel, within_deadline,
+};
 use crate::{Backplane, Channel, HistoryQuery, Payload, Position, Publication, Published};
 
 const PUBLISHERS: usize = 8;
@@ -60,7 +62,8 @@ pub async fn history_and_sink_are_one_step(subject: &dyn Subject) {
         let top = history.top.map_or(0, |top| top.offset);
         assert_eq!(offsets(&history.publications), (1..=top).collect::<Vec<_>>());
         let missing = PUBLICATIONS as u64 - top;
-        let is_after = |publication: &&Arc<Publication>| publication.position.is_some_and(|at| at.offset > top);
+        let is_after =
+            |publication: &&Arc<Publication>| publication.position.is_some_and(|at| at.offset > top);
         let live = async || {
             let handed = bench.recorder.publications(&channel);
             offsets(handed.iter().filter(is_after))
@@ -78,7 +81,8 @@ pub async fn history_is_ahead_of_the_sink(subject: &dyn Subject) {
     let publishers = Publishers::start(&bench, &channel, true);
     let watch = async {
         loop {
-            let handed = bench.recorder.newest(&channel).and_then(|newest| newest.position).map_or(0, |at| at.offset);
+            let handed =
+                bench.recorder.newest(&channel).and_then(|newest| newest.position).map_or(0, |at| at.offset);
             let top = bench.history(&channel, None, 0).await.top.map_or(0, |top| top.offset);
             assert!(top >= handed, "history stands at {top}, the sink was handed {handed}");
             if handed == PUBLICATIONS as u64 {

@@ -41,7 +41,8 @@ impl Recorder {
 
     /// Awaits at least `count` publications of a channel, and returns all there are.
     pub async fn until_publications(&self, channel: &Channel, count: usize) -> Vec<Arc<Publication>> {
-        self.until(|records| records.publications.get(channel).filter(|list| list.len() >= count).cloned()).await
+        self.until(|records| records.publications.get(channel).filter(|list| list.len() >= count).cloned())
+            .await
     }
 
     /// Awaits at least `count` orders, and returns all there are.

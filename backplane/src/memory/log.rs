@@ -113,7 +113,9 @@ impl Log {
     fn invariants(&self) {
         debug_assert!(self.kept.len() as u64 <= self.top);
         debug_assert!(self.kept.back().is_none_or(|kept| offset(kept) == Some(self.top)));
-        debug_assert!(self.kept.front().is_none_or(|kept| offset(kept) == Some(self.top + 1 - self.kept.len() as u64)));
+        debug_assert!(
+            self.kept.front().is_none_or(|kept| offset(kept) == Some(self.top + 1 - self.kept.len() as u64))
+        );
     }
 }
 

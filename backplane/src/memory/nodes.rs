@@ -36,6 +36,8 @@ impl Nodes {
     /// Removes the records whose lease has ended.
     pub(super) fn sweep(&self, now: Instant) {
         let Some(lease) = self.lease else { return };
-        locked(&self.records, |records| records.retain(|_, (at, _)| now.saturating_duration_since(*at) < lease));
+        locked(&self.records, |records| {
+            records.retain(|_, (at, _)| now.saturating_duration_since(*at) < lease)
+        });
     }
 }

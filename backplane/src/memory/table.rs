@@ -57,7 +57,11 @@ impl Table {
     }
 
     /// Runs `f` under the lock of the channel, if it is there.
-    pub(super) fn with_existing<R>(&self, channel: &Channel, mut f: impl FnOnce(&mut State) -> R) -> Option<R> {
+    pub(super) fn with_existing<R>(
+        &self,
+        channel: &Channel,
+        mut f: impl FnOnce(&mut State) -> R,
+    ) -> Option<R> {
         loop {
             let entry = self.with_part(channel, |part| part.get(channel).cloned())?;
             match entry.with(|state| if state.removed { Err(f) } else { Ok(f(state)) }) {

@@ -57,11 +57,7 @@ fn main() -> ExitCode {
     match options(arguments).and_then(|options| Ok(run(&options)?)) {
         Ok(results) => {
             println!("{}", table::render(&results));
-            if results.failures.is_empty() {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::FAILURE
-            }
+            if results.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Err(error) => {
             eprintln!("tidegate-bench: {error}");
@@ -90,24 +86,12 @@ fn options(arguments: Arguments) -> Result<CompareOptions, Box<dyn std::error::E
             peers: absolute(arguments.peers),
             logs: output.join("logs"),
             server_core: arguments.server_core,
-            client_core: if one_core {
-                arguments.server_core
-            } else {
-                arguments.client_core
-            },
+            client_core: if one_core { arguments.server_core } else { arguments.client_core },
         },
         servers: arguments.servers,
-        measures: if arguments.only.is_empty() {
-            Measure::value_variants().to_vec()
-        } else {
-            arguments.only
-        },
+        measures: if arguments.only.is_empty() { Measure::value_variants().to_vec() } else { arguments.only },
         rounds: arguments.rounds.max(1),
-        sizes: if arguments.quick {
-            Sizes::QUICK
-        } else {
-            Sizes::FULL
-        },
+        sizes: if arguments.quick { Sizes::QUICK } else { Sizes::FULL },
         command,
         document: (!keep_document).then(|| absolute(arguments.document)),
         json: output.join("results.json"),

@@ -160,17 +160,9 @@ pub enum MeasureError {
     #[error("the client's loop failed: {0}")]
     Loop(#[from] std::io::Error),
     #[error("only {opened} of {asked} connections opened{}", failure.map(|failure| format!(": {failure}")).unwrap_or_default())]
-    Connect {
-        opened: u64,
-        asked: u32,
-        failure: Option<ConnectFailure>,
-    },
+    Connect { opened: u64, asked: u32, failure: Option<ConnectFailure> },
     #[error("{step} did not end within {} s: {seen} of {expected}", STEP_MAX.as_secs())]
-    Stuck {
-        step: &'static str,
-        seen: u64,
-        expected: u64,
-    },
+    Stuck { step: &'static str, seen: u64, expected: u64 },
 }
 
 /// Starts a server and takes the readings of a scenario.
@@ -181,11 +173,7 @@ pub fn run(
     sizes: &Sizes,
 ) -> Result<Vec<Reading>, MeasureError> {
     let running = start(server, places)?;
-    let mut bench = Bench {
-        driver: Driver::new()?,
-        running,
-        sizes: *sizes,
-    };
+    let mut bench = Bench { driver: Driver::new()?, running, sizes: *sizes };
     match scenario {
         Scenario::Fanout => bench.fanout(),
         Scenario::Rest => bench.rest(),
@@ -225,18 +213,11 @@ impl Bench {
         Ok(Reading {
             client_busy: Some(usage.client_busy),
             order: fleet.stats().order,
-            ..Reading::of(
-                Measure::FanoutCpu,
-                usage.server_ns as f64 / 1e3 / deliveries as f64,
-            )
+            ..Reading::of(Measure::FanoutCpu, usage.server_ns as f64 / 1e3 / deliveries as f64)
         })
     }
 
-    fn publish_and_wait(
-        &mut self,
-        publisher: &mut Publisher,
-        fleet: &mut Fleet,
-    ) -> Result<(), MeasureError> {
+    fn publish_and_wait(&mut self, publisher: &mut Publisher, fleet: &mut Fleet) -> Result<(), MeasureError> {
         let published = publisher.stats().published + 1;
         let expected = fleet.stats().messages + u64::from(fleet.open());
         publisher.publish();
@@ -254,15 +235,12 @@ impl Bench {
         self.drive(&mut [fleet, &mut publisher], self.sizes.warmup)?;
         let (window, before) = (self.window()?, fleet.stats().messages);
         self.drive(&mut [fleet, &mut publisher], self.sizes.window)?;
-        let reading = window
-            .usage()?
-            .rate(Measure::FanoutRate, fleet.stats().messages - before);
+        let reading = window.usage()?.rate(Measure::FanoutRate, fleet.stats().messages - before);
         publisher.stop();
         self.drain(fleet, &mut publisher)?;
         let mut order = fleet.stats().order;
-        order.lost += fleet.missing_tail(publisher.streams(), |stream, channel| {
-            publisher.acknowledged(stream, channel)
-        });
+        order.lost += fleet
+            .missing_tail(publisher.streams(), |stream, channel| publisher.acknowledged(stream, channel));
         Ok(Reading { order, ..reading })
     }
 
@@ -285,10 +263,7 @@ impl Bench {
         self.drive(&mut [&mut publisher], self.sizes.warmup)?;
         let (window, before) = (self.window()?, publisher.stats().published);
         self.drive(&mut [&mut publisher], self.sizes.window)?;
-        Ok(vec![window.usage()?.rate(
-            Measure::PublishRate,
-            publisher.stats().published - before,
-        )])
+        Ok(vec![window.usage()?.rate(Measure::PublishRate, publisher.stats().published - before)])
     }
 
     fn echo(&mut self) -> Result<Vec<Reading>, MeasureError> {
@@ -296,11 +271,7 @@ impl Bench {
         self.drive(&mut [&mut fleet], self.sizes.warmup)?;
         let (window, before) = (self.window()?, fleet.stats().messages);
         self.drive(&mut [&mut fleet], self.sizes.window)?;
-        Ok(vec![
-            window
-                .usage()?
-                .rate(Measure::EchoRate, fleet.stats().messages - before),
-        ])
+        Ok(vec![window.usage()?.rate(Measure::EchoRate, fleet.stats().messages - before)])
     }
 
     fn idle(&mut self) -> Result<Vec<Reading>, MeasureError> {
@@ -344,10 +315,7 @@ impl Bench {
         Ok(Reading {
             client_busy: Some(usage.client_busy),
             pings: Some(pings),
-            ..Reading::of(
-                Measure::IdleCpu,
-                usage.server_ns as f64 / 1e7 / usage.seconds,
-            )
+            ..Reading::of(Measure::IdleCpu, usage.server_ns as f64 / 1e7 / usage.seconds)
         })
     }
 
@@ -367,12 +335,7 @@ impl Bench {
             let began = Instant::now();
             while publisher.stats().published < u64::from(count) {
                 publisher_driver.turn(&mut [&mut publisher], TURN)?;
-                stuck(
-                    began,
-                    "a publication",
-                    publisher.stats().published,
-                    u64::from(count),
-                )?;
+                stuck(began, "a publication", publisher.stats().published, u64::from(count))?;
             }
             std::thread::sleep(BROADCAST_TIME);
             longest_us = longest_us.max(probe.finish()?.max());
@@ -422,32 +385,18 @@ impl Bench {
         let began = Instant::now();
         while !fleet.settled() {
             self.driver.turn(&mut [&mut fleet], TURN)?;
-            stuck(
-                began,
-                "connecting",
-                fleet.stats().opened,
-                connections.into(),
-            )?;
+            stuck(began, "connecting", fleet.stats().opened, connections.into())?;
         }
         if fleet.open() < connections {
             let failure = fleet.stats().failures.keys().next().copied();
-            return Err(MeasureError::Connect {
-                opened: fleet.stats().opened,
-                asked: connections,
-                failure,
-            });
+            return Err(MeasureError::Connect { opened: fleet.stats().opened, asked: connections, failure });
         }
         Ok(fleet)
     }
 
     fn window(&self) -> Result<Window, ProcessError> {
         let pid = self.running.pid();
-        Ok(Window {
-            pid,
-            server_ns: cpu_ns(pid)?,
-            client_ns: thread_cpu_ns(),
-            began: Instant::now(),
-        })
+        Ok(Window { pid, server_ns: cpu_ns(pid)?, client_ns: thread_cpu_ns(), began: Instant::now() })
     }
 
     fn publisher(&self, connections: u16, pace: Pace) -> Result<Publisher, MeasureError> {
@@ -463,15 +412,10 @@ impl Bench {
         Ok(Publisher::new(PUBLISHER, config)?)
     }
 
-    fn drive(
-        &mut self,
-        parties: &mut [&mut dyn Party],
-        time: Duration,
-    ) -> Result<(), MeasureError> {
+    fn drive(&mut self, parties: &mut [&mut dyn Party], time: Duration) -> Result<(), MeasureError> {
         let began = Instant::now();
         while began.elapsed() < time {
-            self.driver
-                .turn(parties, TURN.min(time.saturating_sub(began.elapsed())))?;
+            self.driver.turn(parties, TURN.min(time.saturating_sub(began.elapsed())))?;
         }
         Ok(())
     }
@@ -529,13 +473,5 @@ impl Usage {
 }
 
 fn stuck(began: Instant, step: &'static str, seen: u64, expected: u64) -> Result<(), MeasureError> {
-    if began.elapsed() > STEP_MAX {
-        Err(MeasureError::Stuck {
-            step,
-            seen,
-            expected,
-        })
-    } else {
-        Ok(())
-    }
+    if began.elapsed() > STEP_MAX { Err(MeasureError::Stuck { step, seen, expected }) } else { Ok(()) }
 }

@@ -86,11 +86,7 @@ pub enum CompareError {
 pub fn run(options: &CompareOptions) -> Result<Results, CompareError> {
     crate::sys::raise_descriptor_limit();
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    if options
-        .servers
-        .iter()
-        .any(|server| matches!(server, Server::Bun | Server::Ws))
-    {
+    if options.servers.iter().any(|server| matches!(server, Server::Bun | Server::Ws)) {
         servers::install_peers(&options.places)?;
     }
     let mut results = Results {
@@ -146,18 +142,10 @@ fn measure(
 ) {
     match measures::run(scenario, server, &options.places, &options.sizes) {
         Ok(readings) => {
-            for reading in readings
-                .into_iter()
-                .filter(|reading| wanted.contains(&reading.measure))
-            {
+            for reading in readings.into_iter().filter(|reading| wanted.contains(&reading.measure)) {
                 let Reading { measure, value, .. } = reading;
                 eprintln!("round {round}  {:<9} {measure:?} {value:.3}", server.name());
-                let rounds = results
-                    .readings
-                    .entry(measure)
-                    .or_default()
-                    .entry(server)
-                    .or_default();
+                let rounds = results.readings.entry(measure).or_default().entry(server).or_default();
                 rounds.push(RoundReading { round, reading });
             }
         }
@@ -172,9 +160,7 @@ fn measure(
 fn machine(options: &CompareOptions, cores: usize) -> Machine {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let cpuinfo = read("/proc/cpuinfo");
-    let processor = cpuinfo
-        .lines()
-        .find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let processor = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     Machine {
         cores,
         processor: processor.map_or_else(|| "unknown".to_owned(), |(_, name)| name.to_owned()),
@@ -189,10 +175,7 @@ fn machine(options: &CompareOptions, cores: usize) -> Machine {
 }
 
 fn write_json(results: &Results, path: &Path) -> Result<(), CompareError> {
-    let write = |source| CompareError::Write {
-        path: path.to_owned(),
-        source,
-    };
+    let write = |source| CompareError::Write { path: path.to_owned(), source };
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(write)?;
     }
@@ -211,17 +194,12 @@ fn civil(days: u64) -> (u64, u64, u64) {
     // 719,468 days lie between 0000-03-01 and 1970-01-01; 146,097 days make 400 years.
     let days = days + 719_468;
     let day_of_era = days % 146_097;
-    let year_of_era =
-        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     // Months from March are 153 days in groups of five.
     let month_from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 {
-        month_from_march + 3
-    } else {
-        month_from_march - 9
-    };
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
     let year = days / 146_097 * 400 + year_of_era + u64::from(month <= 2);
     (year, month, day)
 }
@@ -248,27 +226,14 @@ mod tests {
     fn every_measure_has_one_scenario() {
         use clap::ValueEnum;
         for measure in Measure::value_variants() {
-            let scenarios = Scenario::ALL
-                .iter()
-                .filter(|scenario| scenario.measures().contains(measure));
+            let scenarios = Scenario::ALL.iter().filter(|scenario| scenario.measures().contains(measure));
             assert_eq!(scenarios.count(), 1, "{measure:?}");
         }
     }
 
     #[test]
     fn rounds_begin_with_another_server() {
-        let firsts: Vec<_> = (1..=5)
-            .map(|round| turn_order(&Server::ALL, round)[0])
-            .collect();
-        assert_eq!(
-            firsts,
-            [
-                Server::Tidegate,
-                Server::Floor,
-                Server::Bun,
-                Server::Ws,
-                Server::Tidegate
-            ]
-        );
+        let firsts: Vec<_> = (1..=5).map(|round| turn_order(&Server::ALL, round)[0]).collect();
+        assert_eq!(firsts, [Server::Tidegate, Server::Floor, Server::Bun, Server::Ws, Server::Tidegate]);
     }
 }

@@ -16,37 +16,25 @@ pub struct ProcessError {
 /// ticks of 10 ms. Threads that ended take their time with them; servers keep theirs.
 pub fn cpu_ns(pid: u32) -> Result<u64, ProcessError> {
     let path = PathBuf::from(format!("/proc/{pid}/task"));
-    let tasks = fs::read_dir(&path).map_err(|source| ProcessError {
-        path: path.clone(),
-        source: Some(source),
-    })?;
+    let tasks =
+        fs::read_dir(&path).map_err(|source| ProcessError { path: path.clone(), source: Some(source) })?;
     let mut sum = 0;
     for task in tasks.flatten() {
         // A thread may end between the listing and the read.
         let Ok(schedstat) = fs::read_to_string(task.path().join("schedstat")) else {
             continue;
         };
-        sum += schedstat
-            .split(' ')
-            .next()
-            .and_then(|ns| ns.parse::<u64>().ok())
-            .unwrap_or(0);
+        sum += schedstat.split(' ').next().and_then(|ns| ns.parse::<u64>().ok()).unwrap_or(0);
     }
-    if sum == 0 {
-        Err(ProcessError { path, source: None })
-    } else {
-        Ok(sum)
-    }
+    if sum == 0 { Err(ProcessError { path, source: None }) } else { Ok(sum) }
 }
 
 /// Proportional set size in bytes: memory in user space, with shared pages divided among their users. What
 /// the kernel holds per socket is not in it and is the same for every server.
 pub fn pss_bytes(pid: u32) -> Result<u64, ProcessError> {
     let path = PathBuf::from(format!("/proc/{pid}/smaps_rollup"));
-    let rollup = fs::read_to_string(&path).map_err(|source| ProcessError {
-        path: path.clone(),
-        source: Some(source),
-    })?;
+    let rollup = fs::read_to_string(&path)
+        .map_err(|source| ProcessError { path: path.clone(), source: Some(source) })?;
     parse_pss(&rollup).ok_or(ProcessError { path, source: None })
 }
 
@@ -62,7 +50,8 @@ mod tests {
 
     #[test]
     fn pss_is_read_from_a_rollup() {
-        let rollup = "55d0-7ffe ---p 0 00:00 0 [rollup]\nRss:  2000 kB\nPss:                1432 kB\nPss_Anon: 7 kB\n";
+        let rollup =
+            "55d0-7ffe ---p 0 00:00 0 [rollup]\nRss:  2000 kB\nPss:                1432 kB\nPss_Anon: 7 kB\n";
         assert_eq!(parse_pss(rollup), Some(1_432 * 1_024));
         assert_eq!(parse_pss("Pss_Anon: 7 kB\n"), None);
     }

@@ -79,11 +79,7 @@ pub enum ServerError {
     #[error("{name} ended before it listened: see {log}")]
     Ended { name: &'static str, log: PathBuf },
     #[error("{name} does not listen on {address} after {} s: see {log}", START_MAX.as_secs())]
-    Silent {
-        name: &'static str,
-        address: SocketAddr,
-        log: PathBuf,
-    },
+    Silent { name: &'static str, address: SocketAddr, log: PathBuf },
     #[error("confining to core {core} failed: {source}")]
     Pin { core: usize, source: io::Error },
     #[error("no free port on loopback: {0}")]
@@ -120,10 +116,7 @@ impl Drop for Running {
 /// Installs Bun and ws below `places.peers` unless exactly these versions are there.
 pub fn install_peers(places: &Places) -> Result<(), ServerError> {
     let path = &places.peers;
-    let write = |source| ServerError::Write {
-        path: path.clone(),
-        source,
-    };
+    let write = |source| ServerError::Write { path: path.clone(), source };
     fs::create_dir_all(path).map_err(write)?;
     let installed = path.join("node_modules/.installed");
     let wanted = PEER_FILES[0].1;
@@ -138,10 +131,7 @@ pub fn install_peers(places: &Places) -> Result<(), ServerError> {
         .current_dir(path)
         .stdout(Stdio::null())
         .status()
-        .map_err(|source| ServerError::Npm {
-            path: path.clone(),
-            source,
-        })?;
+        .map_err(|source| ServerError::Npm { path: path.clone(), source })?;
     if !status.success() || !bun(places).exists() {
         return Err(ServerError::Install { path: path.clone() });
     }
@@ -177,10 +167,7 @@ pub fn start(server: Server, places: &Places) -> Result<Running, ServerError> {
     let (program, arguments) = command(server, places, address)?;
     let log = places.logs.join(format!("{server:?}.log").to_lowercase());
     let output = open_log(&log)?;
-    let errors = output.try_clone().map_err(|source| ServerError::Write {
-        path: log.clone(),
-        source,
-    })?;
+    let errors = output.try_clone().map_err(|source| ServerError::Write { path: log.clone(), source })?;
     // A child inherits the cores of the thread that starts it.
     pin(places.server_core)?;
     let child = Command::new(&program)
@@ -212,16 +199,8 @@ fn command(
         Server::Tidegate => {
             let internal = free_address()?.to_string();
             let listen = address.to_string();
-            let mut arguments: Vec<String> = [
-                "gateway",
-                "--dev",
-                "--listen",
-                &listen,
-                "--internal",
-                &internal,
-            ]
-            .map(str::to_owned)
-            .into();
+            let mut arguments: Vec<String> =
+                ["gateway", "--dev", "--listen", &listen, "--internal", &internal].map(str::to_owned).into();
             arguments.extend_from_slice(&places.tidegate_args);
             (places.tidegate.clone(), arguments)
         }
@@ -244,18 +223,11 @@ fn free_address() -> Result<SocketAddr, ServerError> {
 }
 
 fn open_log(path: &Path) -> Result<File, ServerError> {
-    let write = |source| ServerError::Write {
-        path: path.to_owned(),
-        source,
-    };
+    let write = |source| ServerError::Write { path: path.to_owned(), source };
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(write)?;
     }
-    File::options()
-        .create(true)
-        .append(true)
-        .open(path)
-        .map_err(write)
+    File::options().create(true).append(true).open(path).map_err(write)
 }
 
 fn wait_listening(running: &mut Running, server: Server, log: PathBuf) -> Result<(), ServerError> {
@@ -265,16 +237,9 @@ fn wait_listening(running: &mut Running, server: Server, log: PathBuf) -> Result
             return Ok(());
         }
         if matches!(running.child.try_wait(), Ok(Some(_)) | Err(_)) {
-            return Err(ServerError::Ended {
-                name: server.name(),
-                log,
-            });
+            return Err(ServerError::Ended { name: server.name(), log });
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    Err(ServerError::Silent {
-        name: server.name(),
-        address: running.address,
-        log,
-    })
+    Err(ServerError::Silent { name: server.name(), address: running.address, log })
 }

@@ -32,32 +32,17 @@ struct Row {
 
 fn row(measure: Measure) -> Row {
     let (title, unit, decimals, bar) = match measure {
-        Measure::Memory => (
-            "user memory per idle connection, after the ramp",
-            "B",
-            0,
-            "≤ 600 B",
-        ),
+        Measure::Memory => ("user memory per idle connection, after the ramp", "B", 0, "≤ 600 B"),
         Measure::MemorySettled => ("the same, settled", "B", 0, "≤ 600 B"),
         Measure::FanoutCpu => ("CPU per delivery, 1 message in flight", "µs", 2, "≤ Bun"),
         Measure::FanoutRate => ("deliveries/s, 64 publishes in flight", "/s", 0, "≥ Bun"),
         Measure::AcceptCpu => ("CPU per accepted connection", "µs", 1, "≤ 1.5 × Bun"),
         Measure::PublishRate => ("REST publishes/s, no subscribers", "/s", 0, "≥ Bun"),
         Measure::EchoRate => ("echo round trips/s", "/s", 0, "≥ Bun"),
-        Measure::Pause => (
-            "longest wait of a bystander during a broadcast",
-            "ms",
-            2,
-            "≤ 20 ms",
-        ),
+        Measure::Pause => ("longest wait of a bystander during a broadcast", "ms", 2, "≤ 20 ms"),
         Measure::IdleCpu => ("idle CPU with heartbeats", "% of a core", 2, "≤ 1 %"),
     };
-    Row {
-        title,
-        unit,
-        decimals,
-        bar,
-    }
+    Row { title, unit, decimals, bar }
 }
 
 /// The part between the markers.
@@ -65,34 +50,18 @@ fn row(measure: Measure) -> Row {
 pub fn render(results: &Results) -> String {
     let servers: Vec<Server> = Server::ALL
         .into_iter()
-        .filter(|server| {
-            results
-                .readings
-                .values()
-                .any(|readings| readings.contains_key(server))
-        })
+        .filter(|server| results.readings.values().any(|readings| readings.contains_key(server)))
         .collect();
-    let names: String = servers
-        .iter()
-        .map(|server| format!(" {} |", server.name()))
-        .collect();
+    let names: String = servers.iter().map(|server| format!(" {} |", server.name())).collect();
     let mut lines = vec![
         describe(&results.machine),
         String::new(),
-        format!(
-            "`{}`: medians of {} rounds, range in brackets.",
-            results.command, results.rounds
-        ),
+        format!("`{}`: medians of {} rounds, range in brackets.", results.command, results.rounds),
         String::new(),
         format!("| measure |{names} Tidegate / Bun | must |"),
         format!("| --- |{} --- | --- |", " ---: |".repeat(servers.len())),
     ];
-    lines.extend(
-        results
-            .readings
-            .iter()
-            .map(|(&measure, readings)| table_row(measure, readings, &servers)),
-    );
+    lines.extend(results.readings.iter().map(|(&measure, readings)| table_row(measure, readings, &servers)));
     lines.push(String::new());
     lines.extend(notes(results));
     lines.join("\n").trim_end().to_owned()
@@ -104,72 +73,31 @@ pub fn update_document(results: &Results, path: &Path) -> Result<(), CompareErro
         Ok(document) => document,
         Err(error) if error.kind() == io::ErrorKind::NotFound => SKELETON.to_owned(),
         Err(source) => {
-            return Err(CompareError::Read {
-                path: path.to_owned(),
-                source,
-            });
+            return Err(CompareError::Read { path: path.to_owned(), source });
         }
     };
-    let missing = |marker| CompareError::Marker {
-        path: path.to_owned(),
-        marker,
-    };
+    let missing = |marker| CompareError::Marker { path: path.to_owned(), marker };
     let begin = document.find(BEGIN).ok_or(missing(BEGIN))? + BEGIN.len();
     let end = document[begin..].find(END).ok_or(missing(END))? + begin;
-    let document = format!(
-        "{}\n\n{}\n\n{}",
-        &document[..begin],
-        render(results),
-        &document[end..]
-    );
-    fs::write(path, document).map_err(|source| CompareError::Write {
-        path: path.to_owned(),
-        source,
-    })
+    let document = format!("{}\n\n{}\n\n{}", &document[..begin], render(results), &document[end..]);
+    fs::write(path, document).map_err(|source| CompareError::Write { path: path.to_owned(), source })
 }
 
-fn table_row(
-    measure: Measure,
-    readings: &BTreeMap<Server, Vec<RoundReading>>,
-    servers: &[Server],
-) -> String {
-    let Row {
-        title,
-        unit,
-        decimals,
-        bar,
-    } = row(measure);
+fn table_row(measure: Measure, readings: &BTreeMap<Server, Vec<RoundReading>>, servers: &[Server]) -> String {
+    let Row { title, unit, decimals, bar } = row(measure);
     let cells: String = servers
         .iter()
-        .map(|server| {
-            format!(
-                " {} |",
-                readings
-                    .get(server)
-                    .map_or("–".to_owned(), |of| cell(of, decimals))
-            )
-        })
+        .map(|server| format!(" {} |", readings.get(server).map_or("–".to_owned(), |of| cell(of, decimals))))
         .collect();
     let ratio = ratio(readings.get(&Server::Tidegate), readings.get(&Server::Bun));
     format!("| {title} ({unit}) |{cells} {ratio} | {bar} |")
 }
 
 fn describe(machine: &Machine) -> String {
-    let Machine {
-        cores,
-        processor,
-        kernel,
-        date,
-        versions,
-    } = machine;
-    let versions: Vec<String> = versions
-        .iter()
-        .map(|(server, version)| format!("{} {version}", server.name()))
-        .collect();
-    format!(
-        "{cores} cores ({processor}), Linux {kernel}, {date}; {}.",
-        versions.join(", ")
-    )
+    let Machine { cores, processor, kernel, date, versions } = machine;
+    let versions: Vec<String> =
+        versions.iter().map(|(server, version)| format!("{} {version}", server.name())).collect();
+    format!("{cores} cores ({processor}), Linux {kernel}, {date}; {}.", versions.join(", "))
 }
 
 fn cell(readings: &[RoundReading], decimals: usize) -> String {
@@ -178,11 +106,7 @@ fn cell(readings: &[RoundReading], decimals: usize) -> String {
         return "–".to_owned();
     };
     let [median, min, max] = [median, min, max].map(|value| number(value, decimals));
-    if min == max {
-        median
-    } else {
-        format!("{median} ({min}–{max})")
-    }
+    if min == max { median } else { format!("{median} ({min}–{max})") }
 }
 
 fn ratio(ours: Option<&Vec<RoundReading>>, theirs: Option<&Vec<RoundReading>>) -> String {
@@ -190,9 +114,7 @@ fn ratio(ours: Option<&Vec<RoundReading>>, theirs: Option<&Vec<RoundReading>>) -
         return "–".to_owned();
     };
     let of_round = |round| theirs.iter().find(|other| other.round == round);
-    let ratios = ours
-        .iter()
-        .filter_map(|our| Some(our.reading.value / of_round(our.round)?.reading.value));
+    let ratios = ours.iter().filter_map(|our| Some(our.reading.value / of_round(our.round)?.reading.value));
     match spread(ratios.filter(|ratio| ratio.is_finite())) {
         Some((median, min, max)) => format!("{median:.2} ({min:.2}–{max:.2})"),
         None => "–".to_owned(),
@@ -244,19 +166,11 @@ fn notes(results: &Results) -> Vec<String> {
             if lost + disorder > 0 {
                 note += &format!(" lost {lost} messages and doubled or reordered {disorder};");
             }
-            let busy = spread(
-                readings
-                    .iter()
-                    .filter_map(|round| round.reading.client_busy),
-            );
+            let busy = spread(readings.iter().filter_map(|round| round.reading.client_busy));
             if let Some((busy, ..)) = busy.filter(|(busy, ..)| *busy > CLIENT_BUSY) {
                 note += &format!(" the client was at {:.0} % of its core;", busy * 100.0);
             }
-            let server_busy = spread(
-                readings
-                    .iter()
-                    .filter_map(|round| round.reading.server_busy),
-            );
+            let server_busy = spread(readings.iter().filter_map(|round| round.reading.server_busy));
             if let Some((share, ..)) = server_busy.filter(|(share, ..)| *share < SERVER_BUSY) {
                 let per_second = readings
                     .iter()
@@ -268,32 +182,19 @@ fn notes(results: &Results) -> Vec<String> {
                     number(per_second, 0)
                 );
             }
-            if let Some((pings, ..)) =
-                spread(readings.iter().filter_map(|round| round.reading.pings))
-            {
+            if let Some((pings, ..)) = spread(readings.iter().filter_map(|round| round.reading.pings)) {
                 note += &format!(" {pings:.1} heartbeats per connection;");
             }
-            if let Some((baseline, ..)) =
-                spread(readings.iter().filter_map(|round| round.reading.baseline))
-            {
+            if let Some((baseline, ..)) = spread(readings.iter().filter_map(|round| round.reading.baseline)) {
                 note += &format!(" undisturbed, the longest wait was {baseline:.2} ms;");
             }
             if !note.is_empty() {
                 let note = note.trim_end_matches(';');
-                notes.push(format!(
-                    "- {}, {}:{note}.",
-                    server.name(),
-                    row(measure).title
-                ));
+                notes.push(format!("- {}, {}:{note}.", server.name(), row(measure).title));
             }
         }
     }
-    notes.extend(
-        results
-            .failures
-            .iter()
-            .map(|failure| format!("- No result: {failure}.")),
-    );
+    notes.extend(results.failures.iter().map(|failure| format!("- No result: {failure}.")));
     notes
 }
 
@@ -318,29 +219,14 @@ mod tests {
         values
             .iter()
             .zip(1..)
-            .map(|(&value, round)| RoundReading {
-                round,
-                reading: reading(value),
-            })
+            .map(|(&value, round)| RoundReading { round, reading: reading(value) })
             .collect()
     }
 
     fn results() -> Results {
         let by_server = BTreeMap::from([
-            (
-                Server::Tidegate,
-                readings(
-                    Measure::FanoutRate,
-                    &[2_000_000.0, 3_000_000.0, 1_000_000.0],
-                ),
-            ),
-            (
-                Server::Bun,
-                readings(
-                    Measure::FanoutRate,
-                    &[1_000_000.0, 2_000_000.0, 1_000_000.0],
-                ),
-            ),
+            (Server::Tidegate, readings(Measure::FanoutRate, &[2_000_000.0, 3_000_000.0, 1_000_000.0])),
+            (Server::Bun, readings(Measure::FanoutRate, &[1_000_000.0, 2_000_000.0, 1_000_000.0])),
         ]);
         Results {
             machine: Machine {
@@ -361,10 +247,7 @@ mod tests {
     #[test]
     fn a_row_has_medians_ranges_and_the_ratio_within_rounds() {
         let table = render(&results());
-        assert!(
-            table.contains("2 cores (a processor), Linux 6.1, 2026-11-22; Bun 1.4.5."),
-            "{table}"
-        );
+        assert!(table.contains("2 cores (a processor), Linux 6.1, 2026-11-22; Bun 1.4.5."), "{table}");
         let row = "| deliveries/s, 64 publishes in flight (/s) | 2,000,000 (1,000,000–3,000,000) | \
                    1,000,000 (1,000,000–2,000,000) | 1.50 (1.00–2.00) | ≥ Bun |";
         assert!(table.contains(row), "{table}");
@@ -385,10 +268,7 @@ mod tests {
         update_document(&results(), &path).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), first + "kept\n");
         fs::write(&path, "no markers").unwrap();
-        assert!(matches!(
-            update_document(&results(), &path),
-            Err(CompareError::Marker { .. })
-        ));
+        assert!(matches!(update_document(&results(), &path), Err(CompareError::Marker { .. })));
         fs::remove_dir_all(&directory).unwrap();
     }
 

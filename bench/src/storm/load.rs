@@ -43,15 +43,11 @@ pub(super) struct Load {
 
 /// Waits until every connection is open or failed.
 pub(super) fn ramp(connections: u32, threads: &[ClientThread]) -> Ramp {
-    let bar = bar(
-        u64::from(connections),
-        "connecting {bar:30} {pos}/{len} {msg} {elapsed}",
-    );
+    let bar = bar(u64::from(connections), "connecting {bar:30} {pos}/{len} {msg} {elapsed}");
     let began = Instant::now();
     loop {
-        let settled = threads
-            .iter()
-            .all(|thread| thread.progress.settled.load(Ordering::Acquire) || thread.is_over());
+        let settled =
+            threads.iter().all(|thread| thread.progress.settled.load(Ordering::Acquire) || thread.is_over());
         let opened = sum(threads, |progress| progress.opened.load(Ordering::Relaxed));
         let failed = sum(threads, |progress| progress.failed.load(Ordering::Relaxed));
         bar.set_position(opened);
@@ -60,10 +56,7 @@ pub(super) fn ramp(connections: u32, threads: &[ClientThread]) -> Ramp {
         }
         if settled {
             bar.finish_and_clear();
-            return Ramp {
-                opened,
-                took: began.elapsed(),
-            };
+            return Ramp { opened, took: began.elapsed() };
         }
         std::thread::sleep(Duration::from_millis(2));
     }
@@ -79,16 +72,10 @@ pub(super) fn publish(
     let mut driver = Driver::new()?;
     let began = Instant::now();
     let meter = Meter::start(threads);
-    let bar = bar(
-        options.duration.as_millis() as u64,
-        "publishing {bar:30} {msg}",
-    );
+    let bar = bar(options.duration.as_millis() as u64, "publishing {bar:30} {msg}");
     while began.elapsed() < options.duration {
         driver.turn(&mut [&mut publisher], TURN)?;
-        if began.elapsed() > PUBLISHER_CONNECT
-            && publisher.stats().published == 0
-            && !publisher.connected()
-        {
+        if began.elapsed() > PUBLISHER_CONNECT && publisher.stats().published == 0 && !publisher.connected() {
             return Err(StormError::PublisherDown {
                 url: url.to_owned(),
                 seconds: PUBLISHER_CONNECT.as_secs(),
@@ -151,11 +138,7 @@ pub(super) fn hold(duration: Duration, threads: &[ClientThread]) -> Load {
     }
 }
 
-fn drain(
-    driver: &mut Driver,
-    publisher: &mut Publisher,
-    threads: &[ClientThread],
-) -> Result<(), StormError> {
+fn drain(driver: &mut Driver, publisher: &mut Publisher, threads: &[ClientThread]) -> Result<(), StormError> {
     let began = Instant::now();
     let mut last = (messages(threads), Instant::now());
     while began.elapsed() < DRAIN_MAX && (!publisher.quiet() || last.1.elapsed() < DRAIN_QUIET) {
@@ -171,15 +154,9 @@ fn drain(
 fn acknowledged(publisher: &Publisher, channels: u32) -> Acknowledged {
     let streams = publisher.streams();
     let sequences = (0..streams)
-        .flat_map(|stream| {
-            (0..channels).map(move |channel| publisher.acknowledged(stream, channel))
-        })
+        .flat_map(|stream| (0..channels).map(move |channel| publisher.acknowledged(stream, channel)))
         .collect();
-    Acknowledged {
-        streams,
-        channels,
-        sequences,
-    }
+    Acknowledged { streams, channels, sequences }
 }
 
 /// Rates of the client threads between two moments.
@@ -191,11 +168,7 @@ struct Meter {
 
 impl Meter {
     fn start(threads: &[ClientThread]) -> Self {
-        Self {
-            began: Instant::now(),
-            messages: messages(threads),
-            cpu_ns: cpu_ns(threads),
-        }
+        Self { began: Instant::now(), messages: messages(threads), cpu_ns: cpu_ns(threads) }
     }
 
     /// Deliveries per second, and the share of a core of the busiest thread.
@@ -207,10 +180,7 @@ impl Meter {
             .map(|(now, before)| now.saturating_sub(*before))
             .max()
             .unwrap_or(0);
-        (
-            (messages(threads) - self.messages) as f64 / seconds,
-            busiest as f64 / 1e9 / seconds,
-        )
+        ((messages(threads) - self.messages) as f64 / seconds, busiest as f64 / 1e9 / seconds)
     }
 }
 
@@ -219,16 +189,11 @@ fn sum(threads: &[ClientThread], value: impl Fn(&Progress) -> u64) -> u64 {
 }
 
 fn messages(threads: &[ClientThread]) -> u64 {
-    sum(threads, |progress| {
-        progress.messages.load(Ordering::Relaxed)
-    })
+    sum(threads, |progress| progress.messages.load(Ordering::Relaxed))
 }
 
 fn cpu_ns(threads: &[ClientThread]) -> Vec<u64> {
-    threads
-        .iter()
-        .map(|thread| thread.progress.cpu_ns.load(Ordering::Relaxed))
-        .collect()
+    threads.iter().map(|thread| thread.progress.cpu_ns.load(Ordering::Relaxed)).collect()
 }
 
 fn bar(length: u64, template: &str) -> ProgressBar {
@@ -245,19 +210,11 @@ fn bar(length: u64, template: &str) -> ProgressBar {
     bar
 }
 
-fn show(
-    bar: &ProgressBar,
-    began: Instant,
-    meter: &Meter,
-    published: u64,
-    threads: &[ClientThread],
-) {
+fn show(bar: &ProgressBar, began: Instant, meter: &Meter, published: u64, threads: &[ClientThread]) {
     if bar.is_hidden() {
         return;
     }
     let (per_second, _) = meter.read(threads);
     bar.set_position(began.elapsed().as_millis() as u64);
-    bar.set_message(format!(
-        "{published} published, {per_second:.0} deliveries/s"
-    ));
+    bar.set_message(format!("{published} published, {per_second:.0} deliveries/s"));
 }

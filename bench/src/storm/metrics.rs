@@ -29,9 +29,7 @@ enum MetricsError {
 impl Metrics {
     /// Reads every page once. A page that cannot be read is reported, not fatal.
     pub(super) fn before(urls: &[String]) -> Self {
-        Self {
-            before: urls.iter().map(|url| (url.clone(), read(url))).collect(),
-        }
+        Self { before: urls.iter().map(|url| (url.clone(), read(url))).collect() }
     }
 
     /// Reads every page again; returns the series and one sentence per page that failed.
@@ -40,16 +38,11 @@ impl Metrics {
         let mut errors = Vec::new();
         for (source, before) in self.before {
             match read(&source) {
-                Ok(after) => series.extend(after.into_iter().map(|(resource, after)| {
-                    Saturation {
-                        before: before
-                            .as_ref()
-                            .ok()
-                            .and_then(|gauges| gauges.get(&resource).copied()),
-                        source: source.clone(),
-                        resource,
-                        after,
-                    }
+                Ok(after) => series.extend(after.into_iter().map(|(resource, after)| Saturation {
+                    before: before.as_ref().ok().and_then(|gauges| gauges.get(&resource).copied()),
+                    source: source.clone(),
+                    resource,
+                    after,
                 })),
                 Err(error) => errors.push(error.to_string()),
             }
@@ -60,15 +53,11 @@ impl Metrics {
 
 fn read(url: &str) -> Result<Gauges, MetricsError> {
     let target = Target::parse(url)?;
-    let page = http::get(&target, &target.prefix).map_err(|source| MetricsError::Read {
-        url: url.to_owned(),
-        source,
-    })?;
+    let page = http::get(&target, &target.prefix)
+        .map_err(|source| MetricsError::Read { url: url.to_owned(), source })?;
     let gauges = parse_saturation(&page);
     if gauges.is_empty() {
-        return Err(MetricsError::NoSaturation {
-            url: url.to_owned(),
-        });
+        return Err(MetricsError::NoSaturation { url: url.to_owned() });
     }
     Ok(gauges)
 }

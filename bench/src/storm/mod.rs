@@ -75,15 +75,8 @@ pub enum StormError {
     #[error(
         "no connection to {url} opened: {reason} ({count} of {asked}); check the address and that the server runs"
     )]
-    NothingOpened {
-        url: String,
-        reason: String,
-        count: u64,
-        asked: u32,
-    },
-    #[error(
-        "the publisher could not connect to {url} within {seconds} s: check the publish address"
-    )]
+    NothingOpened { url: String, reason: String, count: u64, asked: u32 },
+    #[error("the publisher could not connect to {url} within {seconds} s: check the publish address")]
     PublisherDown { url: String, seconds: u64 },
     #[error("the rate is {rate} a second: use a number above 0")]
     Rate { rate: f64 },
@@ -100,10 +93,7 @@ impl Default for StormOptions {
             connections: 1_000,
             channels: 1,
             channel_prefix: "storm".to_owned(),
-            publish: PublishLoad::PerSecond {
-                rate: 10.0,
-                publishers: 16,
-            },
+            publish: PublishLoad::PerSecond { rate: 10.0, publishers: 16 },
             publish_url: None,
             payload_bytes: 130,
             duration: Duration::from_secs(10),
@@ -126,9 +116,8 @@ pub fn run(options: &StormOptions) -> Result<Report, StormError> {
     let publish_target = Target::parse(publish_url)?;
     check_descriptors(options)?;
     let run = (now_ns() / 1_000) as u16;
-    let channels: Arc<[String]> = (0..options.channels.max(1))
-        .map(|index| format!("{}-{index}", options.channel_prefix))
-        .collect();
+    let channels: Arc<[String]> =
+        (0..options.channels.max(1)).map(|index| format!("{}-{index}", options.channel_prefix)).collect();
     let publisher = publisher(options, publish_target, &channels, run)?;
     let metrics = Metrics::before(&options.metrics_urls);
 
@@ -198,28 +187,18 @@ fn nothing_opened(options: &StormOptions, stats: FleetStats) -> StormError {
 }
 
 pub(crate) fn by_text<K: fmt::Display>(counts: &BTreeMap<K, u64>) -> BTreeMap<String, u64> {
-    counts
-        .iter()
-        .map(|(reason, &count)| (reason.to_string(), count))
-        .collect()
+    counts.iter().map(|(reason, &count)| (reason.to_string(), count)).collect()
 }
 
 fn check_descriptors(options: &StormOptions) -> Result<(), StormError> {
     let publishers = match options.publish {
         PublishLoad::Nothing => 0,
-        PublishLoad::Closed {
-            publishers,
-            in_flight,
-        } => u64::from(publishers) * u64::from(in_flight),
+        PublishLoad::Closed { publishers, in_flight } => u64::from(publishers) * u64::from(in_flight),
         PublishLoad::PerSecond { publishers, .. } => u64::from(publishers),
     };
     let needed = u64::from(options.connections) + publishers + DESCRIPTORS_SPARE;
     let limit = raise_descriptor_limit();
-    if needed > limit {
-        Err(StormError::Descriptors { needed, limit })
-    } else {
-        Ok(())
-    }
+    if needed > limit { Err(StormError::Descriptors { needed, limit }) } else { Ok(()) }
 }
 
 fn publisher(
@@ -230,10 +209,7 @@ fn publisher(
 ) -> Result<Option<Publisher>, StormError> {
     let (connections, pace) = match options.publish {
         PublishLoad::Nothing => return Ok(None),
-        PublishLoad::Closed {
-            publishers,
-            in_flight,
-        } => (publishers.saturating_mul(in_flight), Pace::Closed),
+        PublishLoad::Closed { publishers, in_flight } => (publishers.saturating_mul(in_flight), Pace::Closed),
         PublishLoad::PerSecond { rate, .. } if rate.is_nan() || rate <= 0.0 => {
             return Err(StormError::Rate { rate });
         }

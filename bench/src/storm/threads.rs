@@ -68,28 +68,19 @@ pub(super) fn start_threads(
     run: u16,
 ) -> Result<Vec<ClientThread>, StormError> {
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
-    let threads = options
-        .threads
-        .unwrap_or_else(|| cores.min(options.connections.div_ceil(5_000)))
-        .max(1);
+    let threads = options.threads.unwrap_or_else(|| cores.min(options.connections.div_ceil(5_000))).max(1);
     (0..threads)
         .map(|thread| {
             let count = channels.len() as u32;
             let config = FleetConfig {
                 target: target.clone(),
-                role: if options.sse {
-                    Role::SubscribeSse
-                } else {
-                    Role::Subscribe
-                },
+                role: if options.sse { Role::SubscribeSse } else { Role::Subscribe },
                 // Thread t owns connections t, t + threads, …
                 connections: (options.connections + threads - 1 - thread) / threads,
                 channels: Arc::clone(channels),
                 channel_of: Arc::new(move |index| (index * threads + thread) % count),
                 handshakes_in_flight: options.handshakes_in_flight.div_ceil(threads).max(1),
-                connects_per_second: options
-                    .connects_per_second
-                    .map(|rate| rate.div_ceil(threads).max(1)),
+                connects_per_second: options.connects_per_second.map(|rate| rate.div_ceil(threads).max(1)),
                 sources: options.sources,
                 run,
                 reset_on_close: false,
@@ -106,11 +97,7 @@ fn start_thread(index: u32, config: FleetConfig) -> Result<ClientThread, StormEr
     let handle = std::thread::Builder::new()
         .name(format!("storm-{index}"))
         .spawn(move || drive(Fleet::new(0, config), &told, &finished))?;
-    Ok(ClientThread {
-        progress,
-        finish,
-        handle,
-    })
+    Ok(ClientThread { progress, finish, handle })
 }
 
 /// The life of a client thread: connect and count until told to finish.
@@ -135,11 +122,7 @@ fn drive(
             Err(TryRecvError::Disconnected) => break Arc::default(),
         }
     };
-    let Acknowledged {
-        streams,
-        channels,
-        sequences,
-    } = &*acknowledged;
+    let Acknowledged { streams, channels, sequences } = &*acknowledged;
     let missing = fleet.missing_tail(*streams, |stream, channel| {
         let index = u32::from(stream) * channels + channel;
         sequences.get(index as usize).copied().unwrap_or(0)

@@ -81,7 +81,9 @@ async fn serve_one(
         Err(error) => return tracing::warn!(%error, "a handed-over socket could not be registered"),
     };
     let io = TokioIo::new(Rewound { unread: hand_off.received, socket });
-    let answer = service_fn(|request: Request<Incoming>| async { Ok::<_, std::convert::Infallible>(service.call(request).await) });
+    let answer = service_fn(|request: Request<Incoming>| async {
+        Ok::<_, std::convert::Infallible>(service.call(request).await)
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(head_timeout)
@@ -106,7 +108,11 @@ struct Rewound {
 }
 
 impl AsyncRead for Rewound {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         if self.unread.is_empty() {
             return Pin::new(&mut self.socket).poll_read(cx, buffer);
         }
@@ -142,4 +148,3 @@ impl AsyncWrite for Rewound {
         Pin::new(&mut self.socket).poll_shutdown(cx)
     }
 }
-

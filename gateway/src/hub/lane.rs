@@ -74,7 +74,12 @@ impl Lane {
     }
 
     /// Writes the batch to up to `writes_max` members; the number it wrote to.
-    pub(super) fn serve(&mut self, overflow: Overflow, writes_max: usize, delivery: &mut Delivery<'_>) -> usize {
+    pub(super) fn serve(
+        &mut self,
+        overflow: Overflow,
+        writes_max: usize,
+        delivery: &mut Delivery<'_>,
+    ) -> usize {
         let Some(batch) = &mut self.batch else { return 0 };
         let shared = Shared {
             bytes: &batch.bytes,
@@ -96,7 +101,14 @@ impl Lane {
                 continue;
             }
             let written = match self.encoding.is_individual() {
-                true => Session::write_individual(delivery, slot, self.channel, &batch.items[0], self.encoding, &shared),
+                true => Session::write_individual(
+                    delivery,
+                    slot,
+                    self.channel,
+                    &batch.items[0],
+                    self.encoding,
+                    &shared,
+                ),
                 false => delivery.connections.write_shared(slot, &shared),
             };
             match written {
@@ -111,7 +123,8 @@ impl Lane {
         // Under `latest` the dropped ones had been counted as sent when they were queued.
         delivery.metrics.messages_sent.add(reached * u64::from(batch.messages));
         if dropped > 0 {
-            let reason = if overflow == Overflow::Latest { DropReason::Superseded } else { DropReason::QueueFull };
+            let reason =
+                if overflow == Overflow::Latest { DropReason::Superseded } else { DropReason::QueueFull };
             delivery.metrics.messages_dropped.add(reason, dropped);
         }
         batch.reached += reached;

@@ -319,6 +319,9 @@ impl ChannelState {
 
 impl std::fmt::Debug for Hub {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Hub").field("shard", &self.shard).field("channels", &self.channels.len()).finish_non_exhaustive()
+        f.debug_struct("Hub")
+            .field("shard", &self.shard)
+            .field("channels", &self.channels.len())
+            .finish_non_exhaustive()
     }
 }

@@ -4,11 +4,7 @@ use std::time::SystemTime;
 
 use tidegate_backplane::{Channel, Position};
 use tidegate_reactor::{ConnectionId, Connections};
-use tidegate_wire::{
-    head::Head as RequestHead,
-    raw::Query,
-    upgrade::Upgrade,
-};
+use tidegate_wire::{head::Head as RequestHead, raw::Query, upgrade::Upgrade};
 
 use super::{Head, Phase, Protocol, Session, opening::Request, refusal::Refusal};
 use crate::{
@@ -48,7 +44,9 @@ impl Core {
         id: ConnectionId,
         bytes: &[u8],
     ) -> Option<Vec<u8>> {
-        let Some(Phase::Head(head)) = connections.get_mut(id).map(|session| &mut session.phase) else { return None };
+        let Some(Phase::Head(head)) = connections.get_mut(id).map(|session| &mut session.phase) else {
+            return None;
+        };
         let over = head.over;
         match head.received.take() {
             None => self.take_head(connections, id, bytes, over, bytes),
@@ -87,14 +85,20 @@ impl Core {
             Ok(Some(head)) => match (over, route(&head, self.shared.node.config().dev)) {
                 (Some(over), _) => self.refuse(connections, id, &Refusal::Over(over)),
                 (None, Route::Http) => self.hand_to_http(connections, id, received),
-                (None, Route::Shard(protocol)) => return self.open(connections, id, protocol, &head, received),
+                (None, Route::Shard(protocol)) => {
+                    return self.open(connections, id, protocol, &head, received);
+                }
             },
         }
         None
     }
 
     /// Keys were fetched: reads the same head again.
-    pub(crate) fn resume_head(&mut self, connections: &mut Connections<Session>, id: ConnectionId) -> Option<Vec<u8>> {
+    pub(crate) fn resume_head(
+        &mut self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+    ) -> Option<Vec<u8>> {
         let session = connections.get_mut(id)?;
         let Phase::Opening(opening) = &mut session.phase else { return None };
         let received = opening.take_unread_head()?;
@@ -115,7 +119,12 @@ impl Core {
     }
 
     /// Answers and ends a handshake.
-    pub(crate) fn refuse(&mut self, connections: &mut Connections<Session>, id: ConnectionId, refusal: &Refusal) {
+    pub(crate) fn refuse(
+        &mut self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+        refusal: &Refusal,
+    ) {
         self.metrics.handshakes.add(refusal.result(), 1);
         if let Some(failure) = refusal.auth_failure() {
             self.shared.metrics.node.auth_failures.add(failure, 1);
@@ -239,7 +248,12 @@ impl Core {
     }
 
     /// The claims of the token, if there is one; checks that every channel may be subscribed to.
-    fn authorise(&self, head: &RequestHead<'_>, query: &Query, channels: &[Channel]) -> Result<Option<Claims>, Stop> {
+    fn authorise(
+        &self,
+        head: &RequestHead<'_>,
+        query: &Query,
+        channels: &[Channel],
+    ) -> Result<Option<Claims>, Stop> {
         let credentials = self.credentials(head, query)?;
         for channel in channels {
             let open = self.shared.node.namespaces().of(channel).anonymous_subscribe;
@@ -253,7 +267,9 @@ impl Core {
                         .map_err(Refusal::from)?;
                 }
                 Credentials::Anonymous if open => {}
-                Credentials::Anonymous => return Err(Refusal::TokenMissing { channel: channel.clone() }.into()),
+                Credentials::Anonymous => {
+                    return Err(Refusal::TokenMissing { channel: channel.clone() }.into());
+                }
             }
         }
         Ok(match credentials {

@@ -92,13 +92,21 @@ impl Core {
             Phase::Head(_) => {}
             Phase::Opening(_) => self.refuse(connections, id, &Refusal::Draining),
             Phase::Open(_) => {
-                let Phase::Open(open) = std::mem::replace(&mut session.phase, Phase::Leaving(None)) else { return };
+                let Phase::Open(open) = std::mem::replace(&mut session.phase, Phase::Leaving(None)) else {
+                    return;
+                };
                 self.leave_open(connections, id, open, &why);
             }
         }
     }
 
-    fn leave_open(&mut self, connections: &mut Connections<Session>, id: ConnectionId, mut open: Open, why: &Leave) {
+    fn leave_open(
+        &mut self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+        mut open: Open,
+        why: &Leave,
+    ) {
         self.metrics.disconnects.add(why.reason(), 1);
         let decoder = std::mem::replace(&mut open.decoder, tidegate_wire::decoder::Decoder::new(false));
         let is_stream = open.protocol == Protocol::Sse;
@@ -129,13 +137,19 @@ impl Core {
     }
 
     /// Gives back what an open connection held in the hub and in presence.
-    pub(crate) fn unsubscribe(&mut self, connections: &mut Connections<Session>, id: ConnectionId, open: Open) {
+    pub(crate) fn unsubscribe(
+        &mut self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+        open: Open,
+    ) {
         let rare = open.rare.unwrap_or_default();
         if rare.present {
             let recovering = rare.recoveries.iter().map(|recovery| recovery.key);
             let subscribed = open.subscriptions.as_slice().iter().map(|&own| self.hub.channel_of(own));
             for key in subscribed.chain(recovering) {
-                let left = self.shared.node.backplane().leave(self.hub.channel(key), &self.connection_name(id));
+                let left =
+                    self.shared.node.backplane().leave(self.hub.channel(key), &self.connection_name(id));
                 self.detach(left, "a presence entry could not be removed");
             }
         }

@@ -32,9 +32,9 @@ use crate::{
     metrics::DisconnectReason,
     outgoing::{Encoding, Outgoing},
 };
-pub(crate) use recovery::Recovery;
 use opening::Opening;
 use publishing::Publisher;
+pub(crate) use recovery::Recovery;
 
 /// State of one connection: 72 bytes at most, see the assertion below; everything rare is boxed.
 #[derive(Debug)]
@@ -141,7 +141,12 @@ impl Session {
     }
 
     /// It is recovering and gets every publication offered by itself.
-    pub(crate) fn offer(delivery: &mut Delivery<'_>, id: ConnectionId, key: ChannelKey, outgoing: &Arc<Outgoing>) {
+    pub(crate) fn offer(
+        delivery: &mut Delivery<'_>,
+        id: ConnectionId,
+        key: ChannelKey,
+        outgoing: &Arc<Outgoing>,
+    ) {
         let Some(session) = delivery.connections.get_mut(id) else { return };
         let encoding = match &mut session.phase {
             Phase::Opening(opening) => {
@@ -188,7 +193,9 @@ impl Session {
         shared: &Shared<'_>,
     ) -> Written {
         let Some(session) = delivery.connections.in_slot_mut(slot) else { return Written::Closed };
-        let Some(rare) = session.open_mut().and_then(|open| open.rare.as_mut()) else { return Written::Closed };
+        let Some(rare) = session.open_mut().and_then(|open| open.rare.as_mut()) else {
+            return Written::Closed;
+        };
         let id = rare.advance(key, outgoing.position());
         let mut out = Vec::new();
         delivery.encoder.encode_sse(&outgoing.channel, &outgoing.content, encoding, id.as_deref(), &mut out);

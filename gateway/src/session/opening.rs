@@ -16,7 +16,8 @@ use tidegate_reactor::{ConnectionId, Connections, Mail, Overflow, Tick};
 use tidegate_wire::{decoder::Decoder, sse, upgrade::Upgrade};
 
 use super::{
-    Open, Phase, Protocol, Rare, Recovery, Session, Subscriptions, leaving::Leave, recovery::Kept, refusal::Refusal,
+    Open, Phase, Protocol, Rare, Recovery, Session, Subscriptions, leaving::Leave, recovery::Kept,
+    refusal::Refusal,
 };
 use crate::{
     auth::Claims,
@@ -53,7 +54,9 @@ pub(crate) struct Opening {
 #[derive(Debug)]
 enum State {
     /// Keys are fetched; the head will be read again.
-    Keys { head: Vec<u8> },
+    Keys {
+        head: Vec<u8>,
+    },
     Subscribing(Subscribing),
 }
 
@@ -102,7 +105,10 @@ impl Request {
 
     fn encoding(&self, compression: bool) -> Encoding {
         // A client with a window of its own could not read what is deflated once for everyone.
-        let shared_deflate = self.upgrade.and_then(|upgrade| upgrade.deflate).is_some_and(|deflate| deflate.can_share(usize::MAX));
+        let shared_deflate = self
+            .upgrade
+            .and_then(|upgrade| upgrade.deflate)
+            .is_some_and(|deflate| deflate.can_share(usize::MAX));
         let deflated = shared_deflate && (compression || self.protocol == Protocol::Echo);
         match (self.protocol, self.envelope, self.channels.len() > 1) {
             (Protocol::Sse, false, false) => Encoding::Sse,
@@ -333,10 +339,16 @@ impl Core {
     }
 
     /// Everything is there: answers and serves.
-    fn answer(&mut self, connections: &mut Connections<Session>, id: ConnectionId, opening: Opening) -> Vec<u8> {
+    fn answer(
+        &mut self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+        opening: Opening,
+    ) -> Vec<u8> {
         let Opening { state: State::Subscribing(subscribing), received } = opening else { return Vec::new() };
         let Subscribing { mut request, entered, .. } = subscribing;
-        let compression = request.channels.iter().all(|channel| self.shared.node.namespaces().of(channel).compression);
+        let compression =
+            request.channels.iter().all(|channel| self.shared.node.namespaces().of(channel).compression);
         let encoding = request.encoding(compression);
         let mut rare = Rare::default();
         if encoding.is_individual() {
@@ -383,7 +395,13 @@ impl Core {
         received
     }
 
-    fn opened(&mut self, connections: &mut Connections<Session>, id: ConnectionId, open: Open, channels: &[Channel]) {
+    fn opened(
+        &mut self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+        open: Open,
+        channels: &[Channel],
+    ) {
         let Some(session) = connections.get_mut(id) else { return };
         session.phase = Phase::Open(open);
         let took = self.shared.started.elapsed().as_millis() as u32;
@@ -404,7 +422,12 @@ impl Core {
         rare.claims = Some(Arc::new(claims));
     }
 
-    fn join_presence(&mut self, connections: &mut Connections<Session>, id: ConnectionId, channels: &[Channel]) {
+    fn join_presence(
+        &mut self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+        channels: &[Channel],
+    ) {
         let node = &self.shared.node;
         let with_presence: Vec<&Channel> =
             channels.iter().filter(|channel| node.namespaces().of(channel).presence).collect();
@@ -416,8 +439,11 @@ impl Core {
         let Some(user) = claims.user.clone() else { return };
         open.rare_mut().present = true;
         for channel in with_presence {
-            let member =
-                Member { connection: self.connection_name(id).into(), user: user.clone(), info: claims.info.clone() };
+            let member = Member {
+                connection: self.connection_name(id).into(),
+                user: user.clone(),
+                info: claims.info.clone(),
+            };
             self.detach(node.backplane().join(channel, member), "a presence entry could not be written");
         }
     }

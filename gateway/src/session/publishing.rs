@@ -65,7 +65,8 @@ impl Publisher {
         };
         let (messages, bytes_rate) =
             (f64::from(limits.publishes_per_second), limits.publish_bytes_per_second.bytes() as f64);
-        let fits = fill(&mut self.messages_left, messages, 1.0) & fill(&mut self.bytes_left, bytes_rate, bytes as f64);
+        let fits = fill(&mut self.messages_left, messages, 1.0)
+            & fill(&mut self.bytes_left, bytes_rate, bytes as f64);
         if fits {
             self.messages_left -= 1.0;
             self.bytes_left -= bytes as f64;
@@ -75,7 +76,12 @@ impl Publisher {
 }
 
 impl Core {
-    pub(crate) fn client_text(&mut self, connections: &mut Connections<Session>, id: ConnectionId, text: &str) {
+    pub(crate) fn client_text(
+        &mut self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+        text: &str,
+    ) {
         let Some(open) = connections.get(id).and_then(Session::open) else { return };
         let enveloped = matches!(open.encoding, Encoding::Envelope | Encoding::EnvelopeDeflated);
         if !enveloped {
@@ -92,7 +98,12 @@ impl Core {
         }
     }
 
-    pub(crate) fn client_binary(&mut self, connections: &mut Connections<Session>, id: ConnectionId, bytes: &[u8]) {
+    pub(crate) fn client_binary(
+        &mut self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+        bytes: &[u8],
+    ) {
         let payload = Payload::Binary(Bytes::copy_from_slice(bytes));
         self.client_publish(connections, id, None, None, payload);
     }
@@ -140,7 +151,9 @@ impl Core {
         bytes: usize,
     ) -> Result<Channel, Refused> {
         let now = connections.now();
-        let Some(open) = connections.get_mut(id).and_then(Session::open_mut) else { return Err(Refused::NotSubscribed) };
+        let Some(open) = connections.get_mut(id).and_then(Session::open_mut) else {
+            return Err(Refused::NotSubscribed);
+        };
         let recovering = open.rare.iter().flat_map(|rare| &rare.recoveries).map(|recovery| recovery.key);
         let subscribed = open.subscriptions.as_slice().iter().map(|&own| self.hub.channel_of(own));
         let mut own = subscribed.chain(recovering).map(|key| self.hub.channel(key));
@@ -168,7 +181,12 @@ impl Core {
     }
 
     /// Publishes now, or after what the connection published before.
-    fn start_publish(&mut self, connections: &mut Connections<Session>, id: ConnectionId, request: PublishRequest) {
+    fn start_publish(
+        &mut self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+        request: PublishRequest,
+    ) {
         let Some(publisher) = publisher(connections, id) else { return };
         if publisher.under_way {
             publisher.waiting.push_back(request);
@@ -183,7 +201,12 @@ impl Core {
 
     /// Says why a message was not published: in the envelope's words, or by closing, since verbatim payloads leave
     /// no room for words.
-    fn refuse_publish(&mut self, connections: &mut Connections<Session>, id: ConnectionId, refused: &Refused) {
+    fn refuse_publish(
+        &mut self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+        refused: &Refused,
+    ) {
         let (code, reason) = match refused {
             Refused::Malformed(_) | Refused::Ambiguous => (400, DropReason::Forbidden),
             Refused::NotSubscribed | Refused::Forbidden => (403, DropReason::Forbidden),
@@ -201,7 +224,9 @@ impl Core {
         let why = match refused {
             Refused::Rate => Leave::RateLimit,
             Refused::Failed(_) => Leave::Forbidden("the message could not be published"),
-            Refused::Ambiguous => Leave::Forbidden("publishing to one of several channels needs envelope=json"),
+            Refused::Ambiguous => {
+                Leave::Forbidden("publishing to one of several channels needs envelope=json")
+            }
             _ => Leave::Forbidden("this connection may not publish"),
         };
         self.leave(connections, id, why);
@@ -209,5 +234,8 @@ impl Core {
 }
 
 fn publisher(connections: &mut Connections<Session>, id: ConnectionId) -> Option<&mut Publisher> {
-    connections.get_mut(id).and_then(Session::open_mut).and_then(|open: &mut Open| open.rare.as_mut()?.publisher.as_mut())
+    connections
+        .get_mut(id)
+        .and_then(Session::open_mut)
+        .and_then(|open: &mut Open| open.rare.as_mut()?.publisher.as_mut())
 }

@@ -68,7 +68,9 @@ impl Refusal {
             }
             Self::Upgrade(error) => (error.status().0, error.status().1, "invalid-upgrade"),
             Self::TokenMissing { .. } | Self::Token(_) => (401, "Unauthorized", "unauthorized"),
-            Self::ApiKey(error) if error.status() == http::StatusCode::UNAUTHORIZED => (401, "Unauthorized", "unauthorized"),
+            Self::ApiKey(error) if error.status() == http::StatusCode::UNAUTHORIZED => {
+                (401, "Unauthorized", "unauthorized")
+            }
             Self::Origin | Self::Rights { .. } | Self::ApiKey(_) => (403, "Forbidden", "forbidden"),
             Self::Over(Over::Address) => (429, "Too Many Requests", "too-many-connections"),
             Self::Over(Over::Rate { .. }) => (503, "Service Unavailable", "too-many-handshakes"),
@@ -82,7 +84,9 @@ impl Refusal {
         match self {
             Self::HeadTimeout => HandshakeResult::Timeout,
             Self::TokenMissing { .. } | Self::Token(_) => HandshakeResult::Unauthorized,
-            Self::ApiKey(error) if error.status() == http::StatusCode::UNAUTHORIZED => HandshakeResult::Unauthorized,
+            Self::ApiKey(error) if error.status() == http::StatusCode::UNAUTHORIZED => {
+                HandshakeResult::Unauthorized
+            }
             Self::Rights { .. } | Self::ApiKey(_) => HandshakeResult::Forbidden,
             Self::Origin => HandshakeResult::OriginRefused,
             Self::Over(Over::Address) => HandshakeResult::AddressLimit,
@@ -100,7 +104,9 @@ impl Refusal {
             Self::Token(TokenError::Expired) => AuthFailure::TokenExpired,
             Self::Token(TokenError::UnknownKey) => AuthFailure::KeysUnavailable,
             Self::Token(_) => AuthFailure::TokenInvalid,
-            Self::ApiKey(error) if error.status() == http::StatusCode::UNAUTHORIZED => AuthFailure::KeyUnknown,
+            Self::ApiKey(error) if error.status() == http::StatusCode::UNAUTHORIZED => {
+                AuthFailure::KeyUnknown
+            }
             Self::ApiKey(_) => AuthFailure::KeyScope,
             Self::Rights { .. } => AuthFailure::TokenRights,
             Self::Origin => AuthFailure::Origin,
@@ -113,9 +119,13 @@ impl Refusal {
         let (status, reason, name) = self.answer();
         let mut extra: Vec<(&str, Cow<'_, str>)> = Vec::new();
         match self {
-            Self::Upgrade(error) => extra.extend(error.headers().iter().map(|&(name, value)| (name, value.into()))),
+            Self::Upgrade(error) => {
+                extra.extend(error.headers().iter().map(|&(name, value)| (name, value.into())))
+            }
             _ if status == 401 => extra.push(("WWW-Authenticate", "Bearer".into())),
-            _ if matches!(status, 429 | 503) => extra.push(("Retry-After", self.retry_after(spread).to_string().into())),
+            _ if matches!(status, 429 | 503) => {
+                extra.push(("Retry-After", self.retry_after(spread).to_string().into()))
+            }
             _ => {}
         }
         let extra: Vec<(&str, &str)> = extra.iter().map(|(name, value)| (*name, &**value)).collect();

@@ -31,7 +31,8 @@ impl ShardDriver {
         let mut decoder = std::mem::replace(&mut open.decoder, Decoder::new(false));
         let max = self.core.shared.node.config().limits.message_bytes.bytes();
         let core = &mut self.core;
-        let decoded = decoder.decode(bytes, max, &mut self.inflater, |message| core.on_message(connections, id, message));
+        let decoded = decoder
+            .decode(bytes, max, &mut self.inflater, |message| core.on_message(connections, id, message));
         match connections.get_mut(id).map(|session| &mut session.phase) {
             Some(Phase::Open(open)) => open.decoder = decoder,
             Some(Phase::Leaving(Some(left))) => *left = decoder,
@@ -43,8 +44,14 @@ impl ShardDriver {
     }
 
     /// Bytes of a WebSocket that was told to go: only its close frame matters.
-    pub(crate) fn read_last(&mut self, connections: &mut Connections<Session>, id: ConnectionId, bytes: &mut [u8]) {
-        let Some(Phase::Leaving(Some(decoder))) = connections.get_mut(id).map(|session| &mut session.phase) else {
+    pub(crate) fn read_last(
+        &mut self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+        bytes: &mut [u8],
+    ) {
+        let Some(Phase::Leaving(Some(decoder))) = connections.get_mut(id).map(|session| &mut session.phase)
+        else {
             return;
         };
         let max = self.core.shared.node.config().limits.message_bytes.bytes();
@@ -115,7 +122,13 @@ impl Core {
     }
 
     /// What is echoed is bounded by the message it answers; a client that does not read is not read either.
-    fn echo(&mut self, connections: &mut Connections<Session>, id: ConnectionId, opcode: Opcode, payload: &[u8]) {
+    fn echo(
+        &mut self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+        opcode: Opcode,
+        payload: &[u8],
+    ) {
         let deflates = connections
             .get(id)
             .and_then(Session::open)
@@ -139,7 +152,12 @@ impl Core {
     }
 
     /// The client says goodbye: its code comes back (RFC 6455 section 5.5.1), and the connection ends.
-    fn close_as_asked(&mut self, connections: &mut Connections<Session>, id: ConnectionId, code: Option<CloseCode>) {
+    fn close_as_asked(
+        &mut self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+        code: Option<CloseCode>,
+    ) {
         let mut out = std::mem::take(&mut self.scratch);
         out.clear();
         match code {
@@ -223,7 +241,12 @@ impl Core {
     }
 
     /// Says how many messages did not fit, where the protocol can.
-    pub(crate) fn tell_dropped(&mut self, connections: &mut Connections<Session>, id: ConnectionId, dropped: u64) {
+    pub(crate) fn tell_dropped(
+        &mut self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+        dropped: u64,
+    ) {
         let Some(open) = connections.get(id).and_then(Session::open) else { return };
         if !open.encoding.carries_notices() {
             return;

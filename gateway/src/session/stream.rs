@@ -12,7 +12,8 @@ const FOREIGN: Position = Position { epoch: Epoch(0), offset: 0 };
 /// The id of an event; `None` when no channel has a position.
 pub(crate) fn event_id(positions: impl Iterator<Item = Option<Position>> + Clone) -> Option<String> {
     positions.clone().flatten().next()?;
-    let places: Vec<String> = positions.map(|place| place.map(|place| place.to_string()).unwrap_or_default()).collect();
+    let places: Vec<String> =
+        positions.map(|place| place.map(|place| place.to_string()).unwrap_or_default()).collect();
     Some(places.join(","))
 }
 

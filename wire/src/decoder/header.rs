@@ -3,8 +3,7 @@
 use super::DecodeError;
 use super::partial::MessagePartial;
 use crate::frame::{
-    CONTROL_PAYLOAD_BYTES_MAX, FIN, LENGTH, LENGTH_16, LENGTH_64, MASK, OPCODE, Opcode, RSV1,
-    RSV2_AND_3,
+    CONTROL_PAYLOAD_BYTES_MAX, FIN, LENGTH, LENGTH_16, LENGTH_64, MASK, OPCODE, Opcode, RSV1, RSV2_AND_3,
 };
 
 /// A decoded frame header.
@@ -30,10 +29,7 @@ pub(super) const HEADER_BYTES_MAX: usize = 2 + 8 + 4;
 impl Header {
     /// Reads a header and its length in bytes; `None` when `bytes` ends before it does. Each byte is judged as soon
     /// as it is there, in the order of the wire, so that the verdict does not depend on how the bytes were split.
-    pub(super) fn parse(
-        bytes: &[u8],
-        rules: &Rules<'_>,
-    ) -> Result<Option<(Self, usize)>, DecodeError> {
+    pub(super) fn parse(bytes: &[u8], rules: &Rules<'_>) -> Result<Option<(Self, usize)>, DecodeError> {
         let Some(&first) = bytes.first() else {
             return Ok(None);
         };
@@ -51,13 +47,7 @@ impl Header {
         let Some(&key) = bytes[key_at..].first_chunk::<4>() else {
             return Ok(None);
         };
-        let header = Self {
-            fin: first & FIN != 0,
-            compressed,
-            opcode,
-            key,
-            payload_len,
-        };
+        let header = Self { fin: first & FIN != 0, compressed, opcode, key, payload_len };
         Ok(Some((header, key_at + key.len())))
     }
 }
@@ -94,12 +84,7 @@ impl Rules<'_> {
     }
 
     /// Bounds the message, not only the frame, before any of its payload arrives.
-    fn check_length(
-        &self,
-        opcode: Opcode,
-        compressed: bool,
-        payload_len: u64,
-    ) -> Result<usize, DecodeError> {
+    fn check_length(&self, opcode: Opcode, compressed: bool, payload_len: u64) -> Result<usize, DecodeError> {
         let payload_len = usize::try_from(payload_len).map_err(|_| DecodeError::TooLarge)?;
         if opcode.is_control() {
             return Ok(payload_len);

@@ -36,22 +36,14 @@ pub(super) struct MessagePartial {
 
 impl Partial {
     pub(super) fn is_idle(&self) -> bool {
-        self.header_len == 0
-            && self.frame.is_none()
-            && self.message.is_none()
-            && self.control.is_empty()
+        self.header_len == 0 && self.frame.is_none() && self.message.is_none() && self.control.is_empty()
     }
 }
 
 impl MessagePartial {
     pub(super) fn new(header: Header) -> Self {
         let is_text = header.opcode == Opcode::Text;
-        Self {
-            is_text,
-            compressed: header.compressed,
-            payload: Vec::new(),
-            valid_len: 0,
-        }
+        Self { is_text, compressed: header.compressed, payload: Vec::new(), valid_len: 0 }
     }
 
     /// Takes more payload. The buffer doubles as bytes arrive, but never past `bytes_max`, the length the message
@@ -63,11 +55,7 @@ impl MessagePartial {
             self.payload.reserve_exact(target - self.payload.len());
         }
         self.payload.extend_from_slice(chunk);
-        if self.is_text && !self.compressed {
-            self.validate()
-        } else {
-            Ok(())
-        }
+        if self.is_text && !self.compressed { self.validate() } else { Ok(()) }
     }
 
     /// Fails at the first byte that no continuation can make UTF-8, without waiting for the end of the message. A

@@ -14,21 +14,12 @@ fn deflated(payload: &[u8]) -> Vec<u8> {
 }
 
 /// Feeds `stream`, counts messages, and hands the decoder back.
-fn feed(
-    decoder: &mut Decoder,
-    stream: &[u8],
-    bytes_max: usize,
-) -> (usize, Result<(), DecodeError>) {
+fn feed(decoder: &mut Decoder, stream: &[u8], bytes_max: usize) -> (usize, Result<(), DecodeError>) {
     let mut count = 0;
-    let result = decoder.decode(
-        &mut stream.to_vec(),
-        bytes_max,
-        &mut Inflater::new(),
-        |_| {
-            count += 1;
-            ControlFlow::Continue(())
-        },
-    );
+    let result = decoder.decode(&mut stream.to_vec(), bytes_max, &mut Inflater::new(), |_| {
+        count += 1;
+        ControlFlow::Continue(())
+    });
     (count, result)
 }
 
@@ -59,31 +50,19 @@ fn a_declared_length_reserves_nothing() {
     stream.extend([0; 100]);
     assert_eq!(feed(&mut decoder, &stream, 1 << 30), (0, Ok(())));
     assert!(!decoder.is_idle());
-    assert!(
-        decoder.buffered_bytes() <= 200,
-        "{} bytes for 100 received",
-        decoder.buffered_bytes()
-    );
+    assert!(decoder.buffered_bytes() <= 200, "{} bytes for 100 received", decoder.buffered_bytes());
 }
 
 #[test]
 fn memory_follows_what_arrived_and_stays_under_the_limit() {
     let mut decoder = Decoder::new(false);
     let bytes_max = 1_000_000;
-    feed(
-        &mut decoder,
-        &header(BINARY, bytes_max as u64, KEY),
-        bytes_max,
-    )
-    .1
-    .expect("a good header");
+    feed(&mut decoder, &header(BINARY, bytes_max as u64, KEY), bytes_max).1.expect("a good header");
     let mut received = 0;
     while received < bytes_max {
         let piece = 1_460.min(bytes_max - received);
         received += piece;
-        feed(&mut decoder, &vec![0; piece], bytes_max)
-            .1
-            .expect("a good payload");
+        feed(&mut decoder, &vec![0; piece], bytes_max).1.expect("a good payload");
         assert!(decoder.buffered_bytes() <= (2 * received).min(bytes_max));
     }
     assert_eq!(feed(&mut decoder, &frame(FIN, b""), bytes_max), (1, Ok(())));
@@ -97,78 +76,39 @@ fn a_frame_over_the_limit_fails_before_its_payload() {
         // Without the masking key, too: the length is enough.
         let expected = (vec![], Err(DecodeError::TooLarge));
         assert_eq!(decode(&stream, 100, false), expected, "{len}");
-        assert_eq!(
-            decode(&stream[..stream.len() - 4], 100, false),
-            expected,
-            "{len}"
-        );
+        assert_eq!(decode(&stream[..stream.len() - 4], 100, false), expected, "{len}");
     }
-    assert_eq!(
-        decode(&frame(FIN | BINARY, &[0; 100]), 100, false).0.len(),
-        1,
-        "the limit itself is allowed"
-    );
+    assert_eq!(decode(&frame(FIN | BINARY, &[0; 100]), 100, false).0.len(), 1, "the limit itself is allowed");
 }
 
 #[test]
 fn fragments_are_summed() {
-    let stream = [
-        frame(TEXT, &[b'a'; 60]),
-        frame(0, &[b'a'; 40]),
-        header(FIN, 1, KEY),
-    ]
-    .concat();
-    assert_eq!(
-        decode(&stream, 100, false),
-        (vec![], Err(DecodeError::TooLarge))
-    );
-    let stream = [
-        frame(TEXT, &[b'a'; 60]),
-        frame(0, &[b'a'; 40]),
-        frame(FIN, b""),
-    ]
-    .concat();
-    assert_eq!(
-        decode(&stream, 100, false),
-        (vec![text(&"a".repeat(100))], Ok(()))
-    );
+    let stream = [frame(TEXT, &[b'a'; 60]), frame(0, &[b'a'; 40]), header(FIN, 1, KEY)].concat();
+    assert_eq!(decode(&stream, 100, false), (vec![], Err(DecodeError::TooLarge)));
+    let stream = [frame(TEXT, &[b'a'; 60]), frame(0, &[b'a'; 40]), frame(FIN, b"")].concat();
+    assert_eq!(decode(&stream, 100, false), (vec![text(&"a".repeat(100))], Ok(())));
 }
 
 #[test]
 fn the_limit_of_data_does_not_bound_control_frames() {
     let stream = [frame(FIN | PING, &[1; 125]), frame(FIN | TEXT, b"ok")].concat();
-    assert_eq!(
-        decode(&stream, 10, false),
-        (vec![Owned::Ping(vec![1; 125]), text("ok")], Ok(()))
-    );
+    assert_eq!(decode(&stream, 10, false), (vec![Owned::Ping(vec![1; 125]), text("ok")], Ok(())));
 }
 
 #[test]
 fn an_inflated_message_is_bounded() {
     let bomb = frame(FIN | RSV1 | BINARY, &deflated(&vec![0; 10_000_000]));
     assert!(bomb.len() < 20_000);
-    assert_eq!(
-        decode(&bomb, 100_000, true),
-        (vec![], Err(DecodeError::TooLarge))
-    );
+    assert_eq!(decode(&bomb, 100_000, true), (vec![], Err(DecodeError::TooLarge)));
     let fits = frame(FIN | RSV1 | BINARY, &deflated(&vec![0; 100_000]));
-    assert_eq!(
-        decode(&fits, 100_000, true),
-        (vec![binary(&vec![0; 100_000])], Ok(()))
-    );
-    assert_eq!(
-        decode(&fits, 99_999, true),
-        (vec![], Err(DecodeError::TooLarge))
-    );
+    assert_eq!(decode(&fits, 100_000, true), (vec![binary(&vec![0; 100_000])], Ok(())));
+    assert_eq!(decode(&fits, 99_999, true), (vec![], Err(DecodeError::TooLarge)));
 }
 
 #[test]
 fn compressed_fragments_are_bounded_before_they_are_inflated() {
     let stream = [frame(RSV1 | BINARY, &[0; 150]), header(FIN, 100, KEY)].concat();
-    assert_eq!(
-        decode(&stream, 100, true),
-        (vec![], Err(DecodeError::TooLarge))
-    );
+    assert_eq!(decode(&stream, 100, true), (vec![], Err(DecodeError::TooLarge)));
 }
 
 #[test]
@@ -203,38 +143,21 @@ fn compressed_messages_mix_with_plain_ones_and_fragments() {
         frame(FIN, right),
         frame(FIN | RSV1 | BINARY, &deflated(b"")),
     ];
-    let expected = vec![
-        text("plain"),
-        Owned::Ping(b"!".to_vec()),
-        text("Hello Hello Hello"),
-        binary(b""),
-    ];
+    let expected = vec![text("plain"), Owned::Ping(b"!".to_vec()), text("Hello Hello Hello"), binary(b"")];
     assert_eq!(decode(&stream.concat(), 1000, true), (expected, Ok(())));
 }
 
 #[test]
 fn bad_compression() {
     let cases: &[(&str, Vec<u8>, DecodeError)] = &[
-        (
-            "not deflate",
-            frame(FIN | RSV1 | BINARY, &[0xFF; 8]),
-            DecodeError::InvalidDeflate,
-        ),
-        (
-            "not UTF-8 once inflated",
-            frame(FIN | RSV1 | TEXT, &deflated(b"\xFF")),
-            DecodeError::InvalidUtf8,
-        ),
+        ("not deflate", frame(FIN | RSV1 | BINARY, &[0xFF; 8]), DecodeError::InvalidDeflate),
+        ("not UTF-8 once inflated", frame(FIN | RSV1 | TEXT, &deflated(b"\xFF")), DecodeError::InvalidUtf8),
         (
             "RSV1 on a continuation",
             [frame(TEXT, b"a"), frame(FIN | RSV1, b"b")].concat(),
             DecodeError::ReservedBits,
         ),
-        (
-            "RSV1 on a ping",
-            frame(FIN | RSV1 | PING, b""),
-            DecodeError::ReservedBits,
-        ),
+        ("RSV1 on a ping", frame(FIN | RSV1 | PING, b""), DecodeError::ReservedBits),
     ];
     for (name, stream, error) in cases {
         assert_eq!(decode(stream, 1000, true), (vec![], Err(*error)), "{name}");
@@ -246,33 +169,19 @@ fn bad_compression() {
 fn a_finished_decoder_ignores_input_and_holds_nothing() {
     let mut decoder = Decoder::new(false);
     let mut seen = Vec::new();
-    let mut stream = [
-        frame(FIN | TEXT, b"1"),
-        frame(FIN | TEXT, b"2"),
-        frame(BINARY, b"rest"),
-    ]
-    .concat();
+    let mut stream = [frame(FIN | TEXT, b"1"), frame(FIN | TEXT, b"2"), frame(BINARY, b"rest")].concat();
     let result = decoder.decode(&mut stream, 100, &mut Inflater::new(), |message| {
         seen.push(Owned::from(message));
         ControlFlow::Break(())
     });
     assert_eq!((seen, result), (vec![text("1")], Ok(())));
-    assert_eq!(
-        feed(&mut decoder, &frame(FIN | TEXT, b"3"), 100),
-        (0, Ok(()))
-    );
+    assert_eq!(feed(&mut decoder, &frame(FIN | TEXT, b"3"), 100), (0, Ok(())));
 
     let mut decoder = Decoder::new(false);
     let stream = [frame(BINARY, b"held"), vec![0x83]].concat();
-    assert_eq!(
-        feed(&mut decoder, &stream, 100),
-        (0, Err(DecodeError::ReservedOpcode))
-    );
+    assert_eq!(feed(&mut decoder, &stream, 100), (0, Err(DecodeError::ReservedOpcode)));
     assert!(decoder.is_idle());
-    assert_eq!(
-        feed(&mut decoder, &frame(FIN | TEXT, b"3"), 100),
-        (0, Ok(()))
-    );
+    assert_eq!(feed(&mut decoder, &frame(FIN | TEXT, b"3"), 100), (0, Ok(())));
 }
 
 #[test]

@@ -43,9 +43,7 @@ impl Write for Peer<'_> {
 }
 
 fn theirs(stream: &[u8]) -> (Vec<Owned>, End) {
-    let config = WebSocketConfig::default()
-        .max_message_size(Some(BYTES_MAX))
-        .max_frame_size(Some(BYTES_MAX));
+    let config = WebSocketConfig::default().max_message_size(Some(BYTES_MAX)).max_frame_size(Some(BYTES_MAX));
     let mut socket = WebSocket::from_raw_socket(Peer(stream), Role::Server, Some(config));
     let mut messages = Vec::new();
     loop {
@@ -55,13 +53,9 @@ fn theirs(stream: &[u8]) -> (Vec<Owned>, End) {
             Ok(Theirs::Ping(bytes)) => messages.push(Owned::Ping(bytes.to_vec())),
             Ok(Theirs::Pong(bytes)) => messages.push(Owned::Pong(bytes.to_vec())),
             Ok(Theirs::Close(close)) => {
-                let close =
-                    close.map(|close| (u16::from(close.code), close.reason.as_str().to_owned()));
+                let close = close.map(|close| (u16::from(close.code), close.reason.as_str().to_owned()));
                 // How tungstenite reports a code that must not be sent.
-                if close
-                    .as_ref()
-                    .is_some_and(|(_, reason)| reason == "Protocol violation")
-                {
+                if close.as_ref().is_some_and(|(_, reason)| reason == "Protocol violation") {
                     return (messages, End::Failed);
                 }
                 messages.push(Owned::Close(close));
@@ -72,9 +66,7 @@ fn theirs(stream: &[u8]) -> (Vec<Owned>, End) {
                 return (messages, End::Open);
             }
             Err(
-                Error::Protocol(_)
-                | Error::Utf8(_)
-                | Error::Capacity(CapacityError::MessageTooLong { .. }),
+                Error::Protocol(_) | Error::Utf8(_) | Error::Capacity(CapacityError::MessageTooLong { .. }),
             ) => {
                 return (messages, End::Failed);
             }
@@ -98,9 +90,7 @@ fn ends_inside_a_frame(mut stream: &[u8]) -> bool {
         let Some(extended) = stream.get(2..2 + length_len) else {
             return true;
         };
-        let payload_len = extended
-            .iter()
-            .fold(short, |len, byte| len << 8 | usize::from(*byte));
+        let payload_len = extended.iter().fold(short, |len, byte| len << 8 | usize::from(*byte));
         let frame_len = payload_len.saturating_add(2 + length_len + mask_len);
         match stream.get(frame_len..) {
             Some(rest) => stream = rest,
@@ -126,20 +116,9 @@ fn check(stream: &[u8]) -> Result<(), TestCaseError> {
         return Ok(());
     }
     let (their_messages, their_end) = theirs(stream);
-    prop_assert_eq!(
-        &messages,
-        &their_messages,
-        "{:?} against {:?}",
-        result,
-        their_end
-    );
+    prop_assert_eq!(&messages, &their_messages, "{:?} against {:?}", result, their_end);
     let early = ours == End::Failed && their_end == End::Open && ends_inside_a_frame(stream);
-    prop_assert!(
-        ours == their_end || early,
-        "{:?} against {:?}",
-        result,
-        their_end
-    );
+    prop_assert!(ours == their_end || early, "{:?} against {:?}", result, their_end);
     Ok(())
 }
 

@@ -21,26 +21,16 @@ pub(crate) fn any_frame() -> impl Strategy<Value = Vec<u8>> {
         6 => Just(FIN | TEXT), 6 => Just(FIN | BINARY), 3 => Just(TEXT), 3 => Just(BINARY), 5 => Just(FIN), 3 => Just(0),
         3 => Just(FIN | PING), 2 => Just(FIN | PONG), 1 => Just(FIN | CLOSE), 1 => any::<u8>(),
     ];
-    (first, payload, any::<[u8; 4]>())
-        .prop_map(|(first, payload, key)| frame_with_key(first, &payload, key))
+    (first, payload, any::<[u8; 4]>()).prop_map(|(first, payload, key)| frame_with_key(first, &payload, key))
 }
 
 /// As `any_frame`, some of them compressed as they should be, some only claiming to be.
 fn any_frame_with_compression() -> impl Strategy<Value = Vec<u8>> {
-    let compressed = (
-        prop::collection::vec(0u8..4, 0..600),
-        0u32..10,
-        any::<[u8; 4]>(),
-        any::<bool>(),
-    )
+    let compressed = (prop::collection::vec(0u8..4, 0..600), 0u32..10, any::<[u8; 4]>(), any::<bool>())
         .prop_map(|(payload, level, key, is_text)| {
             let mut deflated = Vec::new();
             Deflater::new(level).compress(&payload, &mut deflated);
-            frame_with_key(
-                FIN | RSV1 | if is_text { TEXT } else { BINARY },
-                &deflated,
-                key,
-            )
+            frame_with_key(FIN | RSV1 | if is_text { TEXT } else { BINARY }, &deflated, key)
         });
     let claimed = any_frame().prop_map(|mut frame| {
         frame[0] |= RSV1;
@@ -135,11 +125,6 @@ fn masked(frame: &[u8], key: [u8; 4]) -> Vec<u8> {
     let mut masked = frame[..header_len].to_vec();
     masked[1] |= 0x80;
     masked.extend(key);
-    masked.extend(
-        frame[header_len..]
-            .iter()
-            .enumerate()
-            .map(|(at, byte)| byte ^ key[at % 4]),
-    );
+    masked.extend(frame[header_len..].iter().enumerate().map(|(at, byte)| byte ^ key[at % 4]));
     masked
 }

@@ -35,9 +35,7 @@ impl From<Message<'_>> for Owned {
             Message::Binary(bytes) => Self::Binary(bytes.to_vec()),
             Message::Ping(bytes) => Self::Ping(bytes.to_vec()),
             Message::Pong(bytes) => Self::Pong(bytes.to_vec()),
-            Message::Close(close) => {
-                Self::Close(close.map(|(code, reason)| (code.0, reason.to_owned())))
-            }
+            Message::Close(close) => Self::Close(close.map(|(code, reason)| (code.0, reason.to_owned()))),
         }
     }
 }
@@ -57,12 +55,7 @@ pub(crate) fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
 
 pub(crate) fn frame_with_key(first: u8, payload: &[u8], key: [u8; 4]) -> Vec<u8> {
     let mut frame = header(first, payload.len() as u64, key);
-    frame.extend(
-        payload
-            .iter()
-            .enumerate()
-            .map(|(at, byte)| byte ^ key[at % 4]),
-    );
+    frame.extend(payload.iter().enumerate().map(|(at, byte)| byte ^ key[at % 4]));
     frame
 }
 
@@ -119,9 +112,6 @@ pub(crate) fn decode(stream: &[u8], bytes_max: usize, compression: bool) -> Outc
     let whole = decode_in_pieces(stream, &[], bytes_max, compression);
     let every_byte: Vec<usize> = (0..stream.len()).collect();
     let trickled = decode_in_pieces(stream, &every_byte, bytes_max, compression);
-    assert_eq!(
-        whole, trickled,
-        "one piece and single bytes disagree for {stream:02x?}"
-    );
+    assert_eq!(whole, trickled, "one piece and single bytes disagree for {stream:02x?}");
     whole
 }
