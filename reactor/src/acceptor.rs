@@ -86,35 +86,51 @@ impl Acceptor {
             match self.listener.accept() {
                 Ok((socket, peer)) => intake.on_connection(socket.into(), peer),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
-                Err(error) if is_exhausted(&error) => {
-                    if !self.refuse_with_spare(intake) {
-                        return Some(EXHAUSTED_PAUSE);
-                    }
-                }
+                Err(error) if is_exhausted(&error) => match self.refuse_with_spare(intake) {
+                    Refusal::One => {}
+                    Refusal::NobodyWaits => return None,
+                    Refusal::NoSpare => return Some(EXHAUSTED_PAUSE),
+                },
                 // The peer gave up, or an interruption: the next one may be fine.
                 Err(_) => {}
             }
         }
     }
 
-    /// Spends the spare descriptor on one connection. False when there is none to spend.
-    fn refuse_with_spare(&mut self, intake: &mut impl Intake) -> bool {
+    /// Spends the spare descriptor on one connection. Linux looks for a descriptor before it looks for a
+    /// connection, so being out of descriptors does not mean that anybody waits.
+    fn refuse_with_spare(&mut self, intake: &mut impl Intake) -> Refusal {
         if self.spare.take().is_none() {
             self.spare = open_spare().ok();
             if self.spare.take().is_none() {
                 intake.on_exhausted(None);
-                return false;
+                return Refusal::NoSpare;
             }
         }
-        match self.listener.accept() {
-            Ok((socket, _)) => intake.on_exhausted(Some(socket.into())),
+        let accepted = self.listener.accept();
+        let refusal = match accepted {
+            Ok((socket, _)) => {
+                intake.on_exhausted(Some(socket.into()));
+                Refusal::One
+            }
             // Another thread was quicker with the descriptor.
-            Err(error) if is_exhausted(&error) => intake.on_exhausted(None),
-            Err(_) => {}
-        }
+            Err(error) if is_exhausted(&error) => {
+                intake.on_exhausted(None);
+                Refusal::NoSpare
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Refusal::NobodyWaits,
+            Err(_) => Refusal::One,
+        };
         self.spare = open_spare().ok();
-        self.spare.is_some()
+        if self.spare.is_some() { refusal } else { Refusal::NoSpare }
     }
+}
+
+/// What came of an attempt to refuse with the spare descriptor.
+enum Refusal {
+    One,
+    NobodyWaits,
+    NoSpare,
 }
 
 impl AcceptorHandle {
