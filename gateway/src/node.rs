@@ -196,6 +196,9 @@ impl Node {
 
     /// Begins to drain; the process ends when it is done. More calls change nothing.
     pub fn drain(&self) {
+        if self.stage() == Stage::Serving {
+            self.set_stage(Stage::Settling);
+        }
         self.drain_was_asked.store(true, Ordering::Release);
         self.drain_asked.notify_waiters();
     }
