@@ -32,7 +32,7 @@ pub(crate) async fn insisted() -> std::io::Result<()> {
 }
 
 /// Drains the node; what is left afterwards is cut.
-pub(crate) async fn run(node: &Arc<Node>, relay: &Relay, http: CancellationToken, tasks: &TaskTracker) {
+pub(crate) async fn run(node: &Arc<Node>, relay: &Relay, http: &CancellationToken, tasks: &TaskTracker) {
     let drain = node.config().drain.clone();
     node.set_stage(Stage::Settling);
     if let Err(error) = node.backplane().announce(node.record()).await {

@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, SocketAddr, TcpStream},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -131,7 +131,7 @@ impl Front {
         Err(Over::Rate { retry_after: Duration::from_secs_f64((1.0 - bucket.tokens) / rate) })
     }
 
-    fn admit(&self, ip: IpAddr) -> Result<AddressKey, Over> {
+    pub(crate) fn admit(&self, ip: IpAddr) -> Result<AddressKey, Over> {
         if self.connections.fetch_add(1, Ordering::AcqRel) >= self.connections_max() {
             self.connections.fetch_sub(1, Ordering::AcqRel);
             return Err(Over::Node);
@@ -165,15 +165,13 @@ impl Front {
     }
 }
 
-/// Takes connections from the acceptor and deals them out to the shards.
+/// Deals connections out to the shards: new ones, and those that come back from HTTP.
 pub(crate) struct Dealer {
-    pub(crate) front: Arc<Front>,
-    pub(crate) metrics: Arc<Metrics>,
-    pub(crate) shards: Vec<ShardDoor>,
-    /// The shard that got the last connection.
-    pub(crate) last: usize,
+    shards: Vec<ShardDoor>,
+    /// The shard that got the last connection. Two threads that deal at once may take the same: it is a hint.
+    last: AtomicUsize,
     /// The clock that [`Session::accepted_ms`] counts on.
-    pub(crate) started: Instant,
+    started: Instant,
 }
 
 /// A shard as the dealer sees it.
@@ -183,22 +181,47 @@ pub(crate) struct ShardDoor {
     pub(crate) connections: Arc<AtomicU64>,
 }
 
+/// Takes connections from the acceptor.
+pub(crate) struct Doorkeeper {
+    pub(crate) front: Arc<Front>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) dealer: Arc<Dealer>,
+}
+
 impl Dealer {
+    pub(crate) fn new(shards: Vec<ShardDoor>, started: Instant) -> Self {
+        Self { shards, last: AtomicUsize::new(0), started }
+    }
+
+    pub(crate) fn door(&self, shard: usize) -> &ShardDoor {
+        &self.shards[shard]
+    }
+
+    /// Gives a connection that has its place in the limits to a shard, with what was `read` from it.
+    pub(crate) fn deal(&self, socket: TcpStream, read: Bytes, address: AddressKey, over: Option<Over>) {
+        let accepted_ms = self.started.elapsed().as_millis() as u32;
+        let door = self.choose();
+        door.connections.fetch_add(1, Ordering::AcqRel);
+        let connection = Session::new(address, accepted_ms, over);
+        door.mailbox.send(Mail::Adopt { socket, read, connection });
+    }
+
     /// The next shard in turn, unless it holds clearly more than the emptiest.
-    fn choose(&mut self) -> &ShardDoor {
-        let next = (self.last + 1) % self.shards.len();
+    fn choose(&self) -> &ShardDoor {
+        let next = (self.last.load(Ordering::Relaxed) + 1) % self.shards.len();
         let load = |door: &ShardDoor| door.connections.load(Ordering::Relaxed);
         let least = self.shards.iter().map(load).min().unwrap_or(0);
         // A little unevenness is cheaper than looking for the emptiest each time under churn.
-        self.last = match load(&self.shards[next]) <= least + 16 {
+        let chosen = match load(&self.shards[next]) <= least + 16 {
             true => next,
             false => self.shards.iter().position(|door| load(door) == least).unwrap_or(next),
         };
-        &self.shards[self.last]
+        self.last.store(chosen, Ordering::Relaxed);
+        &self.shards[chosen]
     }
 }
 
-impl Intake for Dealer {
+impl Intake for Doorkeeper {
     fn on_connection(&mut self, socket: TcpStream, peer: SocketAddr) {
         let (key, over) = match self.front.admit(peer.ip()) {
             Ok(key) => (key, None),
@@ -210,11 +233,7 @@ impl Intake for Dealer {
                 }
             },
         };
-        let accepted_ms = self.started.elapsed().as_millis() as u32;
-        let door = self.choose();
-        door.connections.fetch_add(1, Ordering::AcqRel);
-        let connection = Session::new(key, accepted_ms, over);
-        door.mailbox.send(Mail::Adopt { socket, read: Bytes::new(), connection });
+        self.dealer.deal(socket, Bytes::new(), key, over);
     }
 
     fn on_exhausted(&mut self, socket: Option<TcpStream>) {

@@ -10,15 +10,18 @@ use std::{
 
 use tidegate_backplane::{Backplane, MemoryBackplane, MemoryOptions, Sink};
 use tidegate_reactor::{Acceptor, Shard};
-use tokio::{runtime::Runtime, sync::mpsc};
+use tokio::runtime::Runtime;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     auth::{ApiKeys, Authenticator, Origins},
     config::{Config, ConfigError},
     drain,
-    front::{Dealer, Front, ShardDoor},
-    http::{HttpContext, PublicService, internal_router, serve},
+    front::{Dealer, Doorkeeper, Front, ShardDoor},
+    http::{
+        HttpContext, PublicService, internal_router,
+        serve::{HttpServer, Patience, QUIET_MAX},
+    },
     hub::Hub,
     metrics::{Bounds, Listener, Metrics},
     node::{Node, Relay},
@@ -83,15 +86,6 @@ impl Server {
         let mut parts = Parts::build(&self, &runtime, tasks.clone())?;
         let shards = parts.start_shards()?;
         let _internal = runtime.enter();
-        let http = CancellationToken::new();
-        runtime.spawn(serve::serve(
-            parts.handed,
-            PublicService::new(Arc::clone(&parts.context)),
-            Arc::clone(&parts.shared.front),
-            self.config.limits.handshake_timeout,
-            http.clone(),
-            tasks.clone(),
-        ));
         let internal =
             tokio::net::TcpListener::from_std(self.internal).map_err(system("the internal port"))?;
         let internal_service = internal_router(Arc::clone(&parts.context));
@@ -101,7 +95,7 @@ impl Server {
             }
         });
         let acceptor = Acceptor::new(self.public).map_err(system("the public port"))?;
-        let acceptor = acceptor.spawn(parts.dealer).map_err(system("the accept thread"))?;
+        let acceptor = acceptor.spawn(parts.doorkeeper).map_err(system("the accept thread"))?;
         let node = Arc::clone(&parts.shared.node);
         runtime.spawn(housekeeping(Arc::clone(&node), Arc::clone(&parts.memory), Arc::clone(&parts.relay)));
         let authenticator = Arc::clone(&parts.shared.authenticator);
@@ -110,7 +104,7 @@ impl Server {
         runtime.block_on(async {
             drain::asked(&node).await.map_err(system("signals"))?;
             tokio::select! {
-                () = drain::run(&node, &parts.relay, http, &tasks) => {}
+                () = drain::run(&node, &parts.relay, &parts.shared.http.stop, &tasks) => {}
                 _ = drain::insisted() => tracing::info!("stopping at once"),
             }
             Ok::<(), StartError>(())
@@ -134,8 +128,7 @@ struct Parts {
     context: Arc<HttpContext>,
     relay: Arc<Relay>,
     memory: Arc<MemoryBackplane>,
-    dealer: Dealer,
-    handed: mpsc::UnboundedReceiver<serve::HandOff>,
+    doorkeeper: Doorkeeper,
     shards: Vec<Shard<ShardDriver>>,
 }
 
@@ -163,31 +156,44 @@ impl Parts {
             Arc::clone(&metrics),
         ));
         metrics.node.connections_limit.set(i64::from(config.limits.connections));
-        let (http, handed) = mpsc::unbounded_channel();
-        let shared = Arc::new(Shared {
-            node: Arc::clone(&node),
-            front: Arc::clone(&front),
-            authenticator: Arc::new(Authenticator::new(&config.auth, tasks)?),
-            api_keys: Arc::new(ApiKeys::new(&config.auth.api_keys)?),
-            origins: Arc::new(Origins::new(&config.auth.allowed_origins)),
-            metrics: Arc::clone(&metrics),
-            runtime: runtime.handle().clone(),
-            http,
-            started: Instant::now(),
-        });
-        let context = Arc::new(HttpContext {
-            node,
-            keys: Arc::clone(&shared.api_keys),
-            origins: Arc::clone(&shared.origins),
-            metrics: Arc::clone(&metrics),
-            dev: config.dev,
-        });
+        let started = Instant::now();
         let doors = shards
             .iter()
             .map(|shard| ShardDoor { mailbox: shard.mailbox(), connections: Arc::new(AtomicU64::new(0)) })
             .collect();
-        let dealer = Dealer { front, metrics, shards: doors, last: 0, started: shared.started };
-        Ok(Self { shared, context, relay, memory, dealer, handed, shards })
+        let dealer = Arc::new(Dealer::new(doors, started));
+        let context = Arc::new(HttpContext {
+            node: Arc::clone(&node),
+            keys: Arc::new(ApiKeys::new(&config.auth.api_keys)?),
+            origins: Arc::new(Origins::new(&config.auth.allowed_origins)),
+            metrics: Arc::clone(&metrics),
+            dev: config.dev,
+        });
+        let http = HttpServer {
+            service: PublicService::new(Arc::clone(&context)),
+            front: Arc::clone(&front),
+            dealer: Arc::clone(&dealer),
+            metrics: Arc::clone(&metrics),
+            patience: Patience { head: config.limits.handshake_timeout, quiet: QUIET_MAX },
+            head_bytes_max: config.limits.head_bytes.bytes(),
+            dev: config.dev,
+            runtime: runtime.handle().clone(),
+            stop: CancellationToken::new(),
+            tasks: tasks.clone(),
+        };
+        let shared = Arc::new(Shared {
+            node,
+            front: Arc::clone(&front),
+            authenticator: Arc::new(Authenticator::new(&config.auth, tasks)?),
+            api_keys: Arc::clone(&context.keys),
+            origins: Arc::clone(&context.origins),
+            metrics: Arc::clone(&metrics),
+            runtime: runtime.handle().clone(),
+            http: Arc::new(http),
+            started,
+        });
+        let doorkeeper = Doorkeeper { front, metrics, dealer };
+        Ok(Self { shared, context, relay, memory, doorkeeper, shards })
     }
 
     fn start_shards(&mut self) -> Result<Vec<thread::JoinHandle<()>>, StartError> {
@@ -208,7 +214,7 @@ impl Parts {
             hub,
             shard.mailbox(),
             self.shared.metrics.shard(),
-            Arc::clone(&self.dealer.shards[index].connections),
+            Arc::clone(&self.doorkeeper.dealer.door(index).connections),
         );
         thread::Builder::new()
             .name(format!("shard-{index}"))

@@ -17,7 +17,7 @@ use tokio::runtime::Handle;
 use crate::{
     auth::{ApiKeys, Authenticator, Origins},
     front::Front,
-    http::serve::HandOff,
+    http::serve::HttpServer,
     hub::{ChannelKey, Delivery, Hub},
     metrics::{DisconnectReason, HandshakeResult, Metrics, ShardMetrics},
     node::{Node, PublishError},
@@ -54,7 +54,7 @@ pub(crate) struct Shared {
     pub(crate) origins: Arc<Origins>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) runtime: Handle,
-    pub(crate) http: tokio::sync::mpsc::UnboundedSender<HandOff>,
+    pub(crate) http: Arc<HttpServer>,
     pub(crate) started: Instant,
 }
 

@@ -1,28 +1,53 @@
 //! Connections that are plain HTTP: they come from a shard as a socket and the bytes already read, and are hyper's
-//! until they end.
+//! until they end, or until a request comes that is a shard's.
+//!
+//! Such a request goes back the way the connection came. hyper alone decides where a request begins: the head is
+//! taken from a request that hyper has parsed, has found to have no body, and has given to the service. So nothing
+//! that is the body of an earlier request can be taken for a head, whatever it looks like. The service leaves that
+//! request unanswered; when hyper has flushed the answers to the requests before it, the connection is taken apart
+//! and its parts (the head, what hyper read after it, the socket) are dealt to a shard.
+
+mod head;
+mod progress;
+mod socket;
 
 use std::{
-    io,
+    convert::Infallible,
+    fmt,
+    future::{Future, pending, poll_fn},
     net::TcpStream as StdTcpStream,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
-use bytes::{Buf, Bytes};
+use axum::response::Response;
+use bytes::Bytes;
 use http::Request;
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::{
+    body::Incoming,
+    server::conn::http1::{self, Parts},
+    service::service_fn,
+};
+use hyper_util::rt::TokioIo;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
-    sync::mpsc::UnboundedReceiver,
+    runtime::Handle,
+    time::{Instant, Sleep, sleep_until},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use self::{
+    progress::{Overdue, Progress},
+    socket::WatchedSocket,
+};
 use super::PublicService;
-use crate::front::{AddressKey, Front};
+use crate::{
+    front::{AddressKey, Dealer, Front},
+    metrics::Metrics,
+    session::refusal::Refusal,
+};
 
 /// A connection that a shard hands over.
 #[derive(Debug)]
@@ -33,118 +58,185 @@ pub(crate) struct HandOff {
     pub(crate) address: AddressKey,
 }
 
-/// Serves what shards hand over until `stop`; connections then finish the request they are in.
+/// How long a connection may keep the server waiting.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    /// From the first byte of a head to its last.
+    pub(crate) head: Duration,
+    /// Between requests, and for a client that does not take its answer.
+    pub(crate) quiet: Duration,
+}
+
+/// nginx and common load balancers drop a kept-alive connection that was unused for 60 s. If this side dropped it
+/// first, their next request would meet a closing socket; with 15 s more it is they who close.
+pub(crate) const QUIET_MAX: Duration = Duration::from_secs(75);
+
+/// Serves what shards hand over.
 ///
-/// The queue has no bound of its own: what is in it counts as a connection, and those are limited.
-pub(crate) async fn serve(
-    mut handed: UnboundedReceiver<HandOff>,
-    service: PublicService,
-    front: Arc<Front>,
-    head_timeout: Duration,
-    stop: CancellationToken,
-    tasks: TaskTracker,
-) {
-    loop {
-        let hand_off = tokio::select! {
-            () = stop.cancelled() => return,
-            hand_off = handed.recv() => match hand_off {
-                Some(hand_off) => hand_off,
-                None => return,
-            },
-        };
-        let place = Place { front: Arc::clone(&front), address: hand_off.address };
-        tasks.spawn(serve_one(hand_off, service.clone(), place, head_timeout, stop.clone()));
-    }
+/// Each connection is a task of the runtime, spawned by the shard. There is no queue before them: their number is
+/// bounded by the limits of the front, where each has a place.
+pub(crate) struct HttpServer {
+    pub(crate) service: PublicService,
+    pub(crate) front: Arc<Front>,
+    pub(crate) dealer: Arc<Dealer>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) patience: Patience,
+    pub(crate) head_bytes_max: usize,
+    /// `/echo` is served, by the shards.
+    pub(crate) dev: bool,
+    pub(crate) runtime: Handle,
+    /// Connections finish the request they are in, and end. Those that come later get one answer.
+    pub(crate) stop: CancellationToken,
+    pub(crate) tasks: TaskTracker,
 }
 
 /// A connection's place in the limits; given back when it ends, however it ends.
 struct Place {
     front: Arc<Front>,
-    address: AddressKey,
+    /// `None`: a shard has it.
+    address: Option<AddressKey>,
+}
+
+/// How a connection stops being hyper's.
+enum End {
+    Served(hyper::Result<()>),
+    /// The head of a request that is a shard's.
+    Returning(Vec<u8>),
+    Overdue(Overdue),
+}
+
+impl HttpServer {
+    /// Serves a connection from now on. Does not block.
+    pub(crate) fn take(self: &Arc<Self>, hand_off: HandOff) {
+        let place = Place { front: Arc::clone(&self.front), address: Some(hand_off.address) };
+        let serving = Arc::clone(self).serve(hand_off.socket, hand_off.received, place);
+        self.tasks.spawn_on(serving, &self.runtime);
+    }
+
+    async fn serve(self: Arc<Self>, socket: StdTcpStream, unread: Bytes, place: Place) {
+        let socket = match TcpStream::from_std(socket) {
+            Ok(socket) => socket,
+            Err(error) => return tracing::warn!(%error, "a handed-over socket could not be registered"),
+        };
+        let progress = Arc::new(Progress::new(self.patience));
+        let io = TokioIo::new(WatchedSocket { unread, socket, progress: Arc::clone(&progress) });
+        // No header_read_timeout: it is one limit for the time between requests and for a head, and a new timer
+        // for every request.
+        let mut connection = http1::Builder::new()
+            .keep_alive(!self.stop.is_cancelled())
+            .max_header_size(self.head_bytes_max)
+            .serve_connection(io, service_fn(|request| self.answer(request, &progress)));
+        let mut stopped = pin!(self.stop.cancelled());
+        let mut stopping = false;
+        let mut timer = pin!(sleep_until(Instant::now() + self.patience.quiet));
+        let end = loop {
+            // The connection first: the request that it was handed over with is read before anything stops it.
+            tokio::select! {
+                biased;
+                end = poll_fn(|cx| poll_end(&mut connection, &progress, timer.as_mut(), cx)) => break end,
+                () = &mut stopped, if !stopping => {
+                    stopping = true;
+                    Pin::new(&mut connection).graceful_shutdown();
+                }
+            }
+        };
+        let Parts { io, read_buf, .. } = match end {
+            End::Served(Ok(())) => return,
+            End::Served(Err(error)) => return tracing::debug!(%error, "an HTTP connection ended early"),
+            End::Returning(_) | End::Overdue(_) => connection.into_parts(),
+        };
+        match end {
+            End::Returning(head) => self.give_back(head, &read_buf, io.into_inner(), place),
+            End::Overdue(overdue) => self.give_up(overdue, &io.into_inner().socket),
+            End::Served(_) => {}
+        }
+    }
+
+    async fn answer(&self, request: Request<Incoming>, progress: &Progress) -> Result<Response, Infallible> {
+        if let Some(head) = head::of_shard(&request, self.dev) {
+            progress.return_at_flush(head);
+            // Dropped when the connection is taken apart.
+            return pending().await;
+        }
+        progress.requested();
+        let response = self.service.call(request).await;
+        progress.answered();
+        Ok(response)
+    }
+
+    /// Deals a connection to a shard, with all that was read from it and not answered.
+    fn give_back(&self, head: Vec<u8>, read_buf: &[u8], socket: WatchedSocket, mut place: Place) {
+        let WatchedSocket { unread, socket, .. } = socket;
+        let read = [&head, read_buf, &unread[..]].concat();
+        match (socket.into_std(), place.address) {
+            (Ok(socket), Some(address)) => {
+                place.address = None;
+                self.dealer.deal(socket, read.into(), address, None);
+            }
+            (Err(error), _) => tracing::warn!(%error, "a socket could not leave the runtime"),
+            (Ok(_), None) => {}
+        }
+    }
+
+    fn give_up(&self, overdue: Overdue, socket: &TcpStream) {
+        if overdue == Overdue::Quiet {
+            return;
+        }
+        let refusal = Refusal::HeadTimeout;
+        self.metrics.node.handshakes.add(refusal.result(), 1);
+        let mut answer = Vec::new();
+        refusal.write(0, &mut answer);
+        // Everything before it was flushed, so there is room for 300 bytes; a client that is gone needs none.
+        if let Err(error) = socket.try_write(&answer) {
+            tracing::debug!(%error, "a client was not told that its head is late");
+        }
+    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.front.release(self.address);
-    }
-}
-
-async fn serve_one(
-    hand_off: HandOff,
-    service: PublicService,
-    _place: Place,
-    head_timeout: Duration,
-    stop: CancellationToken,
-) {
-    let socket = match TcpStream::from_std(hand_off.socket) {
-        Ok(socket) => socket,
-        Err(error) => return tracing::warn!(%error, "a handed-over socket could not be registered"),
-    };
-    let io = TokioIo::new(Rewound { unread: hand_off.received, socket });
-    let answer = service_fn(|request: Request<Incoming>| async {
-        Ok::<_, std::convert::Infallible>(service.call(request).await)
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(head_timeout)
-        .serve_connection(io, answer);
-    let mut connection = std::pin::pin!(connection);
-    let served = tokio::select! {
-        served = connection.as_mut() => served,
-        () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+        if let Some(address) = self.address {
+            self.front.release(address);
         }
-    };
-    if let Err(error) = served {
-        tracing::debug!(%error, "an HTTP connection ended early");
     }
 }
 
-/// A socket whose first bytes were read by somebody else.
-struct Rewound {
-    unread: Bytes,
-    socket: TcpStream,
-}
-
-impl AsyncRead for Rewound {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if self.unread.is_empty() {
-            return Pin::new(&mut self.socket).poll_read(cx, buffer);
+/// Drives a connection and looks where it stands.
+fn poll_end<C>(
+    connection: &mut C,
+    progress: &Progress,
+    mut timer: Pin<&mut Sleep>,
+    cx: &mut Context<'_>,
+) -> Poll<End>
+where
+    C: Future<Output = hyper::Result<()>> + Unpin,
+{
+    if let Poll::Ready(served) = Pin::new(connection).poll(cx) {
+        return Poll::Ready(End::Served(served));
+    }
+    if let Some(head) = progress.take_flushed() {
+        return Poll::Ready(End::Returning(head));
+    }
+    // Moved only when it would ring too late. When it rings early, the deadline is looked at again: at most once
+    // in each span of patience, so a request costs no timer.
+    if let Some(deadline) = progress.deadline().filter(|deadline| *deadline < timer.deadline()) {
+        timer.as_mut().reset(deadline);
+    }
+    while timer.as_mut().poll(cx).is_ready() {
+        let now = Instant::now();
+        if let Some(overdue) = progress.overdue(now) {
+            return Poll::Ready(End::Overdue(overdue));
         }
-        let n = self.unread.len().min(buffer.remaining());
-        buffer.put_slice(&self.unread[..n]);
-        self.unread.advance(n);
-        Poll::Ready(Ok(()))
+        timer.as_mut().reset(progress.deadline().unwrap_or(now + progress.patience.quiet));
+    }
+    Poll::Pending
+}
+
+impl fmt::Debug for HttpServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpServer").field("patience", &self.patience).finish_non_exhaustive()
     }
 }
 
-impl AsyncWrite for Rewound {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.socket.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_shutdown(cx)
-    }
-}
+#[cfg(test)]
+mod tests;

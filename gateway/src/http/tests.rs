@@ -8,6 +8,7 @@ mod ports;
 mod publish;
 mod read;
 
+pub(super) use self::fixture::Fixture;
 use super::*;
 
 /// A key for everything, one for channels that begin with `news`, one that may only read.

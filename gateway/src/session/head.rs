@@ -154,9 +154,7 @@ impl Core {
                     received: received.to_vec().into(),
                     address: released.connection.address,
                 };
-                if let Err(refused) = self.shared.http.send(hand_off) {
-                    self.shared.front.release(refused.0.address);
-                }
+                self.shared.http.take(hand_off);
             }
             Ok(None) => {}
             Err(error) => tracing::warn!(%error, "a socket could not leave the reactor"),
@@ -295,14 +293,19 @@ impl Core {
 }
 
 fn route(head: &RequestHead<'_>, dev: bool) -> Route {
-    if head.method != "GET" || head.has_body() {
-        return Route::Http;
-    }
-    match head.path {
-        "/ws" => Route::Shard(Protocol::Raw),
-        "/sse" => Route::Shard(Protocol::Sse),
-        "/echo" if dev => Route::Shard(Protocol::Echo),
+    match protocol_of(head.method, head.path, dev) {
+        Some(protocol) if !head.has_body() => Route::Shard(protocol),
         _ => Route::Http,
+    }
+}
+
+/// What a shard speaks to a request without a body; `None`: the request is for HTTP.
+pub(crate) fn protocol_of(method: &str, path: &str, dev: bool) -> Option<Protocol> {
+    match (method, path) {
+        ("GET", "/ws") => Some(Protocol::Raw),
+        ("GET", "/sse") => Some(Protocol::Sse),
+        ("GET", "/echo") if dev => Some(Protocol::Echo),
+        _ => None,
     }
 }
 

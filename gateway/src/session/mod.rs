@@ -41,7 +41,7 @@ pub(crate) use recovery::Recovery;
 pub(crate) struct Session {
     /// What it counts as in the front's limits.
     pub(crate) address: AddressKey,
-    /// When it was accepted, in milliseconds of the shard's clock.
+    /// When it was accepted or came back from HTTP, in milliseconds of the shard's clock.
     pub(crate) accepted_ms: u32,
     pub(crate) phase: Phase,
 }
@@ -63,6 +63,7 @@ pub(crate) enum Phase {
 #[derive(Debug, Default)]
 pub(crate) struct Head {
     /// Bytes of an incomplete head.
+    #[expect(clippy::box_collection, reason = "16 bytes less in every session; heads rarely come in pieces")]
     pub(crate) received: Option<Box<Vec<u8>>>,
     /// It was let in only to be told that there is no room.
     pub(crate) over: Option<crate::front::Over>,
@@ -94,6 +95,7 @@ pub(crate) struct Open {
 pub(crate) enum Subscriptions {
     None,
     One(Subscription),
+    #[expect(clippy::box_collection, reason = "the size of `One` in every session; few have many")]
     Many(Box<Vec<Subscription>>),
 }
 

@@ -6,7 +6,7 @@
 use std::{
     future::Future,
     sync::Arc,
-    task::{Context, Poll, Waker},
+    task::{Context, Waker},
     time::{Duration, SystemTime},
 };
 
@@ -333,7 +333,7 @@ impl Core {
             let command = outcome(future.await);
             mailbox.send(Mail::Command(command));
         });
-        if let Poll::Pending = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        if future.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
             self.shared.runtime.spawn(future);
         }
     }
@@ -458,7 +458,7 @@ impl Core {
                 tracing::warn!(%error, "{failure}");
             }
         });
-        if let Poll::Pending = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        if future.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
             self.shared.runtime.spawn(future);
         }
     }

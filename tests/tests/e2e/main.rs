@@ -10,6 +10,7 @@ mod descriptors;
 mod drain;
 mod first_message;
 mod foreign_clients;
+mod kept_alive;
 mod openapi;
 mod page;
 mod recovery;

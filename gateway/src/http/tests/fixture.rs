@@ -22,15 +22,15 @@ use crate::{
     node::{Node, Relay},
 };
 
-pub(super) struct Fixture {
-    pub(super) state: HttpState,
+pub(in crate::http) struct Fixture {
+    pub(in crate::http) state: HttpState,
     backplane: Arc<Scripted>,
     relay: Arc<Relay>,
     loads: Mutex<Vec<Load>>,
 }
 
 impl Fixture {
-    pub(super) fn new(dev: bool) -> Self {
+    pub(in crate::http) fn new(dev: bool) -> Self {
         let config = Arc::new(config(dev));
         let backplane = Arc::new(Scripted::default());
         let relay = Arc::new(Relay::new(Vec::new()));
