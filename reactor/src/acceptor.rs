@@ -11,6 +11,7 @@ use std::{
 };
 
 use mio::{Events, Interest, Poll, Token, Waker, net::TcpListener};
+use rustix::io::Errno;
 
 /// Decides about new connections. Called from the acceptor's thread.
 pub trait Intake: Send + 'static {
@@ -18,12 +19,16 @@ pub trait Intake: Send + 'static {
     fn on_connection(&mut self, socket: TcpStream, peer: SocketAddr);
 
     /// A connection came in for which there was no descriptor; `socket` holds the spare one and is closed
-    /// afterwards. `None`: not even the spare could be had.
+    /// afterwards. `None`: not even the spare could be had; who waits keeps waiting, and this is said once until
+    /// descriptors come back.
     fn on_exhausted(&mut self, socket: Option<TcpStream>);
 }
 
-/// How long to leave the listener alone when no descriptor at all can be had: ten refusals a second at most.
+/// How long to leave the listener alone when no descriptor at all can be had: ten attempts a second at most.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
+
+/// Connections accepted between two looks at the stop signal: at about 10 µs each, some 5 ms.
+const ACCEPTS_MAX: usize = 512;
 
 const LISTENER: Token = Token(0);
 const STOP: Token = Token(1);
@@ -35,6 +40,8 @@ pub struct Acceptor {
     listener: TcpListener,
     stop: Arc<Waker>,
     spare: Option<File>,
+    /// It was said that there is no spare.
+    starved: bool,
 }
 
 /// Ends an acceptor.
@@ -52,7 +59,7 @@ impl Acceptor {
         let poll = Poll::new()?;
         poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
         let stop = Arc::new(Waker::new(poll.registry(), STOP)?);
-        Ok(Self { poll, listener, stop, spare: Some(open_spare()?) })
+        Ok(Self { poll, listener, stop, spare: Some(open_spare()?), starved: false })
     }
 
     /// Serves on a thread of its own until the handle is stopped.
@@ -70,7 +77,7 @@ impl Acceptor {
                 && error.kind() != io::ErrorKind::Interrupted
             {
                 // Only a broken program makes a poll fail otherwise; the pause keeps it from spinning.
-                pause = Some(EXHAUSTED_PAUSE);
+                thread::park_timeout(EXHAUSTED_PAUSE);
                 continue;
             }
             if events.iter().any(|event| event.token() == STOP) {
@@ -80,49 +87,63 @@ impl Acceptor {
         }
     }
 
-    /// Accepts until nothing waits; how long to pause when descriptors ran out for good.
+    /// Accepts until nothing waits; how long to pause when something may still.
     fn accept_all(&mut self, intake: &mut impl Intake) -> Option<Duration> {
-        loop {
+        for _ in 0..ACCEPTS_MAX {
             match self.listener.accept() {
                 Ok((socket, peer)) => intake.on_connection(socket.into(), peer),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.restore_spare();
+                    return None;
+                }
                 Err(error) if is_exhausted(&error) => match self.refuse_with_spare(intake) {
                     Refusal::One => {}
                     Refusal::NobodyWaits => return None,
-                    Refusal::NoSpare => return Some(EXHAUSTED_PAUSE),
+                    Refusal::Stuck => return Some(EXHAUSTED_PAUSE),
                 },
-                // The peer gave up, or an interruption: the next one may be fine.
-                Err(_) => {}
+                Err(error) if is_passing(&error) => {}
+                // Not one of the peer's: it would come again at once.
+                Err(_) => return Some(EXHAUSTED_PAUSE),
             }
         }
+        Some(Duration::ZERO)
     }
 
     /// Spends the spare descriptor on one connection. Linux looks for a descriptor before it looks for a
     /// connection, so being out of descriptors does not mean that anybody waits.
     fn refuse_with_spare(&mut self, intake: &mut impl Intake) -> Refusal {
+        self.restore_spare();
         if self.spare.take().is_none() {
-            self.spare = open_spare().ok();
-            if self.spare.take().is_none() {
-                intake.on_exhausted(None);
-                return Refusal::NoSpare;
-            }
+            return self.starve(intake);
         }
-        let accepted = self.listener.accept();
-        let refusal = match accepted {
+        let refusal = match self.listener.accept() {
             Ok((socket, _)) => {
                 intake.on_exhausted(Some(socket.into()));
                 Refusal::One
             }
-            // Another thread was quicker with the descriptor.
-            Err(error) if is_exhausted(&error) => {
-                intake.on_exhausted(None);
-                Refusal::NoSpare
-            }
+            // Another thread was quicker with the descriptor, or it is memory that is missing.
+            Err(error) if is_exhausted(&error) => self.starve(intake),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Refusal::NobodyWaits,
-            Err(_) => Refusal::One,
+            Err(error) if is_passing(&error) => Refusal::One,
+            Err(_) => Refusal::Stuck,
         };
-        self.spare = open_spare().ok();
-        if self.spare.is_some() { refusal } else { Refusal::NoSpare }
+        self.restore_spare();
+        // Without one the next connection cannot be refused, and nothing tells when there is one again.
+        if self.spare.is_some() { refusal } else { Refusal::Stuck }
+    }
+
+    fn restore_spare(&mut self) {
+        if self.spare.is_none() {
+            self.spare = open_spare().ok();
+        }
+        self.starved &= self.spare.is_none();
+    }
+
+    fn starve(&mut self, intake: &mut impl Intake) -> Refusal {
+        if !std::mem::replace(&mut self.starved, true) {
+            intake.on_exhausted(None);
+        }
+        Refusal::Stuck
     }
 }
 
@@ -130,7 +151,8 @@ impl Acceptor {
 enum Refusal {
     One,
     NobodyWaits,
-    NoSpare,
+    /// Nothing can be done now, whoever waits.
+    Stuck,
 }
 
 impl AcceptorHandle {
@@ -148,9 +170,17 @@ fn open_spare() -> io::Result<File> {
     File::open("/dev/null")
 }
 
+/// Only this one connection failed, or the call was interrupted: the next may be fine.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted)
+        || errno(error) == Some(Errno::PROTO)
+}
+
 /// Out of descriptors in the process or the system, or of kernel memory for one.
 fn is_exhausted(error: &io::Error) -> bool {
-    let code = error.raw_os_error().map(rustix::io::Errno::from_raw_os_error);
-    use rustix::io::Errno;
-    matches!(code, Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM))
+    matches!(errno(error), Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM))
+}
+
+fn errno(error: &io::Error) -> Option<Errno> {
+    error.raw_os_error().map(Errno::from_raw_os_error)
 }

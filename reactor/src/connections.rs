@@ -1,7 +1,8 @@
 //! The connections of one shard as its driver sees them: write, close, time, release.
 
 use std::{
-    io::{self, Read, Write},
+    collections::VecDeque,
+    io::{self, Read},
     net::TcpStream as StdTcpStream,
 };
 
@@ -9,18 +10,20 @@ use bytes::Bytes;
 use mio::{Interest, Registry, Token, net::TcpStream};
 
 use crate::{
-    outbound::{Bound, Outbound, Queued, Shared},
+    entry::{Entry, Flags, WhenFlushed},
+    outbound::{Bound, Queued, Shared},
     slab::{ConnectionId, Slab},
     wheel::{Tick, Timer, Visit, Wheel},
 };
 
-/// A merging connection is flushed early when so much waits: a socket's usual first send buffer.
+/// A merging connection gathers at most so much: a socket's usual first send buffer.
 const MERGE_BYTES_MAX: usize = 64 * 1024;
 
 /// How a connection ended; told once to [`Driver::on_closed`](crate::Driver::on_closed).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Closed {
-    /// The peer ended the stream.
+    /// The peer ended the stream. What waited for it is lost, unless the driver had asked to close or shut when it
+    /// is sent: then it is sent first.
     Peer,
     /// The socket failed.
     Failed(io::ErrorKind),
@@ -49,6 +52,8 @@ pub struct Released<C> {
     pub socket: StdTcpStream,
     /// What was written but not sent, in order.
     pub unsent: Vec<Bytes>,
+    /// Messages dropped from its queue that [`Driver::on_recovered`](crate::Driver::on_recovered) has not told of.
+    pub dropped: u64,
     pub connection: C,
 }
 
@@ -60,48 +65,6 @@ pub struct Counters {
     pub writes: u64,
     /// Bytes that wait in queues now.
     pub queued_bytes: u64,
-}
-
-#[derive(Debug)]
-pub(crate) struct Entry<C> {
-    /// `None` while a reserved connection waits for its socket: it is written to like one that would block.
-    socket: Option<TcpStream>,
-    generation: u32,
-    /// When bytes last came in.
-    heard: Tick,
-    timer: Timer,
-    flags: Flags,
-    outbound: Option<Box<Outbound>>,
-    connection: C,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Flags {
-    /// Writes wait for the end of the turn and leave as one.
-    merges: bool,
-    /// Named in `unflushed`.
-    unflushed: bool,
-    /// The driver wants no more bytes for now.
-    paused: bool,
-    /// The socket may have bytes that were not read (paused, or cut short for fairness).
-    readable: bool,
-    /// Named in `doomed`.
-    doomed: bool,
-    /// What happens once the queue is empty.
-    when_flushed: WhenFlushed,
-    /// The sending side is shut; reads go on until the peer's end.
-    shut: bool,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum WhenFlushed {
-    #[default]
-    Stay,
-    /// Hand on bytes again.
-    Resume,
-    /// End the stream, and wait for the peer's end.
-    Shut,
-    Close,
 }
 
 /// The connections of one shard.
@@ -116,9 +79,10 @@ pub struct Connections<C> {
     /// Merging connections with something to flush.
     unflushed: Vec<u32>,
     /// Connections to remove at the end of the turn, so that no driver code sees one vanish under it.
-    pub(crate) doomed: Vec<(ConnectionId, Closed)>,
-    /// Connections whose socket may have more to read.
-    pub(crate) unread: Vec<ConnectionId>,
+    pub(crate) doomed: VecDeque<(ConnectionId, Closed)>,
+    /// Connections whose socket may have more to read, each once: named twice it would be read twice a turn, and
+    /// with every event once more.
+    pub(crate) unread: VecDeque<ConnectionId>,
     /// Queues that ran empty after messages had been dropped from them.
     pub(crate) recovered: Vec<(ConnectionId, u64)>,
     pub(crate) counters: Counters,
@@ -134,8 +98,8 @@ impl<C> Connections<C> {
             next_generation: 0,
             queue_bytes_max,
             unflushed: Vec::new(),
-            doomed: Vec::new(),
-            unread: Vec::new(),
+            doomed: VecDeque::new(),
+            unread: VecDeque::new(),
             recovered: Vec::new(),
             counters: Counters::default(),
         }
@@ -211,16 +175,20 @@ impl<C> Connections<C> {
         ConnectionId { slot, generation }
     }
 
-    /// Gives a reserved connection its socket.
+    /// Gives a reserved connection its socket; closes the socket if the connection is gone.
     pub fn attach(&mut self, id: ConnectionId, socket: StdTcpStream) -> io::Result<()> {
+        let Some(entry) = self.entries.get_mut(id.slot).filter(|entry| entry.lives(id)) else {
+            return Ok(());
+        };
         socket.set_nonblocking(true)?;
         let mut socket = TcpStream::from_std(socket);
         // Both directions once and for all: edge-triggered, so an idle socket costs no call to change interest.
         let interest = Interest::READABLE | Interest::WRITABLE;
         self.registry.register(&mut socket, Token(id.slot as usize), interest)?;
-        if let Some(entry) = self.entry_mut(id) {
-            entry.socket = Some(socket);
-            self.flush(id);
+        entry.socket = Some(socket);
+        match entry.outbound {
+            Some(_) => self.flush(id),
+            None => self.flushed(id),
         }
         Ok(())
     }
@@ -242,11 +210,8 @@ impl<C> Connections<C> {
     /// Stops or resumes handing its bytes to the driver; what the peer sends meanwhile waits in the kernel.
     pub fn set_paused(&mut self, id: ConnectionId, paused: bool) {
         let Some(entry) = self.entry_mut(id) else { return };
-        let resumes = entry.flags.paused && !paused;
         entry.flags.paused = paused;
-        if resumes && entry.flags.readable {
-            self.unread.push(id);
-        }
+        self.catch_up(id);
     }
 
     /// Writes bytes of this connection alone, at once if nothing waits before them.
@@ -290,39 +255,55 @@ impl<C> Connections<C> {
 
     /// Writes bytes that many connections share; they are referred to, not copied, where they have to wait.
     pub fn write_shared(&mut self, slot: u32, shared: &Shared<'_>) -> Written {
-        let queue_bytes_max = self.queue_bytes_max;
-        let Some(entry) = self.entries.get_mut(slot).filter(|entry| !entry.is_closing()) else {
+        let Some(entry) = self.entries.get(slot).filter(|entry| !entry.is_closing()) else {
             return Written::Closed;
         };
         let id = ConnectionId { slot, generation: entry.generation };
-        let sent = if entry.flags.merges {
-            0
-        } else {
-            match entry.write_now(shared.bytes, &mut self.counters) {
-                Ok(sent) => sent,
-                Err(error) => return self.fail(id, &error),
-            }
+        if !entry.gathers() {
+            return self.write_shared_now(id, shared);
+        }
+        if entry.has_room(shared.bytes.len(), MERGE_BYTES_MAX, self.queue_bytes_max) {
+            return self.gather(id, shared);
+        }
+        // What was gathered may go: the bound and its policy are for sockets that would block.
+        self.flush(id);
+        self.write_shared_now(id, shared)
+    }
+
+    fn write_shared_now(&mut self, id: ConnectionId, shared: &Shared<'_>) -> Written {
+        let Some(entry) = self.entries.get_mut(id.slot).filter(|entry| entry.takes_writes(id)) else {
+            return Written::Closed;
         };
-        if sent == shared.bytes.len() {
-            return Written::Sent;
+        let sent = match entry.write_now(shared.bytes, &mut self.counters) {
+            Ok(sent) => sent,
+            Err(error) => return self.fail(id, &error),
+        };
+        match sent == shared.bytes.len() {
+            true => Written::Sent,
+            false => self.queue_shared(id, shared, sent),
         }
+    }
+
+    /// Leaves a write for the end of the turn.
+    fn gather(&mut self, id: ConnectionId, shared: &Shared<'_>) -> Written {
+        if let Some(entry) = self.entry_mut(id)
+            && !std::mem::replace(&mut entry.flags.unflushed, true)
+        {
+            self.unflushed.push(id.slot);
+        }
+        self.queue_shared(id, shared, 0)
+    }
+
+    fn queue_shared(&mut self, id: ConnectionId, shared: &Shared<'_>, sent: usize) -> Written {
+        let queue_bytes_max = self.queue_bytes_max;
+        let Some(entry) = self.entry_mut(id) else { return Written::Closed };
         let queue = entry.outbound.get_or_insert_default();
-        let before = queue.bytes();
+        let before = queue.bytes() as u64;
         let outcome = queue.push_shared(shared, sent, queue_bytes_max);
-        self.counters.queued_bytes = (self.counters.queued_bytes + queue.bytes() as u64) - before as u64;
-        let waits = queue.bytes();
-        let merges = entry.flags.merges && entry.socket.is_some();
-        if merges && !entry.flags.unflushed {
-            entry.flags.unflushed = true;
-            self.unflushed.push(slot);
-        }
+        let after = queue.bytes() as u64;
+        self.counters.queued_bytes = self.counters.queued_bytes + after - before;
         match outcome {
-            Queued::Kept => {
-                if merges && waits >= MERGE_BYTES_MAX {
-                    self.flush(id);
-                }
-                Written::Queued
-            }
+            Queued::Kept => Written::Queued,
             Queued::Dropped(messages) => Written::Dropped(messages),
             Queued::Overflowed => {
                 self.doom(id, Closed::Overflow);
@@ -352,20 +333,20 @@ impl<C> Connections<C> {
 
     /// Hands on no more bytes until what waits has been sent: a peer that does not read is not answered more.
     pub fn pause_until_flushed(&mut self, id: ConnectionId) {
-        if self.queued_bytes(id) > 0 {
-            self.set_paused(id, true);
-            self.when_flushed(id, WhenFlushed::Resume);
-        }
+        self.when_flushed(id, WhenFlushed::Resume);
     }
 
     fn when_flushed(&mut self, id: ConnectionId, action: WhenFlushed) {
         let Some(entry) = self.entry_mut(id) else { return };
         // A decision to end is not taken back.
-        if !entry.is_closing() {
-            entry.flags.when_flushed = action;
+        entry.flags.when_flushed = entry.flags.when_flushed.max(action);
+        if entry.flags.when_flushed == WhenFlushed::Shut {
+            // The peer's end is waited for, and it is found by reading.
+            entry.flags.paused = false;
         }
-        if entry.outbound.is_none() {
-            self.flushed(id);
+        match entry.outbound {
+            Some(_) => self.catch_up(id),
+            None => self.flushed(id),
         }
     }
 
@@ -374,45 +355,90 @@ impl<C> Connections<C> {
         let Some(entry) = self.entry_mut(id) else { return };
         match entry.flags.when_flushed {
             WhenFlushed::Stay => {}
-            WhenFlushed::Resume => {
-                entry.flags.when_flushed = WhenFlushed::Stay;
-                self.set_paused(id, false);
-            }
+            WhenFlushed::Resume => entry.flags.when_flushed = WhenFlushed::Stay,
             WhenFlushed::Close => self.doom(id, Closed::Local),
-            WhenFlushed::Shut if entry.flags.shut => {}
             WhenFlushed::Shut => {
-                entry.flags.shut = true;
-                let shut = entry.socket.as_ref().map(|socket| socket.shutdown(std::net::Shutdown::Write));
-                if let Some(Err(error)) = shut {
+                if let Err(error) = entry.shut() {
                     self.doom(id, Closed::Failed(error.kind()));
                 }
             }
         }
+        self.catch_up(id);
     }
 
     /// Takes a connection out of the reactor: its socket, what it was not sent yet, its state.
-    /// `None` when it is gone, on its way out, or has no socket.
+    /// `None` when it is gone, on its way out, or has no socket. After an error it is closed.
     pub fn release(&mut self, id: ConnectionId) -> io::Result<Option<Released<C>>> {
-        let usable = self.entry(id).is_some_and(|entry| !entry.flags.doomed && entry.socket.is_some());
-        if !usable {
+        let Some(entry) = self.entries.get_mut(id.slot).filter(|entry| entry.takes_writes(id)) else {
             return Ok(None);
+        };
+        let Some(mut socket) = entry.socket.take() else { return Ok(None) };
+        if let Err(error) = self.registry.deregister(&mut socket) {
+            self.fail(id, &error);
+            return Err(error);
         }
         let Some(mut entry) = self.entries.remove(id.slot) else { return Ok(None) };
         self.forget_queue(&entry);
-        let Some(mut socket) = entry.socket.take() else { return Ok(None) };
-        self.registry.deregister(&mut socket)?;
+        let mut dropped = entry.outbound.as_mut().map_or(0, |queue| queue.take_dropped());
+        if let Some(at) = self.recovered.iter().position(|(recovered, _)| *recovered == id) {
+            dropped += self.recovered.swap_remove(at).1;
+        }
         let unsent = entry.outbound.map_or_else(Vec::new, |queue| queue.into_unsent());
-        Ok(Some(Released { socket: socket.into(), unsent, connection: entry.connection }))
+        Ok(Some(Released { socket: socket.into(), unsent, dropped, connection: entry.connection }))
+    }
+
+    /// Whether the loop has something to do for them at once.
+    pub(crate) fn has_work(&self) -> bool {
+        !self.unread.is_empty()
+            || !self.doomed.is_empty()
+            || !self.unflushed.is_empty()
+            || !self.recovered.is_empty()
+            || self.wheel.has_expired()
     }
 
     pub(crate) fn set_now(&mut self, now: Tick) {
         self.now = now;
     }
 
-    /// The socket has room again.
+    /// The socket has room again. Every event says so; only one that would block has waited for it.
     pub(crate) fn on_writable(&mut self, slot: u32) {
-        if let Some(id) = self.in_slot(slot) {
+        let Some(entry) = self.entries.get_mut(slot) else { return };
+        if std::mem::take(&mut entry.flags.blocked) {
+            let id = ConnectionId { slot, generation: entry.generation };
             self.flush(id);
+        }
+    }
+
+    /// The connection that an event of a slot is for, unless its turn to be read comes anyway.
+    pub(crate) fn to_read(&self, slot: u32) -> Option<ConnectionId> {
+        let entry = self.entries.get(slot).filter(|entry| !entry.flags.doomed && !entry.flags.unread)?;
+        Some(ConnectionId { slot, generation: entry.generation })
+    }
+
+    /// Sees to it that the connection is read in the next turn.
+    pub(crate) fn list_unread(&mut self, id: ConnectionId) {
+        if let Some(entry) = self.entry_mut(id)
+            && !std::mem::replace(&mut entry.flags.unread, true)
+        {
+            self.unread.push_back(id);
+        }
+    }
+
+    pub(crate) fn next_unread(&mut self) -> Option<ConnectionId> {
+        let id = self.unread.pop_front()?;
+        if let Some(entry) = self.entry_mut(id) {
+            entry.flags.unread = false;
+        }
+        if self.unread.is_empty() && self.unread.capacity() > 4096 {
+            self.unread = VecDeque::new();
+        }
+        Some(id)
+    }
+
+    /// What came while it was paused is read, if it is not any more.
+    fn catch_up(&mut self, id: ConnectionId) {
+        if self.entry(id).is_some_and(|entry| entry.flags.readable && !entry.is_paused()) {
+            self.list_unread(id);
         }
     }
 
@@ -424,8 +450,8 @@ impl<C> Connections<C> {
         read_closed: bool,
     ) -> Option<Received<'b>> {
         let now = self.now;
-        let entry = self.entry_mut(id).filter(|entry| !entry.flags.doomed)?;
-        if entry.flags.paused {
+        let entry = self.entries.get_mut(id.slot).filter(|entry| entry.lives(id))?;
+        if entry.is_paused() {
             entry.flags.readable = true;
             return None;
         }
@@ -433,7 +459,12 @@ impl<C> Connections<C> {
         loop {
             match socket.read(buffer) {
                 Ok(0) => {
-                    self.doom(id, Closed::Peer);
+                    entry.flags.readable = false;
+                    match entry.outbound.is_some() && entry.is_closing() {
+                        // It may have ended its side only, and still read: its last words are on their way.
+                        true => entry.flags.when_flushed = WhenFlushed::Close,
+                        false => self.doom(id, Closed::Peer),
+                    }
                     return None;
                 }
                 Ok(n) => {
@@ -463,6 +494,9 @@ impl<C> Connections<C> {
         while let Some(slot) = self.unflushed.pop() {
             let Some(entry) = self.entries.get_mut(slot) else { continue };
             entry.flags.unflushed = false;
+            if entry.flags.blocked {
+                continue;
+            }
             let id = ConnectionId { slot, generation: entry.generation };
             self.flush(id);
         }
@@ -492,7 +526,7 @@ impl<C> Connections<C> {
             && !entry.flags.doomed
         {
             entry.flags.doomed = true;
-            self.doomed.push((id, closed));
+            self.doomed.push_back((id, closed));
         }
     }
 
@@ -510,25 +544,25 @@ impl<C> Connections<C> {
     }
 
     fn flush(&mut self, id: ConnectionId) {
-        let Some(entry) = self.entries.get_mut(id.slot).filter(|entry| entry.generation == id.generation)
-        else {
-            return;
-        };
+        let Some(entry) = self.entries.get_mut(id.slot).filter(|entry| entry.lives(id)) else { return };
         let (Some(queue), Some(socket)) = (entry.outbound.as_mut(), entry.socket.as_mut()) else { return };
-        match queue.write_to(socket) {
-            Ok((written, emptied)) => {
-                self.counters.queued_bytes -= written as u64;
-                self.counters.bytes_sent += written as u64;
-                self.counters.writes += 1;
-                if emptied {
-                    let dropped = queue.take_dropped();
-                    entry.outbound = None;
-                    if dropped > 0 {
-                        self.recovered.push((id, dropped));
-                    }
-                    self.flushed(id);
+        let before = queue.bytes();
+        let emptied = queue.write_to(socket);
+        // Also after an error: some may have gone out before it.
+        let written = (before - queue.bytes()) as u64;
+        self.counters.queued_bytes -= written;
+        self.counters.bytes_sent += written;
+        self.counters.writes += 1;
+        match emptied {
+            Ok(true) => {
+                let dropped = queue.take_dropped();
+                entry.outbound = None;
+                if dropped > 0 {
+                    self.recovered.push((id, dropped));
                 }
+                self.flushed(id);
             }
+            Ok(false) => entry.flags.blocked = true,
             Err(error) => self.doom(id, Closed::Failed(error.kind())),
         }
     }
@@ -544,34 +578,4 @@ pub(crate) struct Received<'b> {
     pub(crate) bytes: &'b mut [u8],
     /// The socket may have more.
     pub(crate) more: bool,
-}
-
-impl<C> Entry<C> {
-    fn is_closing(&self) -> bool {
-        self.flags.doomed || matches!(self.flags.when_flushed, WhenFlushed::Shut | WhenFlushed::Close)
-    }
-
-    fn takes_writes(&self, id: ConnectionId) -> bool {
-        self.generation == id.generation && !self.is_closing()
-    }
-
-    /// Writes to the socket if nothing waits before it; the number of bytes that went out.
-    fn write_now(&mut self, bytes: &[u8], counters: &mut Counters) -> io::Result<usize> {
-        let Some(socket) = self.socket.as_mut() else { return Ok(0) };
-        if self.outbound.as_ref().is_some_and(|queue| !queue.is_empty()) {
-            return Ok(0);
-        }
-        counters.writes += 1;
-        loop {
-            match socket.write(bytes) {
-                Ok(sent) => {
-                    counters.bytes_sent += sent as u64;
-                    return Ok(sent);
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(0),
-                Err(error) => return Err(error),
-            }
-        }
-    }
 }

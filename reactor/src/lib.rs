@@ -10,6 +10,7 @@
 
 mod acceptor;
 mod connections;
+mod entry;
 mod mailbox;
 mod outbound;
 mod shard;

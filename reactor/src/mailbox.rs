@@ -4,7 +4,7 @@ use std::{
     fmt, io,
     net::TcpStream,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -19,7 +19,7 @@ pub enum Mail<Connection, Command> {
     Adopt { socket: TcpStream, read: Bytes, connection: Connection },
     /// Anything else; the driver knows what it means.
     Command(Command),
-    /// Ends the shard's loop; its connections are closed as they are.
+    /// Ends the shard's loop; its connections are closed as they are, and what is posted afterwards is dropped.
     Stop,
 }
 
@@ -32,7 +32,8 @@ pub struct Mailbox<M> {
 }
 
 struct SharedQueue<M> {
-    queue: Mutex<Vec<M>>,
+    /// `None`: the shard has ended.
+    queue: Mutex<Option<Vec<M>>>,
     waker: Waker,
     /// True when the shard has been told, or is about to look by itself: no system call is needed.
     told: AtomicBool,
@@ -41,13 +42,21 @@ struct SharedQueue<M> {
 impl<M> Mailbox<M> {
     pub(crate) fn new(waker: Waker) -> Self {
         Self {
-            shared: Arc::new(SharedQueue { queue: Mutex::default(), waker, told: AtomicBool::new(false) }),
+            shared: Arc::new(SharedQueue {
+                queue: Mutex::new(Some(Vec::new())),
+                waker,
+                told: AtomicBool::new(false),
+            }),
         }
     }
 
-    /// Posts a message; wakes the shard if it sleeps.
+    /// Posts a message; wakes the shard if it sleeps. Mail to a shard that has ended is dropped, which closes the
+    /// socket of an adoption.
     pub fn send(&self, mail: M) {
-        self.shared.queue.lock().unwrap_or_else(PoisonError::into_inner).push(mail);
+        match &mut *self.lock() {
+            Some(queue) => queue.push(mail),
+            None => return,
+        }
         if !self.shared.told.swap(true, Ordering::AcqRel) {
             self.wake();
         }
@@ -65,11 +74,23 @@ impl<M> Mailbox<M> {
     /// Moves what has been posted to the end of `inbox`. Afterwards a sender wakes the shard again.
     pub(crate) fn drain(&self, inbox: &mut std::collections::VecDeque<M>) {
         self.shared.told.store(false, Ordering::Release);
-        let mut queue = self.shared.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        inbox.extend(queue.drain(..));
-        if queue.capacity() > 4096 {
-            queue.shrink_to(1024);
+        if let Some(queue) = &mut *self.lock() {
+            inbox.extend(queue.drain(..));
+            if queue.capacity() > 4096 {
+                queue.shrink_to(1024);
+            }
         }
+    }
+
+    /// The shard has ended: nothing may wait for it, sockets least of all.
+    pub(crate) fn close(&self) {
+        // Dropped after the lock is: what a message owns may post.
+        let unread = self.lock().take();
+        drop(unread);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Vec<M>>> {
+        self.shared.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

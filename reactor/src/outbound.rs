@@ -2,7 +2,7 @@
 //! fan-out are shared by reference between all queues they wait in.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     io::{self, IoSlice, Write},
 };
 
@@ -16,7 +16,7 @@ pub enum Overflow {
     Disconnect,
     /// The new messages are dropped; the connection is told when its queue has drained.
     Drop,
-    /// Of the messages with the same key that wait, only the newest stays.
+    /// Of the messages of each key that wait under this policy, only the newest stays.
     Latest,
 }
 
@@ -54,10 +54,12 @@ pub(crate) enum Bound {
 struct Chunk {
     bytes: Bytes,
     messages: u32,
+    /// Where the last message begins, while nothing of the chunk has gone out.
+    last_at: u32,
     key: u32,
     bound: Bound,
-    /// Whether a policy may drop it; control frames and answers may not be.
-    droppable: bool,
+    /// Queued under [`Overflow::Latest`]: a newer message of the key may take its place.
+    replaceable: bool,
     started: bool,
 }
 
@@ -65,11 +67,16 @@ struct Chunk {
 pub(crate) struct Outbound {
     chunks: VecDeque<Chunk>,
     bytes: usize,
-    /// The part of `bytes` that does not count against the bound.
-    exempt: usize,
+    /// What counts against the bound: bytes of chunks that are not exempt, and [`CHUNK_COST`] for each of them.
+    held: usize,
     /// Messages dropped since the connection was last told.
     dropped: u64,
 }
+
+/// What a waiting write costs beside its bytes: its chunk, and a small block of the allocator. Without it a peer
+/// that sends empty pings and reads nothing would hold 64 bytes of ours for every 2 bytes that count. The write
+/// that is about to wait is taken without it, so that a bound of one message holds one message.
+const CHUNK_COST: usize = size_of::<Chunk>() + 16;
 
 /// Most buffers one `writev` takes; more gain nothing, a socket rarely takes more at once.
 const SLICES_MAX: usize = 32;
@@ -93,7 +100,15 @@ impl Outbound {
         if bound == Bound::Counts && !self.fits(bytes.len(), bytes_max) {
             return Queued::Overflowed;
         }
-        self.push(Chunk { bytes, messages: 0, key: 0, bound, droppable: false, started: false });
+        self.push(Chunk {
+            bytes,
+            messages: 0,
+            last_at: 0,
+            key: 0,
+            bound,
+            replaceable: false,
+            started: false,
+        });
         Queued::Kept
     }
 
@@ -102,9 +117,10 @@ impl Outbound {
         let chunk = Chunk {
             bytes: shared.bytes.slice(sent..),
             messages: shared.messages,
+            last_at: shared.last_at as u32,
             key: shared.key,
             bound: Bound::Counts,
-            droppable: true,
+            replaceable: shared.overflow == Overflow::Latest,
             started: sent > 0,
         };
         // What has begun must go on, or the stream would break in the middle of a frame. It was the only chunk,
@@ -123,9 +139,9 @@ impl Outbound {
         }
     }
 
-    /// Writes as much as the socket takes; true when nothing is left.
-    pub(crate) fn write_to(&mut self, socket: &mut impl Write) -> io::Result<(usize, bool)> {
-        let mut written = 0;
+    /// Writes as much as the socket takes; true when nothing is left. [`bytes`](Self::bytes) says what is left
+    /// after an error, too.
+    pub(crate) fn write_to(&mut self, socket: &mut impl Write) -> io::Result<bool> {
         while !self.chunks.is_empty() {
             let mut slices = [IoSlice::new(&[]); SLICES_MAX];
             let mut count = 0;
@@ -135,16 +151,13 @@ impl Outbound {
             }
             match socket.write_vectored(&slices[..count]) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(n) => {
-                    written += n;
-                    self.consume(n);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok((written, false)),
+                Ok(n) => self.consume(n),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok((written, true))
+        Ok(true)
     }
 
     /// What was not sent, in order.
@@ -152,62 +165,107 @@ impl Outbound {
         self.chunks.into_iter().map(|chunk| chunk.bytes).collect()
     }
 
-    fn fits(&self, more: usize, bytes_max: usize) -> bool {
-        self.bytes - self.exempt + more <= bytes_max
+    /// Whether a write of so many bytes stays within the bound.
+    pub(crate) fn fits(&self, bytes: usize, bytes_max: usize) -> bool {
+        self.held + bytes <= bytes_max
     }
 
     fn push(&mut self, chunk: Chunk) {
         self.bytes += chunk.bytes.len();
-        if chunk.bound == Bound::Exempt {
-            self.exempt += chunk.bytes.len();
-        }
+        self.held += chunk.cost();
         self.chunks.push_back(chunk);
     }
 
     fn keep_latest(&mut self, shared: &Shared<'_>, bytes_max: usize) -> Queued {
-        let mut dropped = shared.messages - 1;
-        let (bytes, key) = (&mut self.bytes, shared.key);
-        self.chunks.retain(|chunk| {
-            let stays = !chunk.droppable || chunk.started || chunk.key != key;
-            if !stays {
-                *bytes -= chunk.bytes.len();
-                dropped += chunk.messages;
-            }
-            stays
-        });
+        let mut dropped = self.supersede() + shared.messages.saturating_sub(1);
         let last = shared.bytes.slice(shared.last_at..);
-        if !self.fits(last.len(), bytes_max) {
-            self.dropped += u64::from(dropped + 1);
-            return Queued::Dropped(dropped + 1);
+        let older = self.chunks.iter().position(|chunk| chunk.may_go() && chunk.key == shared.key);
+        let freed = older.map_or(0, |at| self.chunks[at].cost());
+        dropped += 1;
+        // When the newest does not fit even so (what may not be dropped fills the queue), the one before it stays:
+        // it is newer than what the client has.
+        if self.held - freed + last.len() <= bytes_max {
+            match older.and_then(|at| self.chunks.remove(at)) {
+                Some(chunk) => {
+                    self.bytes -= chunk.bytes.len();
+                    self.held -= chunk.cost();
+                }
+                None => dropped -= 1,
+            }
+            self.push(Chunk {
+                bytes: last,
+                messages: 1,
+                last_at: 0,
+                key: shared.key,
+                bound: Bound::Counts,
+                replaceable: true,
+                started: false,
+            });
         }
         self.dropped += u64::from(dropped);
-        self.push(Chunk {
-            bytes: last,
-            messages: 1,
-            key,
-            bound: Bound::Counts,
-            droppable: true,
-            started: false,
-        });
         Queued::Dropped(dropped)
+    }
+
+    /// Leaves one message of each key that waits under `Latest`, its newest; the number of those that went. Other
+    /// keys too: a busy one must not fill the queue with old messages while the newest of a quiet one is refused.
+    fn supersede(&mut self) -> u32 {
+        let of_keys = self.chunks.iter().enumerate().filter(|(_, chunk)| chunk.may_go());
+        // A later chunk replaces an earlier one in the map.
+        let newest: HashMap<u32, usize> = of_keys.map(|(at, chunk)| (chunk.key, at)).collect();
+        let (bytes, held) = (&mut self.bytes, &mut self.held);
+        let (mut at, mut dropped) = (0, 0);
+        self.chunks.retain_mut(|chunk| {
+            let this = at;
+            at += 1;
+            if !chunk.may_go() {
+                return true;
+            }
+            *bytes -= chunk.bytes.len();
+            *held -= chunk.cost();
+            if newest.get(&chunk.key) != Some(&this) {
+                dropped += chunk.messages;
+                return false;
+            }
+            dropped += chunk.messages - 1;
+            chunk.bytes = chunk.bytes.slice(chunk.last_at as usize..);
+            (chunk.messages, chunk.last_at) = (1, 0);
+            *bytes += chunk.bytes.len();
+            *held += chunk.cost();
+            true
+        });
+        dropped
     }
 
     fn consume(&mut self, mut written: usize) {
         self.bytes -= written;
         while let Some(front) = self.chunks.front_mut() {
-            if front.bound == Bound::Exempt {
-                self.exempt -= written.min(front.bytes.len());
-            }
+            self.held -= front.cost();
             if written < front.bytes.len() {
                 if written > 0 {
                     front.bytes = front.bytes.slice(written..);
                     front.started = true;
                 }
+                self.held += front.cost();
                 return;
             }
             written -= front.bytes.len();
             self.chunks.pop_front();
         }
+    }
+}
+
+impl Chunk {
+    /// What it counts against the bound.
+    fn cost(&self) -> usize {
+        match self.bound {
+            Bound::Counts => self.bytes.len() + CHUNK_COST,
+            Bound::Exempt => 0,
+        }
+    }
+
+    /// Whether a newer message may take its place: never once a part of it has gone out.
+    fn may_go(&self) -> bool {
+        self.replaceable && !self.started
     }
 }
 
@@ -242,9 +300,9 @@ mod tests {
 
     fn drained(queue: &mut Outbound) -> String {
         let mut pipe = Pipe { taken: Vec::new(), room: usize::MAX };
-        let (_, done) = queue.write_to(&mut pipe).expect("writes");
-        assert!(done && queue.bytes() == 0);
-        String::from_utf8(pipe.taken).expect("text")
+        assert!(queue.write_to(&mut pipe).expect("writes"));
+        assert_eq!((queue.bytes(), queue.held), (0, 0));
+        String::from_utf8_lossy(&pipe.taken).into_owned()
     }
 
     #[test]
@@ -255,8 +313,8 @@ mod tests {
             assert_eq!(queue.push_shared(&shared(&a, 1, 0, Overflow::Disconnect), 1, 100), Queued::Kept);
             assert_eq!(queue.push_own(b, Bound::Counts, 100), Queued::Kept);
             let mut pipe = Pipe { taken: Vec::new(), room };
-            let (written, done) = queue.write_to(&mut pipe).expect("writes");
-            assert_eq!((written, done), (room.min(6), room >= 6));
+            let done = queue.write_to(&mut pipe).expect("writes");
+            assert_eq!((queue.bytes(), done), (6 - room.min(6), room >= 6));
             let rest = drained(&mut queue);
             assert_eq!([String::from_utf8(pipe.taken).expect("text"), rest].concat(), "bcdefg");
         }
@@ -271,8 +329,13 @@ mod tests {
             (Overflow::Latest, Queued::Dropped(2), "3333", 2),
         ] {
             let mut queue = Outbound::default();
-            assert_eq!(queue.push_shared(&shared(&old, 1, 0, overflow), 0, 10), Queued::Kept);
-            assert_eq!(queue.push_shared(&shared(&new, 2, 4, overflow), 0, 10), outcome, "{overflow:?}");
+            let bytes_max = 10 + CHUNK_COST;
+            assert_eq!(queue.push_shared(&shared(&old, 1, 0, overflow), 0, bytes_max), Queued::Kept);
+            assert_eq!(
+                queue.push_shared(&shared(&new, 2, 4, overflow), 0, bytes_max),
+                outcome,
+                "{overflow:?}"
+            );
             assert_eq!(drained(&mut queue), left, "{overflow:?}");
             assert_eq!(queue.take_dropped(), told, "{overflow:?}");
         }
@@ -282,9 +345,10 @@ mod tests {
     fn latest_never_breaks_a_message_that_has_begun() {
         let mut queue = Outbound::default();
         let (a, b) = (Bytes::from_static(b"aaaa"), Bytes::from_static(b"bbbb"));
-        queue.push_shared(&shared(&a, 1, 0, Overflow::Latest), 2, 6);
-        assert_eq!(queue.push_shared(&shared(&b, 1, 0, Overflow::Latest), 0, 6), Queued::Kept);
-        assert_eq!(queue.push_shared(&shared(&b, 1, 0, Overflow::Latest), 0, 6), Queued::Dropped(1));
+        let bytes_max = 6 + CHUNK_COST;
+        queue.push_shared(&shared(&a, 1, 0, Overflow::Latest), 2, bytes_max);
+        assert_eq!(queue.push_shared(&shared(&b, 1, 0, Overflow::Latest), 0, bytes_max), Queued::Kept);
+        assert_eq!(queue.push_shared(&shared(&b, 1, 0, Overflow::Latest), 0, bytes_max), Queued::Dropped(1));
         assert_eq!(drained(&mut queue), "aabbbb");
     }
 
@@ -294,8 +358,8 @@ mod tests {
         assert_eq!(queue.push_own(Bytes::from(vec![b'x'; 100]), Bound::Exempt, 10), Queued::Kept);
         assert_eq!(queue.push_own(Bytes::from_static(b"0123456789"), Bound::Counts, 10), Queued::Kept);
         assert_eq!(queue.push_own(Bytes::from_static(b"y"), Bound::Counts, 10), Queued::Overflowed);
-        let mut pipe = Pipe { taken: Vec::new(), room: 105 };
-        assert!(matches!(queue.write_to(&mut pipe), Ok((105, false))));
+        let mut pipe = Pipe { taken: Vec::new(), room: 110 };
+        assert!(matches!(queue.write_to(&mut pipe), Ok(true)));
         assert_eq!(queue.push_own(Bytes::from_static(b"y"), Bound::Counts, 10), Queued::Kept);
     }
 
@@ -305,5 +369,60 @@ mod tests {
         let big = Bytes::from(vec![b'x'; 100]);
         assert_eq!(queue.push_shared(&shared(&big, 1, 0, Overflow::Disconnect), 50, 10), Queued::Kept);
         assert_eq!(queue.push_own(Bytes::from_static(b"y"), Bound::Counts, 10), Queued::Overflowed);
+    }
+
+    #[test]
+    fn small_writes_are_counted_with_what_they_cost() {
+        let mut queue = Outbound::default();
+        let pong = Bytes::from_static(&[0x8A, 0]);
+        let kept =
+            (0..).take_while(|_| queue.push_own(pong.clone(), Bound::Counts, 64 * 1024) == Queued::Kept);
+        let kept = kept.count();
+        assert!(kept > 500 && kept * (CHUNK_COST + 2) <= 64 * 1024 + CHUNK_COST, "{kept} pongs wait");
+        drained(&mut queue);
+    }
+
+    #[test]
+    fn a_busy_key_does_not_crowd_out_the_newest_of_a_quiet_one() {
+        let mut queue = Outbound::default();
+        let bytes_max = 3 * (1 + CHUNK_COST);
+        let (busy, quiet) = (Bytes::from_static(b"123"), Bytes::from_static(b"q"));
+        for from in 0..3 {
+            let message = busy.slice(from..=from);
+            queue.push_shared(&shared(&message, 1, 0, Overflow::Latest), 0, bytes_max);
+        }
+        let quiet = Shared { key: 2, ..shared(&quiet, 1, 0, Overflow::Latest) };
+        assert_eq!(queue.push_shared(&quiet, 0, bytes_max), Queued::Dropped(2));
+        assert_eq!(drained(&mut queue), "3q");
+    }
+
+    #[test]
+    fn of_a_waiting_batch_the_last_message_stays() {
+        let mut queue = Outbound::default();
+        let (batch, new) = (Bytes::from_static(b"aabbcc"), Bytes::from_static(b"zzzzzz"));
+        queue.push_shared(&shared(&batch, 3, 4, Overflow::Latest), 0, 10);
+        let other = Shared { key: 2, ..shared(&new, 1, 0, Overflow::Latest) };
+        assert_eq!(queue.push_shared(&other, 0, 8 + CHUNK_COST), Queued::Dropped(2));
+        assert_eq!(drained(&mut queue), "cczzzzzz");
+    }
+
+    #[test]
+    fn when_the_newest_does_not_fit_the_one_before_it_stays() {
+        let mut queue = Outbound::default();
+        let (small, large) = (Bytes::from_static(b"s"), Bytes::from(vec![b'l'; 50]));
+        queue.push_shared(&shared(&small, 1, 0, Overflow::Latest), 0, 10);
+        assert_eq!(queue.push_shared(&shared(&large, 1, 0, Overflow::Latest), 0, 10), Queued::Dropped(1));
+        assert_eq!(drained(&mut queue), "s");
+        assert_eq!(queue.take_dropped(), 1);
+    }
+
+    #[test]
+    fn latest_leaves_what_waits_under_another_policy() {
+        let mut queue = Outbound::default();
+        let (kept, new) = (Bytes::from_static(b"kept"), Bytes::from_static(b"new"));
+        queue.push_shared(&shared(&kept, 1, 0, Overflow::Disconnect), 0, 4);
+        queue.push_shared(&shared(&new, 1, 0, Overflow::Latest), 0, 4 + CHUNK_COST + 3);
+        assert_eq!(queue.push_shared(&shared(&new, 1, 0, Overflow::Latest), 0, 90), Queued::Dropped(1));
+        assert_eq!(drained(&mut queue), "keptnew");
     }
 }

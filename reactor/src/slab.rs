@@ -1,7 +1,7 @@
 //! Entries of one shard's connections: paged, so that growing copies nothing and an empty page goes back to the
 //! allocator.
 
-/// A page: 512 entries of about 80 bytes are 40 KiB. At most one partly used page is kept per 512 connections.
+/// A page: 512 entries of about 110 bytes (see `entry`) are 56 KiB.
 const PAGE: u32 = 512;
 
 /// Names a connection of one shard for as long as it lives; a later connection in the same slot has another
@@ -22,14 +22,16 @@ struct Page<T> {
 #[derive(Debug)]
 pub(crate) struct Slab<T> {
     pages: Vec<Option<Page<T>>>,
-    /// Pages that have room. A page may be named here more than once or have been dropped since.
+    /// Pages that have room, each once; those that were given back come first, to be used last.
     roomy: Vec<u32>,
+    /// One emptied page, so that a connection that comes and goes alone does not cost a page each time.
+    spare: Option<Page<T>>,
     len: usize,
 }
 
 impl<T> Slab<T> {
     pub(crate) fn new() -> Self {
-        Self { pages: Vec::new(), roomy: Vec::new(), len: 0 }
+        Self { pages: Vec::new(), roomy: Vec::new(), spare: None, len: 0 }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -76,17 +78,14 @@ impl<T> Slab<T> {
 
     pub(crate) fn remove(&mut self, slot: u32) -> Option<T> {
         let page_index = slot / PAGE;
-        let place = self.pages.get_mut(page_index as usize)?;
-        let page = place.as_mut()?;
+        let page = self.pages.get_mut(page_index as usize)?.as_mut()?;
         let value = page.entries.get_mut((slot % PAGE) as usize)?.take()?;
         let was_full = page.is_full();
         page.free.push((slot % PAGE) as u16);
         self.len -= 1;
         if page.free.len() == page.entries.len() {
-            *place = None;
-        }
-        if was_full || place_is_gone(&self.pages, page_index) {
-            self.roomy.retain(|&roomy| roomy != page_index);
+            self.give_back(page_index);
+        } else if was_full {
             self.roomy.push(page_index);
         }
         Some(value)
@@ -99,18 +98,36 @@ impl<T> Slab<T> {
             self.pages.push(None);
         }
         let index = *self.roomy.last().expect("just filled");
-        self.pages[index as usize].get_or_insert_with(Page::new);
+        let spare = &mut self.spare;
+        self.pages[index as usize].get_or_insert_with(|| spare.take().unwrap_or_else(Page::new));
         index
     }
-}
 
-fn place_is_gone<T>(pages: &[Option<Page<T>>], index: u32) -> bool {
-    pages[index as usize].is_none()
+    /// Takes an empty page away, and the end of the table if there are only such. A walk over the table, at most
+    /// once in 512 removals.
+    fn give_back(&mut self, index: u32) {
+        self.spare = self.pages[index as usize].take().map(Page::emptied);
+        while self.pages.pop_if(|page| page.is_none()).is_some() {}
+        let pages = self.pages.len() as u32;
+        self.roomy.retain(|&roomy| roomy < pages && roomy != index);
+        if index < pages {
+            self.roomy.insert(0, index);
+        }
+        if self.roomy.capacity() > 64 && self.roomy.len() < self.roomy.capacity() / 4 {
+            self.roomy.shrink_to_fit();
+        }
+    }
 }
 
 impl<T> Page<T> {
     fn new() -> Self {
         Self { entries: Vec::with_capacity(PAGE as usize), free: Vec::new() }
+    }
+
+    fn emptied(mut self) -> Self {
+        self.entries.clear();
+        self.free.clear();
+        self
     }
 
     fn is_full(&self) -> bool {
@@ -159,12 +176,34 @@ mod tests {
         for slot in model.into_keys() {
             slab.remove(slot);
         }
-        assert!(slab.pages.iter().all(Option::is_none));
-        // Emptied pages are found again before new ones are made.
-        let pages = slab.pages.len();
-        for value in 0..pages as u32 * PAGE {
+        assert_eq!((slab.slots(), slab.roomy.len()), (0, 0));
+    }
+
+    #[test]
+    fn partly_used_pages_are_filled_before_new_ones_are_made() {
+        let mut slab = Slab::new();
+        for value in 0..4 * PAGE {
             slab.insert(value);
         }
-        assert_eq!(slab.pages.len(), pages);
+        let given_back = PAGE..2 * PAGE;
+        for slot in given_back.clone().chain([3, 2 * PAGE + 1]) {
+            slab.remove(slot);
+        }
+        assert!(slab.pages[1].is_none());
+        assert_eq!([slab.insert(0), slab.insert(0)].map(|slot| slot / PAGE), [2, 0]);
+        for _ in given_back.clone() {
+            assert!(given_back.contains(&slab.insert(0)));
+        }
+        assert_eq!(slab.slots(), 4 * PAGE);
+    }
+
+    #[test]
+    fn one_that_comes_and_goes_uses_the_same_page() {
+        let mut slab = Slab::new();
+        let slot = slab.insert(1);
+        let page = slab.pages[0].as_ref().map(|page| page.entries.as_ptr());
+        slab.remove(slot);
+        assert_eq!((slab.slots(), slab.insert(2)), (0, slot));
+        assert_eq!(slab.pages[0].as_ref().map(|page| page.entries.as_ptr()), page);
     }
 }

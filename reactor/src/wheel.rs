@@ -1,7 +1,7 @@
 //! One timer wheel for a whole shard: coarse ticks, one entry of four bytes for an armed connection, lazily
 //! re-armed. Moving a deadline further away, which is what traffic does, touches no bucket.
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
 /// The grain of every timeout. Heartbeats and handshake limits are seconds; a quarter of one is fine enough, and
 /// an idle shard wakes at most four times a second.
@@ -58,8 +58,9 @@ pub(crate) struct Wheel {
     buckets: Vec<Vec<u32>>,
     /// Every bucket up to and including this tick has been moved to `expired`.
     reached: Tick,
-    /// Slots whose bucket has come, not visited yet, with that bucket's tick.
-    expired: Vec<(u32, Tick)>,
+    /// Slots whose bucket has come, not visited yet, with that bucket's tick; visited in this order, so that under
+    /// load none is overtaken for good.
+    expired: VecDeque<(u32, Tick)>,
     /// Entries in buckets.
     waiting: usize,
 }
@@ -69,7 +70,7 @@ impl Wheel {
         Self {
             buckets: (0..BUCKETS).map(|_| Vec::new()).collect(),
             reached: Tick(0),
-            expired: Vec::new(),
+            expired: VecDeque::new(),
             waiting: 0,
         }
     }
@@ -87,23 +88,19 @@ impl Wheel {
         // Entries are armed less than a turn of the wheel ahead: after a long pause one turn finds them all.
         let last = now.0.min(self.reached.0 + BUCKETS - 1);
         for tick in self.reached.0 + 1..=last {
-            let bucket = &mut self.buckets[(tick % BUCKETS) as usize];
+            // Its memory goes too: lazily re-armed entries wander over all buckets, and what each once needed
+            // would stay in all 256 of them.
+            let bucket = std::mem::take(&mut self.buckets[(tick % BUCKETS) as usize]);
             self.waiting -= bucket.len();
-            self.expired.extend(bucket.iter().map(|&slot| (slot, Tick(tick))));
-            // A bucket that once held a storm gives its memory back.
-            if bucket.capacity() > 4 * bucket.len().max(16) {
-                *bucket = Vec::new();
-            } else {
-                bucket.clear();
-            }
+            self.expired.extend(bucket.into_iter().map(|slot| (slot, Tick(tick))));
         }
         self.reached = self.reached.max(now);
     }
 
     pub(crate) fn next_expired(&mut self) -> Option<(u32, Tick)> {
-        let next = self.expired.pop();
+        let next = self.expired.pop_front();
         if next.is_none() && self.expired.capacity() > 1024 {
-            self.expired = Vec::new();
+            self.expired = VecDeque::new();
         }
         next
     }
@@ -128,12 +125,10 @@ impl Wheel {
         Visit::NotYet
     }
 
-    /// Ticks until a bucket with entries comes, at most a turn of the wheel; `None` when nothing waits.
-    pub(crate) fn ticks_to_next(&self) -> Option<u32> {
-        if self.waiting == 0 {
-            return None;
-        }
-        (1..=BUCKETS).find(|ahead| !self.buckets[((self.reached.0 + ahead) % BUCKETS) as usize].is_empty())
+    /// Ticks until a bucket with entries comes, or `most` when none comes before.
+    pub(crate) fn ticks_to_next(&self, most: u32) -> u32 {
+        let is_due = |ahead: &u32| !self.buckets[((self.reached.0 + ahead) % BUCKETS) as usize].is_empty();
+        if self.waiting == 0 { most } else { (1..most).find(is_due).unwrap_or(most) }
     }
 
     fn arm(&mut self, slot: u32, timer: &mut Timer) {
@@ -169,7 +164,7 @@ mod tests {
             let (mut wheel, mut timer) = (Wheel::new(), Timer::OFF);
             wheel.set(0, &mut timer, Tick(due));
             assert_eq!(fires(&mut wheel, &mut timer, 1, 3000), [due]);
-            assert_eq!(wheel.ticks_to_next(), None);
+            assert_eq!((wheel.ticks_to_next(4), wheel.waiting), (4, 0));
         }
     }
 
@@ -202,5 +197,25 @@ mod tests {
         let (mut wheel, mut timer) = (Wheel::new(), Timer::OFF);
         wheel.set(0, &mut timer, Tick(10));
         assert_eq!(fires(&mut wheel, &mut timer, 5000, 5000), [5000]);
+    }
+
+    #[test]
+    fn the_oldest_deadline_is_visited_first() {
+        let (mut wheel, mut early, mut late) = (Wheel::new(), Timer::OFF, Timer::OFF);
+        wheel.set(1, &mut late, Tick(3));
+        wheel.set(0, &mut early, Tick(2));
+        assert_eq!(wheel.ticks_to_next(4), 2);
+        wheel.advance(Tick(3));
+        assert_eq!(wheel.next_expired(), Some((0, Tick(2))));
+        assert_eq!(wheel.next_expired(), Some((1, Tick(3))));
+        assert!(!wheel.has_expired());
+    }
+
+    #[test]
+    fn a_slot_taken_over_fires_only_for_its_new_owner() {
+        let (mut wheel, mut old, mut new) = (Wheel::new(), Timer::OFF, Timer::OFF);
+        wheel.set(0, &mut old, Tick(5));
+        wheel.set(0, &mut new, Tick(9));
+        assert_eq!(fires(&mut wheel, &mut new, 1, 20), [9]);
     }
 }

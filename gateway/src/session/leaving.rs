@@ -127,6 +127,8 @@ impl Core {
             connections.shut_when_flushed(id);
         } else if let Some(session) = connections.get_mut(id) {
             session.phase = Phase::Leaving(Some(decoder));
+            // A publish under way had paused it, and its answer would never be read.
+            connections.set_paused(id, false);
         }
         self.set_leave_timer(connections, id);
     }
