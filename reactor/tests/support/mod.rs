@@ -1,0 +1,270 @@
+//! A real shard on a thread of its own, with a driver that does what a test tells it in closures.
+
+#![allow(dead_code, reason = "each test program uses its part")]
+
+use std::{
+    collections::HashMap,
+    fmt, io,
+    io::Read,
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::mpsc,
+    thread::JoinHandle,
+};
+
+use bytes::Bytes;
+use tidegate_reactor::{
+    Closed, ConnectionId, Connections, Driver, Mail, Mailbox, Overflow, Shard, Shared, Tick, Turn, Written,
+};
+use tidegate_testkit::{
+    DEADLINE, eventually_some,
+    net::{SocketOptions, connect},
+};
+
+/// How a test names a connection.
+pub(crate) type Name = u32;
+
+/// State of a connection.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct State {
+    pub(crate) name: Name,
+    /// Its bytes come back; else they are kept in [`Scribe::received`].
+    pub(crate) echoes: bool,
+}
+
+/// What the shard is asked to do: a closure, on its thread.
+pub(crate) struct Order(Box<Closure>);
+
+type Closure = dyn FnOnce(&mut Scribe, &mut Connections<State>) + Send;
+
+/// Writes down what the reactor tells it.
+#[derive(Debug, Default)]
+pub(crate) struct Scribe {
+    pub(crate) ids: HashMap<Name, ConnectionId>,
+    pub(crate) received: HashMap<Name, Vec<u8>>,
+    pub(crate) closed: Vec<(Name, Closed)>,
+    pub(crate) recovered: Vec<(Name, u64)>,
+    /// Timers that fired, and the tick at which they did.
+    pub(crate) fired: Vec<(Name, Tick)>,
+    pub(crate) turns: u64,
+    /// For each connection: the last turn in which bytes came, and the most times that they came in one.
+    pub(crate) reads: HashMap<Name, (u64, u32)>,
+    /// Connections are adopted paused.
+    pub(crate) pauses: bool,
+    /// On the end of one connection, this message goes to another, merged with what else the turn brings.
+    pub(crate) will: Option<(Name, Bytes)>,
+}
+
+impl Driver for Scribe {
+    type Connection = State;
+    type Command = Order;
+
+    fn on_adopted(&mut self, connections: &mut Connections<State>, id: ConnectionId) {
+        let name = connections.get(id).expect("it is new").name;
+        self.ids.insert(name, id);
+        self.received.insert(name, Vec::new());
+        connections.set_paused(id, self.pauses);
+    }
+
+    fn on_bytes(&mut self, connections: &mut Connections<State>, id: ConnectionId, bytes: &mut [u8]) {
+        let State { name, echoes } = *connections.get(id).expect("bytes are of somebody");
+        let reads = self.reads.entry(name).or_default();
+        reads.1 = if reads.0 == self.turns { reads.1 + 1 } else { reads.1.max(1) };
+        reads.0 = self.turns;
+        if echoes {
+            connections.write_beyond_bound(id, bytes);
+            connections.pause_until_flushed(id);
+        } else {
+            self.received.entry(name).or_default().extend_from_slice(bytes);
+        }
+    }
+
+    fn on_timer(&mut self, connections: &mut Connections<State>, id: ConnectionId) {
+        let name = connections.get(id).expect("timers are of somebody").name;
+        self.fired.push((name, connections.now()));
+    }
+
+    fn on_recovered(&mut self, connections: &mut Connections<State>, id: ConnectionId, dropped: u64) {
+        if let Some(state) = connections.get(id) {
+            self.recovered.push((state.name, dropped));
+        }
+    }
+
+    fn on_command(&mut self, connections: &mut Connections<State>, order: Order) {
+        (order.0)(self, connections);
+    }
+
+    fn on_closed(
+        &mut self,
+        connections: &mut Connections<State>,
+        id: ConnectionId,
+        state: State,
+        closed: Closed,
+    ) {
+        assert_eq!(self.ids.remove(&state.name), Some(id), "adopted once, closed once");
+        self.closed.push((state.name, closed));
+        if let Some((heir, bytes)) = self.will.take() {
+            connections.write_shared(self.ids[&heir].slot, &message(&bytes, Overflow::Disconnect));
+        }
+    }
+
+    fn on_turn(&mut self, _: &mut Connections<State>, _: std::time::Duration) -> Turn {
+        self.turns += 1;
+        Turn::Idle
+    }
+}
+
+/// A shard that runs.
+pub(crate) struct Running {
+    pub(crate) mailbox: Mailbox<Mail<State, Order>>,
+    thread: Option<JoinHandle<io::Result<()>>>,
+    names: Name,
+}
+
+impl Running {
+    pub(crate) fn start(queue_bytes_max: usize) -> Self {
+        let shard = Shard::<Scribe>::new(queue_bytes_max).expect("a shard");
+        let mailbox = shard.mailbox();
+        let thread = std::thread::spawn(move || shard.run(Scribe::default()));
+        Self { mailbox, thread: Some(thread), names: 0 }
+    }
+
+    /// Runs a closure in the shard and waits for its answer.
+    #[track_caller]
+    pub(crate) fn ask<R: Send + 'static>(
+        &self,
+        order: impl FnOnce(&mut Scribe, &mut Connections<State>) -> R + Send + 'static,
+    ) -> R {
+        let (answer, answered) = mpsc::channel();
+        self.mailbox.send(Mail::Command(Order(Box::new(move |scribe, connections| {
+            answer.send(order(scribe, connections)).expect("the test waits");
+        }))));
+        answered.recv_timeout(DEADLINE).expect("the shard answers")
+    }
+
+    /// Asks until the closure gives a value.
+    #[track_caller]
+    pub(crate) fn eventually<R: Send + 'static>(
+        &self,
+        what: &str,
+        probe: impl Fn(&mut Scribe, &mut Connections<State>) -> Option<R> + Clone + Send + 'static,
+    ) -> R {
+        eventually_some(what, DEADLINE, || self.ask(probe.clone()))
+    }
+
+    /// How a connection ended.
+    #[track_caller]
+    pub(crate) fn eventually_closed(&self, name: Name) -> Closed {
+        self.eventually("the connection is closed", move |scribe, _| {
+            scribe.closed.iter().find(|closed| closed.0 == name).map(|closed| closed.1)
+        })
+    }
+
+    pub(crate) fn adopt_read(&mut self, socket: TcpStream, read: &'static [u8], echoes: bool) -> Name {
+        self.names += 1;
+        let connection = State { name: self.names, echoes };
+        self.mailbox.send(Mail::Adopt { socket, read: Bytes::from_static(read), connection });
+        self.names
+    }
+
+    /// Adopts a socket whose bytes are kept.
+    pub(crate) fn adopt(&mut self, socket: TcpStream) -> Name {
+        self.adopt_read(socket, b"", false)
+    }
+
+    /// A client whose bytes are kept.
+    pub(crate) fn client(&mut self) -> (TcpStream, Name) {
+        let (client, server) = pair();
+        (client, self.adopt(server))
+    }
+
+    /// A client whose bytes come back.
+    pub(crate) fn echo_client(&mut self) -> TcpStream {
+        let (client, server) = pair();
+        self.adopt_read(server, b"", true);
+        client
+    }
+
+    #[track_caller]
+    pub(crate) fn stop(mut self) {
+        self.mailbox.send(Mail::Stop);
+        let ended = self.thread.take().expect("stopped once").join();
+        ended.expect("no panic in the shard").expect("the shard ends well");
+    }
+}
+
+impl fmt::Debug for Running {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Running").finish_non_exhaustive()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.mailbox.send(Mail::Stop);
+    }
+}
+
+/// One message that is written to several.
+pub(crate) fn message(bytes: &Bytes, overflow: Overflow) -> Shared<'_> {
+    Shared { bytes, messages: 1, last_at: 0, key: 0, overflow }
+}
+
+/// Both ends of a connection over loopback: the client's and the server's.
+pub(crate) fn pair() -> (TcpStream, TcpStream) {
+    pair_with(SocketOptions::default(), None)
+}
+
+/// A connection that holds little: some 64 KiB in flight fill it.
+pub(crate) fn narrow_pair() -> (TcpStream, TcpStream) {
+    let options = SocketOptions { receive_buffer_bytes: Some(16 * 1024), ..SocketOptions::default() };
+    pair_with(options, Some(16 * 1024))
+}
+
+pub(crate) fn pair_with(options: SocketOptions, send_buffer_bytes: Option<usize>) -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("loopback has a free port");
+    let client = connect(address(&listener), options).expect("connects");
+    let (server, _) = listener.accept().expect("accepts");
+    server.set_nodelay(true).expect("a socket option");
+    client.set_read_timeout(Some(DEADLINE)).expect("a socket option");
+    if let Some(bytes) = send_buffer_bytes {
+        socket2::SockRef::from(&server).set_send_buffer_size(bytes).expect("a socket option");
+    }
+    (client, server)
+}
+
+pub(crate) fn address(listener: &TcpListener) -> SocketAddr {
+    listener.local_addr().expect("a bound socket has an address")
+}
+
+#[track_caller]
+pub(crate) fn read_exact(client: &mut TcpStream, bytes: usize) -> Vec<u8> {
+    let mut read = vec![0; bytes];
+    client.read_exact(&mut read).expect("as many bytes");
+    read
+}
+
+/// Everything until the server ends the stream.
+#[track_caller]
+pub(crate) fn read_to_end(client: &mut TcpStream) -> Vec<u8> {
+    let mut read = Vec::new();
+    client.read_to_end(&mut read).expect("an orderly end");
+    read
+}
+
+pub(crate) fn shut(client: &TcpStream) {
+    client.shutdown(Shutdown::Write).expect("shuts");
+}
+
+/// `bytes` bytes that show where one is missing: a count in four bytes each.
+pub(crate) fn pattern(bytes: usize) -> Vec<u8> {
+    (0..bytes as u32).step_by(4).flat_map(u32::to_be_bytes).take(bytes).collect()
+}
+
+/// Messages that will never be sent, of a write.
+pub(crate) fn lost(written: Written, messages: u32) -> u64 {
+    match written {
+        Written::Sent | Written::Queued => 0,
+        Written::Dropped(dropped) => u64::from(dropped),
+        Written::Closed => u64::from(messages),
+    }
+}
