@@ -2,11 +2,11 @@
 //! is subscribed on the backplane exactly to the channels in this table.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::HashMap,
     fmt,
     hash::{BuildHasher, RandomState},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        Arc, PoisonError, RwLock,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -17,10 +17,12 @@ use futures_util::{
     future::{BoxFuture, Shared},
 };
 use tidegate_backplane::{Backplane, BackplaneError, Channel};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 /// The answer of the backplane to a subscription, shared by everyone who waits for it.
-pub(crate) type Confirmation = Shared<BoxFuture<'static, Result<(), BackplaneError>>>;
+pub(crate) type Confirmation = Shared<Subscribing>;
+
+type Subscribing = BoxFuture<'static, Result<(), BackplaneError>>;
 
 /// Payload bytes of one channel that may be on their way out before its publishers have to wait. Several
 /// batches, so that fan-outs stay merged and busy, but few: what waits here is latency.
@@ -69,8 +71,6 @@ pub(crate) struct Interests {
     hasher: RandomState,
     node: Arc<NodeLoad>,
     generation: AtomicU64,
-    /// One subscription change at a time, so that the backplane sees them in the order of their generations.
-    changing: Mutex<()>,
 }
 
 impl Interests {
@@ -80,7 +80,6 @@ impl Interests {
             hasher: RandomState::new(),
             node: Arc::default(),
             generation: AtomicU64::new(0),
-            changing: Mutex::default(),
         }
     }
 
@@ -89,25 +88,25 @@ impl Interests {
     }
 
     /// A shard has its first subscriber of a channel. The node's first one subscribes on the backplane.
+    ///
+    /// The backplane is called with no lock of this table held: while it hands out a publication it may hold the
+    /// channel, and waits for the table ([`get`](Self::get)). Generations make up for the lack of order: an
+    /// `unsubscribe` that comes late does not end the subscription of a newer generation, and a channel is
+    /// subscribed anew only when the shard that subscribed before has left.
     pub(crate) fn enter(&self, channel: &Channel, shard: usize, backplane: &dyn Backplane) -> Arc<Interest> {
-        let mut stripe = self.stripe(channel).write().unwrap_or_else(PoisonError::into_inner);
-        let interest = match stripe.entry(channel.clone()) {
-            Entry::Occupied(occupied) => Arc::clone(occupied.get()),
-            Entry::Vacant(vacant) => Arc::clone(vacant.insert(self.subscribe(channel, backplane))),
-        };
-        interest.shards.fetch_or(1 << shard, Ordering::AcqRel);
+        let (interest, begin) = self.stand(channel, shard);
+        if let Some(begin) = begin {
+            let subscribing = backplane.subscribe(channel, interest.generation);
+            // The interest owns the receiver and is alive.
+            let sent = begin.send(subscribing);
+            debug_assert!(sent.is_ok());
+        }
         interest
     }
 
     /// A shard's last subscriber is gone. The node's last shard unsubscribes.
     pub(crate) fn leave(&self, channel: &Channel, shard: usize, backplane: &dyn Backplane) {
-        let mut stripe = self.stripe(channel).write().unwrap_or_else(PoisonError::into_inner);
-        let Some(interest) = stripe.get(channel) else { return };
-        let left = interest.shards.fetch_and(!(1 << shard), Ordering::AcqRel) & !(1 << shard);
-        if left == 0 {
-            let generation = interest.generation;
-            stripe.remove(channel);
-            let _changing = self.lock_changes();
+        if let Some(generation) = self.stand_down(channel, shard) {
             backplane.unsubscribe(channel, generation);
         }
     }
@@ -137,23 +136,57 @@ impl Interests {
         self.stripes.iter().map(|stripe| stripe.read().unwrap_or_else(PoisonError::into_inner).len()).sum()
     }
 
-    fn subscribe(&self, channel: &Channel, backplane: &dyn Backplane) -> Arc<Interest> {
-        let _changing = self.lock_changes();
-        let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
-        Arc::new(Interest {
+    /// The channel's entry with the shard's mark. `Some`: it is new, and waits for its subscription.
+    fn stand(
+        &self,
+        channel: &Channel,
+        shard: usize,
+    ) -> (Arc<Interest>, Option<oneshot::Sender<Subscribing>>) {
+        let mut stripe = self.stripe(channel).write().unwrap_or_else(PoisonError::into_inner);
+        let before = stripe.get(channel);
+        if let Some(standing) = before.filter(|standing| !standing.has_failed()) {
+            standing.shards.fetch_or(1 << shard, Ordering::AcqRel);
+            return (Arc::clone(standing), None);
+        }
+        // Shards that hold an entry whose subscription has failed leave through the one that replaces it.
+        let marks = before.map_or(0, |failed| failed.shards.load(Ordering::Acquire)) | 1 << shard;
+        let (begin, subscribing) = oneshot::channel();
+        let interest = Arc::new(self.interest(channel, marks, subscribing));
+        stripe.insert(channel.clone(), Arc::clone(&interest));
+        (interest, Some(begin))
+    }
+
+    /// Takes the shard's mark away. `Some`: it was the last, and this generation is to be unsubscribed.
+    fn stand_down(&self, channel: &Channel, shard: usize) -> Option<u64> {
+        let mut stripe = self.stripe(channel).write().unwrap_or_else(PoisonError::into_inner);
+        let interest = stripe.get(channel)?;
+        let left = interest.shards.fetch_and(!(1 << shard), Ordering::AcqRel) & !(1 << shard);
+        let generation = interest.generation;
+        (left == 0).then(|| stripe.remove(channel)).map(|_| generation)
+    }
+
+    fn interest(
+        &self,
+        channel: &Channel,
+        marks: u64,
+        subscribing: oneshot::Receiver<Subscribing>,
+    ) -> Interest {
+        let confirmation = async move {
+            match subscribing.await {
+                Ok(subscribing) => subscribing.await,
+                Err(_) => Err(BackplaneError::Unavailable("the subscription was not begun".into())),
+            }
+        };
+        Interest {
             channel: channel.clone(),
-            shards: AtomicU64::new(0),
+            shards: AtomicU64::new(marks),
             subscribers: AtomicU64::new(0),
             load_bytes: AtomicUsize::new(0),
             relieved: Notify::new(),
             node: Arc::clone(&self.node),
-            generation,
-            confirmation: backplane.subscribe(channel, generation).shared(),
-        })
-    }
-
-    fn lock_changes(&self) -> MutexGuard<'_, ()> {
-        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+            generation: self.generation.fetch_add(1, Ordering::Relaxed) + 1,
+            confirmation: confirmation.boxed().shared(),
+        }
     }
 
     fn stripe(&self, channel: &Channel) -> &RwLock<HashMap<Channel, Arc<Interest>>> {
@@ -171,6 +204,11 @@ impl Interest {
     /// The backplane's answer: ready at once when it already came.
     pub(crate) fn confirmation(&self) -> Confirmation {
         self.confirmation.clone()
+    }
+
+    /// Whether the backplane has refused the subscription: whoever comes next has to subscribe anew.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.confirmation.peek().is_some_and(Result::is_err)
     }
 
     /// Shards that have subscribers.

@@ -17,7 +17,8 @@ use std::{
 };
 
 pub use labels::{
-    AuthFailure, CloseCode, DisconnectReason, DropReason, HandshakeResult, Label, PublishCode, Resource,
+    AuthFailure, CloseCode, DisconnectReason, DropReason, HandshakeResult, Label, ProtocolError, PublishCode,
+    Resource,
 };
 pub use primitives::{Counter, Counters, Gauge, Histogram};
 use prometheus_client::collector::Collector;
@@ -73,6 +74,8 @@ pub struct ShardMetrics {
     pub disconnects: Counters<DisconnectReason>,
     /// Close frames that the gateway sent.
     pub close_frames: Counters<CloseCode>,
+    /// Frames that broke the protocol; each ended its connection.
+    pub protocol_errors: Counters<ProtocolError>,
     pub handshakes: Counters<HandshakeResult>,
     pub handshake_seconds: Histogram,
     pub connection_duration_seconds: Histogram,
@@ -175,6 +178,7 @@ impl Default for ShardMetrics {
             connections_opened: Counter::default(),
             disconnects: Counters::default(),
             close_frames: Counters::default(),
+            protocol_errors: Counters::default(),
             handshakes: Counters::default(),
             handshake_seconds: Histogram::new(HANDSHAKE_BOUNDS),
             connection_duration_seconds: Histogram::new(CONNECTION_BOUNDS),

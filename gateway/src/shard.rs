@@ -2,6 +2,7 @@
 //! goes to the session or the hub.
 
 use std::{
+    io,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -9,20 +10,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tidegate_backplane::{BackplaneError, DisconnectTarget, History};
-use tidegate_reactor::{Closed, ConnectionId, Connections, Driver, Mail, Mailbox, Tick, Turn};
+use tidegate_backplane::{BackplaneError, DisconnectTarget, GapReason, History};
+use tidegate_reactor::{Closed, ConnectionId, Connections, Counters, Driver, Mail, Mailbox, Tick, Turn};
 use tidegate_wire::deflate::{Deflater, Inflater};
 use tokio::runtime::Handle;
 
 use crate::{
     auth::{ApiKeys, Authenticator, Origins},
-    front::Front,
+    front::{AddressKey, Front},
     http::serve::HttpServer,
     hub::{ChannelKey, Delivery, Hub},
-    metrics::{DisconnectReason, HandshakeResult, Metrics, ShardMetrics},
+    metrics::{DisconnectReason, DropReason, HandshakeResult, Metrics, ShardMetrics},
     node::{Node, PublishError},
     outgoing::{Encoder, Outgoing},
-    session::{Open, Phase, Protocol, Session, leaving::Leave},
+    session::{Open, Phase, Protocol, Session, leaving::Leave, publishing::Legacies},
 };
 
 /// What other threads ask of a shard.
@@ -75,13 +76,16 @@ pub(crate) struct Core {
     pub(crate) deflater: Deflater,
     pub(crate) mailbox: Mailbox<Mail<Session, Command>>,
     pub(crate) metrics: Arc<ShardMetrics>,
+    /// Told of a gap in the fan-out under way; empty between calls.
+    pub(crate) farewells: Vec<(ConnectionId, GapReason)>,
+    pub(crate) legacies: Legacies,
     /// Reused for answers.
     pub(crate) scratch: Vec<u8>,
     /// What the front counts for this shard.
     pub(crate) connections_dealt: Arc<AtomicU64>,
     drain: Option<DrainPlan>,
     /// Totals at the last export.
-    exported: Exported,
+    exported: Counters,
     swept: Tick,
 }
 
@@ -92,12 +96,6 @@ struct DrainPlan {
     /// Slots below this were closed.
     next_slot: u32,
     acted: Tick,
-}
-
-#[derive(Debug, Default)]
-struct Exported {
-    bytes_received: u64,
-    bytes_sent: u64,
 }
 
 /// Connections looked at in one turn of a drain.
@@ -120,10 +118,12 @@ impl ShardDriver {
             deflater: Deflater::new(1),
             mailbox,
             metrics,
+            farewells: Vec::new(),
+            legacies: Legacies::new(),
             scratch: Vec::new(),
             connections_dealt,
             drain: None,
-            exported: Exported::default(),
+            exported: Counters::default(),
             swept: Tick(0),
         };
         Self { inflater: Inflater::new(), core }
@@ -135,7 +135,7 @@ impl Driver for ShardDriver {
     type Command = Command;
 
     fn on_adopted(&mut self, connections: &mut Connections<Session>, id: ConnectionId) {
-        self.core.metrics.connections.add(1);
+        self.core.metrics.connections.set(connections.len() as i64);
         let timeout = self.core.shared.node.config().limits.handshake_timeout;
         connections.set_timer(id, connections.now().after(timeout));
     }
@@ -149,8 +149,8 @@ impl Driver for ShardDriver {
                 }
             }
             Phase::Opening(opening) => {
-                if opening.receive(bytes).is_err() {
-                    connections.close(id);
+                if let Err(refusal) = opening.receive(bytes) {
+                    self.core.refuse(connections, id, &refusal);
                 }
             }
             Phase::Open(Open { protocol: Protocol::Sse, .. }) | Phase::Leaving(None) => {}
@@ -174,10 +174,7 @@ impl Driver for ShardDriver {
 
     fn on_command(&mut self, connections: &mut Connections<Session>, command: Command) {
         match command {
-            Command::Deliver(outgoing) => {
-                let (hub, mut delivery) = self.core.delivery(connections);
-                hub.deliver(&outgoing, &mut delivery);
-            }
+            Command::Deliver(outgoing) => self.core.hub.deliver(&outgoing, connections),
             Command::KeysFetched(id) => {
                 if let Some(mut rest) = self.core.resume_head(connections, id) {
                     self.on_bytes(connections, id, &mut rest);
@@ -215,14 +212,17 @@ impl Driver for ShardDriver {
     fn on_turn(&mut self, connections: &mut Connections<Session>, busy: Duration) -> Turn {
         let (hub, mut delivery) = self.core.delivery(connections);
         let turn = hub.run(&mut delivery);
+        self.core.see_off(connections);
         self.core.export(connections, busy);
         if connections.now() > self.core.swept {
             self.core.swept = connections.now();
             self.core.hub.sweep(connections.now());
             self.inflater.release();
         }
-        self.core.drain_portion(connections);
-        turn
+        match self.core.drain_portion(connections) {
+            Turn::More => Turn::More,
+            Turn::Idle => turn,
+        }
     }
 }
 
@@ -236,7 +236,8 @@ impl Core {
         &'a mut self,
         connections: &'a mut Connections<Session>,
     ) -> (&'a mut Hub, Delivery<'a>) {
-        let delivery = Delivery { connections, encoder: &mut self.encoder, metrics: &self.metrics };
+        let (encoder, farewells) = (&mut self.encoder, &mut self.farewells);
+        let delivery = Delivery { connections, encoder, metrics: &self.metrics, farewells };
         (&mut self.hub, delivery)
     }
 
@@ -252,10 +253,8 @@ impl Core {
         session: Session,
         closed: Closed,
     ) {
-        self.metrics.connections.add(-1);
-        self.connections_dealt.fetch_sub(1, Ordering::AcqRel);
-        self.shared.front.release(session.address);
-        let lasted = Duration::from_millis(u64::from(self.now_ms().wrapping_sub(session.accepted_ms)));
+        self.count_out(connections, session.address);
+        let lasted = self.lasted(&session);
         match session.phase {
             Phase::Head(head) => {
                 // One that never said anything is a browser's spare connection or a health check, not a failure.
@@ -270,6 +269,8 @@ impl Core {
             Phase::Open(open) => {
                 let reason = open.rare.as_ref().and_then(|rare| rare.reason).unwrap_or(match closed {
                     Closed::Overflow => DisconnectReason::SlowReader,
+                    // An event stream's heartbeat was not acknowledged in time.
+                    Closed::Failed(io::ErrorKind::TimedOut) => DisconnectReason::PingTimeout,
                     Closed::Peer | Closed::Failed(_) => DisconnectReason::ClientGone,
                     Closed::Local => DisconnectReason::Internal,
                 });
@@ -282,34 +283,59 @@ impl Core {
         }
     }
 
+    /// A connection is no longer this shard's, and not handed to anyone who counts it.
+    pub(crate) fn count_out(&self, connections: &Connections<Session>, address: AddressKey) {
+        self.metrics.connections.set(connections.len() as i64);
+        self.connections_dealt.fetch_sub(1, Ordering::AcqRel);
+        self.shared.front.release(address);
+    }
+
+    /// How long a connection has been here.
+    pub(crate) fn lasted(&self, session: &Session) -> Duration {
+        Duration::from_millis(u64::from(self.now_ms().wrapping_sub(session.accepted_ms)))
+    }
+
     fn export(&mut self, connections: &Connections<Session>, busy: Duration) {
         let counters = connections.counters();
         self.metrics.bytes_received.add(counters.bytes_received - self.exported.bytes_received);
         self.metrics.bytes_sent.add(counters.bytes_sent - self.exported.bytes_sent);
-        self.exported = Exported { bytes_received: counters.bytes_received, bytes_sent: counters.bytes_sent };
+        let unsent = counters.messages_unsent - self.exported.messages_unsent;
+        if unsent > 0 {
+            self.metrics.messages_dropped.add(DropReason::Disconnected, unsent);
+        }
+        self.exported = *counters;
         self.metrics.send_queue_bytes.set(counters.queued_bytes as i64);
         self.metrics.subscriptions.set(self.hub.subscriptions() as i64);
         self.metrics.busy_ns.add(busy.as_nanos() as u64);
     }
 
-    fn drain_portion(&mut self, connections: &mut Connections<Session>) {
-        let Some(plan) = &mut self.drain else { return };
-        let now = connections.now();
-        if now <= plan.acted {
-            return;
-        }
-        let slots_left = connections.slots().saturating_sub(plan.next_slot);
-        let ticks_left = plan.ends.0.saturating_sub(now.0).max(1);
-        let portion = slots_left.div_ceil(ticks_left).min(DRAIN_PORTION);
-        let (from, to) = (plan.next_slot, plan.next_slot + portion);
-        plan.next_slot = to;
-        // Behind the plan: go on in the next turn instead of the next tick.
-        if portion < DRAIN_PORTION {
-            plan.acted = now;
-        }
+    fn drain_portion(&mut self, connections: &mut Connections<Session>) -> Turn {
+        let Some(plan) = &mut self.drain else { return Turn::Idle };
+        let (from, to) = plan.next_portion(connections.now(), connections.slots());
         for id in (from..to).filter_map(|slot| connections.in_slot(slot)).collect::<Vec<_>>() {
             self.leave(connections, id, Leave::Drain);
         }
+        // Behind the plan: the rest goes in the next turns, not in the next tick.
+        if to - from == DRAIN_PORTION { Turn::More } else { Turn::Idle }
+    }
+}
+
+impl DrainPlan {
+    /// The slots to close now: as large a part of the rest as the time since the last call is of the time left.
+    ///
+    /// What arrives behind the cursor is refused by its handshake; see [`Stage::Closing`](crate::node::Stage).
+    fn next_portion(&mut self, now: Tick, slots: u32) -> (u32, u32) {
+        let from = self.next_slot.min(slots);
+        let rest = u64::from(slots - from);
+        let passed = u64::from(now.0.saturating_sub(self.acted.0));
+        let left = u64::from(self.ends.0.saturating_sub(self.acted.0));
+        let due = if now >= self.ends { rest } else { (rest * passed).div_ceil(left.max(1)) };
+        let portion = due.min(u64::from(DRAIN_PORTION)) as u32;
+        if portion < DRAIN_PORTION {
+            self.acted = now;
+        }
+        self.next_slot = from + portion;
+        (from, self.next_slot)
     }
 }
 

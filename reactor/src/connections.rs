@@ -65,6 +65,8 @@ pub struct Counters {
     pub writes: u64,
     /// Bytes that wait in queues now.
     pub queued_bytes: u64,
+    /// Messages of shared writes that waited for a connection when it was closed, whole or in part.
+    pub messages_unsent: u64,
 }
 
 /// The connections of one shard.
@@ -156,6 +158,15 @@ impl<C> Connections<C> {
     /// Bytes that wait for its socket.
     pub fn queued_bytes(&self, id: ConnectionId) -> usize {
         self.entry(id).and_then(|entry| entry.outbound.as_ref()).map_or(0, |queue| queue.bytes())
+    }
+
+    /// Has the kernel give a connection up when what was sent to it is not acknowledged for so long (RFC 5482).
+    /// For peers that are only written to: their death shows in nothing else.
+    #[cfg(target_os = "linux")]
+    pub fn set_unacknowledged_max(&self, id: ConnectionId, limit: std::time::Duration) -> io::Result<()> {
+        let Some(socket) = self.entry(id).and_then(|entry| entry.socket.as_ref()) else { return Ok(()) };
+        let limit_ms = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
+        Ok(rustix::net::sockopt::set_tcp_user_timeout(socket, limit_ms)?)
     }
 
     /// Takes a slot for a connection whose socket comes later ([`attach`](Self::attach)); what is written to it
@@ -518,6 +529,7 @@ impl<C> Connections<C> {
         self.entry(id)?;
         let entry = self.entries.remove(id.slot)?;
         self.forget_queue(&entry);
+        self.counters.messages_unsent += entry.outbound.as_ref().map_or(0, |queue| queue.messages());
         Some(entry.connection)
     }
 

@@ -86,6 +86,11 @@ impl Outbound {
         self.bytes
     }
 
+    /// Messages that wait, whole or in part.
+    pub(crate) fn messages(&self) -> u64 {
+        self.chunks.iter().map(|chunk| u64::from(chunk.messages)).sum()
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.chunks.is_empty()
     }

@@ -145,8 +145,11 @@ impl Config {
         config.auth.allowed_origins = vec![OriginRule::Any];
         config.auth.api_keys.0.push(dev_key());
         // Nobody routes to it: Ctrl-C ends it within a second or two.
-        config.drain =
-            Drain { settle: Duration::ZERO, period: Duration::from_secs(1), close_wait: Duration::from_secs(1) };
+        config.drain = Drain {
+            settle: Duration::ZERO,
+            period: Duration::from_secs(1),
+            close_wait: Duration::from_secs(1),
+        };
         config.namespaces.default = Namespace {
             anonymous_subscribe: true,
             history_size: 100,

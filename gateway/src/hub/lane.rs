@@ -19,12 +19,22 @@ const BATCH_BYTES: usize = 16 * 1024;
 #[derive(Debug)]
 pub(super) struct Lane {
     pub(super) channel: ChannelKey,
-    encoding: Encoding,
+    pub(super) encoding: Encoding,
+    pace: Pace,
     pub(super) members: Members,
     pub(super) pending: VecDeque<Arc<Outgoing>>,
     pub(super) batch: Option<Batch>,
     /// Named in the hub's rotation.
     pub(super) runnable: bool,
+}
+
+/// Who a lane is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Pace {
+    /// Everyone gets everything.
+    Ordinary,
+    /// Each gets what it does not have from history.
+    Following,
 }
 
 /// What is being written to each member.
@@ -44,11 +54,23 @@ pub(super) struct Batch {
     began: Instant,
 }
 
+/// What became of the writes of one slice, in messages but for `reached`.
+#[derive(Debug, Default)]
+struct Tally {
+    /// Members whose socket or queue took the batch.
+    reached: u64,
+    /// Dropped by policy.
+    dropped: u64,
+    /// For members that are being closed, perhaps because they were too slow for these very messages.
+    disconnected: u64,
+}
+
 impl Lane {
-    pub(super) fn new(channel: ChannelKey, encoding: Encoding) -> Self {
+    pub(super) fn new(channel: ChannelKey, encoding: Encoding, pace: Pace) -> Self {
         Self {
             channel,
             encoding,
+            pace,
             members: Members::default(),
             pending: VecDeque::new(),
             batch: None,
@@ -60,20 +82,22 @@ impl Lane {
         self.batch.is_some() || !self.pending.is_empty()
     }
 
-    /// Takes what waits as the next batch, unless one is under way. True when nothing waits any more.
-    pub(super) fn begin_batch(&mut self, delivery: &mut Delivery<'_>) -> bool {
-        if self.batch.is_some() || self.pending.is_empty() {
-            return false;
+    /// Takes what waits as the next batch, unless one is under way.
+    pub(super) fn begin_batch(&mut self, delivery: &mut Delivery<'_>) {
+        if self.batch.is_some() {
+            return;
         }
-        self.members.begin();
-        self.batch = Some(match self.encoding.is_individual() {
-            true => Batch::of(self.pending.pop_front().into_iter().collect(), Bytes::new(), 0, 1),
-            false => self.gather(delivery),
-        });
-        self.pending.is_empty()
+        let one_by_one = self.pace == Pace::Following || self.encoding.is_individual();
+        self.batch = match one_by_one {
+            true => self.pending.pop_front().map(|item| Batch::single(item, self.encoding, delivery)),
+            false => (!self.pending.is_empty()).then(|| self.gather(delivery)),
+        };
+        if self.batch.is_some() {
+            self.members.begin();
+        }
     }
 
-    /// Writes the batch to up to `writes_max` members; the number it wrote to.
+    /// Writes the batch to up to `writes_max` members; the number it looked at.
     pub(super) fn serve(
         &mut self,
         overflow: Overflow,
@@ -81,53 +105,28 @@ impl Lane {
         delivery: &mut Delivery<'_>,
     ) -> usize {
         let Some(batch) = &mut self.batch else { return 0 };
-        let shared = Shared {
-            bytes: &batch.bytes,
-            messages: batch.messages,
-            last_at: batch.last_at,
-            key: self.channel,
-            overflow,
-        };
-        let (mut writes, mut reached, mut dropped) = (0, 0, 0);
-        let mut done = false;
-        while writes < writes_max {
-            let Some(slot) = self.members.next_to_serve() else {
-                done = true;
-                break;
-            };
+        let mut tally = Tally::default();
+        let mut writes = 0;
+        let done = loop {
+            if writes == writes_max {
+                break false;
+            }
+            let Some(slot) = self.members.next_to_serve() else { break true };
             writes += 1;
-            if batch.closes {
-                Session::close_for_gap(delivery, slot, &batch.items[0]);
+            let follows = self.pace == Pace::Following;
+            if follows && !Session::follow(delivery.connections, slot, self.channel, &batch.items[0].content)
+            {
                 continue;
             }
-            let written = match self.encoding.is_individual() {
-                true => Session::write_individual(
-                    delivery,
-                    slot,
-                    self.channel,
-                    &batch.items[0],
-                    self.encoding,
-                    &shared,
-                ),
-                false => delivery.connections.write_shared(slot, &shared),
-            };
-            match written {
-                Written::Sent | Written::Queued => reached += 1,
-                Written::Dropped(messages) => {
-                    reached += 1;
-                    dropped += u64::from(messages);
-                }
-                Written::Closed => {}
+            if batch.closes {
+                Session::close_for_gap(delivery, slot, &batch.items[0].content);
+                continue;
             }
-        }
-        // Under `latest` the dropped ones had been counted as sent when they were queued.
-        delivery.metrics.messages_sent.add(reached * u64::from(batch.messages));
-        if dropped > 0 {
-            let reason =
-                if overflow == Overflow::Latest { DropReason::Superseded } else { DropReason::QueueFull };
-            delivery.metrics.messages_dropped.add(reason, dropped);
-        }
-        batch.reached += reached;
+            let written = batch.write_to(slot, self.channel, self.encoding, overflow, delivery);
+            tally.add(written, u64::from(batch.messages), overflow);
+        };
+        tally.count(u64::from(batch.messages), overflow, delivery);
+        batch.reached += tally.reached;
         if done {
             batch.finish(delivery);
             self.batch = None;
@@ -178,11 +177,63 @@ impl Batch {
         Self { items, bytes, last_at, messages, closes: false, reached: 0, began: Instant::now() }
     }
 
+    fn single(item: Arc<Outgoing>, encoding: Encoding, delivery: &mut Delivery<'_>) -> Self {
+        if encoding.is_individual() {
+            return Self::of(vec![item], Bytes::new(), 0, 1);
+        }
+        let bytes = item.encoded(encoding, delivery.encoder);
+        Self { closes: bytes.is_empty(), ..Self::of(vec![item], bytes, 0, 1) }
+    }
+
+    fn write_to(
+        &self,
+        slot: u32,
+        key: ChannelKey,
+        encoding: Encoding,
+        overflow: Overflow,
+        delivery: &mut Delivery<'_>,
+    ) -> Written {
+        let (bytes, messages, last_at) = (&self.bytes, self.messages, self.last_at);
+        let shared = Shared { bytes, messages, last_at, key, overflow };
+        match encoding.is_individual() {
+            true => Session::write_individual(delivery, slot, &self.items[0], encoding, &shared),
+            false => delivery.connections.write_shared(slot, &shared),
+        }
+    }
+
     fn finish(&self, delivery: &Delivery<'_>) {
         let now = Instant::now();
         delivery.metrics.fanout_seconds.observe(now - self.began);
         for item in &self.items {
             delivery.metrics.delivery_latency_seconds.observe_many(now - item.accepted, self.reached);
+        }
+    }
+}
+
+impl Tally {
+    fn add(&mut self, written: Written, messages: u64, overflow: Overflow) {
+        match written {
+            Written::Sent | Written::Queued => self.reached += 1,
+            Written::Dropped(dropped) => {
+                self.dropped += u64::from(dropped);
+                // Under `latest` the newest took the place of older ones that had been counted as sent.
+                self.reached += u64::from(overflow == Overflow::Latest);
+            }
+            Written::Closed => self.disconnected += messages,
+        }
+    }
+
+    fn count(&self, messages: u64, overflow: Overflow, delivery: &Delivery<'_>) {
+        let metrics = delivery.metrics;
+        metrics.messages_sent.add(self.reached * messages);
+        let by_policy = match overflow {
+            Overflow::Latest => DropReason::Superseded,
+            Overflow::Drop | Overflow::Disconnect => DropReason::QueueFull,
+        };
+        for (reason, count) in [(by_policy, self.dropped), (DropReason::Disconnected, self.disconnected)] {
+            if count > 0 {
+                metrics.messages_dropped.add(reason, count);
+            }
         }
     }
 }

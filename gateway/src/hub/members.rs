@@ -53,6 +53,11 @@ impl Members {
         }
     }
 
+    /// Removes everyone. No fan-out may be under way.
+    pub(crate) fn take(&mut self) -> Vec<u32> {
+        std::mem::take(self).slots
+    }
+
     /// Begins a fan-out to everyone who is here now.
     pub(crate) fn begin(&mut self) {
         self.served = 0;

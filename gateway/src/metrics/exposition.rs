@@ -141,6 +141,8 @@ fn connections(page: &mut Page<'_>, metrics: &Metrics, shards: &[Arc<ShardMetric
     page.counters("disconnects", "Connections that ended, by reason.", ended)?;
     let closes = shards.iter().map(|shard| &shard.close_frames);
     page.counters("close_frames", "Close frames sent, by code.", closes)?;
+    let errors = shards.iter().map(|shard| &shard.protocol_errors);
+    page.counters("protocol_errors", "WebSocket frames that broke the protocol, by error.", errors)?;
     let handshakes = shards.iter().map(|shard| &shard.handshakes).chain([&node.handshakes]);
     page.counters("handshakes", "Handshakes that ended, by result.", handshakes)?;
     let seconds = shards.iter().map(|shard| &shard.handshake_seconds);

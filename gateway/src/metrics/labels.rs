@@ -3,6 +3,7 @@
 use std::fmt;
 
 use prometheus_client::encoding::{EncodeLabelValue, LabelValueEncoder};
+use tidegate_wire::decoder::DecodeError;
 
 /// One label whose values are known at compile time.
 pub trait Label: Copy + fmt::Debug + Send + Sync + 'static {
@@ -80,6 +81,25 @@ label!(
         ServiceRestart = "1012",
         TryAgainLater = "1013",
         Other = "other",
+    }
+);
+
+label!(
+    /// What was wrong with what a client sent over its WebSocket.
+    ProtocolError, "error", {
+        Unmasked = "unmasked",
+        ReservedBits = "reserved_bits",
+        ReservedOpcode = "reserved_opcode",
+        ControlFragmented = "control_fragmented",
+        ControlOversized = "control_oversized",
+        ContinuationUnexpected = "continuation_unexpected",
+        ContinuationExpected = "continuation_expected",
+        LengthEncoding = "length_encoding",
+        ClosePayload = "close_payload",
+        CloseCode = "close_code",
+        InvalidUtf8 = "invalid_utf8",
+        InvalidDeflate = "invalid_deflate",
+        TooLarge = "too_large",
     }
 );
 
@@ -173,6 +193,26 @@ label!(
         SendQueue = "send_queue",
     }
 );
+
+impl From<DecodeError> for ProtocolError {
+    fn from(error: DecodeError) -> Self {
+        match error {
+            DecodeError::Unmasked => Self::Unmasked,
+            DecodeError::ReservedBits => Self::ReservedBits,
+            DecodeError::ReservedOpcode => Self::ReservedOpcode,
+            DecodeError::ControlFragmented => Self::ControlFragmented,
+            DecodeError::ControlOversized => Self::ControlOversized,
+            DecodeError::ContinuationUnexpected => Self::ContinuationUnexpected,
+            DecodeError::ContinuationExpected => Self::ContinuationExpected,
+            DecodeError::LengthEncoding => Self::LengthEncoding,
+            DecodeError::ClosePayload => Self::ClosePayload,
+            DecodeError::CloseCode => Self::CloseCode,
+            DecodeError::InvalidUtf8 => Self::InvalidUtf8,
+            DecodeError::InvalidDeflate => Self::InvalidDeflate,
+            DecodeError::TooLarge => Self::TooLarge,
+        }
+    }
+}
 
 impl CloseCode {
     /// The label of a code on the wire; codes of the application range and beyond share one.

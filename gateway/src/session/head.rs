@@ -22,6 +22,16 @@ enum Route {
     Http,
 }
 
+/// How a head came to be read.
+#[derive(Clone, Copy)]
+enum Arrival {
+    New,
+    /// Let in only to be told so.
+    TurnedAway(Over),
+    /// Read again, with the keys its token needed; its handshake has been admitted.
+    Resumed,
+}
+
 /// Credentials that were checked.
 enum Credentials {
     Anonymous,
@@ -47,12 +57,12 @@ impl Core {
         let Some(Phase::Head(head)) = connections.get_mut(id).map(|session| &mut session.phase) else {
             return None;
         };
-        let over = head.over;
+        let arrival = head.over.map_or(Arrival::New, Arrival::TurnedAway);
         match head.received.take() {
-            None => self.take_head(connections, id, bytes, over, bytes),
+            None => self.take_head(connections, id, bytes, arrival, bytes),
             Some(mut received) => {
                 received.extend_from_slice(bytes);
-                self.take_head(connections, id, &received, over, bytes)
+                self.take_head(connections, id, &received, arrival, bytes)
             }
         }
     }
@@ -63,7 +73,7 @@ impl Core {
         connections: &mut Connections<Session>,
         id: ConnectionId,
         received: &[u8],
-        over: Option<Over>,
+        arrival: Arrival,
         fresh: &[u8],
     ) -> Option<Vec<u8>> {
         let max = self.shared.node.config().limits.head_bytes.bytes();
@@ -76,17 +86,18 @@ impl Core {
         match parsed {
             Ok(None) if received.len() > max => self.refuse(connections, id, &Refusal::HeadTooLarge { max }),
             Ok(None) => {
-                if let Some(session) = connections.get_mut(id) {
-                    session.phase = Phase::Head(Head { received: Some(Box::new(received.to_vec())), over });
+                // Its limit stays where it was, in the head that is being read.
+                if let Some(Phase::Head(head)) = connections.get_mut(id).map(|session| &mut session.phase) {
+                    head.received = Some(Box::new(received.to_vec()));
                 }
             }
             Err(error) => self.refuse(connections, id, &error.into()),
             Ok(Some(head)) if head.len > max => self.refuse(connections, id, &Refusal::HeadTooLarge { max }),
-            Ok(Some(head)) => match (over, route(&head, self.shared.node.config().dev)) {
-                (Some(over), _) => self.refuse(connections, id, &Refusal::Over(over)),
-                (None, Route::Http) => self.hand_to_http(connections, id, received),
-                (None, Route::Shard(protocol)) => {
-                    return self.open(connections, id, protocol, &head, received);
+            Ok(Some(head)) => match (arrival, route(&head, self.shared.node.config().dev)) {
+                (Arrival::TurnedAway(over), _) => self.refuse(connections, id, &Refusal::Over(over)),
+                (_, Route::Http) => self.hand_to_http(connections, id, received),
+                (_, Route::Shard(protocol)) => {
+                    return self.open(connections, id, arrival, protocol, &head, received);
                 }
             },
         }
@@ -103,14 +114,17 @@ impl Core {
         let Phase::Opening(opening) = &mut session.phase else { return None };
         let received = opening.take_unread_head()?;
         session.phase = Phase::Head(Head::default());
-        self.take_head(connections, id, &received, None, &received)
+        self.take_head(connections, id, &received, Arrival::Resumed, &received)
     }
 
     pub(crate) fn time_out_handshake(&mut self, connections: &mut Connections<Session>, id: ConnectionId) {
         let silent = connections
             .get(id)
             .is_some_and(|session| matches!(&session.phase, Phase::Head(head) if head.received.is_none()));
-        if silent {
+        if let Some(Phase::Opening(opening)) = connections.get(id).map(|session| &session.phase) {
+            let refusal = opening.timed_out();
+            self.refuse(connections, id, &refusal);
+        } else if silent {
             self.metrics.handshakes.add(HandshakeResult::Timeout, 1);
             connections.close(id);
         } else {
@@ -145,19 +159,21 @@ impl Core {
     }
 
     fn hand_to_http(&mut self, connections: &mut Connections<Session>, id: ConnectionId, received: &[u8]) {
+        let Some(address) = connections.get(id).map(|session| session.address) else { return };
         match connections.release(id) {
             Ok(Some(released)) => {
-                self.metrics.connections.add(-1);
+                self.metrics.connections.set(connections.len() as i64);
                 self.connections_dealt.fetch_sub(1, std::sync::atomic::Ordering::AcqRel);
-                let hand_off = HandOff {
-                    socket: released.socket,
-                    received: received.to_vec().into(),
-                    address: released.connection.address,
-                };
+                let hand_off =
+                    HandOff { socket: released.socket, received: received.to_vec().into(), address };
                 self.shared.http.take(hand_off);
             }
+            // On its way out already: its end is still to be reported.
             Ok(None) => {}
-            Err(error) => tracing::warn!(%error, "a socket could not leave the reactor"),
+            Err(error) => {
+                self.count_out(connections, address);
+                tracing::warn!(%error, "a socket could not leave the reactor");
+            }
         }
     }
 
@@ -165,11 +181,12 @@ impl Core {
         &mut self,
         connections: &mut Connections<Session>,
         id: ConnectionId,
+        arrival: Arrival,
         protocol: Protocol,
         head: &RequestHead<'_>,
         received: &[u8],
     ) -> Option<Vec<u8>> {
-        match self.check(protocol, head) {
+        match self.check(arrival, protocol, head) {
             Ok(request) => self.begin_opening(connections, id, request, &received[head.len..]),
             Err(Stop::Refused(refusal)) => {
                 self.refuse(connections, id, &refusal);
@@ -200,11 +217,13 @@ impl Core {
     }
 
     /// Everything that can be said about a request without waiting for anyone but the keys.
-    fn check(&self, protocol: Protocol, head: &RequestHead<'_>) -> Result<Request, Stop> {
+    fn check(&self, arrival: Arrival, protocol: Protocol, head: &RequestHead<'_>) -> Result<Request, Stop> {
         if self.shared.node.stage() == Stage::Closing {
             return Err(Refusal::Draining.into());
         }
-        self.shared.front.take_handshake().map_err(Refusal::Over)?;
+        if !matches!(arrival, Arrival::Resumed) {
+            self.shared.front.take_handshake().map_err(Refusal::Over)?;
+        }
         let origin = head.header("origin");
         if !self.shared.origins.allows(origin, head.header("host").unwrap_or_default()) {
             return Err(Refusal::Origin.into());

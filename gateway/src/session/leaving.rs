@@ -1,6 +1,6 @@
 //! Goodbyes: what a client is told when the connection ends, and how it is counted.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use tidegate_backplane::{DisconnectTarget, GapReason};
 use tidegate_reactor::{ConnectionId, Connections};
@@ -12,8 +12,9 @@ use tidegate_wire::{
 
 use super::{Open, Phase, Protocol, Session, refusal::Refusal};
 use crate::{
-    metrics::{self, DisconnectReason, ShardMetrics},
-    outgoing::{Content, Outgoing, gap_reason},
+    hub::{ChannelKey, Delivery},
+    metrics::{self, DisconnectReason},
+    outgoing::gap_reason,
     shard::Core,
 };
 
@@ -64,6 +65,15 @@ impl Leave {
         }
     }
 
+    /// The same for a client that has not been answered yet.
+    fn into_refusal(self) -> Refusal {
+        match self {
+            Self::Ordered(reason) => Refusal::Ordered(reason),
+            // The rest happens to open connections only.
+            _ => Refusal::Draining,
+        }
+    }
+
     fn reason(&self) -> DisconnectReason {
         match self {
             Self::Drain => DisconnectReason::Drain,
@@ -90,7 +100,7 @@ impl Core {
             Phase::Head(head) if head.received.is_none() => connections.close(id),
             // Its request will be refused when it is complete, or time out.
             Phase::Head(_) => {}
-            Phase::Opening(_) => self.refuse(connections, id, &Refusal::Draining),
+            Phase::Opening(_) => self.refuse(connections, id, &why.into_refusal()),
             Phase::Open(_) => {
                 let Phase::Open(open) = std::mem::replace(&mut session.phase, Phase::Leaving(None)) else {
                     return;
@@ -107,17 +117,14 @@ impl Core {
         mut open: Open,
         why: &Leave,
     ) {
-        self.metrics.disconnects.add(why.reason(), 1);
         let decoder = std::mem::replace(&mut open.decoder, tidegate_wire::decoder::Decoder::new(false));
         let is_stream = open.protocol == Protocol::Sse;
-        self.unsubscribe(connections, id, open);
+        self.end_open(connections, id, open, why);
         let mut out = std::mem::take(&mut self.scratch);
         out.clear();
-        if is_stream {
-            write_stream_farewell(why, u64::from(id.generation), &mut out);
-        } else {
-            frame::encode_close(why.code(), &why.text(), &mut out);
-            self.metrics.close_frames.add(metrics::CloseCode::of(why.code().0), 1);
+        match is_stream {
+            true => write_stream_farewell(why, u64::from(id.generation), &mut out),
+            false => frame::encode_close(why.code(), &why.text(), &mut out),
         }
         connections.write(id, &out);
         self.scratch = out;
@@ -130,7 +137,45 @@ impl Core {
             // A publish under way had paused it, and its answer would never be read.
             connections.set_paused(id, false);
         }
+    }
+
+    /// What follows a fan-out for those who were told of a gap in it.
+    pub(crate) fn see_off(&mut self, connections: &mut Connections<Session>) {
+        for (id, reason) in std::mem::take(&mut self.farewells) {
+            let Some(session) = connections.get_mut(id) else { continue };
+            if matches!(session.phase, Phase::Open(_))
+                && let Phase::Open(open) = std::mem::replace(&mut session.phase, Phase::Leaving(None))
+            {
+                self.end_open(connections, id, open, &Leave::Gap(reason));
+            }
+        }
+    }
+
+    /// Counts the end of an open connection, gives back what it held, and bounds how long its socket lasts.
+    fn end_open(
+        &mut self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+        open: Open,
+        why: &Leave,
+    ) {
+        self.metrics.disconnects.add(why.reason(), 1);
+        if let Leave::Protocol(error) = why {
+            self.metrics.protocol_errors.add((*error).into(), 1);
+        }
+        if open.protocol != Protocol::Sse {
+            self.metrics.close_frames.add(metrics::CloseCode::of(why.code().0), 1);
+        }
+        self.observe_duration(connections, id);
+        self.unsubscribe(connections, id, open);
         self.set_leave_timer(connections, id);
+    }
+
+    /// To be called once, when a connection stops being open.
+    pub(crate) fn observe_duration(&self, connections: &Connections<Session>, id: ConnectionId) {
+        if let Some(session) = connections.get(id) {
+            self.metrics.connection_duration_seconds.observe(self.lasted(session));
+        }
     }
 
     pub(crate) fn set_leave_timer(&self, connections: &mut Connections<Session>, id: ConnectionId) {
@@ -147,20 +192,24 @@ impl Core {
     ) {
         let rare = open.rare.unwrap_or_default();
         if rare.present {
-            let recovering = rare.recoveries.iter().map(|recovery| recovery.key);
-            let subscribed = open.subscriptions.as_slice().iter().map(|&own| self.hub.channel_of(own));
-            for key in subscribed.chain(recovering) {
-                let left =
-                    self.shared.node.backplane().leave(self.hub.channel(key), &self.connection_name(id));
-                self.detach(left, "a presence entry could not be removed");
+            for &subscription in open.subscriptions.as_slice() {
+                self.leave_presence(id, self.hub.channel_of(subscription));
             }
         }
-        // One at a time from the end: leaving may move another's place, but its own others stay findable.
+        // Leaving may move another's place, but its own others stay findable: a connection is in a lane once.
         for &subscription in open.subscriptions.as_slice() {
             self.hub.part(subscription, connections);
         }
-        for recovery in &rare.recoveries {
-            self.hub.abort_recovery(recovery.key, id, connections.now());
+        if let Some(publisher) = rare.publisher {
+            self.publish_rest(id, publisher);
+        }
+    }
+
+    fn leave_presence(&self, id: ConnectionId, key: ChannelKey) {
+        let (node, channel) = (&self.shared.node, self.hub.channel(key));
+        if node.namespaces().of(channel).presence {
+            let left = node.backplane().leave(channel, &self.connection_name(id));
+            self.detach(left, "a presence entry could not be removed");
         }
     }
 
@@ -178,8 +227,7 @@ impl Core {
                 DisconnectTarget::Connection(name) => **name == self.connection_name(id),
                 DisconnectTarget::User(user) => connections
                     .get(id)
-                    .and_then(Session::open)
-                    .and_then(Open::claims)
+                    .and_then(Session::claims)
                     .is_some_and(|claims| claims.user.as_deref() == Some(user)),
             })
             .collect();
@@ -189,23 +237,15 @@ impl Core {
     }
 }
 
-/// Closes a connection from within a fan-out: its subscriptions go when it is buried.
-pub(super) fn close_for_gap(
-    connections: &mut Connections<Session>,
-    metrics: &ShardMetrics,
-    id: ConnectionId,
-    outgoing: &Arc<Outgoing>,
-) {
-    let Content::Gap(gap) = &outgoing.content else { return };
-    let Some(open) = connections.get_mut(id).and_then(Session::open_mut) else { return };
-    open.rare_mut().reason = Some(DisconnectReason::Gap);
+/// Says within a fan-out that there is a gap, to a client that can be told by a close frame only. Nothing is
+/// written to it afterwards; [`Core::see_off`] does the rest when the hub is free.
+pub(super) fn close_for_gap(delivery: &mut Delivery<'_>, id: ConnectionId, reason: GapReason) {
+    let why = Leave::Gap(reason);
     let mut out = Vec::new();
-    let why = Leave::Gap(gap.reason);
     frame::encode_close(why.code(), &why.text(), &mut out);
-    metrics.close_frames.add(metrics::CloseCode::of(why.code().0), 1);
-    connections.write(id, &out);
-    connections.close_when_flushed(id);
-    connections.set_timer(id, connections.now().after(Duration::from_secs(5)));
+    delivery.connections.write(id, &out);
+    delivery.connections.shut_when_flushed(id);
+    delivery.farewells.push((id, reason));
 }
 
 fn write_stream_farewell(why: &Leave, spread: u64, out: &mut Vec<u8>) {

@@ -22,7 +22,7 @@ pub(crate) mod stream;
 use std::sync::Arc;
 
 use tidegate_backplane::Position;
-use tidegate_reactor::{ConnectionId, Shared, Tick, Written};
+use tidegate_reactor::{ConnectionId, Connections, Shared, Tick, Written};
 use tidegate_wire::decoder::Decoder;
 
 use crate::{
@@ -30,7 +30,7 @@ use crate::{
     front::AddressKey,
     hub::{ChannelKey, Delivery, Subscription},
     metrics::DisconnectReason,
-    outgoing::{Encoding, Outgoing},
+    outgoing::{Content, Encoding, Outgoing},
 };
 use opening::Opening;
 use publishing::Publisher;
@@ -104,7 +104,7 @@ pub(crate) enum Subscriptions {
 pub(crate) struct Rare {
     pub(crate) claims: Option<Arc<Claims>>,
     pub(crate) expires: Option<Tick>,
-    /// Channels whose history was sent, but whose lane is not joined yet.
+    /// Channels that it follows.
     pub(crate) recoveries: Vec<Recovery>,
     /// An event stream of several channels: in the order of its URL, the last position of each.
     pub(crate) positions: Vec<(ChannelKey, Option<Position>)>,
@@ -134,6 +134,15 @@ impl Session {
         }
     }
 
+    /// Whose connection it is.
+    pub(crate) fn claims(&self) -> Option<&Claims> {
+        match &self.phase {
+            Phase::Opening(opening) => opening.claims(),
+            Phase::Open(open) => open.claims().map(|claims| &**claims),
+            Phase::Head(_) | Phase::Leaving(_) => None,
+        }
+    }
+
     /// Its place in a lane has changed.
     pub(crate) fn moved(&mut self, lane: u32, to: Subscription) {
         let Some(open) = self.open_mut() else { return };
@@ -142,43 +151,40 @@ impl Session {
         }
     }
 
-    /// It is recovering and gets every publication offered by itself.
-    pub(crate) fn offer(
-        delivery: &mut Delivery<'_>,
+    /// Its history is being read: it keeps what is delivered meanwhile.
+    pub(crate) fn keep(
+        connections: &mut Connections<Session>,
         id: ConnectionId,
         key: ChannelKey,
-        outgoing: &Arc<Outgoing>,
+        content: &Content,
     ) {
-        let Some(session) = delivery.connections.get_mut(id) else { return };
-        let encoding = match &mut session.phase {
-            Phase::Opening(opening) => {
-                if let Some(lost) = opening.keep(key, outgoing) {
-                    delivery.metrics.messages_dropped.add(crate::metrics::DropReason::RecoveryOverflow, lost);
-                }
-                return;
-            }
-            Phase::Open(open) => {
-                let wants = open.recovery(key).is_some_and(|recovery| recovery.wants(outgoing));
-                if !wants {
-                    return;
-                }
-                open.encoding
-            }
-            _ => return,
-        };
-        recovery::write_one(delivery, id, key, outgoing, encoding);
+        if let Some(Phase::Opening(opening)) = connections.get_mut(id).map(|session| &mut session.phase) {
+            opening.keep(key, content);
+        }
     }
 
-    /// The encoding of the lane it may join, when everything delivered so far has been written to it.
-    pub(crate) fn caught_up(&self, key: ChannelKey, delivered: Option<Position>) -> Option<Encoding> {
-        let open = self.open()?;
-        open.recovery(key)?.is_through(delivered).then_some(open.encoding)
+    /// Whether something in its lane is news to a connection that follows.
+    pub(crate) fn follow(
+        connections: &mut Connections<Session>,
+        slot: u32,
+        key: ChannelKey,
+        content: &Content,
+    ) -> bool {
+        let session = connections.in_slot_mut(slot);
+        let recovery = session.and_then(|session| session.open_mut()?.recovery(key));
+        recovery.is_some_and(|recovery| recovery.take(content))
     }
 
-    /// It is a subscriber like any other now.
-    pub(crate) fn promoted(&mut self, key: ChannelKey, subscription: Subscription) {
+    /// Whether what it was sent from history has passed.
+    pub(crate) fn is_through(&mut self, key: ChannelKey, delivered: Option<Position>) -> bool {
+        let recovery = self.open_mut().and_then(|open| open.recovery(key));
+        recovery.is_some_and(|recovery| recovery.is_through(delivered))
+    }
+
+    /// It follows no longer and is a subscriber like any other now.
+    pub(crate) fn settled(&mut self, lane: u32, to: Subscription, key: ChannelKey) {
+        self.moved(lane, to);
         let Some(open) = self.open_mut() else { return };
-        open.subscriptions.push(subscription);
         if let Some(rare) = &mut open.rare {
             rare.recoveries.retain(|recovery| recovery.key != key);
         }
@@ -189,8 +195,7 @@ impl Session {
     pub(crate) fn write_individual(
         delivery: &mut Delivery<'_>,
         slot: u32,
-        key: ChannelKey,
-        outgoing: &Arc<Outgoing>,
+        outgoing: &Outgoing,
         encoding: Encoding,
         shared: &Shared<'_>,
     ) -> Written {
@@ -198,7 +203,7 @@ impl Session {
         let Some(rare) = session.open_mut().and_then(|open| open.rare.as_mut()) else {
             return Written::Closed;
         };
-        let id = rare.advance(key, outgoing.position());
+        let id = rare.advance(shared.key, outgoing.position());
         let mut out = Vec::new();
         delivery.encoder.encode_sse(&outgoing.channel, &outgoing.content, encoding, id.as_deref(), &mut out);
         let bytes = bytes::Bytes::from(out);
@@ -206,16 +211,16 @@ impl Session {
     }
 
     /// Its protocol cannot say that there is a gap.
-    pub(crate) fn close_for_gap(delivery: &mut Delivery<'_>, slot: u32, outgoing: &Arc<Outgoing>) {
-        if let Some(id) = delivery.connections.in_slot(slot) {
-            leaving::close_for_gap(delivery.connections, delivery.metrics, id, outgoing);
+    pub(crate) fn close_for_gap(delivery: &mut Delivery<'_>, slot: u32, content: &Content) {
+        if let (Content::Gap(gap), Some(id)) = (content, delivery.connections.in_slot(slot)) {
+            leaving::close_for_gap(delivery, id, gap.reason);
         }
     }
 }
 
 impl Open {
-    pub(crate) fn recovery(&self, key: ChannelKey) -> Option<&Recovery> {
-        self.rare.as_ref()?.recoveries.iter().find(|recovery| recovery.key == key)
+    fn recovery(&mut self, key: ChannelKey) -> Option<&mut Recovery> {
+        self.rare.as_mut()?.recoveries.iter_mut().find(|recovery| recovery.key == key)
     }
 
     pub(crate) fn rare_mut(&mut self) -> &mut Rare {

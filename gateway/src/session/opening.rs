@@ -5,8 +5,9 @@
 
 use std::{
     future::Future,
+    pin::Pin,
     sync::Arc,
-    task::{Context, Waker},
+    task::{Context, Poll, Waker},
     time::{Duration, SystemTime},
 };
 
@@ -20,11 +21,11 @@ use super::{
     refusal::Refusal,
 };
 use crate::{
-    auth::Claims,
+    auth::{Claims, TokenError},
     config::SlowReader,
     hub::ChannelKey,
-    metrics::HandshakeResult,
-    outgoing::{Content, Encoding, Outgoing},
+    metrics::{DropReason, HandshakeResult},
+    outgoing::{Content, Encoding},
     shard::{Command, Core},
 };
 
@@ -53,9 +54,10 @@ pub(crate) struct Opening {
 
 #[derive(Debug)]
 enum State {
-    /// Keys are fetched; the head will be read again.
+    /// Keys are fetched; the head will be read again, with what followed it.
     Keys {
         head: Vec<u8>,
+        bytes_max: usize,
     },
     Subscribing(Subscribing),
 }
@@ -86,6 +88,9 @@ struct Recovering {
 
 /// Reads of history, when too much is published meanwhile to be kept.
 const READS_MAX: u8 = 3;
+
+/// The buffer that is kept between answers; a history is often larger.
+const SCRATCH_BYTES_KEPT: usize = 64 * 1024;
 
 /// A client that goes on sending before it is answered may send so much: a few small messages.
 const EARLY_BYTES_MAX: usize = 16 * 1024;
@@ -125,30 +130,55 @@ impl Request {
 
 impl Opening {
     pub(crate) fn before_keys(head: Vec<u8>) -> Self {
-        Self { state: State::Keys { head }, received: Vec::new() }
+        let bytes_max = head.len() + EARLY_BYTES_MAX;
+        Self { state: State::Keys { head, bytes_max }, received: Vec::new() }
     }
 
     /// Keeps what the client sends early. An error: it sends too much.
-    pub(crate) fn receive(&mut self, bytes: &[u8]) -> Result<(), ()> {
-        let buffer = match &mut self.state {
-            State::Keys { head } => head,
-            State::Subscribing(_) => &mut self.received,
+    pub(crate) fn receive(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
+        let (buffer, bytes_max) = match &mut self.state {
+            State::Keys { head, bytes_max } => (head, *bytes_max),
+            State::Subscribing(_) => (&mut self.received, EARLY_BYTES_MAX),
         };
+        if buffer.len() + bytes.len() > bytes_max {
+            return Err(Refusal::TooEarly { max: EARLY_BYTES_MAX });
+        }
         buffer.extend_from_slice(bytes);
-        if self.received.len() > EARLY_BYTES_MAX { Err(()) } else { Ok(()) }
+        Ok(())
+    }
+
+    /// What it is told when its time is over.
+    pub(crate) fn timed_out(&self) -> Refusal {
+        match self.state {
+            State::Keys { .. } => Refusal::Token(TokenError::UnknownKey),
+            State::Subscribing(_) => {
+                Refusal::Backplane(BackplaneError::Unavailable("no answer in time".into()))
+            }
+        }
+    }
+
+    /// Whose connection it will be.
+    pub(crate) fn claims(&self) -> Option<&Claims> {
+        match &self.state {
+            State::Keys { .. } => None,
+            State::Subscribing(subscribing) => subscribing.request.claims.as_ref(),
+        }
     }
 
     pub(crate) fn take_unread_head(&mut self) -> Option<Vec<u8>> {
         match &mut self.state {
-            State::Keys { head } => Some(std::mem::take(head)),
+            State::Keys { head, .. } => Some(std::mem::take(head)),
             State::Subscribing(_) => None,
         }
     }
 
-    /// Keeps a live publication while history is read; the number that could not be kept.
-    pub(crate) fn keep(&mut self, key: ChannelKey, outgoing: &Arc<Outgoing>) -> Option<u64> {
-        let State::Subscribing(subscribing) = &mut self.state else { return None };
-        subscribing.recovering(key)?.kept.keep(outgoing)
+    /// Keeps a live publication while history is read.
+    pub(crate) fn keep(&mut self, key: ChannelKey, content: &Content) {
+        if let State::Subscribing(subscribing) = &mut self.state
+            && let Some(recovering) = subscribing.recovering(key)
+        {
+            recovering.kept.keep(content);
+        }
     }
 }
 
@@ -225,18 +255,23 @@ impl Core {
                 self.refuse(connections, id, &Refusal::Backplane(error));
                 return None;
             }
-            Ok(history) if recovering.kept.overflowed => {
-                recovering.kept = Kept::default();
-                if recovering.reads_left > 0 {
+            Ok(history) => match recovering.kept.overflow {
+                None => recovering.history = Some(history),
+                Some(_) if recovering.reads_left > 0 => {
                     recovering.reads_left -= 1;
+                    recovering.kept = Kept::default();
                     let since = recovering.since;
                     self.read_history(id, key, since);
                     return None;
                 }
                 // It cannot be had without a hole: say so.
-                recovering.history = Some(History { publications: Vec::new(), continuous: false, ..history });
-            }
-            Ok(history) => recovering.history = Some(history),
+                Some(lost) => {
+                    self.metrics.messages_dropped.add(DropReason::RecoveryOverflow, lost.messages);
+                    recovering.kept = Kept::default();
+                    let top = lost.through.or(history.top);
+                    recovering.history = Some(History { publications: Vec::new(), top, continuous: false });
+                }
+            },
         }
         self.answered(connections, id)
     }
@@ -250,10 +285,10 @@ impl Core {
     ) {
         let State::Subscribing(subscribing) = opening.state else { return };
         for entered in subscribing.entered {
-            match entered.recovering {
-                Some(_) => self.hub.abort_recovery(entered.key, id, connections.now()),
-                None => self.hub.leave(entered.key, connections.now()),
+            if entered.recovering.is_some() {
+                self.hub.end_reading(entered.key, id);
             }
+            self.hub.leave(entered.key, connections.now());
         }
     }
 
@@ -305,7 +340,7 @@ impl Core {
             let Some(since) = since.take() else { continue };
             entered.recovering =
                 Some(Recovering { since, kept: Kept::default(), history: None, reads_left: READS_MAX });
-            self.hub.begin_recovery(entered.key, id);
+            self.hub.begin_reading(entered.key, id);
             subscribing.waiting += 1;
             self.read_history(id, entered.key, since);
         }
@@ -329,12 +364,22 @@ impl Core {
         F::Output: Send,
     {
         let mailbox = self.mailbox.clone();
-        let mut future = Box::pin(async move {
-            let command = outcome(future.await);
-            mailbox.send(Mail::Command(command));
-        });
-        if future.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
-            self.shared.runtime.spawn(future);
+        let posted = async move { mailbox.send(Mail::Command(outcome(future.await))) };
+        if let Err(waits) = self.begin(posted) {
+            self.shared.runtime.spawn(waits);
+        }
+    }
+
+    /// Polls a future once, as the runtime would: it may set a timer. An error is the future, which has to wait.
+    pub(crate) fn begin<F>(&self, future: F) -> Result<F::Output, Pin<Box<F>>>
+    where
+        F: Future + Send + 'static,
+    {
+        let _runtime = self.shared.runtime.enter();
+        let mut future = Box::pin(future);
+        match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(output) => Ok(output),
+            Poll::Pending => Err(future),
         }
     }
 
@@ -372,23 +417,26 @@ impl Core {
             match entered.recovering {
                 None => open.subscriptions.push(self.hub.join(entered.key, encoding, id.slot)),
                 Some(recovering) => {
-                    told_all &= self.write_recovered(entered.key, recovering, encoding, &mut rare, &mut out);
+                    self.hub.end_reading(entered.key, id);
+                    let recovery = Recovery { key: entered.key, through: None };
+                    let (recovery, told) =
+                        self.write_recovered(recovery, recovering, encoding, &mut rare, &mut out);
+                    told_all &= told;
+                    let (subscription, follows) = self.hub.resume(encoding, &recovery, id.slot);
+                    open.subscriptions.push(subscription);
+                    rare.recoveries.extend(follows.then_some(recovery));
                 }
             }
         }
         if !out.is_empty() {
             connections.write_beyond_bound(id, &out);
         }
-        self.scratch = out;
+        self.keep_scratch(out);
         self.take_claims(connections.now(), request.claims.take(), &mut rare);
-        let recovering: Vec<ChannelKey> = rare.recoveries.iter().map(|recovery| recovery.key).collect();
         open.rare = Some(Box::new(rare));
         open.drop_empty_rare();
         connections.set_merging(id, request.channels.len() > 1);
         self.opened(connections, id, open, &request.channels);
-        for key in recovering {
-            self.hub.promote(key, connections);
-        }
         if !told_all {
             self.leave(connections, id, Leave::Gap(GapReason::Unrecoverable));
         }
@@ -448,54 +496,59 @@ impl Core {
         }
     }
 
+    /// Keeps a buffer for the next answer, unless this one made it large.
+    pub(crate) fn keep_scratch(&mut self, scratch: Vec<u8>) {
+        if scratch.capacity() <= SCRATCH_BYTES_KEPT {
+            self.scratch = scratch;
+        }
+    }
+
     /// Runs a future whose failure is only to be logged.
     pub(crate) fn detach<F>(&self, future: F, failure: &'static str)
     where
         F: Future<Output = Result<(), BackplaneError>> + Send + 'static,
     {
-        let mut future = Box::pin(async move {
+        let logged = async move {
             if let Err(error) = future.await {
                 tracing::warn!(%error, "{failure}");
             }
-        });
-        if future.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
-            self.shared.runtime.spawn(future);
+        };
+        if let Err(waits) = self.begin(logged) {
+            self.shared.runtime.spawn(waits);
         }
     }
 
     /// Appends what a client missed in a channel, or that it cannot be had. False: its protocol cannot say so.
     fn write_recovered(
         &mut self,
-        key: ChannelKey,
+        mut recovery: Recovery,
         recovering: Recovering,
         encoding: Encoding,
         rare: &mut Rare,
         out: &mut Vec<u8>,
-    ) -> bool {
-        let Some(history) = recovering.history else { return true };
-        let mut recovery = Recovery { key, through: history.top };
+    ) -> (Recovery, bool) {
+        let Some(history) = recovering.history else { return (recovery, true) };
+        recovery.through = history.top;
         let mut contents: Vec<Content> = match history.continuous {
             true => history.publications.into_iter().map(Content::Publication).collect(),
             false => vec![Content::Gap(Gap { reason: GapReason::Unrecoverable, top: history.top })],
         };
-        for outgoing in recovering.kept.into_items() {
-            if recovery.wants(&outgoing) {
-                contents.push(outgoing.content.clone());
-                recovery.through = outgoing.position().or(recovery.through);
-            }
-        }
-        rare.recoveries.push(recovery);
-        let channel = self.hub.channel(key).clone();
-        self.metrics.messages_sent.add(contents.len() as u64);
-        contents.iter().all(|content| {
-            let id = encoding.is_individual().then(|| rare.advance(key, content.position())).flatten();
+        contents.extend(recovering.kept.into_news(&mut recovery));
+        let channel = self.hub.channel(recovery.key).clone();
+        let told = contents.iter().take_while(|content| {
             let before = out.len();
             match encoding.is_individual() {
-                true => self.encoder.encode_sse(&channel, content, encoding, id.as_deref(), out),
+                true => {
+                    let id = rare.advance(recovery.key, content.position());
+                    self.encoder.encode_sse(&channel, content, encoding, id.as_deref(), out);
+                }
                 false => out.extend_from_slice(&self.encoder.encode(&channel, content, encoding.plain())),
             }
             out.len() > before
-        })
+        });
+        let told = told.count();
+        self.metrics.messages_sent.add(told as u64);
+        (recovery, told == contents.len())
     }
 }
 

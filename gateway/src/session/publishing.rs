@@ -1,10 +1,10 @@
 //! What clients publish over their connection: rights, rates, order.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
 use bytes::Bytes;
 use tidegate_backplane::{Channel, Payload};
-use tidegate_reactor::{ConnectionId, Connections, Tick};
+use tidegate_reactor::{ConnectionId, Connections, Mail, Tick};
 use tidegate_wire::{frame::Opcode, raw};
 
 use super::{Open, Session, leaving::Leave};
@@ -15,6 +15,9 @@ use crate::{
     outgoing::Encoding,
     shard::{Command, Core},
 };
+
+/// What clients had sent before they left, while a publish of theirs was under way: it is still published.
+pub(crate) type Legacies = HashMap<ConnectionId, VecDeque<PublishRequest>>;
 
 /// State of a connection that publishes.
 #[derive(Debug)]
@@ -108,22 +111,50 @@ impl Core {
         self.client_publish(connections, id, None, None, payload);
     }
 
-    /// A publish has ended; the next one of the connection goes.
+    /// A publish has ended; the next ones of the connection go.
     pub(crate) fn published(
         &mut self,
         connections: &mut Connections<Session>,
         id: ConnectionId,
-        result: Result<(), PublishError>,
+        mut result: Result<(), PublishError>,
     ) {
-        if let Err(error) = result {
-            self.refuse_publish(connections, id, &Refused::Failed(error));
+        loop {
+            if let Err(error) = result {
+                self.refuse_publish(connections, id, &Refused::Failed(error));
+            }
+            let Some(next) = self.next_to_publish(connections, id) else { break };
+            match self.publish(id, next) {
+                Some(ended) => result = ended,
+                None => return,
+            }
         }
-        let Some(publisher) = publisher(connections, id) else { return };
-        publisher.under_way = false;
-        match publisher.waiting.pop_front() {
-            Some(next) => self.start_publish(connections, id, next),
-            None => connections.set_paused(id, false),
+        if let Some(publisher) = publisher(connections, id) {
+            publisher.under_way = false;
+            connections.set_paused(id, false);
         }
+    }
+
+    /// A connection that publishes has left: what it sent before goes on, one after the other.
+    pub(crate) fn publish_rest(&mut self, id: ConnectionId, publisher: Publisher) {
+        // It waits for a publish under way, whose end brings `published`.
+        if !publisher.waiting.is_empty() {
+            self.legacies.insert(id, publisher.waiting);
+        }
+    }
+
+    fn next_to_publish(
+        &mut self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+    ) -> Option<PublishRequest> {
+        if let Some(publisher) = publisher(connections, id) {
+            return publisher.waiting.pop_front();
+        }
+        let next = self.legacies.get_mut(&id)?.pop_front();
+        if next.is_none() {
+            self.legacies.remove(&id);
+        }
+        next
     }
 
     fn client_publish(
@@ -154,9 +185,8 @@ impl Core {
         let Some(open) = connections.get_mut(id).and_then(Session::open_mut) else {
             return Err(Refused::NotSubscribed);
         };
-        let recovering = open.rare.iter().flat_map(|rare| &rare.recoveries).map(|recovery| recovery.key);
-        let subscribed = open.subscriptions.as_slice().iter().map(|&own| self.hub.channel_of(own));
-        let mut own = subscribed.chain(recovering).map(|key| self.hub.channel(key));
+        let mut own =
+            open.subscriptions.as_slice().iter().map(|&own| self.hub.channel(self.hub.channel_of(own)));
         let channel = match channel {
             Some(name) => own.find(|own| own.as_str() == name).ok_or(Refused::NotSubscribed)?.clone(),
             None => {
@@ -192,11 +222,30 @@ impl Core {
             publisher.waiting.push_back(request);
             return;
         }
-        publisher.under_way = true;
-        connections.set_paused(id, true);
+        match self.publish(id, request) {
+            Some(Ok(())) => {}
+            Some(Err(error)) => self.refuse_publish(connections, id, &Refused::Failed(error)),
+            None => {
+                publisher.under_way = true;
+                connections.set_paused(id, true);
+            }
+        }
+    }
+
+    /// Publishes; the outcome when it is there at once, else [`Command::Published`] brings it.
+    fn publish(&self, id: ConnectionId, request: PublishRequest) -> Option<Result<(), PublishError>> {
         let node = self.shared.node.clone();
-        let publish = async move { node.publish(request).await.map(|_| ()) };
-        self.then(publish, move |result| Command::Published { id, result });
+        match self.begin(async move { node.publish(request).await.map(|_| ()) }) {
+            Ok(result) => Some(result),
+            Err(waits) => {
+                let mailbox = self.mailbox.clone();
+                self.shared.runtime.spawn(async move {
+                    let result = waits.await;
+                    mailbox.send(Mail::Command(Command::Published { id, result }));
+                });
+                None
+            }
+        }
     }
 
     /// Says why a message was not published: in the envelope's words, or by closing, since verbatim payloads leave

@@ -1,19 +1,12 @@
 //! Coming back to a channel without loss or repetition.
 //!
 //! While history is read, live publications are kept ([`Kept`]); then history is written, then what was kept and
-//! is newer; from then on the connection *follows*: it is written everything newer than what it has, one by one,
-//! until its lane holds nothing that it already has, and it joins.
-
-use std::sync::Arc;
+//! is newer. Some of it may still be on its way to this shard, so the connection then *follows* (see `hub`): of
+//! what is delivered it is written only what is newer than what it has ([`Recovery::take`]).
 
 use tidegate_backplane::Position;
-use tidegate_reactor::{ConnectionId, Overflow, Shared};
 
-use super::Session;
-use crate::{
-    hub::{ChannelKey, Delivery},
-    outgoing::{Content, Encoding, Outgoing},
-};
+use crate::{hub::ChannelKey, outgoing::Content};
 
 /// A channel whose history was sent to the connection.
 #[derive(Debug, Clone, Copy)]
@@ -23,25 +16,39 @@ pub(crate) struct Recovery {
     pub(crate) through: Option<Position>,
 }
 
-/// Live publications that wait until history has been read.
+/// Live publications that wait until history has been read. They do not count as load of the channel: its
+/// publishers must not wait for one client's history.
 #[derive(Debug, Default)]
 pub(crate) struct Kept {
-    items: Vec<Arc<Outgoing>>,
+    items: Vec<Content>,
     bytes: usize,
     /// Some did not fit: history has to be read again.
-    pub(crate) overflowed: bool,
+    pub(crate) overflow: Option<Lost>,
+}
+
+/// What did not fit.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Lost {
+    pub(crate) messages: u64,
+    /// The last position among them.
+    pub(crate) through: Option<Position>,
 }
 
 /// Most that is kept for one recovering channel: what a busy channel publishes while history is read.
 const KEPT_BYTES_MAX: usize = 256 * 1024;
 
 impl Recovery {
-    /// Whether a publication is newer than what the connection has.
-    pub(crate) fn wants(&self, outgoing: &Outgoing) -> bool {
-        match (&outgoing.content, self.through, outgoing.position()) {
-            (Content::Publication(_), Some(through), Some(position)) => is_newer(position, through),
+    /// Whether a publication or gap is news to the connection; it counts as told from now on.
+    pub(crate) fn take(&mut self, content: &Content) -> bool {
+        let position = content.position();
+        let is_news = match (self.through, position) {
+            (Some(through), Some(position)) => is_newer(position, through),
             _ => true,
+        };
+        if is_news {
+            self.through = position.or(self.through);
         }
+        is_news
     }
 
     /// Whether everything the connection was sent from history has passed the hub as well.
@@ -60,46 +67,30 @@ fn is_newer(position: Position, than: Position) -> bool {
 }
 
 impl Kept {
-    /// Keeps a publication; the number that is lost when there is no room for it.
-    pub(crate) fn keep(&mut self, outgoing: &Arc<Outgoing>) -> Option<u64> {
-        let bytes = match &outgoing.content {
-            Content::Publication(publication) => publication.payload.bytes().len() + size_of::<Outgoing>(),
-            Content::Gap(_) => size_of::<Outgoing>(),
+    /// Keeps a publication or gap. When there is no room for it, all are let go of: history has them.
+    pub(crate) fn keep(&mut self, content: &Content) {
+        let payload_bytes = match content {
+            Content::Publication(publication) => publication.payload.bytes().len(),
+            Content::Gap(_) => 0,
         };
-        if self.overflowed || self.bytes + bytes > KEPT_BYTES_MAX {
-            let lost = self.items.len() as u64 + 1;
-            *self = Self { overflowed: true, ..Self::default() };
-            return Some(lost);
+        self.bytes += payload_bytes + size_of::<Content>();
+        if self.overflow.is_none() && self.bytes <= KEPT_BYTES_MAX {
+            return self.items.push(content.clone());
         }
-        self.bytes += bytes;
-        self.items.push(Arc::clone(outgoing));
-        None
+        let before = self.overflow.unwrap_or(Lost { messages: self.items.len() as u64, through: None });
+        let lost = Lost { messages: before.messages + 1, through: content.position().or(before.through) };
+        *self = Self { overflow: Some(lost), ..Self::default() };
     }
 
-    pub(crate) fn into_items(self) -> Vec<Arc<Outgoing>> {
-        self.items
+    /// What was kept and is newer than what history held.
+    pub(crate) fn into_news(self, recovery: &mut Recovery) -> Vec<Content> {
+        let mut items = self.items;
+        items.retain(|content| match content {
+            // Without a position there is no telling whether the lane will bring it again. The client was not
+            // answered yet, so nobody promised it this one.
+            Content::Publication(publication) if publication.position.is_none() => false,
+            _ => recovery.take(content),
+        });
+        items
     }
-}
-
-/// Writes one publication to one connection.
-pub(super) fn write_one(
-    delivery: &mut Delivery<'_>,
-    id: ConnectionId,
-    key: ChannelKey,
-    outgoing: &Arc<Outgoing>,
-    encoding: Encoding,
-) {
-    let bytes = match encoding.is_individual() {
-        true => bytes::Bytes::new(),
-        false => outgoing.encoded(encoding, delivery.encoder),
-    };
-    let shared = Shared { bytes: &bytes, messages: 1, last_at: 0, key, overflow: Overflow::Disconnect };
-    if encoding.is_individual() {
-        Session::write_individual(delivery, id.slot, key, outgoing, encoding, &shared);
-    } else if bytes.is_empty() {
-        Session::close_for_gap(delivery, id.slot, outgoing);
-    } else {
-        delivery.connections.write_shared(id.slot, &shared);
-    }
-    delivery.metrics.messages_sent.add(1);
 }

@@ -20,6 +20,10 @@ pub(crate) enum Refusal {
     HeadTooLarge { max: usize },
     #[error("the request head did not arrive in time")]
     HeadTimeout,
+    #[error("more than {max} bytes came before the answer")]
+    TooEarly { max: usize },
+    #[error("disconnected by order: {0}")]
+    Ordered(Box<str>),
     #[error(transparent)]
     Query(#[from] QueryError),
     #[error("channel: {0}")]
@@ -60,6 +64,7 @@ impl Refusal {
     fn answer(&self) -> (u16, &'static str, &'static str) {
         match self {
             Self::Head(error) => (error.status().0, error.status().1, "malformed-request"),
+            Self::TooEarly { .. } => (400, "Bad Request", "malformed-request"),
             Self::HeadTooLarge { .. } => (431, "Request Header Fields Too Large", "head-too-large"),
             Self::HeadTimeout => (408, "Request Timeout", "head-timeout"),
             Self::Query(_) | Self::Position(_) => (400, "Bad Request", "invalid-parameter"),
@@ -71,7 +76,9 @@ impl Refusal {
             Self::ApiKey(error) if error.status() == http::StatusCode::UNAUTHORIZED => {
                 (401, "Unauthorized", "unauthorized")
             }
-            Self::Origin | Self::Rights { .. } | Self::ApiKey(_) => (403, "Forbidden", "forbidden"),
+            Self::Origin | Self::Rights { .. } | Self::ApiKey(_) | Self::Ordered(_) => {
+                (403, "Forbidden", "forbidden")
+            }
             Self::Over(Over::Address) => (429, "Too Many Requests", "too-many-connections"),
             Self::Over(Over::Rate { .. }) => (503, "Service Unavailable", "too-many-handshakes"),
             Self::Over(Over::Node) => (503, "Service Unavailable", "no-capacity"),
@@ -87,7 +94,7 @@ impl Refusal {
             Self::ApiKey(error) if error.status() == http::StatusCode::UNAUTHORIZED => {
                 HandshakeResult::Unauthorized
             }
-            Self::Rights { .. } | Self::ApiKey(_) => HandshakeResult::Forbidden,
+            Self::Rights { .. } | Self::ApiKey(_) | Self::Ordered(_) => HandshakeResult::Forbidden,
             Self::Origin => HandshakeResult::OriginRefused,
             Self::Over(Over::Address) => HandshakeResult::AddressLimit,
             Self::Over(Over::Node) => HandshakeResult::NodeLimit,

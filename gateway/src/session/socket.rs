@@ -143,10 +143,7 @@ impl Core {
             frame::encode(opcode, payload, &mut out);
         }
         connections.write_beyond_bound(id, &out);
-        // A large echo is rare and only in --dev: its buffer is not kept.
-        if out.capacity() <= 64 * 1024 {
-            self.scratch = out;
-        }
+        self.keep_scratch(out);
         self.metrics.messages_sent.add(1);
         connections.pause_until_flushed(id);
     }
@@ -168,6 +165,7 @@ impl Core {
         self.scratch = out;
         self.metrics.close_frames.add(metrics::CloseCode::of(code.unwrap_or(CloseCode::NORMAL).0), 1);
         self.metrics.disconnects.add(DisconnectReason::ClientClosed, 1);
+        self.observe_duration(connections, id);
         let Some(session) = connections.get_mut(id) else { return };
         if let Phase::Open(open) = std::mem::replace(&mut session.phase, Phase::Leaving(None)) {
             self.unsubscribe(connections, id, open);
@@ -191,7 +189,23 @@ impl Core {
         let interval = self.shared.node.config().heartbeat.interval;
         let spread = id.generation.wrapping_mul(2_654_435_761) % 1024;
         let first = interval / 2 + interval / 2 * spread / 1024;
+        #[cfg(target_os = "linux")]
+        self.bound_silence(connections, id);
         self.beat_at(connections, id, connections.now().after(first));
+    }
+
+    /// An event stream answers no ping. A client that vanished shows in what it does not acknowledge, and that
+    /// takes the kernel a quarter of an hour by default; so it has as long as a WebSocket has for its pong.
+    #[cfg(target_os = "linux")]
+    fn bound_silence(&self, connections: &Connections<Session>, id: ConnectionId) {
+        let is_stream =
+            connections.get(id).and_then(Session::open).is_some_and(|open| open.protocol == Protocol::Sse);
+        if is_stream
+            && let Err(error) =
+                connections.set_unacknowledged_max(id, self.shared.node.config().heartbeat.timeout)
+        {
+            tracing::debug!(%error, "a vanished event stream will be noticed late");
+        }
     }
 
     /// The heartbeat of an open connection.
@@ -200,10 +214,6 @@ impl Core {
         let silent = now.since(connections.heard(id));
         let Some(open) = connections.get_mut(id).and_then(Session::open_mut) else { return };
         let rare = open.rare.as_ref();
-        if rare.is_some_and(|rare| rare.reason.is_some()) {
-            // It is being closed, and its last words do not leave.
-            return connections.close(id);
-        }
         if rare.and_then(|rare| rare.expires).is_some_and(|expires| expires <= now) {
             return self.leave(connections, id, Leave::TokenExpired);
         }
