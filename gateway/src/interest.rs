@@ -56,6 +56,8 @@ pub(crate) struct Interest {
 #[derive(Debug, Default)]
 struct NodeLoad {
     bytes: AtomicUsize,
+    /// The fullest that a channel or the node was since the last look, in thousandths of its bound.
+    peak_permille: AtomicUsize,
     relieved: Notify,
 }
 
@@ -129,6 +131,12 @@ impl Interests {
         found.sort_unstable();
         found.truncate(limit);
         found
+    }
+
+    /// How full, since the last call, the fullest channel or the node was, in thousandths of what makes
+    /// publishers wait.
+    pub(crate) fn take_peak_permille(&self) -> usize {
+        self.node.peak_permille.swap(0, Ordering::Relaxed)
     }
 
     /// Channels in the table.
@@ -224,8 +232,10 @@ impl Interest {
     /// Counts a payload as on its way out.
     pub(crate) fn load(self: &Arc<Self>, payload_bytes: usize) -> Load {
         let bytes = payload_bytes + OUTGOING_BYTES;
-        self.load_bytes.fetch_add(bytes, Ordering::AcqRel);
-        self.node.bytes.fetch_add(bytes, Ordering::AcqRel);
+        let channel = self.load_bytes.fetch_add(bytes, Ordering::AcqRel) + bytes;
+        let node = self.node.bytes.fetch_add(bytes, Ordering::AcqRel) + bytes;
+        let permille = (channel * 1000 / CHANNEL_LOAD_BYTES).max(node * 1000 / NODE_LOAD_BYTES);
+        self.node.peak_permille.fetch_max(permille.min(1000), Ordering::Relaxed);
         Load { interest: Arc::clone(self), bytes }
     }
 

@@ -52,8 +52,6 @@ pub struct Metrics {
 /// What the resources of a node are measured against.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Bounds {
-    /// Bytes that may wait in all outbound queues together; 0: no such bound, no such series.
-    pub send_queue_bytes: u64,
     /// The public listening socket, whose queue of connections not yet accepted is watched.
     pub listener: Option<Listener>,
 }
@@ -102,6 +100,9 @@ pub struct NodeMetrics {
     pub connections_limit: Gauge,
     /// Channels with a subscriber here.
     pub channels: Gauge,
+    /// How full, in the last second, the fullest channel was of what it may have on its way out before its
+    /// publishers wait, or the node of what all channels together may; in thousandths.
+    pub send_queue_permille: Gauge,
     /// 1 while draining.
     pub draining: Gauge,
     pub auth_failures: Counters<AuthFailure>,
@@ -121,6 +122,7 @@ impl Metrics {
             node: NodeMetrics {
                 connections_limit: Gauge::default(),
                 channels: Gauge::default(),
+                send_queue_permille: Gauge::default(),
                 draining: Gauge::default(),
                 auth_failures: Counters::default(),
                 handshakes: Counters::default(),
@@ -165,9 +167,9 @@ impl Metrics {
         let shards = lock(&self.shards);
         let busy: Vec<Duration> =
             shards.iter().map(|shard| Duration::from_nanos(shard.busy_ns.get())).collect();
-        let queued = shards.iter().map(|shard| shard.send_queue_bytes.get()).sum::<i64>().max(0) as u64;
         drop(shards);
-        lock(&self.load).read(&busy, queued, &self.bounds)
+        let send_queue = self.node.send_queue_permille.get() as f64 / 1000.0;
+        lock(&self.load).read(&busy, send_queue, &self.bounds)
     }
 }
 

@@ -240,8 +240,11 @@ impl Node {
         self.metrics.node.draining.set(i64::from(stage > Stage::Serving));
     }
 
-    pub(crate) fn note_channels(&self, channels: usize) {
-        self.metrics.node.channels.set(channels as i64);
+    /// Exports what the node's table of channels says.
+    pub(crate) fn note_interests(&self) {
+        let interests = &self.relay.interests;
+        self.metrics.node.channels.set(interests.len() as i64);
+        self.metrics.node.send_queue_permille.set(interests.take_peak_permille() as i64);
     }
 
     pub(crate) async fn drain_asked(&self) {

@@ -97,7 +97,7 @@ impl Server {
         let acceptor = Acceptor::new(self.public).map_err(system("the public port"))?;
         let acceptor = acceptor.spawn(parts.doorkeeper).map_err(system("the accept thread"))?;
         let node = Arc::clone(&parts.shared.node);
-        runtime.spawn(housekeeping(Arc::clone(&node), Arc::clone(&parts.memory), Arc::clone(&parts.relay)));
+        runtime.spawn(housekeeping(Arc::clone(&node), Arc::clone(&parts.memory)));
         let authenticator = Arc::clone(&parts.shared.authenticator);
         runtime.spawn(async move { authenticator.keep_fresh().await });
         on_ready();
@@ -136,7 +136,6 @@ impl Parts {
     fn build(server: &Server, runtime: &Runtime, tasks: TaskTracker) -> Result<Self, StartError> {
         let config = &server.config;
         let metrics = Arc::new(Metrics::new(Bounds {
-            send_queue_bytes: 0,
             listener: Some(Listener { address: server.public_address, backlog: ACCEPT_BACKLOG }),
         }));
         let shards = (0..config.shards.get())
@@ -227,12 +226,12 @@ impl Parts {
     }
 }
 
-async fn housekeeping(node: Arc<Node>, memory: Arc<MemoryBackplane>, relay: Arc<Relay>) {
+async fn housekeeping(node: Arc<Node>, memory: Arc<MemoryBackplane>) {
     let mut every = tokio::time::interval(HOUSEKEEPING);
     loop {
         every.tick().await;
         memory.sweep(Instant::now());
-        node.note_channels(relay.interests.len());
+        node.note_interests();
         if let Err(error) = node.backplane().announce(node.record()).await {
             tracing::warn!(%error, "the node registry could not be told about this node");
         }

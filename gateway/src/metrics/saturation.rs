@@ -29,15 +29,15 @@ struct Moment {
 }
 
 impl Load {
-    /// Reads all of them. `busy` is the total busy time of each shard, `queued` the bytes in all queues.
-    pub(super) fn read(&mut self, busy: &[Duration], queued: u64, bounds: &Bounds) -> Vec<(Resource, f64)> {
+    /// Reads all of them. `busy` is the total busy time of each shard, `send_queue` the share that the node knows.
+    pub(super) fn read(&mut self, busy: &[Duration], send_queue: f64, bounds: &Bounds) -> Vec<(Resource, f64)> {
         let process = Process::read();
         let shares = [
             (Resource::Descriptors, share(process.descriptors_open, process.descriptors_max)),
             (Resource::Memory, share(process.resident_bytes, memory_limit())),
             (Resource::Cpu, self.cpu(busy, process.cpu_seconds)),
             (Resource::AcceptQueue, bounds.listener.and_then(accept_queue)),
-            (Resource::SendQueue, share(Some(queued), Some(bounds.send_queue_bytes))),
+            (Resource::SendQueue, Some(send_queue)),
         ];
         shares.into_iter().filter_map(|(resource, share)| Some((resource, share?.clamp(0.0, 1.0)))).collect()
     }

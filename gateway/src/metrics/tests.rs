@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use super::*;
 
 fn metrics() -> Arc<Metrics> {
-    let metrics = Arc::new(Metrics::new(Bounds { send_queue_bytes: 1000, listener: None }));
+    let metrics = Arc::new(Metrics::new(Bounds { listener: None }));
     for _ in 0..2 {
         let shard = metrics.shard();
         shard.connections.add(3);
@@ -19,6 +19,7 @@ fn metrics() -> Arc<Metrics> {
         shard.delivery_latency_seconds.observe_many(Duration::from_millis(1), 10);
         shard.delivery_latency_seconds.observe(Duration::from_secs(60));
     }
+    metrics.node.send_queue_permille.set(250);
     metrics.node.handshakes.add(HandshakeResult::Draining, 1);
     metrics.node.auth_failures.add(AuthFailure::KeyUnknown, 4);
     metrics.http.publish_requests.add(PublishCode::of(200), 7);
