@@ -186,12 +186,14 @@ impl<C> Connections<C> {
         ConnectionId { slot, generation }
     }
 
-    /// Gives a reserved connection its socket; closes the socket if the connection is gone.
+    /// Gives a reserved connection its socket; closes the socket if the connection is gone. The socket is
+    /// non-blocking, as those are that an acceptor or a runtime hands over: saying so again would be one more system
+    /// call for each connection.
     pub fn attach(&mut self, id: ConnectionId, socket: StdTcpStream) -> io::Result<()> {
         let Some(entry) = self.entries.get_mut(id.slot).filter(|entry| entry.lives(id)) else {
             return Ok(());
         };
-        socket.set_nonblocking(true)?;
+        debug_assert!(is_nonblocking(&socket), "a blocking socket would stop the shard");
         let mut socket = TcpStream::from_std(socket);
         // Both directions once and for all: edge-triggered, so an idle socket costs no call to change interest.
         let interest = Interest::READABLE | Interest::WRITABLE;
@@ -590,4 +592,8 @@ pub(crate) struct Received<'b> {
     pub(crate) bytes: &'b mut [u8],
     /// The socket may have more.
     pub(crate) more: bool,
+}
+
+fn is_nonblocking(socket: &StdTcpStream) -> bool {
+    rustix::fs::fcntl_getfl(socket).is_ok_and(|flags| flags.contains(rustix::fs::OFlags::NONBLOCK))
 }

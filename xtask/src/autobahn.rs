@@ -39,7 +39,8 @@ const CLIENTS: [&[&str]; 2] = [
 const CASES_TOTAL: usize = 517;
 
 /// Case 9.1.6 and its kin echo one message of 16 MiB, far over the defaults.
-const GATEWAY_LIMITS: &str = "[limits]\nmessage_bytes = \"17MiB\"\npublish_bytes_per_second = 0\nsend_queue_bytes = \"40MiB\"\n";
+const GATEWAY_LIMITS: &str =
+    "[limits]\nmessage_bytes = \"17MiB\"\npublish_bytes_per_second = 0\nsend_queue_bytes = \"40MiB\"\n";
 
 /// The name in the report.
 const AGENT: &str = "tidegate";

@@ -30,7 +30,12 @@ struct Moment {
 
 impl Load {
     /// Reads all of them. `busy` is the total busy time of each shard, `send_queue` the share that the node knows.
-    pub(super) fn read(&mut self, busy: &[Duration], send_queue: f64, bounds: &Bounds) -> Vec<(Resource, f64)> {
+    pub(super) fn read(
+        &mut self,
+        busy: &[Duration],
+        send_queue: f64,
+        bounds: &Bounds,
+    ) -> Vec<(Resource, f64)> {
         let process = Process::read();
         let shares = [
             (Resource::Descriptors, share(process.descriptors_open, process.descriptors_max)),

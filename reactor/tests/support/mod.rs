@@ -224,6 +224,7 @@ pub(crate) fn pair_with(options: SocketOptions, send_buffer_bytes: Option<usize>
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("loopback has a free port");
     let client = connect(address(&listener), options).expect("connects");
     let (server, _) = listener.accept().expect("accepts");
+    server.set_nonblocking(true).expect("a flag");
     server.set_nodelay(true).expect("a socket option");
     client.set_read_timeout(Some(DEADLINE)).expect("a socket option");
     if let Some(bytes) = send_buffer_bytes {
