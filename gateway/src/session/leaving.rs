@@ -97,8 +97,8 @@ impl Core {
         let Some(session) = connections.get_mut(id) else { return };
         match &mut session.phase {
             Phase::Leaving(_) => {}
-            Phase::Head(head) if head.received.is_none() => connections.close(id),
-            // Its request will be refused when it is complete, or time out.
+            // Its request will be answered or refused when it is complete, or time out. One that has said nothing
+            // may have come a moment ago with a request under way: closing it would be a reset without an answer.
             Phase::Head(_) => {}
             Phase::Opening(_) => self.refuse(connections, id, &why.into_refusal()),
             Phase::Open(_) => {
