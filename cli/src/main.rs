@@ -10,7 +10,7 @@ use tidegate_bench::storm::{self, PublishLoad, StormOptions};
 use tidegate_gateway::{
     config::{Config, ConfigError},
     log,
-    server::Server,
+    server::{self, Server},
 };
 
 /// Unlike the system's allocator it gives memory of a connection storm back; see
@@ -52,6 +52,7 @@ impl Failure {
 
 fn gateway(args: GatewayArgs) -> Result<ExitCode, Failure> {
     let check = args.check;
+    server::raise_descriptor_limit();
     let config = Config::load(&args.into_sources()).map_err(|error| Failure::start(&error))?;
     if check {
         println!("the configuration is good");

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tidegate_backplane::{Backplane, MemoryBackplane, MemoryOptions, Sink};
+use tidegate_backplane::{Backplane, Epoch, MemoryBackplane, MemoryOptions, Sink};
 use tidegate_reactor::{Acceptor, Shard};
 use tokio::runtime::Runtime;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -61,7 +61,6 @@ const HOUSEKEEPING: Duration = Duration::from_secs(1);
 impl Server {
     /// Binds both ports.
     pub fn bind(config: Config) -> Result<Self, StartError> {
-        raise_descriptor_limit();
         let public = listen(config.listen, "listen")?;
         let internal = listen(config.internal, "internal")?;
         let address = |listener: &StdTcpListener| {
@@ -190,6 +189,7 @@ impl Parts {
             runtime: runtime.handle().clone(),
             http: Arc::new(http),
             started,
+            life: new_life().map_err(system("the random source"))?,
         });
         let doorkeeper = Doorkeeper { front, metrics, dealer };
         Ok(Self { shared, context, relay, memory, doorkeeper, shards })
@@ -224,6 +224,10 @@ impl Parts {
             })
             .map_err(system("a shard's thread"))
     }
+}
+
+fn new_life() -> io::Result<Epoch> {
+    getrandom::u64().map(Epoch).map_err(io::Error::other)
 }
 
 async fn housekeeping(node: Arc<Node>, memory: Arc<MemoryBackplane>) {
@@ -263,9 +267,9 @@ fn listen(address: SocketAddr, key: &'static str) -> Result<StdTcpListener, Star
     bound().map_err(|source| StartError::Listen { key, address, source })
 }
 
-/// The soft limit of descriptors is a default for programs that use `select`; the hard one is what the operator
-/// grants.
-fn raise_descriptor_limit() {
+/// Raises the soft limit of descriptors, which is a default for programs that use `select`, to the hard one, which
+/// is what the operator grants. To be called before the configuration is loaded: `limits.connections` follows it.
+pub fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tidegate_backplane::{BackplaneError, DisconnectTarget, GapReason, History};
+use tidegate_backplane::{BackplaneError, DisconnectTarget, Epoch, GapReason, History};
 use tidegate_reactor::{Closed, ConnectionId, Connections, Counters, Driver, Mail, Mailbox, Tick, Turn};
 use tidegate_wire::deflate::{Deflater, Inflater};
 use tokio::runtime::Handle;
@@ -57,6 +57,8 @@ pub(crate) struct Shared {
     pub(crate) runtime: Handle,
     pub(crate) http: Arc<HttpServer>,
     pub(crate) started: Instant,
+    /// Names this process's life in the ids of event streams; see [`Fresh`](crate::session::stream::Fresh).
+    pub(crate) life: Epoch,
 }
 
 /// Drives one shard.
@@ -93,13 +95,13 @@ pub(crate) struct Core {
 #[derive(Debug)]
 struct DrainPlan {
     ends: Tick,
-    /// Slots below this were closed.
-    next_slot: u32,
+    /// Those still to be closed: 8 bytes each, for as long as the drain takes.
+    rest: Vec<ConnectionId>,
     acted: Tick,
 }
 
-/// Connections looked at in one turn of a drain.
-const DRAIN_PORTION: u32 = 1024;
+/// Connections closed in one turn of a drain: at some 10 µs each, 1 ms.
+const DRAIN_PORTION: usize = 128;
 
 impl ShardDriver {
     pub(crate) fn new(
@@ -194,7 +196,8 @@ impl Driver for ShardDriver {
             Command::Disconnect { target, reason } => self.core.disconnect(connections, &target, &reason),
             Command::Drain { over } => {
                 let ends = connections.now().after(over);
-                self.core.drain = Some(DrainPlan { ends, next_slot: 0, acted: connections.now() });
+                let rest = (0..connections.slots()).filter_map(|slot| connections.in_slot(slot)).collect();
+                self.core.drain = Some(DrainPlan { ends, rest, acted: connections.now() });
             }
         }
     }
@@ -311,31 +314,29 @@ impl Core {
 
     fn drain_portion(&mut self, connections: &mut Connections<Session>) -> Turn {
         let Some(plan) = &mut self.drain else { return Turn::Idle };
-        let (from, to) = plan.next_portion(connections.now(), connections.slots());
-        for id in (from..to).filter_map(|slot| connections.in_slot(slot)).collect::<Vec<_>>() {
+        let (portion, turn) = plan.next_portion(connections.now());
+        for id in portion {
             self.leave(connections, id, Leave::Drain);
         }
-        // Behind the plan: the rest goes in the next turns, not in the next tick.
-        if to - from == DRAIN_PORTION { Turn::More } else { Turn::Idle }
+        turn
     }
 }
 
 impl DrainPlan {
-    /// The slots to close now: as large a part of the rest as the time since the last call is of the time left.
+    /// The connections to close now: as large a part of the rest as the time since the last call is of the time
+    /// left. Behind the plan, more go in the next turn instead of with the next tick.
     ///
-    /// What arrives behind the cursor is refused by its handshake; see [`Stage::Closing`](crate::node::Stage).
-    fn next_portion(&mut self, now: Tick, slots: u32) -> (u32, u32) {
-        let from = self.next_slot.min(slots);
-        let rest = u64::from(slots - from);
-        let passed = u64::from(now.0.saturating_sub(self.acted.0));
-        let left = u64::from(self.ends.0.saturating_sub(self.acted.0));
-        let due = if now >= self.ends { rest } else { (rest * passed).div_ceil(left.max(1)) };
-        let portion = due.min(u64::from(DRAIN_PORTION)) as u32;
-        if portion < DRAIN_PORTION {
-            self.acted = now;
+    /// Who arrives later is refused by its handshake; see [`Stage::Closing`](crate::node::Stage).
+    fn next_portion(&mut self, now: Tick) -> (Vec<ConnectionId>, Turn) {
+        let passed = now.0.saturating_sub(self.acted.0) as usize;
+        let left = self.ends.0.saturating_sub(self.acted.0).max(1) as usize;
+        let due = if now >= self.ends { self.rest.len() } else { (self.rest.len() * passed).div_ceil(left) };
+        let portion = self.rest.split_off(self.rest.len() - due.min(DRAIN_PORTION));
+        if due > DRAIN_PORTION {
+            return (portion, Turn::More);
         }
-        self.next_slot = from + portion;
-        (from, self.next_slot)
+        self.acted = now;
+        (portion, Turn::Idle)
     }
 }
 

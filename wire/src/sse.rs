@@ -45,6 +45,13 @@ pub fn encode_event(id: Option<&str>, event: Option<&str>, data: &str, out: &mut
     out.push(b'\n');
 }
 
+/// Appends an id without an event: nothing is dispatched, but it is what the client comes back with (WHATWG HTML
+/// §9.2.6: an empty data buffer sets the last event id and ends the event).
+pub fn encode_id(id: &str, out: &mut Vec<u8>) {
+    push_field(b"id: ", id, out);
+    out.push(b'\n');
+}
+
 /// Appends the time a client waits before it connects again.
 pub fn encode_retry(retry_ms: u64, out: &mut Vec<u8>) {
     out.extend_from_slice(b"retry: ");

@@ -262,5 +262,6 @@ fn host_name() -> String {
 }
 
 fn shards_default() -> NonZeroUsize {
-    std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
+    let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    cores.min(setting::THREADS_MAX)
 }

@@ -15,7 +15,7 @@ section! {
     Limits {
         /// Open client connections of this node. More are refused with 503 and counted.
         connections: u32 = connections_default(),
-            shown "soft descriptor limit − 200";
+            shown "descriptor limit − 200";
         /// Open connections of one client address. 0: no limit, because behind a proxy or a carrier's NAT
         /// many clients share one address.
         connections_per_address: u32 = 0;

@@ -194,14 +194,15 @@ impl Setting for u32 {
     }
 }
 
-/// More threads than any machine has cores; the bound only catches slips of the finger.
-const THREADS_MAX: usize = 1024;
+/// A channel knows the shards that have subscribers as bits of one word (`gateway/src/interest.rs`). A node with more
+/// cores than that is better used by two processes.
+pub(super) const THREADS_MAX: NonZeroUsize = NonZeroUsize::new(64).unwrap();
 
 impl Setting for NonZeroUsize {
-    const EXPECTED: &'static str = "a whole number from 1 to 1024";
+    const EXPECTED: &'static str = "a whole number from 1 to 64";
 
     fn from_text(text: &str) -> Option<Self> {
-        text.parse().ok().filter(|count: &Self| count.get() <= THREADS_MAX)
+        text.parse().ok().filter(|count: &Self| *count <= THREADS_MAX)
     }
 
     fn from_integer(integer: i64) -> Option<Self> {

@@ -198,7 +198,7 @@ fn bad_values_name_key_value_source_and_expectation() {
         "listen = 'localhost'",
         r#"bad value "localhost" for `listen` in FILE: expected an IP address and port such as "127.0.0.1:8000" or "[::]:8000""#,
     );
-    refused_file("shards = 0", "bad value 0 for `shards` in FILE: expected a whole number from 1 to 1024");
+    refused_file("shards = 0", "bad value 0 for `shards` in FILE: expected a whole number from 1 to 64");
     refused_file("dev = 'yes'", r#"bad value "yes" for `dev` in FILE: expected true or false"#);
     refused_file("limits = 3", "bad value 3 for `limits` in FILE: expected a table of keys");
     refused_file(
@@ -223,7 +223,7 @@ fn bad_values_name_key_value_source_and_expectation() {
         r#"bad value "64kb" for `limits.message_bytes` in the environment variable TIDEGATE__LIMITS__MESSAGE_BYTES: expected a size in bytes such as 65536 or "64KiB" (units: KiB, MiB, GiB)"#,
     );
     Given { flags: &[(Flag::Shards, "many")], ..Given::default() }.refused(
-        r#"bad value "many" for `shards` in the flag --shards: expected a whole number from 1 to 1024"#,
+        r#"bad value "many" for `shards` in the flag --shards: expected a whole number from 1 to 64"#,
     );
     Given { flags: &[(Flag::LogLevel, "loud")], ..Given::default() }
         .refused(r#"bad value "loud" for `log.level` in the flag --log-level: expected a level (error, warn, info, debug, trace, off), or levels per module such as "info,tidegate_gateway=debug""#);

@@ -18,7 +18,7 @@ use tidegate_wire::{decoder::Decoder, sse, upgrade::Upgrade};
 
 use super::{
     Open, Phase, Protocol, Rare, Recovery, Session, Subscriptions, leaving::Leave, recovery::Kept,
-    refusal::Refusal,
+    refusal::Refusal, stream::Fresh,
 };
 use crate::{
     auth::{Claims, TokenError},
@@ -78,9 +78,19 @@ struct Entered {
     recovering: Option<Recovering>,
 }
 
+/// From where a channel's history is wanted.
+#[derive(Debug, Clone, Copy)]
+enum Want {
+    After(Position),
+    /// The client of an event stream had nothing of it when it was opened.
+    Fresh(Fresh),
+    /// It is new here: only where the channel stands, for the id it will come back with.
+    Now,
+}
+
 #[derive(Debug)]
 struct Recovering {
-    since: Position,
+    want: Want,
     kept: Kept,
     history: Option<History>,
     reads_left: u8,
@@ -256,12 +266,19 @@ impl Core {
                 return None;
             }
             Ok(history) => match recovering.kept.overflow {
-                None => recovering.history = Some(history),
+                None => {
+                    let channel = self.hub.channel(key);
+                    let age = self.shared.node.namespaces().of(channel).history_age;
+                    recovering.history = Some(match recovering.want {
+                        Want::Fresh(fresh) => fresh.missed(history, self.shared.started.elapsed(), age),
+                        Want::After(_) | Want::Now => history,
+                    });
+                }
                 Some(_) if recovering.reads_left > 0 => {
                     recovering.reads_left -= 1;
                     recovering.kept = Kept::default();
-                    let since = recovering.since;
-                    self.read_history(id, key, since);
+                    let want = recovering.want;
+                    self.read_history(id, key, want);
                     return None;
                 }
                 // It cannot be had without a hole: say so.
@@ -334,25 +351,40 @@ impl Core {
         Some(self.answer(connections, id, opening))
     }
 
-    /// Starts a read of history for each channel that has a position and was not read yet.
+    /// Starts a read of history for each channel that has a position, or needs one, and was not read yet.
     fn begin_recoveries(&mut self, id: ConnectionId, subscribing: &mut Subscribing) {
+        let is_stream = subscribing.request.protocol == Protocol::Sse;
         for (entered, since) in subscribing.entered.iter_mut().zip(&mut subscribing.request.since) {
-            let Some(since) = since.take() else { continue };
+            if entered.recovering.is_some() {
+                continue;
+            }
+            let keeps_history =
+                || self.shared.node.namespaces().of(self.hub.channel(entered.key)).history().is_some();
+            let want = match since.take() {
+                Some(position) => match Fresh::of(position, self.shared.life) {
+                    Some(fresh) => Want::Fresh(fresh),
+                    None => Want::After(position),
+                },
+                None if is_stream && keeps_history() => Want::Now,
+                None => continue,
+            };
             entered.recovering =
-                Some(Recovering { since, kept: Kept::default(), history: None, reads_left: READS_MAX });
+                Some(Recovering { want, kept: Kept::default(), history: None, reads_left: READS_MAX });
             self.hub.begin_reading(entered.key, id);
             subscribing.waiting += 1;
-            self.read_history(id, entered.key, since);
+            self.read_history(id, entered.key, want);
         }
     }
 
-    fn read_history(&mut self, id: ConnectionId, key: ChannelKey, since: Position) {
+    fn read_history(&mut self, id: ConnectionId, key: ChannelKey, want: Want) {
         let backplane = Arc::clone(self.shared.node.backplane());
         let channel = self.hub.channel(key).clone();
-        let read = async move {
-            let query = HistoryQuery { since: Some(since), limit: usize::MAX };
-            backplane.history(&channel, query).await
+        let query = match want {
+            Want::After(position) => HistoryQuery { since: Some(position), limit: usize::MAX },
+            Want::Fresh(_) => HistoryQuery { since: None, limit: usize::MAX },
+            Want::Now => HistoryQuery { since: None, limit: 0 },
         };
+        let read = async move { backplane.history(&channel, query).await };
         self.then(read, move |result| Command::HistoryRead { id, key, result });
     }
 
@@ -397,7 +429,7 @@ impl Core {
         let encoding = request.encoding(compression);
         let mut rare = Rare::default();
         if encoding.is_individual() {
-            rare.positions = entered.iter().map(|entered| (entered.key, entered.since())).collect();
+            rare.positions = entered.iter().map(|entered| (entered.key, None)).collect();
         }
         let mut out = std::mem::take(&mut self.scratch);
         out.clear();
@@ -413,6 +445,7 @@ impl Core {
             rare: None,
         };
         let mut told_all = true;
+        let mut last_id = None;
         for entered in entered {
             match entered.recovering {
                 None => open.subscriptions.push(self.hub.join(entered.key, encoding, id.slot)),
@@ -422,11 +455,15 @@ impl Core {
                     let (recovery, told) =
                         self.write_recovered(recovery, recovering, encoding, &mut rare, &mut out);
                     told_all &= told;
+                    last_id = self.standing_id(&recovery, &mut rare).or(last_id);
                     let (subscription, follows) = self.hub.resume(encoding, &recovery, id.slot);
                     open.subscriptions.push(subscription);
                     rare.recoveries.extend(follows.then_some(recovery));
                 }
             }
+        }
+        if let Some(last_id) = last_id.filter(|_| encoding.is_sse()) {
+            sse::encode_id(&last_id, &mut out);
         }
         if !out.is_empty() {
             connections.write_beyond_bound(id, &out);
@@ -518,6 +555,16 @@ impl Core {
         }
     }
 
+    /// The id that an event stream comes back with when nothing else is sent to it.
+    fn standing_id(&self, recovery: &Recovery, rare: &mut Rare) -> Option<String> {
+        let place =
+            recovery.through.unwrap_or_else(|| Fresh::place(self.shared.life, self.shared.started.elapsed()));
+        match rare.positions.is_empty() {
+            true => Some(place.to_string()),
+            false => rare.advance(recovery.key, Some(place)),
+        }
+    }
+
     /// Appends what a client missed in a channel, or that it cannot be had. False: its protocol cannot say so.
     fn write_recovered(
         &mut self,
@@ -549,12 +596,6 @@ impl Core {
         let told = told.count();
         self.metrics.messages_sent.add(told as u64);
         (recovery, told == contents.len())
-    }
-}
-
-impl Entered {
-    fn since(&self) -> Option<Position> {
-        self.recovering.as_ref().map(|recovering| recovering.since)
     }
 }
 

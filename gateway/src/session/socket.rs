@@ -195,15 +195,15 @@ impl Core {
     }
 
     /// An event stream answers no ping. A client that vanished shows in what it does not acknowledge, and that
-    /// takes the kernel a quarter of an hour by default; so it has as long as a WebSocket has for its pong.
+    /// takes the kernel a quarter of an hour by default. A client that is there but reads nothing looks the same
+    /// to the kernel, so it has two heartbeats and a time-out, a minute by default, before it counts as gone.
     #[cfg(target_os = "linux")]
     fn bound_silence(&self, connections: &Connections<Session>, id: ConnectionId) {
         let is_stream =
             connections.get(id).and_then(Session::open).is_some_and(|open| open.protocol == Protocol::Sse);
-        if is_stream
-            && let Err(error) =
-                connections.set_unacknowledged_max(id, self.shared.node.config().heartbeat.timeout)
-        {
+        let heartbeat = &self.shared.node.config().heartbeat;
+        let limit = heartbeat.interval * 2 + heartbeat.timeout;
+        if is_stream && let Err(error) = connections.set_unacknowledged_max(id, limit) {
             tracing::debug!(%error, "a vanished event stream will be noticed late");
         }
     }
