@@ -215,6 +215,7 @@ fn ten_thousand_come_and_go_and_their_memory_with_them() {
     let count = 10_000.min(limit as usize / 2) as u32;
     for name in 0..count {
         let socket = UdpSocket::bind(("127.0.0.1", 0)).unwrap();
+        socket.set_nonblocking(true).unwrap();
         let connection = State { name, echoes: false };
         shard.mailbox.send(Mail::Adopt {
             socket: TcpStream::from(OwnedFd::from(socket)),
@@ -263,6 +264,7 @@ fn a_socket_that_cannot_be_polled_is_told_and_closed() {
     let mut shard = Running::start(QUEUE_BYTES);
     // A regular file is refused by epoll; kqueue takes it, and it is at its end at once.
     let file = std::fs::File::open(std::env::current_exe().unwrap()).unwrap();
+    rustix::fs::fcntl_setfl(&file, rustix::fs::OFlags::NONBLOCK).unwrap();
     let name = shard.adopt(TcpStream::from(OwnedFd::from(file)));
     assert!(matches!(shard.eventually_closed(name), Closed::Peer | Closed::Failed(_)));
     assert_eq!(shard.ask(|scribe, connections| (scribe.ids.len(), connections.len())), (0, 0));
