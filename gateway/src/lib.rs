@@ -7,6 +7,7 @@
 pub mod auth;
 pub mod config;
 mod drain;
+pub mod event;
 mod front;
 pub mod http;
 mod hub;

@@ -15,7 +15,7 @@ use tidegate_wire::{
     sse,
 };
 
-use crate::interest::Load;
+use crate::{event, interest::Load};
 
 /// A form on the wire. Connections of one channel and one encoding make a lane.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -158,7 +158,7 @@ impl Encoder {
         let Content::Publication(publication) = content else {
             self.scratch.clear();
             encode_content(channel, content, &mut self.scratch);
-            return sse::encode_event(id, Some("gap"), utf8(&self.scratch), out);
+            return sse::encode_event(id, Some(event::GAP), utf8(&self.scratch), out);
         };
         let event = publication.event.as_deref();
         match (&publication.payload, encoding) {
@@ -172,7 +172,7 @@ impl Encoder {
             (Payload::Binary(bytes), _) => {
                 use base64::Engine as _;
                 let text = base64::engine::general_purpose::STANDARD.encode(bytes);
-                sse::encode_event(id, event.or(Some("binary")), &text, out);
+                sse::encode_event(id, event.or(Some(event::BINARY)), &text, out);
             }
         }
     }

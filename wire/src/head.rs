@@ -29,6 +29,8 @@ pub enum HeadError {
     HeadersTooMany,
     #[error("the request target is neither a path nor a URL")]
     Target,
+    #[error("the Host header is missing, repeated, or no host")]
+    Host,
 }
 
 /// A percent-encoding that is cut short, not hexadecimal, or not UTF-8 once decoded.
@@ -91,6 +93,22 @@ impl<'b> Head<'b> {
         self.headers[..self.headers_len].iter().map(|header| (header.name, header.value))
     }
 
+    /// Checks that it says which host is meant: once, and always in HTTP/1.1 (RFC 9112 §3.2). The value may be empty,
+    /// and otherwise has only what a host and a port are written with (RFC 3986 §3.2.2).
+    ///
+    /// # Errors
+    /// [`HeadError::Host`].
+    pub fn check_host(&self) -> Result<(), HeadError> {
+        let mut hosts =
+            self.headers().filter(|(name, _)| name.eq_ignore_ascii_case("host")).map(|(_, value)| value);
+        let of_host = |byte: &u8| byte.is_ascii_graphic() && !b",/?#@".contains(byte);
+        match (hosts.next(), hosts.next()) {
+            (None, _) if self.minor_version == 0 => Ok(()),
+            (Some(host), None) if host.iter().all(of_host) => Ok(()),
+            _ => Err(HeadError::Host),
+        }
+    }
+
     /// Whether a body follows the head (RFC 9112 §6.3). `Content-Length: 0` counts as none; anything unclear
     /// counts as a body, so that nothing which might be one is read as the next protocol.
     #[must_use]
@@ -121,7 +139,7 @@ impl HeadError {
     pub fn status(self) -> (u16, &'static str) {
         match self {
             Self::Syntax(httparse::Error::Version) => (505, "HTTP Version Not Supported"),
-            Self::Syntax(_) | Self::Target => (400, "Bad Request"),
+            Self::Syntax(_) | Self::Target | Self::Host => (400, "Bad Request"),
             Self::HeadersTooMany => (431, "Request Header Fields Too Large"),
         }
     }
@@ -203,6 +221,27 @@ mod tests {
 
     fn parse(head: &str) -> Head<'_> {
         Head::parse(head.as_bytes()).expect("a good head").expect("a whole head")
+    }
+
+    #[test]
+    fn one_host_is_named() {
+        let check = |version: u8, hosts: &[&str], expect| {
+            let lines: String = hosts.iter().map(|host| format!("Host: {host}\r\n")).collect();
+            let head = format!("GET /sse HTTP/1.{version}\r\n{lines}\r\n");
+            assert_eq!(parse(&head).check_host(), expect, "{head:?}");
+        };
+        for host in ["localhost", "example.com:8000", "127.0.0.1:80", "[::1]:8000", ""] {
+            check(1, &[host], Ok(()));
+            check(0, &[host], Ok(()));
+        }
+        check(0, &[], Ok(()));
+        check(1, &[], Err(HeadError::Host));
+        for version in [0, 1] {
+            check(version, &["a", "a"], Err(HeadError::Host));
+            for host in ["a, b", "a b", "a/b", "user@a", "é"] {
+                check(version, &[host], Err(HeadError::Host));
+            }
+        }
     }
 
     #[test]

@@ -76,7 +76,7 @@ pub struct ClientPublication<'a> {
 pub enum ClientPublicationError {
     #[error("expected a JSON object such as {{\"channel\":\"A\",\"data\":1}}")]
     Object,
-    #[error("malformed publication: {0}")]
+    #[error(transparent)]
     Json(#[from] serde_json::Error),
 }
 
@@ -233,6 +233,7 @@ pub fn parse_client_publication(text: &str) -> Result<ClientPublication<'_>, Cli
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "an object")]
 struct ClientObject<'a> {
     #[serde(borrow)]
     channel: Option<Text<'a>>,

@@ -10,7 +10,7 @@ use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 use tidegate_backplane::{BackplaneError, ChannelError};
 
-use crate::{auth::ApiKeyError, node::PublishError};
+use crate::{auth::ApiKeyError, event::EventNameError, node::PublishError};
 
 /// Media type of RFC 9457 section 3.
 pub const PROBLEM_MEDIA_TYPE: &str = "application/problem+json";
@@ -95,8 +95,8 @@ pub enum ParameterFault {
     Position,
     #[error("must be at most {max} of the characters a channel name has")]
     ChannelPart { max: usize },
-    #[error("must be 1 to {max} characters without control characters")]
-    Event { max: usize },
+    #[error(transparent)]
+    Event(#[from] EventNameError),
     #[error("must be 1 to {max} visible ASCII characters")]
     Key { max: usize },
 }

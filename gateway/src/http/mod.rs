@@ -17,8 +17,15 @@ mod service;
 
 use std::sync::Arc;
 
-use axum::{Router, middleware, response::IntoResponse, routing::get};
-use http::{Method, StatusCode};
+use axum::{
+    Router,
+    body::HttpBody,
+    extract::Request,
+    middleware,
+    response::{IntoResponse, Response},
+    routing::{any, get},
+};
+use http::{HeaderValue, Method, StatusCode, header};
 
 pub use self::{
     error::{ApiError, PROBLEM_MEDIA_TYPE, ParameterFault, ParameterPlace, Place, Problem},
@@ -47,8 +54,9 @@ pub type HttpState = Arc<HttpContext>;
 /// Everything on the public port that is plain HTTP.
 pub fn public_router(state: HttpState) -> Router {
     let mut router = Router::new().route("/openapi.json", get(openapi::serve)).merge(rest::routes());
+    router = router.route("/ws", any(not_for_a_shard)).route("/sse", any(not_for_a_shard));
     if state.dev {
-        router = router.merge(page::routes());
+        router = router.merge(page::routes()).route("/echo", any(not_for_a_shard));
     }
     router
         .fallback(not_found)
@@ -66,8 +74,23 @@ async fn not_found() -> ApiError {
     ApiError::NotFound
 }
 
-/// axum adds `Allow` to either answer.
-async fn method_not_allowed(method: Method) -> axum::response::Response {
+/// What comes here for a path of the shards: another method than theirs, or a body, which their protocols have no
+/// place for.
+async fn not_for_a_shard(request: Request) -> Response {
+    if request.method() == Method::GET {
+        return match request.body().is_end_stream() {
+            // A router without shards before it.
+            true => ApiError::NotFound.into_response(),
+            false => ApiError::BodyTooLarge { max: 0 }.into_response(),
+        };
+    }
+    let mut response = method_not_allowed(request.method().clone()).await;
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
+    response
+}
+
+/// axum adds `Allow` to either answer where the router knows the methods.
+async fn method_not_allowed(method: Method) -> Response {
     if method == Method::OPTIONS {
         return StatusCode::NO_CONTENT.into_response();
     }

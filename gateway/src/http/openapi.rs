@@ -13,7 +13,7 @@ use super::{
     error::{ApiError, PROBLEM_MEDIA_TYPE, ParameterFault, ParameterPlace, Place, Problem},
     rest,
 };
-use crate::auth::ApiKeyError;
+use crate::{auth::ApiKeyError, event};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -61,6 +61,7 @@ pub(super) fn render() -> String {
     unique(&mut document, "PublishMany", "channels");
     unique(&mut document, "BatchEntry", "channels");
     close(&mut document, "Accepted");
+    reserve_events(&mut document);
     // An empty payload is a payload, so a publish may come without a body.
     document["paths"]["/v1/channels/{channel}/publish"]["post"]["requestBody"]["required"] =
         Value::Bool(false);
@@ -92,6 +93,19 @@ fn unique(document: &mut Value, schema: &str, member: &str) {
 /// Says that an empty object stays empty.
 fn close(document: &mut Value, schema: &str) {
     document["components"]["schemas"][schema]["additionalProperties"] = Value::Bool(false);
+}
+
+/// Says which event names are the gateway's own, wherever a publication is given one.
+fn reserve_events(document: &mut Value) {
+    let names = json!({"enum": event::RESERVED});
+    for schema in ["PublishMany", "BatchEntry"] {
+        document["components"]["schemas"][schema]["properties"]["event"]["not"] = names.clone();
+    }
+    let publish = &mut document["paths"]["/v1/channels/{channel}/publish"]["post"]["parameters"];
+    let parameters = publish.as_array_mut().into_iter().flatten();
+    for parameter in parameters.filter(|parameter| parameter["name"] == "event") {
+        parameter["schema"]["not"] = names.clone();
+    }
 }
 
 /// Names every refusal an operation can answer. Each is a component of its own, with examples that the error

@@ -6,9 +6,8 @@ use http::{HeaderMap, Uri};
 use tidegate_backplane::{CHANNEL_BYTES_MAX, Channel, Position};
 
 use super::error::{ApiError, ParameterFault, ParameterPlace};
+use crate::event;
 
-/// Longest event name in characters; Pusher's limit.
-pub(super) const EVENT_CHARACTERS_MAX: usize = 200;
 /// Longest idempotency key in bytes; room for a UUID with a prefix.
 pub(super) const IDEMPOTENCY_KEY_BYTES_MAX: usize = 128;
 
@@ -68,13 +67,9 @@ impl<'a> Query<'a> {
     }
 
     pub(super) fn event(&self, name: &str) -> Result<Option<Box<str>>, ApiError> {
-        match self.get(name) {
-            None => Ok(None),
-            Some(text) if is_event(text) => Ok(Some(text.into())),
-            Some(_) => {
-                Err(fault(ParameterPlace::Query, name, ParameterFault::Event { max: EVENT_CHARACTERS_MAX }))
-            }
-        }
+        let Some(text) = self.get(name) else { return Ok(None) };
+        event::check_name(text).map_err(|error| fault(ParameterPlace::Query, name, error.into()))?;
+        Ok(Some(text.into()))
     }
 }
 
@@ -90,11 +85,6 @@ pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<Box<str>>, A
         Ok(text) if is_idempotency_key(text) => Ok(Some(text.into())),
         _ => Err(fault(ParameterPlace::Header, NAME, ParameterFault::Key { max: IDEMPOTENCY_KEY_BYTES_MAX })),
     }
-}
-
-/// An event name goes into SSE lines and JSON, so it has no control characters.
-pub(super) fn is_event(text: &str) -> bool {
-    !text.is_empty() && text.chars().count() <= EVENT_CHARACTERS_MAX && !text.chars().any(|c| c.is_control())
 }
 
 pub(super) fn is_idempotency_key(text: &str) -> bool {

@@ -68,7 +68,7 @@ label!(
 );
 
 label!(
-    /// The status code of a close frame (RFC 6455 section 7.4).
+    /// The status code of a close frame (RFC 6455 section 7.4): those of the protocol, and the gateway's own.
     CloseCode, "code", {
         Normal = "1000",
         GoingAway = "1001",
@@ -80,6 +80,9 @@ label!(
         Internal = "1011",
         ServiceRestart = "1012",
         TryAgainLater = "1013",
+        Gap = "4010",
+        TokenExpired = "4401",
+        Ordered = "4403",
         Other = "other",
     }
 );
@@ -125,6 +128,7 @@ label!(
         /// No descriptor was left.
         Descriptors = "descriptors",
         BackplaneUnavailable = "backplane_unavailable",
+        BackplaneRefused = "backplane_refused",
     }
 );
 
@@ -215,7 +219,7 @@ impl From<DecodeError> for ProtocolError {
 }
 
 impl CloseCode {
-    /// The label of a code on the wire; codes of the application range and beyond share one.
+    /// The label of a code on the wire; what else clients close with shares one.
     pub fn of(code: u16) -> Self {
         match code {
             1000 => Self::Normal,
@@ -228,6 +232,9 @@ impl CloseCode {
             1011 => Self::Internal,
             1012 => Self::ServiceRestart,
             1013 => Self::TryAgainLater,
+            4010 => Self::Gap,
+            4401 => Self::TokenExpired,
+            4403 => Self::Ordered,
             _ => Self::Other,
         }
     }

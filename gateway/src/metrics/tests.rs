@@ -13,7 +13,9 @@ fn metrics() -> Arc<Metrics> {
         shard.connections_opened.add(5);
         shard.disconnects.add(DisconnectReason::SlowReader, 2);
         shard.close_frames.add(CloseCode::of(1009), 1);
-        shard.close_frames.add(CloseCode::of(4010), 1);
+        for code in [4010, 4401, 4403, 4999] {
+            shard.close_frames.add(CloseCode::of(code), 1);
+        }
         shard.send_queue_bytes.add(125);
         shard.handshakes.add(HandshakeResult::Accepted, 5);
         shard.delivery_latency_seconds.observe_many(Duration::from_millis(1), 10);
@@ -46,6 +48,9 @@ fn shards_are_summed() {
         (r#"tidegate_disconnects_total{reason="slow_reader"}"#, 4.0),
         (r#"tidegate_disconnects_total{reason="drain"}"#, 0.0),
         (r#"tidegate_close_frames_total{code="1009"}"#, 2.0),
+        (r#"tidegate_close_frames_total{code="4010"}"#, 2.0),
+        (r#"tidegate_close_frames_total{code="4401"}"#, 2.0),
+        (r#"tidegate_close_frames_total{code="4403"}"#, 2.0),
         (r#"tidegate_close_frames_total{code="other"}"#, 2.0),
         (r#"tidegate_handshakes_total{result="accepted"}"#, 10.0),
         (r#"tidegate_handshakes_total{result="draining"}"#, 1.0),

@@ -224,6 +224,7 @@ impl Core {
         if !matches!(arrival, Arrival::Resumed) {
             self.shared.front.take_handshake().map_err(Refusal::Over)?;
         }
+        head.check_host().map_err(Refusal::from)?;
         let origin = head.header("origin");
         if !self.shared.origins.allows(origin, head.header("host").unwrap_or_default()) {
             return Err(Refusal::Origin.into());

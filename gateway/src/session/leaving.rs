@@ -12,6 +12,7 @@ use tidegate_wire::{
 
 use super::{Open, Phase, Protocol, Session, refusal::Refusal};
 use crate::{
+    event,
     hub::{ChannelKey, Delivery},
     metrics::{self, DisconnectReason},
     outgoing::gap_reason,
@@ -255,6 +256,6 @@ fn write_stream_farewell(why: &Leave, spread: u64, out: &mut Vec<u8>) {
             // A multiplicative hash spreads neighbours over the whole range.
             sse::encode_retry(least + spread.wrapping_mul(2_654_435_761) % range, out);
         }
-        _ => sse::encode_event(None, Some("disconnect"), &why.text(), out),
+        _ => sse::encode_event(None, Some(event::DISCONNECT), &why.text(), out),
     }
 }

@@ -5,11 +5,15 @@ use std::collections::{HashMap, VecDeque};
 use bytes::Bytes;
 use tidegate_backplane::{Channel, Payload};
 use tidegate_reactor::{ConnectionId, Connections, Mail, Tick};
-use tidegate_wire::{frame::Opcode, raw};
+use tidegate_wire::{
+    frame::Opcode,
+    raw::{self, ClientPublication, ClientPublicationError},
+};
 
 use super::{Open, Session, leaving::Leave};
 use crate::{
     config::{ClientPublish, Limits},
+    event::{self, EventNameError},
     metrics::DropReason,
     node::{PublishError, PublishRequest},
     outgoing::Encoding,
@@ -31,10 +35,12 @@ pub(crate) struct Publisher {
 }
 
 /// Why a client's message is not published.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 enum Refused {
     #[error("malformed publication: {0}")]
-    Malformed(Box<str>),
+    Malformed(#[from] ClientPublicationError),
+    #[error("malformed publication: {0}")]
+    Event(#[from] EventNameError),
     #[error("name a channel: this connection is subscribed to several")]
     Ambiguous,
     #[error("this connection is not subscribed to that channel")]
@@ -91,13 +97,13 @@ impl Core {
             let payload = Payload::Text(Bytes::copy_from_slice(text.as_bytes()));
             return self.client_publish(connections, id, None, None, payload);
         }
-        match raw::parse_client_publication(text) {
+        match parse(text) {
             Ok(publication) => {
                 let payload = Payload::Text(Bytes::copy_from_slice(publication.data.as_bytes()));
                 let event = publication.event.as_deref().map(Box::from);
                 self.client_publish(connections, id, publication.channel.as_deref(), event, payload);
             }
-            Err(error) => self.refuse_publish(connections, id, &Refused::Malformed(error.to_string().into())),
+            Err(refused) => self.refuse_publish(connections, id, &refused),
         }
     }
 
@@ -257,7 +263,7 @@ impl Core {
         refused: &Refused,
     ) {
         let (code, reason) = match refused {
-            Refused::Malformed(_) | Refused::Ambiguous => (400, DropReason::Forbidden),
+            Refused::Malformed(_) | Refused::Event(_) | Refused::Ambiguous => (400, DropReason::Forbidden),
             Refused::NotSubscribed | Refused::Forbidden => (403, DropReason::Forbidden),
             Refused::Rate => (429, DropReason::RateLimit),
             Refused::Failed(PublishError::TooLarge { .. }) => (413, DropReason::PublishFailed),
@@ -282,9 +288,48 @@ impl Core {
     }
 }
 
+/// A client's text in an envelope, whose event is one that a publication may have.
+fn parse(text: &str) -> Result<ClientPublication<'_>, Refused> {
+    let publication = raw::parse_client_publication(text)?;
+    if let Some(event) = &publication.event {
+        event::check_name(event)?;
+    }
+    Ok(publication)
+}
+
 fn publisher(connections: &mut Connections<Session>, id: ConnectionId) -> Option<&mut Publisher> {
     connections
         .get_mut(id)
         .and_then(Session::open_mut)
         .and_then(|open: &mut Open| open.rare.as_mut()?.publisher.as_mut())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(text: &str, expect: Result<Option<&str>, &str>) {
+        let parsed = parse(text).map_err(|refused| refused.to_string());
+        let event = parsed.as_ref().map(|publication| publication.event.as_deref());
+        assert_eq!(event.map_err(|text| &**text), expect, "{text}");
+    }
+
+    #[test]
+    fn an_envelope_is_checked_before_it_is_published() {
+        check(r#"{"data":1}"#, Ok(None));
+        check(r#"{"event":"goal","data":1}"#, Ok(Some("goal")));
+        let object = r#"malformed publication: expected a JSON object such as {"channel":"A","data":1}"#;
+        check("[1]", Err(object));
+        let number =
+            "malformed publication: invalid type: integer `1`, expected an object at line 1 column 1";
+        check("1", Err(number));
+        check("{}", Err("malformed publication: missing field `data` at line 1 column 2"));
+        let form = "malformed publication: an event name has 1 to 200 characters and no control characters";
+        check(r#"{"event":"","data":1}"#, Err(form));
+        check(r#"{"event":"a\nb","data":1}"#, Err(form));
+        let reserved =
+            "malformed publication: the event names gap, dropped, disconnect, binary are the gateway's own";
+        check(r#"{"event":"gap","data":1}"#, Err(reserved));
+    }
 }

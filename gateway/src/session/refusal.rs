@@ -76,14 +76,16 @@ impl Refusal {
             Self::ApiKey(error) if error.status() == http::StatusCode::UNAUTHORIZED => {
                 (401, "Unauthorized", "unauthorized")
             }
-            Self::Origin | Self::Rights { .. } | Self::ApiKey(_) | Self::Ordered(_) => {
-                (403, "Forbidden", "forbidden")
-            }
+            Self::Origin => (403, "Forbidden", "origin-refused"),
+            Self::Rights { .. } | Self::ApiKey(_) | Self::Ordered(_) => (403, "Forbidden", "forbidden"),
             Self::Over(Over::Address) => (429, "Too Many Requests", "too-many-connections"),
-            Self::Over(Over::Rate { .. }) => (503, "Service Unavailable", "too-many-handshakes"),
+            Self::Over(Over::Rate { .. }) => (429, "Too Many Requests", "too-many-handshakes"),
             Self::Over(Over::Node) => (503, "Service Unavailable", "no-capacity"),
             Self::Draining => (503, "Service Unavailable", "draining"),
-            Self::Backplane(_) => (503, "Service Unavailable", "backplane-unavailable"),
+            Self::Backplane(BackplaneError::Unavailable(_)) => {
+                (503, "Service Unavailable", "backplane-unavailable")
+            }
+            Self::Backplane(BackplaneError::Refused(_)) => (503, "Service Unavailable", "backplane-refused"),
         }
     }
 
@@ -100,7 +102,8 @@ impl Refusal {
             Self::Over(Over::Node) => HandshakeResult::NodeLimit,
             Self::Over(Over::Rate { .. }) => HandshakeResult::RateLimit,
             Self::Draining => HandshakeResult::Draining,
-            Self::Backplane(_) => HandshakeResult::BackplaneUnavailable,
+            Self::Backplane(BackplaneError::Unavailable(_)) => HandshakeResult::BackplaneUnavailable,
+            Self::Backplane(BackplaneError::Refused(_)) => HandshakeResult::BackplaneRefused,
             _ => HandshakeResult::BadRequest,
         }
     }
@@ -130,6 +133,8 @@ impl Refusal {
                 extra.extend(error.headers().iter().map(|&(name, value)| (name, value.into())))
             }
             _ if status == 401 => extra.push(("WWW-Authenticate", "Bearer".into())),
+            // Refused for good: waiting does not help.
+            Self::Backplane(BackplaneError::Refused(_)) => {}
             _ if matches!(status, 429 | 503) => {
                 extra.push(("Retry-After", self.retry_after(spread).to_string().into()))
             }
@@ -156,5 +161,45 @@ fn over_text(over: Over) -> &'static str {
         Over::Node => "this node holds as many connections as it is configured for",
         Over::Address => "this address has as many connections as one address may have",
         Over::Rate { .. } => "this node accepts no more handshakes at the moment",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    /// Status, problem type and `Retry-After` of an answer, which `docs/errors.md` must list.
+    #[track_caller]
+    fn check(refusal: Refusal, status: u16, kind: &str, retry_after: Option<&str>) {
+        let mut out = Vec::new();
+        refusal.write(2, &mut out);
+        let text = String::from_utf8(out).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{head}");
+        let told = head.lines().find_map(|line| line.strip_prefix("Retry-After: "));
+        assert_eq!(told, retry_after, "{head}");
+        let problem: serde_json::Value = serde_json::from_str(body).unwrap();
+        assert_eq!(problem["type"], format!("urn:tidegate:problem:{kind}"));
+        assert_eq!(problem["status"], status);
+        let list = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/errors.md");
+        let list = std::fs::read_to_string(list).unwrap();
+        let (_, handshakes) = list.split_once("## Handshakes").unwrap();
+        assert!(handshakes.contains(&format!("| `{kind}` | {status} |")), "{kind} {status}");
+    }
+
+    #[test]
+    fn each_reason_has_its_answer() {
+        check(HeadError::Host.into(), 400, "malformed-request", None);
+        check(Refusal::Origin, 403, "origin-refused", None);
+        check(Refusal::Over(Over::Address), 429, "too-many-connections", Some("3"));
+        let rate = Over::Rate { retry_after: Duration::from_secs(2) };
+        check(Refusal::Over(rate), 429, "too-many-handshakes", Some("5"));
+        check(Refusal::Over(Over::Node), 503, "no-capacity", Some("3"));
+        check(Refusal::Draining, 503, "draining", Some("3"));
+        let unavailable = BackplaneError::Unavailable("no answer".into());
+        check(unavailable.into(), 503, "backplane-unavailable", Some("3"));
+        check(BackplaneError::Refused("no".into()).into(), 503, "backplane-refused", None);
     }
 }

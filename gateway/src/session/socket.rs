@@ -11,6 +11,7 @@ use tidegate_wire::{
 
 use super::{Open, Phase, Protocol, Session, leaving::Leave};
 use crate::{
+    event,
     metrics::{self, DisconnectReason},
     shard::{Core, ShardDriver},
 };
@@ -271,7 +272,7 @@ impl Core {
         raw::encode_dropped(&channel, dropped, &mut notice);
         if is_stream {
             let mut out = Vec::new();
-            sse::encode_event(None, Some("dropped"), &String::from_utf8_lossy(&notice), &mut out);
+            sse::encode_event(None, Some(event::DROPPED), &String::from_utf8_lossy(&notice), &mut out);
             connections.write(id, &out);
         } else {
             self.write_frame(connections, id, Opcode::Text, &notice);

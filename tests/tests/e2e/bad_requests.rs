@@ -187,6 +187,19 @@ fn a_client_that_publishes_too_fast_is_held_back_and_counted() {
 }
 
 #[test]
+fn a_client_cannot_publish_events_of_the_gateway() {
+    let gateway = Gateway::builder().config("[namespaces.default]\nclient_publish = \"anyone\"\n").start();
+    let mut client = WsClient::connect(gateway.public(), "/ws?channel=talk&envelope=json");
+    for (event, expect) in [("gap", "the gateway's own"), ("a\\nb", "no control characters")] {
+        client.send_text(&format!(r#"{{"event":"{event}","data":1}}"#));
+        let notice = client.expect_text();
+        assert!(notice.contains(r#""code":400"#) && notice.contains(expect), "{notice}");
+    }
+    client.send_text(r#"{"event":"goal","data":1}"#);
+    assert!(client.expect_text().contains(r#""event":"goal""#));
+}
+
+#[test]
 fn a_client_without_the_right_cannot_publish() {
     let gateway = Gateway::start();
     let mut bystander = gateway.subscribe("talk");

@@ -234,7 +234,7 @@ fn an_upgrade_with_a_body_is_no_upgrade() {
     let mut client = used(&gateway);
     client.send(upgrade("/ws?channel=news").replace("Host:", "Content-Length: 4\r\nHost:").as_bytes());
     client.send(b"body");
-    expect_status(&mut client, 404);
+    expect_status(&mut client, 413);
     assert_eq!(accepted(&gateway), 0.0);
 }
 

@@ -15,7 +15,10 @@ use utoipa::{
     },
 };
 
-use crate::http::query::{EVENT_CHARACTERS_MAX, IDEMPOTENCY_KEY_BYTES_MAX, is_event, is_idempotency_key};
+use crate::{
+    event,
+    http::query::{IDEMPOTENCY_KEY_BYTES_MAX, is_idempotency_key},
+};
 
 /// A channel's name in JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -38,12 +41,8 @@ impl<'de> Deserialize<'de> for ChannelName {
 impl<'de> Deserialize<'de> for EventName {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let name = text(deserializer)?;
-        if is_event(&name) {
-            return Ok(Self(name.into()));
-        }
-        Err(D::Error::custom(format_args!(
-            "an event name has 1 to {EVENT_CHARACTERS_MAX} characters and no control characters"
-        )))
+        event::check_name(&name).map_err(D::Error::custom)?;
+        Ok(Self(name.into()))
     }
 }
 

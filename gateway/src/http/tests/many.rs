@@ -64,6 +64,7 @@ async fn json_faults_have_their_place() {
         ("/v1/publish", r#"{"channels":["a"],"data":1} x"#, 1, 29, "."),
         ("/v1/publish", r#"{"channels":["a"],"data":1,"data":2}"#, 1, 33, "."),
         ("/v1/publish", r#"{"channels":["a"],"data":1,"event":"a\nb"}"#, 1, 42, "event"),
+        ("/v1/publish", r#"{"channels":["a"],"data":1,"event":"gap"}"#, 1, 41, "event"),
         ("/v1/batch", r#"{"publications":[["a",null,1,null,null]]}"#, 1, 17, "publications[0]"),
         ("/v1/publish", "", 1, 0, "."),
         ("/v1/publish", "[]", 1, 0, "."),

@@ -34,6 +34,28 @@ async fn pages_of_allowed_origins_may_read() {
     assert_eq!((plain.status.as_u16(), plain.header("allow")), (204, "POST"));
 }
 
+/// Shards take `GET` without a body; what they leave is told why.
+#[tokio::test]
+async fn paths_of_the_shards_take_get_only() {
+    let (dev, production) = (Fixture::new(true), Fixture::new(false));
+    for path in ["/ws", "/sse?channel=news", "/echo"] {
+        for method in ["POST", "HEAD", "PUT"] {
+            let answer = ask(method, path).of(&dev.state).await;
+            assert_eq!((answer.status.as_u16(), answer.header("allow")), (405, "GET"), "{method} {path}");
+            if method != "HEAD" {
+                answer.is_problem(405, "method-not-allowed");
+            }
+        }
+        let options = ask("OPTIONS", path).of(&dev.state).await;
+        assert_eq!((options.status.as_u16(), options.header("allow")), (204, "GET"), "{path}");
+    }
+    let mut with_body = get("/ws?channel=news");
+    *with_body.0.body_mut() = "x".into();
+    with_body.of(&dev.state).await.is_problem(413, "body-too-large");
+    ask("POST", "/echo").of(&production.state).await.is_problem(404, "not-found");
+    ask("POST", "/ws/").of(&production.state).await.is_problem(404, "not-found");
+}
+
 /// The short way past the router must not be another API.
 #[tokio::test]
 async fn the_service_answers_as_the_router_does() {

@@ -73,6 +73,7 @@ async fn publish_refuses() {
         (post(&format!("{path}?event=a&event=b"), "x"), 400, "invalid-parameter"),
         (post(&format!("{path}?event="), "x"), 400, "invalid-parameter"),
         (post(&format!("{path}?event=a%0Ab"), "x"), 400, "invalid-parameter"),
+        (post(&format!("{path}?event=gap"), "x"), 400, "invalid-parameter"),
         (post(path, "x").header("idempotency-key", "two words"), 400, "invalid-parameter"),
         (post(path, "x").header("idempotency-key", &"k".repeat(129)), 400, "invalid-parameter"),
         (post(path, "x").without("authorization"), 401, "unauthorized"),
@@ -90,7 +91,7 @@ async fn publish_refuses() {
         ask.of(state).await.is_problem(status, kind);
     }
     let metrics = &state.metrics;
-    assert_eq!(metrics.http.publish_requests.get(PublishCode::BadRequest), 10);
+    assert_eq!(metrics.http.publish_requests.get(PublishCode::BadRequest), 11);
     assert_eq!(metrics.http.publish_requests.get(PublishCode::TooLarge), 1);
     assert_eq!(metrics.http.publish_requests.get(PublishCode::Unavailable), 2);
     assert_eq!(metrics.node.auth_failures.get(AuthFailure::KeyMissing), 3);

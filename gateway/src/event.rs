@@ -1,0 +1,52 @@
+//! Names of events: the rule that holds wherever a publication is given one, and the names that are the gateway's.
+
+/// Longest name in characters; Pusher's limit.
+pub(crate) const NAME_CHARACTERS_MAX: usize = 200;
+
+/// Event streams: continuity was lost.
+pub(crate) const GAP: &str = "gap";
+/// Event streams: a slow reader missed messages.
+pub(crate) const DROPPED: &str = "dropped";
+/// Event streams: the gateway ends the stream.
+pub(crate) const DISCONNECT: &str = "disconnect";
+/// Event streams: the payload is base64.
+pub(crate) const BINARY: &str = "binary";
+
+/// A publication under one of these names could not be told from what the gateway itself says on an event stream.
+pub(crate) const RESERVED: [&str; 4] = [GAP, DROPPED, DISCONNECT, BINARY];
+
+/// Why a name is refused; the publisher's fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum EventNameError {
+    #[error("an event name has 1 to {NAME_CHARACTERS_MAX} characters and no control characters")]
+    Form,
+    #[error("the event names {} are the gateway's own", RESERVED.join(", "))]
+    Reserved,
+}
+
+/// Checks the name of a publication's event. It goes into the lines of event streams and into JSON, so it has no
+/// control characters.
+pub(crate) fn check_name(name: &str) -> Result<(), EventNameError> {
+    if name.is_empty() || name.chars().count() > NAME_CHARACTERS_MAX || name.chars().any(char::is_control) {
+        return Err(EventNameError::Form);
+    }
+    if RESERVED.contains(&name) { Err(EventNameError::Reserved) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_publications() {
+        for name in ["goal", "tick é", "Gap", "gaps", "message", &"é".repeat(NAME_CHARACTERS_MAX)] {
+            assert_eq!(check_name(name), Ok(()), "{name}");
+        }
+        for name in ["", "a\nb", "a\rb", "a\u{85}b", &"e".repeat(NAME_CHARACTERS_MAX + 1)] {
+            assert_eq!(check_name(name), Err(EventNameError::Form), "{name:?}");
+        }
+        for name in ["gap", "dropped", "disconnect", "binary"] {
+            assert_eq!(check_name(name), Err(EventNameError::Reserved), "{name}");
+        }
+    }
+}
