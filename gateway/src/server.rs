@@ -83,7 +83,7 @@ impl Server {
     pub fn run(self, on_ready: impl FnOnce()) -> Result<(), StartError> {
         let runtime = runtime(self.config.shards.get())?;
         let tasks = TaskTracker::new();
-        let mut parts = Parts::build(&self, &runtime, tasks.clone())?;
+        let mut parts = Parts::build(&self.config, self.public_address, &runtime, tasks.clone(), memory)?;
         let shards = parts.start_shards()?;
         let _internal = runtime.enter();
         let internal =
@@ -132,22 +132,31 @@ struct Parts {
     shards: Vec<Shard<ShardDriver>>,
 }
 
+/// What carries publications, and the part of it that this process sweeps.
+struct Carrier {
+    backplane: Arc<dyn Backplane>,
+    memory: Arc<MemoryBackplane>,
+}
+
 impl Parts {
-    fn build(server: &Server, runtime: &Runtime, tasks: TaskTracker) -> Result<Self, StartError> {
-        let config = &server.config;
+    fn build(
+        config: &Arc<Config>,
+        public_address: SocketAddr,
+        runtime: &Runtime,
+        tasks: TaskTracker,
+        carry: impl FnOnce(Arc<dyn Sink>) -> Carrier,
+    ) -> Result<Self, StartError> {
         let metrics = Arc::new(Metrics::new(Bounds {
             send_queue_bytes: 0,
-            listener: Some(Listener { address: server.public_address, backlog: ACCEPT_BACKLOG }),
+            listener: Some(Listener { address: public_address, backlog: ACCEPT_BACKLOG }),
         }));
         let shards = (0..config.shards.get())
             .map(|_| Shard::<ShardDriver>::new(config.limits.send_queue_bytes.bytes()))
             .collect::<io::Result<Vec<_>>>()
             .map_err(system("a shard"))?;
         let relay = Arc::new(Relay::new(shards.iter().map(Shard::mailbox).collect()));
-        let sink: Arc<dyn Sink> = Arc::clone(&relay) as Arc<dyn Sink>;
-        let memory = Arc::new(MemoryBackplane::new(sink, MemoryOptions::default()));
+        let Carrier { backplane, memory } = carry(Arc::clone(&relay) as Arc<dyn Sink>);
         let front = Arc::new(Front::new(config.limits.clone()));
-        let backplane: Arc<dyn Backplane> = Arc::clone(&memory) as Arc<dyn Backplane>;
         let node = Arc::new(Node::new(
             Arc::clone(config),
             backplane,
@@ -227,6 +236,11 @@ impl Parts {
     }
 }
 
+fn memory(sink: Arc<dyn Sink>) -> Carrier {
+    let memory = Arc::new(MemoryBackplane::new(sink, MemoryOptions::default()));
+    Carrier { backplane: Arc::clone(&memory) as Arc<dyn Backplane>, memory }
+}
+
 async fn housekeeping(node: Arc<Node>, memory: Arc<MemoryBackplane>, relay: Arc<Relay>) {
     let mut every = tokio::time::interval(HOUSEKEEPING);
     loop {
@@ -280,3 +294,6 @@ fn raise_descriptor_limit() {
 fn system(part: &'static str) -> impl FnOnce(io::Error) -> StartError {
     move |source| StartError::System { part, source }
 }
+
+#[cfg(test)]
+mod tests;

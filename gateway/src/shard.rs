@@ -344,3 +344,33 @@ impl std::fmt::Debug for Core {
         f.debug_struct("Core").field("shard", &self.shard).field("hub", &self.hub).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Slots closed by each turn of a drain, for turns at these ticks.
+    fn portions(slots: u32, period: u32, turns: impl IntoIterator<Item = u32>) -> Vec<u32> {
+        let mut plan = DrainPlan { ends: Tick(period), next_slot: 0, acted: Tick(0) };
+        let portion = |now| plan.next_portion(Tick(now), slots);
+        turns.into_iter().map(portion).map(|(from, to)| to - from).collect()
+    }
+
+    #[test]
+    fn a_drain_closes_by_the_time_that_has_passed() {
+        assert_eq!(portions(120, 12, 1..=12), [10; 12]);
+        assert_eq!(portions(120, 12, [4, 8, 12, 16]), [40, 40, 40, 0], "a shard that slept through ticks");
+        assert_eq!(portions(120, 12, [3, 3, 3]), [30, 0, 0], "several turns in one tick");
+        assert_eq!(portions(2500, 1, [1, 1, 1, 2]), [1024, 1024, 452, 0], "no turn is long");
+        assert_eq!(portions(7, 100, [200]), [7]);
+        assert_eq!(portions(0, 4, 1..=4), [0; 4]);
+    }
+
+    #[test]
+    fn a_drain_follows_a_table_that_shrinks() {
+        let mut plan = DrainPlan { ends: Tick(4), next_slot: 0, acted: Tick(0) };
+        assert_eq!(plan.next_portion(Tick(2), 1000), (0, 500));
+        assert_eq!(plan.next_portion(Tick(3), 200), (200, 200));
+        assert_eq!(plan.next_portion(Tick(4), 300), (200, 300));
+    }
+}

@@ -194,6 +194,11 @@ impl Hub {
         &self.channels[key as usize].interest.channel
     }
 
+    /// Where a held channel stood after what was delivered here last.
+    pub(crate) fn delivered(&self, key: ChannelKey) -> Option<Position> {
+        self.channels[key as usize].delivered
+    }
+
     /// The channel that a subscription is to.
     pub(crate) fn channel_of(&self, subscription: Subscription) -> ChannelKey {
         self.lanes[subscription.lane as usize].channel

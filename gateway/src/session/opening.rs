@@ -397,7 +397,10 @@ impl Core {
         let encoding = request.encoding(compression);
         let mut rare = Rare::default();
         if encoding.is_individual() {
-            rare.positions = entered.iter().map(|entered| (entered.key, entered.since())).collect();
+            // Where a channel stands is told with the first event of any of them, so that who comes back with it
+            // gets what the others published meanwhile.
+            let place = |entered: &Entered| entered.since().or(self.hub.delivered(entered.key));
+            rare.positions = entered.iter().map(|entered| (entered.key, place(entered))).collect();
         }
         let mut out = std::mem::take(&mut self.scratch);
         out.clear();
