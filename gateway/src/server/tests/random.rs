@@ -22,7 +22,7 @@ use crate::config::ByteSize;
 
 const CHANNELS: usize = 3;
 const PUBLISHERS: usize = 3;
-const PUBLICATIONS: usize = 400;
+const PUBLICATIONS: usize = 1000;
 const CLIENTS: usize = 15;
 
 /// What the last publication of a channel begins with.
@@ -241,7 +241,7 @@ impl<'r> Client<'r> {
                 0 => self.vanish(),
                 1 | 2 => {
                     let mut connection = self.connect();
-                    let until = self.run.count.load(Ordering::Acquire) + self.random.below(300);
+                    let until = self.run.count.load(Ordering::Acquire) + self.random.below(PUBLICATIONS);
                     self.run.wait_for(until);
                     self.read(&mut connection, |client| client.random.below(40) == 0 || client.has_all());
                 }

@@ -68,6 +68,27 @@ fn what_history_held_is_not_repeated_when_it_is_handed_over_late() {
 }
 
 #[test]
+fn who_follows_does_so_until_all_that_history_held_has_passed() {
+    let rig = Rig::start(config());
+    let start = rig.publish("a", "1").unwrap();
+    let mut live = WsClient::connect(rig.address, "/ws?channel=a");
+    rig.backplane.hold_publications();
+    for text in ["2", "3", "4"] {
+        rig.publish("a", text);
+    }
+    let mut client = since(&rig, "a", start)();
+    for text in ["2", "3", "4"] {
+        rig.backplane.hand_over_one();
+        // Once the live one has it, the shard has served both.
+        assert_eq!(live.expect_text(), text);
+        assert_eq!(client.expect_text(), text);
+    }
+    rig.backplane.hand_over();
+    rig.publish("a", "5");
+    assert_eq!((live.expect_text(), client.expect_text()), ("5".to_owned(), "5".to_owned()));
+}
+
+#[test]
 fn an_event_stream_of_several_channels_recovers_the_ones_it_knew() {
     let rig = Rig::start(config());
     let start = rig.publish("a", "a1").unwrap();

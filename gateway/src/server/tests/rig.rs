@@ -237,6 +237,13 @@ impl Held {
         self.sink.kept.lock().unwrap().get_or_insert_default();
     }
 
+    /// Hands over the first of what is held.
+    pub(super) fn hand_over_one(&self) {
+        let mut kept = self.sink.kept.lock().unwrap();
+        let (channel, publication) = kept.as_mut().unwrap().remove(0);
+        self.sink.sink.publication(&channel, publication);
+    }
+
     pub(super) fn hand_over(&self) {
         let mut kept = self.sink.kept.lock().unwrap();
         for (channel, publication) in kept.take().into_iter().flatten() {
