@@ -274,3 +274,65 @@ impl Drop for Load {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::OnceLock, thread};
+
+    use bytes::Bytes;
+    use tidegate_backplane::{
+        Control, Gap, MemoryBackplane, MemoryOptions, NewPublication, Payload, Publication, Sink,
+    };
+
+    use super::*;
+
+    /// As the relay does: looks the channel up while the backplane holds it.
+    #[derive(Default)]
+    struct LookUp(OnceLock<Arc<Interests>>);
+
+    impl Sink for LookUp {
+        fn publication(&self, channel: &Channel, _: Arc<Publication>) {
+            let interest = self.0.get().and_then(|interests| interests.get(channel));
+            assert!(interest.is_none_or(|interest| interest.shards().count() <= 2));
+        }
+        fn gap(&self, _: &Channel, _: Gap) {}
+        fn control(&self, _: Control) {}
+    }
+
+    /// The backplane holds a channel while it hands out, and the table while it looks up: whoever subscribes must
+    /// not hold both in the other order, or all stand still.
+    #[test]
+    fn subscribing_and_publishing_do_not_wait_for_each_other() {
+        let sink = Arc::new(LookUp::default());
+        let backplane = MemoryBackplane::new(Arc::clone(&sink) as Arc<dyn Sink>, MemoryOptions::default());
+        let interests = Arc::new(Interests::new());
+        sink.0.get_or_init(|| Arc::clone(&interests));
+        let channel = Channel::new("a").expect("a name");
+        thread::scope(|scope| {
+            for shard in 0..2 {
+                let (interests, backplane, channel) = (&interests, &backplane, &channel);
+                scope.spawn(move || {
+                    for _ in 0..20_000 {
+                        let interest = interests.enter(channel, shard, backplane);
+                        // Not there yet: the other shard is about to subscribe.
+                        let confirmed = interest.confirmation().now_or_never();
+                        assert!(confirmed.is_none_or(|confirmed| confirmed.is_ok()));
+                        interests.leave(channel, shard, backplane);
+                    }
+                });
+                scope.spawn(move || {
+                    for _ in 0..20_000 {
+                        let payload = Payload::Text(Bytes::new());
+                        let (event, history, idempotency_key) = (None, None, None);
+                        let channel = channel.clone();
+                        let publication =
+                            NewPublication { channel, event, payload, history, idempotency_key };
+                        let published = backplane.publish(publication).now_or_never();
+                        assert!(published.is_some_and(|published| published.is_ok()));
+                    }
+                });
+            }
+        });
+        assert_eq!((interests.len(), backplane.counters().subscriptions), (0, 0));
+    }
+}

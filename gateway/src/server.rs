@@ -82,7 +82,7 @@ impl Server {
     pub fn run(self, on_ready: impl FnOnce()) -> Result<(), StartError> {
         let runtime = runtime(self.config.shards.get())?;
         let tasks = TaskTracker::new();
-        let mut parts = Parts::build(&self, &runtime, tasks.clone())?;
+        let mut parts = Parts::build(&self.config, self.public_address, &runtime, tasks.clone(), memory)?;
         let shards = parts.start_shards()?;
         let _internal = runtime.enter();
         let internal =
@@ -131,21 +131,30 @@ struct Parts {
     shards: Vec<Shard<ShardDriver>>,
 }
 
+/// What carries publications, and the part of it that this process sweeps.
+struct Carrier {
+    backplane: Arc<dyn Backplane>,
+    memory: Arc<MemoryBackplane>,
+}
+
 impl Parts {
-    fn build(server: &Server, runtime: &Runtime, tasks: TaskTracker) -> Result<Self, StartError> {
-        let config = &server.config;
+    fn build(
+        config: &Arc<Config>,
+        public_address: SocketAddr,
+        runtime: &Runtime,
+        tasks: TaskTracker,
+        carry: impl FnOnce(Arc<dyn Sink>) -> Carrier,
+    ) -> Result<Self, StartError> {
         let metrics = Arc::new(Metrics::new(Bounds {
-            listener: Some(Listener { address: server.public_address, backlog: ACCEPT_BACKLOG }),
+            listener: Some(Listener { address: public_address, backlog: ACCEPT_BACKLOG }),
         }));
         let shards = (0..config.shards.get())
             .map(|_| Shard::<ShardDriver>::new(config.limits.send_queue_bytes.bytes()))
             .collect::<io::Result<Vec<_>>>()
             .map_err(system("a shard"))?;
         let relay = Arc::new(Relay::new(shards.iter().map(Shard::mailbox).collect()));
-        let sink: Arc<dyn Sink> = Arc::clone(&relay) as Arc<dyn Sink>;
-        let memory = Arc::new(MemoryBackplane::new(sink, MemoryOptions::default()));
+        let Carrier { backplane, memory } = carry(Arc::clone(&relay) as Arc<dyn Sink>);
         let front = Arc::new(Front::new(config.limits.clone()));
-        let backplane: Arc<dyn Backplane> = Arc::clone(&memory) as Arc<dyn Backplane>;
         let node = Arc::new(Node::new(
             Arc::clone(config),
             backplane,
@@ -226,6 +235,11 @@ impl Parts {
     }
 }
 
+fn memory(sink: Arc<dyn Sink>) -> Carrier {
+    let memory = Arc::new(MemoryBackplane::new(sink, MemoryOptions::default()));
+    Carrier { backplane: Arc::clone(&memory) as Arc<dyn Backplane>, memory }
+}
+
 fn new_life() -> io::Result<Epoch> {
     getrandom::u64().map(Epoch).map_err(io::Error::other)
 }
@@ -283,3 +297,6 @@ pub fn raise_descriptor_limit() {
 fn system(part: &'static str) -> impl FnOnce(io::Error) -> StartError {
     move |source| StartError::System { part, source }
 }
+
+#[cfg(test)]
+mod tests;

@@ -345,3 +345,25 @@ impl std::fmt::Debug for Core {
         f.debug_struct("Core").field("shard", &self.shard).field("hub", &self.hub).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Connections closed by each turn of a drain, for turns at these ticks.
+    fn portions(connections: u32, period: u32, turns: impl IntoIterator<Item = u32>) -> Vec<usize> {
+        let rest = (0..connections).map(|slot| ConnectionId { slot, generation: 1 }).collect();
+        let mut plan = DrainPlan { ends: Tick(period), rest, acted: Tick(0) };
+        turns.into_iter().map(|now| plan.next_portion(Tick(now)).0.len()).collect()
+    }
+
+    #[test]
+    fn a_drain_closes_by_the_time_that_has_passed() {
+        assert_eq!(portions(120, 12, 1..=12), [10; 12]);
+        assert_eq!(portions(120, 12, [4, 8, 12, 16]), [40, 40, 40, 0], "a shard that slept through ticks");
+        assert_eq!(portions(120, 12, [3, 3, 3]), [30, 0, 0], "several turns in one tick");
+        assert_eq!(portions(300, 1, [1, 1, 1, 2]), [128, 128, 44, 0], "no turn is long");
+        assert_eq!(portions(7, 100, [200]), [7]);
+        assert_eq!(portions(0, 4, 1..=4), [0; 4]);
+    }
+}

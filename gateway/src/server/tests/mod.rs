@@ -1,0 +1,9 @@
+//! The data plane over real sockets: shards, sessions and hub as the server starts them, with a backplane whose
+//! answers and hand-overs the test holds back.
+#![allow(clippy::unwrap_used)]
+
+mod leaving;
+mod publishing;
+mod random;
+mod recovery;
+mod rig;

@@ -1,0 +1,264 @@
+//! Coming back while history is slow, the backplane is late, or too much is published meanwhile.
+
+use tidegate_backplane::Position;
+use tidegate_testkit::{DEADLINE, SseClient, WsClient, eventually};
+
+use super::rig::{Rig, config};
+
+/// Connects on a thread of its own, since the answer comes only when the test lets it.
+fn connect_later<C: Send + 'static>(
+    connect: impl FnOnce() -> C + Send + 'static,
+) -> std::thread::JoinHandle<C> {
+    std::thread::spawn(connect)
+}
+
+fn since(rig: &Rig, channel: &str, position: Position) -> impl FnOnce() -> WsClient + Send + use<> {
+    let (address, path) = (rig.address, format!("/ws?channel={channel}&since={position}"));
+    move || WsClient::connect(address, &path)
+}
+
+#[test]
+fn what_is_published_while_history_is_read_comes_once_and_in_order() {
+    let rig = Rig::start(config());
+    let start = rig.publish("a", "1").unwrap();
+    rig.publish("a", "2");
+    rig.backplane.history.shut();
+    let client = connect_later(since(&rig, "a", start));
+    rig.backplane.history.eventually_arrived(1);
+    for text in ["3", "4"] {
+        rig.publish("a", text);
+    }
+    rig.backplane.history.open();
+    let mut client = client.join().unwrap();
+    rig.publish("a", "5");
+    for text in ["2", "3", "4", "5"] {
+        assert_eq!(client.expect_text(), text);
+    }
+    assert_eq!((rig.subscribers("a"), rig.metric("tidegate_subscriptions ")), (1, 1.0));
+}
+
+#[test]
+fn what_history_held_is_not_repeated_when_it_is_handed_over_late() {
+    let rig = Rig::start(config());
+    let start = rig.publish("a", "1").unwrap();
+    let mut live = WsClient::connect(rig.address, "/ws?channel=a");
+    rig.backplane.hold_publications();
+    for text in ["2", "3"] {
+        rig.publish("a", text);
+    }
+    // Of the clients that follow, one leaves before what it waits for has come.
+    let leaves = since(&rig, "a", start)();
+    let (mut raw, mut deeper) = (since(&rig, "a", start)(), since(&rig, "a", start)());
+    let mut stream = SseClient::connect(rig.address, "/sse?channel=a", Some(&start.to_string()));
+    rig.eventually_subscribers("a", 5);
+    drop(leaves);
+    rig.eventually_subscribers("a", 4);
+    rig.backplane.hand_over();
+    rig.publish("a", "4");
+    rig.publish("a", "5");
+    for text in ["2", "3", "4", "5"] {
+        for client in [&mut live, &mut raw, &mut deeper] {
+            assert_eq!(client.expect_text(), text);
+        }
+        assert_eq!(stream.expect_event().data, text);
+    }
+    rig.eventually_metric("tidegate_subscriptions ", 4.0);
+    drop((live, raw, deeper, stream));
+    rig.eventually_empty();
+}
+
+#[test]
+fn who_follows_does_so_until_all_that_history_held_has_passed() {
+    let rig = Rig::start(config());
+    let start = rig.publish("a", "1").unwrap();
+    let mut live = WsClient::connect(rig.address, "/ws?channel=a");
+    rig.backplane.hold_publications();
+    for text in ["2", "3", "4"] {
+        rig.publish("a", text);
+    }
+    let mut client = since(&rig, "a", start)();
+    for text in ["2", "3", "4"] {
+        rig.backplane.hand_over_one();
+        // Once the live one has it, the shard has served both.
+        assert_eq!(live.expect_text(), text);
+        assert_eq!(client.expect_text(), text);
+    }
+    rig.backplane.hand_over();
+    rig.publish("a", "5");
+    assert_eq!((live.expect_text(), client.expect_text()), ("5".to_owned(), "5".to_owned()));
+}
+
+#[test]
+fn an_event_stream_of_several_channels_recovers_the_ones_it_knew() {
+    let rig = Rig::start(config());
+    let start = rig.publish("a", "a1").unwrap();
+    rig.publish("b", "b1");
+    rig.publish("a", "a2");
+    rig.backplane.hold_publications();
+    rig.publish("a", "a3");
+    let path = "/sse?channel=a&channel=b";
+    let mut stream = SseClient::connect(rig.address, path, Some(&format!("{start},")));
+    let last = rig.publish("b", "b2").unwrap();
+    rig.backplane.hand_over();
+    let seen = [(); 3].map(|()| stream.expect_event());
+    assert_eq!(seen.each_ref().map(|event| &*event.data), ["a2", "a3", "b2"]);
+    let top = Position { offset: 3, ..start };
+    assert_eq!(seen[2].id, format!("{top},{last}"));
+    drop(stream);
+    rig.publish("b", "b3");
+    rig.publish("a", "a4");
+    let mut stream = SseClient::connect(rig.address, path, Some(&seen[2].id));
+    assert_eq!([(); 2].map(|()| stream.expect_event().data), ["a4", "b3"]);
+}
+
+#[test]
+fn too_much_to_keep_is_read_again_and_no_loss() {
+    let rig = Rig::start(config());
+    let start = rig.publish("a", "0").unwrap();
+    rig.backplane.history.shut();
+    let client = connect_later(since(&rig, "a", start));
+    rig.backplane.history.eventually_arrived(1);
+    // 256 KiB are kept: 60 KiB at a time go past it with the fifth.
+    let texts: Vec<String> = (1..=6).map(|n| format!("{n}{}", "x".repeat(60 * 1024))).collect();
+    for text in &texts {
+        rig.publish("a", text);
+    }
+    rig.backplane.history.open();
+    let mut client = client.join().unwrap();
+    for text in &texts {
+        assert_eq!(&client.expect_text(), text);
+    }
+    assert_eq!(rig.backplane.history.arrived(), 2);
+    assert_eq!(rig.metric("tidegate_messages_dropped_total"), 0.0);
+}
+
+#[test]
+fn too_much_to_keep_again_and_again_is_a_gap_that_is_told() {
+    let rig = Rig::start(config());
+    let start = rig.publish("a", "0").unwrap();
+    rig.backplane.history.shut();
+    let (address, path) = (rig.address, format!("/ws?channel=a&since={start}&envelope=json"));
+    let client = connect_later(move || WsClient::connect(address, &path));
+    let big = "x".repeat(60 * 1024);
+    let mut last = start;
+    for reads in 1..=4 {
+        rig.backplane.history.eventually_arrived(reads);
+        for _ in 0..6 {
+            last = rig.publish("a", &big).unwrap();
+        }
+        // What was handed over is in the shard's mailbox before the answer is.
+        rig.backplane.history.let_pass();
+    }
+    let mut client = client.join().unwrap();
+    let notice = client.expect_json();
+    assert_eq!(notice["gap"]["reason"], "unrecoverable", "{notice}");
+    assert_eq!(notice["gap"]["offset"], last.offset, "{notice}");
+    let next = rig.publish("a", "next").unwrap();
+    assert_eq!(client.expect_json()["offset"], next.offset);
+    assert_eq!(rig.metric("tidegate_messages_dropped_total{reason=\"recovery_overflow\"}"), 6.0);
+}
+
+#[test]
+fn slow_history_does_not_hold_publishers_up() {
+    let rig = Rig::start(config());
+    let start = rig.publish("a", "0").unwrap();
+    rig.backplane.history.shut();
+    let client = connect_later(since(&rig, "a", start));
+    rig.backplane.history.eventually_arrived(1);
+    // Four times what may be on its way out of a channel; a publisher that waits for room is refused after 5 s.
+    for n in 1..=40 {
+        rig.publish("a", &format!("{n}{}", "x".repeat(6 * 1024)));
+    }
+    rig.backplane.history.open();
+    let mut client = client.join().unwrap();
+    for n in 1..=40 {
+        assert!(client.expect_text().starts_with(&format!("{n}x")));
+    }
+}
+
+#[test]
+fn who_leaves_while_history_is_read_leaves_nothing_behind() {
+    let rig = Rig::start(config());
+    let start = rig.publish("a", "1").unwrap();
+    rig.backplane.history.shut();
+    let mut clients = Vec::new();
+    for arrived in 1..=5 {
+        let request = format!(
+            "GET /sse?channel=a&channel=b HTTP/1.1\r\nHost: localhost\r\nLast-Event-ID: {start},{start}\r\n\r\n"
+        );
+        let mut client = tidegate_testkit::RawTcp::connect(rig.address);
+        client.send(request.as_bytes());
+        rig.backplane.history.eventually_arrived(2 * arrived);
+        clients.push(client);
+    }
+    assert_eq!((rig.subscribers("a"), rig.subscribers("b")), (5, 5));
+    drop(clients);
+    rig.eventually_subscribers("a", 0);
+    rig.backplane.history.open();
+    rig.eventually_empty();
+    assert_eq!(rig.metric("tidegate_handshakes_total{result=\"abandoned\"}"), 5.0);
+    assert_eq!(rig.metric("tidegate_handshakes_total"), 5.0);
+}
+
+#[test]
+fn a_gap_is_told_in_its_place_to_everyone_as_their_protocol_can() {
+    let rig = Rig::start(config());
+    let start = rig.publish("a", "1").unwrap();
+    let mut raw = WsClient::connect(rig.address, "/ws?channel=a");
+    let mut envelope = WsClient::connect(rig.address, "/ws?channel=a&envelope=json");
+    let mut stream = SseClient::connect(rig.address, "/sse?channel=a", None);
+    let top = rig.publish("a", "2").unwrap();
+    rig.gap("a", Some(top));
+    rig.publish("a", "3");
+    assert_eq!(raw.expect_text(), "2");
+    assert_eq!(raw.expect_close(4010), "gap: reconnect");
+    assert_eq!(envelope.expect_json()["data"], "2");
+    assert_eq!(envelope.expect_json()["gap"]["offset"], top.offset);
+    assert_eq!(envelope.expect_json()["data"], "3");
+    assert_eq!(stream.expect_event().data, "2");
+    let event = stream.expect_event();
+    assert_eq!((event.event, event.id), ("gap".to_owned(), top.to_string()));
+    assert_eq!(stream.expect_event().data, "3");
+    rig.eventually_subscribers("a", 2);
+    assert_eq!(rig.metric("tidegate_disconnects_total{reason=\"gap\"}"), 1.0);
+    assert_eq!(rig.metric("tidegate_close_frames_total{code=\"other\"}"), 1.0);
+
+    // Who recovers past the gap has missed nothing, and is not told of it.
+    rig.backplane.history.shut();
+    let client = connect_later(since(&rig, "a", start));
+    rig.backplane.history.eventually_arrived(1);
+    rig.gap("a", Some(top));
+    rig.backplane.history.open();
+    let mut client = client.join().unwrap();
+    rig.publish("a", "4");
+    for text in ["2", "3", "4"] {
+        assert_eq!(client.expect_text(), text);
+    }
+}
+
+#[test]
+fn a_channel_without_history_says_that_it_cannot_recover() {
+    let rig = Rig::start(config());
+    let path = "/ws?channel=plain:a&since=k3:5&envelope=json";
+    let mut client = WsClient::connect(rig.address, path);
+    assert_eq!(client.expect_json()["gap"]["reason"], "unrecoverable");
+    rig.publish("plain:a", "1");
+    rig.publish("plain:a", "2");
+    assert_eq!(client.expect_json()["data"], "1");
+    assert_eq!(client.expect_json()["data"], "2");
+}
+
+#[test]
+fn a_refused_subscription_is_tried_again_for_the_next_client() {
+    let rig = Rig::start(config());
+    rig.backplane.refusals.store(2, std::sync::atomic::Ordering::Release);
+    for _ in 0..2 {
+        let refusal = WsClient::try_connect(rig.address, "/ws?channel=a", &[]).unwrap_err();
+        assert_eq!(refusal.status, 503, "{refusal:?}");
+    }
+    let mut client = WsClient::connect(rig.address, "/ws?channel=a");
+    rig.publish("a", "1");
+    assert_eq!(client.expect_text(), "1");
+    assert_eq!(rig.metric("tidegate_handshakes_total{result=\"backplane_unavailable\"}"), 2.0);
+    eventually("the refused are gone", DEADLINE, || rig.front.connections() == 1);
+}

@@ -1,0 +1,347 @@
+//! A server without HTTP, and the backplane that can be held.
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::{FutureExt, future::BoxFuture};
+use tidegate_backplane::{
+    Backplane, BackplaneError, Channel, Control, Gap, GapReason, History, HistoryQuery, Member,
+    MemoryBackplane, MemoryOptions, NewPublication, NodeRecord, Payload, Position, Publication, Published,
+    Sink,
+};
+use tidegate_reactor::{Acceptor, AcceptorHandle};
+use tidegate_testkit::{DEADLINE, eventually};
+use tokio::{runtime::Runtime, sync::watch};
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    config::{Config, Namespace},
+    front::Front,
+    metrics::Metrics,
+    node::{Node, PublishRequest, Relay},
+    server::{Carrier, Parts, runtime},
+};
+
+pub(super) struct Rig {
+    pub(super) address: SocketAddr,
+    pub(super) node: Arc<Node>,
+    pub(super) relay: Arc<Relay>,
+    pub(super) front: Arc<Front>,
+    pub(super) backplane: Arc<Held>,
+    metrics: Arc<Metrics>,
+    runtime: Option<Runtime>,
+    acceptor: Option<AcceptorHandle>,
+    shards: Vec<thread::JoinHandle<()>>,
+}
+
+/// `--dev` with one shard, and a namespace `plain` without history.
+pub(super) fn config() -> Config {
+    let mut config = Config::dev();
+    config.shards = std::num::NonZeroUsize::MIN;
+    let plain = Namespace {
+        history_size: 0,
+        history_age: Duration::ZERO,
+        client_publish: crate::config::ClientPublish::Anyone,
+        ..config.namespaces.default.clone()
+    };
+    config.namespaces.named.insert("plain".into(), plain);
+    config
+}
+
+impl Rig {
+    pub(super) fn start(config: Config) -> Self {
+        let config = Arc::new(config);
+        let runtime = runtime(config.shards.get()).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut held = None;
+        let carry = |sink| {
+            let backplane = Arc::new(Held::new(sink));
+            let memory = Arc::clone(&backplane.memory);
+            held = Some(Arc::clone(&backplane));
+            Carrier { backplane, memory }
+        };
+        let mut parts = Parts::build(&config, address, &runtime, TaskTracker::new(), carry).unwrap();
+        let shards = parts.start_shards().unwrap();
+        let acceptor = Acceptor::new(listener).unwrap().spawn(parts.doorkeeper).unwrap();
+        Self {
+            address,
+            node: Arc::clone(&parts.shared.node),
+            relay: parts.relay,
+            front: Arc::clone(&parts.shared.front),
+            backplane: held.unwrap(),
+            metrics: Arc::clone(&parts.shared.metrics),
+            runtime: Some(runtime),
+            acceptor: Some(acceptor),
+            shards,
+        }
+    }
+
+    /// Publishes a text; its position where the channel has history.
+    pub(super) fn publish(&self, channel: &str, text: &str) -> Option<Position> {
+        let request = PublishRequest {
+            channel: Channel::new(channel).unwrap(),
+            event: None,
+            payload: Payload::Text(Bytes::copy_from_slice(text.as_bytes())),
+            idempotency_key: None,
+        };
+        let runtime = self.runtime.as_ref().unwrap();
+        runtime.block_on(self.node.publish(request)).unwrap().position
+    }
+
+    /// Has the backplane lose continuity.
+    pub(super) fn gap(&self, channel: &str, top: Option<Position>) {
+        self.relay.gap(&Channel::new(channel).unwrap(), Gap { reason: GapReason::Reconnect, top });
+    }
+
+    pub(super) fn subscribers(&self, channel: &str) -> u64 {
+        self.node.subscribers(&Channel::new(channel).unwrap())
+    }
+
+    #[track_caller]
+    pub(super) fn eventually_subscribers(&self, channel: &str, count: u64) {
+        let what = format!("{count} subscribers of {channel}");
+        eventually(&what, DEADLINE, || self.subscribers(channel) == count);
+    }
+
+    /// Sum of the samples whose name and labels begin like this.
+    pub(super) fn metric(&self, sample: &str) -> f64 {
+        let text = self.metrics.prometheus();
+        let samples = text.lines().filter(|line| line.starts_with(sample));
+        samples.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()
+    }
+
+    #[track_caller]
+    pub(super) fn eventually_metric(&self, sample: &str, value: f64) {
+        let mut seen = f64::NAN;
+        eventually(&format!("{sample} is {value}"), DEADLINE, || {
+            seen = self.metric(sample);
+            seen == value
+        });
+    }
+
+    /// Waits until nothing is left of any client: no place in the limits, no subscription, no channel.
+    #[track_caller]
+    pub(super) fn eventually_empty(&self) {
+        eventually("no connection counts", DEADLINE, || self.front.connections() == 0);
+        self.eventually_metric("tidegate_connections ", 0.0);
+        self.eventually_metric("tidegate_subscriptions ", 0.0);
+        self.eventually_metric("tidegate_send_queue_bytes ", 0.0);
+        // Channels linger for two seconds.
+        eventually("no channel is held", DEADLINE, || self.relay.interests.len() == 0);
+        let ended = self.metric("tidegate_disconnects_total");
+        assert_eq!(self.metric("tidegate_connections_opened_total "), ended, "each end is counted once");
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        self.backplane.history.open();
+        self.backplane.subscription.open();
+        if let Some(acceptor) = self.acceptor.take() {
+            acceptor.stop().unwrap();
+        }
+        self.relay.stop_shards();
+        let panicked = self.shards.drain(..).map(thread::JoinHandle::join).any(|ended| ended.is_err());
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_timeout(Duration::from_secs(1));
+        }
+        assert!(!panicked || thread::panicking(), "a shard panicked");
+    }
+}
+
+/// Lets futures pass while it is open, which it is at first.
+pub(super) struct Gate {
+    /// So many may pass, counted from the first.
+    allowed: watch::Sender<usize>,
+    arrived: AtomicUsize,
+}
+
+impl Gate {
+    fn new() -> Self {
+        Self { allowed: watch::Sender::new(usize::MAX), arrived: AtomicUsize::new(0) }
+    }
+
+    pub(super) fn shut(&self) {
+        self.allowed.send_replace(self.arrived());
+    }
+
+    pub(super) fn open(&self) {
+        self.allowed.send_replace(usize::MAX);
+    }
+
+    /// Lets those pass who have come.
+    pub(super) fn let_pass(&self) {
+        self.shut();
+    }
+
+    /// How many came to it since the start.
+    pub(super) fn arrived(&self) -> usize {
+        self.arrived.load(Ordering::Acquire)
+    }
+
+    #[track_caller]
+    pub(super) fn eventually_arrived(&self, count: usize) {
+        eventually(&format!("{count} at the gate"), DEADLINE, || self.arrived() == count);
+    }
+
+    fn pass(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut allowed = self.allowed.subscribe();
+        let place = self.arrived.fetch_add(1, Ordering::AcqRel);
+        async move {
+            // An error says that the gate is gone, and with it the wall.
+            if allowed.wait_for(|allowed| *allowed > place).await.is_err() {}
+        }
+    }
+}
+
+/// Memory whose answers and hand-overs can be held back, as those of a server far away are.
+pub(super) struct Held {
+    memory: Arc<MemoryBackplane>,
+    sink: Arc<LateSink>,
+    pub(super) history: Gate,
+    pub(super) subscription: Gate,
+    /// So many subscriptions will be refused.
+    pub(super) refusals: AtomicUsize,
+}
+
+/// Keeps what it is handed, in order, until it is told to go on.
+struct LateSink {
+    sink: Arc<dyn Sink>,
+    kept: Mutex<Option<Vec<(Channel, Arc<Publication>)>>>,
+}
+
+impl Held {
+    fn new(sink: Arc<dyn Sink>) -> Self {
+        let sink = Arc::new(LateSink { sink, kept: Mutex::default() });
+        let memory = MemoryBackplane::new(Arc::clone(&sink) as Arc<dyn Sink>, MemoryOptions::default());
+        Self {
+            memory: Arc::new(memory),
+            sink,
+            history: Gate::new(),
+            subscription: Gate::new(),
+            refusals: AtomicUsize::new(0),
+        }
+    }
+
+    /// From now on publications are in history before the node is handed them.
+    pub(super) fn hold_publications(&self) {
+        self.sink.kept.lock().unwrap().get_or_insert_default();
+    }
+
+    /// Hands over the first of what is held.
+    pub(super) fn hand_over_one(&self) {
+        let mut kept = self.sink.kept.lock().unwrap();
+        let (channel, publication) = kept.as_mut().unwrap().remove(0);
+        self.sink.sink.publication(&channel, publication);
+    }
+
+    pub(super) fn hand_over(&self) {
+        let mut kept = self.sink.kept.lock().unwrap();
+        for (channel, publication) in kept.take().into_iter().flatten() {
+            self.sink.sink.publication(&channel, publication);
+        }
+    }
+}
+
+impl Sink for LateSink {
+    fn publication(&self, channel: &Channel, publication: Arc<Publication>) {
+        let mut kept = self.kept.lock().unwrap();
+        match &mut *kept {
+            Some(kept) => kept.push((channel.clone(), publication)),
+            None => self.sink.publication(channel, publication),
+        }
+    }
+
+    fn gap(&self, channel: &Channel, gap: Gap) {
+        self.sink.gap(channel, gap);
+    }
+
+    fn control(&self, control: Control) {
+        self.sink.control(control);
+    }
+}
+
+impl Backplane for Held {
+    fn publish(&self, publication: NewPublication) -> BoxFuture<'_, Result<Published, BackplaneError>> {
+        self.memory.publish(publication)
+    }
+
+    fn subscribe(
+        &self,
+        channel: &Channel,
+        generation: u64,
+    ) -> BoxFuture<'static, Result<(), BackplaneError>> {
+        let refused =
+            self.refusals.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(1));
+        let subscribed = match refused {
+            Ok(_) => futures_util::future::ready(Err(BackplaneError::Unavailable("refused".into()))).boxed(),
+            Err(_) => self.memory.subscribe(channel, generation),
+        };
+        let pass = self.subscription.pass();
+        async move {
+            pass.await;
+            subscribed.await
+        }
+        .boxed()
+    }
+
+    fn unsubscribe(&self, channel: &Channel, generation: u64) {
+        self.memory.unsubscribe(channel, generation);
+    }
+
+    /// The read is made at once, its answer may be late.
+    fn history(
+        &self,
+        channel: &Channel,
+        query: HistoryQuery,
+    ) -> BoxFuture<'_, Result<History, BackplaneError>> {
+        let history = self.memory.history(channel, query);
+        let pass = self.history.pass();
+        async move {
+            pass.await;
+            history.await
+        }
+        .boxed()
+    }
+
+    fn join(&self, channel: &Channel, member: Member) -> BoxFuture<'static, Result<(), BackplaneError>> {
+        self.memory.join(channel, member)
+    }
+
+    fn leave(&self, channel: &Channel, connection: &str) -> BoxFuture<'static, Result<(), BackplaneError>> {
+        self.memory.leave(channel, connection)
+    }
+
+    fn presence(&self, channel: &Channel) -> BoxFuture<'_, Result<Vec<Member>, BackplaneError>> {
+        self.memory.presence(channel)
+    }
+
+    fn announce(&self, node: NodeRecord) -> BoxFuture<'_, Result<(), BackplaneError>> {
+        self.memory.announce(node)
+    }
+
+    fn retire(&self, name: &str) -> BoxFuture<'_, Result<(), BackplaneError>> {
+        self.memory.retire(name)
+    }
+
+    fn nodes(&self) -> BoxFuture<'_, Result<Vec<NodeRecord>, BackplaneError>> {
+        self.memory.nodes()
+    }
+
+    fn control(&self, control: Control) -> BoxFuture<'_, Result<(), BackplaneError>> {
+        self.memory.control(control)
+    }
+
+    fn health(&self) -> Result<(), BackplaneError> {
+        self.memory.health()
+    }
+}
