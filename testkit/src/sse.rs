@@ -121,6 +121,20 @@ impl SseClient {
         }
     }
 
+    /// The id that the client would come back with, which must come, with or without an event.
+    ///
+    /// # Panics
+    /// When none comes.
+    #[track_caller]
+    pub fn expect_id(&mut self) -> String {
+        while self.parser.last_id.is_empty() {
+            if let Err(error) = self.read_more(DEADLINE) {
+                panic!("expected an id: {error}");
+            }
+        }
+        self.parser.last_id.clone()
+    }
+
     /// Reads up to the end of the stream and gives the events before it.
     ///
     /// # Panics

@@ -53,6 +53,23 @@ fn last_event_id_gives_exactly_what_was_missed() {
 }
 
 #[test]
+fn a_stream_that_saw_nothing_comes_back_without_a_gap() {
+    let gateway = Gateway::start();
+    let rest = gateway.rest();
+    publish_all(&rest, "old", &["before"]);
+    let path = "/sse?channel=old&channel=new";
+    let id = SseClient::connect(gateway.public(), path, None).expect_id();
+    publish_all(&rest, "old", &["o1", "o2"]);
+    publish_all(&rest, "new", &["n1", "n2"]);
+    let mut stream = SseClient::connect(gateway.public(), path, Some(&id));
+    let mut missed: Vec<String> = (0..4).map(|_| stream.expect_event().data).collect();
+    missed.sort();
+    assert_eq!(missed, ["n1", "n2", "o1", "o2"]);
+    publish_all(&rest, "new", &["n3"]);
+    assert_eq!(stream.expect_event().data, "n3");
+}
+
+#[test]
 fn no_publication_is_lost_or_doubled_while_others_publish() {
     // Recovery joins history and the live stream; publishing all the while makes the seam visible.
     let gateway = Gateway::start();
