@@ -90,12 +90,11 @@ impl Acceptor {
     /// Accepts until nothing waits; how long to pause when something may still.
     fn accept_all(&mut self, intake: &mut impl Intake) -> Option<Duration> {
         for _ in 0..ACCEPTS_MAX {
+            // A lost spare is had back before the next connection is: they may come until there is none to be had.
+            self.restore_spare();
             match self.listener.accept() {
                 Ok((socket, peer)) => intake.on_connection(socket.into(), peer),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.restore_spare();
-                    return None;
-                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
                 Err(error) if is_exhausted(&error) => match self.refuse_with_spare(intake) {
                     Refusal::One => {}
                     Refusal::NobodyWaits => return None,
@@ -112,7 +111,6 @@ impl Acceptor {
     /// Spends the spare descriptor on one connection. Linux looks for a descriptor before it looks for a
     /// connection, so being out of descriptors does not mean that anybody waits.
     fn refuse_with_spare(&mut self, intake: &mut impl Intake) -> Refusal {
-        self.restore_spare();
         if self.spare.take().is_none() {
             return self.starve(intake);
         }

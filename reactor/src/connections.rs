@@ -400,11 +400,10 @@ impl<C> Connections<C> {
         Ok(Some(Released { socket: socket.into(), unsent, dropped, connection: entry.connection }))
     }
 
-    /// Whether the loop has something to do for them at once.
+    /// Whether the loop has something to do for them at once. (What was gathered has left at the end of the turn.)
     pub(crate) fn has_work(&self) -> bool {
         !self.unread.is_empty()
             || !self.doomed.is_empty()
-            || !self.unflushed.is_empty()
             || !self.recovered.is_empty()
             || self.wheel.has_expired()
     }

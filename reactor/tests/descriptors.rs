@@ -173,10 +173,10 @@ struct Holder(Arc<Mutex<Held>>);
 
 impl Intake for Holder {
     fn on_connection(&mut self, mut socket: TcpStream, _: SocketAddr) {
-        // The client may be gone already.
-        socket.write_all(b"!").ok();
         let mut held = self.0.lock().unwrap();
         held.served += 1;
+        // Counted before the client knows. It may be gone already.
+        socket.write_all(b"!").ok();
         held.sockets.push(socket);
     }
 
