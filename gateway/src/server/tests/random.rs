@@ -22,7 +22,7 @@ use crate::config::ByteSize;
 
 const CHANNELS: usize = 3;
 const PUBLISHERS: usize = 3;
-const PUBLICATIONS: usize = 1000;
+const PUBLICATIONS: usize = 700;
 const CLIENTS: usize = 15;
 
 /// What the last publication of a channel begins with.
@@ -119,7 +119,7 @@ fn publish(run: &Run, publisher: usize) {
     let mut random = Random::of(run.seed, publisher);
     for number in 0..PUBLICATIONS {
         let channel = random.below(CHANNELS);
-        let filler = if random.below(4) == 0 { 8 * 1024 } else { random.below(200) };
+        let filler = if random.below(4) == 0 { 1500 } else { random.below(100) };
         let text = format!("{publisher}-{number}-{}", "x".repeat(filler));
         run.publish(channel, text);
         run.count.fetch_add(1, Ordering::AcqRel);
@@ -243,7 +243,7 @@ impl<'r> Client<'r> {
                     let mut connection = self.connect();
                     let until = self.run.count.load(Ordering::Acquire) + self.random.below(PUBLICATIONS);
                     self.run.wait_for(until);
-                    self.read(&mut connection, |client| client.random.below(40) == 0 || client.has_all());
+                    self.read(&mut connection, |client| client.random.below(60) == 0 || client.has_all());
                 }
                 _ => {
                     let mut connection = self.connect();
