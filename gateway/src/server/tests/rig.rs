@@ -216,8 +216,11 @@ pub(super) struct Held {
 /// Keeps what it is handed, in order, until it is told to go on.
 struct LateSink {
     sink: Arc<dyn Sink>,
-    kept: Mutex<Option<Vec<(Channel, Arc<Publication>)>>>,
+    kept: Mutex<Option<Vec<Handed>>>,
 }
+
+/// A publication as a sink is handed it.
+type Handed = (Channel, Arc<Publication>);
 
 impl Held {
     fn new(sink: Arc<dyn Sink>) -> Self {
