@@ -429,7 +429,8 @@ impl Core {
         let encoding = request.encoding(compression);
         let mut rare = Rare::default();
         if encoding.is_individual() {
-            rare.positions = entered.iter().map(|entered| (entered.key, None)).collect();
+            // Every id names every channel from the first on: whoever is cut off in between comes back to all.
+            rare.positions = entered.iter().map(|entered| (entered.key, self.place(entered))).collect();
         }
         let mut out = std::mem::take(&mut self.scratch);
         out.clear();
@@ -553,6 +554,17 @@ impl Core {
         if let Err(waits) = self.begin(logged) {
             self.shared.runtime.spawn(waits);
         }
+    }
+
+    /// Where a channel stands for the client before anything of it is written.
+    fn place(&self, entered: &Entered) -> Option<Position> {
+        let recovering = entered.recovering.as_ref()?;
+        let top = recovering.history.as_ref().and_then(|history| history.top);
+        Some(match recovering.want {
+            Want::After(position) => position,
+            Want::Fresh(fresh) => fresh.position(self.shared.life),
+            Want::Now => top.unwrap_or_else(|| Fresh::place(self.shared.life, self.shared.started.elapsed())),
+        })
     }
 
     /// The id that an event stream comes back with when nothing else is sent to it.

@@ -23,6 +23,11 @@ impl Fresh {
         Position { epoch: life, offset: now.as_millis() as u64 }
     }
 
+    /// As it was written.
+    pub(crate) fn position(self, life: Epoch) -> Position {
+        Position { epoch: life, offset: self.since_ms }
+    }
+
     /// What a client's position says, if it is such a place of this process.
     pub(crate) fn of(position: Position, life: Epoch) -> Option<Self> {
         (position.epoch == life).then_some(Self { since_ms: position.offset })
