@@ -452,12 +452,16 @@ impl Core {
                 None => open.subscriptions.push(self.hub.join(entered.key, encoding, id.slot)),
                 Some(recovering) => {
                     self.hub.end_reading(entered.key, id);
+                    let has_nothing = recovering.has_nothing();
                     let recovery = Recovery { key: entered.key, through: None };
                     let (recovery, told) =
                         self.write_recovered(recovery, recovering, encoding, &mut rare, &mut out);
                     told_all &= told;
                     last_id = self.standing_id(&recovery, &mut rare).or(last_id);
-                    let (subscription, follows) = self.hub.resume(encoding, &recovery, id.slot);
+                    let (subscription, follows) = match has_nothing {
+                        true => (self.hub.join(entered.key, encoding, id.slot), false),
+                        false => self.hub.resume(encoding, &recovery, id.slot),
+                    };
                     open.subscriptions.push(subscription);
                     rare.recoveries.extend(follows.then_some(recovery));
                 }
@@ -608,6 +612,14 @@ impl Core {
         let told = told.count();
         self.metrics.messages_sent.add(told as u64);
         (recovery, told == contents.len())
+    }
+}
+
+impl Recovering {
+    /// Whether the client is new here and is sent nothing yet: then nothing in its lane can be a repetition, and it
+    /// need not follow, which would cost an idle stream a box until the channel's next publication.
+    fn has_nothing(&self) -> bool {
+        matches!(self.want, Want::Now) && self.kept.is_empty()
     }
 }
 

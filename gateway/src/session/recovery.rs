@@ -82,6 +82,10 @@ impl Kept {
         *self = Self { overflow: Some(lost), ..Self::default() };
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.items.is_empty() && self.overflow.is_none()
+    }
+
     /// What was kept and is newer than what history held.
     pub(crate) fn into_news(self, recovery: &mut Recovery) -> Vec<Content> {
         let mut items = self.items;

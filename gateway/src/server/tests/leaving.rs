@@ -161,7 +161,7 @@ fn what_a_slow_reader_loses_with_its_connection_is_counted() {
 #[test]
 fn an_event_stream_whose_client_does_not_take_anything_in_ends() {
     let mut config = with_policy(SlowReader::Drop);
-    config.heartbeat.timeout = Duration::from_secs(1);
+    (config.heartbeat.interval, config.heartbeat.timeout) = (Duration::from_secs(1), Duration::from_secs(1));
     let rig = Rig::start(config);
     let options = SocketOptions { receive_buffer_bytes: Some(4096), ..SocketOptions::default() };
     let mut client = connect(rig.address, options).unwrap();
