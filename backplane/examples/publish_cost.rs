@@ -14,8 +14,8 @@ use std::{
 use bytes::Bytes;
 use futures_util::FutureExt;
 use tidegate_backplane::{
-    Backplane, Channel, Control, Gap, HistoryPolicy, MemoryBackplane, MemoryOptions, NewPublication, Payload,
-    Publication, Sink,
+    Backplane, Channel, Control, Gap, HistoryPolicy, Intake, MemoryBackplane, MemoryOptions, NewPublication,
+    Payload, Publication, Sink,
 };
 
 const PUBLISHES: usize = 400_000;
@@ -26,8 +26,9 @@ const CHANNELS: usize = 1_000;
 struct CountingSink(AtomicU64);
 
 impl Sink for CountingSink {
-    fn publication(&self, _: &Channel, publication: Arc<Publication>) {
+    fn publication(&self, _: &Channel, publication: Arc<Publication>) -> Intake {
         self.0.fetch_add(publication.payload.bytes().len() as u64, Ordering::Relaxed);
+        Intake::Taken
     }
 
     fn gap(&self, _: &Channel, _: Gap) {}

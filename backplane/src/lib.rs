@@ -30,7 +30,7 @@ pub use types::*;
 /// - **Atomicity.** Checking the idempotency key, assigning the position, appending to history and handing to
 ///   the sinks is one step: no reader sees a position in history that a subscriber will not be handed after it,
 ///   and a publication is in history before [`Backplane::publish`] answers.
-/// - **At most once.** A publication is handed to a sink at most once. Whatever may have been missed is a
+/// - **At most once.** A publication is taken by a sink at most once. Whatever may have been missed is a
 ///   [`Gap`], handed over in its place in the order; silence means that nothing was missed.
 /// - **Interest.** When the future of [`Backplane::subscribe`] is ready, every publication accepted afterwards
 ///   reaches the sink. After [`Backplane::unsubscribe`], some may still arrive for a short while.
@@ -80,17 +80,35 @@ pub trait Backplane: Send + Sync + 'static {
 /// What a node is told. Calls must not block, and must not call the backplane: they are made while the channel is
 /// held in order.
 pub trait Sink: Send + Sync + 'static {
-    fn publication(&self, channel: &Channel, publication: Arc<Publication>);
+    /// Takes a publication, or has no room for it: then the backplane hands it over again later, or a [`Gap`] in its
+    /// place.
+    fn publication(&self, channel: &Channel, publication: Arc<Publication>) -> Intake;
+
+    /// Always taken: it has no payload.
     fn gap(&self, channel: &Channel, gap: Gap);
+
     fn control(&self, control: Control);
+}
+
+/// What became of a publication that a [`Sink`] was handed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use = "what was not taken is owed to the channel: later, or as a gap"]
+pub enum Intake {
+    Taken,
+    /// More waits on this node than its bound allows.
+    Full,
 }
 
 /// Why the backplane did not do what was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BackplaneError {
-    /// Try again later; nothing is known to have happened.
+    /// Nothing has happened; try again later.
     #[error("the backplane is out of reach: {0}")]
     Unavailable(Box<str>),
+    /// It was sent, but no answer came: it may have happened or not. Whoever tries again should use the same
+    /// idempotency key.
+    #[error("the backplane did not answer, the outcome is not known: {0}")]
+    Unconfirmed(Box<str>),
     /// The call was refused for good.
     #[error("the backplane refused: {0}")]
     Refused(Box<str>),

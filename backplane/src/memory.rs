@@ -59,8 +59,9 @@ use self::{
     table::{Entry, PARTS, State, Table},
 };
 use crate::{
-    Backplane, BackplaneError, Channel, Clock, Control, Epoch, History, HistoryPolicy, HistoryQuery, Member,
-    NewPublication, NodeRecord, Position, Publication, Published, Sink, SystemClock,
+    Backplane, BackplaneError, Channel, Clock, Control, Epoch, Gap, GapReason, History, HistoryPolicy,
+    HistoryQuery, Intake, Member, NewPublication, NodeRecord, Position, Publication, Published, Sink,
+    SystemClock,
 };
 
 /// Parts of the channel table that one sweep visits. With a sweep each second, memory is back after 8 s, and 15,000
@@ -193,7 +194,8 @@ impl MemoryBackplane {
         let NewPublication { channel, event, payload, .. } = new;
         self.table.with_existing(&channel, |state| {
             if state.interest.is_some() {
-                self.sink.publication(&channel, Arc::new(Publication { position: None, event, payload }));
+                let publication = Arc::new(Publication { position: None, event, payload });
+                self.hand_over(&channel, publication);
             }
         });
         Published { position: None, duplicate: false }
@@ -238,10 +240,19 @@ impl MemoryBackplane {
             let publication = Arc::new(Publication { position, event, payload });
             self.append(&channel, entry, state, &publication, now);
             if state.interest.is_some() {
-                self.sink.publication(&channel, publication);
+                self.hand_over(&channel, publication);
             }
         }
         Ok(Published { position, duplicate: false })
+    }
+
+    /// Publishers wait for room before they come here, so a sink that has none is rare: its channel is told of a
+    /// gap, with the place from which it can recover.
+    fn hand_over(&self, channel: &Channel, publication: Arc<Publication>) {
+        let top = publication.position;
+        if self.sink.publication(channel, publication) == Intake::Full {
+            self.sink.gap(channel, Gap { reason: GapReason::Overflow, top });
+        }
     }
 
     /// The next position of the channel, in a new epoch if it has none.

@@ -12,7 +12,7 @@ use std::{
 
 use futures_util::FutureExt;
 use tidegate_backplane::{
-    Backplane, Channel, Clock, Control, Epoch, Gap, HistoryPolicy, HistoryQuery, ManualClock,
+    Backplane, Channel, Clock, Control, Epoch, Gap, HistoryPolicy, HistoryQuery, Intake, ManualClock,
     MemoryBackplane, MemoryCounters, MemoryOptions, NewPublication, Payload, Publication, SWEEPS_PER_ROUND,
     Sink,
 };
@@ -31,7 +31,7 @@ struct OrderSink {
 }
 
 impl Sink for OrderSink {
-    fn publication(&self, channel: &Channel, publication: Arc<Publication>) {
+    fn publication(&self, channel: &Channel, publication: Arc<Publication>) -> Intake {
         let at: usize = channel.as_str()[1..].parse().expect("a number");
         let alone = self.inside[at].fetch_add(1, Ordering::SeqCst) == 0;
         let position = publication.position.expect("a position");
@@ -45,6 +45,7 @@ impl Sink for OrderSink {
         }
         self.handed.fetch_add(1, Ordering::SeqCst);
         self.inside[at].fetch_sub(1, Ordering::SeqCst);
+        Intake::Taken
     }
 
     fn gap(&self, _: &Channel, _: Gap) {

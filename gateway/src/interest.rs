@@ -31,6 +31,10 @@ const CHANNEL_LOAD_BYTES: usize = 64 * 1024;
 /// The same for the whole node.
 const NODE_LOAD_BYTES: usize = 16 * 1024 * 1024;
 
+/// What a backplane hands over without having waited for room here, because it was published on another node, is
+/// taken up to this many times those bounds: 1 MiB for a channel, 256 MiB for the node. Beyond, the backplane keeps it.
+const UNANNOUNCED: usize = 16;
+
 /// What an outgoing publication costs besides its payload: struct, headers, places in queues.
 const OUTGOING_BYTES: usize = 128;
 
@@ -256,6 +260,12 @@ impl Interest {
         tokio::time::timeout(patience, waiting).await.is_ok()
     }
 
+    /// Whether a publication that nobody waited with may be added.
+    pub(crate) fn takes_more(&self) -> bool {
+        self.load_bytes.load(Ordering::Acquire) < UNANNOUNCED * CHANNEL_LOAD_BYTES
+            && self.node.bytes.load(Ordering::Acquire) < UNANNOUNCED * NODE_LOAD_BYTES
+    }
+
     fn has_room(&self) -> bool {
         self.load_bytes.load(Ordering::Acquire) < CHANNEL_LOAD_BYTES
             && self.node.bytes.load(Ordering::Acquire) < NODE_LOAD_BYTES
@@ -281,7 +291,7 @@ mod tests {
 
     use bytes::Bytes;
     use tidegate_backplane::{
-        Control, Gap, MemoryBackplane, MemoryOptions, NewPublication, Payload, Publication, Sink,
+        Control, Gap, Intake, MemoryBackplane, MemoryOptions, NewPublication, Payload, Publication, Sink,
     };
 
     use super::*;
@@ -291,9 +301,10 @@ mod tests {
     struct LookUp(OnceLock<Arc<Interests>>);
 
     impl Sink for LookUp {
-        fn publication(&self, channel: &Channel, _: Arc<Publication>) {
+        fn publication(&self, channel: &Channel, _: Arc<Publication>) -> Intake {
             let interest = self.0.get().and_then(|interests| interests.get(channel));
             assert!(interest.is_none_or(|interest| interest.shards().count() <= 2));
+            Intake::Taken
         }
         fn gap(&self, _: &Channel, _: Gap) {}
         fn control(&self, _: Control) {}

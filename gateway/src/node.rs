@@ -11,8 +11,8 @@ use std::{
 };
 
 use tidegate_backplane::{
-    Backplane, BackplaneError, Channel, Control, DisconnectTarget, Gap, History, HistoryQuery, Member,
-    NodeRecord, Payload, Publication, Published, Sink,
+    Backplane, BackplaneError, Channel, Control, DisconnectTarget, Gap, History, HistoryQuery, Intake,
+    Member, NodeRecord, Payload, Publication, Published, Sink,
 };
 use tidegate_reactor::{Mail, Mailbox};
 use tokio::sync::Notify;
@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 use crate::{
     config::{Config, Namespaces},
     front::Front,
-    interest::Interests,
+    interest::{Interest, Interests},
     metrics::Metrics,
     outgoing::{Content, Outgoing},
     session::Session,
@@ -273,11 +273,7 @@ impl Relay {
         Self { interests: Arc::new(Interests::new()), shards, unwanted: AtomicU64::new(0) }
     }
 
-    fn spread(&self, channel: &Channel, content: Content, payload_bytes: usize) {
-        let Some(interest) = self.interests.get(channel) else {
-            self.unwanted.fetch_add(1, Ordering::Relaxed);
-            return;
-        };
+    fn spread(&self, interest: &Arc<Interest>, channel: &Channel, content: Content, payload_bytes: usize) {
         let load = interest.load(payload_bytes);
         let outgoing = Arc::new(Outgoing::new(channel.clone(), content, load));
         for shard in interest.shards() {
@@ -299,13 +295,23 @@ impl Relay {
 }
 
 impl Sink for Relay {
-    fn publication(&self, channel: &Channel, publication: Arc<Publication>) {
+    fn publication(&self, channel: &Channel, publication: Arc<Publication>) -> Intake {
+        let Some(interest) = self.interests.get(channel) else {
+            self.unwanted.fetch_add(1, Ordering::Relaxed);
+            return Intake::Taken;
+        };
+        if !interest.takes_more() {
+            return Intake::Full;
+        }
         let payload_bytes = publication.payload.bytes().len();
-        self.spread(channel, Content::Publication(publication), payload_bytes);
+        self.spread(&interest, channel, Content::Publication(publication), payload_bytes);
+        Intake::Taken
     }
 
     fn gap(&self, channel: &Channel, gap: Gap) {
-        self.spread(channel, Content::Gap(gap), 0);
+        if let Some(interest) = self.interests.get(channel) {
+            self.spread(&interest, channel, Content::Gap(gap), 0);
+        }
     }
 
     fn control(&self, control: Control) {

@@ -8,7 +8,7 @@ use std::{
 use tokio::sync::Notify;
 
 use super::DEADLINE;
-use crate::{Channel, Control, Gap, Publication, Sink};
+use crate::{Channel, Control, Gap, Intake, Publication, Sink};
 
 /// Records all calls, in their order.
 #[derive(Debug, Default)]
@@ -79,8 +79,9 @@ impl Recorder {
 }
 
 impl Sink for Recorder {
-    fn publication(&self, channel: &Channel, publication: Arc<Publication>) {
+    fn publication(&self, channel: &Channel, publication: Arc<Publication>) -> Intake {
         self.record(|records| records.publications.entry(channel.clone()).or_default().push(publication));
+        Intake::Taken
     }
 
     fn gap(&self, channel: &Channel, gap: Gap) {

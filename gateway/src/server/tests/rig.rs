@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::{FutureExt, future::BoxFuture};
 use tidegate_backplane::{
-    Backplane, BackplaneError, Channel, Control, Gap, GapReason, History, HistoryQuery, Member,
+    Backplane, BackplaneError, Channel, Control, Gap, GapReason, History, HistoryQuery, Intake, Member,
     MemoryBackplane, MemoryOptions, NewPublication, NodeRecord, Payload, Position, Publication, Published,
     Sink,
 };
@@ -244,22 +244,25 @@ impl Held {
     pub(super) fn hand_over_one(&self) {
         let mut kept = self.sink.kept.lock().unwrap();
         let (channel, publication) = kept.as_mut().unwrap().remove(0);
-        self.sink.sink.publication(&channel, publication);
+        assert_eq!(self.sink.sink.publication(&channel, publication), Intake::Taken);
     }
 
     pub(super) fn hand_over(&self) {
         let mut kept = self.sink.kept.lock().unwrap();
         for (channel, publication) in kept.take().into_iter().flatten() {
-            self.sink.sink.publication(&channel, publication);
+            assert_eq!(self.sink.sink.publication(&channel, publication), Intake::Taken);
         }
     }
 }
 
 impl Sink for LateSink {
-    fn publication(&self, channel: &Channel, publication: Arc<Publication>) {
+    fn publication(&self, channel: &Channel, publication: Arc<Publication>) -> Intake {
         let mut kept = self.kept.lock().unwrap();
         match &mut *kept {
-            Some(kept) => kept.push((channel.clone(), publication)),
+            Some(kept) => {
+                kept.push((channel.clone(), publication));
+                Intake::Taken
+            }
             None => self.sink.publication(channel, publication),
         }
     }
