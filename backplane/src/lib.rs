@@ -14,6 +14,7 @@ mod clock;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod memory;
+mod redis;
 mod types;
 
 use std::sync::Arc;

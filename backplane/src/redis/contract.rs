@@ -1,0 +1,72 @@
+//! What the parts of the Redis backplane ask of each other: links carry commands and subscriptions, the registry of
+//! subscriptions is told what arrives.
+
+use futures_util::future::BoxFuture;
+use redis::{Cmd, Value};
+
+use crate::BackplaneError;
+
+/// A server of the topology. It stays the same while its connections are replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct LinkId(pub(crate) u32);
+
+/// One pair of connections of a link. Grows with each replacement, over all links.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Session(pub(crate) u64);
+
+/// Where a tag lives now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Route {
+    pub(crate) link: LinkId,
+    /// On a Cluster: the slot, because one `SSUBSCRIBE` takes channels of one slot.
+    pub(crate) slot: Option<u16>,
+}
+
+/// Sends commands to the server that holds a tag's keys.
+pub(crate) trait Commands: Send + Sync + 'static {
+    /// The answer, or what is known of the outcome. Refusals that prove that nothing happened were repeated already.
+    /// A server error that is none of those is [`BackplaneError::Refused`].
+    fn call(&self, tag: &str, command: Cmd) -> BoxFuture<'_, Result<Value, BackplaneError>>;
+
+    /// Whether publishing is `SPUBLISH`.
+    fn is_sharded(&self) -> bool;
+}
+
+/// Sends subscribe commands. What became of them is told to [`Subscriber`].
+pub(crate) trait Subscribing: Send + Sync + 'static {
+    /// `None` while the topology does not know (a Cluster slot without a master).
+    fn route(&self, tag: &str) -> Option<Route>;
+
+    /// Whether calls to the link of a tag may succeed now.
+    fn availability(&self, tag: &str) -> Result<(), BackplaneError>;
+
+    /// Sends one `SUBSCRIBE` or `SSUBSCRIBE` for at most 512 pub/sub channels (of one slot); does not wait. False: the
+    /// session is over.
+    fn subscribe(&self, link: LinkId, session: Session, channels: &[&[u8]]) -> bool;
+
+    /// The same with `UNSUBSCRIBE` or `SUNSUBSCRIBE`.
+    fn unsubscribe(&self, link: LinkId, session: Session, channels: &[&[u8]]) -> bool;
+
+    /// Gives the session up and makes a new one; `why` is logged and told by health.
+    fn replace(&self, link: LinkId, session: Session, why: &str);
+}
+
+/// Told what the links receive; called on the task of one link's subscription connection, in the order in which the
+/// server said it. Must not block.
+pub(crate) trait Subscriber: Send + Sync + 'static {
+    /// A new session: nothing is subscribed on it.
+    fn up(&self, link: LinkId, session: Session);
+
+    /// The session is over, its subscriptions with it.
+    fn down(&self, link: LinkId, session: Session);
+
+    /// Tags may live elsewhere now.
+    fn routes_changed(&self);
+
+    fn confirmed(&self, link: LinkId, session: Session, channel: &[u8]);
+
+    /// No longer subscribed: asked for, or the server's own decision (a slot that moved).
+    fn ended(&self, link: LinkId, session: Session, channel: &[u8]);
+
+    fn message(&self, link: LinkId, session: Session, channel: &[u8], payload: Vec<u8>);
+}
