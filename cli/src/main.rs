@@ -9,9 +9,9 @@ use clap::Parser as _;
 use tidegate_bench::storm::{self, PublishLoad, StormOptions};
 use tidegate_gateway::{
     config::{Config, ConfigError},
-    log,
-    server::{self, Server},
+    server::Server,
 };
+use tidegate_ops::{descriptors, log};
 
 /// Unlike the system's allocator it gives memory of a connection storm back; see
 /// `docs/adr/0004-allocator.md`.
@@ -52,7 +52,7 @@ impl Failure {
 
 fn gateway(args: GatewayArgs) -> Result<ExitCode, Failure> {
     let check = args.check;
-    server::raise_descriptor_limit();
+    descriptors::raise_limit();
     let config = Config::load(&args.into_sources()).map_err(|error| Failure::start(&error))?;
     if check {
         println!("the configuration is good");

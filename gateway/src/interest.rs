@@ -17,6 +17,7 @@ use futures_util::{
     future::{BoxFuture, Shared},
 };
 use tidegate_backplane::{Backplane, BackplaneError, Channel};
+use tidegate_ops::config::THREADS_MAX;
 use tokio::sync::{Notify, oneshot};
 
 /// The answer of the backplane to a subscription, shared by everyone who waits for it.
@@ -37,6 +38,9 @@ const UNANNOUNCED: usize = 16;
 
 /// What an outgoing publication costs besides its payload: struct, headers, places in queues.
 const OUTGOING_BYTES: usize = 128;
+
+/// A set of shards is one word.
+const _: () = assert!(THREADS_MAX.get() <= u64::BITS as usize);
 
 /// Tables are split to keep publishers of different channels out of each other's way.
 const STRIPES: usize = 64;

@@ -12,7 +12,6 @@ mod front;
 pub mod http;
 mod hub;
 mod interest;
-pub mod log;
 pub mod metrics;
 pub mod node;
 mod outgoing;

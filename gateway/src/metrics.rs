@@ -6,22 +6,17 @@
 
 mod exposition;
 mod labels;
-mod primitives;
-mod process;
-mod saturation;
 
 use std::{
-    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 pub use labels::{
-    AuthFailure, CloseCode, DisconnectReason, DropReason, HandshakeResult, Label, ProtocolError, PublishCode,
-    Resource,
+    AuthFailure, CloseCode, DisconnectReason, DropReason, HandshakeResult, ProtocolError, PublishCode,
 };
-pub use primitives::{Counter, Counters, Gauge, Histogram};
-use prometheus_client::collector::Collector;
+pub use tidegate_ops::metrics::{Bounds, Collector, Counter, Counters, Gauge, Histogram, Listener, Resource};
+use tidegate_ops::metrics::{Load, openmetrics, to_prometheus};
 
 /// Upper bounds in seconds. One handshake costs 20 to 40 µs of CPU here; a slow one waits for keys or history.
 pub const HANDSHAKE_BOUNDS: &[f64] =
@@ -46,22 +41,7 @@ pub struct Metrics {
     shards: Mutex<Vec<Arc<ShardMetrics>>>,
     others: Mutex<Vec<Arc<dyn Collector>>>,
     bounds: Bounds,
-    load: Mutex<saturation::Load>,
-}
-
-/// What the resources of a node are measured against.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Bounds {
-    /// The public listening socket, whose queue of connections not yet accepted is watched.
-    pub listener: Option<Listener>,
-}
-
-/// A listening socket as it was set up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Listener {
-    pub address: SocketAddr,
-    /// What `listen()` was given; the kernel cuts it at `net.core.somaxconn`.
-    pub backlog: u32,
+    load: Mutex<Load>,
 }
 
 /// What one shard counts. Only that shard writes it.
@@ -149,17 +129,13 @@ impl Metrics {
 
     /// All families in the OpenMetrics text format.
     pub fn openmetrics(self: &Arc<Self>) -> String {
-        let mut text = String::with_capacity(16 * 1024);
-        if exposition::encode(self, &mut text).is_err() {
-            // A `String` takes every write; only a collector that gives up can end here.
-            tracing::error!("a metrics collector failed; the exposition is incomplete");
-        }
-        text
+        let ours: Arc<dyn Collector> = Arc::new(exposition::GatewayCollector(Arc::clone(self)));
+        openmetrics(std::iter::once(ours).chain(lock(&self.others).iter().cloned()))
     }
 
     /// All families in the Prometheus text format 0.0.4.
     pub fn prometheus(self: &Arc<Self>) -> String {
-        exposition::to_prometheus(&self.openmetrics())
+        to_prometheus(&self.openmetrics())
     }
 
     /// How much of each resource is in use, from 0 to 1; a resource that cannot be read is left out.
@@ -169,7 +145,7 @@ impl Metrics {
             shards.iter().map(|shard| Duration::from_nanos(shard.busy_ns.get())).collect();
         drop(shards);
         let send_queue = self.node.send_queue_permille.get() as f64 / 1000.0;
-        lock(&self.load).read(&busy, send_queue, &self.bounds)
+        lock(&self.load).read(&busy, Some(send_queue), &self.bounds)
     }
 }
 

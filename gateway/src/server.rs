@@ -9,6 +9,7 @@ use std::{
 };
 
 use tidegate_backplane::{Backplane, Epoch, MemoryBackplane, MemoryOptions, Sink};
+use tidegate_ops::listener::{ACCEPT_BACKLOG, ListenError, listen};
 use tidegate_reactor::{Acceptor, Shard};
 use tokio::runtime::Runtime;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -33,8 +34,8 @@ use crate::{
 pub enum StartError {
     #[error(transparent)]
     Config(#[from] ConfigError),
-    #[error("cannot listen on {address} (`{key}`): {source}; stop what uses it, or choose another address")]
-    Listen { key: &'static str, address: SocketAddr, source: io::Error },
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     #[error("cannot set up {part}: {source}")]
     System { part: &'static str, source: io::Error },
 }
@@ -48,9 +49,6 @@ pub struct Server {
     public_address: SocketAddr,
     internal_address: SocketAddr,
 }
-
-/// Connections that may wait to be accepted; the kernel cuts it at `net.core.somaxconn`, 4096 by default.
-const ACCEPT_BACKLOG: u32 = 4096;
 
 /// HTTP, keys, drain and the backplane's client need little beside the shards.
 const HTTP_THREADS_MAX: usize = 4;
@@ -263,35 +261,6 @@ fn runtime(shards: usize) -> Result<Runtime, StartError> {
         .enable_all()
         .build()
         .map_err(system("the HTTP threads"))
-}
-
-fn listen(address: SocketAddr, key: &'static str) -> Result<StdTcpListener, StartError> {
-    let bound = || -> io::Result<StdTcpListener> {
-        let domain = socket2::Domain::for_address(address);
-        let socket = socket2::Socket::new(domain, socket2::Type::STREAM, Some(socket2::Protocol::TCP))?;
-        // A restarted node need not wait until the connections of the last one have timed out.
-        socket.set_reuse_address(true)?;
-        // Accepted sockets inherit it: frames are whole when they are written, waiting gains nothing.
-        socket.set_tcp_nodelay(true)?;
-        socket.bind(&address.into())?;
-        socket.listen(ACCEPT_BACKLOG as i32)?;
-        socket.set_nonblocking(true)?;
-        Ok(socket.into())
-    };
-    bound().map_err(|source| StartError::Listen { key, address, source })
-}
-
-/// Raises the soft limit of descriptors, which is a default for programs that use `select`, to the hard one, which
-/// is what the operator grants. To be called before the configuration is loaded: `limits.connections` follows it.
-pub fn raise_descriptor_limit() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    if limit.current != limit.maximum
-        && let Err(error) =
-            setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
-    {
-        tracing::warn!(%error, "the soft limit of descriptors could not be raised");
-    }
 }
 
 fn system(part: &'static str) -> impl FnOnce(io::Error) -> StartError {

@@ -6,7 +6,7 @@ use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
 use tidegate_backplane::Channel;
 
 use super::{Pattern, Scope};
-use crate::config::{ApiKeyEntry, ConfigError, KeyProblem, Sha256};
+use crate::config::{ApiKeyEntry, ConfigError, Empty, Sha256};
 
 /// The configured API keys.
 #[derive(Debug, Clone)]
@@ -81,10 +81,10 @@ impl ApiKey {
             (Some(key), _) => sha256(key.expose()),
             (None, Some(digest)) => digest,
             (None, None) => {
-                return Err(ConfigError::KeyMaterial {
+                return Err(ConfigError::Unusable {
                     key: format!("auth.api_keys of {:?}", entry.name).into(),
                     path: entry.key_file.clone(),
-                    problem: KeyProblem::Empty,
+                    problem: Empty.into(),
                 });
             }
         };

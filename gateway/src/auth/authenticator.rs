@@ -11,7 +11,7 @@ use super::{
     keys::{Key, from_jwks},
     token::Token,
 };
-use crate::config::{AuthConfig, ConfigError, JwtKey, KeyProblem};
+use crate::config::{AuthConfig, ConfigError, Empty, JwtKey, KeyProblem};
 
 /// Verifies tokens with the configured keys. Shared by all threads.
 #[derive(Debug)]
@@ -145,8 +145,10 @@ impl Keys {
             key: at("algorithm"),
             origin: crate::config::Origin::Default,
         })?;
-        let unusable = |name, path: &Option<std::path::PathBuf>, problem: KeyProblem| {
-            ConfigError::KeyMaterial { key: at(name), path: path.clone(), problem }
+        let unusable = |name, path: &Option<std::path::PathBuf>, problem: KeyProblem| ConfigError::Unusable {
+            key: at(name),
+            path: path.clone(),
+            problem: problem.into(),
         };
         let id = entry.kid.clone();
         if let Some(secret) = &entry.secret {
@@ -173,7 +175,7 @@ impl Keys {
             return Ok(Self::Set(Arc::new(KeySet::new(algorithm, Source::File(path.clone()), pace, keys))));
         }
         let Some(address) = &entry.jwks_url else {
-            return Err(unusable("secret", &None, KeyProblem::Empty));
+            return Err(ConfigError::Unusable { key: at("secret"), path: None, problem: Empty.into() });
         };
         if address.url().scheme() == "http" {
             tracing::warn!(
@@ -225,5 +227,9 @@ fn client() -> Result<reqwest::Client, ConfigError> {
         .no_proxy()
         .user_agent(concat!("tidegate/", env!("CARGO_PKG_VERSION")))
         .build()
-        .map_err(ConfigError::HttpClient)
+        .map_err(|error| ConfigError::Unusable {
+            key: "auth.jwt.jwks_url".into(),
+            path: None,
+            problem: error.into(),
+        })
 }

@@ -27,7 +27,7 @@ pub use origin::{OriginRule, Origins};
 pub use pattern::{PATTERN_BYTES_MAX, Pattern, PatternError};
 pub use token::TokenError;
 
-use crate::config::setting::choice;
+use tidegate_ops::choice;
 
 choice! {
     /// How a token is signed (RFC 7518 section 3.1, RFC 8037). `none` is not among them.

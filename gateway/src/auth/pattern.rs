@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, de::Error as _};
 
-use crate::config::setting::Setting;
+use crate::config::Setting;
 
 /// Longest pattern in bytes: a channel name of the longest kind, and some stars.
 pub const PATTERN_BYTES_MAX: usize = 256;

@@ -6,7 +6,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::{Deserialize, de::IgnoredAny};
 
 use super::Algorithm;
-use crate::config::setting::Setting as _;
+use crate::config::Setting as _;
 
 /// Why a token is refused. All of them are answered with 401.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]

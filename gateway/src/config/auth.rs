@@ -1,12 +1,13 @@
 //! The section about who may do what: origins, token keys, API keys, and the files their secrets are in.
 
-use std::{path::PathBuf, time::Duration};
-
-use super::{
-    error::{ConfigError, KeyProblem, Origin},
-    section::{List, Node, section},
-    setting::{Secret, Setting, Sha256},
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
 };
+
+use tidegate_ops::section;
+
+use super::{ConfigError, List, Node, Origin, Secret, Setting, Sha256, read_secret};
 use crate::auth::{Algorithm, OriginRule, Pattern, Scope};
 
 section! {
@@ -78,6 +79,26 @@ section! {
     }
 }
 
+/// What is wrong with a key or a secret.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum KeyProblem {
+    /// RFC 7518 section 3.2: a key of the size of the hash output or larger must be used.
+    #[error("HS256 needs a secret of at least 32 bytes")]
+    SecretShort,
+    /// 16 random characters of an alphabet of 64 are 96 bits.
+    #[error("an API key has at least 16 characters")]
+    ApiKeyShort,
+    #[error("it is a private key; only the public key belongs here")]
+    Private,
+    /// Public keys are not secret: whoever reads one could sign tokens with it.
+    #[error("it is a PEM key; HS256 needs a secret")]
+    PemSecret,
+    #[error("it is not a PEM public key for the algorithm of this entry")]
+    Pem,
+    #[error("it is not a JSON Web Key Set with a key for the algorithm of this entry")]
+    Jwks,
+}
+
 /// An `http` or `https` address of a key set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JwksUrl(reqwest::Url);
@@ -137,10 +158,10 @@ impl JwtKey {
         self.check_kind(place, algorithm)?;
         self.check_pace(place)?;
         if let Some(path) = &self.secret_file {
-            self.secret = Some(Secret::new(&place.read("secret_file", path)?));
+            self.secret = Some(place.read("secret_file", path)?);
         }
         if let Some(path) = &self.public_key_file {
-            let text = String::from_utf8(place.read("public_key_file", path)?)
+            let text = String::from_utf8(place.read("public_key_file", path)?.expose().to_vec())
                 .map_err(|_| place.unusable("public_key_file", Some(path), KeyProblem::Pem))?;
             self.public_key = Some(text.into());
         }
@@ -186,7 +207,7 @@ impl ApiKeyEntry {
         let given = [self.key.is_some(), self.key_file.is_some(), self.key_sha256.is_some()];
         place.one_of("key, key_file, key_sha256", &given)?;
         if let Some(path) = &self.key_file {
-            self.key = Some(Secret::new(&place.read("key_file", path)?));
+            self.key = Some(place.read("key_file", path)?);
         }
         match &self.key {
             Some(key) if key.expose().len() < API_KEY_BYTES_MIN => {
@@ -236,7 +257,7 @@ impl Place {
     }
 
     fn unusable(&self, name: &str, path: Option<&PathBuf>, problem: KeyProblem) -> ConfigError {
-        ConfigError::KeyMaterial { key: self.at(name), path: path.cloned(), problem }
+        ConfigError::Unusable { key: self.at(name), path: path.cloned(), problem: problem.into() }
     }
 
     fn one_of(&self, one_of: &'static str, given: &[bool]) -> Result<(), ConfigError> {
@@ -251,16 +272,7 @@ impl Place {
         }
     }
 
-    /// Editors end files with a line end that is no part of the secret.
-    fn read(&self, name: &str, path: &PathBuf) -> Result<Vec<u8>, ConfigError> {
-        let mut bytes = std::fs::read(path).map_err(|source| ConfigError::KeyFile {
-            key: self.at(name),
-            path: path.clone(),
-            source,
-        })?;
-        while let Some(b'\r' | b'\n') = bytes.last() {
-            bytes.pop();
-        }
-        if bytes.is_empty() { Err(self.unusable(name, Some(path), KeyProblem::Empty)) } else { Ok(bytes) }
+    fn read(&self, name: &str, path: &Path) -> Result<Secret, ConfigError> {
+        read_secret(&self.at(name), path)
     }
 }

@@ -1,22 +1,16 @@
 //! The configuration: a TOML file, environment variables and flags, checked and with every default filled in.
 //!
-//! This is the only place that reads the environment and the configuration file. [`Sources`] are merged into one
-//! tree whose values know where they came from; the sections ([`Limits`], [`AuthConfig`], …) load themselves from
-//! it. A key that no section has, or a value that its type does not accept, is a [`ConfigError`]: one line.
+//! The machinery is `tidegate_ops::config`; here are the sections ([`Limits`], [`AuthConfig`], …) and what must fit
+//! together.
 //!
-//! - `setting`: types of values and what they expect
-//! - `section`: loading, and the list of keys that `docs/configuration.md` is made of
 //! - `sections`, `auth`: the sections
-//! - `sources`: merging
+//! - `flags`: which keys have a flag
 //! - `reference`: `docs/configuration.md`
 
 mod auth;
-mod error;
+pub mod flags;
 mod reference;
-pub(crate) mod section;
 mod sections;
-pub(crate) mod setting;
-mod sources;
 #[cfg(test)]
 mod tests;
 
@@ -26,17 +20,20 @@ use std::{
     time::Duration,
 };
 
-pub use auth::{ApiKeyEntry, AuthConfig, JwksUrl, JwtKey};
-pub use error::{ConfigError, KeyProblem, Origin};
+pub use auth::{ApiKeyEntry, AuthConfig, JwksUrl, JwtKey, KeyProblem};
 pub use reference::reference;
-pub use section::List;
-use section::{Load, Node, section};
-pub use sections::{
-    ClientPublish, Drain, Heartbeat, Limits, Log, LogFilter, LogFormat, Namespace, Namespaces, SlowReader,
+pub use sections::{ClientPublish, Drain, Heartbeat, Limits, Namespace, Namespaces, SlowReader};
+pub use tidegate_ops::{
+    config::{
+        ByteSize, ConfigError, Empty, Flag, List, Origin, PREFIX, Secret, Setting, Sha256, Sources,
+        UnitError, parse_duration, read_secret,
+    },
+    log::Log,
 };
-use setting::Setting;
-pub use setting::{ByteSize, Secret, Sha256, UnitError, parse_duration};
-pub use sources::{Flag, PREFIX, Sources};
+use tidegate_ops::{
+    config::{Entry, Load, Node, THREADS_MAX},
+    section,
+};
 
 use crate::auth::{OriginRule, Pattern, Scope};
 
@@ -122,8 +119,8 @@ impl Config {
     /// Reads, merges and checks all sources, files with secrets included.
     pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
         let merged = sources.merge()?;
-        let root = Node { key: String::new(), value: &merged.tree, file: &merged.file };
-        Self::default().load(&Node { key: String::new(), value: &merged.empty, file: &merged.file })?;
+        let root = merged.root();
+        Self::default().load(&merged.empty())?;
         let mut config = Self::default();
         if wants_dev(&root)? {
             config = Self::dev();
@@ -181,7 +178,11 @@ impl Config {
     fn check_dev(&self) -> Result<(), ConfigError> {
         let addresses = [("listen", self.listen), ("internal", self.internal)];
         match addresses.into_iter().find(|(_, address)| self.dev && !address.ip().is_loopback()) {
-            Some((key, address)) => Err(ConfigError::DevNotLoopback { key, address }),
+            Some((key, address)) => Err(ConfigError::Forbidden {
+                key: key.into(),
+                value: address.to_string().into(),
+                rule: "--dev has fixed credentials and listens on loopback addresses only",
+            }),
             None => Ok(()),
         }
     }
@@ -263,5 +264,5 @@ fn host_name() -> String {
 
 fn shards_default() -> NonZeroUsize {
     let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-    cores.min(setting::THREADS_MAX)
+    cores.min(THREADS_MAX)
 }

@@ -1,14 +1,12 @@
-//! The sections about traffic: limits, heartbeat, drain, logs, namespaces.
+//! The sections about traffic: limits, heartbeat, drain, namespaces.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use tidegate_backplane::{Channel, HistoryPolicy};
 
-use super::{
-    error::ConfigError,
-    section::{Entry, Load, Node, section},
-    setting::{ByteSize, Setting, choice},
-};
+use tidegate_ops::{choice, section};
+
+use super::{ByteSize, ConfigError, Entry, Load, Node};
 
 section! {
     /// What one node, one address and one connection may use. In rates, 0 means 'no limit'.
@@ -74,16 +72,6 @@ section! {
 }
 
 section! {
-    /// What is logged, to standard error.
-    Log {
-        /// `json` is one object per line.
-        format: LogFormat = LogFormat::Text;
-        /// A level, or levels per module: `info,tidegate_gateway=debug`.
-        level: LogFilter = LogFilter("info".into());
-    }
-}
-
-section! {
     /// What the channels of one namespace are allowed and what they keep. The namespace of a channel is the
     /// part of its name before the first `:`.
     Namespace {
@@ -110,14 +98,6 @@ section! {
 }
 
 choice! {
-    /// How log lines look.
-    LogFormat, r#""text" or "json""#, "a list of log formats", {
-        Text = "text",
-        Json = "json",
-    }
-}
-
-choice! {
     /// Who may publish over a client connection.
     ClientPublish, r#""never", "token" or "anyone""#, "a list of these words", {
         Never = "never",
@@ -133,36 +113,6 @@ choice! {
         Disconnect = "disconnect",
         Drop = "drop",
         Latest = "latest",
-    }
-}
-
-/// Which log events are kept, in the syntax of `tracing_subscriber::EnvFilter`. Checked when it is read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LogFilter(Box<str>);
-
-impl LogFilter {
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl Setting for LogFilter {
-    const EXPECTED: &'static str = r#"a level (error, warn, info, debug, trace, off), or levels per module such as "info,tidegate_gateway=debug""#;
-
-    fn from_text(text: &str) -> Option<Self> {
-        // A lone word that is no level would be taken as the name of a module and silence everything else.
-        let word = !text.contains(['=', ',', '[']);
-        if text.trim().is_empty()
-            || (word && text.parse::<tracing_subscriber::filter::LevelFilter>().is_err())
-        {
-            return None;
-        }
-        tracing_subscriber::EnvFilter::builder().parse(text).ok()?;
-        Some(Self(text.into()))
-    }
-
-    fn show(&self) -> String {
-        format!("{:?}", self.0)
     }
 }
 

@@ -7,7 +7,6 @@
 mod access;
 mod body;
 mod error;
-mod internal;
 mod openapi;
 mod page;
 mod query;
@@ -26,6 +25,7 @@ use axum::{
     routing::{any, get},
 };
 use http::{HeaderValue, Method, StatusCode, header};
+use tidegate_ops::probes;
 
 pub use self::{
     error::{ApiError, PROBLEM_MEDIA_TYPE, ParameterFault, ParameterPlace, Place, Problem},
@@ -51,6 +51,25 @@ pub struct HttpContext {
 /// A shared [`HttpContext`].
 pub type HttpState = Arc<HttpContext>;
 
+impl probes::Operated for HttpContext {
+    fn openmetrics(&self) -> String {
+        self.metrics.openmetrics()
+    }
+
+    fn not_ready(&self) -> Vec<String> {
+        let reasons = self.node.readiness().err().map(|not_ready| not_ready.reasons).unwrap_or_default();
+        reasons.iter().map(ToString::to_string).collect()
+    }
+
+    fn drain(&self) {
+        self.node.drain();
+    }
+
+    fn refuse_page(&self) -> Response {
+        ApiError::OriginRefused.into_response()
+    }
+}
+
 /// Everything on the public port that is plain HTTP.
 pub fn public_router(state: HttpState) -> Router {
     let mut router = Router::new().route("/openapi.json", get(openapi::serve)).merge(rest::routes());
@@ -67,7 +86,7 @@ pub fn public_router(state: HttpState) -> Router {
 
 /// The internal port: metrics, probes, drain.
 pub fn internal_router(state: HttpState) -> Router {
-    internal::routes().fallback(not_found).method_not_allowed_fallback(method_not_allowed).with_state(state)
+    probes::routes(state).fallback(not_found).method_not_allowed_fallback(method_not_allowed)
 }
 
 async fn not_found() -> ApiError {

@@ -1,47 +1,7 @@
-//! The closed label sets. A value that is not here cannot be counted, so no label ever grows with traffic.
+//! The closed label sets of a gateway.
 
-use std::fmt;
-
-use prometheus_client::encoding::{EncodeLabelValue, LabelValueEncoder};
+use tidegate_ops::label;
 use tidegate_wire::decoder::DecodeError;
-
-/// One label whose values are known at compile time.
-pub trait Label: Copy + fmt::Debug + Send + Sync + 'static {
-    /// The label's name.
-    const NAME: &'static str;
-    /// Every value, in order of [`index`](Self::index).
-    const ALL: &'static [Self];
-    /// The value as it is scraped.
-    fn value(self) -> &'static str;
-    /// Its place in [`ALL`](Self::ALL).
-    fn index(self) -> usize;
-}
-
-/// Defines an enum as a label: variants, and the text each is scraped as.
-macro_rules! label {
-    ($(#[$doc:meta])* $name:ident, $label:literal, { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)+ }) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        pub enum $name { $($(#[$variant_doc])* $variant,)+ }
-
-        impl Label for $name {
-            const NAME: &'static str = $label;
-            const ALL: &'static [Self] = &[$(Self::$variant),+];
-            fn value(self) -> &'static str {
-                match self { $(Self::$variant => $text,)+ }
-            }
-            fn index(self) -> usize {
-                self as usize
-            }
-        }
-
-        impl EncodeLabelValue for $name {
-            fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), fmt::Error> {
-                EncodeLabelValue::encode(&self.value(), encoder)
-            }
-        }
-    };
-}
 
 label!(
     /// Why a connection ended.
@@ -184,17 +144,6 @@ label!(
         TooMany = "429",
         Unavailable = "503",
         Other = "other",
-    }
-);
-
-label!(
-    /// What a node can run out of.
-    Resource, "resource", {
-        Descriptors = "descriptors",
-        Memory = "memory",
-        Cpu = "cpu",
-        AcceptQueue = "accept_queue",
-        SendQueue = "send_queue",
     }
 );
 

@@ -3,6 +3,8 @@
 
 use std::collections::HashMap;
 
+use tidegate_ops::metrics::{DescriptorEncoder, Page};
+
 use super::*;
 
 fn metrics() -> Arc<Metrics> {
@@ -111,12 +113,8 @@ fn another_module_adds_its_families() {
     #[derive(Debug)]
     struct Lag;
     impl Collector for Lag {
-        fn encode(
-            &self,
-            mut encoder: prometheus_client::encoding::DescriptorEncoder<'_>,
-        ) -> std::fmt::Result {
-            let kind = prometheus_client::metrics::MetricType::Gauge;
-            encoder.encode_descriptor("backplane_lag_seconds", "Lag.", None, kind)?.encode_gauge(&0.5)
+        fn encode(&self, encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
+            Page::new(encoder).gauge("backplane_lag_seconds", "Lag.", 0.5)
         }
     }
     let metrics = metrics();

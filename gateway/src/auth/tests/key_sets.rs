@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 use super::issuer::{Issuer, RSA};
 use crate::{
     auth::{Authenticator, KeyFetch, TokenError, Verdict},
-    config::{AuthConfig, JwksUrl, JwtKey, List, setting::Setting as _},
+    config::{AuthConfig, JwksUrl, JwtKey, List, Setting as _},
 };
 
 /// Nothing here takes a second; the rest is for a machine that is busy.

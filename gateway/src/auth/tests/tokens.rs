@@ -346,7 +346,7 @@ fn without_keys_nothing_is_valid() {
 #[track_caller]
 fn refused_key(entry: JwtKey, expect: KeyProblem) {
     match try_authenticator(vec![entry]) {
-        Err(ConfigError::KeyMaterial { problem, .. }) => assert_eq!(problem, expect),
+        Err(ConfigError::Unusable { problem, .. }) => assert_eq!(problem.downcast_ref(), Some(&expect)),
         other => panic!("{other:?}"),
     }
 }

@@ -7,7 +7,34 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Bounds, Listener, Resource, process::Process};
+use super::process::Process;
+use crate::label;
+
+label!(
+    /// What a process can run out of.
+    Resource, "resource", {
+        Descriptors = "descriptors",
+        Memory = "memory",
+        Cpu = "cpu",
+        AcceptQueue = "accept_queue",
+        SendQueue = "send_queue",
+    }
+);
+
+/// What the resources of a process are measured against.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Bounds {
+    /// The public listening socket, whose queue of connections not yet accepted is watched.
+    pub listener: Option<Listener>,
+}
+
+/// A listening socket as it was set up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listener {
+    pub address: SocketAddr,
+    /// What `listen()` was given; the kernel cuts it at `net.core.somaxconn`.
+    pub backlog: u32,
+}
 
 /// Shortest span over which CPU is measured; scrapes that come faster see the last value again.
 const WINDOW_MIN: Duration = Duration::from_secs(1);
@@ -16,7 +43,7 @@ const CGROUP_UNLIMITED: u64 = 1 << 60;
 
 /// What the last scrape saw, to compute shares of the time between.
 #[derive(Debug, Default)]
-pub(super) struct Load {
+pub struct Load {
     last: Option<Moment>,
     cpu: Option<f64>,
 }
@@ -29,11 +56,12 @@ struct Moment {
 }
 
 impl Load {
-    /// Reads all of them. `busy` is the total busy time of each shard, `send_queue` the share that the node knows.
-    pub(super) fn read(
+    /// How much of each resource is in use, from 0 to 1; a resource that cannot be read is left out. `busy` is the total
+    /// busy time of each thread of the data plane, `send_queue` the share that the caller knows.
+    pub fn read(
         &mut self,
         busy: &[Duration],
-        send_queue: f64,
+        send_queue: Option<f64>,
         bounds: &Bounds,
     ) -> Vec<(Resource, f64)> {
         let process = Process::read();
@@ -42,7 +70,7 @@ impl Load {
             (Resource::Memory, share(process.resident_bytes, memory_limit())),
             (Resource::Cpu, self.cpu(busy, process.cpu_seconds)),
             (Resource::AcceptQueue, bounds.listener.and_then(accept_queue)),
-            (Resource::SendQueue, Some(send_queue)),
+            (Resource::SendQueue, send_queue),
         ];
         shares.into_iter().filter_map(|(resource, share)| Some((resource, share?.clamp(0.0, 1.0)))).collect()
     }

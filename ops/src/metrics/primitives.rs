@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::labels::Label;
+use super::label::Label;
 
 /// Most values a label has; an array of them is 128 bytes.
 const LABEL_VALUES_MAX: usize = 16;

@@ -8,7 +8,11 @@ use std::{
 
 use config::{ConfigBuilder, FileFormat, Map, Source, Value, builder::DefaultState};
 
-use super::error::ConfigError;
+use super::{
+    error::{ConfigError, Empty},
+    section::Node,
+    setting::Secret,
+};
 
 /// What variables begin with. Two underscores: with one, the variables that Kubernetes adds for a Service named
 /// `tidegate` (`TIDEGATE_PORT`, `TIDEGATE_SERVICE_HOST`) would be unknown keys.
@@ -28,66 +32,12 @@ pub struct Sources {
     pub overrides: Vec<(Flag, String)>,
 }
 
-/// The settings that have a flag.
+/// A flag of the command line that sets a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Flag {
-    Listen,
-    Internal,
-    Node,
-    Advertise,
-    Zone,
-    Shards,
-    Backplane,
-    Dev,
-    LogFormat,
-    LogLevel,
-}
-
-impl Flag {
-    pub const ALL: [Self; 10] = [
-        Self::Listen,
-        Self::Internal,
-        Self::Node,
-        Self::Advertise,
-        Self::Zone,
-        Self::Shards,
-        Self::Backplane,
-        Self::Dev,
-        Self::LogFormat,
-        Self::LogLevel,
-    ];
-
-    /// The key that it sets.
-    pub const fn key(self) -> &'static str {
-        match self {
-            Self::Listen => "listen",
-            Self::Internal => "internal",
-            Self::Node => "node",
-            Self::Advertise => "advertise",
-            Self::Zone => "zone",
-            Self::Shards => "shards",
-            Self::Backplane => "backplane",
-            Self::Dev => "dev",
-            Self::LogFormat => "log.format",
-            Self::LogLevel => "log.level",
-        }
-    }
-
-    /// As it is written on the command line.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Listen => "--listen",
-            Self::Internal => "--internal",
-            Self::Node => "--node",
-            Self::Advertise => "--advertise",
-            Self::Zone => "--zone",
-            Self::Shards => "--shards",
-            Self::Backplane => "--backplane",
-            Self::Dev => "--dev",
-            Self::LogFormat => "--log-format",
-            Self::LogLevel => "--log-level",
-        }
-    }
+pub struct Flag {
+    /// As it is written, with its dashes.
+    pub name: &'static str,
+    pub key: &'static str,
 }
 
 impl Sources {
@@ -96,7 +46,8 @@ impl Sources {
         Self { file, environment: std::env::vars_os().collect(), overrides }
     }
 
-    pub(crate) fn merge(&self) -> Result<Merged, ConfigError> {
+    /// Reads the file and lays all sources over each other.
+    pub fn merge(&self) -> Result<Merged, ConfigError> {
         let mut variables = self.variables()?;
         let file = variables.remove(FILE_VARIABLE).map(PathBuf::from);
         let file = self.file.clone().or(file);
@@ -125,13 +76,48 @@ impl Sources {
 
 /// The sources laid over each other.
 #[derive(Debug)]
-pub(crate) struct Merged {
-    pub(crate) tree: Value,
+pub struct Merged {
+    tree: Value,
     /// Variables that are empty. They count as not set, because `NAME=${NAME:-}` in a compose file means that;
     /// but their names must be right, and they must not hide what the file says.
-    pub(crate) empty: Value,
+    empty: Value,
     /// Where values without an origin are from.
-    pub(crate) file: PathBuf,
+    file: PathBuf,
+}
+
+impl Merged {
+    /// What was set.
+    pub fn root(&self) -> Node<'_> {
+        self.node(&self.tree)
+    }
+
+    /// The keys whose variables are empty: to be loaded into something that is thrown away, for their names' sake.
+    pub fn empty(&self) -> Node<'_> {
+        self.node(&self.empty)
+    }
+
+    fn node<'a>(&'a self, value: &'a Value) -> Node<'a> {
+        Node { key: String::new(), value, file: &self.file }
+    }
+}
+
+/// Reads the file with a secret that the setting `key` names. Editors end files with a line end that is no part of
+/// the secret.
+pub fn read_secret(key: &str, path: &Path) -> Result<Secret, ConfigError> {
+    let mut bytes = std::fs::read(path).map_err(|source| ConfigError::KeyFile {
+        key: key.into(),
+        path: path.to_owned(),
+        source,
+    })?;
+    while let Some(b'\r' | b'\n') = bytes.last() {
+        bytes.pop();
+    }
+    match bytes.is_empty() {
+        false => Ok(Secret::new(&bytes)),
+        true => {
+            Err(ConfigError::Unusable { key: key.into(), path: Some(path.to_owned()), problem: Empty.into() })
+        }
+    }
 }
 
 /// The file, parsed.
@@ -179,9 +165,7 @@ impl Layer {
     fn flags(overrides: &[(Flag, String)]) -> Self {
         let values = overrides
             .iter()
-            .map(|(flag, text)| {
-                (flag.key().to_owned(), Value::new(Some(&flag.name().to_owned()), text.as_str()))
-            })
+            .map(|(flag, text)| (flag.key.to_owned(), Value::new(Some(&flag.name.to_owned()), text.as_str())))
             .collect();
         Self(values)
     }

@@ -2,7 +2,6 @@
 
 use std::{
     fmt, io,
-    net::SocketAddr,
     path::{Path, PathBuf},
 };
 
@@ -53,41 +52,23 @@ pub enum ConfigError {
     #[error("cannot read {} for `{key}`: {source}", path.display())]
     KeyFile { key: Box<str>, path: PathBuf, source: io::Error },
 
+    /// What a setting holds, or its file, is not what it is for.
     #[error("`{key}`{} cannot be used: {problem}", in_file(path.as_deref()))]
-    KeyMaterial { key: Box<str>, path: Option<PathBuf>, problem: KeyProblem },
+    Unusable { key: Box<str>, path: Option<PathBuf>, problem: Box<dyn std::error::Error + Send + Sync> },
 
     /// Two settings that exclude each other.
     #[error("`{key}` and `{other}` do not fit together: {rule}")]
     Contradiction { key: Box<str>, other: Box<str>, rule: &'static str },
 
-    #[error("`{key}` is {address}, but --dev has fixed credentials and listens on loopback addresses only")]
-    DevNotLoopback { key: &'static str, address: SocketAddr },
-
-    #[error("no HTTP client for `auth.jwt` with `jwks_url`: {0}")]
-    HttpClient(#[source] reqwest::Error),
+    /// A value that is good as such, but not in this configuration.
+    #[error("`{key}` is {value}, but {rule}")]
+    Forbidden { key: Box<str>, value: Box<str>, rule: &'static str },
 }
 
-/// What is wrong with a key or a secret.
+/// A file that should hold something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum KeyProblem {
-    #[error("it is empty")]
-    Empty,
-    /// RFC 7518 section 3.2: a key of the size of the hash output or larger must be used.
-    #[error("HS256 needs a secret of at least 32 bytes")]
-    SecretShort,
-    /// 16 random characters of an alphabet of 64 are 96 bits.
-    #[error("an API key has at least 16 characters")]
-    ApiKeyShort,
-    #[error("it is a private key; only the public key belongs here")]
-    Private,
-    /// Public keys are not secret: whoever reads one could sign tokens with it.
-    #[error("it is a PEM key; HS256 needs a secret")]
-    PemSecret,
-    #[error("it is not a PEM public key for the algorithm of this entry")]
-    Pem,
-    #[error("it is not a JSON Web Key Set with a key for the algorithm of this entry")]
-    Jwks,
-}
+#[error("it is empty")]
+pub struct Empty;
 
 impl ConfigError {
     /// What a process exits with when its configuration is refused.

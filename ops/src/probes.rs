@@ -1,5 +1,7 @@
 //! The internal port: metrics, probes and drain. It is not for the public network and asks for no key.
 
+use std::sync::Arc;
+
 use axum::{
     Json, Router,
     extract::State,
@@ -9,10 +11,25 @@ use axum::{
 use http::{HeaderMap, StatusCode, header};
 use serde::Serialize;
 
-use super::{HttpState, error::ApiError};
+use crate::metrics::to_prometheus;
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// A process that the internal port is about.
+pub trait Operated: Send + Sync + 'static {
+    /// All families in the OpenMetrics text format.
+    fn openmetrics(&self) -> String;
+
+    /// Why no new work should come here, one sentence each; empty when it should.
+    fn not_ready(&self) -> Vec<String>;
+
+    /// Begins to drain; more calls change nothing.
+    fn drain(&self);
+
+    /// The answer to a web page that asks for a drain: 403 in the form that the process has for errors.
+    fn refuse_page(&self) -> Response;
+}
 
 /// What `/readyz` answers.
 #[derive(Debug, Serialize)]
@@ -22,26 +39,27 @@ struct Readiness {
     reasons: Vec<String>,
 }
 
-pub(super) fn routes() -> Router<HttpState> {
+type Process = State<Arc<dyn Operated>>;
+
+/// The routes of the internal port, without a fallback.
+pub fn routes(process: Arc<dyn Operated>) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/drain", post(drain))
+        .with_state(process)
 }
 
 /// OpenMetrics for who asks for it, as Prometheus does; else the older text format, which everybody reads.
-async fn metrics(State(state): State<HttpState>, headers: HeaderMap) -> Response {
+async fn metrics(State(process): Process, headers: HeaderMap) -> Response {
     let openmetrics = headers
         .get_all(header::ACCEPT)
         .iter()
         .filter_map(|value| value.to_str().ok())
         .any(|value| value.contains("application/openmetrics-text"));
-    let (kind, text) = if openmetrics {
-        (OPENMETRICS, state.metrics.openmetrics())
-    } else {
-        (PROMETHEUS, state.metrics.prometheus())
-    };
+    let text = process.openmetrics();
+    let (kind, text) = if openmetrics { (OPENMETRICS, text) } else { (PROMETHEUS, to_prometheus(&text)) };
     ([(header::CONTENT_TYPE, kind)], text).into_response()
 }
 
@@ -50,24 +68,21 @@ async fn livez() -> &'static str {
     "ok\n"
 }
 
-async fn readyz(State(state): State<HttpState>) -> (StatusCode, Json<Readiness>) {
-    match state.node.readiness() {
-        Ok(()) => (StatusCode::OK, Json(Readiness { ready: true, reasons: Vec::new() })),
-        Err(not_ready) => {
-            let reasons = not_ready.reasons.iter().map(ToString::to_string).collect();
-            (StatusCode::SERVICE_UNAVAILABLE, Json(Readiness { ready: false, reasons }))
-        }
-    }
+async fn readyz(State(process): Process) -> (StatusCode, Json<Readiness>) {
+    let reasons = process.not_ready();
+    let ready = reasons.is_empty();
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(Readiness { ready, reasons }))
 }
 
 /// Begins the drain; a second call changes nothing.
 ///
 /// A web page can make a browser on this machine or network post here. Browsers say so with `Origin`; whoever
-/// drains a node does not use a page.
-async fn drain(State(state): State<HttpState>, headers: HeaderMap) -> Result<StatusCode, ApiError> {
+/// drains a process does not use a page.
+async fn drain(State(process): Process, headers: HeaderMap) -> Response {
     if headers.contains_key(header::ORIGIN) {
-        return Err(ApiError::OriginRefused);
+        return process.refuse_page();
     }
-    state.node.drain();
-    Ok(StatusCode::ACCEPTED)
+    process.drain();
+    StatusCode::ACCEPTED.into_response()
 }

@@ -5,7 +5,7 @@ use std::{fmt, net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration
 use config::{Value, ValueKind};
 
 /// A type that a key of the configuration can have.
-pub(crate) trait Setting: Sized {
+pub trait Setting: Sized {
     /// Completes the sentence 'expected …'; also the type in `docs/configuration.md`.
     const EXPECTED: &'static str;
     /// The same for a list of them.
@@ -194,9 +194,9 @@ impl Setting for u32 {
     }
 }
 
-/// A channel knows the shards that have subscribers as bits of one word (`gateway/src/interest.rs`). A node with more
-/// cores than that is better used by two processes.
-pub(super) const THREADS_MAX: NonZeroUsize = NonZeroUsize::new(64).unwrap();
+/// So that a set of threads is one word of 64 bits (`gateway/src/interest.rs`). A machine with more cores than that is
+/// better used by two processes.
+pub const THREADS_MAX: NonZeroUsize = NonZeroUsize::new(64).unwrap();
 
 impl Setting for NonZeroUsize {
     const EXPECTED: &'static str = "a whole number from 1 to 64";
@@ -364,6 +364,7 @@ fn hex(digit: u8) -> Option<u8> {
 }
 
 /// Defines an enum whose variants are written as fixed words.
+#[macro_export]
 macro_rules! choice {
     ($(#[$meta:meta])* $name:ident, $expected:literal, $expected_list:literal,
      { $($(#[$doc:meta])* $variant:ident = $word:literal,)+ }) => {
@@ -382,7 +383,7 @@ macro_rules! choice {
             }
         }
 
-        impl $crate::config::setting::Setting for $name {
+        impl $crate::config::Setting for $name {
             const EXPECTED: &'static str = $expected;
             const EXPECTED_LIST: &'static str = $expected_list;
 
@@ -399,4 +400,3 @@ macro_rules! choice {
         }
     };
 }
-pub(crate) use choice;

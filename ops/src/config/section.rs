@@ -11,16 +11,17 @@ use super::{
 };
 
 /// A place in the merged configuration: the key and what is there.
-pub(crate) struct Node<'a> {
+#[derive(Debug)]
+pub struct Node<'a> {
     /// `auth.jwt[0].leeway`
-    pub(crate) key: String,
-    pub(crate) value: &'a Value,
+    pub key: String,
+    pub value: &'a Value,
     /// What values without an origin came from.
-    pub(crate) file: &'a Path,
+    pub file: &'a Path,
 }
 
 /// What can be loaded over its defaults, and can describe its keys.
-pub(crate) trait Load {
+pub trait Load {
     fn load(&mut self, node: &Node<'_>) -> Result<(), ConfigError>;
 
     /// Adds an entry for every key under `key`.
@@ -35,26 +36,26 @@ pub(crate) trait Load {
 
 /// A key as the reference shows it.
 #[derive(Debug, Clone)]
-pub(crate) struct Entry {
-    pub(crate) key: String,
-    pub(crate) expected: &'static str,
-    pub(crate) default: String,
+pub struct Entry {
+    pub key: String,
+    pub expected: &'static str,
+    pub default: String,
     /// Lines of the doc comment.
-    pub(crate) doc: Vec<&'static str>,
+    pub doc: Vec<&'static str>,
 }
 
 impl<'a> Node<'a> {
-    pub(crate) fn child(&self, name: &str, value: &'a Value) -> Self {
+    pub fn child(&self, name: &str, value: &'a Value) -> Self {
         let key = if self.key.is_empty() { name.to_owned() } else { format!("{}.{name}", self.key) };
         Self { key, value, file: self.file }
     }
 
-    pub(crate) fn item(&self, index: usize, value: &'a Value) -> Self {
+    pub fn item(&self, index: usize, value: &'a Value) -> Self {
         Self { key: format!("{}[{index}]", self.key), value, file: self.file }
     }
 
     /// The pairs in order of their names, so that of several mistakes the same one is always reported.
-    pub(crate) fn table(&self) -> Result<BTreeMap<&'a str, &'a Value>, ConfigError> {
+    pub fn table(&self) -> Result<BTreeMap<&'a str, &'a Value>, ConfigError> {
         match &self.value.kind {
             ValueKind::Table(table) => Ok(table.iter().map(|(name, value)| (name.as_str(), value)).collect()),
             ValueKind::Nil => Ok(BTreeMap::new()),
@@ -62,7 +63,7 @@ impl<'a> Node<'a> {
         }
     }
 
-    pub(crate) fn list(&self) -> Result<&'a [Value], ConfigError> {
+    pub fn list(&self) -> Result<&'a [Value], ConfigError> {
         match &self.value.kind {
             ValueKind::Array(items) => Ok(items),
             ValueKind::Nil => Ok(&[]),
@@ -70,7 +71,7 @@ impl<'a> Node<'a> {
         }
     }
 
-    pub(crate) fn bad(&self, expected: &'static str, secret: bool) -> ConfigError {
+    pub fn bad(&self, expected: &'static str, secret: bool) -> ConfigError {
         let value = if secret { "(hidden)".to_owned() } else { shown(self.value) };
         ConfigError::BadValue {
             key: self.key.as_str().into(),
@@ -81,7 +82,7 @@ impl<'a> Node<'a> {
     }
 
     /// `known` are the keys that there are beside it.
-    pub(crate) fn unknown(&self, name: &str, known: &[&str]) -> ConfigError {
+    pub fn unknown(&self, name: &str, known: &[&str]) -> ConfigError {
         let nearest = known
             .iter()
             .map(|candidate| (edits(name, candidate), candidate))
@@ -92,7 +93,7 @@ impl<'a> Node<'a> {
     }
 
     /// A table has no origin of its own: any value inside tells.
-    pub(crate) fn origin(&self) -> Origin {
+    pub fn origin(&self) -> Origin {
         match origin_text(self.value) {
             None if self.file.as_os_str().is_empty() => Origin::Default,
             None => Origin::File(self.file.into()),
@@ -209,6 +210,7 @@ impl<T: Load + Default> Load for List<T> {
 }
 
 /// Defines a section. `shown` replaces a default that depends on the machine in the reference.
+#[macro_export]
 macro_rules! section {
     ($(#[$meta:meta])* $name:ident {
         $($(#[doc = $doc:literal])* $field:ident: $type:ty = $default:expr $(, shown $shown:literal)?;)+
@@ -225,10 +227,10 @@ macro_rules! section {
             }
         }
 
-        impl $crate::config::section::Load for $name {
+        impl $crate::config::Load for $name {
             fn load(
                 &mut self,
-                node: &$crate::config::section::Node<'_>,
+                node: &$crate::config::Node<'_>,
             ) -> Result<(), $crate::config::ConfigError> {
                 for (name, value) in node.table()? {
                     let child = node.child(name, value);
@@ -245,7 +247,7 @@ macro_rules! section {
                 key: &str,
                 _doc: &[&'static str],
                 _shown: Option<&'static str>,
-                entries: &mut Vec<$crate::config::section::Entry>,
+                entries: &mut Vec<$crate::config::Entry>,
             ) {
                 let dot = if key.is_empty() { "" } else { "." };
                 $(
@@ -261,4 +263,3 @@ macro_rules! section {
         }
     };
 }
-pub(crate) use section;

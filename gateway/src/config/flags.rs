@@ -1,0 +1,18 @@
+//! The flags of `tidegate gateway` that are settings.
+
+use super::Flag;
+
+pub const LISTEN: Flag = Flag { name: "--listen", key: "listen" };
+pub const INTERNAL: Flag = Flag { name: "--internal", key: "internal" };
+pub const NODE: Flag = Flag { name: "--node", key: "node" };
+pub const ADVERTISE: Flag = Flag { name: "--advertise", key: "advertise" };
+pub const ZONE: Flag = Flag { name: "--zone", key: "zone" };
+pub const SHARDS: Flag = Flag { name: "--shards", key: "shards" };
+pub const BACKPLANE: Flag = Flag { name: "--backplane", key: "backplane" };
+pub const DEV: Flag = Flag { name: "--dev", key: "dev" };
+pub const LOG_FORMAT: Flag = Flag { name: "--log-format", key: "log.format" };
+pub const LOG_LEVEL: Flag = Flag { name: "--log-level", key: "log.level" };
+
+/// All of them.
+pub const ALL: [Flag; 10] =
+    [LISTEN, INTERNAL, NODE, ADVERTISE, ZONE, SHARDS, BACKPLANE, DEV, LOG_FORMAT, LOG_LEVEL];

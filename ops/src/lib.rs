@@ -1,0 +1,14 @@
+//! What any tidegate process needs to be operated, whatever it does: configuration, logs, metrics, probes, sockets.
+//!
+//! - [`config`]: settings from a file, the environment and flags; a section is a struct made by [`section!`]
+//! - [`log`]: where log events go
+//! - [`metrics`]: counters as plain atomics, labels made by [`label!`], the exposition, saturation
+//! - [`probes`]: the internal port
+//! - [`listener`], [`descriptors`]: what the process takes from the operating system
+
+pub mod config;
+pub mod descriptors;
+pub mod listener;
+pub mod log;
+pub mod metrics;
+pub mod probes;
