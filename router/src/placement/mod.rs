@@ -104,10 +104,8 @@ impl View {
     pub fn place(&self, key: &[u8], factor: LoadFactor, load: impl Fn(usize) -> u64) -> Option<&Member> {
         let total = self.live().map(&load).sum::<u64>();
         let bound = factor.bound(total.saturating_add(1), self.weight_total);
-        let index = self.best(KeyHash::new(key), |index| {
-            u8::from(!bound.admits(load(index), self.members[index].weight))
-        })?;
-        self.members.get(index)
+        let tier = |index: usize| Some(u8::from(!bound.admits(load(index), self.members[index].weight)));
+        self.members.get(self.best(KeyHash::new(key), tier)?.index)
     }
 
     /// Indices of the live members.
@@ -115,10 +113,11 @@ impl View {
         self.seats.iter().map(|seat| seat.member as usize)
     }
 
-    /// Index of the member in the lowest tier, and in it of the first in the key's order. `tier` is asked only of
-    /// members that could win, on average of a few: it may read an atomic, but should not be slow.
-    pub(crate) fn best(&self, key: KeyHash, tier: impl Fn(usize) -> u8) -> Option<usize> {
+    /// The member of the lowest tier, and in it the first in the key's order; `None` as tier leaves a member out. `tier`
+    /// is asked only of members that could win, on average of a few: it may read an atomic, but should not be slow.
+    pub(crate) fn best(&self, key: KeyHash, tier: impl Fn(usize) -> Option<u8>) -> Option<Best> {
         let mut best: Option<(u8, Rank)> = None;
+        let mut first: Option<(Rank, u8)> = None;
         for seat in &self.seats {
             // While the best is of a higher tier, any cost may win.
             let limit = best.filter(|best| best.0 == 0).map_or(u64::MAX, |(_, (cost, _))| cost);
@@ -127,13 +126,26 @@ impl View {
             if best.is_some_and(|(tier, best)| tier == 0 && best <= rank) {
                 continue;
             }
-            let candidate = (tier(seat.member as usize), rank);
-            if best.is_none_or(|best| candidate < best) {
-                best = Some(candidate);
+            let Some(tier) = tier(seat.member as usize) else { continue };
+            if best.is_none_or(|best| (tier, rank) < best) {
+                best = Some((tier, rank));
+            }
+            if first.is_none_or(|first| rank < first.0) {
+                first = Some((rank, tier));
             }
         }
-        best.map(|(_, (_, member))| member as usize)
+        let ((_, (_, index)), ((_, first), first_tier)) = (best?, first?);
+        Some(Best { index: index as usize, first: first as usize, first_tier })
     }
+}
+
+/// What a search found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Best {
+    pub(crate) index: usize,
+    /// The first in the key's order, whatever its tier.
+    pub(crate) first: usize,
+    pub(crate) first_tier: u8,
 }
 
 impl<'v> Iterator for Order<'v> {
