@@ -7,6 +7,7 @@
 //!
 //! - `types`: the domain's words, from [`Channel`] to [`NodeRecord`].
 //! - `memory`: [`MemoryBackplane`].
+//! - `redis`: many nodes over Redis or Valkey.
 //! - `clock`: [`Clock`], so that tests move the time instead of waiting for it.
 //! - `conformance`: the suite, and a [`Sink`] that records what it is told.
 
@@ -22,6 +23,7 @@ use std::sync::Arc;
 pub use clock::{Clock, ManualClock, SystemClock};
 use futures_util::future::BoxFuture;
 pub use memory::{MemoryBackplane, MemoryCounters, MemoryOptions, SWEEPS_PER_ROUND};
+pub use redis::{EnvelopeError, OperationCounters, Prefix, PrefixError};
 pub use types::*;
 
 /// The contract between a node and what carries its publications.
@@ -113,4 +115,13 @@ pub enum BackplaneError {
     /// The call was refused for good.
     #[error("the backplane refused: {0}")]
     Refused(Box<str>),
+}
+
+/// What the fuzz targets call.
+#[cfg(feature = "fuzz")]
+pub mod fuzz {
+    /// Decodes any bytes as an envelope and as a body of a stream; panics if what decodes does not encode to the same.
+    pub fn envelope(bytes: &[u8]) {
+        crate::redis::check_decoders(bytes);
+    }
 }

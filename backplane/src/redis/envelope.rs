@@ -1,0 +1,230 @@
+//! The bytes of a publication on a pub/sub channel (the envelope) and in a stream (the body).
+//!
+//! All numbers are big-endian. `docs/adr/0008-redis-backplane.md` has the layout:
+//!
+//! ```text
+//! envelope   version 1 | flags | [epoch 8 | offset 8 | previous tag 8 | tag 8] | [length 2 | event] | payload
+//! body                   flags | [                                      tag 8] | [length 2 | event] | payload
+//! ```
+//!
+//! With a position, the publisher makes a body; the script keeps it in the stream and makes an envelope of it. A
+//! decoder takes the buffer that was received and shares the payload out of it.
+
+use bytes::{Buf, Bytes};
+
+use crate::{Epoch, NewPublication, Payload, Position, Publication};
+
+const VERSION: u8 = 1;
+
+const FLAG_POSITION: u8 = 1;
+const FLAG_BINARY: u8 = 2;
+const FLAG_EVENT: u8 = 4;
+const FLAGS: u8 = FLAG_POSITION | FLAG_BINARY | FLAG_EVENT;
+
+/// 64 random bits that tell a publication from another one that was given the same position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Tag(pub(crate) u64);
+
+impl Tag {
+    /// The tag before the first publication of an epoch.
+    pub(crate) const NONE: Self = Self(0);
+}
+
+/// Where a publication stands in its channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) position: Position,
+    pub(crate) tag: Tag,
+}
+
+/// What a node receives for a channel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Envelope {
+    /// With a position: the tag of this publication and of the one before it.
+    pub(crate) tags: Option<Tags>,
+    pub(crate) publication: Publication,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Tags {
+    pub(crate) previous: Tag,
+    pub(crate) own: Tag,
+}
+
+/// Why bytes are not an envelope or a body of this version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum EnvelopeError {
+    #[error("the envelope is of version {0}, not {VERSION}")]
+    Version(u8),
+    #[error("the envelope has unknown or unfitting flags: {0:#04x}")]
+    Flags(u8),
+    #[error("the envelope ends too early")]
+    Truncated,
+    #[error("the envelope has offset 0, which no publication has")]
+    Offset,
+    #[error("the event name is not UTF-8")]
+    Event,
+    #[error("the text payload is not UTF-8")]
+    Text,
+}
+
+/// An event name whose length does not fit into two bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the event name is {0} bytes long, 65535 are allowed")]
+pub(crate) struct EventTooLong(usize);
+
+impl Envelope {
+    /// Reads what was received; the payload is a part of `bytes`, not a copy.
+    pub(crate) fn decode(bytes: Vec<u8>) -> Result<Self, EnvelopeError> {
+        let mut bytes = Bytes::from(bytes);
+        match take_u8(&mut bytes)? {
+            VERSION => {}
+            other => return Err(EnvelopeError::Version(other)),
+        }
+        let flags = take_flags(&mut bytes)?;
+        if flags & FLAG_POSITION == 0 {
+            let publication = take_publication(bytes, flags, None)?;
+            return Ok(Self { tags: None, publication });
+        }
+        let epoch = Epoch(take_u64(&mut bytes)?);
+        let offset = take_u64(&mut bytes)?;
+        let previous = Tag(take_u64(&mut bytes)?);
+        let own = Tag(take_u64(&mut bytes)?);
+        if offset == 0 {
+            return Err(EnvelopeError::Offset);
+        }
+        let publication = take_publication(bytes, flags, Some(Position { epoch, offset }))?;
+        Ok(Self { tags: Some(Tags { previous, own }), publication })
+    }
+}
+
+/// The envelope of a publication without position.
+pub(crate) fn encode_plain(new: &NewPublication) -> Result<Vec<u8>, EventTooLong> {
+    let mut out = with_room(2, new);
+    out.push(VERSION);
+    out.push(flags(new));
+    put_publication(new, &mut out)?;
+    Ok(out)
+}
+
+/// The body of a publication that gets its position from the script.
+pub(crate) fn encode_body(new: &NewPublication, tag: Tag) -> Result<Vec<u8>, EventTooLong> {
+    let mut out = with_room(9, new);
+    out.push(flags(new) | FLAG_POSITION);
+    out.extend(tag.0.to_be_bytes());
+    put_publication(new, &mut out)?;
+    Ok(out)
+}
+
+/// Reads an entry of a stream.
+pub(crate) fn decode_body(position: Position, bytes: Vec<u8>) -> Result<(Tag, Publication), EnvelopeError> {
+    let mut bytes = Bytes::from(bytes);
+    let flags = take_flags(&mut bytes)?;
+    if flags & FLAG_POSITION == 0 {
+        return Err(EnvelopeError::Flags(flags));
+    }
+    let tag = Tag(take_u64(&mut bytes)?);
+    Ok((tag, take_publication(bytes, flags, Some(position))?))
+}
+
+fn with_room(head: usize, new: &NewPublication) -> Vec<u8> {
+    let event = new.event.as_ref().map_or(0, |event| 2 + event.len());
+    Vec::with_capacity(head + event + new.payload.bytes().len())
+}
+
+fn flags(new: &NewPublication) -> u8 {
+    let binary = if matches!(new.payload, Payload::Binary(_)) { FLAG_BINARY } else { 0 };
+    let event = if new.event.is_some() { FLAG_EVENT } else { 0 };
+    binary | event
+}
+
+fn put_publication(new: &NewPublication, out: &mut Vec<u8>) -> Result<(), EventTooLong> {
+    if let Some(event) = &new.event {
+        let len = u16::try_from(event.len()).map_err(|_| EventTooLong(event.len()))?;
+        out.extend(len.to_be_bytes());
+        out.extend_from_slice(event.as_bytes());
+    }
+    out.extend_from_slice(new.payload.bytes());
+    Ok(())
+}
+
+fn take_publication(
+    mut bytes: Bytes,
+    flags: u8,
+    position: Option<Position>,
+) -> Result<Publication, EnvelopeError> {
+    let event = match flags & FLAG_EVENT {
+        0 => None,
+        _ => Some(take_event(&mut bytes)?),
+    };
+    let payload = match flags & FLAG_BINARY {
+        // Subscribers are promised UTF-8, and a WebSocket client closes on anything else.
+        0 if std::str::from_utf8(&bytes).is_err() => return Err(EnvelopeError::Text),
+        0 => Payload::Text(bytes),
+        _ => Payload::Binary(bytes),
+    };
+    Ok(Publication { position, event, payload })
+}
+
+fn take_event(bytes: &mut Bytes) -> Result<Box<str>, EnvelopeError> {
+    let len = usize::from(bytes.try_get_u16().map_err(|_| EnvelopeError::Truncated)?);
+    if bytes.len() < len {
+        return Err(EnvelopeError::Truncated);
+    }
+    let event = bytes.split_to(len);
+    std::str::from_utf8(&event).map(Into::into).map_err(|_| EnvelopeError::Event)
+}
+
+fn take_flags(bytes: &mut Bytes) -> Result<u8, EnvelopeError> {
+    match take_u8(bytes)? {
+        flags if flags & !FLAGS == 0 => Ok(flags),
+        flags => Err(EnvelopeError::Flags(flags)),
+    }
+}
+
+fn take_u8(bytes: &mut Bytes) -> Result<u8, EnvelopeError> {
+    bytes.try_get_u8().map_err(|_| EnvelopeError::Truncated)
+}
+
+fn take_u64(bytes: &mut Bytes) -> Result<u64, EnvelopeError> {
+    bytes.try_get_u64().map_err(|_| EnvelopeError::Truncated)
+}
+
+/// Decodes arbitrary bytes both ways; what decodes encodes to the same bytes.
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) fn check_decoders(bytes: &[u8]) {
+    if let Ok(envelope) = Envelope::decode(bytes.to_vec()) {
+        assert_eq!(encode_envelope(&envelope), bytes);
+    }
+    let position = Position { epoch: Epoch(1), offset: 1 };
+    if let Ok((tag, publication)) = decode_body(position, bytes.to_vec()) {
+        let body = encode_body(&as_new(&publication), tag).expect("a length that was read fits");
+        assert_eq!(body, bytes);
+    }
+}
+
+/// What the publisher and the script make together.
+#[cfg(any(test, feature = "fuzz"))]
+fn encode_envelope(envelope: &Envelope) -> Vec<u8> {
+    let new = as_new(&envelope.publication);
+    let (Some(tags), Some(position)) = (envelope.tags, envelope.publication.position) else {
+        return encode_plain(&new).expect("a length that was read fits");
+    };
+    let body = encode_body(&new, tags.own).expect("a length that was read fits");
+    let head = [position.epoch.0, position.offset, tags.previous.0].map(u64::to_be_bytes).concat();
+    [&[VERSION, body[0]], &*head, &body[1..]].concat()
+}
+
+#[cfg(any(test, feature = "fuzz"))]
+fn as_new(publication: &Publication) -> NewPublication {
+    NewPublication {
+        channel: crate::Channel::new("c").expect("a name"),
+        event: publication.event.clone(),
+        payload: publication.payload.clone(),
+        history: None,
+        idempotency_key: None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

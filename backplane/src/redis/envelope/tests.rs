@@ -1,0 +1,111 @@
+//! Golden bytes, errors by kind, and round trips of envelopes and bodies.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn publication(position: Option<Position>, event: Option<&str>, payload: Payload) -> Publication {
+    Publication { position, event: event.map(Into::into), payload }
+}
+
+fn text(text: &'static str) -> Payload {
+    Payload::Text(Bytes::from_static(text.as_bytes()))
+}
+
+const POSITION: Position = Position { epoch: Epoch(0x0102_0304_0506_0708), offset: 0x2a };
+
+/// Version 1 must read the same on every node for as long as it exists.
+#[test]
+fn golden_bytes() {
+    let check = |envelope: Envelope, bytes: &[u8]| {
+        assert_eq!(encode_envelope(&envelope), bytes);
+        assert_eq!(Envelope::decode(bytes.to_vec()), Ok(envelope));
+    };
+    check(Envelope { tags: None, publication: publication(None, None, text("hi")) }, b"\x01\x00hi");
+    check(
+        Envelope {
+            tags: None,
+            publication: publication(None, Some("ev"), Payload::Binary(Bytes::from_static(b"\xff"))),
+        },
+        b"\x01\x06\x00\x02ev\xff",
+    );
+    check(
+        Envelope {
+            tags: Some(Tags { previous: Tag(0xa1), own: Tag(0xb2) }),
+            publication: publication(Some(POSITION), Some("e"), text("é")),
+        },
+        b"\x01\x05\x01\x02\x03\x04\x05\x06\x07\x08\0\0\0\0\0\0\0\x2a\0\0\0\0\0\0\0\xa1\0\0\0\0\0\0\0\xb2\0\x01e\xc3\xa9",
+    );
+    let body = b"\x01\0\0\0\0\0\0\0\xb2hi";
+    let read = decode_body(POSITION, body.to_vec()).expect("a body");
+    assert_eq!(read, (Tag(0xb2), publication(Some(POSITION), None, text("hi"))));
+    assert_eq!(encode_body(&as_new(&read.1), read.0).expect("it fits"), body);
+}
+
+#[test]
+fn errors_are_told_by_kind() {
+    let check = |bytes: &[u8], error: EnvelopeError| {
+        assert_eq!(Envelope::decode(bytes.to_vec()), Err(error), "{bytes:?}");
+    };
+    check(b"", EnvelopeError::Truncated);
+    check(b"\x01", EnvelopeError::Truncated);
+    check(b"\x02\x00hi", EnvelopeError::Version(2));
+    check(b"{\"json\":1}", EnvelopeError::Version(b'{'));
+    check(b"\x01\x08hi", EnvelopeError::Flags(8));
+    check(b"\x01\x04\x00", EnvelopeError::Truncated);
+    check(b"\x01\x04\xff\xffshort", EnvelopeError::Truncated);
+    check(b"\x01\x04\x00\x01\xff", EnvelopeError::Event);
+    check(b"\x01\x00\xff", EnvelopeError::Text);
+    check(&[b"\x01\x01".as_slice(), &[0; 32]].concat(), EnvelopeError::Offset);
+    check(&[b"\x01\x01".as_slice(), &[1; 31]].concat(), EnvelopeError::Truncated);
+    assert_eq!(decode_body(POSITION, b"\x00hi".to_vec()), Err(EnvelopeError::Flags(0)));
+    assert_eq!(decode_body(POSITION, b"\x01hi".to_vec()), Err(EnvelopeError::Truncated));
+}
+
+#[test]
+fn an_event_name_has_a_bound() {
+    let mut new = as_new(&publication(None, None, text("")));
+    new.event = Some("e".repeat(65_535).into());
+    assert!(encode_plain(&new).is_ok());
+    new.event = Some("e".repeat(65_536).into());
+    assert_eq!(encode_plain(&new), Err(EventTooLong(65_536)));
+}
+
+#[test]
+fn the_payload_is_not_copied() {
+    let bytes = b"\x01\x00payload".to_vec();
+    let at = bytes.as_ptr() as usize;
+    let envelope = Envelope::decode(bytes).expect("an envelope");
+    assert_eq!(envelope.publication.payload.bytes().as_ptr() as usize, at + 2);
+}
+
+fn payloads() -> impl Strategy<Value = Payload> {
+    prop_oneof![
+        ".{0,64}".prop_map(|text| Payload::Text(text.into())),
+        proptest::collection::vec(any::<u8>(), 0..64).prop_map(|bytes| Payload::Binary(bytes.into())),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn what_is_encoded_is_decoded(
+        event in proptest::option::of(".{0,16}"),
+        payload in payloads(),
+        place in proptest::option::of((any::<u64>(), 1..u64::MAX, any::<u64>(), any::<u64>())),
+    ) {
+        let position = place.map(|(epoch, offset, ..)| Position { epoch: Epoch(epoch), offset });
+        let tags = place.map(|(.., previous, own)| Tags { previous: Tag(previous), own: Tag(own) });
+        let envelope = Envelope { tags, publication: publication(position, event.as_deref(), payload) };
+        prop_assert_eq!(Envelope::decode(encode_envelope(&envelope)), Ok(envelope));
+    }
+
+    #[test]
+    fn arbitrary_bytes_are_decoded_or_refused(
+        version in 0..3u8,
+        flags in 0..9u8,
+        rest in proptest::collection::vec(any::<u8>(), 0..80),
+    ) {
+        check_decoders(&[&[version, flags], &*rest].concat());
+        check_decoders(&rest);
+    }
+}

@@ -1,0 +1,149 @@
+//! The names of keys and pub/sub channels: `P:{TAG}…`, where everything of one tag is in one slot.
+
+use std::fmt;
+
+/// Longest prefix in bytes.
+const PREFIX_BYTES_MAX: usize = 64;
+
+/// Routes the node registry and what belongs to it.
+pub(crate) const NODES: &str = "nodes";
+
+/// Routes orders to all nodes.
+pub(crate) const CONTROL: &str = "control";
+
+/// What every name of a deployment begins with: 1 to 64 bytes of `[A-Za-z0-9_.-]`.
+///
+/// It has no brace, so the first pair of braces in a name is that of its tag, whatever follows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prefix(Box<str>);
+
+/// Why a prefix is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PrefixError {
+    #[error("the key prefix is empty; `tidegate` is the usual one")]
+    Empty,
+    #[error("the key prefix is {0} bytes long, {PREFIX_BYTES_MAX} are allowed")]
+    TooLong(usize),
+    #[error("the key prefix has {0:?}; allowed are letters, digits and _.-")]
+    Character(char),
+}
+
+impl Prefix {
+    pub fn new(prefix: &str) -> Result<Self, PrefixError> {
+        if prefix.is_empty() {
+            return Err(PrefixError::Empty);
+        }
+        if prefix.len() > PREFIX_BYTES_MAX {
+            return Err(PrefixError::TooLong(prefix.len()));
+        }
+        match prefix.chars().find(|c| !c.is_ascii_alphanumeric() && !"_.-".contains(*c)) {
+            Some(character) => Err(PrefixError::Character(character)),
+            None => Ok(Self(prefix.into())),
+        }
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The pub/sub channel of a tag: `P:{TAG}`.
+    pub(crate) fn pubsub(&self, tag: &str) -> String {
+        self.key(tag, "")
+    }
+
+    /// `P:{C}:m`, the hash that holds where a channel stands.
+    pub(crate) fn meta(&self, channel: &str) -> String {
+        self.key(channel, ":m")
+    }
+
+    /// `P:{C}:s`, the stream of a channel's publications.
+    pub(crate) fn stream(&self, channel: &str) -> String {
+        self.key(channel, ":s")
+    }
+
+    /// `P:{C}:i:KEY`, what was answered to an idempotency key.
+    pub(crate) fn idempotency(&self, channel: &str, key: &str) -> String {
+        format!("{}:{{{channel}}}:i:{key}", self.0)
+    }
+
+    /// `P:{C}:p`, the hash of a channel's members.
+    pub(crate) fn presence(&self, channel: &str) -> String {
+        self.key(channel, ":p")
+    }
+
+    /// `P:{nodes}`, the hash of node records.
+    pub(crate) fn nodes(&self) -> String {
+        self.key(NODES, "")
+    }
+
+    /// `P:{nodes}:i`, the hash of the leases of instances.
+    pub(crate) fn instances(&self) -> String {
+        self.key(NODES, ":i")
+    }
+
+    /// `P:{nodes}:p:INSTANCE`, the set of channels in which an instance has members.
+    pub(crate) fn instance_channels(&self, instance: &str) -> String {
+        format!("{}:{{{NODES}}}:p:{instance}", self.0)
+    }
+
+    /// The tag of a pub/sub channel that [`pubsub`](Self::pubsub) named; `None` for names of others.
+    pub(crate) fn tag_of<'a>(&self, pubsub: &'a [u8]) -> Option<&'a [u8]> {
+        pubsub.strip_prefix(self.0.as_bytes())?.strip_prefix(b":{")?.strip_suffix(b"}")
+    }
+
+    fn key(&self, tag: &str, end: &str) -> String {
+        let mut key = String::with_capacity(self.0.len() + tag.len() + end.len() + 3);
+        for part in [&*self.0, ":{", tag, "}", end] {
+            key.push_str(part);
+        }
+        key
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_is_checked() {
+        let check = |text: &str, expect: Result<(), PrefixError>| {
+            assert_eq!(Prefix::new(text).map(|_| ()), expect, "{text}");
+        };
+        check("tidegate", Ok(()));
+        check("A-1_b.c", Ok(()));
+        check(&"p".repeat(64), Ok(()));
+        check("", Err(PrefixError::Empty));
+        check(&"p".repeat(65), Err(PrefixError::TooLong(65)));
+        for (text, character) in [("a{b", '{'), ("a:b", ':'), ("a b", ' '), ("ä", 'ä')] {
+            check(text, Err(PrefixError::Character(character)));
+        }
+    }
+
+    #[test]
+    fn names_are_those_of_the_adr() {
+        let prefix = Prefix::new("P").expect("a prefix");
+        assert_eq!(prefix.pubsub("C"), "P:{C}");
+        assert_eq!(prefix.meta("C"), "P:{C}:m");
+        assert_eq!(prefix.stream("C"), "P:{C}:s");
+        assert_eq!(prefix.idempotency("C", "K"), "P:{C}:i:K");
+        assert_eq!(prefix.presence("C"), "P:{C}:p");
+        assert_eq!(prefix.nodes(), "P:{nodes}");
+        assert_eq!(prefix.instances(), "P:{nodes}:i");
+        assert_eq!(prefix.instance_channels("I"), "P:{nodes}:p:I");
+    }
+
+    #[test]
+    fn the_tag_of_a_pubsub_channel_is_read_back() {
+        let prefix = Prefix::new("P").expect("a prefix");
+        assert_eq!(prefix.tag_of(b"P:{a:b}"), Some(&b"a:b"[..]));
+        for other in [&b"Q:{a}"[..], b"PP:{a}", b"P:a", b"P:{a", b"P", b""] {
+            assert_eq!(prefix.tag_of(other), None);
+        }
+    }
+}

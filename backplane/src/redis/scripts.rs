@@ -1,0 +1,149 @@
+//! The Lua scripts, how they are called, and how their answers are read.
+
+use std::sync::LazyLock;
+
+use redis::{Cmd, Value};
+
+use super::contract::Commands;
+use crate::{BackplaneError, Epoch};
+
+/// What several scripts begin with.
+const AGE: &str = include_str!("scripts/age.lua");
+
+pub(crate) static PUBLISH: LazyLock<Script> =
+    LazyLock::new(|| Script::new("publish", &[AGE, include_str!("scripts/publish.lua")]));
+pub(crate) static HISTORY: LazyLock<Script> =
+    LazyLock::new(|| Script::new("history", &[AGE, include_str!("scripts/history.lua")]));
+pub(crate) static POSITION: LazyLock<Script> =
+    LazyLock::new(|| Script::new("position", &[include_str!("scripts/position.lua")]));
+pub(crate) static RENOUNCE: LazyLock<Script> =
+    LazyLock::new(|| Script::new("renounce", &[AGE, include_str!("scripts/renounce.lua")]));
+
+/// A script and the digest by which the server knows it once it has seen it.
+#[derive(Debug)]
+pub(crate) struct Script {
+    name: &'static str,
+    code: String,
+    sha1: String,
+}
+
+impl Script {
+    fn new(name: &'static str, parts: &[&str]) -> Self {
+        let code = parts.concat();
+        let sha1 = redis::Script::new(&code).get_hash().to_owned();
+        Self { name, code, sha1 }
+    }
+
+    /// Calls the script by its digest, and with its code if the server does not know it: it has restarted, or the
+    /// slot has moved to it.
+    pub(crate) async fn call(
+        &self,
+        commands: &dyn Commands,
+        tag: &str,
+        keys: &[&[u8]],
+        args: &[&[u8]],
+    ) -> Result<Answer, BackplaneError> {
+        let by_digest = command("EVALSHA", &self.sha1, keys, args);
+        let value = match commands.call(tag, by_digest).await {
+            Err(BackplaneError::Refused(why)) if is_no_script(&why) => {
+                commands.call(tag, command("EVAL", &self.code, keys, args)).await?
+            }
+            other => other?,
+        };
+        Answer::new(self.name, value)
+    }
+}
+
+fn command(name: &str, script: &str, keys: &[&[u8]], args: &[&[u8]]) -> Cmd {
+    // What the protocol puts around an argument is at most 16 bytes.
+    let bytes: usize = keys.iter().chain(args).map(|part| part.len() + 16).sum();
+    let mut command = Cmd::with_capacity(3 + keys.len() + args.len(), bytes + script.len() + 64);
+    command.arg(name).arg(script).arg(keys.len());
+    for part in keys.iter().chain(args) {
+        command.arg(*part);
+    }
+    command
+}
+
+/// The contract has no case of its own for this refusal: it is told by the server's code, or by the words that Redis
+/// and Valkey have put after it since 2.6.
+fn is_no_script(why: &str) -> bool {
+    why.contains("NOSCRIPT") || why.contains("No matching script")
+}
+
+/// What a script returned, value by value.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    script: &'static str,
+    values: std::vec::IntoIter<Value>,
+}
+
+impl Answer {
+    pub(crate) fn new(script: &'static str, value: Value) -> Result<Self, BackplaneError> {
+        match value {
+            Value::Array(values) => Ok(Self { script, values: values.into_iter() }),
+            _ => Err(unexpected(script)),
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.values.len() == 0
+    }
+
+    pub(crate) fn number(&mut self) -> Result<u64, BackplaneError> {
+        match self.values.next() {
+            Some(Value::Int(number)) => u64::try_from(number).map_err(|_| unexpected(self.script)),
+            _ => Err(unexpected(self.script)),
+        }
+    }
+
+    pub(crate) fn flag(&mut self) -> Result<bool, BackplaneError> {
+        self.number().map(|number| number != 0)
+    }
+
+    pub(crate) fn bytes(&mut self) -> Result<Vec<u8>, BackplaneError> {
+        self.optional_bytes()?.ok_or_else(|| unexpected(self.script))
+    }
+
+    pub(crate) fn optional_bytes(&mut self) -> Result<Option<Vec<u8>>, BackplaneError> {
+        match self.values.next() {
+            Some(Value::BulkString(bytes)) => Ok(Some(bytes)),
+            Some(Value::Nil) => Ok(None),
+            _ => Err(unexpected(self.script)),
+        }
+    }
+
+    /// Eight bytes: an epoch or a tag.
+    pub(crate) fn word(&mut self) -> Result<u64, BackplaneError> {
+        self.optional_word()?.ok_or_else(|| unexpected(self.script))
+    }
+
+    pub(crate) fn optional_word(&mut self) -> Result<Option<u64>, BackplaneError> {
+        let Some(bytes) = self.optional_bytes()? else { return Ok(None) };
+        let word = bytes.try_into().map_err(|_| unexpected(self.script))?;
+        Ok(Some(u64::from_be_bytes(word)))
+    }
+
+    pub(crate) fn list(&mut self) -> Result<Self, BackplaneError> {
+        match self.values.next() {
+            Some(value) => Self::new(self.script, value),
+            None => Err(unexpected(self.script)),
+        }
+    }
+}
+
+/// Somebody else's data under our names, or a server that is not one we know.
+fn unexpected(script: &'static str) -> BackplaneError {
+    let why =
+        format!("the script {script} was answered in an unknown form; do others use the same key prefix?");
+    BackplaneError::Refused(why.into())
+}
+
+/// 64 random bits: among a million epochs, two are equal with a probability of 3 in 10^8.
+pub(crate) fn random() -> Result<u64, BackplaneError> {
+    getrandom::u64().map_err(|error| BackplaneError::Unavailable(format!("no randomness: {error}").into()))
+}
+
+pub(crate) fn random_epoch() -> Result<Epoch, BackplaneError> {
+    random().map(Epoch)
+}

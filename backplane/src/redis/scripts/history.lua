@@ -1,0 +1,64 @@
+-- Reads a part of a channel's history, and removes what is too old. Does not count as use of the channel.
+--
+-- KEYS  hash P:{C}:m, stream P:{C}:s
+-- ARGV  1 epoch of the position to begin after (8 bytes); empty: the newest are wanted
+--       2 offset of that position
+--       3 at most so many publications
+--       4 no further publication after so many bytes, each counted as 1,024 and its body
+-- Returns {} for a channel without state, else
+--   {epoch, offset, tag and age in ms of the channel, continuous 0 or 1,
+--    tag of the position to begin after (nil when it is no longer, or not, there),
+--    {offset, body, offset, body …}}
+
+local CHUNK = 64
+
+local meta, stream = KEYS[1], KEYS[2]
+local state = redis.call('HMGET', meta, 'e', 'o', 't', 'a')
+local epoch, top, tag, age = state[1], tonumber(state[2] or 0), state[3], tonumber(state[4] or 0)
+if not epoch then
+  return {}
+end
+local limit, bytes = tonumber(ARGV[3]), tonumber(ARGV[4])
+local since = tonumber(ARGV[2])
+
+local function tag_at(offset)
+  if offset == top then
+    return tag
+  elseif offset == 0 then
+    return NO_TAG
+  end
+  local entry = entry_at(stream, offset)
+  return entry and string.sub(entry[2][2], 2, 9) or false
+end
+
+-- An answer ends at its first nil; false becomes a null in it.
+local at, continuous, start = false, 1, top + 1
+if ARGV[1] == '' then
+  start = math.max(trim_age(stream, top, age), top + 1 - limit)
+elseif ARGV[1] ~= epoch or since > top then
+  continuous = 0
+else
+  at = tag_at(since)
+  local first = trim_age(stream, top, age)
+  if first > since + 1 then
+    continuous = 0
+  end
+  start = math.max(first, since + 1)
+end
+
+local found = {}
+while start <= top and limit > 0 and bytes > 0 do
+  local count = math.min(limit, CHUNK)
+  for _, entry in ipairs(redis.call('XRANGE', stream, digits(start), '+', 'COUNT', count)) do
+    if bytes <= 0 then
+      break
+    end
+    local offset, body = (parse(entry[1])), entry[2][2]
+    found[#found + 1] = offset
+    found[#found + 1] = body
+    start = offset + 1
+    bytes = bytes - 1024 - #body
+  end
+  limit = limit - count
+end
+return {epoch, top, tag, age, continuous, at, found}

@@ -1,0 +1,4 @@
+//! The operations against a real `redis-server`, over one connection.
+
+mod channels;
+mod server;
