@@ -10,6 +10,16 @@ pub(crate) struct Tallies {
     pub(crate) publish_duplicates: AtomicU64,
     pub(crate) history_undecodable: AtomicU64,
     pub(crate) epochs_renounced: AtomicU64,
+    pub(crate) presence_failed: AtomicU64,
+    pub(crate) presence_refused: AtomicU64,
+    pub(crate) presence_undecodable: AtomicU64,
+    pub(crate) presence_removed: AtomicU64,
+    pub(crate) instances_removed: AtomicU64,
+    pub(crate) leases_lapsed: AtomicU64,
+    pub(crate) records_undecodable: AtomicU64,
+    pub(crate) orders_received: AtomicU64,
+    pub(crate) orders_unknown: AtomicU64,
+    pub(crate) orders_undecodable: AtomicU64,
 }
 
 /// Totals since the start.
@@ -25,6 +35,26 @@ pub struct OperationCounters {
     pub history_undecodable: u64,
     /// Epochs that this node ended because history had been rewritten.
     pub epochs_renounced: u64,
+    /// Batches of changes of presence that Redis did not take; their channels are written again.
+    pub presence_failed: u64,
+    /// Joins refused because too many changes waited.
+    pub presence_refused: u64,
+    /// Members of another version or of somebody else, left out of answers.
+    pub presence_undecodable: u64,
+    /// Members that dead instances had left, removed by this node.
+    pub presence_removed: u64,
+    /// Dead instances of which this node removed all members.
+    pub instances_removed: u64,
+    /// Times that this node went on as another instance: it was away for a lease, or the registry lost its data.
+    pub leases_lapsed: u64,
+    /// Node records that could not be read, and were left out.
+    pub records_undecodable: u64,
+    /// Orders handed to the sink.
+    pub orders_received: u64,
+    /// Orders of a kind that this version does not know.
+    pub orders_unknown: u64,
+    /// Messages on the control channel that are no orders.
+    pub orders_undecodable: u64,
 }
 
 impl Tallies {
@@ -35,6 +65,16 @@ impl Tallies {
             publish_duplicates: self.publish_duplicates.load(Relaxed),
             history_undecodable: self.history_undecodable.load(Relaxed),
             epochs_renounced: self.epochs_renounced.load(Relaxed),
+            presence_failed: self.presence_failed.load(Relaxed),
+            presence_refused: self.presence_refused.load(Relaxed),
+            presence_undecodable: self.presence_undecodable.load(Relaxed),
+            presence_removed: self.presence_removed.load(Relaxed),
+            instances_removed: self.instances_removed.load(Relaxed),
+            leases_lapsed: self.leases_lapsed.load(Relaxed),
+            records_undecodable: self.records_undecodable.load(Relaxed),
+            orders_received: self.orders_received.load(Relaxed),
+            orders_unknown: self.orders_unknown.load(Relaxed),
+            orders_undecodable: self.orders_undecodable.load(Relaxed),
         }
     }
 }

@@ -12,10 +12,13 @@
 #![allow(dead_code)]
 
 mod contract;
+mod control;
 mod counters;
 mod envelope;
 mod history;
 mod names;
+mod nodes;
+mod presence;
 mod publish;
 mod scripts;
 

@@ -100,6 +100,12 @@ impl Prefix {
     }
 }
 
+impl Default for Prefix {
+    fn default() -> Self {
+        Self("tidegate".into())
+    }
+}
+
 impl fmt::Display for Prefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

@@ -8,16 +8,23 @@ use super::contract::Commands;
 use crate::{BackplaneError, Epoch};
 
 /// What several scripts begin with.
+const TIME: &str = include_str!("scripts/time.lua");
 const AGE: &str = include_str!("scripts/age.lua");
 
 pub(crate) static PUBLISH: LazyLock<Script> =
-    LazyLock::new(|| Script::new("publish", &[AGE, include_str!("scripts/publish.lua")]));
+    LazyLock::new(|| Script::new("publish", &[TIME, AGE, include_str!("scripts/publish.lua")]));
 pub(crate) static HISTORY: LazyLock<Script> =
-    LazyLock::new(|| Script::new("history", &[AGE, include_str!("scripts/history.lua")]));
+    LazyLock::new(|| Script::new("history", &[TIME, AGE, include_str!("scripts/history.lua")]));
 pub(crate) static POSITION: LazyLock<Script> =
     LazyLock::new(|| Script::new("position", &[include_str!("scripts/position.lua")]));
 pub(crate) static RENOUNCE: LazyLock<Script> =
-    LazyLock::new(|| Script::new("renounce", &[AGE, include_str!("scripts/renounce.lua")]));
+    LazyLock::new(|| Script::new("renounce", &[TIME, AGE, include_str!("scripts/renounce.lua")]));
+pub(crate) static ANNOUNCE: LazyLock<Script> =
+    LazyLock::new(|| Script::new("announce", &[TIME, include_str!("scripts/announce.lua")]));
+pub(crate) static RETIRE: LazyLock<Script> =
+    LazyLock::new(|| Script::new("retire", &[include_str!("scripts/retire.lua")]));
+pub(crate) static MEMBERS: LazyLock<Script> =
+    LazyLock::new(|| Script::new("members", &[include_str!("scripts/members.lua")]));
 
 /// A script and the digest by which the server knows it once it has seen it.
 #[derive(Debug)]
@@ -65,10 +72,9 @@ fn command(name: &str, script: &str, keys: &[&[u8]], args: &[&[u8]]) -> Cmd {
     command
 }
 
-/// The contract has no case of its own for this refusal: it is told by the server's code, or by the words that Redis
-/// and Valkey have put after it since 2.6.
+/// A refusal begins with the server's code.
 fn is_no_script(why: &str) -> bool {
-    why.contains("NOSCRIPT") || why.contains("No matching script")
+    why.starts_with("NOSCRIPT")
 }
 
 /// What a script returned, value by value.
@@ -122,6 +128,11 @@ impl Answer {
         let Some(bytes) = self.optional_bytes()? else { return Ok(None) };
         let word = bytes.try_into().map_err(|_| unexpected(self.script))?;
         Ok(Some(u64::from_be_bytes(word)))
+    }
+
+    pub(crate) fn text(&mut self) -> Result<Box<str>, BackplaneError> {
+        let text = String::from_utf8(self.bytes()?).map_err(|_| unexpected(self.script))?;
+        Ok(text.into())
     }
 
     pub(crate) fn list(&mut self) -> Result<Self, BackplaneError> {

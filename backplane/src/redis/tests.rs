@@ -1,4 +1,5 @@
 //! The operations against a real `redis-server`, over one connection.
 
 mod channels;
+mod presence;
 mod server;

@@ -5,16 +5,6 @@
 
 local NO_TAG = string.rep('\0', 8)
 
-local function now_ms()
-  local time = redis.call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
-end
-
--- Numbers as Redis wants them: tostring() gives up digits above 10^14.
-local function digits(number)
-  return string.format('%.0f', number)
-end
-
 local function parse(id)
   local offset, ms = string.match(id, '^(%d+)-(%d+)$')
   return tonumber(offset), tonumber(ms)

@@ -98,16 +98,16 @@ async fn the_script_makes_an_envelope_of_the_body() {
         rig.reader.page(&channel(), since, 1).await.expect("page").publications.remove(0)
     };
     // The channel itself is watched by a script of this test's own: what PUBLISH is given is kept in a list.
-    let code = include_str!("../scripts/publish.lua");
-    let code =
-        [include_str!("../scripts/age.lua"), &code.replace("redis.call(ARGV[1]", "redis.call('RPUSH'")];
+    let time_and_age = [include_str!("../scripts/time.lua"), include_str!("../scripts/age.lua")].concat();
+    let publish = include_str!("../scripts/publish.lua").replace("redis.call(ARGV[1]", "redis.call('RPUSH'");
+    let code = time_and_age + &publish;
     let mut previous = Tag::NONE;
     for offset in 1..=300 {
         let mut new = text("payload");
         new.event = Some("e".into());
         let body = crate::redis::envelope::encode_body(&new, Tag(offset)).expect("a body");
         let mut command = redis::cmd("EVAL");
-        command.arg(code.concat()).arg(2).arg("test:{news:a}:m").arg("test:{news:a}:s");
+        command.arg(&code).arg(2).arg("test:{news:a}:m").arg("test:{news:a}:s");
         command.arg("PUBLISH").arg("sent").arg("").arg(body).arg(1000).arg(3_600_000);
         command.arg(&offset.to_be_bytes()[..]).arg(&[7_u8; 8][..]);
         let (duplicate, epoch, at): (u8, Vec<u8>, u64) = rig.server.run(&command).await;

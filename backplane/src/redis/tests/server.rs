@@ -3,7 +3,10 @@
 use std::{
     path::PathBuf,
     process::{Child, Command, Stdio},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -18,6 +21,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 pub(super) struct Server {
     child: Child,
     connection: MultiplexedConnection,
+    is_refusing: AtomicBool,
     _directory: tempfile::TempDir,
 }
 
@@ -34,12 +38,35 @@ impl Server {
             .spawn()
             .expect("redis-server is installed");
         let connection = tokio::time::timeout(DEADLINE, connect(socket)).await.expect("redis-server answers");
-        Arc::new(Self { child, connection, _directory: directory })
+        Arc::new(Self { child, connection, is_refusing: AtomicBool::new(false), _directory: directory })
+    }
+
+    /// Calls fail as if the link were away.
+    pub(super) fn refuse(&self, is_refusing: bool) {
+        self.is_refusing.store(is_refusing, Ordering::SeqCst);
     }
 
     /// Runs any command.
     pub(super) async fn run<T: FromRedisValue>(&self, command: &Cmd) -> T {
         command.query_async(&mut self.connection.clone()).await.expect("the command succeeds")
+    }
+}
+
+/// Asks again until the answer satisfies.
+pub(super) async fn eventually<T: std::fmt::Debug>(
+    what: &str,
+    ask: impl AsyncFn() -> T,
+    is_good: impl Fn(&T) -> bool,
+) -> T {
+    let until = tokio::time::Instant::now() + DEADLINE;
+    let mut ticks = tokio::time::interval(Duration::from_millis(20));
+    loop {
+        ticks.tick().await;
+        let answer = ask().await;
+        if is_good(&answer) {
+            return answer;
+        }
+        assert!(tokio::time::Instant::now() < until, "{what}: still {answer:?}");
     }
 }
 
@@ -58,9 +85,18 @@ async fn connect(socket: PathBuf) -> MultiplexedConnection {
 impl Commands for Server {
     fn call(&self, _tag: &str, command: Cmd) -> BoxFuture<'_, Result<Value, BackplaneError>> {
         let mut connection = self.connection.clone();
+        let is_refusing = self.is_refusing.load(Ordering::SeqCst);
         async move {
-            let answer = connection.send_packed_command(&command).await.and_then(Value::extract_error);
-            answer.map_err(|error| BackplaneError::Refused(error.to_string().into()))
+            if is_refusing {
+                return Err(BackplaneError::Unavailable("the test says so".into()));
+            }
+            match connection.send_packed_command(&command).await {
+                Ok(Value::ServerError(error)) => {
+                    let why = format!("{} {}", error.code(), error.details().unwrap_or_default());
+                    Err(BackplaneError::Refused(why.into()))
+                }
+                answer => answer.map_err(|error| BackplaneError::Unconfirmed(error.to_string().into())),
+            }
         }
         .boxed()
     }

@@ -1,0 +1,237 @@
+//! Orders to all nodes: their form, and the pub/sub channel that every node is always subscribed to.
+//!
+//! An order is a JSON object: `{"kind":"disconnect","user":U,"reason":R}`, or with `connection` in place of `user`.
+//! Nodes skip and count kinds that they do not know. An order is not kept: a node that is cut off from Redis while it
+//! is given does not get it.
+
+use std::sync::{
+    Arc, Mutex, OnceLock, PoisonError, Weak,
+    atomic::{AtomicBool, Ordering::Relaxed},
+};
+
+use redis::Cmd;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+
+use super::{
+    contract::{Commands, LinkId, Session, Subscriber, Subscribing},
+    counters::Tallies,
+    names::{CONTROL, Prefix},
+};
+use crate::{BackplaneError, Control, DisconnectTarget, Sink};
+
+const DISCONNECT: &str = "disconnect";
+
+/// Publishes an order.
+pub(crate) async fn send(
+    commands: &dyn Commands,
+    prefix: &Prefix,
+    control: &Control,
+) -> Result<(), BackplaneError> {
+    let mut command = Cmd::new();
+    command.arg(if commands.is_sharded() { "SPUBLISH" } else { "PUBLISH" });
+    command.arg(prefix.pubsub(CONTROL)).arg(encode(control));
+    commands.call(CONTROL, command).await?;
+    Ok(())
+}
+
+/// Stands between the links and the subscriptions: takes orders out, passes everything else on.
+pub(crate) struct Orders {
+    inner: Arc<dyn Subscriber>,
+    /// Not owned: the links own this.
+    subscribing: OnceLock<Weak<dyn Subscribing>>,
+    sink: Arc<dyn Sink>,
+    channel: Vec<u8>,
+    state: Mutex<State>,
+    has_confirmed: AtomicBool,
+    confirmed: Notify,
+    tallies: Arc<Tallies>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    sessions: Vec<(LinkId, Session)>,
+    confirmed: Option<(LinkId, Session)>,
+}
+
+/// Why bytes are not an order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum OrderError {
+    /// Of a newer version.
+    Unknown,
+    Undecodable,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct StoredOrder {
+    kind: Box<str>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    user: Option<Box<str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    connection: Option<Box<str>>,
+    #[serde(default)]
+    reason: Box<str>,
+}
+
+impl Orders {
+    pub(crate) fn new(
+        inner: Arc<dyn Subscriber>,
+        sink: Arc<dyn Sink>,
+        prefix: &Prefix,
+        tallies: Arc<Tallies>,
+    ) -> Self {
+        Self {
+            inner,
+            subscribing: OnceLock::new(),
+            sink,
+            channel: prefix.pubsub(CONTROL).into_bytes(),
+            state: Mutex::default(),
+            has_confirmed: AtomicBool::new(false),
+            confirmed: Notify::new(),
+            tallies,
+        }
+    }
+
+    /// Says through what to subscribe; before the links start.
+    pub(crate) fn connect(&self, subscribing: Weak<dyn Subscribing>) {
+        // Once, by the composition.
+        self.subscribing.set(subscribing).ok();
+    }
+
+    /// Subscribes if that is not confirmed where the channel lives. Called when something changes, and each second for
+    /// what was lost.
+    pub(crate) fn subscribe(&self) {
+        let Some(subscribing) = self.subscribing.get().and_then(Weak::upgrade) else { return };
+        let Some(route) = subscribing.route(CONTROL) else { return };
+        let session = self.with(|state| {
+            let session = state.sessions.iter().find(|(link, _)| *link == route.link).copied();
+            session.filter(|_| session != state.confirmed)
+        });
+        if let Some((link, session)) = session {
+            // False: the session is over, and the next one begins with this.
+            subscribing.subscribe(link, session, &[&self.channel]);
+        }
+    }
+
+    /// Awaits the first confirmation.
+    pub(crate) async fn until_confirmed(&self) {
+        loop {
+            let mut confirmed = std::pin::pin!(self.confirmed.notified());
+            confirmed.as_mut().enable();
+            if self.has_confirmed.load(Relaxed) {
+                return;
+            }
+            confirmed.await;
+        }
+    }
+
+    fn with<R>(&self, f: impl FnOnce(&mut State) -> R) -> R {
+        f(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Subscriber for Orders {
+    fn up(&self, link: LinkId, session: Session) {
+        self.with(|state| state.sessions.push((link, session)));
+        self.subscribe();
+        self.inner.up(link, session);
+    }
+
+    fn down(&self, link: LinkId, session: Session) {
+        self.with(|state| {
+            state.sessions.retain(|held| *held != (link, session));
+            state.confirmed = state.confirmed.filter(|held| *held != (link, session));
+        });
+        self.inner.down(link, session);
+    }
+
+    fn routes_changed(&self) {
+        self.subscribe();
+        self.inner.routes_changed();
+    }
+
+    fn confirmed(&self, link: LinkId, session: Session, channel: &[u8]) {
+        if channel != self.channel {
+            return self.inner.confirmed(link, session, channel);
+        }
+        self.with(|state| state.confirmed = Some((link, session)));
+        self.has_confirmed.store(true, Relaxed);
+        self.confirmed.notify_waiters();
+    }
+
+    fn ended(&self, link: LinkId, session: Session, channel: &[u8]) {
+        if channel != self.channel {
+            return self.inner.ended(link, session, channel);
+        }
+        self.with(|state| state.confirmed = state.confirmed.filter(|held| *held != (link, session)));
+        self.subscribe();
+    }
+
+    fn message(&self, link: LinkId, session: Session, channel: &[u8], payload: Vec<u8>) {
+        if channel != self.channel {
+            return self.inner.message(link, session, channel, payload);
+        }
+        let tally = match decode(&payload) {
+            Ok(control) => {
+                self.sink.control(control);
+                &self.tallies.orders_received
+            }
+            Err(OrderError::Unknown) => &self.tallies.orders_unknown,
+            Err(OrderError::Undecodable) => &self.tallies.orders_undecodable,
+        };
+        tally.fetch_add(1, Relaxed);
+    }
+}
+
+impl std::fmt::Debug for Orders {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Orders").field("state", &self.state).finish_non_exhaustive()
+    }
+}
+
+fn encode(control: &Control) -> Vec<u8> {
+    let Control::Disconnect { target, reason } = control.clone();
+    let (user, connection) = match target {
+        DisconnectTarget::User(user) => (Some(user), None),
+        DisconnectTarget::Connection(connection) => (None, Some(connection)),
+    };
+    let order = StoredOrder { kind: DISCONNECT.into(), user, connection, reason };
+    serde_json::to_vec(&order).expect("texts are JSON")
+}
+
+fn decode(bytes: &[u8]) -> Result<Control, OrderError> {
+    let order: StoredOrder = serde_json::from_slice(bytes).map_err(|_| OrderError::Undecodable)?;
+    if &*order.kind != DISCONNECT {
+        return Err(OrderError::Unknown);
+    }
+    let target = match (order.user, order.connection) {
+        (Some(user), None) => DisconnectTarget::User(user),
+        (None, Some(connection)) => DisconnectTarget::Connection(connection),
+        _ => return Err(OrderError::Unknown),
+    };
+    Ok(Control::Disconnect { target, reason: order.reason })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orders_are_read_back_and_others_told_apart() {
+        for target in [DisconnectTarget::User("ü\n\"".into()), DisconnectTarget::Connection("n.1".into())] {
+            let control = Control::Disconnect { target, reason: "banned".into() };
+            assert_eq!(decode(&encode(&control)), Ok(control));
+        }
+        let check = |text: &str, expect: Result<Control, OrderError>| {
+            assert_eq!(decode(text.as_bytes()), expect, "{text}");
+        };
+        let target = DisconnectTarget::User("u".into());
+        let control = Control::Disconnect { target, reason: "".into() };
+        check(r#"{"kind":"disconnect","user":"u"}"#, Ok(control.clone()));
+        check(r#"{"kind":"disconnect","user":"u","reason":"","since":1}"#, Ok(control));
+        check(r#"{"kind":"disconnect","everybody":true}"#, Err(OrderError::Unknown));
+        check(r#"{"kind":"terminate","user":"u"}"#, Err(OrderError::Unknown));
+        check("{}", Err(OrderError::Undecodable));
+        check("\u{1}", Err(OrderError::Undecodable));
+    }
+}

@@ -1,0 +1,278 @@
+//! The node registry: records of nodes, and the leases of the instances that hold presence.
+//!
+//! Both live where the tag `nodes` routes, and end by the server's clock. One script does a whole round
+//! (`scripts/announce.lua`): it renews, and answers who lives. The stored form of a record is 16 bytes (end of the
+//! lease in ms, process; both big-endian) and a JSON object with the fields of [`StoredRecord`]; readers ignore fields
+//! that they do not know, so nodes of several versions can be in one registry.
+//!
+//! An *instance* is a node name, a life of the process, and a number. When its lease may have ended for others (this
+//! node was away for longer, or the server lost its data), the process goes on as the next instance: so whoever removes
+//! what the old one left cannot remove what the new one writes.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    contract::Commands,
+    counters::Tallies,
+    names::{NODES, Prefix},
+    scripts::{self, Answer},
+};
+use crate::{BackplaneError, NodeRecord};
+
+pub(crate) struct Registry {
+    commands: Arc<dyn Commands>,
+    prefix: Prefix,
+    lease: Duration,
+    /// `NODE.LIFE.`, what the names of this process's instances begin with.
+    own: Box<str>,
+    life: u64,
+    state: Mutex<State>,
+    tallies: Arc<Tallies>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// The number of the current instance.
+    number: u32,
+    /// When a renewal of the current instance was last sent that succeeded.
+    renewed: Option<Instant>,
+    /// Instances, and until when they live at least.
+    live: HashMap<Box<str>, Instant>,
+    /// Until then, an instance that is not known may live: this node was away, or the registry has lost its data.
+    doubt_until: Instant,
+}
+
+/// What a round found.
+#[derive(Debug)]
+pub(crate) struct Round {
+    /// In order of their names.
+    pub(crate) records: Vec<NodeRecord>,
+    /// Instances whose lease ended; it is for this node to remove what they left.
+    pub(crate) ended: Vec<Box<str>>,
+    /// This process is another instance now: all its members are to be written again.
+    pub(crate) lapsed: bool,
+    pub(crate) refused: bool,
+}
+
+/// A node's record as JSON. Fields may be added; the meaning of these stays.
+#[derive(Debug, Serialize, Deserialize)]
+struct StoredRecord {
+    address: Box<str>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    zone: Option<Box<str>>,
+    version: Box<str>,
+    connections: u64,
+    capacity: u64,
+    draining: bool,
+}
+
+impl Registry {
+    pub(crate) fn new(
+        commands: Arc<dyn Commands>,
+        prefix: Prefix,
+        node: &str,
+        life: u64,
+        lease: Duration,
+        tallies: Arc<Tallies>,
+    ) -> Self {
+        let state = State {
+            number: 1,
+            renewed: None,
+            live: HashMap::new(),
+            // Whether the registry has just lost its data is not known yet.
+            doubt_until: Instant::now() + lease,
+        };
+        let own = format!("{node}.{life:016x}.").into();
+        Self { commands, prefix, lease, own, life, state: Mutex::new(state), tallies }
+    }
+
+    /// The instance under which members are written now.
+    pub(crate) fn instance(&self) -> String {
+        self.with(|state| self.name_of(state.number))
+    }
+
+    /// Whether an instance is one of this process, current or former.
+    pub(crate) fn is_own(&self, instance: &str) -> bool {
+        instance.starts_with(&*self.own)
+    }
+
+    /// Whether a lease is known to hold, or may hold.
+    pub(crate) fn may_live(&self, instance: &str) -> bool {
+        let now = Instant::now();
+        self.with(|state| now < state.doubt_until || state.live.get(instance).is_some_and(|end| now < *end))
+    }
+
+    /// Whether the lease of the current instance holds for so long that no round is due.
+    pub(crate) fn is_fresh(&self) -> bool {
+        self.with(|state| state.renewed.is_some_and(|at| at.elapsed() < self.lease / 4))
+    }
+
+    /// Whether what this node's members are on the server still counts there.
+    pub(crate) fn is_leased(&self) -> bool {
+        self.with(|state| state.renewed.is_some_and(|at| at.elapsed() < self.lease))
+    }
+
+    /// Renews the lease, writes or renews a record, and reads.
+    pub(crate) async fn round(&self, record: Option<&NodeRecord>) -> Result<Round, BackplaneError> {
+        let mut lapsed = self.with(|state| {
+            let is_over = state.renewed.is_some_and(|at| at.elapsed() >= self.lease);
+            if is_over {
+                self.lapse(state);
+            }
+            is_over
+        });
+        loop {
+            let sent = Instant::now();
+            let number = self.with(|state| state.number);
+            let answer = self.ask(&self.name_of(number), record).await;
+            let (mut round, known, live) = match answer.and_then(|answer| self.read(answer)) {
+                Ok(read) => read,
+                Err(error) => {
+                    self.with(|state| state.doubt_until = Instant::now() + self.lease);
+                    return Err(error);
+                }
+            };
+            lapsed |= self.with(|state| self.note(state, number, known, live, sent));
+            if self.with(|state| state.number) == number {
+                round.lapsed = lapsed;
+                return Ok(round);
+            }
+        }
+    }
+
+    /// The answer to a record whose name another living process has.
+    pub(crate) fn refusal(&self, name: &str) -> BackplaneError {
+        let why = format!(
+            "another living node is named {name}: give each node a name of its own (--node), or wait {} s if this \
+             one was restarted",
+            self.lease.as_secs()
+        );
+        BackplaneError::Refused(why.into())
+    }
+
+    /// Takes this process's record of that name away.
+    pub(crate) async fn retire(&self, name: &str) -> Result<(), BackplaneError> {
+        let nodes = self.prefix.nodes();
+        let args = [name.as_bytes(), &self.life.to_be_bytes()];
+        scripts::RETIRE.call(&*self.commands, NODES, &[nodes.as_bytes()], &args).await?;
+        Ok(())
+    }
+
+    /// Forgets an instance after its members were removed.
+    pub(crate) async fn forget(&self, instance: &str) -> Result<(), BackplaneError> {
+        let mut command = redis::cmd("HDEL");
+        command.arg(self.prefix.instances()).arg(instance);
+        self.commands.call(NODES, command).await?;
+        Ok(())
+    }
+
+    async fn ask(&self, instance: &str, record: Option<&NodeRecord>) -> Result<Answer, BackplaneError> {
+        let (nodes, instances) = (self.prefix.nodes(), self.prefix.instances());
+        let lease = self.lease.as_millis().to_string();
+        let name = record.map_or("", |record| &record.name);
+        let stored = record.map(encode).transpose()?.unwrap_or_default();
+        let keys = [nodes.as_bytes(), instances.as_bytes()];
+        let life = self.life.to_be_bytes();
+        let args = [lease.as_bytes(), instance.as_bytes(), name.as_bytes(), &life[..], &stored[..]];
+        scripts::ANNOUNCE.call(&*self.commands, NODES, &keys, &args).await
+    }
+
+    fn read(&self, mut answer: Answer) -> Result<(Round, Known, Live), BackplaneError> {
+        let refused = answer.flag()?;
+        let known = match answer.number()? {
+            0 => Known::New,
+            1 => Known::Renewed,
+            _ => Known::Over,
+        };
+        let mut records = Vec::new();
+        let mut list = answer.list()?;
+        while !list.is_empty() {
+            let name = list.text()?;
+            match decode(name, &list.bytes()?) {
+                Ok(record) => records.push(record),
+                Err(_) => {
+                    self.tallies.records_undecodable.fetch_add(1, Relaxed);
+                }
+            }
+        }
+        records.sort_by(|a, b| a.name.cmp(&b.name));
+        let (mut live, mut list) = (Vec::new(), answer.list()?);
+        while !list.is_empty() {
+            live.push((list.text()?, Duration::from_millis(list.number()?)));
+        }
+        let (mut ended, mut list) = (Vec::new(), answer.list()?);
+        while !list.is_empty() {
+            ended.push(list.text()?);
+        }
+        Ok((Round { records, ended, lapsed: false, refused }, known, live))
+    }
+
+    /// Takes a round's answer in. True: the lease is over, and the next instance has to ask.
+    fn note(&self, state: &mut State, number: u32, known: Known, live: Live, sent: Instant) -> bool {
+        // Counted from when it was asked, so that no lease is thought to hold for longer than it does.
+        state.live = live.into_iter().map(|(instance, left)| (instance, sent + left)).collect();
+        if state.number != number {
+            // Another round was faster, and found the lease over.
+            return true;
+        }
+        let has_lost_data = known == Known::New && state.renewed.is_some();
+        if has_lost_data {
+            state.doubt_until = Instant::now() + self.lease;
+        }
+        if has_lost_data || known == Known::Over {
+            self.lapse(state);
+            return true;
+        }
+        state.renewed = Some(sent);
+        false
+    }
+
+    fn lapse(&self, state: &mut State) {
+        state.number += 1;
+        state.renewed = None;
+        self.tallies.leases_lapsed.fetch_add(1, Relaxed);
+    }
+
+    fn name_of(&self, number: u32) -> String {
+        format!("{}{number}", self.own)
+    }
+
+    fn with<R>(&self, f: impl FnOnce(&mut State) -> R) -> R {
+        f(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// What the registry knew of the instance that was renewed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Known {
+    New,
+    Renewed,
+    Over,
+}
+
+/// Instances, and how long their leases hold.
+type Live = Vec<(Box<str>, Duration)>;
+
+impl std::fmt::Debug for Registry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Registry").field("own", &self.own).field("state", &self.state).finish_non_exhaustive()
+    }
+}
+
+fn encode(record: &NodeRecord) -> Result<Vec<u8>, BackplaneError> {
+    let NodeRecord { name: _, address, zone, version, connections, capacity, draining } = record.clone();
+    let stored = StoredRecord { address, zone, version, connections, capacity, draining };
+    serde_json::to_vec(&stored).map_err(|error| BackplaneError::Refused(error.to_string().into()))
+}
+
+fn decode(name: Box<str>, bytes: &[u8]) -> serde_json::Result<NodeRecord> {
+    let StoredRecord { address, zone, version, connections, capacity, draining } =
+        serde_json::from_slice(bytes)?;
+    Ok(NodeRecord { name, address, zone, version, connections, capacity, draining })
+}

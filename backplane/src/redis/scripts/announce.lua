@@ -1,0 +1,64 @@
+-- A round of the node registry: renews a lease, writes a record if there is one, and answers who lives.
+--
+-- KEYS  hash P:{nodes}, hash P:{nodes}:i
+-- ARGV  1 lease in ms
+--       2 instance whose lease is renewed
+--       3 name of the record, empty without one
+--       4 process that the record belongs to (8 bytes)
+--       5 record
+-- P:{nodes} holds name -> end of the lease (8 bytes, ms, big-endian), process (8 bytes), record.
+-- P:{nodes}:i holds instance -> end of its lease (ms); negative: it ended, and somebody removes its members until then.
+-- Returns {refused 0 or 1: another living process has that name,
+--          instance 0 new, 1 renewed, 2 over (nothing of it was renewed),
+--          {name, record, …}, {instance, ms left, …}, {instance whose members the caller is to remove, …}}
+
+local nodes, instances = KEYS[1], KEYS[2]
+local lease, now = tonumber(ARGV[1]), now_ms()
+
+local function end_of(held)
+  return #held >= 16 and struct.unpack('>I8', held) or 0
+end
+
+local refused = 0
+if ARGV[3] ~= '' then
+  local held = redis.call('HGET', nodes, ARGV[3])
+  if held and end_of(held) > now and string.sub(held, 9, 16) ~= ARGV[4] then
+    refused = 1
+  else
+    redis.call('HSET', nodes, ARGV[3], struct.pack('>I8', now + lease) .. ARGV[4] .. ARGV[5])
+  end
+end
+
+local own = redis.call('HGET', instances, ARGV[2])
+local known = 0
+if own then
+  known = tonumber(own) > now and 1 or 2
+end
+if known < 2 then
+  redis.call('HSET', instances, ARGV[2], digits(now + lease))
+end
+
+local records = {}
+local all = redis.call('HGETALL', nodes)
+for i = 1, #all, 2 do
+  if end_of(all[i + 1]) > now then
+    records[#records + 1] = all[i]
+    records[#records + 1] = string.sub(all[i + 1], 17)
+  else
+    redis.call('HDEL', nodes, all[i])
+  end
+end
+
+local live, ended = {}, {}
+all = redis.call('HGETALL', instances)
+for i = 1, #all, 2 do
+  local until_ms = tonumber(all[i + 1]) or 0
+  if until_ms > now then
+    live[#live + 1] = all[i]
+    live[#live + 1] = until_ms - now
+  elseif -until_ms <= now then
+    redis.call('HSET', instances, all[i], digits(-(now + lease)))
+    ended[#ended + 1] = all[i]
+  end
+end
+return {refused, known, records, live, ended}
