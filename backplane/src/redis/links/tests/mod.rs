@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod cluster;
+mod sentinel;
 mod standalone;
 mod start;
 
