@@ -51,16 +51,19 @@ mod tests {
 
     use super::*;
 
-    /// The specification's check value, and slots that `CLUSTER KEYSLOT` of redis-server 7.0.15 answered.
+    /// The check value is the specification's; the slots are what `CLUSTER KEYSLOT` of redis-server 7.0.15 answers.
     #[test]
     fn golden_vectors() {
         assert_eq!(crc16(b"123456789"), 0x31c3);
-        for (tag, slot) in
-            [("", 0), ("foo", 12_182), ("bar", 5_061), ("hello", 866), ("user1000", 3_443), ("news:de", 0)]
-        {
-            if tag != "news:de" {
-                assert_eq!(slot_of(tag.as_bytes()), slot, "{tag}");
-            }
+        for (tag, slot) in [
+            ("", 0),
+            ("foo", 12_182),
+            ("bar", 5_061),
+            ("hello", 866),
+            ("user1000", 3_443),
+            ("news:de", 2_041),
+        ] {
+            assert_eq!(slot_of(tag.as_bytes()), slot, "{tag}");
         }
     }
 

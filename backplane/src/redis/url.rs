@@ -260,3 +260,75 @@ fn topology_of(kind: Kind, servers: usize, path: &str) -> Result<(TopologyKind, 
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    /// What a URL says: topology, servers and database as text, then user and password.
+    fn check(url: &str, expect: &str, credentials: Option<(Option<&str>, &str)>) {
+        let url: RedisUrl = url.parse().unwrap_or_else(|error| panic!("{url}: {error}"));
+        assert_eq!(url.to_string(), expect);
+        assert_eq!(format!("{url:?}"), expect);
+        let told = url.credentials.as_ref().map(|c| (c.user.as_deref(), &*c.password));
+        assert_eq!(told, credentials);
+    }
+
+    #[test]
+    fn forms_of_the_table() {
+        check("redis://h", "redis://h:6379", None);
+        check("redis://h:7000/3", "redis://h:7000/3", None);
+        check("redis://h/", "redis://h:6379", None);
+        check("rediss://a,b:1,c", "rediss://a:6379,b:1,c:6379", None);
+        check("redis-sentinel://s1,s2/main", "redis-sentinel://s1:26379,s2:26379/main", None);
+        check("rediss-sentinel://s1/main/2", "rediss-sentinel://s1:26379/main/2", None);
+        check("redis-cluster://a,b", "redis-cluster://a:6379,b:6379", None);
+        check("rediss-cluster://a/", "rediss-cluster://a:6379", None);
+        check("redis://[::1]:7000,[fe80::1]", "redis://[::1]:7000,[fe80::1]:6379", None);
+    }
+
+    #[test]
+    fn credentials_are_decoded_and_not_shown() {
+        check("redis://:pa%2Fss@h", "redis://h:6379", Some((None, "pa/ss")));
+        check("redis://me:p%40:w,x@a,b", "redis://a:6379,b:6379", Some((Some("me"), "p@:w,x")));
+        check("redis://m%C3%A9:p@h", "redis://h:6379", Some((Some("mé"), "p")));
+        check("redis://@h", "redis://h:6379", None);
+        let url: RedisUrl = "redis://me:s3cret@h".parse().unwrap();
+        assert_eq!(format!("{:?}", url.credentials), "Some(Credentials { .. })");
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_without_the_password() {
+        for (url, error) in [
+            ("localhost:6379", RedisUrlError::Scheme),
+            ("http://h", RedisUrlError::Scheme),
+            ("redis+unix:///s", RedisUrlError::Scheme),
+            ("redis://", RedisUrlError::NoHost),
+            ("redis://a,,b", RedisUrlError::NoHost),
+            ("redis://:s3/cret@h", RedisUrlError::Encoding),
+            ("redis://:s3?cret@h", RedisUrlError::Encoding),
+            ("redis://:s3#cret@h", RedisUrlError::Encoding),
+            ("redis://:%ff@h", RedisUrlError::Credentials),
+            ("redis://me@h", RedisUrlError::NoPassword),
+            ("redis://me:@h", RedisUrlError::NoPassword),
+            ("redis://h h", RedisUrlError::Host),
+            ("redis://::1", RedisUrlError::Host),
+            ("redis://[::1", RedisUrlError::Host),
+            ("redis://[h]", RedisUrlError::Host),
+            ("redis://h:99999", RedisUrlError::Port),
+            ("redis://h:0", RedisUrlError::Port),
+            ("redis://a,b,a:6379", RedisUrlError::Twice("a:6379".into())),
+            ("redis://h/main", RedisUrlError::Database),
+            ("redis-cluster://h/1", RedisUrlError::ClusterDatabase),
+            ("redis-sentinel://h", RedisUrlError::NoName),
+            ("redis-sentinel://h/main/x", RedisUrlError::Database),
+            ("redis://h?ca=x", RedisUrlError::Query),
+            ("redis://h/1#x", RedisUrlError::Query),
+        ] {
+            assert_eq!(url.parse::<RedisUrl>(), Err(error.clone()), "{url}");
+            assert!(!error.to_string().contains("s3"), "{error}");
+        }
+    }
+}

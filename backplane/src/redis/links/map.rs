@@ -136,6 +136,16 @@ mod tests {
         names.iter().map(|name| xxh3_64(name.as_bytes())).collect()
     }
 
+    /// Where a tag lives must not change with a version of this program: its history is there.
+    #[test]
+    fn golden_vectors_of_a_list() {
+        assert_eq!(xxh3_64(b""), 0x2d06_8005_38d3_94c2, "seed 0, as the reference implementation");
+        let three = names(&["a:6379", "b:6379", "c:6379"]);
+        let positions = ["news", "news:1", "news:2", "news:3", "a", "b", "c", "room-17"]
+            .map(|tag| position_of(&three, tag).unwrap());
+        assert_eq!(positions, [1, 2, 0, 0, 1, 2, 1, 0]);
+    }
+
     #[test]
     fn a_list_spreads_evenly_and_moves_only_what_it_must() {
         let three = names(&["a:6379", "b:6379", "c:6379"]);

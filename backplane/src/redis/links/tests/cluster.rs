@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use redis::Value;
-use tidegate_testkit::redis::RedisCluster;
+use tidegate_testkit::redis::{RedisClient, RedisCluster, RedisServer};
 use tidegate_testkit::{DEADLINE, eventually};
 
 use super::{Event, Rig, channel};
@@ -128,5 +128,35 @@ async fn a_cluster_that_lost_slots_says_so() {
     cluster.revive();
     rig.eventually_healthy();
     assert_eq!(rig.publish("a", "hello").await, Ok(Value::Int(0)));
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_follows_ask_to_a_node_that_has_no_slots_yet() {
+    let cluster = RedisCluster::start(3, 0);
+    let rig = Rig::start(&cluster.url()).await;
+    let new = RedisServer::builder().option("cluster-enabled", "yes").start();
+    let slot = slot_of(b"a");
+    let place = rig.links.route("a").unwrap().link;
+    // The kit numbers masters in the order of their slots' thirds.
+    let old = cluster.master(usize::from(slot) * 3 / 16_384);
+    let mut old_client = RedisClient::connect(old).unwrap();
+    let (slot, port) = (slot.to_string(), new.address().port().to_string());
+    old_client.command(&["CLUSTER", "MEET", "127.0.0.1", &port]).unwrap();
+    let (old_id, new_id) =
+        (old_client.command(&["CLUSTER", "MYID"]).unwrap().text(), new.command(&["CLUSTER", "MYID"]).text());
+    let mut try_both = || {
+        let importing = new.client().command(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &old_id]);
+        importing.is_ok() && old_client.command(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &new_id]).is_ok()
+    };
+    eventually("the nodes know each other", DEADLINE, &mut try_both);
+    for expected in 1..=3 {
+        let answer = rig.call("a", &["INCR", "tidegate:{a}:n"]).await;
+        assert_eq!(answer, Ok(Value::Int(expected)), "{:?} {:?}", rig.links.health(), rig.links.counters());
+    }
+    let counters = rig.links.counters();
+    assert_eq!(counters.iter().map(|link| link.repeated[1]).max(), Some(3), "{counters:?}");
+    assert_eq!(counters.len(), 4);
+    assert_eq!(rig.links.route("a").unwrap().link, place, "ASK moves no slot");
     rig.stop().await;
 }
