@@ -1,32 +1,43 @@
 //! The [`Backplane`](crate::Backplane) of many nodes, over Redis or Valkey. `docs/adr/0008-redis-backplane.md` has the
 //! names, the envelope, and why.
 //!
+//! - `backplane`: [`RedisBackplane`], which puts the parts together. `options`: what it is told.
 //! - `contract`: what the parts ask of each other.
-//! - `names`: keys and pub/sub channels.
-//! - `envelope`: the bytes of a publication.
+//! - `url`, `error`: which servers, and why they cannot be used.
+//! - `links`: connections, and which server holds what. `slot`: hash slots of a Cluster.
+//! - `subscriptions`: who is handed what, in order and without holes.
+//! - `names`: keys and pub/sub channels. `envelope`: the bytes of a publication.
 //! - `scripts`: the Lua scripts, and how they are called.
-//! - `publish`, `history`: what is done to a channel.
-//! - `counters`: what is counted.
+//! - `publish`, `history`, `presence`, `nodes`, `control`: the operations. `counters`: what they count.
 
-// Until the parts are put together.
-#![allow(dead_code)]
-
+mod backplane;
 mod contract;
 mod control;
 mod counters;
 mod envelope;
+mod error;
 mod history;
+mod links;
 mod names;
 mod nodes;
+mod options;
 mod presence;
 mod publish;
 mod scripts;
+mod slot;
+mod subscriptions;
+mod url;
 
+pub use backplane::{RedisBackplane, RedisCounters};
 pub use counters::OperationCounters;
-pub use envelope::EnvelopeError;
 #[cfg(feature = "fuzz")]
 pub(crate) use envelope::check_decoders;
+pub use error::RedisStartError;
+pub use links::{LinkCounters, REPEATS, REPLACEMENTS};
 pub use names::{Prefix, PrefixError};
+pub use options::{IDEMPOTENCY_WINDOW, LEASE, RedisOptions};
+pub use subscriptions::{GapsTold, Repairs, SubscriptionCounters, Undecodable};
+pub use url::{RedisUrl, RedisUrlError};
 
 #[cfg(test)]
 mod tests;
