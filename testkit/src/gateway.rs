@@ -168,6 +168,18 @@ impl GatewayBuilder {
         self
     }
 
+    /// What carries its publications: `redis://…`, `redis-sentinel://…`, `redis-cluster://…`.
+    #[must_use]
+    pub fn backplane(self, url: &str) -> Self {
+        self.argument("--backplane").argument(url)
+    }
+
+    /// Its name among the nodes.
+    #[must_use]
+    pub fn node(self, name: &str) -> Self {
+        self.argument("--node").argument(name)
+    }
+
     #[must_use]
     pub fn environment(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));

@@ -2,7 +2,8 @@
 //!
 //! A test starts its own [`Gateway`] on free ports, drives it through clients that share no code with the product
 //! ([`WsClient`] over tungstenite, [`SseClient`], [`RawTcp`] for exact bytes, [`Rest`], [`Tool`] for Node, Python
-//! and Chromium) and reads what the operator would read ([`Metrics`], [`memory`]).
+//! and Chromium) and reads what the operator would read ([`Metrics`], [`memory`]). Redis, and what goes wrong with it,
+//! is in [`redis`].
 //!
 //! The functions here panic with a sentence when what they promise does not come true: a failure inside the kit
 //! is the failure of the test that called it, with the server's captured output beside it. The few calls whose
@@ -16,6 +17,7 @@ pub mod memory;
 mod metrics;
 pub mod net;
 mod process;
+pub mod redis;
 mod rest;
 mod sse;
 mod tcp;
