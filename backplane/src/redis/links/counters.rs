@@ -1,0 +1,120 @@
+//! What a link counts, and a reading of it for the node's metrics.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::redis::error::Trouble;
+
+/// Counts of one server since it became part of the topology.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkCounters {
+    /// `HOST:PORT`; of a Sentinel's master, the name that the Sentinels know.
+    pub server: Box<str>,
+    /// Whether calls may succeed now.
+    pub up: bool,
+    /// Pairs of connections that came up.
+    pub sessions: u64,
+    /// Attempts to come up that failed.
+    pub attempts_failed: u64,
+    pub calls: u64,
+    /// Calls that were refused because 16 MiB waited for answers.
+    pub calls_refused_bound: u64,
+    /// Calls that were refused because the link was away.
+    pub calls_refused_away: u64,
+    /// Calls that were sent and not answered.
+    pub calls_unconfirmed: u64,
+    /// Subscribe commands that were not sent because 16 MiB waited.
+    pub subscribes_refused_bound: u64,
+    /// Subscribe commands that the server refused.
+    pub subscribes_refused_server: u64,
+    pub probes_lost: u64,
+    /// Sessions that were given up, by [`REPLACEMENTS`].
+    pub replaced: [u64; REPLACEMENTS.len()],
+    /// Commands that were sent again after a refusal, by [`REPEATS`].
+    pub repeated: [u64; REPEATS.len()],
+}
+
+/// Labels of [`LinkCounters::replaced`].
+pub const REPLACEMENTS: [&str; 6] =
+    ["broken", "unanswered", "probe_lost", "other_master", "asked", "dropped"];
+
+/// Labels of [`LinkCounters::repeated`].
+pub const REPEATS: [&str; 7] =
+    ["moved", "ask", "try_again", "cluster_down", "loading", "read_only", "master_down"];
+
+/// Refusals that prove that nothing happened, in the order of [`REPEATS`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Repeat {
+    Moved,
+    Ask,
+    TryAgain,
+    ClusterDown,
+    Loading,
+    ReadOnly,
+    MasterDown,
+}
+
+/// The counters themselves.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) sessions: Count,
+    pub(crate) attempts_failed: Count,
+    pub(crate) calls: Count,
+    pub(crate) calls_refused_bound: Count,
+    pub(crate) calls_refused_away: Count,
+    pub(crate) calls_unconfirmed: Count,
+    pub(crate) subscribes_refused_bound: Count,
+    pub(crate) subscribes_refused_server: Count,
+    pub(crate) probes_lost: Count,
+    replaced: [Count; REPLACEMENTS.len()],
+    repeated: [Count; REPEATS.len()],
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Count(AtomicU64);
+
+impl Count {
+    pub(crate) fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Counts {
+    pub(crate) fn add_repeat(&self, repeat: Repeat) {
+        self.repeated[repeat as usize].add();
+    }
+
+    /// Counts the end of a session.
+    pub(crate) fn add_replacement(&self, why: &Trouble) {
+        let index = match why {
+            Trouble::Late { .. } => 1,
+            Trouble::ProbeLost(_) => 2,
+            Trouble::OtherMaster(_) | Trouble::Replica => 3,
+            Trouble::Asked(_) => 4,
+            Trouble::Dropped => 5,
+            _ => 0,
+        };
+        self.replaced[index].add();
+    }
+
+    pub(crate) fn read(&self, server: &str, up: bool) -> LinkCounters {
+        LinkCounters {
+            server: server.into(),
+            up,
+            sessions: self.sessions.get(),
+            attempts_failed: self.attempts_failed.get(),
+            calls: self.calls.get(),
+            calls_refused_bound: self.calls_refused_bound.get(),
+            calls_refused_away: self.calls_refused_away.get(),
+            calls_unconfirmed: self.calls_unconfirmed.get(),
+            subscribes_refused_bound: self.subscribes_refused_bound.get(),
+            subscribes_refused_server: self.subscribes_refused_server.get(),
+            probes_lost: self.probes_lost.get(),
+            replaced: std::array::from_fn(|index| self.replaced[index].get()),
+            repeated: std::array::from_fn(|index| self.repeated[index].get()),
+        }
+    }
+}
