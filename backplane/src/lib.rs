@@ -24,7 +24,8 @@ pub use clock::{Clock, ManualClock, SystemClock};
 use futures_util::future::BoxFuture;
 pub use memory::{MemoryBackplane, MemoryCounters, MemoryOptions, SWEEPS_PER_ROUND};
 pub use redis::{
-    EnvelopeError, GapsTold, OperationCounters, Prefix, PrefixError, Repairs, SubscriptionCounters, Undecodable,
+    EnvelopeError, GapsTold, OperationCounters, Prefix, PrefixError, Repairs, SubscriptionCounters,
+    Undecodable,
 };
 pub use types::*;
 

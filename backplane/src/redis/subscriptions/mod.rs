@@ -17,6 +17,8 @@ mod registry;
 mod sequence;
 #[cfg(test)]
 mod simulation;
+#[cfg(test)]
+mod tests;
 
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -47,7 +49,7 @@ const LINGER: Duration = Duration::from_secs(5);
 /// A subscription that is not confirmed by then has failed.
 const SUBSCRIBE_DEADLINE: Duration = Duration::from_secs(3);
 
-/// The subscriptions of a node. Its tasks end with it.
+/// The subscriptions of a node.
 #[derive(Debug)]
 pub(crate) struct Subscriptions {
     registry: Arc<Registry>,
@@ -98,6 +100,11 @@ impl Subscriptions {
         }
     }
 
+    /// Ends the tasks. The links hold this registry, and it holds them: somebody has to.
+    pub(crate) fn stop(&self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+
     pub(crate) fn counters(&self) -> SubscriptionCounters {
         self.registry.counters.read()
     }
@@ -116,12 +123,6 @@ impl Subscriptions {
             registry.leave(&entry, generation);
             Err(BackplaneError::Unavailable("the server did not confirm the subscription".into()))
         }
-    }
-}
-
-impl Drop for Subscriptions {
-    fn drop(&mut self) {
-        self.tasks.iter().for_each(JoinHandle::abort);
     }
 }
 
