@@ -23,7 +23,10 @@ use std::sync::Arc;
 pub use clock::{Clock, ManualClock, SystemClock};
 use futures_util::future::BoxFuture;
 pub use memory::{MemoryBackplane, MemoryCounters, MemoryOptions, SWEEPS_PER_ROUND};
-pub use redis::{EnvelopeError, OperationCounters, Prefix, PrefixError};
+pub use redis::{
+    EnvelopeError, GapsTold, OperationCounters, Prefix, PrefixError, Repairs, SubscriptionCounters,
+    Undecodable,
+};
 pub use types::*;
 
 /// The contract between a node and what carries its publications.
