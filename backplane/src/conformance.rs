@@ -9,9 +9,11 @@
 //! - `recovery`: positions, bounds of history, epochs.
 //! - `interest`: who is handed what.
 //! - `cluster`: presence, nodes, control.
+//! - `nodes`: what holds between the nodes of a cluster.
 
 mod cluster;
 mod interest;
+mod nodes;
 mod order;
 mod recorder;
 mod recovery;
@@ -21,6 +23,7 @@ use std::{fmt::Debug, sync::Arc, time::Duration};
 pub use cluster::*;
 use futures_util::future::BoxFuture;
 pub use interest::*;
+pub use nodes::*;
 pub use order::*;
 pub use recorder::Recorder;
 pub use recovery::*;
@@ -43,6 +46,9 @@ const AGE_SHORT: Duration = Duration::from_secs(5);
 pub trait Subject: Send + Sync {
     /// A new node, connected, with this sink.
     fn node(&self, sink: Arc<dyn Sink>) -> BoxFuture<'_, Arc<dyn Backplane>>;
+
+    /// Whether all nodes are of one cluster.
+    fn shares_nodes(&self) -> bool;
 
     /// Lets time pass for history, idempotency keys and leases: moves a clock, or waits.
     fn pass(&self, time: Duration) -> BoxFuture<'_, ()>;
@@ -82,6 +88,14 @@ pub async fn run(subject: &dyn Subject) {
     a_node_that_does_not_renew_vanishes(subject).await;
     control_reaches_the_own_sink(subject).await;
     health_is_good(subject).await;
+
+    publications_reach_all_nodes_in_one_order(subject).await;
+    publications_without_history_reach_the_other_node(subject).await;
+    a_key_counts_on_all_nodes(subject).await;
+    presence_is_of_all_nodes(subject).await;
+    a_node_that_vanishes_takes_its_presence_with_it(subject).await;
+    control_reaches_all_nodes(subject).await;
+    a_record_is_read_by_all_nodes(subject).await;
 }
 
 /// A node of the subject with a recorder as its sink.

@@ -24,8 +24,9 @@ pub use clock::{Clock, ManualClock, SystemClock};
 use futures_util::future::BoxFuture;
 pub use memory::{MemoryBackplane, MemoryCounters, MemoryOptions, SWEEPS_PER_ROUND};
 pub use redis::{
-    EnvelopeError, GapsTold, OperationCounters, Prefix, PrefixError, Repairs, SubscriptionCounters,
-    Undecodable,
+    GapsTold, IDEMPOTENCY_WINDOW, LEASE, LinkCounters, OperationCounters, Prefix, PrefixError, REPEATS,
+    REPLACEMENTS, RedisBackplane, RedisCounters, RedisOptions, RedisStartError, RedisUrl, RedisUrlError,
+    Repairs, SubscriptionCounters, Undecodable,
 };
 pub use types::*;
 

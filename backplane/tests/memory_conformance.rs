@@ -27,6 +27,10 @@ impl Subject for Memory {
         ready(backplane).boxed()
     }
 
+    fn shares_nodes(&self) -> bool {
+        false
+    }
+
     fn pass(&self, time: Duration) -> BoxFuture<'_, ()> {
         self.clock.advance(time);
         ready(()).boxed()

@@ -104,7 +104,7 @@ pub async fn health_is_good(subject: &dyn Subject) {
     assert_eq!(Bench::new(subject).await.backplane.health(), Ok(()));
 }
 
-fn record(prefix: &str, name: &str) -> NodeRecord {
+pub(super) fn record(prefix: &str, name: &str) -> NodeRecord {
     NodeRecord {
         name: format!("{prefix}-{name}").into(),
         address: "[2001:db8::1]:8000".into(),

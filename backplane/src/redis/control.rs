@@ -5,7 +5,7 @@
 //! is given does not get it.
 
 use std::sync::{
-    Arc, Mutex, OnceLock, PoisonError, Weak,
+    Arc, Mutex, PoisonError, Weak,
     atomic::{AtomicBool, Ordering::Relaxed},
 };
 
@@ -39,7 +39,7 @@ pub(crate) async fn send(
 pub(crate) struct Orders {
     inner: Arc<dyn Subscriber>,
     /// Not owned: the links own this.
-    subscribing: OnceLock<Weak<dyn Subscribing>>,
+    subscribing: Weak<dyn Subscribing>,
     sink: Arc<dyn Sink>,
     channel: Vec<u8>,
     state: Mutex<State>,
@@ -76,13 +76,14 @@ struct StoredOrder {
 impl Orders {
     pub(crate) fn new(
         inner: Arc<dyn Subscriber>,
+        subscribing: Weak<dyn Subscribing>,
         sink: Arc<dyn Sink>,
         prefix: &Prefix,
         tallies: Arc<Tallies>,
     ) -> Self {
         Self {
             inner,
-            subscribing: OnceLock::new(),
+            subscribing,
             sink,
             channel: prefix.pubsub(CONTROL).into_bytes(),
             state: Mutex::default(),
@@ -92,16 +93,10 @@ impl Orders {
         }
     }
 
-    /// Says through what to subscribe; before the links start.
-    pub(crate) fn connect(&self, subscribing: Weak<dyn Subscribing>) {
-        // Once, by the composition.
-        self.subscribing.set(subscribing).ok();
-    }
-
     /// Subscribes if that is not confirmed where the channel lives. Called when something changes, and each second for
     /// what was lost.
     pub(crate) fn subscribe(&self) {
-        let Some(subscribing) = self.subscribing.get().and_then(Weak::upgrade) else { return };
+        let Some(subscribing) = self.subscribing.upgrade() else { return };
         let Some(route) = subscribing.route(CONTROL) else { return };
         let session = self.with(|state| {
             let session = state.sessions.iter().find(|(link, _)| *link == route.link).copied();

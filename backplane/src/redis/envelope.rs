@@ -53,7 +53,7 @@ pub(crate) struct Tags {
 
 /// Why bytes are not an envelope or a body of this version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum EnvelopeError {
+pub(crate) enum EnvelopeError {
     #[error("the envelope is of version {0}, not {VERSION}")]
     Version(u8),
     #[error("the envelope has unknown or unfitting flags: {0:#04x}")]

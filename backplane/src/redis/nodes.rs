@@ -92,6 +92,10 @@ impl Registry {
         Self { commands, prefix, lease, own, life, state: Mutex::new(state), tallies }
     }
 
+    pub(crate) fn lease(&self) -> Duration {
+        self.lease
+    }
+
     /// The instance under which members are written now.
     pub(crate) fn instance(&self) -> String {
         self.with(|state| self.name_of(state.number))

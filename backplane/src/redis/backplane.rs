@@ -1,0 +1,284 @@
+//! [`RedisBackplane`]: links, subscriptions and operations as one [`Backplane`].
+
+use std::{
+    fmt,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use futures_util::future::{BoxFuture, FutureExt};
+use tokio::{runtime::Handle, time::MissedTickBehavior};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    contract::{Commands, Subscribing},
+    control::{self, Orders},
+    counters::{OperationCounters, Tallies},
+    error::RedisStartError,
+    history::Reader,
+    links::{LinkCounters, LinkOptions, Links},
+    names::Prefix,
+    nodes::{Registry, Round},
+    options::RedisOptions,
+    presence::Presence,
+    publish::Publisher,
+    scripts,
+    subscriptions::{SubscriptionCounters, Subscriptions},
+};
+use crate::{
+    Backplane, BackplaneError, Channel, Control, History, HistoryQuery, Member, NewPublication, NodeRecord,
+    Published, Sink,
+};
+
+/// The start waits so long for the subscription to orders. Without it, it is asked for again each tick.
+const ORDERS_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Rounds of the node registry in the time of a lease.
+const ROUNDS_PER_LEASE: u32 = 10;
+
+/// A node of a deployment that meets on Redis.
+pub struct RedisBackplane {
+    core: Arc<Core>,
+}
+
+struct Core {
+    links: Links,
+    commands: Arc<dyn Commands>,
+    /// The links once more, for the orders, which the links own and which therefore have it weakly.
+    _subscribing: Arc<dyn Subscribing>,
+    prefix: Prefix,
+    publisher: Publisher,
+    reader: Reader,
+    registry: Arc<Registry>,
+    presence: Arc<Presence>,
+    subscriptions: Arc<Subscriptions>,
+    orders: Arc<Orders>,
+    tallies: Arc<Tallies>,
+    runtime: Handle,
+    tasks: TaskTracker,
+    stopping: CancellationToken,
+}
+
+/// What all parts count.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RedisCounters {
+    pub operations: OperationCounters,
+    pub subscriptions: SubscriptionCounters,
+    /// Of each server.
+    pub links: Vec<LinkCounters>,
+    /// Members of this node in all channels.
+    pub presence_members: u64,
+}
+
+impl RedisBackplane {
+    /// Connects, and takes part from then on: on the Tokio runtime that this is called on.
+    ///
+    /// # Errors
+    /// One sentence that says what to do. Servers that are out of reach are tried for 10 s.
+    pub async fn connect(options: RedisOptions, sink: Arc<dyn Sink>) -> Result<Arc<Self>, RedisStartError> {
+        let core = Core::new(options, sink)?;
+        if let Err(error) = core.links.start(core.orders.clone()).await {
+            core.subscriptions.stop();
+            return Err(error);
+        }
+        let core = Arc::new(core);
+        core.begin().await;
+        Ok(Arc::new(Self { core }))
+    }
+
+    /// Ends all connections and tasks. What this node wrote of itself ends with its lease.
+    pub async fn close(&self) {
+        self.core.stopping.cancel();
+        self.core.subscriptions.stop();
+        self.core.links.stop().await;
+        self.core.tasks.close();
+        self.core.tasks.wait().await;
+    }
+
+    pub fn counters(&self) -> RedisCounters {
+        let core = &self.core;
+        RedisCounters {
+            operations: core.tallies.read(),
+            subscriptions: core.subscriptions.counters(),
+            links: core.links.counters(),
+            presence_members: core.presence.own_len(),
+        }
+    }
+}
+
+impl Backplane for RedisBackplane {
+    fn publish(&self, publication: NewPublication) -> BoxFuture<'_, Result<Published, BackplaneError>> {
+        self.core.publisher.publish(publication).boxed()
+    }
+
+    fn subscribe(
+        &self,
+        channel: &Channel,
+        generation: u64,
+    ) -> BoxFuture<'static, Result<(), BackplaneError>> {
+        self.core.subscriptions.subscribe(channel, generation)
+    }
+
+    fn unsubscribe(&self, channel: &Channel, generation: u64) {
+        self.core.subscriptions.unsubscribe(channel, generation);
+    }
+
+    fn history(
+        &self,
+        channel: &Channel,
+        query: HistoryQuery,
+    ) -> BoxFuture<'_, Result<History, BackplaneError>> {
+        let channel = channel.clone();
+        async move { self.core.reader.history(&channel, query).await }.boxed()
+    }
+
+    fn join(&self, channel: &Channel, member: Member) -> BoxFuture<'static, Result<(), BackplaneError>> {
+        self.core.presence.join(channel, member)
+    }
+
+    fn leave(&self, channel: &Channel, connection: &str) -> BoxFuture<'static, Result<(), BackplaneError>> {
+        self.core.presence.leave(channel, connection)
+    }
+
+    fn presence(&self, channel: &Channel) -> BoxFuture<'_, Result<Vec<Member>, BackplaneError>> {
+        let channel = channel.clone();
+        async move { self.core.presence.list(&channel).await }.boxed()
+    }
+
+    fn announce(&self, node: NodeRecord) -> BoxFuture<'_, Result<(), BackplaneError>> {
+        async move {
+            match self.core.round(Some(&node)).await?.refused {
+                true => Err(self.core.registry.refusal(&node.name)),
+                false => Ok(()),
+            }
+        }
+        .boxed()
+    }
+
+    fn retire(&self, name: &str) -> BoxFuture<'_, Result<(), BackplaneError>> {
+        let name: Box<str> = name.into();
+        async move { self.core.registry.retire(&name).await }.boxed()
+    }
+
+    fn nodes(&self) -> BoxFuture<'_, Result<Vec<NodeRecord>, BackplaneError>> {
+        async move { Ok(self.core.round(None).await?.records) }.boxed()
+    }
+
+    fn control(&self, control: Control) -> BoxFuture<'_, Result<(), BackplaneError>> {
+        async move { control::send(&*self.core.commands, &self.core.prefix, &control).await }.boxed()
+    }
+
+    fn health(&self) -> Result<(), BackplaneError> {
+        self.core.links.health()
+    }
+}
+
+impl Drop for RedisBackplane {
+    fn drop(&mut self) {
+        self.core.stopping.cancel();
+        self.core.subscriptions.stop();
+        let links = self.core.links.clone();
+        self.core.runtime.spawn(async move { links.stop().await });
+    }
+}
+
+impl fmt::Debug for RedisBackplane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisBackplane").field("registry", &self.core.registry).finish_non_exhaustive()
+    }
+}
+
+impl Core {
+    fn new(options: RedisOptions, sink: Arc<dyn Sink>) -> Result<Self, RedisStartError> {
+        let RedisOptions { url, ca, prefix, node, lease, idempotency_window } = options;
+        // Without randomness, nothing after this works either; publishes say so.
+        let life = scripts::random().unwrap_or_default();
+        let links = Links::new(&LinkOptions {
+            url,
+            ca,
+            prefix: prefix.as_str().into(),
+            instance: format!("{node}.{life:016x}").into(),
+            node: node.clone(),
+        })?;
+        let commands: Arc<dyn Commands> = Arc::new(links.clone());
+        let subscribing: Arc<dyn Subscribing> = Arc::new(links.clone());
+        let tallies = Arc::<Tallies>::default();
+        let reader = Reader::new(commands.clone(), prefix.clone(), tallies.clone());
+        let registry = Registry::new(commands.clone(), prefix.clone(), &node, life, lease, tallies.clone());
+        let registry = Arc::new(registry);
+        let subscriptions =
+            Subscriptions::start(prefix.clone(), subscribing.clone(), reader.clone(), sink.clone());
+        let subscriptions = Arc::new(subscriptions);
+        let orders =
+            Orders::new(subscriptions.clone(), Arc::downgrade(&subscribing), sink, &prefix, tallies.clone());
+        Ok(Self {
+            publisher: Publisher::new(commands.clone(), prefix.clone(), idempotency_window, tallies.clone()),
+            presence: Presence::new(commands.clone(), prefix.clone(), registry.clone(), tallies.clone()),
+            orders: Arc::new(orders),
+            links,
+            commands,
+            _subscribing: subscribing,
+            prefix,
+            reader,
+            registry,
+            subscriptions,
+            tallies,
+            runtime: Handle::current(),
+            tasks: TaskTracker::new(),
+            stopping: CancellationToken::new(),
+        })
+    }
+
+    async fn begin(self: &Arc<Self>) {
+        // Either may be out of reach while others of a list are not: the ticks go on with it.
+        if tokio::time::timeout(ORDERS_DEADLINE, self.orders.until_confirmed()).await.is_err() {
+            tracing::warn!("orders to all nodes are not received yet");
+        }
+        if let Err(error) = self.round(None).await {
+            tracing::warn!(%error, "the node registry is out of reach");
+        }
+        let each = self.registry.lease() / ROUNDS_PER_LEASE;
+        self.tasks.spawn(tick(Arc::downgrade(self), each, self.stopping.clone()));
+    }
+
+    /// A round of the registry, and what follows from it.
+    async fn round(self: &Arc<Self>, record: Option<&NodeRecord>) -> Result<Round, BackplaneError> {
+        let mut round = self.registry.round(record).await?;
+        if round.lapsed {
+            tracing::info!(instance = %self.registry.instance(), "presence is written again");
+            self.presence.begin_again();
+        }
+        for instance in std::mem::take(&mut round.ended) {
+            self.tasks.spawn(remove(Arc::clone(&self.presence), instance));
+        }
+        Ok(round)
+    }
+}
+
+/// Keeps the lease, the subscription to orders, and what of presence is stale; until the backplane is dropped.
+async fn tick(core: Weak<Core>, each: Duration, stopping: CancellationToken) {
+    let mut ticks = tokio::time::interval(each);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = stopping.cancelled() => return,
+        }
+        let Some(core) = core.upgrade() else { return };
+        core.orders.subscribe();
+        if !core.registry.is_fresh()
+            && let Err(error) = core.round(None).await
+        {
+            tracing::debug!(%error, "the lease was not renewed");
+            continue;
+        }
+        core.presence.sweep().await;
+    }
+}
+
+async fn remove(presence: Arc<Presence>, instance: Box<str>) {
+    match presence.remove_instance(&instance).await {
+        Ok(()) => tracing::info!(%instance, "the members of a dead instance were removed"),
+        Err(error) => tracing::debug!(%instance, %error, "the members of a dead instance are removed later"),
+    }
+}

@@ -1,0 +1,40 @@
+//! What a Redis backplane is told at its start.
+
+use std::{path::PathBuf, time::Duration};
+
+use super::{names::Prefix, url::RedisUrl};
+
+/// How long a node that is not heard of counts as living.
+pub const LEASE: Duration = Duration::from_secs(10);
+
+/// How long a key makes a second publish a duplicate.
+pub const IDEMPOTENCY_WINDOW: Duration = Duration::from_secs(300);
+
+/// How a node takes part in a deployment.
+#[derive(Debug, Clone)]
+pub struct RedisOptions {
+    pub url: RedisUrl,
+    /// PEM file with the certificates of a private authority; without it, those that the system trusts.
+    pub ca: Option<PathBuf>,
+    /// Keeps deployments on one Redis apart.
+    pub prefix: Prefix,
+    /// Unique among the nodes that live.
+    pub node: Box<str>,
+    /// Of presence and of node records. It is renewed ten times in its time. At least 1 s.
+    pub lease: Duration,
+    pub idempotency_window: Duration,
+}
+
+impl RedisOptions {
+    /// The usual prefix, lease and window.
+    pub fn new(url: RedisUrl, node: &str) -> Self {
+        Self {
+            url,
+            ca: None,
+            prefix: Prefix::default(),
+            node: node.into(),
+            lease: LEASE,
+            idempotency_window: IDEMPOTENCY_WINDOW,
+        }
+    }
+}
