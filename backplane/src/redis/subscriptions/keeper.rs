@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     entry::{Entry, Seat, Sent},
-    registry::Registry,
+    registry::{Registry, Removal},
 };
 use crate::{Channel, redis::envelope::Place};
 
@@ -47,11 +47,19 @@ pub(super) enum Due {
 
 struct Keeper {
     registry: Arc<Registry>,
-    timers: BTreeMap<(Instant, u64), (Arc<Entry>, Due)>,
+    timers: BTreeMap<(Instant, Ticket), (Arc<Entry>, Due)>,
     timers_made: u64,
     subscribe: HashMap<Group, Vec<Channel>>,
     unsubscribe: HashMap<Group, Vec<Channel>>,
     flushed_at: Instant,
+}
+
+/// Tells timers of one moment apart.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Ticket {
+    /// The address of the entry: a channel that ends takes its look with it.
+    Look(usize),
+    Other(u64),
 }
 
 /// Channels that may share a command.
@@ -85,6 +93,10 @@ pub(super) async fn run(registry: Arc<Registry>) {
     }
 }
 
+fn look_of(entry: &Arc<Entry>) -> Ticket {
+    Ticket::Look(Arc::as_ptr(entry).addr())
+}
+
 async fn until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -115,7 +127,11 @@ impl Keeper {
 
     fn remind(&mut self, at: Instant, entry: Arc<Entry>, due: Due) {
         self.timers_made += 1;
-        self.timers.insert((at, self.timers_made), (entry, due));
+        let ticket = match due {
+            Due::Look => look_of(&entry),
+            _ => Ticket::Other(self.timers_made),
+        };
+        self.timers.insert((at, ticket), (entry, due));
     }
 
     fn due(&mut self, entry: &Arc<Entry>, due: Due, now: Instant) {
@@ -201,18 +217,19 @@ impl Keeper {
     }
 
     fn leave(&mut self, entry: &Arc<Entry>, generation: u64, now: Instant) {
-        let again = entry.locked(|state| {
-            if state.is_wanted || state.is_closed {
-                state.is_leaving = false;
-                return None;
+        match self.registry.remove(entry, generation) {
+            Removal::Wanted => {}
+            Removal::Newer(generation) => {
+                self.remind(now + super::LINGER, Arc::clone(entry), Due::Leave { generation });
             }
-            (state.generation != generation).then_some(state.generation)
-        });
-        if let Some(generation) = again {
-            return self.remind(now + super::LINGER, Arc::clone(entry), Due::Leave { generation });
-        }
-        for seat in self.registry.remove(entry, generation) {
-            self.unsubscribe_at(seat, entry.channel.clone());
+            Removal::Done { seats, look_at } => {
+                if let Some(at) = look_at {
+                    self.timers.remove(&(at, look_of(entry)));
+                }
+                for seat in seats {
+                    self.unsubscribe_at(seat, entry.channel.clone());
+                }
+            }
         }
     }
 

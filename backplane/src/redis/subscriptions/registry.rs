@@ -63,6 +63,19 @@ pub(super) struct Registry {
     warned_at_ms: AtomicU64,
 }
 
+/// What became of a channel that nobody wanted for a while.
+pub(super) enum Removal {
+    /// Somebody came back, or it is gone already.
+    Wanted,
+    /// Somebody came and left: the time begins anew.
+    Newer(u64),
+    Done {
+        /// Where it was subscribed.
+        seats: Vec<Seat>,
+        look_at: Option<Instant>,
+    },
+}
+
 /// Hands over for one channel.
 pub(super) struct Spout<'a> {
     registry: &'a Registry,
@@ -116,23 +129,28 @@ impl Registry {
         self.channels.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
-    /// Takes a channel out if nobody has subscribed since `generation`; answers where it was subscribed. Nothing can
-    /// be put in its place before this is through.
-    pub(super) fn remove(&self, entry: &Entry, generation: u64) -> Vec<Seat> {
+    /// Takes a channel out if nobody has subscribed since `generation`. Nothing can be put in its place before this is
+    /// through.
+    pub(super) fn remove(&self, entry: &Entry, generation: u64) -> Removal {
         let mut channels = self.channels.write().unwrap_or_else(PoisonError::into_inner);
-        let seats = entry.locked(|state| {
-            if state.is_wanted || state.is_closed || state.generation != generation {
-                return None;
+        let removal = entry.locked(|state| {
+            if state.is_wanted || state.is_closed {
+                state.is_leaving = false;
+                return Removal::Wanted;
+            }
+            if state.generation != generation {
+                return Removal::Newer(state.generation);
             }
             state.is_closed = true;
             self.let_go(entry, state);
             let sent = state.sent.take().map(|sent| sent.seat);
-            Some(state.holds.take().into_iter().chain(sent).collect())
+            let seats = state.holds.take().into_iter().chain(sent).collect();
+            Removal::Done { seats, look_at: state.look_at.take() }
         });
-        if seats.is_some() {
+        if matches!(removal, Removal::Done { .. }) {
             channels.remove(entry.channel.as_str().as_bytes());
         }
-        seats.unwrap_or_default()
+        removal
     }
 
     /// The subscription of a channel is gone.

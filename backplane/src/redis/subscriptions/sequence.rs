@@ -277,11 +277,6 @@ impl Sequence {
         }
     }
 
-    /// Gives back the memory of what waits; for the end of a subscription.
-    pub(super) fn close(&mut self, outlet: &mut impl Outlet) {
-        self.interrupted(outlet);
-    }
-
     fn relation(&self, envelope: &Envelope) -> Relation {
         let (Some(tags), Some(position)) = (envelope.tags, envelope.publication.position) else {
             return Relation::Plain;
