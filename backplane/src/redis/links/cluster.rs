@@ -83,7 +83,7 @@ fn question() -> redis::Cmd {
     command
 }
 
-/// Replaces the map. Links that hold no slot any longer go, unless a node sent calls to them since the last time.
+/// Replaces the map. Links that hold no slot any longer go, unless nodes send calls to them.
 fn apply(shared: &Arc<Shared>, ranges: &[Range]) {
     shared.replace_map(|old| {
         let mut links: Vec<Arc<Link>> = Vec::new();
@@ -97,7 +97,7 @@ fn apply(shared: &Arc<Shared>, ranges: &[Range]) {
         }
         let is_in = |links: &[Arc<Link>], link: &Link| links.iter().any(|other| other.id == link.id);
         let asked: Vec<_> =
-            old.links.iter().filter(|link| !is_in(&links, link) && link.take_asked()).cloned().collect();
+            old.links.iter().filter(|link| !is_in(&links, link) && link.is_asked()).cloned().collect();
         links.extend(asked);
         Some(Map { links, spread: Spread::slots(positions.into_iter()) })
     });
@@ -110,8 +110,10 @@ pub(super) fn asked(shared: &Arc<Shared>, server: &Server) -> Option<Arc<Link>> 
             if old.node(server).is_some() {
                 return None;
             }
+            let link = new_link(shared, server);
+            link.set_asked();
             let mut map = old.clone();
-            map.links.push(new_link(shared, server));
+            map.links.push(link);
             Some(map)
         });
     }

@@ -1,7 +1,7 @@
 //! One server: its pair of connections, what waits for answers on them, and their replacement.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -37,6 +37,10 @@ const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)
 /// A session that lived so long was good: the next pause is the shortest.
 const SESSION_GOOD: Duration = Duration::from_secs(5);
 
+/// A node without slots keeps its link for so long after the last call that came by `ASK`: a slot of many keys moves
+/// for seconds, and calls to its tags may be rare.
+const ASKED_FOR: Duration = Duration::from_secs(30);
+
 /// A server of the topology.
 pub(crate) struct Link {
     pub(crate) id: LinkId,
@@ -47,8 +51,8 @@ pub(crate) struct Link {
     /// Bytes of commands without an answer.
     waiting: AtomicUsize,
     pub(crate) counts: Counts,
-    /// Another node sent a call here with `ASK` since the slots were last read.
-    asked: AtomicBool,
+    /// When another node last sent a call here with `ASK`.
+    asked_at: Mutex<Option<Instant>>,
     /// Cancelled when the server leaves the topology.
     pub(crate) dropped: CancellationToken,
 }
@@ -117,7 +121,7 @@ impl Link {
             state: Mutex::new(State::Away(away)),
             waiting: AtomicUsize::new(0),
             counts: Counts::default(),
-            asked: AtomicBool::new(false),
+            asked_at: Mutex::new(None),
             dropped: stopping.child_token(),
         })
     }
@@ -169,11 +173,13 @@ impl Link {
     }
 
     pub(crate) fn set_asked(&self) {
-        self.asked.store(true, Ordering::Relaxed);
+        *self.asked_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
-    pub(crate) fn take_asked(&self) -> bool {
-        self.asked.swap(false, Ordering::Relaxed)
+    /// Whether a node without slots is about to get some.
+    pub(crate) fn is_asked(&self) -> bool {
+        let asked_at = *self.asked_at.lock().unwrap_or_else(PoisonError::into_inner);
+        asked_at.is_some_and(|asked_at| asked_at.elapsed() < ASKED_FOR)
     }
 
     /// Whether its server is one node of a Cluster.

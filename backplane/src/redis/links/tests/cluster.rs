@@ -135,7 +135,7 @@ async fn a_cluster_that_lost_slots_says_so() {
 async fn a_call_follows_ask_to_a_node_that_has_no_slots_yet() {
     let cluster = RedisCluster::start(3, 0);
     let rig = Rig::start(&cluster.url()).await;
-    let new = RedisServer::builder().option("cluster-enabled", "yes").start();
+    let new = RedisServer::builder().option("cluster-enabled", "yes").option("cluster-node-timeout", "1500").start();
     let slot = slot_of(b"a");
     let place = rig.links.route("a").unwrap().link;
     // The kit numbers masters in the order of their slots' thirds.
@@ -150,6 +150,10 @@ async fn a_call_follows_ask_to_a_node_that_has_no_slots_yet() {
         importing.is_ok() && old_client.command(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &new_id]).is_ok()
     };
     eventually("the nodes know each other", DEADLINE, &mut try_both);
+    // A node that has just joined answers CLUSTERDOWN for two seconds.
+    eventually("the new node serves", DEADLINE, || {
+        new.command(&["CLUSTER", "INFO"]).text().contains("cluster_state:ok")
+    });
     for expected in 1..=3 {
         let answer = rig.call("a", &["INCR", "tidegate:{a}:n"]).await;
         assert_eq!(answer, Ok(Value::Int(expected)), "{:?} {:?}", rig.links.health(), rig.links.counters());
