@@ -244,9 +244,11 @@ impl Core {
         (&mut self.hub, delivery)
     }
 
-    /// Names a connection in the cluster.
+    /// Names a connection in the cluster. The life of the process is a part, so that a node that was started again
+    /// under its name gives no name a second time.
     pub(crate) fn connection_name(&self, id: ConnectionId) -> String {
-        format!("{}.{}-{}-{}", self.shared.node.config().node, self.shard, id.slot, id.generation)
+        let (node, life) = (&self.shared.node.config().node, self.shared.life);
+        format!("{node}.{life}-{}-{}-{}", self.shard, id.slot, id.generation)
     }
 
     fn closed(

@@ -1,6 +1,6 @@
 //! Goodbyes: what a client is told when the connection ends, and how it is counted.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tidegate_backplane::{DisconnectTarget, GapReason};
 use tidegate_reactor::{ConnectionId, Connections};
@@ -10,7 +10,7 @@ use tidegate_wire::{
     sse,
 };
 
-use super::{Open, Phase, Protocol, Session, refusal::Refusal};
+use super::{Open, Phase, Present, Protocol, Session, refusal::Refusal};
 use crate::{
     event,
     hub::{ChannelKey, Delivery},
@@ -192,9 +192,9 @@ impl Core {
         open: Open,
     ) {
         let rare = open.rare.unwrap_or_default();
-        if rare.present {
+        if let Some(present) = rare.present {
             for &subscription in open.subscriptions.as_slice() {
-                self.leave_presence(id, self.hub.channel_of(subscription));
+                self.leave_presence(id, self.hub.channel_of(subscription), present.clone());
             }
         }
         // Leaving may move another's place, but its own others stay findable: a connection is in a lane once.
@@ -206,12 +206,18 @@ impl Core {
         }
     }
 
-    fn leave_presence(&self, id: ConnectionId, key: ChannelKey) {
-        let (node, channel) = (&self.shared.node, self.hub.channel(key));
-        if node.namespaces().of(channel).presence {
-            let left = node.backplane().leave(channel, &self.connection_name(id));
-            self.detach(left, "a presence entry could not be removed");
+    fn leave_presence(&self, id: ConnectionId, key: ChannelKey, present: Present) {
+        let channel = self.hub.channel(key).clone();
+        if !self.shared.node.namespaces().of(&channel).presence {
+            return;
         }
+        let (backplane, name) = (Arc::clone(self.shared.node.backplane()), self.connection_name(id));
+        self.detach(async move {
+            present.await;
+            if let Err(error) = backplane.leave(&channel, &name).await {
+                tracing::warn!(%error, "a presence entry could not be removed");
+            }
+        });
     }
 
     /// Closes the connections that an operator named.

@@ -21,8 +21,9 @@ pub(crate) mod stream;
 
 use std::sync::Arc;
 
+use futures_util::future::{BoxFuture, Shared};
 use tidegate_backplane::Position;
-use tidegate_reactor::{ConnectionId, Connections, Shared, Tick, Written};
+use tidegate_reactor::{ConnectionId, Connections, Shared as SharedBytes, Tick, Written};
 use tidegate_wire::decoder::Decoder;
 
 use crate::{
@@ -111,9 +112,13 @@ pub(crate) struct Rare {
     pub(crate) publisher: Option<Publisher>,
     /// Why it is about to be closed, for the count; set by whoever dooms it.
     pub(crate) reason: Option<DisconnectReason>,
-    /// Channels in which it is present.
-    pub(crate) present: bool,
+    /// It is present in those of its channels that track members; ready when all of them know.
+    pub(crate) present: Option<Present>,
 }
+
+/// Whether a connection's presence entries were written, or failed to be. To leave a channel has to wait for that: a
+/// backplane far away may otherwise carry out the two in the wrong order, and the entry would stay.
+pub(crate) type Present = Shared<BoxFuture<'static, ()>>;
 
 impl Session {
     pub(crate) fn new(address: AddressKey, accepted_ms: u32, over: Option<crate::front::Over>) -> Self {
@@ -197,7 +202,7 @@ impl Session {
         slot: u32,
         outgoing: &Outgoing,
         encoding: Encoding,
-        shared: &Shared<'_>,
+        shared: &SharedBytes<'_>,
     ) -> Written {
         let Some(session) = delivery.connections.in_slot_mut(slot) else { return Written::Closed };
         let Some(rare) = session.open_mut().and_then(|open| open.rare.as_mut()) else {
@@ -207,7 +212,7 @@ impl Session {
         let mut out = Vec::new();
         delivery.encoder.encode_sse(&outgoing.channel, &outgoing.content, encoding, id.as_deref(), &mut out);
         let bytes = bytes::Bytes::from(out);
-        delivery.connections.write_shared(slot, &Shared { bytes: &bytes, last_at: 0, ..*shared })
+        delivery.connections.write_shared(slot, &SharedBytes { bytes: &bytes, last_at: 0, ..*shared })
     }
 
     /// Its protocol cannot say that there is a gap.
@@ -252,7 +257,7 @@ impl Rare {
             && self.positions.is_empty()
             && self.publisher.is_none()
             && self.reason.is_none()
-            && !self.present
+            && self.present.is_none()
     }
 }
 

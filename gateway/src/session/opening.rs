@@ -11,14 +11,17 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use futures_util::FutureExt as _;
-use tidegate_backplane::{BackplaneError, Channel, Gap, GapReason, History, HistoryQuery, Member, Position};
+use futures_util::{FutureExt as _, future::join_all};
+use tidegate_backplane::{BackplaneError, Channel, GapReason, History, Member, Position};
 use tidegate_reactor::{ConnectionId, Connections, Mail, Overflow, Tick};
 use tidegate_wire::{decoder::Decoder, sse, upgrade::Upgrade};
 
 use super::{
-    Open, Phase, Protocol, Rare, Recovery, Session, Subscriptions, leaving::Leave, recovery::Kept,
-    refusal::Refusal, stream::Fresh,
+    Open, Phase, Protocol, Rare, Recovery, Session, Subscriptions,
+    leaving::Leave,
+    recovery::{Kept, Recovering, Want},
+    refusal::Refusal,
+    stream::Fresh,
 };
 use crate::{
     auth::{Claims, TokenError},
@@ -77,27 +80,6 @@ struct Entered {
     key: ChannelKey,
     recovering: Option<Recovering>,
 }
-
-/// From where a channel's history is wanted.
-#[derive(Debug, Clone, Copy)]
-enum Want {
-    After(Position),
-    /// The client of an event stream had nothing of it when it was opened.
-    Fresh(Fresh),
-    /// It is new here: only where the channel stands, for the id it will come back with.
-    Now,
-}
-
-#[derive(Debug)]
-struct Recovering {
-    want: Want,
-    kept: Kept,
-    history: Option<History>,
-    reads_left: u8,
-}
-
-/// Reads of history, when too much is published meanwhile to be kept.
-const READS_MAX: u8 = 3;
 
 /// The buffer that is kept between answers; a history is often larger.
 const SCRATCH_BYTES_KEPT: usize = 64 * 1024;
@@ -368,24 +350,11 @@ impl Core {
                 None if is_stream && keeps_history() => Want::Now,
                 None => continue,
             };
-            entered.recovering =
-                Some(Recovering { want, kept: Kept::default(), history: None, reads_left: READS_MAX });
+            entered.recovering = Some(Recovering::new(want));
             self.hub.begin_reading(entered.key, id);
             subscribing.waiting += 1;
             self.read_history(id, entered.key, want);
         }
-    }
-
-    fn read_history(&mut self, id: ConnectionId, key: ChannelKey, want: Want) {
-        let backplane = Arc::clone(self.shared.node.backplane());
-        let channel = self.hub.channel(key).clone();
-        let query = match want {
-            Want::After(position) => HistoryQuery { since: Some(position), limit: usize::MAX },
-            Want::Fresh(_) => HistoryQuery { since: None, limit: usize::MAX },
-            Want::Now => HistoryQuery { since: None, limit: 0 },
-        };
-        let read = async move { backplane.history(&channel, query).await };
-        self.then(read, move |result| Command::HistoryRead { id, key, result });
     }
 
     /// Runs a future and posts its outcome to this shard. One that is ready at once, as the memory backplane's
@@ -430,7 +399,10 @@ impl Core {
         let mut rare = Rare::default();
         if encoding.is_individual() {
             // Every id names every channel from the first on: whoever is cut off in between comes back to all.
-            rare.positions = entered.iter().map(|entered| (entered.key, self.place(entered))).collect();
+            rare.positions = entered
+                .iter()
+                .map(|entered| (entered.key, entered.recovering.as_ref().and_then(|it| self.place(it))))
+                .collect();
         }
         let mut out = std::mem::take(&mut self.scratch);
         out.clear();
@@ -453,7 +425,7 @@ impl Core {
                 Some(recovering) => {
                     self.hub.end_reading(entered.key, id);
                     let has_nothing = recovering.has_nothing();
-                    let recovery = Recovery { key: entered.key, through: None };
+                    let recovery = Recovery::new(entered.key);
                     let (recovery, told) =
                         self.write_recovered(recovery, recovering, encoding, &mut rare, &mut out);
                     told_all &= told;
@@ -527,15 +499,24 @@ impl Core {
         let Some(open) = connections.get_mut(id).and_then(Session::open_mut) else { return };
         let Some(claims) = open.claims().cloned() else { return };
         let Some(user) = claims.user.clone() else { return };
-        open.rare_mut().present = true;
-        for channel in with_presence {
-            let member = Member {
-                connection: self.connection_name(id).into(),
-                user: user.clone(),
-                info: claims.info.clone(),
-            };
-            self.detach(node.backplane().join(channel, member), "a presence entry could not be written");
-        }
+        let name = self.connection_name(id);
+        let joining: Vec<_> = with_presence
+            .into_iter()
+            .map(|channel| {
+                let (connection, info) = (name.as_str().into(), claims.info.clone());
+                node.backplane().join(channel, Member { connection, user: user.clone(), info })
+            })
+            .collect();
+        let joined = async move {
+            for result in join_all(joining).await {
+                if let Err(error) = result {
+                    tracing::warn!(%error, "a presence entry could not be written");
+                }
+            }
+        };
+        let present = joined.boxed().shared();
+        open.rare_mut().present = Some(present.clone());
+        self.detach(present);
     }
 
     /// Keeps a buffer for the next answer, unless this one made it large.
@@ -545,81 +526,14 @@ impl Core {
         }
     }
 
-    /// Runs a future whose failure is only to be logged.
-    pub(crate) fn detach<F>(&self, future: F, failure: &'static str)
+    /// Runs a future that nobody waits for.
+    pub(crate) fn detach<F>(&self, future: F)
     where
-        F: Future<Output = Result<(), BackplaneError>> + Send + 'static,
+        F: Future<Output = ()> + Send + 'static,
     {
-        let logged = async move {
-            if let Err(error) = future.await {
-                tracing::warn!(%error, "{failure}");
-            }
-        };
-        if let Err(waits) = self.begin(logged) {
+        if let Err(waits) = self.begin(future) {
             self.shared.runtime.spawn(waits);
         }
-    }
-
-    /// Where a channel stands for the client before anything of it is written.
-    fn place(&self, entered: &Entered) -> Option<Position> {
-        let recovering = entered.recovering.as_ref()?;
-        let top = recovering.history.as_ref().and_then(|history| history.top);
-        Some(match recovering.want {
-            Want::After(position) => position,
-            Want::Fresh(fresh) => fresh.position(self.shared.life),
-            Want::Now => top.unwrap_or_else(|| Fresh::place(self.shared.life, self.shared.started.elapsed())),
-        })
-    }
-
-    /// The id that an event stream comes back with when nothing else is sent to it.
-    fn standing_id(&self, recovery: &Recovery, rare: &mut Rare) -> Option<String> {
-        let place =
-            recovery.through.unwrap_or_else(|| Fresh::place(self.shared.life, self.shared.started.elapsed()));
-        match rare.positions.is_empty() {
-            true => Some(place.to_string()),
-            false => rare.advance(recovery.key, Some(place)),
-        }
-    }
-
-    /// Appends what a client missed in a channel, or that it cannot be had. False: its protocol cannot say so.
-    fn write_recovered(
-        &mut self,
-        mut recovery: Recovery,
-        recovering: Recovering,
-        encoding: Encoding,
-        rare: &mut Rare,
-        out: &mut Vec<u8>,
-    ) -> (Recovery, bool) {
-        let Some(history) = recovering.history else { return (recovery, true) };
-        recovery.through = history.top;
-        let mut contents: Vec<Content> = match history.continuous {
-            true => history.publications.into_iter().map(Content::Publication).collect(),
-            false => vec![Content::Gap(Gap { reason: GapReason::Unrecoverable, top: history.top })],
-        };
-        contents.extend(recovering.kept.into_news(&mut recovery));
-        let channel = self.hub.channel(recovery.key).clone();
-        let told = contents.iter().take_while(|content| {
-            let before = out.len();
-            match encoding.is_individual() {
-                true => {
-                    let id = rare.advance(recovery.key, content.position());
-                    self.encoder.encode_sse(&channel, content, encoding, id.as_deref(), out);
-                }
-                false => out.extend_from_slice(&self.encoder.encode(&channel, content, encoding.plain())),
-            }
-            out.len() > before
-        });
-        let told = told.count();
-        self.metrics.messages_sent.add(told as u64);
-        (recovery, told == contents.len())
-    }
-}
-
-impl Recovering {
-    /// Whether the client is new here and is sent nothing yet: then nothing in its lane can be a repetition, and it
-    /// need not follow, which would cost an idle stream a box until the channel's next publication.
-    fn has_nothing(&self) -> bool {
-        matches!(self.want, Want::Now) && self.kept.is_empty()
     }
 }
 

@@ -4,9 +4,17 @@
 //! is newer. Some of it may still be on its way to this shard, so the connection then *follows* (see `hub`): of
 //! what is delivered it is written only what is newer than what it has ([`Recovery::take`]).
 
-use tidegate_backplane::Position;
+use std::sync::Arc;
 
-use crate::{hub::ChannelKey, outgoing::Content};
+use tidegate_backplane::{Gap, GapReason, History, HistoryQuery, Position};
+use tidegate_reactor::ConnectionId;
+
+use super::{Rare, stream::Fresh};
+use crate::{
+    hub::ChannelKey,
+    outgoing::{Content, Encoding},
+    shard::{Command, Core},
+};
 
 /// A channel whose history was sent to the connection.
 #[derive(Debug, Clone, Copy)]
@@ -14,6 +22,27 @@ pub(crate) struct Recovery {
     pub(crate) key: ChannelKey,
     /// The last position it was sent, or told of. `None`: the channel had none.
     pub(crate) through: Option<Position>,
+    /// The lane has come to the epoch of `through`, or past it. Until then a publication of another epoch is one
+    /// that was on its way when the epoch changed: a backplane tells a gap between two epochs.
+    met: bool,
+}
+
+/// From where a channel's history is wanted.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Want {
+    After(Position),
+    /// The client of an event stream had nothing of it when it was opened.
+    Fresh(Fresh),
+    /// It is new here: only where the channel stands, for the id it will come back with.
+    Now,
+}
+
+#[derive(Debug)]
+pub(super) struct Recovering {
+    pub(super) want: Want,
+    pub(super) kept: Kept,
+    pub(super) history: Option<History>,
+    pub(super) reads_left: u8,
 }
 
 /// Live publications that wait until history has been read. They do not count as load of the channel: its
@@ -34,18 +63,31 @@ pub(crate) struct Lost {
     pub(crate) through: Option<Position>,
 }
 
+/// Reads of history, when too much is published meanwhile to be kept.
+const READS_MAX: u8 = 3;
+
 /// Most that is kept for one recovering channel: what a busy channel publishes while history is read.
 const KEPT_BYTES_MAX: usize = 256 * 1024;
 
 impl Recovery {
+    pub(super) fn new(key: ChannelKey) -> Self {
+        Self { key, through: None, met: false }
+    }
+
     /// Whether a publication or gap is news to the connection; it counts as told from now on.
     pub(crate) fn take(&mut self, content: &Content) -> bool {
         let position = content.position();
         let is_news = match (self.through, position) {
-            (Some(through), Some(position)) => is_newer(position, through),
+            (Some(through), Some(position)) if through.epoch == position.epoch => {
+                self.met = true;
+                position.offset > through.offset
+            }
+            // History was read in an epoch that the lane has not come to yet: this is from one before.
+            (Some(_), Some(_)) if !self.met && matches!(content, Content::Publication(_)) => false,
             _ => true,
         };
         if is_news {
+            self.met |= matches!(content, Content::Gap(_));
             self.through = position.or(self.through);
         }
         is_news
@@ -96,5 +138,147 @@ impl Kept {
             _ => recovery.take(content),
         });
         items
+    }
+}
+
+impl Recovering {
+    pub(super) fn new(want: Want) -> Self {
+        Self { want, kept: Kept::default(), history: None, reads_left: READS_MAX }
+    }
+
+    /// Whether the client is new here and is sent nothing yet: then nothing in its lane can be a repetition, and it
+    /// need not follow, which would cost an idle stream a box until the channel's next publication.
+    pub(super) fn has_nothing(&self) -> bool {
+        matches!(self.want, Want::Now) && self.kept.is_empty()
+    }
+}
+
+impl Core {
+    pub(super) fn read_history(&mut self, id: ConnectionId, key: ChannelKey, want: Want) {
+        let backplane = Arc::clone(self.shared.node.backplane());
+        let channel = self.hub.channel(key).clone();
+        let query = match want {
+            Want::After(position) => HistoryQuery { since: Some(position), limit: usize::MAX },
+            Want::Fresh(_) => HistoryQuery { since: None, limit: usize::MAX },
+            Want::Now => HistoryQuery { since: None, limit: 0 },
+        };
+        let read = async move { backplane.history(&channel, query).await };
+        self.then(read, move |result| Command::HistoryRead { id, key, result });
+    }
+
+    /// Where a channel stands for the client before anything of it is written.
+    pub(super) fn place(&self, recovering: &Recovering) -> Option<Position> {
+        let top = recovering.history.as_ref().and_then(|history| history.top);
+        Some(match recovering.want {
+            Want::After(position) => position,
+            Want::Fresh(fresh) => fresh.position(self.shared.life),
+            Want::Now => top.unwrap_or_else(|| Fresh::place(self.shared.life, self.shared.started.elapsed())),
+        })
+    }
+
+    /// The id that an event stream comes back with when nothing else is sent to it.
+    pub(super) fn standing_id(&self, recovery: &Recovery, rare: &mut Rare) -> Option<String> {
+        let place =
+            recovery.through.unwrap_or_else(|| Fresh::place(self.shared.life, self.shared.started.elapsed()));
+        match rare.positions.is_empty() {
+            true => Some(place.to_string()),
+            false => rare.advance(recovery.key, Some(place)),
+        }
+    }
+
+    /// Appends what a client missed in a channel, or that it cannot be had. False: its protocol cannot say so.
+    pub(super) fn write_recovered(
+        &mut self,
+        mut recovery: Recovery,
+        recovering: Recovering,
+        encoding: Encoding,
+        rare: &mut Rare,
+        out: &mut Vec<u8>,
+    ) -> (Recovery, bool) {
+        let Some(history) = recovering.history else { return (recovery, true) };
+        recovery.through = history.top;
+        let mut contents: Vec<Content> = match history.continuous {
+            true => history.publications.into_iter().map(Content::Publication).collect(),
+            false => vec![Content::Gap(Gap { reason: GapReason::Unrecoverable, top: history.top })],
+        };
+        contents.extend(recovering.kept.into_news(&mut recovery));
+        let channel = self.hub.channel(recovery.key).clone();
+        let told = contents.iter().take_while(|content| {
+            let before = out.len();
+            match encoding.is_individual() {
+                true => {
+                    let id = rare.advance(recovery.key, content.position());
+                    self.encoder.encode_sse(&channel, content, encoding, id.as_deref(), out);
+                }
+                false => out.extend_from_slice(&self.encoder.encode(&channel, content, encoding.plain())),
+            }
+            out.len() > before
+        });
+        let told = told.count();
+        self.metrics.messages_sent.add(told as u64);
+        (recovery, told == contents.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use tidegate_backplane::{Epoch, Payload, Publication};
+
+    use super::*;
+
+    /// What comes by: a publication or a gap at an epoch and offset; whether it is news.
+    enum Came {
+        Publication(u64, u64, bool),
+        Gap(u64, u64, bool),
+        /// A publication of a channel without history.
+        Plain,
+    }
+    use Came::*;
+
+    #[track_caller]
+    fn check(through: Option<(u64, u64)>, came: &[Came]) {
+        let position = |epoch, offset| Some(Position { epoch: Epoch(epoch), offset });
+        let through = through.and_then(|(epoch, offset)| position(epoch, offset));
+        let mut recovery = Recovery { through, ..Recovery::new(0) };
+        for (nth, came) in came.iter().enumerate() {
+            let publication = |position| {
+                let payload = Payload::Text(Bytes::new());
+                Content::Publication(Arc::new(Publication { position, event: None, payload }))
+            };
+            let (content, is_news) = match *came {
+                Publication(epoch, offset, is_news) => (publication(position(epoch, offset)), is_news),
+                Gap(epoch, offset, is_news) => {
+                    let (reason, top) = (GapReason::Reconnect, position(epoch, offset));
+                    (Content::Gap(tidegate_backplane::Gap { reason, top }), is_news)
+                }
+                Plain => (publication(None), true),
+            };
+            assert_eq!(recovery.take(&content), is_news, "number {nth}");
+        }
+    }
+
+    #[test]
+    fn only_what_is_newer_is_news() {
+        check(Some((1, 5)), &[Publication(1, 4, false), Publication(1, 5, false), Publication(1, 6, true)]);
+        check(Some((1, 5)), &[Gap(1, 5, false), Gap(1, 9, true), Publication(1, 9, false)]);
+        check(None, &[Publication(1, 1, true), Publication(1, 1, false), Publication(1, 2, true), Plain]);
+    }
+
+    /// History was read after the epoch changed, and the backplane hands over what was before.
+    #[test]
+    fn an_older_epoch_that_comes_late_is_not_news() {
+        let late = [Publication(1, 8, false), Publication(1, 9, false)];
+        let new =
+            [Gap(2, 0, false), Publication(2, 1, false), Publication(2, 2, false), Publication(2, 3, true)];
+        let all: Vec<Came> = late.into_iter().chain(new).collect();
+        check(Some((2, 2)), &all);
+    }
+
+    #[test]
+    fn a_newer_epoch_is_news() {
+        check(Some((1, 5)), &[Publication(1, 6, true), Publication(2, 1, true), Publication(2, 2, true)]);
+        check(Some((1, 5)), &[Gap(2, 0, true), Publication(2, 1, true), Publication(2, 1, false)]);
+        check(Some((2, 5)), &[Publication(1, 9, false), Gap(3, 0, true), Publication(3, 1, true)]);
     }
 }

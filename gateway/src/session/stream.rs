@@ -34,12 +34,14 @@ impl Fresh {
     }
 
     /// What the whole history of a channel means for a client that had nothing of it: all of it was missed, and
-    /// all of it is there if it begins with the first publication and nothing can have aged out before that one.
+    /// all of it is there if it begins with the first publication and nothing can have aged out before that one. Where
+    /// the channel is empty, a stream that was away for longer than the age cannot know.
     pub(crate) fn missed(self, history: History, now: Duration, age: Duration) -> History {
         let away = now.saturating_sub(Duration::from_millis(self.since_ms));
         let first = history.publications.first().and_then(|first: &Arc<_>| first.position);
         let is_whole = match history.top {
-            None => true,
+            // Nothing is known of the channel: nothing was published, or it was and has aged out since.
+            None => away < age,
             Some(_) => first.is_some_and(|first| first.offset == 1) && away < age,
         };
         History { continuous: is_whole, ..history }
@@ -101,7 +103,8 @@ mod tests {
             let history = History { publications, top, continuous: true };
             fresh.missed(history, Duration::from_secs(now_s), Duration::from_secs(60)).continuous
         };
-        assert!(whole(&[], 1000), "nothing was published");
+        assert!(whole(&[], 20), "nothing was published");
+        assert!(!whole(&[], 1000), "what was published may have aged out");
         assert!(whole(&[1, 2], 20));
         assert!(!whole(&[2, 3], 20), "the first is gone");
         assert!(!whole(&[1, 2], 66), "an earlier epoch may have aged out");

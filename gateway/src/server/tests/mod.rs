@@ -2,6 +2,7 @@
 //! answers and hand-overs the test holds back.
 #![allow(clippy::unwrap_used)]
 
+mod apart;
 mod leaving;
 mod publishing;
 mod random;

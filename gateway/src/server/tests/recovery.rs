@@ -1,6 +1,6 @@
 //! Coming back while history is slow, the backplane is late, or too much is published meanwhile.
 
-use tidegate_backplane::Position;
+use tidegate_backplane::{Epoch, Intake, Position};
 use tidegate_testkit::{DEADLINE, SseClient, WsClient, eventually};
 
 use super::rig::{Rig, config};
@@ -65,6 +65,30 @@ fn what_history_held_is_not_repeated_when_it_is_handed_over_late() {
     rig.eventually_metric("tidegate_subscriptions ", 4.0);
     drop((live, raw, deeper, stream));
     rig.eventually_empty();
+}
+
+/// The epoch changed on the server; what was on its way before is handed over after history was read.
+#[test]
+fn an_older_epoch_that_is_handed_over_late_is_not_delivered_to_who_recovered_in_the_new() {
+    let rig = Rig::start(config());
+    let start = rig.publish("a", "1").unwrap();
+    let mut live = WsClient::connect(rig.address, "/ws?channel=a");
+    rig.backplane.hold_publications();
+    for text in ["2", "3"] {
+        rig.publish("a", text);
+    }
+    let mut client = since(&rig, "a", start)();
+    assert_eq!([client.expect_text(), client.expect_text()], ["2", "3"]);
+    let older = Position { epoch: Epoch(start.epoch.0.wrapping_add(1)), offset: 70 };
+    assert_eq!(rig.hand_over("a", Some(older), "old"), Intake::Taken);
+    // Served: both lanes were.
+    assert_eq!(live.expect_text(), "old");
+    rig.backplane.hand_over();
+    rig.publish("a", "4");
+    for text in ["2", "3", "4"] {
+        assert_eq!(live.expect_text(), text);
+    }
+    assert_eq!(client.expect_text(), "4");
 }
 
 #[test]

@@ -97,9 +97,23 @@ impl Rig {
         runtime.block_on(self.node.publish(request)).unwrap().position
     }
 
+    /// Hands the node a publication that the backplane below does not know.
+    pub(super) fn hand_over(&self, channel: &str, position: Option<Position>, text: &str) -> Intake {
+        let payload = Payload::Text(Bytes::copy_from_slice(text.as_bytes()));
+        let publication = Arc::new(Publication { position, event: None, payload });
+        self.relay.publication(&Channel::new(channel).unwrap(), publication)
+    }
+
     /// Has the backplane lose continuity.
     pub(super) fn gap(&self, channel: &str, top: Option<Position>) {
         self.relay.gap(&Channel::new(channel).unwrap(), Gap { reason: GapReason::Reconnect, top });
+    }
+
+    /// Connections that the backplane knows as present.
+    pub(super) fn present(&self, channel: &str) -> Vec<Box<str>> {
+        let runtime = self.runtime.as_ref().unwrap();
+        let members = runtime.block_on(self.node.presence(&Channel::new(channel).unwrap())).unwrap();
+        members.unwrap().into_iter().map(|member| member.connection).collect()
     }
 
     pub(super) fn subscribers(&self, channel: &str) -> u64 {
@@ -146,6 +160,7 @@ impl Drop for Rig {
     fn drop(&mut self) {
         self.backplane.history.open();
         self.backplane.subscription.open();
+        self.backplane.joins.open();
         if let Some(acceptor) = self.acceptor.take() {
             acceptor.stop().unwrap();
         }
@@ -209,6 +224,7 @@ pub(super) struct Held {
     sink: Arc<LateSink>,
     pub(super) history: Gate,
     pub(super) subscription: Gate,
+    pub(super) joins: Gate,
     /// So many subscriptions will be refused.
     pub(super) refusals: AtomicUsize,
 }
@@ -231,6 +247,7 @@ impl Held {
             sink,
             history: Gate::new(),
             subscription: Gate::new(),
+            joins: Gate::new(),
             refusals: AtomicUsize::new(0),
         }
     }
@@ -320,7 +337,12 @@ impl Backplane for Held {
     }
 
     fn join(&self, channel: &Channel, member: Member) -> BoxFuture<'static, Result<(), BackplaneError>> {
-        self.memory.join(channel, member)
+        let (memory, channel, pass) = (Arc::clone(&self.memory), channel.clone(), self.joins.pass());
+        async move {
+            pass.await;
+            memory.join(&channel, member).await
+        }
+        .boxed()
     }
 
     fn leave(&self, channel: &Channel, connection: &str) -> BoxFuture<'static, Result<(), BackplaneError>> {
