@@ -86,6 +86,8 @@ pub struct NodeMetrics {
     /// 1 while draining.
     pub draining: Gauge,
     pub auth_failures: Counters<AuthFailure>,
+    /// Publishes that went to this node's subscribers only.
+    pub publishes_local: Counter,
     /// Handshakes that end before a shard has them: refused by the acceptor.
     pub handshakes: Counters<HandshakeResult>,
 }
@@ -105,6 +107,7 @@ impl Metrics {
                 send_queue_permille: Gauge::default(),
                 draining: Gauge::default(),
                 auth_failures: Counters::default(),
+                publishes_local: Counter::default(),
                 handshakes: Counters::default(),
             },
             http: HttpMetrics { publish_requests: Counters::default() },

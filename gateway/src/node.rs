@@ -4,7 +4,7 @@
 use std::{
     fmt,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
     time::Duration,
@@ -12,13 +12,13 @@ use std::{
 
 use tidegate_backplane::{
     Backplane, BackplaneError, Channel, Control, DisconnectTarget, Gap, History, HistoryQuery, Intake,
-    Member, NodeRecord, Payload, Publication, Published, Sink,
+    Member, NodeRecord, Payload, Position, Publication, Published, Sink,
 };
 use tidegate_reactor::{Mail, Mailbox};
 use tokio::sync::Notify;
 
 use crate::{
-    config::{Config, Namespaces},
+    config::{BackplaneAway, Config, Namespaces},
     front::Front,
     interest::{Interest, Interests},
     metrics::Metrics,
@@ -34,6 +34,16 @@ pub struct PublishRequest {
     pub event: Option<Box<str>>,
     pub payload: Payload,
     pub idempotency_key: Option<Box<str>>,
+}
+
+/// What became of a publish that was accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PublishOutcome {
+    pub position: Option<Position>,
+    /// The idempotency key was seen before, and nothing was published.
+    pub duplicate: bool,
+    /// The backplane was out of reach, and it went to subscribers on this node only.
+    pub local: bool,
 }
 
 /// Why a publish was not accepted.
@@ -103,6 +113,8 @@ pub struct Node {
 
 /// What the backplane calls: spreads to the shards.
 pub(crate) struct Relay {
+    /// What is published locally has one order on all shards.
+    local_order: Mutex<()>,
     pub(crate) interests: Arc<Interests>,
     shards: Vec<Mailbox<Mail<Session, Command>>>,
     /// Publications handed over for channels that nobody here is subscribed to any more.
@@ -136,8 +148,9 @@ impl Node {
     }
 
     /// Publishes, after waiting for room in the channel if it has to. The answer means: in history where there
-    /// is one, and on its way to every subscriber.
-    pub async fn publish(&self, request: PublishRequest) -> Result<Published, PublishError> {
+    /// is one, and on its way to every subscriber; or, where the namespace allows it and the backplane is away, to
+    /// those on this node.
+    pub async fn publish(&self, request: PublishRequest) -> Result<PublishOutcome, PublishError> {
         let (bytes, max) = (request.payload.bytes().len(), self.limits().payload_bytes_max);
         if bytes > max {
             return Err(PublishError::TooLarge { bytes, max });
@@ -147,11 +160,29 @@ impl Node {
         {
             return Err(PublishError::Overloaded { retry_after: OVERLOADED_RETRY_AFTER });
         }
-        let history = self.namespaces().of(&request.channel).history();
+        let namespace = self.namespaces().of(&request.channel);
+        let local = (namespace.backplane_away == BackplaneAway::Local).then(|| request.clone());
+        let history = namespace.history();
         let PublishRequest { channel, event, payload, idempotency_key } = request;
         let publication =
             tidegate_backplane::NewPublication { channel, event, payload, history, idempotency_key };
-        Ok(self.backplane.publish(publication).await?)
+        match (self.backplane.publish(publication).await, local) {
+            // Not `Unconfirmed`: that one may have been published, and would come twice.
+            (Err(BackplaneError::Unavailable(_)), Some(request)) => Ok(self.publish_locally(request)),
+            (result, _) => Ok(result?.into()),
+        }
+    }
+
+    fn publish_locally(&self, request: PublishRequest) -> PublishOutcome {
+        let PublishRequest { channel, event, payload, .. } = request;
+        self.relay.publish_locally(&channel, Publication { position: None, event, payload });
+        self.metrics.node.publishes_local.add(1);
+        PublishOutcome { position: None, duplicate: false, local: true }
+    }
+
+    /// Its name in the cluster.
+    pub fn name(&self) -> &str {
+        &self.config.node
     }
 
     /// Channels with subscribers on this node, in order of their names.
@@ -268,9 +299,25 @@ impl Node {
     }
 }
 
+impl From<Published> for PublishOutcome {
+    fn from(Published { position, duplicate }: Published) -> Self {
+        Self { position, duplicate, local: false }
+    }
+}
+
 impl Relay {
     pub(crate) fn new(shards: Vec<Mailbox<Mail<Session, Command>>>) -> Self {
-        Self { interests: Arc::new(Interests::new()), shards, unwanted: AtomicU64::new(0) }
+        let (interests, unwanted) = (Arc::new(Interests::new()), AtomicU64::new(0));
+        Self { local_order: Mutex::default(), interests, shards, unwanted }
+    }
+
+    /// Spreads what the backplane could not be given. Whether it comes before or after what the backplane hands over
+    /// at the same time may differ from shard to shard.
+    fn publish_locally(&self, channel: &Channel, publication: Publication) {
+        let Some(interest) = self.interests.get(channel) else { return };
+        let payload_bytes = publication.payload.bytes().len();
+        let _in_order = self.local_order.lock().unwrap_or_else(PoisonError::into_inner);
+        self.spread(&interest, channel, Content::Publication(Arc::new(publication)), payload_bytes);
     }
 
     fn spread(&self, interest: &Arc<Interest>, channel: &Channel, content: Content, payload_bytes: usize) {

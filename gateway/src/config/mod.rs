@@ -22,7 +22,9 @@ use std::{
 
 pub use auth::{ApiKeyEntry, AuthConfig, JwksUrl, JwtKey, KeyProblem};
 pub use reference::reference;
-pub use sections::{ClientPublish, Drain, Heartbeat, Limits, Namespace, Namespaces, SlowReader};
+pub use sections::{
+    BackplaneAway, ClientPublish, Drain, Heartbeat, Limits, Namespace, Namespaces, SlowReader,
+};
 pub use tidegate_ops::{
     config::{
         ByteSize, ConfigError, Empty, Flag, List, Origin, PREFIX, Secret, Setting, Sha256, Sources,

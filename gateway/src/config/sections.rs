@@ -87,6 +87,10 @@ section! {
         history_age: Duration = Duration::ZERO;
         /// Whether the members of a channel are tracked. Costs a backplane write per subscribe and per leave.
         presence: bool = false;
+        /// What happens to a publish while the backplane is out of reach: `refuse` answers 503; `local` delivers it to
+        /// the subscribers on this node alone, without position and history, and says so in the answer. A publish
+        /// whose outcome is not known (`backplane-unconfirmed`) is refused in any case.
+        backplane_away: BackplaneAway = BackplaneAway::Refuse;
         /// What happens to a client whose queue is full (`limits.send_queue_bytes`): `disconnect` closes it,
         /// so that it comes back and recovers; `drop` leaves out what does not fit; `latest` keeps only the
         /// newest publication per channel.
@@ -104,6 +108,14 @@ choice! {
         /// Clients whose token has the right.
         Token = "token",
         Anyone = "anyone",
+    }
+}
+
+choice! {
+    /// What happens to a publish while the backplane is out of reach.
+    BackplaneAway, r#""refuse" or "local""#, "a list of these words", {
+        Refuse = "refuse",
+        Local = "local",
     }
 }
 

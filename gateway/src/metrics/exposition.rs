@@ -97,6 +97,8 @@ fn node(page: &mut Page<'_>, metrics: &Metrics) -> fmt::Result {
     page.gauge("draining", "1 while the node drains.", node.draining.get() as f64)?;
     let publishes = &metrics.http.publish_requests;
     page.counters("publish_requests", "Publish requests over REST, by status.", [publishes])?;
+    let local = "Publishes that went to this node's subscribers only, because the backplane was away.";
+    page.counter("publishes_local", local, node.publishes_local.get())?;
     let failures = &node.auth_failures;
     page.counters("auth_failures", "Who was not let in, by reason.", [failures])?;
     page.saturation(&metrics.saturation())?;

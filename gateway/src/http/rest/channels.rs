@@ -21,18 +21,34 @@ const LIMIT_MAX: usize = 1000;
 /// A page of the channels that have subscribers on this node.
 #[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct ChannelList {
-    channels: Vec<ChannelState>,
+    /// The node that answers. What has subscribers on other nodes only is not in the list.
+    #[schema(example = "gateway-0")]
+    node: String,
+    channels: Vec<ListedChannel>,
     /// Pass it as `after` for the next page; null at the end.
     #[schema(required = true, example = "news")]
     next: Option<String>,
 }
 
-/// One channel on this node.
+/// One channel of the list.
 #[derive(Debug, Serialize, ToSchema)]
-pub(in crate::http) struct ChannelState {
+pub(in crate::http) struct ListedChannel {
     #[schema(example = "news")]
     channel: String,
     /// Subscriptions on this node.
+    #[schema(minimum = 0, example = 3)]
+    subscribers: u64,
+}
+
+/// One channel on the node that answers.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct ChannelState {
+    /// The node that answers.
+    #[schema(example = "gateway-0")]
+    node: String,
+    #[schema(example = "news")]
+    channel: String,
+    /// Subscriptions on this node; those on other nodes are not counted.
     #[schema(minimum = 0, example = 3)]
     subscribers: u64,
 }
@@ -90,7 +106,7 @@ pub(in crate::http) struct PresenceMember {
 
 /// List channels
 ///
-/// Channels with a subscriber on this node, in order of their names. Channels that the API key does not hold
+/// Channels with a subscriber on the node that answers, which it names, in order of their names. Channels that the API key does not hold
 /// for are left out.
 #[utoipa::path(
     get, path = "/v1/channels", operation_id = "listChannels", tag = "channels",
@@ -118,17 +134,18 @@ pub(in crate::http) async fn list_channels(
     let channels = found
         .into_iter()
         .filter(|channel| key.covers(&channel.name))
-        .map(|channel| ChannelState {
+        .map(|channel| ListedChannel {
             channel: channel.name.as_str().to_owned(),
             subscribers: channel.subscribers,
         })
         .collect();
-    Ok(Json(ChannelList { channels, next }))
+    Ok(Json(ChannelList { node: state.node.name().to_owned(), channels, next }))
 }
 
 /// Read one channel
 ///
-/// A channel without subscribers is no error: any valid name is a channel.
+/// Its subscribers on the node that answers, which it names: ask every node of `GET /v1/nodes` for the sum. A
+/// channel without subscribers is no error: any valid name is a channel.
 #[utoipa::path(
     get, path = "/v1/channels/{channel}", operation_id = "getChannel", tag = "channels",
     params(("channel" = inline(ChannelName), Path, description = "Channel name, percent-encoded.", example = "news")),
@@ -143,7 +160,8 @@ pub(in crate::http) async fn get_channel(
     let channel = admitted_channel(&state, &headers, Scope::Read, &uri)?;
     Query::parse(&uri, &[])?;
     let subscribers = state.node.subscribers(&channel);
-    Ok(Json(ChannelState { channel: channel.as_str().to_owned(), subscribers }))
+    let (node, channel) = (state.node.name().to_owned(), channel.as_str().to_owned());
+    Ok(Json(ChannelState { node, channel, subscribers }))
 }
 
 /// Read a channel's history

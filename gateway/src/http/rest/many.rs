@@ -15,7 +15,7 @@ use futures_util::future::join_all;
 use http::{HeaderMap, StatusCode, Uri};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use tidegate_backplane::{Channel, Payload, Published};
+use tidegate_backplane::{Channel, Payload};
 use utoipa::ToSchema;
 
 use super::{
@@ -32,7 +32,7 @@ use crate::{
         query::Query,
     },
     metrics::PublishCode,
-    node::{Limits, PublishError, PublishRequest},
+    node::{Limits, PublishError, PublishOutcome, PublishRequest},
 };
 
 /// Channels in one publish; Pusher's limit.
@@ -241,7 +241,7 @@ fn payload(data: &RawValue, body: &Bytes) -> Result<Payload, ApiError> {
 async fn publish_all(
     state: &HttpState,
     orders: Vec<PublishRequest>,
-) -> Vec<(Channel, Result<Published, PublishError>)> {
+) -> Vec<(Channel, Result<PublishOutcome, PublishError>)> {
     let mut channels: HashMap<Channel, Vec<(usize, PublishRequest)>> = HashMap::new();
     for (index, order) in orders.into_iter().enumerate() {
         channels.entry(order.channel.clone()).or_default().push((index, order));
@@ -258,7 +258,7 @@ async fn publish_all(
     done.into_iter().map(|(_, channel, result)| (channel, result)).collect()
 }
 
-fn answer(mut done: Vec<(Channel, Result<Published, PublishError>)>) -> Response {
+fn answer(mut done: Vec<(Channel, Result<PublishOutcome, PublishError>)>) -> Response {
     let failed = done.iter().filter(|(_, result)| result.is_err()).count();
     let status = if failed == 0 { StatusCode::OK } else { StatusCode::MULTI_STATUS };
     if failed == done.len()
@@ -271,12 +271,12 @@ fn answer(mut done: Vec<(Channel, Result<Published, PublishError>)>) -> Response
 }
 
 impl PublishResult {
-    fn new(channel: &Channel, result: Result<Published, PublishError>) -> Self {
+    fn new(channel: &Channel, result: Result<PublishOutcome, PublishError>) -> Self {
         let channel = channel.as_str().to_owned();
         match result {
             Ok(published) => Self { channel, answer: published.into(), error: None },
             Err(error) => {
-                let answer = PublishAnswer { epoch: None, offset: None, duplicate: false };
+                let answer = PublishAnswer { epoch: None, offset: None, duplicate: false, local: false };
                 Self { channel, answer, error: Some(ApiError::from(error).problem()) }
             }
         }

@@ -10,7 +10,7 @@ use axum::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, header, request::Parts};
 use serde::Serialize;
-use tidegate_backplane::{Epoch, Payload, Published};
+use tidegate_backplane::{Epoch, Payload};
 use utoipa::ToSchema;
 
 use super::{CHANNELS, admitted_channel};
@@ -22,10 +22,10 @@ use crate::{
         query::{self, Query},
     },
     metrics::PublishCode,
-    node::PublishRequest,
+    node::{PublishOutcome, PublishRequest},
 };
 
-/// Room for the longest answer: 13 digits of epoch, 20 of offset, and 44 bytes around them.
+/// Room for the longest answer: 13 digits of epoch, 20 of offset, and 57 bytes around them.
 const ANSWER_BYTES: usize = 96;
 
 /// Where a publication stands.
@@ -41,6 +41,10 @@ pub(in crate::http) struct PublishAnswer {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     #[schema(required = false)]
     pub(in crate::http) duplicate: bool,
+    /// True when the backplane was out of reach and only subscribers on this node are sent it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[schema(required = false)]
+    pub(in crate::http) local: bool,
 }
 
 /// An epoch, serialised the way clients send it back.
@@ -53,12 +57,13 @@ impl Serialize for EpochText {
     }
 }
 
-impl From<Published> for PublishAnswer {
-    fn from(published: Published) -> Self {
+impl From<PublishOutcome> for PublishAnswer {
+    fn from(published: PublishOutcome) -> Self {
         Self {
             epoch: published.position.map(|position| EpochText(position.epoch)),
             offset: published.position.map(|position| position.offset),
             duplicate: published.duplicate,
+            local: published.local,
         }
     }
 }
@@ -106,7 +111,7 @@ where
     response
 }
 
-async fn accept<B>(state: &HttpState, parts: &Parts, body: B) -> Result<Published, ApiError>
+async fn accept<B>(state: &HttpState, parts: &Parts, body: B) -> Result<PublishOutcome, ApiError>
 where
     B: hyper::body::Body<Data = Bytes> + Unpin,
 {
@@ -129,7 +134,7 @@ fn payload(headers: &HeaderMap, bytes: Bytes) -> Result<Payload, ApiError> {
 }
 
 /// The same bytes as [`PublishAnswer`] through serde, without its detour.
-fn render(published: &Published) -> Vec<u8> {
+fn render(published: &PublishOutcome) -> Vec<u8> {
     let mut json = Vec::with_capacity(ANSWER_BYTES);
     match published.position {
         None => json.extend_from_slice(br#"{"epoch":null,"offset":null"#),
@@ -142,7 +147,13 @@ fn render(published: &Published) -> Vec<u8> {
             json.extend_from_slice(itoa::Buffer::new().format(position.offset).as_bytes());
         }
     }
-    json.extend_from_slice(if published.duplicate { br#","duplicate":true}"# } else { b"}" });
+    if published.duplicate {
+        json.extend_from_slice(br#","duplicate":true"#);
+    }
+    if published.local {
+        json.extend_from_slice(br#","local":true"#);
+    }
+    json.push(b'}');
     json
 }
 
@@ -165,8 +176,8 @@ mod tests {
     fn the_short_way_writes_what_serde_writes() {
         let position = |epoch, offset| Some(Position { epoch: Epoch(epoch), offset });
         for position in [None, position(0, 0), position(723, 7), position(u64::MAX, u64::MAX)] {
-            for duplicate in [false, true] {
-                let published = Published { position, duplicate };
+            for (duplicate, local) in [(false, false), (false, true), (true, false), (true, true)] {
+                let published = PublishOutcome { position, duplicate, local };
                 let json = render(&published);
                 assert_eq!(json, serde_json::to_vec(&PublishAnswer::from(published)).unwrap());
                 assert!(json.len() <= ANSWER_BYTES, "{}", json.len());

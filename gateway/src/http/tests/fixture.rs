@@ -15,7 +15,7 @@ use tidegate_backplane::{
 use super::{ALL, BODY_MAX, HttpContext, HttpState, NEWS, ORIGIN, PAYLOAD_MAX, READER};
 use crate::{
     auth::{ApiKeys, OriginRule, Origins, Pattern, Scope},
-    config::{ApiKeyEntry, ByteSize, Config, Namespace, Secret},
+    config::{ApiKeyEntry, BackplaneAway, ByteSize, Config, Namespace, Secret},
     front::Front,
     interest::Load,
     metrics::{Bounds, Metrics},
@@ -69,15 +69,18 @@ impl Fixture {
     }
 }
 
-/// Namespace `plain` keeps no history, `room` has presence.
+/// Namespace `plain` keeps no history, `room` has presence, `local` does without the backplane.
 fn config(dev: bool) -> Config {
     let mut config = Config::dev();
     config.dev = dev;
+    config.node = "gateway-0".into();
     config.limits.publish_bytes = ByteSize::new(PAYLOAD_MAX);
     config.limits.body_bytes = ByteSize::new(BODY_MAX);
     let plain = Namespace { history_size: 0, ..config.namespaces.default.clone() };
     let room = Namespace { presence: true, ..config.namespaces.default.clone() };
-    config.namespaces.named = [("plain".into(), plain), ("room".into(), room)].into();
+    let local = Namespace { backplane_away: BackplaneAway::Local, ..config.namespaces.default.clone() };
+    config.namespaces.named =
+        [("plain".into(), plain), ("room".into(), room), ("local".into(), local)].into();
     config.auth.api_keys.0 = vec![
         entry("all", ALL, &[Scope::Publish, Scope::Read, Scope::Admin], "*"),
         entry("news", NEWS, &[Scope::Publish, Scope::Read], "news*"),
@@ -97,7 +100,8 @@ fn entry(name: &str, key: &str, scopes: &[Scope], channels: &str) -> ApiKeyEntry
     }
 }
 
-/// A backplane whose answers are known: epoch `k3`, offsets from 1, and no connection for the channel `gone`.
+/// A backplane whose answers are known: epoch `k3`, offsets from 1, no connection for the channel `gone`, and no answer for
+/// `doubt`.
 #[derive(Debug, Default)]
 struct Scripted {
     channels: Mutex<HashMap<Channel, Vec<Arc<Publication>>>>,
@@ -110,8 +114,12 @@ const EPOCH: Epoch = Epoch(723); // "k3"
 impl Scripted {
     fn accept(&self, publication: NewPublication) -> Result<Published, BackplaneError> {
         let NewPublication { channel, event, payload, history, idempotency_key } = publication;
-        if channel.as_str() == "gone" {
-            return Err(BackplaneError::Unavailable("connection refused".into()));
+        match channel.as_str() {
+            "gone" | "local:gone" => return Err(BackplaneError::Unavailable("connection refused".into())),
+            "doubt" | "local:doubt" => {
+                return Err(BackplaneError::Unconfirmed("the connection broke".into()));
+            }
+            _ => {}
         }
         let key = idempotency_key.map(|key| (channel.clone(), key));
         if let Some(first) = key.as_ref().and_then(|key| self.seen.lock().unwrap().get(key).copied()) {

@@ -49,6 +49,20 @@ async fn publish_takes_the_body_verbatim() {
 }
 
 #[tokio::test]
+async fn a_namespace_may_do_without_the_backplane() {
+    let fixture = Fixture::new(false);
+    let state = &fixture.state;
+    let local = json!({"epoch": null, "offset": null, "local": true});
+    post("/v1/channels/local:gone/publish", "x").of(state).await.is(200, local);
+    let many = json!({"channels": ["local:gone", "gone", "local:there"], "data": 1});
+    let results = post_json("/v1/publish", &many).of(state).await.json()["results"].clone();
+    assert_eq!((&results[0]["local"], &results[0]["error"]), (&json!(true), &json!(null)));
+    assert_eq!(results[1]["error"]["type"], "urn:tidegate:problem:backplane-unavailable");
+    assert_eq!((&results[2]["local"], &results[2]["offset"]), (&json!(null), &json!(1)));
+    assert_eq!(state.metrics.node.publishes_local.get(), 2);
+}
+
+#[tokio::test]
 async fn publish_once_per_idempotency_key() {
     let fixture = Fixture::new(false);
     let state = &fixture.state;
@@ -86,6 +100,8 @@ async fn publish_refuses() {
         (get(path), 405, "method-not-allowed"),
         (post("/v1/channels/full/publish", "x"), 503, "overloaded"),
         (post("/v1/channels/gone/publish", "x"), 503, "backplane-unavailable"),
+        (post("/v1/channels/doubt/publish", "x"), 503, "backplane-unconfirmed"),
+        (post("/v1/channels/local:doubt/publish", "x"), 503, "backplane-unconfirmed"),
     ];
     for (ask, status, kind) in rows {
         ask.of(state).await.is_problem(status, kind);
@@ -93,7 +109,7 @@ async fn publish_refuses() {
     let metrics = &state.metrics;
     assert_eq!(metrics.http.publish_requests.get(PublishCode::BadRequest), 11);
     assert_eq!(metrics.http.publish_requests.get(PublishCode::TooLarge), 1);
-    assert_eq!(metrics.http.publish_requests.get(PublishCode::Unavailable), 2);
+    assert_eq!(metrics.http.publish_requests.get(PublishCode::Unavailable), 4);
     assert_eq!(metrics.node.auth_failures.get(AuthFailure::KeyMissing), 3);
     assert_eq!(metrics.node.auth_failures.get(AuthFailure::KeyUnknown), 1);
     assert_eq!(metrics.node.auth_failures.get(AuthFailure::KeyScope), 1);

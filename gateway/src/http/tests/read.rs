@@ -12,27 +12,31 @@ async fn channels_are_paged_and_filtered() {
     for name in ["news", "news:a", "news:b", "sport"] {
         fixture.subscribe(name);
     }
+    let one = |name: &str, subscribers: u64| json!({"node": "gateway-0", "channel": name, "subscribers": subscribers});
     let entry = |name: &str| json!({"channel": name, "subscribers": 1});
-    get("/v1/channels?limit=2")
+    get("/v1/channels?limit=2").of(state).await.is(
+        200,
+        json!({"node": "gateway-0", "channels": [entry("news"), entry("news:a")], "next": "news:a"}),
+    );
+    get("/v1/channels?limit=2&after=news%3Aa").of(state).await.is(
+        200,
+        json!({"node": "gateway-0", "channels": [entry("news:b"), entry("sport")], "next": "sport"}),
+    );
+    get("/v1/channels?after=sport")
         .of(state)
         .await
-        .is(200, json!({"channels": [entry("news"), entry("news:a")], "next": "news:a"}));
-    get("/v1/channels?limit=2&after=news%3Aa")
-        .of(state)
-        .await
-        .is(200, json!({"channels": [entry("news:b"), entry("sport")], "next": "sport"}));
-    get("/v1/channels?after=sport").of(state).await.is(200, json!({"channels": [], "next": null}));
+        .is(200, json!({"node": "gateway-0", "channels": [], "next": null}));
     get("/v1/channels?prefix=news:")
         .of(state)
         .await
-        .is(200, json!({"channels": [entry("news:a"), entry("news:b")], "next": null}));
+        .is(200, json!({"node": "gateway-0", "channels": [entry("news:a"), entry("news:b")], "next": null}));
     get("/v1/channels?limit=4")
         .key(NEWS)
         .of(state)
         .await
-        .is(200, json!({"channels": [entry("news"), entry("news:a"), entry("news:b")], "next": "sport"}));
-    get("/v1/channels/sport").of(state).await.is(200, entry("sport"));
-    get("/v1/channels/nobody").of(state).await.is(200, json!({"channel": "nobody", "subscribers": 0}));
+        .is(200, json!({"node": "gateway-0", "channels": [entry("news"), entry("news:a"), entry("news:b")], "next": "sport"}));
+    get("/v1/channels/sport").of(state).await.is(200, one("sport", 1));
+    get("/v1/channels/nobody").of(state).await.is(200, one("nobody", 0));
     let head = ask("HEAD", "/v1/channels").of(state).await;
     assert_eq!((head.status.as_u16(), head.body.len()), (200, 0));
 }
