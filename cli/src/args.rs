@@ -40,7 +40,7 @@ pub(crate) struct GatewayArgs {
     /// Where metrics, health and drain are [default: 127.0.0.1:9000].
     #[arg(long, value_name = "ADDRESS:PORT")]
     internal: Option<String>,
-    /// What carries publications between nodes [default: memory].
+    /// What carries publications between nodes: memory, or the URL of Redis, Sentinels or a Cluster [default: memory].
     #[arg(long, value_name = "memory|URL")]
     backplane: Option<String>,
     /// Name of this node [default: host name and random characters].

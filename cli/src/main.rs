@@ -9,7 +9,7 @@ use clap::Parser as _;
 use tidegate_bench::storm::{self, PublishLoad, StormOptions};
 use tidegate_gateway::{
     config::{Config, ConfigError},
-    server::Server,
+    server::{Server, StartError},
 };
 use tidegate_ops::{descriptors, log};
 
@@ -40,9 +40,13 @@ struct Failure {
 }
 
 impl Failure {
-    /// The command could not begin: bad configuration, a taken port.
+    /// The command could not begin: a bad configuration.
     fn start(error: &dyn std::error::Error) -> Self {
         Self { sentence: error.to_string(), code: ConfigError::EXIT_CODE }
+    }
+
+    fn serve(error: &StartError) -> Self {
+        Self { sentence: error.to_string(), code: error.exit_code() }
     }
 
     fn run(error: &dyn std::error::Error) -> Self {
@@ -60,7 +64,7 @@ fn gateway(args: GatewayArgs) -> Result<ExitCode, Failure> {
     }
     log::init(&config.log);
     let dev = config.dev;
-    let server = Server::bind(config).map_err(|error| Failure::start(&error))?;
+    let server = Server::bind(config).map_err(|error| Failure::serve(&error))?;
     let (public, internal) = (server.public_address(), server.internal_address());
     let greet = || {
         let mut greeting = format!("listening public=http://{public} internal=http://{internal}\n");
@@ -75,7 +79,7 @@ fn gateway(args: GatewayArgs) -> Result<ExitCode, Failure> {
             eprintln!("tidegate: standard output is closed: {error}");
         }
     };
-    server.run(greet).map_err(|error| Failure::run(&error))?;
+    server.run(greet).map_err(|error| Failure::serve(&error))?;
     Ok(ExitCode::SUCCESS)
 }
 

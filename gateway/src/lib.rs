@@ -5,6 +5,7 @@
 //! port, `auth` and `config` say who may do what, `metrics` counts, `drain` stops.
 
 pub mod auth;
+mod carrier;
 pub mod config;
 mod drain;
 pub mod event;

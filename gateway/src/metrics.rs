@@ -4,6 +4,7 @@
 //! shards never write to one cache line; the node and the HTTP side have one group each. Handles are fields:
 //! nothing is looked up by name or label while the gateway works.
 
+mod backplane;
 mod exposition;
 mod labels;
 
@@ -12,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+pub(crate) use backplane::BackplaneCollector;
 pub use labels::{
     AuthFailure, CloseCode, DisconnectReason, DropReason, HandshakeResult, ProtocolError, PublishCode,
 };

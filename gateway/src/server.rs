@@ -8,14 +8,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tidegate_backplane::{Backplane, Epoch, MemoryBackplane, MemoryOptions, Sink};
+use tidegate_backplane::{Epoch, RedisStartError, Sink};
 use tidegate_ops::listener::{ACCEPT_BACKLOG, ListenError, listen};
 use tidegate_reactor::{Acceptor, Shard};
-use tokio::runtime::Runtime;
+use tokio::{runtime::Runtime, time::MissedTickBehavior};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     auth::{ApiKeys, Authenticator, Origins},
+    carrier::Carrier,
     config::{Config, ConfigError},
     drain,
     front::{Dealer, Doorkeeper, Front, ShardDoor},
@@ -36,8 +37,20 @@ pub enum StartError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Listen(#[from] ListenError),
+    #[error(transparent)]
+    Redis(#[from] RedisStartError),
     #[error("cannot set up {part}: {source}")]
     System { part: &'static str, source: io::Error },
+}
+
+impl StartError {
+    /// What the process exits with: [`ConfigError::EXIT_CODE`] where the operator has something to mend.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Config(_) | Self::Listen(_) | Self::Redis(_) => ConfigError::EXIT_CODE,
+            Self::System { .. } => 1,
+        }
+    }
 }
 
 /// A gateway whose ports are bound.
@@ -80,7 +93,9 @@ impl Server {
     pub fn run(self, on_ready: impl FnOnce()) -> Result<(), StartError> {
         let runtime = runtime(self.config.shards.get())?;
         let tasks = TaskTracker::new();
-        let mut parts = Parts::build(&self.config, self.public_address, &runtime, tasks.clone(), memory)?;
+        let mut parts = Parts::build(&self.config, self.public_address, &runtime, tasks.clone(), |sink| {
+            Carrier::new(&self.config, sink, runtime.handle())
+        })?;
         let shards = parts.start_shards()?;
         let _internal = runtime.enter();
         let internal =
@@ -94,7 +109,7 @@ impl Server {
         let acceptor = Acceptor::new(self.public).map_err(system("the public port"))?;
         let acceptor = acceptor.spawn(parts.doorkeeper).map_err(system("the accept thread"))?;
         let node = Arc::clone(&parts.shared.node);
-        runtime.spawn(housekeeping(Arc::clone(&node), Arc::clone(&parts.memory)));
+        runtime.spawn(housekeeping(Arc::clone(&node), parts.carrier.clone()));
         let authenticator = Arc::clone(&parts.shared.authenticator);
         runtime.spawn(async move { authenticator.keep_fresh().await });
         on_ready();
@@ -104,6 +119,7 @@ impl Server {
                 () = drain::run(&node, &parts.relay, &parts.shared.http.stop, &tasks) => {}
                 _ = drain::insisted() => tracing::info!("stopping at once"),
             }
+            parts.carrier.close().await;
             Ok::<(), StartError>(())
         })?;
         acceptor.stop().map_err(system("the accept thread"))?;
@@ -124,15 +140,9 @@ struct Parts {
     shared: Arc<Shared>,
     context: Arc<HttpContext>,
     relay: Arc<Relay>,
-    memory: Arc<MemoryBackplane>,
+    carrier: Carrier,
     doorkeeper: Doorkeeper,
     shards: Vec<Shard<ShardDriver>>,
-}
-
-/// What carries publications, and the part of it that this process sweeps.
-struct Carrier {
-    backplane: Arc<dyn Backplane>,
-    memory: Arc<MemoryBackplane>,
 }
 
 impl Parts {
@@ -141,7 +151,7 @@ impl Parts {
         public_address: SocketAddr,
         runtime: &Runtime,
         tasks: TaskTracker,
-        carry: impl FnOnce(Arc<dyn Sink>) -> Carrier,
+        carry: impl FnOnce(Arc<dyn Sink>) -> Result<Carrier, StartError>,
     ) -> Result<Self, StartError> {
         let metrics = Arc::new(Metrics::new(Bounds {
             listener: Some(Listener { address: public_address, backlog: ACCEPT_BACKLOG }),
@@ -151,11 +161,14 @@ impl Parts {
             .collect::<io::Result<Vec<_>>>()
             .map_err(system("a shard"))?;
         let relay = Arc::new(Relay::new(shards.iter().map(Shard::mailbox).collect()));
-        let Carrier { backplane, memory } = carry(Arc::clone(&relay) as Arc<dyn Sink>);
+        let carrier = carry(Arc::clone(&relay) as Arc<dyn Sink>)?;
+        if let Some(collector) = carrier.collector() {
+            metrics.register(collector);
+        }
         let front = Arc::new(Front::new(config.limits.clone()));
         let node = Arc::new(Node::new(
             Arc::clone(config),
-            backplane,
+            Arc::clone(&carrier.backplane),
             Arc::clone(&relay),
             Arc::clone(&front),
             Arc::clone(&metrics),
@@ -199,7 +212,7 @@ impl Parts {
             life: new_life().map_err(system("the random source"))?,
         });
         let doorkeeper = Doorkeeper { front, metrics, dealer };
-        Ok(Self { shared, context, relay, memory, doorkeeper, shards })
+        Ok(Self { shared, context, relay, carrier, doorkeeper, shards })
     }
 
     fn start_shards(&mut self) -> Result<Vec<thread::JoinHandle<()>>, StartError> {
@@ -222,9 +235,12 @@ impl Parts {
             self.shared.metrics.shard(),
             Arc::clone(&self.doorkeeper.dealer.door(index).connections),
         );
+        let runtime = self.shared.runtime.clone();
         thread::Builder::new()
             .name(format!("shard-{index}"))
             .spawn(move || {
+                // Futures of the backplane are first polled where they are made: they may set timers and spawn.
+                let _runtime = runtime.enter();
                 if let Err(error) = shard.run(driver) {
                     tracing::error!(%error, shard = index, "a shard has failed");
                 }
@@ -233,24 +249,30 @@ impl Parts {
     }
 }
 
-fn memory(sink: Arc<dyn Sink>) -> Carrier {
-    let memory = Arc::new(MemoryBackplane::new(sink, MemoryOptions::default()));
-    Carrier { backplane: Arc::clone(&memory) as Arc<dyn Backplane>, memory }
-}
-
 fn new_life() -> io::Result<Epoch> {
     getrandom::u64().map(Epoch).map_err(io::Error::other)
 }
 
-async fn housekeeping(node: Arc<Node>, memory: Arc<MemoryBackplane>) {
+async fn housekeeping(node: Arc<Node>, carrier: Carrier) {
     let mut every = tokio::time::interval(HOUSEKEEPING);
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut told = true;
     loop {
         every.tick().await;
-        memory.sweep(Instant::now());
+        carrier.sweep();
         node.note_interests();
-        if let Err(error) = node.backplane().announce(node.record()).await {
-            tracing::warn!(%error, "the node registry could not be told about this node");
+        // A server that is away is away for many rounds: said once.
+        match node.backplane().announce(node.record()).await {
+            Err(error) if told => {
+                tracing::warn!(%error, "the node registry could not be told about this node")
+            }
+            Ok(()) if !told => tracing::info!("the node registry knows this node again"),
+            result => {
+                told = result.is_ok();
+                continue;
+            }
         }
+        told = !told;
     }
 }
 

@@ -3,12 +3,13 @@
 //! The machinery is `tidegate_ops::config`; here are the sections ([`Limits`], [`AuthConfig`], …) and what must fit
 //! together.
 //!
-//! - `sections`, `auth`: the sections
+//! - `sections`, `auth`, `redis`: the sections
 //! - `flags`: which keys have a flag
 //! - `reference`: `docs/configuration.md`
 
 mod auth;
 pub mod flags;
+mod redis;
 mod reference;
 mod sections;
 #[cfg(test)]
@@ -21,6 +22,7 @@ use std::{
 };
 
 pub use auth::{ApiKeyEntry, AuthConfig, JwksUrl, JwtKey, KeyProblem};
+pub use redis::{BackplaneUrl, Redis, RedisAddress, RedisPrefix};
 pub use reference::reference;
 pub use sections::{
     BackplaneAway, ClientPublish, Drain, Heartbeat, Limits, Namespace, Namespaces, SlowReader,
@@ -38,6 +40,7 @@ use tidegate_ops::{
 };
 
 use crate::auth::{OriginRule, Pattern, Scope};
+use tidegate_backplane::RedisOptions;
 
 section! {
     /// The settings of a gateway node.
@@ -55,7 +58,10 @@ section! {
         zone: Option<Box<str>> = None;
         /// Threads that serve connections.
         shards: NonZeroUsize = shards_default(), shown "number of cores";
-        /// What carries publications between nodes. `memory` serves a single node.
+        /// What carries publications between nodes. `memory` serves a single node. A Redis URL names one server, several
+        /// independent ones (`redis://a,b`: channels are spread over them), the Sentinels that watch one
+        /// (`redis-sentinel://s1,s2/NAME`), or some servers of a Cluster (`redis-cluster://a,b`). `user:password@` comes
+        /// before the hosts, percent-encoded; `rediss`, `rediss-sentinel` and `rediss-cluster` are over TLS.
         backplane: BackplaneUrl = BackplaneUrl::Memory;
         /// Development mode: loopback only, the API key `dev-key`, anonymous subscriptions, history.
         dev: bool = false;
@@ -69,33 +75,10 @@ section! {
         log: Log = Log::default();
         /// See `auth.*`.
         auth: AuthConfig = AuthConfig::default();
+        /// See `redis.*`.
+        redis: Redis = Redis::default();
         /// See `namespaces.*`.
         namespaces: Namespaces = Namespaces::default();
-    }
-}
-
-/// What carries publications between nodes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum BackplaneUrl {
-    /// This process alone.
-    Memory,
-}
-
-impl Setting for BackplaneUrl {
-    const EXPECTED: &'static str = r#""memory""#;
-
-    fn from_text(text: &str) -> Option<Self> {
-        (text == "memory").then_some(Self::Memory)
-    }
-
-    fn explain(text: &str) -> Option<&'static str> {
-        let redis = ["redis", "rediss", "redis-sentinel", "redis-cluster"];
-        let scheme = text.split_once("://")?.0;
-        redis.contains(&scheme).then_some(r#""memory"; Redis backplanes are not built yet in this version"#)
-    }
-
-    fn show(&self) -> String {
-        "\"memory\"".to_owned()
     }
 }
 
@@ -169,12 +152,21 @@ impl Config {
         }
     }
 
+    /// What a Redis backplane is told; `None` for another.
+    pub(crate) fn redis_options(&self) -> Result<Option<RedisOptions>, ConfigError> {
+        match &self.backplane {
+            BackplaneUrl::Memory => Ok(None),
+            BackplaneUrl::Redis(address) => self.redis.options(address, self).map(Some),
+        }
+    }
+
     fn load_over(&mut self, root: &Node<'_>) -> Result<(), ConfigError> {
         self.load(root)?;
         self.auth.finish(root)?;
         self.check_dev()?;
         self.check_limits()?;
-        self.check_history()
+        self.check_history()?;
+        self.redis_options().map(drop)
     }
 
     fn check_dev(&self) -> Result<(), ConfigError> {

@@ -232,9 +232,59 @@ fn bad_values_name_key_value_source_and_expectation() {
 }
 
 #[test]
-fn redis_says_that_it_is_not_built_and_keeps_its_password() {
-    Given { flags: &[(flags::BACKPLANE, "redis://user:pass@host:6379")], ..Given::default() }.refused(
-        r#"bad value "redis://…@host:6379" for `backplane` in the flag --backplane: expected "memory"; Redis backplanes are not built yet in this version"#,
+fn redis_urls() {
+    let with = |url: &str| Given { flags: &[(flags::BACKPLANE, url)], ..Given::default() }.load().0;
+    for url in [
+        "redis://h",
+        "redis://:p@a,b,c/3",
+        "rediss://user:pa55@host:6379",
+        "redis-sentinel://s1,s2:26380/main",
+        "rediss-cluster://a,[::1]:7000",
+    ] {
+        let config = with(url).unwrap();
+        assert!(!format!("{config:?}").contains("pa55"), "{config:?}");
+        assert_eq!(config.redis_options().unwrap().unwrap().node, config.node);
+    }
+    let refused =
+        |url, expect| Given { flags: &[(flags::BACKPLANE, url)], ..Given::default() }.refused(expect);
+    refused(
+        "http://user:pass@host",
+        r#"bad value "http://…@host" for `backplane` in the flag --backplane: expected "memory", or a URL such as "redis://h:6379", "redis-sentinel://s1,s2/NAME" or "redis-cluster://a,b""#,
+    );
+    refused("redis://user:pass@", "`backplane` cannot be used: the Redis URL names no host, or an empty one");
+    refused(
+        "redis://pass@host",
+        "`backplane` cannot be used: the Redis URL has a user but no password; write user:password@",
+    );
+}
+
+#[test]
+fn the_section_about_redis() {
+    let password = file_with(b"s3cret/\n");
+    let path = password.path().display();
+    let file = |url: &str, more: &str| format!("backplane = '{url}'\n[redis]\n{more}");
+    let password_file = format!("password_file = '{path}'");
+    let good =
+        file("rediss://me@h", &format!("{password_file}\nprefix = 'two'\nlease = '3s'\nca_file = 'ca.pem'"));
+    let options = Given { file: &good, ..Given::default() }.config().redis_options().unwrap().unwrap();
+    assert_eq!((options.prefix.as_str(), options.lease.as_secs()), ("two", 3));
+    assert!(options.ca.is_some() && options.url == "rediss://me:s3cret%2F@h".parse().unwrap());
+    refused_file(
+        &file("redis://:p@h", &password_file),
+        "`redis.password_file` and `backplane` do not fit together: the URL has a password itself",
+    );
+    refused_file(
+        &file("redis://h", "password_file = '/nonexistent/password'"),
+        "cannot read /nonexistent/password for `redis.password_file`: No such file or directory (os error 2)",
+    );
+    refused_file(
+        &file("redis://h", "ca_file = 'ca.pem'"),
+        "`redis.ca_file` and `backplane` do not fit together: the URL is not one over TLS, such as rediss://",
+    );
+    refused_file(&file("redis://h", "lease = '500ms'"), r#"`redis.lease` is "500ms", but the least is "1s""#);
+    refused_file(
+        "[redis]\nprefix = 'a:b'",
+        r#"bad value "a:b" for `redis.prefix` in FILE: expected 1 to 64 letters, digits or characters of _-."#,
     );
 }
 

@@ -371,12 +371,12 @@ impl Core {
         }
     }
 
-    /// Polls a future once, as the runtime would: it may set a timer. An error is the future, which has to wait.
+    /// Polls a future once, as the runtime would: a shard's thread is in it. An error is the future, which has to
+    /// wait.
     pub(crate) fn begin<F>(&self, future: F) -> Result<F::Output, Pin<Box<F>>>
     where
         F: Future + Send + 'static,
     {
-        let _runtime = self.shared.runtime.enter();
         let mut future = Box::pin(future);
         match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(output) => Ok(output),

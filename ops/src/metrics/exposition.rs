@@ -165,6 +165,37 @@ impl<'a> Page<'a> {
         Ok(())
     }
 
+    /// One sample for each value of a label that is known only at run time. The caller bounds how many there are.
+    pub fn counters_by<'v>(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: &str,
+        values: impl IntoIterator<Item = (&'v str, u64)>,
+    ) -> fmt::Result {
+        let mut family = self.encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (value, total) in values {
+            let set = [(label, value)];
+            family.encode_family(&set)?.encode_counter::<NoLabelSet, _, u64>(&total, None)?;
+        }
+        Ok(())
+    }
+
+    /// The same for what goes up and down.
+    pub fn gauges_by<'v>(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: &str,
+        values: impl IntoIterator<Item = (&'v str, f64)>,
+    ) -> fmt::Result {
+        let mut family = self.encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (value, now) in values {
+            family.encode_family(&[(label, value)])?.encode_gauge(&now)?;
+        }
+        Ok(())
+    }
+
     pub fn histogram<'h>(
         &mut self,
         name: &str,

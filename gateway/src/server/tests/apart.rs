@@ -14,7 +14,7 @@ use crate::{
 const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
 
 /// A namespace `room` with presence, for tokens that are signed with [`SECRET`].
-fn with_presence() -> Config {
+pub(super) fn with_presence() -> Config {
     let mut config = config();
     let room = Namespace { presence: true, ..config.namespaces.default.clone() };
     config.namespaces.named.insert("room".into(), room);
@@ -27,7 +27,7 @@ fn with_presence() -> Config {
     config
 }
 
-fn token() -> String {
+pub(super) fn token() -> String {
     let claims = serde_json::json!({"sub": "ada", "subscribe": ["*"]});
     let key = jsonwebtoken::EncodingKey::from_secret(SECRET);
     jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).unwrap()

@@ -7,4 +7,5 @@ mod leaving;
 mod publishing;
 mod random;
 mod recovery;
+mod redis;
 mod rig;

@@ -23,11 +23,12 @@ use tokio::{runtime::Runtime, sync::watch};
 use tokio_util::task::TaskTracker;
 
 use crate::{
+    carrier::Carrier,
     config::{Config, Namespace},
     front::Front,
     metrics::Metrics,
     node::{Node, PublishRequest, Relay},
-    server::{Carrier, Parts, runtime},
+    server::{Parts, runtime},
 };
 
 pub(super) struct Rig {
@@ -67,7 +68,7 @@ impl Rig {
             let backplane = Arc::new(Held::new(sink));
             let memory = Arc::clone(&backplane.memory);
             held = Some(Arc::clone(&backplane));
-            Carrier { backplane, memory }
+            Ok(Carrier::of_memory(backplane, memory))
         };
         let mut parts = Parts::build(&config, address, &runtime, TaskTracker::new(), carry).unwrap();
         let shards = parts.start_shards().unwrap();

@@ -1,0 +1,157 @@
+//! Which backplane, and the section about Redis.
+
+use std::{path::PathBuf, time::Duration};
+
+use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
+use tidegate_backplane::{LEASE, Prefix, RedisOptions, RedisUrl};
+use tidegate_ops::section;
+
+use super::{Config, ConfigError, Secret, Setting, read_secret};
+
+section! {
+    /// How a node takes part in a deployment whose `backplane` is Redis.
+    Redis {
+        /// Begins every key and every pub/sub channel: it keeps deployments on one Redis apart. 1 to 64 letters,
+        /// digits and `_-.`.
+        prefix: RedisPrefix = RedisPrefix::default();
+        /// File with the password, for a `backplane` without one: `redis://user@host` or `redis://host`. Line ends
+        /// at its end are cut.
+        password_file: Option<PathBuf> = None;
+        /// PEM file with the certificates of a private authority, for URLs over TLS. Without it, those that the
+        /// system trusts.
+        ca_file: Option<PathBuf> = None;
+        /// For so long a node that is not heard of counts as living: then its connections are no longer present, and
+        /// it is not in the list of nodes. At least 1 s.
+        lease: Duration = LEASE;
+    }
+}
+
+/// What carries publications between nodes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BackplaneUrl {
+    /// This process alone.
+    Memory,
+    Redis(RedisAddress),
+}
+
+/// The URL of the servers as it was given. Its parts are looked at when the whole configuration is there: the password
+/// may be in a file. Never shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RedisAddress(Secret);
+
+/// What the names of a deployment begin with.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RedisPrefix(Prefix);
+
+const SCHEMES: [&str; 6] =
+    ["redis", "rediss", "redis-sentinel", "rediss-sentinel", "redis-cluster", "rediss-cluster"];
+
+/// The lease is renewed ten times in its time; a server that is slow for a moment must not end it.
+const LEASE_MIN: Duration = Duration::from_secs(1);
+
+impl Setting for BackplaneUrl {
+    const EXPECTED: &'static str = r#""memory", or a URL such as "redis://h:6379", "redis-sentinel://s1,s2/NAME" or "redis-cluster://a,b""#;
+
+    fn from_text(text: &str) -> Option<Self> {
+        if text == "memory" {
+            return Some(Self::Memory);
+        }
+        let (scheme, _) = text.split_once("://")?;
+        SCHEMES.contains(&scheme).then(|| Self::Redis(RedisAddress(Secret::new(text.as_bytes()))))
+    }
+
+    fn show(&self) -> String {
+        match self {
+            Self::Memory => "\"memory\"".to_owned(),
+            Self::Redis(_) => "(hidden)".to_owned(),
+        }
+    }
+}
+
+impl Setting for RedisPrefix {
+    const EXPECTED: &'static str = "1 to 64 letters, digits or characters of _-.";
+
+    fn from_text(text: &str) -> Option<Self> {
+        Prefix::new(text).ok().map(Self)
+    }
+
+    fn show(&self) -> String {
+        format!("\"{}\"", self.0)
+    }
+}
+
+impl Redis {
+    /// What the backplane is told. Reads the file with the password.
+    pub(crate) fn options(
+        &self,
+        address: &RedisAddress,
+        config: &Config,
+    ) -> Result<RedisOptions, ConfigError> {
+        let url = self.url(address)?;
+        if self.ca_file.is_some() && !url.is_tls() {
+            return Err(contradiction("redis.ca_file", "the URL is not one over TLS, such as rediss://"));
+        }
+        if self.lease < LEASE_MIN {
+            return Err(ConfigError::Forbidden {
+                key: "redis.lease".into(),
+                value: self.lease.show().into(),
+                rule: "the least is \"1s\"",
+            });
+        }
+        Ok(RedisOptions {
+            ca: self.ca_file.clone(),
+            prefix: self.prefix.0.clone(),
+            lease: self.lease,
+            ..RedisOptions::new(url, &config.node)
+        })
+    }
+
+    fn url(&self, address: &RedisAddress) -> Result<RedisUrl, ConfigError> {
+        // It was made from a text.
+        let text = String::from_utf8_lossy(address.0.expose());
+        let text = match &self.password_file {
+            None => text.into_owned(),
+            Some(path) => {
+                let password = read_secret("redis.password_file", path)?;
+                with_password(&text, &password)
+                    .ok_or_else(|| contradiction("redis.password_file", "the URL has a password itself"))?
+            }
+        };
+        text.parse::<RedisUrl>().map_err(|problem| ConfigError::Unusable {
+            key: "backplane".into(),
+            path: None,
+            problem: problem.into(),
+        })
+    }
+}
+
+/// The URL with a password in it; `None` if it has one already.
+fn with_password(url: &str, password: &Secret) -> Option<String> {
+    let (scheme, rest) = url.split_once("://")?;
+    let (user, hosts) = match rest.split_once('@') {
+        Some((user, hosts)) => (user, hosts),
+        None => ("", rest),
+    };
+    let password = percent_encode(password.expose(), NON_ALPHANUMERIC);
+    (!user.contains(':')).then(|| format!("{scheme}://{user}:{password}@{hosts}"))
+}
+
+fn contradiction(key: &str, rule: &'static str) -> ConfigError {
+    ConfigError::Contradiction { key: key.into(), other: "backplane".into(), rule }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_password_takes_its_place() {
+        let with = |url: &str| with_password(url, &Secret::new(b"p@s/s")).unwrap();
+        assert_eq!(with("redis://h:1/2"), "redis://:p%40s%2Fs@h:1/2");
+        assert_eq!(with("rediss-sentinel://me@a,b/main"), "rediss-sentinel://me:p%40s%2Fs@a,b/main");
+        assert!(with("redis-cluster://a,b").parse::<RedisUrl>().is_ok());
+        assert_eq!(with_password("redis://:old@h", &Secret::new(b"new")), None);
+    }
+}

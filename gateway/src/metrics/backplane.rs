@@ -1,0 +1,176 @@
+//! The families of a Redis backplane.
+
+use std::{fmt, sync::Arc};
+
+use tidegate_backplane::{LinkCounters, REPEATS, REPLACEMENTS, RedisBackplane, RedisCounters};
+use tidegate_ops::metrics::{Collector, DescriptorEncoder, Page};
+
+/// The families under `tidegate_backplane_`. The label `server` has the servers of the configuration, or of the
+/// Cluster.
+pub(crate) struct BackplaneCollector(pub(crate) Arc<RedisBackplane>);
+
+impl Collector for BackplaneCollector {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let counters = self.0.counters();
+        let mut page = Page::new(encoder);
+        links(&mut page, &counters.links)?;
+        publications(&mut page, &counters)?;
+        repairs(&mut page, &counters)?;
+        presence(&mut page, &counters)
+    }
+}
+
+impl fmt::Debug for BackplaneCollector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("BackplaneCollector")
+    }
+}
+
+fn links(page: &mut Page<'_>, links: &[LinkCounters]) -> fmt::Result {
+    let each = |of: fn(&LinkCounters) -> u64| links.iter().map(move |link| (&*link.server, of(link)));
+    let up: Vec<_> = links.iter().map(|link| (&*link.server, f64::from(u8::from(link.up)))).collect();
+    page.gauges_by("backplane_connected", "1 while calls to the server may succeed.", "server", up)?;
+    page.counters_by(
+        "backplane_connects",
+        "Times that the server was connected.",
+        "server",
+        each(|link| link.sessions),
+    )?;
+    page.counters_by(
+        "backplane_connects_failed",
+        "Attempts to connect that failed.",
+        "server",
+        each(|link| link.attempts_failed),
+    )?;
+    page.counters_by(
+        "backplane_calls",
+        "Commands that wait for an answer.",
+        "server",
+        each(|link| link.calls),
+    )?;
+    let sum = |of: fn(&LinkCounters) -> u64| links.iter().map(of).sum::<u64>();
+    let failed = [
+        ("away", sum(|link| link.calls_refused_away)),
+        ("bound", sum(|link| link.calls_refused_bound)),
+        ("unconfirmed", sum(|link| link.calls_unconfirmed)),
+    ];
+    page.counters_by("backplane_calls_failed", "Commands that failed, by reason.", "reason", failed)?;
+    let subscribes = [
+        ("bound", sum(|link| link.subscribes_refused_bound)),
+        ("server", sum(|link| link.subscribes_refused_server)),
+    ];
+    page.counters_by("backplane_subscribes_failed", "Subscribe commands that failed.", "reason", subscribes)?;
+    page.counter("backplane_probes_lost", "Probes that did not come back.", sum(|link| link.probes_lost))?;
+    let replaced = sums(&REPLACEMENTS, links, |link| &link.replaced);
+    page.counters_by("backplane_reconnects", "Connections given up, by reason.", "reason", replaced)?;
+    let repeated = sums(&REPEATS, links, |link| &link.repeated);
+    page.counters_by("backplane_calls_repeated", "Commands sent again, by refusal.", "refusal", repeated)
+}
+
+fn publications(page: &mut Page<'_>, counters: &RedisCounters) -> fmt::Result {
+    let (operations, subscriptions) = (&counters.operations, &counters.subscriptions);
+    let published = [("plain", operations.published_plain), ("script", operations.published_scripted)];
+    page.counters_by("backplane_published", "Publications sent, by way.", "way", published)?;
+    page.counter(
+        "backplane_duplicates",
+        "Publishes whose key was seen before.",
+        operations.publish_duplicates,
+    )?;
+    page.counter("backplane_received", "Publications received.", subscriptions.received)?;
+    let dropped = [
+        ("no_room", subscriptions.dropped),
+        ("unknown_channel", subscriptions.unknown_channel),
+        ("already_handed", subscriptions.already_handed),
+        ("version", subscriptions.undecodable.version),
+        ("truncated", subscriptions.undecodable.truncated),
+        ("malformed", subscriptions.undecodable.malformed),
+    ];
+    page.counters_by("backplane_dropped", "Publications received and let go, by reason.", "reason", dropped)?;
+    page.counter(
+        "backplane_put_off",
+        "Publications let go and read from history later.",
+        subscriptions.put_off,
+    )?;
+    page.gauge(
+        "backplane_subscriptions",
+        "Channels that are subscribed or should be.",
+        subscriptions.wanted as f64,
+    )?;
+    page.gauge(
+        "backplane_subscriptions_confirmed",
+        "Channels whose subscription the server has confirmed.",
+        subscriptions.confirmed as f64,
+    )?;
+    page.gauge(
+        "backplane_held_bytes",
+        "Publications that wait until a gap is repaired.",
+        subscriptions.held_bytes as f64,
+    )
+}
+
+fn repairs(page: &mut Page<'_>, counters: &RedisCounters) -> fmt::Result {
+    let subscriptions = &counters.subscriptions;
+    let (repairs, gaps) = (&subscriptions.repairs, &subscriptions.gaps);
+    let begun = [
+        ("reconnect", repairs.reconnect),
+        ("overflow", repairs.overflow),
+        ("hole", repairs.hole),
+        ("check", repairs.check),
+        ("epoch", repairs.epoch),
+        ("rewritten", repairs.rewritten),
+    ];
+    page.counters_by("backplane_repairs", "Repairs from history, by what began them.", "cause", begun)?;
+    page.counter("backplane_repaired", "Publications handed over from history.", subscriptions.repaired)?;
+    let told = [
+        ("reconnect", gaps.reconnect),
+        ("overflow", gaps.overflow),
+        ("hole", gaps.hole),
+        ("unrecoverable", gaps.unrecoverable),
+    ];
+    page.counters_by("backplane_gaps", "Gaps told, by reason.", "reason", told)?;
+    page.counter("backplane_resubscribed", "Subscriptions lost and made again.", subscriptions.resubscribed)?;
+    page.counter(
+        "backplane_epochs_renounced",
+        "Epochs ended because history had been rewritten.",
+        counters.operations.epochs_renounced,
+    )
+}
+
+fn presence(page: &mut Page<'_>, counters: &RedisCounters) -> fmt::Result {
+    let operations = &counters.operations;
+    page.gauge(
+        "backplane_members",
+        "Members of this node in all channels.",
+        counters.presence_members as f64,
+    )?;
+    page.counter("backplane_leases_lapsed", "Times that this node's lease ended.", operations.leases_lapsed)?;
+    page.counter(
+        "backplane_instances_removed",
+        "Dead nodes cleaned up after.",
+        operations.instances_removed,
+    )?;
+    let failed = [("server", operations.presence_failed), ("bound", operations.presence_refused)];
+    page.counters_by("backplane_presence_failed", "Changes of presence not written.", "reason", failed)?;
+    page.counter("backplane_orders", "Orders received.", operations.orders_received)?;
+    let skipped = [
+        ("history", operations.history_undecodable),
+        ("presence", operations.presence_undecodable),
+        ("node", operations.records_undecodable),
+        ("order", operations.orders_undecodable + operations.orders_unknown),
+    ];
+    page.counters_by(
+        "backplane_undecodable",
+        "Entries of another version or of others, skipped.",
+        "entry",
+        skipped,
+    )
+}
+
+/// One sum over all servers for each label.
+fn sums<'a, const N: usize>(
+    labels: &'a [&'static str; N],
+    links: &'a [LinkCounters],
+    of: fn(&LinkCounters) -> &[u64; N],
+) -> impl Iterator<Item = (&'static str, u64)> + 'a {
+    labels.iter().enumerate().map(move |(at, label)| (*label, links.iter().map(|link| of(link)[at]).sum()))
+}
