@@ -5,11 +5,11 @@ use std::fmt;
 /// Longest prefix in bytes.
 const PREFIX_BYTES_MAX: usize = 64;
 
-/// Routes the node registry and what belongs to it.
-pub(crate) const NODES: &str = "nodes";
+/// Routes the node registry and what belongs to it. No channel's name has a `!`, so none shares these tags.
+pub(crate) const NODES: &str = "!nodes";
 
 /// Routes orders to all nodes.
-pub(crate) const CONTROL: &str = "control";
+pub(crate) const CONTROL: &str = "!control";
 
 /// What every name of a deployment begins with: 1 to 64 bytes of `[A-Za-z0-9_.-]`.
 ///
@@ -71,17 +71,17 @@ impl Prefix {
         self.key(channel, ":p")
     }
 
-    /// `P:{nodes}`, the hash of node records.
+    /// `P:{!nodes}`, the hash of node records.
     pub(crate) fn nodes(&self) -> String {
         self.key(NODES, "")
     }
 
-    /// `P:{nodes}:i`, the hash of the leases of instances.
+    /// `P:{!nodes}:i`, the hash of the leases of instances.
     pub(crate) fn instances(&self) -> String {
         self.key(NODES, ":i")
     }
 
-    /// `P:{nodes}:p:INSTANCE`, the set of channels in which an instance has members.
+    /// `P:{!nodes}:p:INSTANCE`, the set of channels in which an instance has members.
     pub(crate) fn instance_channels(&self, instance: &str) -> String {
         format!("{}:{{{NODES}}}:p:{instance}", self.0)
     }
@@ -139,9 +139,9 @@ mod tests {
         assert_eq!(prefix.stream("C"), "P:{C}:s");
         assert_eq!(prefix.idempotency("C", "K"), "P:{C}:i:K");
         assert_eq!(prefix.presence("C"), "P:{C}:p");
-        assert_eq!(prefix.nodes(), "P:{nodes}");
-        assert_eq!(prefix.instances(), "P:{nodes}:i");
-        assert_eq!(prefix.instance_channels("I"), "P:{nodes}:p:I");
+        assert_eq!(prefix.nodes(), "P:{!nodes}");
+        assert_eq!(prefix.instances(), "P:{!nodes}:i");
+        assert_eq!(prefix.instance_channels("I"), "P:{!nodes}:p:I");
     }
 
     #[test]

@@ -1,13 +1,13 @@
 -- A round of the node registry: renews a lease, writes a record if there is one, and answers who lives.
 --
--- KEYS  hash P:{nodes}, hash P:{nodes}:i
+-- KEYS  hash P:{!nodes}, hash P:{!nodes}:i
 -- ARGV  1 lease in ms
 --       2 instance whose lease is renewed
 --       3 name of the record, empty without one
 --       4 process that the record belongs to (8 bytes)
 --       5 record
--- P:{nodes} holds name -> end of the lease (8 bytes, ms, big-endian), process (8 bytes), record.
--- P:{nodes}:i holds instance -> end of its lease (ms); negative: it ended, and somebody removes its members until then.
+-- P:{!nodes} holds name -> end of the lease (8 bytes, ms, big-endian), process (8 bytes), record.
+-- P:{!nodes}:i holds instance -> end of its lease (ms); negative: it ended, and somebody removes its members until then.
 -- Returns {refused 0 or 1: another living process has that name,
 --          instance 0 new, 1 renewed, 2 over (nothing of it was renewed),
 --          {name, record, …}, {instance, ms left, …}, {instance whose members the caller is to remove, …}}

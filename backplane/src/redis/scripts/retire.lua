@@ -1,6 +1,6 @@
 -- Takes a node's record away if it belongs to the process.
 --
--- KEYS  hash P:{nodes}
+-- KEYS  hash P:{!nodes}
 -- ARGV  1 name
 --       2 process (8 bytes)
 -- Returns {removed 0 or 1}

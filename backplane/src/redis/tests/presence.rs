@@ -199,7 +199,7 @@ async fn a_name_is_had_by_one_process() {
         let json =
             format!(r#"{{"address":"h:1","version":"2","connections":1,"capacity":2,"draining":true{json}"#);
         let mut set = redis::cmd("HSET");
-        set.arg("tidegate:{nodes}")
+        set.arg("tidegate:{!nodes}")
             .arg(name)
             .arg([&end.to_be_bytes()[..], &[0; 8], json.as_bytes()].concat());
         server.run::<u8>(&set).await;
