@@ -2,7 +2,9 @@
 
 mod autobahn;
 mod bench;
+mod cluster;
 mod command;
+mod faults;
 mod fuzz;
 mod prepare;
 mod test;
@@ -29,6 +31,10 @@ enum Task {
     Autobahn(autobahn::Options),
     /// Measure the gateway and its peers and write docs/benchmarks.md
     Bench(bench::Options),
+    /// Start Redis and a few gateways on this machine, until Ctrl-C
+    Cluster(cluster::Options),
+    /// Break Redis in every way there is under load, and print what was lost
+    Faults,
     /// Fuzz one decoder, or each for a while
     Fuzz(fuzz::Options),
 }
@@ -39,6 +45,8 @@ fn main() -> ExitCode {
         Task::Test(options) => test::run(&workspace, &options),
         Task::Autobahn(options) => autobahn::run(&workspace, &options),
         Task::Bench(options) => bench::run(&workspace, &options),
+        Task::Cluster(options) => cluster::run(&workspace, &options),
+        Task::Faults => faults::run(&workspace),
         Task::Fuzz(options) => fuzz::run(&workspace, &options),
     });
     match outcome {

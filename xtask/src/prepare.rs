@@ -16,7 +16,16 @@ struct Need {
     packages: &'static [&'static str],
 }
 
-const NEEDS: [Need; 4] = [
+/// The service that Debian's package may start keeps the default port and is left alone: every test starts a server
+/// of its own. Sentinel is the same program under another flag; `redis-cli` comes along.
+const REDIS: Need = Need {
+    what: "Redis with its command line and OpenSSL",
+    present: || ["redis-server", "redis-cli", "openssl"].into_iter().all(|program| which(program).is_some()),
+    packages: &["redis-server", "redis-tools", "openssl"],
+};
+
+const NEEDS: [Need; 5] = [
+    REDIS,
     Need { what: "Chromium", present: || which("chromium").is_some(), packages: &["chromium"] },
     Need { what: "Node 20 or newer", present: node_is_recent, packages: &["nodejs"] },
     Need { what: "npm", present: || which("npm").is_some(), packages: &["npm"] },
@@ -27,13 +36,18 @@ const NEEDS: [Need; 4] = [
 const APT_LOCK_SECONDS: &str = "600";
 
 pub(crate) fn run_all(workspace: &Workspace) -> Result<()> {
-    system_packages()?;
+    system_packages(&NEEDS)?;
     node_packages(workspace)?;
     python_packages(workspace)
 }
 
-fn system_packages() -> Result<()> {
-    let missing: Vec<&Need> = NEEDS.iter().filter(|need| !(need.present)()).collect();
+/// Redis alone, for tasks that need nothing else.
+pub(crate) fn redis() -> Result<()> {
+    system_packages(&[REDIS])
+}
+
+fn system_packages(needs: &[Need]) -> Result<()> {
+    let missing: Vec<&Need> = needs.iter().filter(|need| !(need.present)()).collect();
     if missing.is_empty() {
         return Ok(());
     }

@@ -87,6 +87,7 @@ impl Step {
 
     fn needs(self) -> &'static [Step] {
         match self {
+            Step::Unit => &[Step::Prepare],
             Step::E2e => &[Step::Prepare, Step::Build],
             Step::Autobahn => &[Step::Build],
             _ => &[],

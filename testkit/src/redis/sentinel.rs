@@ -18,7 +18,8 @@ const SERVERS: usize = 3;
 pub struct Sentinel {
     sentinels: Vec<RedisServer>,
     servers: Vec<RedisServer>,
-    killed: Option<usize>,
+    /// The master that was killed or stopped last.
+    lost: Option<SocketAddr>,
 }
 
 impl Sentinel {
@@ -51,7 +52,7 @@ impl Sentinel {
             builder.start()
         };
         let sentinels: Vec<RedisServer> = (0..SENTINELS).map(start).collect();
-        let group = Self { sentinels, servers, killed: None };
+        let group = Self { sentinels, servers, lost: None };
         group.eventually_known(SENTINELS - 1, SERVERS - 1);
         group
     }
@@ -64,6 +65,11 @@ impl Sentinel {
 
     pub fn sentinels(&mut self) -> &mut [RedisServer] {
         &mut self.sentinels
+    }
+
+    /// The master and its replicas, in the order in which they were started.
+    pub fn servers(&mut self) -> &mut [RedisServer] {
+        &mut self.servers
     }
 
     /// The server that the Sentinels name as the master.
@@ -82,33 +88,61 @@ impl Sentinel {
     /// When no other is made master.
     #[track_caller]
     pub fn failover(&mut self) -> SocketAddr {
-        let old = self.master_index();
-        let server = self.servers.get_mut(old).expect("the index of a server");
-        let old_address = server.address();
-        server.kill();
-        self.killed = Some(old);
+        let old = self.master();
+        old.kill();
+        let old = old.address();
+        self.next_master(old)
+    }
+
+    /// The same with a master that hangs; [`Sentinel::revive`] has it go on.
+    ///
+    /// # Panics
+    /// When no other is made master.
+    #[track_caller]
+    pub fn failover_of_hung(&mut self) -> SocketAddr {
+        let old = self.master();
+        old.stop();
+        let old = old.address();
+        self.next_master(old)
+    }
+
+    /// Brings the master back that was lost last. It takes itself for the master until a Sentinel tells it otherwise.
+    ///
+    /// # Panics
+    /// When none was lost.
+    #[track_caller]
+    pub fn revive(&mut self) {
+        let address = self.lost.take().expect("a master was lost");
+        let server = self.servers.iter_mut().find(|server| server.address() == address);
+        let server = server.expect("the address of a server");
+        if server.process().try_wait().is_some() {
+            server.restart();
+        } else {
+            server.cont();
+        }
+    }
+
+    /// Waits until all servers but the master follow it. A Sentinel takes 10 to 20 s to turn an old master round.
+    #[track_caller]
+    pub fn eventually_whole(&self) {
+        eventually("one master and its replicas", DEADLINE, || {
+            let up = |server: &&RedisServer| server.info("master_link_status").as_deref() == Some("up");
+            self.servers.iter().filter(up).count() == SERVERS - 1
+        });
+    }
+
+    #[track_caller]
+    fn next_master(&mut self, old: SocketAddr) -> SocketAddr {
+        self.lost = Some(old);
         eventually_some("another master", DEADLINE, || {
             let named: Vec<Option<SocketAddr>> = self.sentinels.iter().map(named_master).collect();
-            let address = named.first().copied().flatten().filter(|address| *address != old_address)?;
+            let address = named.first().copied().flatten().filter(|address| *address != old)?;
             if named.iter().any(|other| *other != Some(address)) {
                 return None;
             }
             let server = self.servers.iter().find(|server| server.address() == address)?;
             (server.info("role")? == "master").then_some(address)
         })
-    }
-
-    /// Starts the server again that [`Sentinel::failover`] killed and waits until it follows the new master.
-    ///
-    /// # Panics
-    /// When none was killed.
-    #[track_caller]
-    pub fn revive(&mut self) {
-        let index = self.killed.take().expect("a server was killed");
-        let server = self.servers.get_mut(index).expect("the index of a server");
-        server.restart();
-        eventually_info(server, "role", "slave");
-        eventually_info(server, "master_link_status", "up");
     }
 
     #[track_caller]
@@ -157,6 +191,9 @@ mod tests {
         assert_ne!(new, old);
         assert_eq!(group.master().address(), new);
         assert_eq!(group.master().command(&["GET", "a"]).text(), "1");
+        group.revive();
+        group.eventually_whole();
+        assert_ne!(group.failover_of_hung(), new);
         group.revive();
     }
 }

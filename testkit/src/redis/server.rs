@@ -36,7 +36,6 @@ pub struct RedisServerBuilder {
     users: Vec<String>,
     tls: bool,
     sentinel: bool,
-    port: Option<u16>,
 }
 
 impl RedisServer {
@@ -188,13 +187,6 @@ impl RedisServerBuilder {
         self
     }
 
-    /// This port and no other, for people who want to know it beforehand.
-    #[must_use]
-    pub fn port(mut self, port: u16) -> Self {
-        self.port = Some(port);
-        self
-    }
-
     /// Watches other servers instead of holding data.
     #[must_use]
     pub(super) fn sentinel(mut self) -> Self {
@@ -222,7 +214,7 @@ impl RedisServerBuilder {
     #[track_caller]
     fn launch(&self) -> RedisServer {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
-        let port = self.port.unwrap_or_else(free_port);
+        let port = free_port();
         let tls_port = self.tls.then(free_port);
         let configuration = self.configuration(directory.path(), port, tls_port);
         write(&directory.path().join(CONFIGURATION), &configuration);

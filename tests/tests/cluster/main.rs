@@ -1,0 +1,18 @@
+//! Many nodes on one Redis, and what goes wrong with it. One executable; each test starts everything it needs.
+
+#![allow(clippy::unwrap_used)]
+
+mod away;
+mod bad_start;
+mod command;
+mod figures;
+mod fleet;
+mod foreign;
+mod http;
+mod ledger;
+mod loss;
+mod node_death;
+mod publishers;
+mod resubscription;
+mod secured;
+mod site;
