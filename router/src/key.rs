@@ -1,8 +1,18 @@
 //! Which part of a request is the key that places its client. Pure: a request head in, bytes out.
 
-use std::{borrow::Cow, net::SocketAddr};
+use std::{borrow::Cow, fmt, net::SocketAddr};
 
-use tidegate_wire::head::Head;
+/// A request as placement sees it, whoever parsed it.
+#[derive(Clone, Copy)]
+pub struct Asked<'a> {
+    /// As sent, without the query.
+    pub path: &'a str,
+    pub query: Option<&'a str>,
+    /// The value of the first header of a name, whatever its case.
+    pub header: &'a dyn Fn(&str) -> Option<&'a str>,
+    /// Who sent it: the peer, or whom a trusted proxy named.
+    pub client: SocketAddr,
+}
 
 /// Where the key is taken from. Clients with equal keys meet on one node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,20 +47,20 @@ impl KeyRule {
     /// Completes the sentence 'expected …'.
     pub const EXPECTED: &'static str = r#""query:NAME", "header:NAME", "cookie:NAME", "path" or "client-ip""#;
 
-    /// The key of a request. `client` is who sent it: the peer, or whom a trusted proxy named.
-    pub fn key_of<'h>(&self, head: &Head<'h>, client: SocketAddr) -> Key<'h> {
+    /// The key of a request.
+    pub fn key_of<'h>(&self, asked: &Asked<'h>) -> Key<'h> {
+        let header = |name: &str| (asked.header)(name);
         let found: Option<Cow<'h, [u8]>> = match self {
-            Self::Query(name) => head.query.and_then(|query| of_query(query, name)),
-            Self::Header(name) => head.header(name).map(|value| value.trim_ascii().as_bytes().into()),
-            Self::Cookie(name) => {
-                head.headers_named("cookie").find_map(|cookies| of_cookies(cookies, name)).map(Cow::from)
-            }
-            Self::Path => Some(head.path.as_bytes().into()),
-            Self::ClientIp => Some(client.ip().to_canonical().to_string().into_bytes().into()),
+            Self::Query(name) => asked.query.and_then(|query| of_query(query, name)),
+            Self::Header(name) => header(name).map(|value| value.trim_ascii().as_bytes().into()),
+            // RFC 6265 §5.4: a client sends one such header.
+            Self::Cookie(name) => header("cookie").and_then(|all| of_cookies(all, name)).map(Cow::from),
+            Self::Path => Some(asked.path.as_bytes().into()),
+            Self::ClientIp => Some(asked.client.ip().to_canonical().to_string().into_bytes().into()),
         };
         match found.filter(|key| !key.is_empty()) {
             Some(bytes) => Key { bytes, is_fallback: false },
-            None => Key { bytes: spread(client).into(), is_fallback: true },
+            None => Key { bytes: spread(asked.client).into(), is_fallback: true },
         }
     }
 }
@@ -74,8 +84,18 @@ impl std::str::FromStr for KeyRule {
     }
 }
 
-impl std::fmt::Display for KeyRule {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Asked<'_> {
+    /// Without the query and the headers: they carry credentials.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Asked")
+            .field("path", &self.path)
+            .field("client", &self.client)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Display for KeyRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Query(name) => write!(f, "query:{name}"),
             Self::Header(name) => write!(f, "header:{name}"),
@@ -113,6 +133,8 @@ fn spread(client: SocketAddr) -> Vec<u8> {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use tidegate_wire::head::Head;
+
     use super::*;
 
     const FALLBACK: &str = "192.0.2.7:4000";
@@ -123,7 +145,9 @@ mod tests {
         let head = Head::parse(text.as_bytes()).unwrap().unwrap();
         // As a dual-stack listener sees an IPv4 client.
         let client: SocketAddr = "[::ffff:192.0.2.7]:4000".parse().unwrap();
-        let key = rule.parse::<KeyRule>().unwrap().key_of(&head, client);
+        let header = |name: &str| head.header(name);
+        let asked = Asked { path: head.path, query: head.query, header: &header, client };
+        let key = rule.parse::<KeyRule>().unwrap().key_of(&asked);
         assert_eq!(std::str::from_utf8(&key.bytes).unwrap(), expect, "{rule} {request:?}");
         assert_eq!(key.is_fallback, expect == FALLBACK, "{rule} {request:?}");
     }
@@ -150,7 +174,7 @@ mod tests {
     #[test]
     fn cookies() {
         check("cookie:room", "/ HTTP/1.1\r\nCookie: a=b; room=lobby; room=c", "lobby");
-        check("cookie:room", "/ HTTP/1.1\r\nCookie: a=b\r\ncookie: room=x=y", "x=y");
+        check("cookie:room", "/ HTTP/1.1\r\nCookie: a=b;room=x=y", "x=y");
         for missing in ["a=room", "room", "room=", "Room=a", "bedroom=a", ""] {
             check("cookie:room", &format!("/ HTTP/1.1\r\nCookie: {missing}"), FALLBACK);
         }

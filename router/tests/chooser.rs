@@ -21,6 +21,7 @@ fn observed(name: &str, connections: Option<u64>) -> Observed {
             weight: NonZeroU32::MIN,
             draining: false,
         },
+        is_down: false,
         socket: "127.0.0.1:8000".parse().unwrap(),
         connections,
     }
