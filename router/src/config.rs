@@ -14,6 +14,9 @@ use tidegate_ops::{
     section,
 };
 
+mod redis;
+
+pub use self::redis::{Redis, RedisPrefix};
 use crate::{assign::UrlTemplate, key::KeyRule, members::MembersSetting, placement::LoadFactor};
 
 section! {
@@ -43,6 +46,8 @@ section! {
         health: Health = Health::default();
         /// See `dns.*`.
         dns: Dns = Dns::default();
+        /// See `redis.*`.
+        redis: Redis = Redis::default();
         /// See `limits.*`.
         limits: Limits = Limits::default();
         /// See `drain.*`.
@@ -168,6 +173,9 @@ impl Config {
             ("assign.keys", self.assign.keys == 0),
             ("assign.lifetime", self.assign.lifetime.is_zero()),
         ];
+        if let MembersSetting::Redis(url) = &self.members {
+            self.redis.options(url)?;
+        }
         match zero.into_iter().find(|(_, is_zero)| *is_zero) {
             Some((key, _)) => Err(ConfigError::Forbidden {
                 key: key.into(),

@@ -14,8 +14,9 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use http::StatusCode;
+use tidegate_backplane::{Channel, Control, Gap, Intake, Publication, RedisBackplane, RedisStartError, Sink};
 use tidegate_ops::{
-    config::{ConfigError, Setting as _},
+    config::ConfigError,
     listener::{ACCEPT_BACKLOG, ListenError, listen, listen_shared},
     metrics::{Bounds, Listener},
     probes::{self, Operated},
@@ -40,6 +41,8 @@ pub enum StartError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Listen(#[from] ListenError),
+    #[error(transparent)]
+    Redis(#[from] RedisStartError),
     #[error("cannot set up {part}: {source}")]
     System { part: &'static str, source: io::Error },
 }
@@ -47,7 +50,7 @@ pub enum StartError {
 impl StartError {
     /// Whether what the operator asked for cannot be: to be mended, not to be tried again.
     pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Config(_) | Self::Listen(_))
+        matches!(self, Self::Config(_) | Self::Listen(_) | Self::Redis(_))
     }
 }
 
@@ -99,7 +102,7 @@ impl Server {
     }
 
     async fn serve(self, context: &Arc<Context>, on_ready: impl FnOnce()) -> Result<(), StartError> {
-        let mut members = members(&self.config, context)?;
+        let mut members = members(&self.config, context).await?;
         if timeout(FIRST_ROUND, members.round()).await.is_err() {
             tracing::warn!("no member is known yet");
         }
@@ -166,7 +169,7 @@ impl Operated for Context {
     }
 }
 
-fn members(config: &Config, context: &Context) -> Result<Members, StartError> {
+async fn members(config: &Config, context: &Context) -> Result<Members, StartError> {
     let names = Names::new(&config.dns.servers);
     let health = Health {
         path: config.health.path.as_str().into(),
@@ -179,14 +182,24 @@ fn members(config: &Config, context: &Context) -> Result<Members, StartError> {
     Ok(match config.members.clone() {
         MembersSetting::Static(list) => Members::of_list(list, names, health, chooser, metrics),
         MembersSetting::Dns(name) => Members::of_dns(name, names, health, chooser, metrics),
-        MembersSetting::Redis(_) => {
-            return Err(StartError::Config(ConfigError::Forbidden {
-                key: "members".into(),
-                value: config.members.show().into(),
-                rule: "the registry in Redis is not built yet",
-            }));
+        MembersSetting::Redis(url) => {
+            let backplane = RedisBackplane::connect(config.redis.options(&url)?, Arc::new(Deaf)).await?;
+            Members::of_registry(backplane, names, chooser, metrics)
         }
     })
+}
+
+/// A router subscribes to no channel; orders are for gateways.
+struct Deaf;
+
+impl Sink for Deaf {
+    fn publication(&self, _: &Channel, _: Arc<Publication>) -> Intake {
+        Intake::Taken
+    }
+
+    fn gap(&self, _: &Channel, _: Gap) {}
+
+    fn control(&self, _: Control) {}
 }
 
 fn serve_internal(listener: StdTcpListener, context: &Arc<Context>) -> Result<(), StartError> {

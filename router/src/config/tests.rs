@@ -68,6 +68,8 @@ fn refused() {
     for factor in ["0.99", "100.01", "1.255", "'x'", "-1", "nan", "true"] {
         check(&format!("load_factor = {factor}"), "for `load_factor`");
     }
+    check("members = 'redis://h:port'", "`members` cannot be used");
+    check("members = 'redis://h'\n[redis]\nprefix = '{}'", "for `redis.prefix`");
     check("[assign]\nurl = 'ws://gateway'", "for `assign.url`");
     check("[assign]\nurl = 'ftp://{node}'", "for `assign.url`");
     check("[assign]\nkeys = 0", "`assign.keys` is 0, but it must be above zero");

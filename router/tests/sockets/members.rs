@@ -214,7 +214,7 @@ async fn services_of_a_name() {
     rounds_until(&mut members, "another address", moved).await;
 }
 
-struct NoSink;
+pub(crate) struct NoSink;
 
 impl Sink for NoSink {
     fn publication(&self, _: &Channel, _: Arc<Publication>) -> Intake {
@@ -224,7 +224,7 @@ impl Sink for NoSink {
     fn control(&self, _: Control) {}
 }
 
-fn record(name: &str, connections: u64, draining: bool) -> NodeRecord {
+pub(crate) fn record(name: &str, connections: u64, draining: bool) -> NodeRecord {
     NodeRecord {
         name: name.into(),
         address: "127.0.0.1:8000".into(),

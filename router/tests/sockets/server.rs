@@ -2,18 +2,22 @@
 
 use std::{
     net::SocketAddr,
-    sync::mpsc,
+    sync::{Arc, mpsc},
     thread::{self, JoinHandle},
     time::Duration,
 };
 
-use crate::support::HttpStub;
+use crate::{
+    members::{NoSink, record},
+    support::HttpStub,
+};
+use tidegate_backplane::{Backplane as _, RedisBackplane, RedisOptions};
 use tidegate_ops::config::Sources;
 use tidegate_router::{
     config::{Config, flags},
     server::{Server, StartError},
 };
-use tidegate_testkit::{DEADLINE, Metrics, Rest, eventually};
+use tidegate_testkit::{DEADLINE, Metrics, Rest, eventually, redis::RedisServer};
 
 struct Router {
     public: SocketAddr,
@@ -120,4 +124,49 @@ fn routers_share_a_port() {
     first.stop();
     second.assigned("key");
     second.stop();
+}
+
+#[test]
+fn redis_out_of_reach_is_refused_at_the_start() {
+    let server = Server::bind(config("redis://127.0.0.1:1")).unwrap();
+    let refused = server.run(|| panic!("it cannot be ready")).unwrap_err();
+    assert!(refused.is_refusal() && refused.to_string().contains("out of reach"), "{refused}");
+}
+
+/// Gateways are known from a real Redis; those that are known stay while it is away.
+#[test]
+fn members_from_redis() {
+    let mut redis = RedisServer::start();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let url = format!("redis://{}", redis.address());
+    let options = RedisOptions::new(url.parse().unwrap(), "g-0");
+    let gateway = runtime.block_on(RedisBackplane::connect(options, Arc::new(NoSink))).unwrap();
+    let record = record("g-0", 7, false);
+    let announcing = Arc::clone(&gateway);
+    runtime.spawn(async move {
+        let mut every = tokio::time::interval(Duration::from_millis(500));
+        loop {
+            every.tick().await;
+            if announcing.announce(record.clone()).await.is_err() {
+                continue;
+            }
+        }
+    });
+    let router = Router::start(config(&url));
+    let live = || Metrics::scrape(router.internal).sum("tidegate_nodes", &[("state", "live")]);
+    eventually("the node is known", DEADLINE, || live() == 1.0);
+    assert_eq!(router.assigned("room"), "g-0");
+    redis.kill();
+    let failed =
+        || Metrics::scrape(router.internal).sum("tidegate_members_refreshes_total", &[("result", "failed")]);
+    eventually("the outage is seen", DEADLINE, || failed() >= 3.0);
+    assert_eq!((live(), router.assigned("room").as_str()), (1.0, "g-0"), "who was known stays");
+    redis.restart();
+    let before = failed();
+    let ok = || Metrics::scrape(router.internal).sum("tidegate_members_refreshes_total", &[("result", "ok")]);
+    let ok_before = ok();
+    eventually("it is read again", DEADLINE, || ok() > ok_before);
+    assert!(live() == 1.0 && before >= 3.0);
+    router.stop();
+    drop(runtime);
 }
