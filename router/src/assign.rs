@@ -23,7 +23,7 @@ use tidegate_ops::config::Setting;
 use crate::{
     chooser::{Chooser, Node},
     config,
-    key::{Asked, KeyRule},
+    key::KeyRule,
     metrics::{Assignment, Metrics},
     problem::Problem,
 };
@@ -158,8 +158,8 @@ fn key_of(rule: &KeyRule, parts: &Parts) -> Option<Vec<u8>> {
     }
     let client = parts.extensions.get::<Client>()?.0;
     let header = |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok());
-    let asked = Asked { path: parts.uri.path(), query, header: &header, client };
-    (*rule != KeyRule::Path).then(|| rule.key_of(&asked).bytes.into_owned())
+    (*rule != KeyRule::Path)
+        .then(|| rule.key_of_parts(parts.uri.path(), query, header, client).bytes.into_owned())
 }
 
 async fn batch(State(assigner): State<Arc<Assigner>>, request: Request) -> Result<Response, AssignError> {

@@ -51,7 +51,8 @@ pub struct Node {
     reported: AtomicU64,
     /// Claims that are held.
     own: AtomicI64,
-    /// Placements that the report cannot have yet: since the last [`Chooser::tick`], and in the one before.
+    /// Placements less departures that the report cannot have yet: since the last [`Chooser::tick`], and in the one
+    /// before.
     recent: [AtomicI64; 2],
     /// Refusals without a success between them.
     refusals: AtomicU32,
@@ -326,7 +327,7 @@ impl Node {
             reported => reported,
         };
         let recent = self.recent[0].load(Relaxed) + self.recent[1].load(Relaxed);
-        base.saturating_add(recent.max(0).unsigned_abs())
+        base.saturating_add_signed(recent)
     }
 
     /// Claims that are held: clients of this router on this node.
@@ -400,16 +401,15 @@ impl Claim {
         // Past 2^32 refusals without a success it would begin anew, which is harmless.
         let doublings = self.0.refusals.fetch_add(1, Relaxed).min(8);
         self.0.avoid_for((AVOIDED_FIRST * (1 << doublings)).min(AVOIDED_MAX), now);
-        // What was not connected will never be in a report.
-        if self.0.reported.load(Relaxed) != UNREPORTED {
-            self.0.recent[0].fetch_sub(1, Relaxed);
-        }
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
         self.0.own.fetch_sub(1, Relaxed);
+        if self.0.reported.load(Relaxed) != UNREPORTED {
+            self.0.recent[0].fetch_sub(1, Relaxed);
+        }
         self.0.common.total.fetch_sub(1, Relaxed);
     }
 }

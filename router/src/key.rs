@@ -2,17 +2,7 @@
 
 use std::{borrow::Cow, fmt, net::SocketAddr};
 
-/// A request as placement sees it, whoever parsed it.
-#[derive(Clone, Copy)]
-pub struct Asked<'a> {
-    /// As sent, without the query.
-    pub path: &'a str,
-    pub query: Option<&'a str>,
-    /// The value of the first header of a name, whatever its case.
-    pub header: &'a dyn Fn(&str) -> Option<&'a str>,
-    /// Who sent it: the peer, or whom a trusted proxy named.
-    pub client: SocketAddr,
-}
+use tidegate_wire::head::Head;
 
 /// Where the key is taken from. Clients with equal keys meet on one node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,20 +37,31 @@ impl KeyRule {
     /// Completes the sentence 'expected …'.
     pub const EXPECTED: &'static str = r#""query:NAME", "header:NAME", "cookie:NAME", "path" or "client-ip""#;
 
-    /// The key of a request.
-    pub fn key_of<'h>(&self, asked: &Asked<'h>) -> Key<'h> {
-        let header = |name: &str| (asked.header)(name);
+    /// The key of a request head. `client` is who sent it: the peer, or whom a trusted proxy named.
+    pub fn key_of<'h>(&self, head: &Head<'h>, client: SocketAddr) -> Key<'h> {
+        self.key_of_parts(head.path, head.query, |name| head.header(name), client)
+    }
+
+    /// The same of a request that somebody else parsed: its path as sent, its query, and the value of the first header of
+    /// a name, whatever its case.
+    pub fn key_of_parts<'h>(
+        &self,
+        path: &'h str,
+        query: Option<&'h str>,
+        header: impl Fn(&str) -> Option<&'h str>,
+        client: SocketAddr,
+    ) -> Key<'h> {
         let found: Option<Cow<'h, [u8]>> = match self {
-            Self::Query(name) => asked.query.and_then(|query| of_query(query, name)),
+            Self::Query(name) => query.and_then(|query| of_query(query, name)),
             Self::Header(name) => header(name).map(|value| value.trim_ascii().as_bytes().into()),
             // RFC 6265 §5.4: a client sends one such header.
             Self::Cookie(name) => header("cookie").and_then(|all| of_cookies(all, name)).map(Cow::from),
-            Self::Path => Some(asked.path.as_bytes().into()),
-            Self::ClientIp => Some(asked.client.ip().to_canonical().to_string().into_bytes().into()),
+            Self::Path => Some(path.as_bytes().into()),
+            Self::ClientIp => Some(client.ip().to_canonical().to_string().into_bytes().into()),
         };
         match found.filter(|key| !key.is_empty()) {
             Some(bytes) => Key { bytes, is_fallback: false },
-            None => Key { bytes: spread(asked.client).into(), is_fallback: true },
+            None => Key { bytes: spread(client).into(), is_fallback: true },
         }
     }
 }
@@ -81,16 +82,6 @@ impl std::str::FromStr for KeyRule {
             ("client-ip", false) => Ok(Self::ClientIp),
             _ => Err(KeyRuleError),
         }
-    }
-}
-
-impl fmt::Debug for Asked<'_> {
-    /// Without the query and the headers: they carry credentials.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Asked")
-            .field("path", &self.path)
-            .field("client", &self.client)
-            .finish_non_exhaustive()
     }
 }
 
@@ -133,8 +124,6 @@ fn spread(client: SocketAddr) -> Vec<u8> {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use tidegate_wire::head::Head;
-
     use super::*;
 
     const FALLBACK: &str = "192.0.2.7:4000";
@@ -145,9 +134,7 @@ mod tests {
         let head = Head::parse(text.as_bytes()).unwrap().unwrap();
         // As a dual-stack listener sees an IPv4 client.
         let client: SocketAddr = "[::ffff:192.0.2.7]:4000".parse().unwrap();
-        let header = |name: &str| head.header(name);
-        let asked = Asked { path: head.path, query: head.query, header: &header, client };
-        let key = rule.parse::<KeyRule>().unwrap().key_of(&asked);
+        let key = rule.parse::<KeyRule>().unwrap().key_of(&head, client);
         assert_eq!(std::str::from_utf8(&key.bytes).unwrap(), expect, "{rule} {request:?}");
         assert_eq!(key.is_fallback, expect == FALLBACK, "{rule} {request:?}");
     }

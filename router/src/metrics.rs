@@ -22,14 +22,12 @@ label!(
 );
 
 label!(
-    /// Why a client did not get the first node of its key.
+    /// Why an answer was not the first node of its key.
     Fallback, "reason", {
         /// It is over its bound.
         Full = "full",
         /// It refused somebody a moment ago.
         Avoided = "avoided",
-        /// It refused this client.
-        Refused = "refused",
     }
 );
 
@@ -60,7 +58,7 @@ label!(
 #[derive(Debug)]
 pub struct Metrics {
     pub members_refreshes: Counters<Refresh>,
-    pub fallbacks: Counters<Fallback>,
+    pub assignment_fallbacks: Counters<Fallback>,
     pub assignments: Counters<Assignment>,
     /// Nodes whose host was never resolved.
     pub unresolved: Gauge,
@@ -74,7 +72,7 @@ impl Metrics {
     pub fn new(bounds: Bounds) -> Self {
         Self {
             members_refreshes: Counters::default(),
-            fallbacks: Counters::default(),
+            assignment_fallbacks: Counters::default(),
             assignments: Counters::default(),
             unresolved: Gauge::default(),
             draining: Gauge::default(),
@@ -89,12 +87,12 @@ impl Metrics {
         self.others.lock().unwrap_or_else(PoisonError::into_inner).push(collector);
     }
 
-    pub fn note_passed_over(&self, passed_over: PassedOver) {
+    pub(crate) fn note_passed_over(&self, passed_over: PassedOver) {
         let reason = match passed_over {
             PassedOver::Full => Fallback::Full,
             PassedOver::Avoided => Fallback::Avoided,
         };
-        self.fallbacks.add(reason, 1);
+        self.assignment_fallbacks.add(reason, 1);
     }
 
     /// Everything in the OpenMetrics text format.
@@ -130,9 +128,9 @@ impl Collector for RouterCollector {
             [&metrics.members_refreshes],
         )?;
         page.counters(
-            "fallbacks",
-            "Clients that did not get their key's first gateway.",
-            [&metrics.fallbacks],
+            "assignment_fallbacks",
+            "Answers of /v1/assign that were not the key's first gateway.",
+            [&metrics.assignment_fallbacks],
         )?;
         page.counters("assignments", "Keys answered by /v1/assign.", [&metrics.assignments])?;
         page.gauge("draining", "1 while the router drains.", metrics.draining.get() as f64)?;
