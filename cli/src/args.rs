@@ -5,6 +5,7 @@ use std::{num::NonZeroU32, path::PathBuf, time::Duration};
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use tidegate_gateway::config::{ByteSize, Flag, Sources, flags, parse_duration};
+use tidegate_router::config::flags as router_flags;
 
 /// A WebSocket gateway that scales out.
 ///
@@ -20,6 +21,8 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     /// Run a gateway node.
     Gateway(GatewayArgs),
+    /// Run a router, which brings each client to its gateway.
+    Router(RouterArgs),
     /// Load a deployment and report what it bears.
     Storm(StormArgs),
     /// Ask a URL and exit 0 if it answers 200, for container health checks.
@@ -64,6 +67,41 @@ pub(crate) struct GatewayArgs {
     /// Development mode: loopback only, API key `dev-key`, anyone may subscribe.
     #[arg(long)]
     dev: bool,
+}
+
+#[derive(Debug, Default, ClapArgs)]
+pub(crate) struct RouterArgs {
+    /// Configuration file (TOML).
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Load and check the configuration, and exit.
+    #[arg(long)]
+    pub(crate) check: bool,
+    /// Where clients connect [default: 127.0.0.1:8080].
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Option<String>,
+    /// Where metrics, health and drain are [default: 127.0.0.1:9080].
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    internal: Option<String>,
+    /// Where the gateways are known from: redis://…, dns:NAME:PORT or static:HOST:PORT,HOST:PORT
+    /// [default: static:127.0.0.1:8000].
+    #[arg(long, value_name = "SOURCE")]
+    members: Option<String>,
+    /// What places a client: query:NAME, header:NAME, cookie:NAME, path or client-ip [default: query:key].
+    #[arg(long, value_name = "RULE")]
+    key: Option<String>,
+    /// Threads that move bytes [default: one per core].
+    #[arg(long, value_name = "N")]
+    shards: Option<String>,
+    /// How log lines look [default: text].
+    #[arg(long, value_name = "text|json")]
+    log_format: Option<String>,
+    /// What is logged [default: info].
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
+    /// Let other routers listen on the same address (SO_REUSEPORT).
+    #[arg(long)]
+    reuse_port: bool,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -141,6 +179,29 @@ impl GatewayArgs {
     }
 }
 
+impl RouterArgs {
+    /// The flags over the environment of this process over the file.
+    pub(crate) fn into_sources(self) -> Sources {
+        let file = self.config.clone();
+        Sources::from_process(file, self.overrides())
+    }
+
+    fn overrides(self) -> Vec<(Flag, String)> {
+        let given = [
+            (router_flags::LISTEN, self.listen),
+            (router_flags::INTERNAL, self.internal),
+            (router_flags::MEMBERS, self.members),
+            (router_flags::KEY, self.key),
+            (router_flags::SHARDS, self.shards),
+            (router_flags::LOG_FORMAT, self.log_format),
+            (router_flags::LOG_LEVEL, self.log_level),
+            // Absent is not `false`: the file may say `reuse_port = true`.
+            (router_flags::REUSE_PORT, self.reuse_port.then(|| "true".to_owned())),
+        ];
+        given.into_iter().filter_map(|(flag, text)| text.map(|text| (flag, text))).collect()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -187,6 +248,20 @@ mod tests {
                 _ => (format!("tidegate gateway {} value", flag.name), "value"),
             };
             assert_eq!(gateway(&line).overrides(), [(flag, value.to_owned())], "{line}");
+        }
+    }
+
+    #[test]
+    fn every_flag_of_the_routers_configuration() {
+        for flag in router_flags::ALL {
+            let (line, value) = match flag {
+                router_flags::REUSE_PORT => (format!("tidegate router {}", flag.name), "true"),
+                _ => (format!("tidegate router {} value", flag.name), "value"),
+            };
+            match parse(&line) {
+                Command::Router(args) => assert_eq!(args.overrides(), [(flag, value.to_owned())], "{line}"),
+                other => panic!("{other:?}"),
+            }
         }
     }
 

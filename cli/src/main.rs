@@ -4,7 +4,7 @@ mod args;
 
 use std::{io::Write as _, process::ExitCode};
 
-use args::{Args, Command, GatewayArgs, HealthcheckArgs, StormArgs};
+use args::{Args, Command, GatewayArgs, HealthcheckArgs, RouterArgs, StormArgs};
 use clap::Parser as _;
 use tidegate_bench::storm::{self, PublishLoad, StormOptions};
 use tidegate_gateway::{
@@ -12,6 +12,7 @@ use tidegate_gateway::{
     server::{Server, StartError},
 };
 use tidegate_ops::{descriptors, log};
+use tidegate_router::{config as router, server::Server as RouterServer};
 
 /// Unlike the system's allocator it gives memory of a connection storm back; see
 /// `docs/adr/0004-allocator.md`.
@@ -21,6 +22,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 fn main() -> ExitCode {
     let outcome = match Args::parse().into_command() {
         Command::Gateway(args) => gateway(args),
+        Command::Router(args) => run_router(args),
         Command::Storm(args) => run_storm(&args),
         Command::Healthcheck(args) => healthcheck(&args),
     };
@@ -74,13 +76,36 @@ fn gateway(args: GatewayArgs) -> Result<ExitCode, Failure> {
                  http://{public}/v1/channels/news/publish\n\n"
             );
         }
-        // Nobody may be reading: a closed pipe must not stop the gateway.
-        if let Err(error) = std::io::stdout().write_all(greeting.as_bytes()) {
-            eprintln!("tidegate: standard output is closed: {error}");
-        }
+        announce(&greeting);
     };
     server.run(greet).map_err(|error| Failure::serve(&error))?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn run_router(args: RouterArgs) -> Result<ExitCode, Failure> {
+    let check = args.check;
+    descriptors::raise_limit();
+    let config = router::Config::load(&args.into_sources()).map_err(|error| Failure::start(&error))?;
+    if check {
+        println!("the configuration is good");
+        return Ok(ExitCode::SUCCESS);
+    }
+    log::init(&config.log);
+    let server = RouterServer::bind(config).map_err(|error| Failure::start(&error))?;
+    let (public, internal) = (server.public_address(), server.internal_address());
+    let greet = || announce(&format!("listening public=http://{public} internal=http://{internal}\n"));
+    match server.run(greet) {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error) if error.is_refusal() => Err(Failure::start(&error)),
+        Err(error) => Err(Failure::run(&error)),
+    }
+}
+
+/// Nobody may be reading: a closed pipe must not stop a server.
+fn announce(greeting: &str) {
+    if let Err(error) = std::io::stdout().write_all(greeting.as_bytes()) {
+        eprintln!("tidegate: standard output is closed: {error}");
+    }
 }
 
 fn run_storm(args: &StormArgs) -> Result<ExitCode, Failure> {

@@ -3,10 +3,11 @@
 //! Proxy shards, assign and the members' task share one [`Chooser`]. Choosing takes no lock.
 
 use std::{
+    fmt,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed},
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -16,19 +17,22 @@ use arc_swap::ArcSwap;
 use crate::placement::{Bound, KeyHash, LoadFactor, Member, View};
 
 /// Chooses nodes for keys.
-#[derive(Debug)]
 pub struct Chooser {
     roster: ArcSwap<Roster>,
     /// Held while a roster is replaced: two sources of members must not undo each other's work.
     update: Mutex<()>,
     factor: LoadFactor,
     common: Arc<Common>,
+    on_lost: OnceLock<LostHook>,
 }
 
 /// What a source of members knows of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observed {
+    /// Draining too when it is down: neither gets new clients.
     pub member: Member,
+    /// It does not answer.
+    pub is_down: bool,
     /// What the host of `member.address` resolves to.
     pub socket: SocketAddr,
     /// Connections of clients, all routers' and direct ones. `None`: this source does not know, so that a router
@@ -39,13 +43,16 @@ pub struct Observed {
 /// A node. Stays the same while members come and go, as long as its name is among them.
 #[derive(Debug)]
 pub struct Node {
+    id: u32,
     name: Box<str>,
     location: ArcSwap<Location>,
+    is_down: AtomicBool,
     /// Connections that the source reported; [`UNREPORTED`] when it does not.
     reported: AtomicU64,
     /// Claims that are held.
     own: AtomicI64,
-    /// Placements that the report cannot have yet: since the last [`Chooser::tick`], and in the one before.
+    /// Placements less departures that the report cannot have yet: since the last [`Chooser::tick`], and in the one
+    /// before.
     recent: [AtomicI64; 2],
     /// Refusals without a success between them.
     refusals: AtomicU32,
@@ -61,6 +68,10 @@ pub struct Location {
     pub address: Box<str>,
     pub socket: SocketAddr,
 }
+
+/// Told each node that is no longer a member, or no longer answers; called without locks of the chooser that a choice
+/// needs.
+pub type LostHook = Box<dyn Fn(&Arc<Node>) + Send + Sync>;
 
 /// The nodes for one key, in the order in which to try them: first those that have room and answer, then those that are
 /// over their bound, then those that refused a moment ago; in each group in the key's own order. Ends after every
@@ -105,6 +116,8 @@ struct Common {
     begin: Instant,
     /// Load of the live nodes. Follows claims at once, and is summed anew by each tick.
     total: AtomicI64,
+    /// Nodes made so far.
+    nodes: AtomicU32,
 }
 
 const UNREPORTED: u64 = u64::MAX;
@@ -126,8 +139,18 @@ impl Chooser {
             roster: ArcSwap::from_pointee(Roster { view: View::new([]), nodes: Box::default() }),
             update: Mutex::new(()),
             factor,
-            common: Arc::new(Common { begin: Instant::now(), total: AtomicI64::new(0) }),
+            common: Arc::new(Common {
+                begin: Instant::now(),
+                total: AtomicI64::new(0),
+                nodes: AtomicU32::new(0),
+            }),
+            on_lost: OnceLock::new(),
         }
+    }
+
+    /// Sets who is told of lost nodes; only the first call counts.
+    pub fn on_lost(&self, hook: LostHook) {
+        self.on_lost.get_or_init(|| hook);
     }
 
     /// The nodes to try for a key.
@@ -155,17 +178,24 @@ impl Chooser {
         observed.dedup_by(|later, first| later.member.name == first.member.name);
         let view = View::new(observed.iter().map(|one| one.member.clone()));
         debug_assert!(view.members().iter().eq(observed.iter().map(|one| &one.member)));
+        let mut lost = Vec::new();
         let node_of = |one: &Observed| {
             let node = old.node(&one.member.name).unwrap_or_else(|| Arc::new(Node::new(one, &self.common)));
-            node.observe(one);
+            if node.observe(one) {
+                lost.push(Arc::clone(&node));
+            }
             node
         };
         let nodes = observed.iter().map(node_of).collect();
+        lost.extend(old.nodes.iter().filter(|node| !view.has(&node.name)).cloned());
         let changed = view.digest() != old.view.digest();
         if changed {
             self.roster.store(Arc::new(Roster { view, nodes }));
         }
         self.sum();
+        if let Some(hook) = self.on_lost.get() {
+            lost.iter().for_each(hook);
+        }
         changed
     }
 
@@ -199,6 +229,15 @@ impl Chooser {
         let roster = self.roster.load();
         let total = roster.view.live().map(|index| roster.nodes[index].load()).sum::<u64>();
         self.common.total.store(i64::try_from(total).unwrap_or(i64::MAX), Relaxed);
+    }
+}
+
+impl fmt::Debug for Chooser {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Chooser")
+            .field("roster", &self.roster)
+            .field("factor", &self.factor)
+            .finish_non_exhaustive()
     }
 }
 
@@ -250,8 +289,10 @@ impl Iterator for Candidates {
 impl Node {
     fn new(observed: &Observed, common: &Arc<Common>) -> Self {
         Self {
+            id: common.nodes.fetch_add(1, Relaxed),
             name: observed.member.name.clone(),
             location: ArcSwap::from_pointee(Location::of(observed)),
+            is_down: AtomicBool::new(false),
             reported: AtomicU64::new(UNREPORTED),
             own: AtomicI64::new(0),
             recent: Default::default(),
@@ -259,6 +300,11 @@ impl Node {
             avoided_until_ms: AtomicU64::new(0),
             common: Arc::clone(common),
         }
+    }
+
+    /// A number that no other node of this process has or had.
+    pub fn id(&self) -> u32 {
+        self.id
     }
 
     pub fn name(&self) -> &str {
@@ -281,12 +327,17 @@ impl Node {
             reported => reported,
         };
         let recent = self.recent[0].load(Relaxed) + self.recent[1].load(Relaxed);
-        base.saturating_add(recent.max(0).unsigned_abs())
+        base.saturating_add_signed(recent)
     }
 
     /// Claims that are held: clients of this router on this node.
     pub fn claims(&self) -> u64 {
         self.own.load(Relaxed).max(0).unsigned_abs()
+    }
+
+    /// Whether its source of members says that it does not answer.
+    pub fn is_down(&self) -> bool {
+        self.is_down.load(Relaxed)
     }
 
     /// Whether it is tried last because it refused.
@@ -314,8 +365,10 @@ impl Node {
         self.common.total.fetch_add(1, Relaxed);
     }
 
-    /// Another address is another process, which has refused nobody yet.
-    fn observe(&self, observed: &Observed) {
+    /// Another address is another process, which has refused nobody yet. Returns whether the node was lost: it is down
+    /// and was not.
+    fn observe(&self, observed: &Observed) -> bool {
+        let was_down = self.is_down.swap(observed.is_down, Relaxed);
         self.reported.store(observed.connections.unwrap_or(UNREPORTED), Relaxed);
         let location = Location::of(observed);
         if **self.location.load() != location {
@@ -323,6 +376,7 @@ impl Node {
             self.refusals.store(0, Relaxed);
             self.avoided_until_ms.store(0, Relaxed);
         }
+        observed.is_down && !was_down
     }
 
     fn avoid_for(&self, time: Duration, now: Instant) {
@@ -347,16 +401,15 @@ impl Claim {
         // Past 2^32 refusals without a success it would begin anew, which is harmless.
         let doublings = self.0.refusals.fetch_add(1, Relaxed).min(8);
         self.0.avoid_for((AVOIDED_FIRST * (1 << doublings)).min(AVOIDED_MAX), now);
-        // What was not connected will never be in a report.
-        if self.0.reported.load(Relaxed) != UNREPORTED {
-            self.0.recent[0].fetch_sub(1, Relaxed);
-        }
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
         self.0.own.fetch_sub(1, Relaxed);
+        if self.0.reported.load(Relaxed) != UNREPORTED {
+            self.0.recent[0].fetch_sub(1, Relaxed);
+        }
         self.0.common.total.fetch_sub(1, Relaxed);
     }
 }

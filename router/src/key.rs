@@ -1,6 +1,6 @@
 //! Which part of a request is the key that places its client. Pure: a request head in, bytes out.
 
-use std::{borrow::Cow, net::SocketAddr};
+use std::{borrow::Cow, fmt, net::SocketAddr};
 
 use tidegate_wire::head::Head;
 
@@ -37,15 +37,26 @@ impl KeyRule {
     /// Completes the sentence 'expected …'.
     pub const EXPECTED: &'static str = r#""query:NAME", "header:NAME", "cookie:NAME", "path" or "client-ip""#;
 
-    /// The key of a request. `client` is who sent it: the peer, or whom a trusted proxy named.
+    /// The key of a request head. `client` is who sent it: the peer, or whom a trusted proxy named.
     pub fn key_of<'h>(&self, head: &Head<'h>, client: SocketAddr) -> Key<'h> {
+        self.key_of_parts(head.path, head.query, |name| head.header(name), client)
+    }
+
+    /// The same of a request that somebody else parsed: its path as sent, its query, and the value of the first header of
+    /// a name, whatever its case.
+    pub fn key_of_parts<'h>(
+        &self,
+        path: &'h str,
+        query: Option<&'h str>,
+        header: impl Fn(&str) -> Option<&'h str>,
+        client: SocketAddr,
+    ) -> Key<'h> {
         let found: Option<Cow<'h, [u8]>> = match self {
-            Self::Query(name) => head.query.and_then(|query| of_query(query, name)),
-            Self::Header(name) => head.header(name).map(|value| value.trim_ascii().as_bytes().into()),
-            Self::Cookie(name) => {
-                head.headers_named("cookie").find_map(|cookies| of_cookies(cookies, name)).map(Cow::from)
-            }
-            Self::Path => Some(head.path.as_bytes().into()),
+            Self::Query(name) => query.and_then(|query| of_query(query, name)),
+            Self::Header(name) => header(name).map(|value| value.trim_ascii().as_bytes().into()),
+            // RFC 6265 §5.4: a client sends one such header.
+            Self::Cookie(name) => header("cookie").and_then(|all| of_cookies(all, name)).map(Cow::from),
+            Self::Path => Some(path.as_bytes().into()),
             Self::ClientIp => Some(client.ip().to_canonical().to_string().into_bytes().into()),
         };
         match found.filter(|key| !key.is_empty()) {
@@ -74,8 +85,8 @@ impl std::str::FromStr for KeyRule {
     }
 }
 
-impl std::fmt::Display for KeyRule {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for KeyRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Query(name) => write!(f, "query:{name}"),
             Self::Header(name) => write!(f, "header:{name}"),
@@ -150,7 +161,7 @@ mod tests {
     #[test]
     fn cookies() {
         check("cookie:room", "/ HTTP/1.1\r\nCookie: a=b; room=lobby; room=c", "lobby");
-        check("cookie:room", "/ HTTP/1.1\r\nCookie: a=b\r\ncookie: room=x=y", "x=y");
+        check("cookie:room", "/ HTTP/1.1\r\nCookie: a=b;room=x=y", "x=y");
         for missing in ["a=room", "room", "room=", "Room=a", "bedroom=a", ""] {
             check("cookie:room", &format!("/ HTTP/1.1\r\nCookie: {missing}"), FALLBACK);
         }

@@ -6,9 +6,19 @@
 //! - [`placement`]: weighted rendezvous hashing with bounded load, as pure functions.
 //! - [`key`]: which part of a request head is the key.
 //! - [`chooser`]: the nodes as they are now, with their load; the order in which to try them.
+//! - [`members`]: where the nodes are known from: a list, DNS, the backplane's registry.
+//! - [`assign`]: answers `/v1/assign`.
+//! - [`metrics`], [`config`]: what is counted, what can be set.
 
+pub mod assign;
 pub mod chooser;
+pub mod config;
 pub mod key;
+pub mod members;
+pub mod metrics;
 pub mod placement;
+mod problem;
+pub mod server;
+mod stage;
 
 pub use chooser::{Candidates, Chooser, Claim, Node};

@@ -21,6 +21,7 @@ fn observed(name: &str, connections: Option<u64>) -> Observed {
             weight: NonZeroU32::MIN,
             draining: false,
         },
+        is_down: false,
         socket: "127.0.0.1:8000".parse().unwrap(),
         connections,
     }
@@ -102,9 +103,9 @@ fn reports_and_what_they_cannot_have_yet() {
     chooser.tick();
     assert_eq!(load(1), 15, "now the report has them");
     drop(claims);
-    assert_eq!(load(1), 15, "and says when they have gone");
+    assert_eq!(load(1), 10, "what has gone is no load, before the report says so");
     chooser.members()[1].1.note_assigned();
-    assert_eq!(load(1), 16);
+    assert_eq!(load(1), 11);
 }
 
 #[test]

@@ -133,6 +133,15 @@ impl<'a> Page<'a> {
         self.encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)
     }
 
+    /// A gauge with one value for each of some labels.
+    pub fn gauges<L: Label>(&mut self, name: &str, help: &str, values: &[(L, f64)]) -> fmt::Result {
+        let mut family = self.encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (label, value) in values {
+            family.encode_family(&Labelled(*label))?.encode_gauge(value)?;
+        }
+        Ok(())
+    }
+
     pub fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
         let mut metric = self.encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
         metric.encode_counter::<NoLabelSet, _, u64>(&value, None)
@@ -211,11 +220,7 @@ impl<'a> Page<'a> {
     /// `tidegate_saturation`, from what [`Load::read`](super::Load::read) answers.
     pub fn saturation(&mut self, shares: &[(Resource, f64)]) -> fmt::Result {
         let help = "Share of a resource that is in use; 1 is the ceiling.";
-        let mut family = self.encoder.encode_descriptor("saturation", help, None, MetricType::Gauge)?;
-        for (resource, share) in shares {
-            family.encode_family(&Labelled(*resource))?.encode_gauge(share)?;
-        }
-        Ok(())
+        self.gauges("saturation", help, shares)
     }
 
     /// `tidegate_build_info`.

@@ -84,6 +84,11 @@ impl View {
         &self.members
     }
 
+    /// Whether a member has this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.members.binary_search_by(|member| (*member.name).cmp(name)).is_ok()
+    }
+
     /// Sum of the weights of the live members.
     pub fn weight_total(&self) -> u64 {
         self.weight_total

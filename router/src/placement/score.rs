@@ -133,9 +133,7 @@ mod tests {
         assert_eq!(negative_log2(1 << 62), 2 << FRACTION);
         assert!(as_float(u64::MAX) < 1e-9);
         let lightest = MemberHash { name: 0, inverse_weight: u64::MAX };
-        assert!(
-            u128::from(64u64 << FRACTION) * u128::from(lightest.inverse_weight) >> (FRACTION + 7) <= 1 << 63
-        );
+        assert!(lightest.weighted(64 << FRACTION) <= 1 << 63);
     }
 
     proptest! {

@@ -1,0 +1,303 @@
+//! The settings of a router, read by the machinery of `tidegate_ops::config`.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    num::NonZeroUsize,
+    time::Duration,
+};
+
+use config::{Value, ValueKind};
+pub use tidegate_ops::config::{ByteSize, ConfigError, Flag, Sources};
+use tidegate_ops::{
+    config::{Load, Setting, THREADS_MAX},
+    log::Log,
+    section,
+};
+
+mod redis;
+
+pub use self::redis::{Redis, RedisPrefix};
+use crate::{assign::UrlTemplate, key::KeyRule, members::MembersSetting, placement::LoadFactor};
+
+section! {
+    /// The settings of a router.
+    Config {
+        /// Where clients connect. Loopback until something else is asked for.
+        listen: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
+        /// Where operators and probes connect: metrics, health, drain. Not for the public.
+        internal: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9080);
+        /// Where the gateways are known from: a list, a name in DNS, or the registry in Redis that gateways with
+        /// the same backplane write. The default is a gateway with its default address on this machine.
+        members: MembersSetting = MembersSetting::default();
+        /// Which part of a request is the key that places its client. Clients with equal keys meet on one gateway.
+        /// A request without a key is placed by its client's address and port: such clients spread.
+        key: KeyRule = KeyRule::Query("key".into());
+        /// How far above its share of the connections a gateway may be before new clients go to the next in their
+        /// key's order. A gateway always takes 64.
+        load_factor: LoadFactor = LoadFactor::DEFAULT;
+        /// Threads that move bytes.
+        shards: NonZeroUsize = shards_default(), shown "number of cores";
+        /// Whether other processes may listen on the same address (`SO_REUSEPORT`): the kernel deals the connections
+        /// to several routers.
+        reuse_port: bool = false;
+        /// See `assign.*`.
+        assign: Assign = Assign::default();
+        /// See `health.*`.
+        health: Health = Health::default();
+        /// See `dns.*`.
+        dns: Dns = Dns::default();
+        /// See `redis.*`.
+        redis: Redis = Redis::default();
+        /// See `limits.*`.
+        limits: Limits = Limits::default();
+        /// See `drain.*`.
+        drain: Drain = Drain::default();
+        /// See `log.*`.
+        log: Log = Log::default();
+    }
+}
+
+section! {
+    /// `/v1/assign`: clients that connect to their gateway directly.
+    Assign {
+        /// The address that clients are told. `{address}` is the gateway's `HOST:PORT`, `{node}` its name:
+        /// `"wss://{node}.gateways.example.com"`.
+        url: UrlTemplate = UrlTemplate::default();
+        /// For how long a client may use an answer before it should ask again.
+        lifetime: Duration = Duration::from_secs(30);
+        /// Keys in one request. 1,000 keys over 1,000 gateways take about 2 ms.
+        keys: u32 = 1_000;
+    }
+}
+
+section! {
+    /// Checks of the gateways of a list or of DNS. Those of a registry renew their leases instead.
+    Health {
+        /// What is asked for with GET. On the gateway's public port, any answer below 500 is healthy.
+        path: PathSetting = PathSetting("/".into());
+        /// Where it is asked, instead of the public port: with 9000 and the path `/readyz`, a gateway that drains is
+        /// seen. Then only 200 is healthy; 503 is a gateway that drains.
+        port: Option<PortSetting> = None;
+        /// Time between two checks of a gateway.
+        interval: Duration = Duration::from_secs(2);
+        /// A gateway that has not answered by then has failed the check.
+        timeout: Duration = Duration::from_secs(1);
+        /// Checks that fail in a row until a gateway gets no more clients. One that succeeds brings it back.
+        failures: u32 = 2;
+    }
+}
+
+section! {
+    /// Looking up names.
+    Dns {
+        /// Name servers to ask, instead of those of the system.
+        servers: Vec<SocketAddr> = Vec::new();
+    }
+}
+
+section! {
+    /// What one router may use. In rates, 0 means 'no limit'.
+    Limits {
+        /// Clients connected at once; each needs two descriptors. More are refused with 503 and counted.
+        connections: u32 = connections_default(), shown "half of (descriptor limit − 200)";
+        /// Handshakes that this router accepts per second; more are answered 503 with `Retry-After`.
+        handshakes_per_second: u32 = 2_000;
+        /// Handshakes that may come at once on top of the rate: two seconds' worth.
+        handshakes_burst: u32 = 4_000;
+        /// A client that has not sent its whole request head by then is disconnected.
+        handshake_timeout: Duration = Duration::from_secs(10);
+        /// A gateway that has not taken a connection by then is passed over.
+        connect_timeout: Duration = Duration::from_secs(2);
+        /// A gateway that has not answered a handshake by then is passed over.
+        answer_timeout: Duration = Duration::from_secs(5);
+        /// A request line with its headers.
+        head_bytes: ByteSize = ByteSize::kib(16);
+    }
+}
+
+section! {
+    /// Stopping without a reconnect storm, as a gateway does. A pod's grace period must exceed `settle` + `period` +
+    /// `close_wait` + 10 s.
+    Drain {
+        /// Time to go on accepting after the router said that it drains, while load balancers hear of it.
+        settle: Duration = Duration::from_secs(5);
+        /// Time over which the connections are closed in equal slices.
+        period: Duration = Duration::from_secs(30);
+        /// Time to wait for what is left at the end.
+        close_wait: Duration = Duration::from_secs(5);
+    }
+}
+
+/// The flags of `tidegate router` that are settings.
+pub mod flags {
+    use super::Flag;
+
+    pub const LISTEN: Flag = Flag { name: "--listen", key: "listen" };
+    pub const INTERNAL: Flag = Flag { name: "--internal", key: "internal" };
+    pub const MEMBERS: Flag = Flag { name: "--members", key: "members" };
+    pub const KEY: Flag = Flag { name: "--key", key: "key" };
+    pub const SHARDS: Flag = Flag { name: "--shards", key: "shards" };
+    pub const REUSE_PORT: Flag = Flag { name: "--reuse-port", key: "reuse_port" };
+    pub const LOG_FORMAT: Flag = Flag { name: "--log-format", key: "log.format" };
+    pub const LOG_LEVEL: Flag = Flag { name: "--log-level", key: "log.level" };
+
+    /// All of them.
+    pub const ALL: [Flag; 8] = [LISTEN, INTERNAL, MEMBERS, KEY, SHARDS, REUSE_PORT, LOG_FORMAT, LOG_LEVEL];
+}
+
+/// A path that is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathSetting(Box<str>);
+
+/// A TCP port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortSetting(pub u16);
+
+impl Config {
+    /// Reads, merges and checks all sources.
+    pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
+        let merged = sources.merge()?;
+        Self::default().load(&merged.empty())?;
+        let mut config = Self::default();
+        Load::load(&mut config, &merged.root())?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let health = &self.health;
+        let zero = [
+            ("health.interval", health.interval.is_zero()),
+            ("health.timeout", health.timeout.is_zero()),
+            ("health.failures", health.failures == 0),
+            ("assign.keys", self.assign.keys == 0),
+            ("assign.lifetime", self.assign.lifetime.is_zero()),
+        ];
+        if let MembersSetting::Redis(url) = &self.members {
+            self.redis.options(url)?;
+        }
+        match zero.into_iter().find(|(_, is_zero)| *is_zero) {
+            Some((key, _)) => Err(ConfigError::Forbidden {
+                key: key.into(),
+                value: "0".into(),
+                rule: "it must be above zero",
+            }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// `docs/router-configuration.md`.
+pub fn reference() -> String {
+    tidegate_ops::config::reference(INTRODUCTION, &Config::default(), &Config::default(), &flags::ALL)
+}
+
+const INTRODUCTION: &str = "\
+# Configuration of the router
+
+<!-- Made from router/src/config.rs by its tests; `BLESS=1 cargo test -p tidegate-router reference` writes it. -->
+
+`tidegate router` reads the same sources as a gateway, each over the one before: defaults, the TOML file named by
+`--config` or `TIDEGATE__CONFIG`, environment variables that begin with `TIDEGATE__`, flags.
+[configuration.md](configuration.md) says how values are written and how mistakes are reported. The two processes have
+different keys: give each a file of its own. What the settings do is in [router.md](router.md).
+";
+
+impl PathSetting {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Setting for PathSetting {
+    const EXPECTED: &'static str = r#"a path such as "/readyz""#;
+
+    /// What could end a request line early is refused.
+    fn from_text(text: &str) -> Option<Self> {
+        (text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic())).then(|| Self(text.into()))
+    }
+
+    fn show(&self) -> String {
+        format!("{:?}", self.0)
+    }
+}
+
+impl Setting for PortSetting {
+    const EXPECTED: &'static str = "a port from 1 to 65535";
+
+    fn from_text(text: &str) -> Option<Self> {
+        text.parse().ok().filter(|port| *port > 0).map(Self)
+    }
+
+    fn from_integer(integer: i64) -> Option<Self> {
+        u16::try_from(integer).ok().filter(|port| *port > 0).map(Self)
+    }
+
+    fn show(&self) -> String {
+        self.0.to_string()
+    }
+}
+
+impl Setting for KeyRule {
+    const EXPECTED: &'static str = Self::EXPECTED;
+
+    fn from_text(text: &str) -> Option<Self> {
+        text.parse().ok()
+    }
+
+    fn show(&self) -> String {
+        format!("\"{self}\"")
+    }
+}
+
+impl Setting for LoadFactor {
+    const EXPECTED: &'static str = "a number from 1 to 100 with at most two decimals, such as 1.25";
+
+    fn from_text(text: &str) -> Option<Self> {
+        text.parse().ok().and_then(of_number)
+    }
+
+    fn from_integer(integer: i64) -> Option<Self> {
+        u32::try_from(integer)
+            .ok()?
+            .checked_mul(100)
+            .and_then(|hundredths| Self::from_hundredths(hundredths).ok())
+    }
+
+    fn read(value: &Value) -> Option<Self> {
+        match &value.kind {
+            ValueKind::String(text) => Self::from_text(text),
+            ValueKind::I64(integer) => Self::from_integer(*integer),
+            ValueKind::Float(number) => of_number(*number),
+            _ => None,
+        }
+    }
+
+    fn show(&self) -> String {
+        format!("{}.{:02}", self.hundredths() / 100, self.hundredths() % 100)
+    }
+}
+
+/// Every router must compute the same bound: a number that hundredths cannot say is refused, not rounded.
+fn of_number(number: f64) -> Option<LoadFactor> {
+    let hundredths = (number * 100.0).round();
+    let exact = (number * 100.0 - hundredths).abs() < 1e-6 && (0.0..=10_000.0).contains(&hundredths);
+    exact.then_some(hundredths as u32).and_then(|hundredths| LoadFactor::from_hundredths(hundredths).ok())
+}
+
+fn shards_default() -> NonZeroUsize {
+    std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN).min(THREADS_MAX)
+}
+
+/// Standard streams, listeners, epoll and wake-ups of the shards, Tokio, Redis or DNS, kept-alive HTTP connections: as
+/// in the gateway, rounded up.
+const DESCRIPTORS_RESERVED: u64 = 200;
+
+fn connections_default() -> u32 {
+    let soft = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let usable = soft.unwrap_or(u64::from(u32::MAX)).saturating_sub(DESCRIPTORS_RESERVED) / 2;
+    u32::try_from(usable).unwrap_or(u32::MAX).max(1)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,89 @@
+//! The section about Redis, for members that are read from a backplane's registry.
+
+use std::path::PathBuf;
+
+use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
+use tidegate_backplane::{Prefix, RedisOptions, RedisUrl};
+use tidegate_ops::{
+    config::{ConfigError, Secret, Setting, read_secret},
+    section,
+};
+
+section! {
+    /// How the registry is reached. The same as the gateways have.
+    Redis {
+        /// What the names of the deployment begin with.
+        prefix: RedisPrefix = RedisPrefix::default();
+        /// File with the password, for a URL without one: `redis://user@host` or `redis://host`. Line ends at its end
+        /// are cut.
+        password_file: Option<PathBuf> = None;
+        /// PEM file with the certificates of a private authority, for URLs over TLS. Without it, those that the system
+        /// trusts.
+        ca_file: Option<PathBuf> = None;
+    }
+}
+
+/// What the names of a deployment begin with.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RedisPrefix(Prefix);
+
+impl Redis {
+    /// What the backplane is told. Reads the file with the password.
+    pub(crate) fn options(&self, url: &str) -> Result<RedisOptions, ConfigError> {
+        let url = match &self.password_file {
+            None => url.to_owned(),
+            Some(path) => {
+                with_password(url, &read_secret("redis.password_file", path)?).ok_or_else(|| {
+                    let (key, other) = ("redis.password_file".into(), "members".into());
+                    ConfigError::Contradiction { key, other, rule: "the URL has a password itself" }
+                })?
+            }
+        };
+        let url: RedisUrl = url.parse().map_err(|problem| ConfigError::Unusable {
+            key: "members".into(),
+            path: None,
+            problem: Box::new(problem),
+        })?;
+        // The name appears nowhere: a router writes nothing of itself.
+        Ok(RedisOptions {
+            ca: self.ca_file.clone(),
+            prefix: self.prefix.0.clone(),
+            ..RedisOptions::new(url, "router")
+        })
+    }
+}
+
+impl Setting for RedisPrefix {
+    const EXPECTED: &'static str = "1 to 64 letters, digits or characters of _-.";
+
+    fn from_text(text: &str) -> Option<Self> {
+        Prefix::new(text).ok().map(Self)
+    }
+
+    fn show(&self) -> String {
+        format!("\"{}\"", self.0)
+    }
+}
+
+/// `None` when the URL has a password.
+fn with_password(url: &str, password: &Secret) -> Option<String> {
+    let (scheme, rest) = url.split_once("://")?;
+    let (user, hosts) = rest.rsplit_once('@').unwrap_or(("", rest));
+    let password = percent_encode(password.expose(), NON_ALPHANUMERIC);
+    (!user.contains(':')).then(|| format!("{scheme}://{user}:{password}@{hosts}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords() {
+        let check = |url: &str, expect: Option<&str>| {
+            assert_eq!(with_password(url, &Secret::new(b"p@ss")).as_deref(), expect, "{url}");
+        };
+        check("redis://h:6379/1", Some("redis://:p%40ss@h:6379/1"));
+        check("rediss-cluster://me@a,b", Some("rediss-cluster://me:p%40ss@a,b"));
+        check("redis://me:other@h", None);
+    }
+}

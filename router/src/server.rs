@@ -1,0 +1,268 @@
+//! The composition root: binds, builds every part, and runs them until the router is drained.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener as StdTcpListener},
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    extract::{ConnectInfo, Request},
+    middleware::{self, Next},
+    response::{IntoResponse as _, Response},
+};
+use http::StatusCode;
+use tidegate_backplane::{Channel, Control, Gap, Intake, Publication, RedisBackplane, RedisStartError, Sink};
+use tidegate_ops::{
+    config::ConfigError,
+    listener::{ACCEPT_BACKLOG, ListenError, listen, listen_shared},
+    metrics::{Bounds, Listener},
+    probes::{self, Operated},
+};
+use tokio::{runtime::Runtime, task::JoinHandle, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    assign::{Assigner, Client},
+    chooser::Chooser,
+    config::Config,
+    members::{self, Health, Members, MembersSetting, Names},
+    metrics::Metrics,
+    problem::{Problem, not_found},
+    stage::{self, Stage},
+};
+
+/// Why a router did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error(transparent)]
+    Redis(#[from] RedisStartError),
+    #[error("cannot set up {part}: {source}")]
+    System { part: &'static str, source: io::Error },
+}
+
+impl StartError {
+    /// Whether what the operator asked for cannot be: to be mended, not to be tried again.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Config(_) | Self::Listen(_) | Self::Redis(_))
+    }
+}
+
+/// A router whose ports are bound.
+#[derive(Debug)]
+pub struct Server {
+    config: Arc<Config>,
+    public: StdTcpListener,
+    internal: StdTcpListener,
+    public_address: SocketAddr,
+    internal_address: SocketAddr,
+}
+
+/// HTTP, DNS, health checks and Redis need little beside the shards.
+const HTTP_THREADS_MAX: usize = 4;
+
+/// How long the first round may keep the ports shut. A router that knows no gateway begins nevertheless: it says so on
+/// `/readyz`.
+const FIRST_ROUND: Duration = Duration::from_secs(5);
+
+impl Server {
+    /// Binds both ports.
+    pub fn bind(config: Config) -> Result<Self, StartError> {
+        let public = match config.reuse_port {
+            true => listen_shared(config.listen, "listen")?,
+            false => listen(config.listen, "listen")?,
+        };
+        let internal = listen(config.internal, "internal")?;
+        let address = |listener: &StdTcpListener| listener.local_addr().map_err(system("the listener"));
+        let (public_address, internal_address) = (address(&public)?, address(&internal)?);
+        Ok(Self { config: Arc::new(config), public, internal, public_address, internal_address })
+    }
+
+    pub fn public_address(&self) -> SocketAddr {
+        self.public_address
+    }
+
+    pub fn internal_address(&self) -> SocketAddr {
+        self.internal_address
+    }
+
+    /// Serves until drained. `on_ready` is called once, when connections are accepted.
+    pub fn run(self, on_ready: impl FnOnce()) -> Result<(), StartError> {
+        let runtime = runtime(self.config.shards.get())?;
+        let context = Arc::new(Context::new(&self.config, self.public_address));
+        let result = runtime.block_on(self.serve(&context, on_ready));
+        runtime.shutdown_timeout(Duration::from_secs(1));
+        result
+    }
+
+    async fn serve(self, context: &Arc<Context>, on_ready: impl FnOnce()) -> Result<(), StartError> {
+        let mut members = members(&self.config, context).await?;
+        if timeout(FIRST_ROUND, members.round()).await.is_err() {
+            tracing::warn!("no member is known yet");
+        }
+        tokio::spawn(members.run());
+        tokio::spawn(members::tick(Arc::clone(&context.chooser)));
+        serve_internal(self.internal, context)?;
+        let stop = CancellationToken::new();
+        let public = serve_public(self.public, &self.config, context, stop.clone())?;
+        on_ready();
+        context.stage.asked().await.map_err(system("signals"))?;
+        context.metrics.draining.set(1);
+        tokio::select! {
+            () = drain(&self.config, &stop, public) => tracing::info!("drained"),
+            _ = stage::insisted() => tracing::info!("stopping at once"),
+        }
+        Ok(())
+    }
+}
+
+/// What both ports share.
+#[derive(Debug)]
+struct Context {
+    chooser: Arc<Chooser>,
+    metrics: Arc<Metrics>,
+    stage: Stage,
+}
+
+impl Context {
+    fn new(config: &Config, public_address: SocketAddr) -> Self {
+        let listener = Some(Listener { address: public_address, backlog: ACCEPT_BACKLOG });
+        Self {
+            chooser: Arc::new(Chooser::new(config.load_factor)),
+            metrics: Arc::new(Metrics::new(Bounds { listener })),
+            stage: Stage::default(),
+        }
+    }
+}
+
+impl Operated for Context {
+    fn openmetrics(&self) -> String {
+        self.metrics.openmetrics(&self.chooser)
+    }
+
+    fn not_ready(&self) -> Vec<String> {
+        let reasons = [
+            (self.stage.is_draining(), "the router drains"),
+            (!self.chooser.has_live(), "no gateway takes clients"),
+        ];
+        reasons.into_iter().filter(|(holds, _)| *holds).map(|(_, reason)| reason.to_owned()).collect()
+    }
+
+    fn drain(&self) {
+        self.stage.drain();
+    }
+
+    fn refuse_page(&self) -> Response {
+        Problem {
+            name: "origin-refused",
+            title: "The origin is not allowed",
+            status: StatusCode::FORBIDDEN,
+            detail: "pages of this origin may not do this".to_owned(),
+        }
+        .into_response()
+    }
+}
+
+async fn members(config: &Config, context: &Context) -> Result<Members, StartError> {
+    let names = Names::new(&config.dns.servers);
+    let health = Health {
+        path: config.health.path.as_str().into(),
+        port: config.health.port.map(|port| port.0),
+        interval: config.health.interval,
+        timeout: config.health.timeout,
+        failures: config.health.failures,
+    };
+    let (chooser, metrics) = (Arc::clone(&context.chooser), Arc::clone(&context.metrics));
+    Ok(match config.members.clone() {
+        MembersSetting::Static(list) => Members::of_list(list, names, health, chooser, metrics),
+        MembersSetting::Dns(name) => Members::of_dns(name, names, health, chooser, metrics),
+        MembersSetting::Redis(url) => {
+            let backplane = RedisBackplane::connect(config.redis.options(&url)?, Arc::new(Deaf)).await?;
+            Members::of_registry(backplane, names, chooser, metrics)
+        }
+    })
+}
+
+/// A router subscribes to no channel; orders are for gateways.
+struct Deaf;
+
+impl Sink for Deaf {
+    fn publication(&self, _: &Channel, _: Arc<Publication>) -> Intake {
+        Intake::Taken
+    }
+
+    fn gap(&self, _: &Channel, _: Gap) {}
+
+    fn control(&self, _: Control) {}
+}
+
+fn serve_internal(listener: StdTcpListener, context: &Arc<Context>) -> Result<(), StartError> {
+    let listener = tokio::net::TcpListener::from_std(listener).map_err(system("the internal port"))?;
+    let operated = Arc::clone(context) as Arc<dyn Operated>;
+    let routes = probes::routes(operated).fallback(not_found);
+    tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, routes).await {
+            tracing::error!(%error, "the internal port has failed");
+        }
+    });
+    Ok(())
+}
+
+fn serve_public(
+    listener: StdTcpListener,
+    config: &Config,
+    context: &Context,
+    stop: CancellationToken,
+) -> Result<JoinHandle<()>, StartError> {
+    let listener = tokio::net::TcpListener::from_std(listener).map_err(system("the public port"))?;
+    let (chooser, metrics) = (Arc::clone(&context.chooser), Arc::clone(&context.metrics));
+    let assigner = Arc::new(Assigner::new(chooser, metrics, config.key.clone(), config.assign.clone()));
+    let routes: Router = assigner.routes().fallback(not_found).layer(middleware::from_fn(name_client));
+    let routes = routes.into_make_service_with_connect_info::<SocketAddr>();
+    Ok(tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, routes).with_graceful_shutdown(stop.cancelled_owned()).await
+        {
+            tracing::error!(%error, "the public port has failed");
+        }
+    }))
+}
+
+async fn name_client(
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    request.extensions_mut().insert(Client(peer));
+    next.run(request).await
+}
+
+/// Says so, settles, refuses, waits for the last requests.
+async fn drain(config: &Config, stop: &CancellationToken, public: JoinHandle<()>) {
+    let drain = &config.drain;
+    tokio::time::sleep(drain.settle).await;
+    stop.cancel();
+    match timeout(drain.period + drain.close_wait, public).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::error!(%error, "the public port has failed"),
+        Err(_) => tracing::warn!("some connections were cut"),
+    }
+}
+
+fn runtime(shards: usize) -> Result<Runtime, StartError> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(shards.min(HTTP_THREADS_MAX))
+        .thread_name("http")
+        .enable_all()
+        .build()
+        .map_err(system("the HTTP threads"))
+}
+
+fn system(part: &'static str) -> impl FnOnce(io::Error) -> StartError {
+    move |source| StartError::System { part, source }
+}
