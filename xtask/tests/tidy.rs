@@ -163,7 +163,7 @@ const ARROWS: [Arrow; 8] = [
             TESTKIT,
         ],
     },
-    Arrow { of: OPS, not: &["clap", "tungstenite", WIRE, REACTOR, BACKPLANE, GATEWAY, BENCH, TESTKIT] },
+    Arrow { of: OPS, not: &["clap", "tungstenite", WIRE, BACKPLANE, GATEWAY, BENCH, TESTKIT] },
     Arrow { of: BACKPLANE, not: &["hyper", "axum", WIRE, REACTOR, OPS, GATEWAY, BENCH, TESTKIT] },
     Arrow { of: GATEWAY, not: &["clap", "tungstenite", BENCH, TESTKIT] },
     Arrow { of: BENCH, not: &[BACKPLANE, REACTOR, OPS, GATEWAY, TESTKIT] },
