@@ -65,15 +65,15 @@ fn gateway(args: GatewayArgs) -> Result<ExitCode, Failure> {
         return Ok(ExitCode::SUCCESS);
     }
     log::init(&config.log);
-    let dev = config.dev;
+    let (dev, scheme) = (config.dev, if config.tls.is_on() { "https" } else { "http" });
     let server = Server::bind(config).map_err(|error| Failure::serve(&error))?;
     let (public, internal) = (server.public_address(), server.internal_address());
     let greet = || {
-        let mut greeting = format!("listening public=http://{public} internal=http://{internal}\n");
+        let mut greeting = format!("listening public={scheme}://{public} internal=http://{internal}\n");
         if dev {
             greeting += &format!(
-                "\n  open     http://{public}/\n  publish  curl -H 'authorization: Bearer dev-key' -d 'hello' \
-                 http://{public}/v1/channels/news/publish\n\n"
+                "\n  open     {scheme}://{public}/\n  publish  curl -H 'authorization: Bearer dev-key' -d 'hello' \
+                 {scheme}://{public}/v1/channels/news/publish\n\n"
             );
         }
         announce(&greeting);

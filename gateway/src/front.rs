@@ -17,8 +17,9 @@ use tidegate_reactor::{Intake, Mail, Mailbox};
 
 use crate::{
     config::Limits,
+    edge::Edge,
     metrics::{HandshakeResult, Metrics},
-    session::Session,
+    session::{Session, preamble::Preamble},
     shard::Command,
 };
 
@@ -29,6 +30,8 @@ pub(crate) struct AddressKey(u32);
 impl AddressKey {
     /// Over a limit, let in only to be told so; counted apart.
     const TURNED_AWAY: Self = Self(u32::MAX);
+    /// It has its place in the node's limit; whose address it is will be said, or never.
+    pub(crate) const UNNAMED: Self = Self(u32::MAX - 1);
 }
 
 /// Which limit stands in the way.
@@ -99,6 +102,9 @@ impl Front {
             return;
         }
         self.connections.fetch_sub(1, Ordering::AcqRel);
+        if key == AddressKey::UNNAMED {
+            return;
+        }
         let mut addresses = lock(&self.addresses);
         let (ip, count) = &mut addresses.entries[key.0 as usize];
         *count -= 1;
@@ -131,11 +137,23 @@ impl Front {
         Err(Over::Rate { retry_after: Duration::from_secs_f64((1.0 - bucket.tokens) / rate) })
     }
 
+    /// Gives a connection its place in both limits.
     pub(crate) fn admit(&self, ip: IpAddr) -> Result<AddressKey, Over> {
+        self.admit_unnamed()?;
+        self.name(ip).inspect_err(|_| self.release(AddressKey::UNNAMED))
+    }
+
+    /// Gives a connection its place in the node's limit.
+    pub(crate) fn admit_unnamed(&self) -> Result<AddressKey, Over> {
         if self.connections.fetch_add(1, Ordering::AcqRel) >= self.connections_max() {
             self.connections.fetch_sub(1, Ordering::AcqRel);
             return Err(Over::Node);
         }
+        Ok(AddressKey::UNNAMED)
+    }
+
+    /// Gives a connection that has a place in the node's limit one in its address's, too.
+    pub(crate) fn name(&self, ip: IpAddr) -> Result<AddressKey, Over> {
         let mut addresses = lock(&self.addresses);
         let Addresses { keys, entries } = &mut *addresses;
         let key = match keys.entry(ip) {
@@ -145,7 +163,6 @@ impl Front {
                 let count = &mut entries[key as usize].1;
                 let max = self.limits.connections_per_address;
                 if max > 0 && *count >= max {
-                    self.connections.fetch_sub(1, Ordering::AcqRel);
                     return Err(Over::Address);
                 }
                 *count += 1;
@@ -186,6 +203,7 @@ pub(crate) struct Doorkeeper {
     pub(crate) front: Arc<Front>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) dealer: Arc<Dealer>,
+    pub(crate) edge: Arc<Edge>,
 }
 
 impl Dealer {
@@ -198,11 +216,18 @@ impl Dealer {
     }
 
     /// Gives a connection that has its place in the limits to a shard, with what was `read` from it.
-    pub(crate) fn deal(&self, socket: TcpStream, read: Bytes, address: AddressKey, over: Option<Over>) {
+    pub(crate) fn deal(
+        &self,
+        socket: TcpStream,
+        read: Bytes,
+        address: AddressKey,
+        over: Option<Over>,
+        preamble: Preamble,
+    ) {
         let accepted_ms = self.started.elapsed().as_millis() as u32;
         let door = self.choose();
         door.connections.fetch_add(1, Ordering::AcqRel);
-        let connection = Session::new(address, accepted_ms, over);
+        let connection = Session::new(address, accepted_ms, over, preamble);
         door.mailbox.send(Mail::Adopt { socket, read, connection });
     }
 
@@ -223,23 +248,40 @@ impl Dealer {
 
 impl Intake for Doorkeeper {
     fn on_connection(&mut self, socket: TcpStream, peer: SocketAddr) {
-        let (key, over) = match self.front.admit(peer.ip()) {
+        let peer = peer.ip().to_canonical();
+        let admitted = match self.edge.names_later(peer) {
+            true => self.front.admit_unnamed(),
+            false => self.front.admit(peer),
+        };
+        let (key, over) = match admitted {
             Ok(key) => (key, None),
             Err(over) => match self.front.turn_away() {
                 Some(key) => (key, Some(over)),
                 None => {
                     self.metrics.node.handshakes.add(over.result(), 1);
-                    return answer_no_room(&socket);
+                    return self.answer_no_room(&socket);
                 }
             },
         };
-        self.dealer.deal(socket, Bytes::new(), key, over);
+        self.dealer.deal(socket, Bytes::new(), key, over, self.edge.preamble());
     }
 
     fn on_exhausted(&mut self, socket: Option<TcpStream>) {
         self.metrics.node.handshakes.add(HandshakeResult::Descriptors, 1);
         if let Some(socket) = socket {
-            answer_no_room(&socket);
+            self.answer_no_room(&socket);
+        }
+    }
+}
+
+impl Doorkeeper {
+    /// Best effort: the socket is fresh, so its send buffer takes the answer; a peer that is gone needs none. One that
+    /// expects a TLS handshake could not read it.
+    fn answer_no_room(&self, mut socket: &TcpStream) {
+        if self.edge.is_bare()
+            && let Err(error) = socket.write_all(NO_ROOM)
+        {
+            tracing::debug!(%error, "a connection without a place was not told");
         }
     }
 }
@@ -251,13 +293,6 @@ impl Over {
             Self::Address => HandshakeResult::AddressLimit,
             Self::Rate { .. } => HandshakeResult::RateLimit,
         }
-    }
-}
-
-/// Best effort: the socket is fresh, so its send buffer takes the answer; a peer that is gone needs none.
-fn answer_no_room(mut socket: &TcpStream) {
-    if let Err(error) = socket.write_all(NO_ROOM) {
-        tracing::debug!(%error, "a connection without a place was not told");
     }
 }
 

@@ -16,6 +16,7 @@ use std::{
 pub(crate) use backplane::BackplaneCollector;
 pub use labels::{
     AuthFailure, CloseCode, DisconnectReason, DropReason, HandshakeResult, ProtocolError, PublishCode,
+    TlsHandshake,
 };
 pub use tidegate_ops::metrics::{Bounds, Collector, Counter, Counters, Gauge, Histogram, Listener, Resource};
 use tidegate_ops::metrics::{Load, openmetrics, to_prometheus};
@@ -58,6 +59,7 @@ pub struct ShardMetrics {
     pub protocol_errors: Counters<ProtocolError>,
     pub handshakes: Counters<HandshakeResult>,
     pub handshake_seconds: Histogram,
+    pub tls_handshakes: Counters<TlsHandshake>,
     pub connection_duration_seconds: Histogram,
     pub subscriptions: Gauge,
     pub messages_received: Counter,
@@ -164,6 +166,7 @@ impl Default for ShardMetrics {
             protocol_errors: Counters::default(),
             handshakes: Counters::default(),
             handshake_seconds: Histogram::new(HANDSHAKE_BOUNDS),
+            tls_handshakes: Counters::default(),
             connection_duration_seconds: Histogram::new(CONNECTION_BOUNDS),
             subscriptions: Gauge::default(),
             messages_received: Counter::default(),

@@ -9,7 +9,10 @@ use std::{
 };
 
 use tidegate_backplane::{Epoch, RedisStartError, Sink};
-use tidegate_ops::listener::{ACCEPT_BACKLOG, ListenError, listen};
+use tidegate_ops::{
+    listener::{ACCEPT_BACKLOG, ListenError, listen},
+    tls::{Certificates, TlsCollector},
+};
 use tidegate_reactor::{Acceptor, Shard};
 use tokio::{runtime::Runtime, time::MissedTickBehavior};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -19,6 +22,7 @@ use crate::{
     carrier::Carrier,
     config::{Config, ConfigError},
     drain,
+    edge::Edge,
     front::{Dealer, Doorkeeper, Front, ShardDoor},
     http::{
         HttpContext, PublicService, internal_router,
@@ -112,6 +116,9 @@ impl Server {
         runtime.spawn(housekeeping(Arc::clone(&node), parts.carrier.clone()));
         let authenticator = Arc::clone(&parts.shared.authenticator);
         runtime.spawn(async move { authenticator.keep_fresh().await });
+        if let Some(certificates) = parts.certificates {
+            runtime.spawn(certificates.keep_fresh());
+        }
         on_ready();
         runtime.block_on(async {
             drain::asked(&node).await.map_err(system("signals"))?;
@@ -142,6 +149,7 @@ struct Parts {
     relay: Arc<Relay>,
     carrier: Carrier,
     doorkeeper: Doorkeeper,
+    certificates: Option<Arc<Certificates>>,
     shards: Vec<Shard<ShardDriver>>,
 }
 
@@ -199,20 +207,27 @@ impl Parts {
             stop: CancellationToken::new(),
             tasks: tasks.clone(),
         };
+        let tls = config.tls.server()?;
+        if let Some(tls) = &tls {
+            metrics.register(Arc::new(TlsCollector(Arc::clone(&tls.certificates))));
+        }
+        let edge = Arc::new(Edge::new(config, tls.as_ref()));
         let shared = Arc::new(Shared {
             node,
             front: Arc::clone(&front),
             authenticator: Arc::new(Authenticator::new(&config.auth, tasks)?),
             api_keys: Arc::clone(&context.keys),
             origins: Arc::clone(&context.origins),
+            edge: Arc::clone(&edge),
             metrics: Arc::clone(&metrics),
             runtime: runtime.handle().clone(),
             http: Arc::new(http),
             started,
             life: new_life().map_err(system("the random source"))?,
         });
-        let doorkeeper = Doorkeeper { front, metrics, dealer };
-        Ok(Self { shared, context, relay, carrier, doorkeeper, shards })
+        let doorkeeper = Doorkeeper { front, metrics, dealer, edge };
+        let certificates = tls.map(|tls| tls.certificates);
+        Ok(Self { shared, context, relay, carrier, doorkeeper, certificates, shards })
     }
 
     fn start_shards(&mut self) -> Result<Vec<thread::JoinHandle<()>>, StartError> {

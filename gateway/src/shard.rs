@@ -17,10 +17,11 @@ use tokio::runtime::Handle;
 
 use crate::{
     auth::{ApiKeys, Authenticator, Origins},
+    edge::Edge,
     front::{AddressKey, Front},
     http::serve::HttpServer,
     hub::{ChannelKey, Delivery, Hub},
-    metrics::{DisconnectReason, DropReason, HandshakeResult, Metrics, ShardMetrics},
+    metrics::{DisconnectReason, DropReason, HandshakeResult, Metrics, ShardMetrics, TlsHandshake},
     node::{Node, PublishError},
     outgoing::{Encoder, Outgoing},
     session::{Open, Phase, Protocol, Session, leaving::Leave, publishing::Legacies},
@@ -53,6 +54,7 @@ pub(crate) struct Shared {
     pub(crate) authenticator: Arc<Authenticator>,
     pub(crate) api_keys: Arc<ApiKeys>,
     pub(crate) origins: Arc<Origins>,
+    pub(crate) edge: Arc<Edge>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) runtime: Handle,
     pub(crate) http: Arc<HttpServer>,
@@ -140,6 +142,7 @@ impl Driver for ShardDriver {
         self.core.metrics.connections.set(connections.len() as i64);
         let timeout = self.core.shared.node.config().limits.handshake_timeout;
         connections.set_timer(id, connections.now().after(timeout));
+        self.core.begin_preamble(connections, id);
     }
 
     fn on_bytes(&mut self, connections: &mut Connections<Session>, id: ConnectionId, bytes: &mut [u8]) {
@@ -261,6 +264,9 @@ impl Core {
         self.count_out(connections, session.address);
         let lasted = self.lasted(&session);
         match session.phase {
+            Phase::Head(_) if closed == Closed::Tls => {
+                self.metrics.handshakes.add(HandshakeResult::TlsFailed, 1);
+            }
             Phase::Head(head) => {
                 // One that never said anything is a browser's spare connection or a health check, not a failure.
                 if head.received.is_some() {
@@ -276,6 +282,7 @@ impl Core {
                     Closed::Overflow => DisconnectReason::SlowReader,
                     // An event stream's heartbeat was not acknowledged in time.
                     Closed::Failed(io::ErrorKind::TimedOut) => DisconnectReason::PingTimeout,
+                    Closed::Tls => DisconnectReason::ProtocolError,
                     Closed::Peer | Closed::Failed(_) => DisconnectReason::ClientGone,
                     Closed::Local => DisconnectReason::Internal,
                 });
@@ -308,6 +315,11 @@ impl Core {
         if unsent > 0 {
             self.metrics.messages_dropped.add(DropReason::Disconnected, unsent);
         }
+        let tls = &self.metrics.tls_handshakes;
+        let resumed = counters.tls_resumed - self.exported.tls_resumed;
+        tls.add(TlsHandshake::Resumed, resumed);
+        tls.add(TlsHandshake::Full, counters.tls_handshakes - self.exported.tls_handshakes - resumed);
+        tls.add(TlsHandshake::Failed, counters.tls_failures - self.exported.tls_failures);
         self.exported = *counters;
         self.metrics.send_queue_bytes.set(counters.queued_bytes as i64);
         self.metrics.subscriptions.set(self.hub.subscriptions() as i64);

@@ -4,6 +4,7 @@
 //! - [`log`]: where log events go
 //! - [`metrics`]: counters as plain atomics, labels made by [`label!`], the exposition, saturation
 //! - [`probes`]: the internal port
+//! - [`tls`], [`trust`]: certificates of a listening port, and which proxies may say who a client is
 //! - [`listener`], [`descriptors`]: what the process takes from the operating system
 
 pub mod config;
@@ -12,3 +13,5 @@ pub mod listener;
 pub mod log;
 pub mod metrics;
 pub mod probes;
+pub mod tls;
+pub mod trust;

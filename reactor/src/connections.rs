@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     io::{self, Read},
-    net::TcpStream as StdTcpStream,
+    net::{SocketAddr, TcpStream as StdTcpStream},
 };
 
 use bytes::Bytes;
@@ -13,6 +13,7 @@ use crate::{
     entry::{Entry, Flags, WhenFlushed},
     outbound::{Bound, Queued, Shared},
     slab::{ConnectionId, Slab},
+    tls::{Sessions, TlsSession},
     wheel::{Tick, Timer, Visit, Wheel},
 };
 
@@ -29,6 +30,8 @@ pub enum Closed {
     Failed(io::ErrorKind),
     /// The queue reached its bound under [`Overflow::Disconnect`](crate::Overflow::Disconnect).
     Overflow,
+    /// The peer broke the TLS protocol, or has nothing in common with us.
+    Tls,
     /// The driver closed it.
     Local,
 }
@@ -54,19 +57,28 @@ pub struct Released<C> {
     pub unsent: Vec<Bytes>,
     /// Messages dropped from its queue that [`Driver::on_recovered`](crate::Driver::on_recovered) has not told of.
     pub dropped: u64,
+    /// Its TLS session, if it has one; what that holds unsent goes before `unsent`, which is plaintext.
+    pub tls: Option<Box<TlsSession>>,
     pub connection: C,
 }
 
 /// Running totals of a shard; the driver exports them.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Counters {
+    /// Of plaintext under TLS.
     pub bytes_received: u64,
+    /// Of plaintext under TLS.
     pub bytes_sent: u64,
     pub writes: u64,
     /// Bytes that wait in queues now.
     pub queued_bytes: u64,
     /// Messages of shared writes that waited for a connection when it was closed, whole or in part.
     pub messages_unsent: u64,
+    /// TLS handshakes completed; those of them that resumed a session; sessions that broke off, most of them in their
+    /// handshake.
+    pub tls_handshakes: u64,
+    pub tls_resumed: u64,
+    pub tls_failures: u64,
 }
 
 /// The connections of one shard.
@@ -74,6 +86,7 @@ pub struct Counters {
 pub struct Connections<C> {
     pub(crate) entries: Slab<Entry<C>>,
     pub(crate) wheel: Wheel,
+    pub(crate) sessions: Sessions,
     registry: Registry,
     now: Tick,
     next_generation: u32,
@@ -95,6 +108,7 @@ impl<C> Connections<C> {
         Self {
             entries: Slab::new(),
             wheel: Wheel::new(),
+            sessions: Sessions::default(),
             registry,
             now: Tick(0),
             next_generation: 0,
@@ -150,14 +164,21 @@ impl<C> Connections<C> {
         self.entries.get_mut(slot).map(|entry| &mut entry.connection)
     }
 
+    /// The other end of its socket, asked of the kernel.
+    pub fn peer_address(&self, id: ConnectionId) -> Option<SocketAddr> {
+        self.entry(id)?.socket.as_ref()?.peer_addr().ok()
+    }
+
     /// When bytes last came in from it.
     pub fn heard(&self, id: ConnectionId) -> Tick {
         self.entry(id).map_or(Tick(0), |entry| entry.heard)
     }
 
-    /// Bytes that wait for its socket.
+    /// Bytes that wait for its socket: those of its queue, and of the record that its session is sending.
     pub fn queued_bytes(&self, id: ConnectionId) -> usize {
-        self.entry(id).and_then(|entry| entry.outbound.as_ref()).map_or(0, |queue| queue.bytes())
+        let queue = self.entry(id).and_then(|entry| entry.outbound.as_ref());
+        let encrypted = self.tls(id).map_or(0, |session| session.unsent().len());
+        queue.map_or(0, |queue| queue.bytes()) + encrypted
     }
 
     /// Has the kernel give a connection up when what was sent to it is not acknowledged for so long (RFC 5482).
@@ -245,7 +266,7 @@ impl<C> Connections<C> {
         let Some(entry) = self.entries.get_mut(id.slot).filter(|entry| entry.takes_writes(id)) else {
             return Written::Closed;
         };
-        let sent = match entry.write_now(bytes, &mut self.counters) {
+        let sent = match entry.write_now(bytes, self.sessions.encrypting(id.slot), &mut self.counters) {
             Ok(sent) => sent,
             Err(error) => return self.fail(id, &error),
         };
@@ -287,7 +308,8 @@ impl<C> Connections<C> {
         let Some(entry) = self.entries.get_mut(id.slot).filter(|entry| entry.takes_writes(id)) else {
             return Written::Closed;
         };
-        let sent = match entry.write_now(shared.bytes, &mut self.counters) {
+        let sent = match entry.write_now(shared.bytes, self.sessions.encrypting(id.slot), &mut self.counters)
+        {
             Ok(sent) => sent,
             Err(error) => return self.fail(id, &error),
         };
@@ -365,13 +387,16 @@ impl<C> Connections<C> {
 
     /// The queue is empty: does what was asked for then.
     fn flushed(&mut self, id: ConnectionId) {
-        let Some(entry) = self.entry_mut(id) else { return };
+        let Some(entry) = self.entries.get_mut(id.slot).filter(|entry| entry.generation == id.generation)
+        else {
+            return;
+        };
         match entry.flags.when_flushed {
             WhenFlushed::Stay => {}
             WhenFlushed::Resume => entry.flags.when_flushed = WhenFlushed::Stay,
             WhenFlushed::Close => self.doom(id, Closed::Local),
             WhenFlushed::Shut => {
-                if let Err(error) = entry.shut() {
+                if let Err(error) = entry.shut(self.sessions.encrypting(id.slot)) {
                     self.doom(id, Closed::Failed(error.kind()));
                 }
             }
@@ -391,13 +416,14 @@ impl<C> Connections<C> {
             return Err(error);
         }
         let Some(mut entry) = self.entries.remove(id.slot) else { return Ok(None) };
+        let tls = self.sessions.remove(id.slot);
         self.forget_queue(&entry);
         let mut dropped = entry.outbound.as_mut().map_or(0, |queue| queue.take_dropped());
         if let Some(at) = self.recovered.iter().position(|(recovered, _)| *recovered == id) {
             dropped += self.recovered.swap_remove(at).1;
         }
         let unsent = entry.outbound.map_or_else(Vec::new, |queue| queue.into_unsent());
-        Ok(Some(Released { socket: socket.into(), unsent, dropped, connection: entry.connection }))
+        Ok(Some(Released { socket: socket.into(), unsent, dropped, tls, connection: entry.connection }))
     }
 
     /// Whether the loop has something to do for them at once. (What was gathered has left at the end of the turn.)
@@ -467,16 +493,14 @@ impl<C> Connections<C> {
             entry.flags.readable = true;
             return None;
         }
+        if self.sessions.get(id.slot).is_some() {
+            return self.read_tls(id, buffer, read_closed);
+        }
         let socket = entry.socket.as_mut()?;
         loop {
             match socket.read(buffer) {
                 Ok(0) => {
-                    entry.flags.readable = false;
-                    match entry.outbound.is_some() && entry.is_closing() {
-                        // It may have ended its side only, and still read: its last words are on their way.
-                        true => entry.flags.when_flushed = WhenFlushed::Close,
-                        false => self.doom(id, Closed::Peer),
-                    }
+                    self.end_of_stream(id);
                     return None;
                 }
                 Ok(n) => {
@@ -498,6 +522,23 @@ impl<C> Connections<C> {
                     return None;
                 }
             }
+        }
+    }
+
+    /// The peer has ended its stream.
+    pub(crate) fn end_of_stream(&mut self, id: ConnectionId) {
+        let Some(entry) = self.entry_mut(id) else { return };
+        entry.flags.readable = false;
+        match entry.outbound.is_some() && entry.is_closing() {
+            // It may have ended its side only, and still read: its last words are on their way.
+            true => entry.flags.when_flushed = WhenFlushed::Close,
+            false => self.doom(id, Closed::Peer),
+        }
+    }
+
+    pub(crate) fn set_readable(&mut self, id: ConnectionId, readable: bool) {
+        if let Some(entry) = self.entry_mut(id) {
+            entry.flags.readable = readable;
         }
     }
 
@@ -528,7 +569,8 @@ impl<C> Connections<C> {
     /// Removes a doomed connection and gives its state back; dropping the socket closes it.
     pub(crate) fn bury(&mut self, id: ConnectionId) -> Option<C> {
         self.entry(id)?;
-        let entry = self.entries.remove(id.slot)?;
+        let mut entry = self.entries.remove(id.slot)?;
+        self.end_session(id, &mut entry);
         self.forget_queue(&entry);
         self.counters.messages_unsent += entry.outbound.as_ref().map_or(0, |queue| queue.messages());
         Some(entry.connection)
@@ -560,7 +602,13 @@ impl<C> Connections<C> {
         let Some(entry) = self.entries.get_mut(id.slot).filter(|entry| entry.lives(id)) else { return };
         let (Some(queue), Some(socket)) = (entry.outbound.as_mut(), entry.socket.as_mut()) else { return };
         let before = queue.bytes();
-        let emptied = queue.write_to(socket);
+        let emptied = match self.sessions.encrypting(id.slot) {
+            None => queue.write_to(socket),
+            Some(tls) => {
+                let mut writer = tls.onto(socket);
+                queue.write_to(&mut writer).and_then(|emptied| Ok(writer.send_unsent()? && emptied))
+            }
+        };
         // Also after an error: some may have gone out before it.
         let written = (before - queue.bytes()) as u64;
         self.counters.queued_bytes -= written;
@@ -578,6 +626,25 @@ impl<C> Connections<C> {
             Ok(false) => entry.flags.blocked = true,
             Err(error) => self.doom(id, Closed::Failed(error.kind())),
         }
+    }
+
+    /// A session has something to say, or what waited for its handshake may go.
+    pub(crate) fn flush_session(&mut self, id: ConnectionId) {
+        if let Some(entry) = self.entry_mut(id) {
+            entry.outbound.get_or_insert_default();
+            self.flush(id);
+        }
+    }
+
+    /// Says that the stream ends here, if nothing is missing from it. A peer that is gone needs none, and the socket
+    /// of one that is slow may have no room.
+    fn end_session(&mut self, id: ConnectionId, entry: &mut Entry<C>) {
+        if let (Some(socket), None) = (entry.socket.as_mut(), &entry.outbound)
+            && let Some(tls) = self.sessions.encrypting(id.slot)
+        {
+            drop(tls.onto(socket).close());
+        }
+        self.sessions.remove(id.slot);
     }
 
     fn forget_queue(&mut self, entry: &Entry<C>) {

@@ -11,6 +11,7 @@ use crate::{
     connections::Counters,
     outbound::Outbound,
     slab::ConnectionId,
+    tls::Encrypting,
     wheel::{Tick, Timer},
 };
 
@@ -99,34 +100,60 @@ impl<C> Entry<C> {
         }
     }
 
-    /// Writes to the socket if nothing waits before it; the number of bytes that went out.
-    pub(crate) fn write_now(&mut self, bytes: &[u8], counters: &mut Counters) -> io::Result<usize> {
+    /// Writes to the socket if nothing waits before it; the number of bytes that went out, of plaintext if it is
+    /// encrypted on the way.
+    pub(crate) fn write_now(
+        &mut self,
+        bytes: &[u8],
+        tls: Option<Encrypting<'_>>,
+        counters: &mut Counters,
+    ) -> io::Result<usize> {
         let Some(socket) = self.socket.as_mut() else { return Ok(0) };
         if self.flags.blocked || self.outbound.as_ref().is_some_and(|queue| !queue.is_empty()) {
             return Ok(0);
         }
         counters.writes += 1;
-        let sent = loop {
-            match socket.write(bytes) {
-                Ok(sent) => break sent,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break 0,
-                Err(error) => return Err(error),
+        let (sent, is_flushed) = match tls {
+            None => (write_some(socket, bytes)?, true),
+            Some(tls) => {
+                let mut writer = tls.onto(socket);
+                (write_some(&mut writer, bytes)?, writer.send_unsent()?)
             }
         };
         counters.bytes_sent += sent as u64;
-        self.flags.blocked = sent < bytes.len();
+        self.flags.blocked = sent < bytes.len() || !is_flushed;
+        if !is_flushed {
+            // What waits in the session is waited for like a queue.
+            self.outbound.get_or_insert_default();
+        }
         Ok(sent)
     }
 
-    /// Ends the stream of what is sent, once; a reserved connection's when it has its socket.
-    pub(crate) fn shut(&mut self) -> io::Result<()> {
-        match &self.socket {
-            Some(socket) if !self.flags.shut => {
-                self.flags.shut = true;
-                socket.shutdown(Shutdown::Write)
-            }
-            _ => Ok(()),
+    /// Ends the stream of what is sent, once; a reserved connection's when it has its socket. A session ends before
+    /// its stream.
+    pub(crate) fn shut(&mut self, tls: Option<Encrypting<'_>>) -> io::Result<()> {
+        let Some(socket) = self.socket.as_mut().filter(|_| !self.flags.shut) else { return Ok(()) };
+        if let Some(tls) = tls
+            && !tls.onto(socket).close()?
+        {
+            // Again when it has been sent.
+            self.outbound.get_or_insert_default();
+            self.flags.blocked = true;
+            return Ok(());
+        }
+        self.flags.shut = true;
+        socket.shutdown(Shutdown::Write)
+    }
+}
+
+/// What the socket takes now; 0 when it would block.
+fn write_some(socket: &mut impl Write, bytes: &[u8]) -> io::Result<usize> {
+    loop {
+        match socket.write(bytes) {
+            Ok(sent) => return Ok(sent),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(0),
+            Err(error) => return Err(error),
         }
     }
 }

@@ -6,6 +6,8 @@
 //! driver writes through [`Connections`], straight to the socket, and only a socket that would block gets a
 //! queue ([`outbound`]), bounded in bytes. Timers sit in one [`wheel`] with coarse ticks.
 //!
+//! A connection that speaks TLS ([`TlsSession`]) does so in the shard: the driver sees plaintext ([`tls`]).
+//!
 //! An idle connection owns one slab entry: no task, no timer object, no buffer, no queue.
 
 mod acceptor;
@@ -15,6 +17,7 @@ mod mailbox;
 mod outbound;
 mod shard;
 mod slab;
+mod tls;
 mod wheel;
 
 pub use acceptor::{Acceptor, AcceptorHandle, Intake};
@@ -23,4 +26,5 @@ pub use mailbox::{Mail, Mailbox};
 pub use outbound::{Overflow, Shared};
 pub use shard::{Driver, Shard, Turn};
 pub use slab::ConnectionId;
+pub use tls::{RECORD_BYTES_MAX, TlsSession};
 pub use wheel::{TICK, Tick};

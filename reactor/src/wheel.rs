@@ -187,7 +187,7 @@ mod tests {
         let (mut wheel, mut timer) = (Wheel::new(), Timer::OFF);
         wheel.set(0, &mut timer, Tick(10));
         wheel.set(0, &mut timer, Tick::NEVER);
-        assert_eq!(fires(&mut wheel, &mut timer, 1, 600), []);
+        assert_eq!(fires(&mut wheel, &mut timer, 1, 600), Vec::<u32>::new());
         wheel.set(0, &mut timer, Tick(3));
         assert_eq!(fires(&mut wheel, &mut timer, 601, 602), [601]);
     }

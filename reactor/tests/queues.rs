@@ -7,12 +7,15 @@ mod support;
 use std::{
     io::{Read, Write},
     net::TcpStream,
+    sync::Arc,
     thread,
 };
 
 use bytes::{BufMut, Bytes, BytesMut};
+use rustls::version::TLS13;
 use support::{Name, Running, lost, narrow_pair, pattern, read_exact, read_to_end, shut};
-use tidegate_reactor::{Closed, Mail, Overflow, Shared, Written};
+use tidegate_reactor::{Closed, Mail, Overflow, RECORD_BYTES_MAX, Shared, Written};
+use tidegate_testkit::tls::{Authority, wrap_tls};
 
 const QUEUE_BYTES: usize = 64 * 1024;
 
@@ -62,7 +65,8 @@ fn publish_round(shard: &Running, name: Name, round: u32, keys: u32, overflow: O
             let last_at = out.len() - MESSAGE_BYTES;
             let shared = Shared { bytes: &out.freeze(), messages: size, last_at, key, overflow };
             let written = connections.write_shared(id.slot, &shared);
-            assert!(connections.queued_bytes(id) <= QUEUE_BYTES + shared.bytes.len(), "the queue is bounded");
+            let bound = QUEUE_BYTES + shared.bytes.len() + RECORD_BYTES_MAX;
+            assert!(connections.queued_bytes(id) <= bound, "the queue is bounded");
             tally.closed |= written == Written::Closed;
             tally.published += u64::from(size);
             tally.dropped += lost(written, size);
@@ -71,11 +75,45 @@ fn publish_round(shard: &Running, name: Name, round: u32, keys: u32, overflow: O
     })
 }
 
+/// What lies between a shard and its client.
+#[derive(Debug, Clone, Copy)]
+enum Layer {
+    Tcp,
+    Tls,
+}
+
+const LAYERS: [Layer; 2] = [Layer::Tcp, Layer::Tls];
+
+impl Layer {
+    /// A shard with one client, whose connection holds little.
+    fn connect(self) -> (Running, Name, Box<dyn Read + Send>) {
+        let (client, server) = narrow_pair();
+        match self {
+            Self::Tcp => {
+                let mut shard = Running::start(QUEUE_BYTES);
+                let name = shard.adopt(server);
+                (shard, name, Box::new(client))
+            }
+            Self::Tls => {
+                let authority = Authority::new();
+                let config = authority.issue(2050).server_config(&[&TLS13]);
+                let mut shard = Running::start_tls(QUEUE_BYTES, config);
+                let name = shard.adopt(server);
+                let client = wrap_tls(client, &Arc::new(authority.client_config(&[&TLS13]))).unwrap();
+                (shard, name, Box::new(client))
+            }
+        }
+    }
+}
+
 /// A reader that takes 32 KiB for every 120 KB published, and in the end everything.
-fn slow_reader(overflow: Overflow, keys: u32, merges: bool) -> (Vec<Got>, Tally, Vec<(Name, u64)>) {
-    let mut shard = Running::start(QUEUE_BYTES);
-    let (mut client, server) = narrow_pair();
-    let name = shard.adopt(server);
+fn slow_reader(
+    overflow: Overflow,
+    keys: u32,
+    merges: bool,
+    layer: Layer,
+) -> (Vec<Got>, Tally, Vec<(Name, u64)>) {
+    let (shard, name, mut client) = layer.connect();
     shard.ask(move |scribe, connections| connections.set_merging(scribe.ids[&name], merges));
     let (mut total, mut received) = (Tally::default(), Vec::new());
     for round in 0..60 {
@@ -137,36 +175,39 @@ fn check_accounts(received: &[Got], total: &Tally, recovered: &[(Name, u64)], ke
 
 #[test]
 fn drop_loses_the_new_ones_and_says_how_many() {
-    for merges in [false, true] {
-        let (received, total, recovered) = slow_reader(Overflow::Drop, 3, merges);
+    for (merges, layer) in [false, true].into_iter().flat_map(|merges| LAYERS.map(|layer| (merges, layer))) {
+        let (received, total, recovered) = slow_reader(Overflow::Drop, 3, merges, layer);
         check_accounts(&received, &total, &recovered, 3);
     }
 }
 
 #[test]
 fn latest_always_ends_with_the_newest_of_every_key() {
-    for merges in [false, true] {
-        let (received, total, recovered) = slow_reader(Overflow::Latest, 4, merges);
+    for (merges, layer) in [false, true].into_iter().flat_map(|merges| LAYERS.map(|layer| (merges, layer))) {
+        let (received, total, recovered) = slow_reader(Overflow::Latest, 4, merges, layer);
         check_accounts(&received, &total, &recovered, 4);
         for key in 0..4 {
             // The last batch of a key in a round is 36 to 39: its last message is what everyone must end with.
             let batch = 36 + key;
             let newest = 59 * 1000 + batch * 5 + batch % 5;
             let last = received.iter().rfind(|got| got.0 == key);
-            assert_eq!(last, Some(&(key, newest)), "merges: {merges}");
+            assert_eq!(last, Some(&(key, newest)), "merges: {merges}, {layer:?}");
         }
     }
 }
 
 #[test]
 fn disconnect_delivers_a_whole_beginning_and_closes() {
-    let (received, total, recovered) = slow_reader(Overflow::Disconnect, 1, false);
-    check_order(&received, 1);
-    assert!(total.closed && recovered.is_empty());
-    let mut expected = (0..).flat_map(|round| {
-        (0..40).flat_map(move |batch| (0..1 + batch % 5).map(move |at| round * 1000 + batch * 5 + at))
-    });
-    assert!(received.iter().all(|got| Some(got.1) == expected.next()), "something is missing in between");
+    for layer in LAYERS {
+        let (received, total, recovered) = slow_reader(Overflow::Disconnect, 1, false, layer);
+        check_order(&received, 1);
+        assert!(total.closed && recovered.is_empty());
+        let mut expected = (0..).flat_map(|round| {
+            (0..40).flat_map(move |batch| (0..1 + batch % 5).map(move |at| round * 1000 + batch * 5 + at))
+        });
+        let whole = received.iter().all(|got| Some(got.1) == expected.next());
+        assert!(whole, "something is missing in between ({layer:?})");
+    }
 }
 
 #[test]

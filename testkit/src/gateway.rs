@@ -263,10 +263,11 @@ impl GatewayBuilder {
     }
 }
 
-/// Reads `listening public=http://HOST:PORT internal=http://HOST:PORT`.
+/// Reads `listening public=http://HOST:PORT internal=http://HOST:PORT`; the public port may be `https`.
 fn listening(line: &str) -> Option<(SocketAddr, SocketAddr)> {
     let mut fields = line.split_whitespace().skip_while(|word| *word != "listening").skip(1);
-    let public = fields.next()?.strip_prefix("public=http://")?.parse().ok()?;
+    let (_, public) = fields.next()?.strip_prefix("public=http")?.split_once("://")?;
+    let public = public.parse().ok()?;
     let internal = fields.next()?.strip_prefix("internal=http://")?.parse().ok()?;
     Some((public, internal))
 }
@@ -280,6 +281,9 @@ mod tests {
         let (public, internal) =
             listening("listening public=http://127.0.0.1:41 internal=http://127.0.0.1:42").expect("read");
         assert_eq!((public.port(), internal.port()), (41, 42));
+        let (public, _) =
+            listening("listening public=https://127.0.0.1:43 internal=http://127.0.0.1:42").expect("read");
+        assert_eq!(public.port(), 43);
     }
 
     #[test]

@@ -21,6 +21,7 @@ pub mod redis;
 mod rest;
 mod sse;
 mod tcp;
+pub mod tls;
 mod tool;
 mod wait;
 mod ws;

@@ -4,7 +4,7 @@
 //! [`upgrade`]; from then on every byte read goes through the connection's [`decoder::Decoder`], which unmasks,
 //! joins, inflates ([`deflate`]) and validates in place. What goes out is encoded once by [`frame`] (WebSocket) or
 //! [`sse`] (event streams) around the JSON of [`raw`], and shared by every connection it is for. Answers that are
-//! not a protocol switch are written by [`http_answer`].
+//! not a protocol switch are written by [`http_answer`]. Before all of it a proxy may say who the client is ([`proxy_v2`]).
 //!
 //! Nothing here opens a socket, reads a clock or draws randomness, and nothing here trusts a length it was told.
 
@@ -15,6 +15,7 @@ pub mod deflate;
 pub mod frame;
 pub mod head;
 pub mod http_answer;
+pub mod proxy_v2;
 pub mod raw;
 pub mod sse;
 pub mod upgrade;

@@ -33,6 +33,8 @@ pub use tidegate_ops::{
         UnitError, parse_duration, read_secret,
     },
     log::Log,
+    tls::Tls,
+    trust::{ForwardedHeader, Network},
 };
 use tidegate_ops::{
     config::{Entry, Load, Node, THREADS_MAX},
@@ -63,8 +65,18 @@ section! {
         /// (`redis-sentinel://s1,s2/NAME`), or some servers of a Cluster (`redis-cluster://a,b`). `user:password@` comes
         /// before the hosts, percent-encoded; `rediss`, `rediss-sentinel` and `rediss-cluster` are over TLS.
         backplane: BackplaneUrl = BackplaneUrl::Memory;
+        /// Whether every connection to the public port begins with a PROXY protocol header, version 2, which names
+        /// the client. One without it is closed. Only the balancer may reach the port then.
+        proxy_protocol: bool = false;
+        /// Proxies whose word on a client's address is taken, from the header `forwarded_header`. The client is
+        /// the rightmost address in it that is not one of them.
+        trusted_proxies: Vec<Network> = Vec::new();
+        /// The header that the trusted proxies write. The other one is not read: clients could send it.
+        forwarded_header: ForwardedHeader = ForwardedHeader::XForwardedFor;
         /// Development mode: loopback only, the API key `dev-key`, anonymous subscriptions, history.
         dev: bool = false;
+        /// See `tls.*`.
+        tls: Tls = Tls::default();
         /// See `limits.*`.
         limits: Limits = Limits::default();
         /// See `heartbeat.*`.
@@ -163,6 +175,7 @@ impl Config {
     fn load_over(&mut self, root: &Node<'_>) -> Result<(), ConfigError> {
         self.load(root)?;
         self.auth.finish(root)?;
+        self.tls.server()?;
         self.check_dev()?;
         self.check_limits()?;
         self.check_history()?;

@@ -8,6 +8,7 @@
 //! and its parts (the head, what hyper read after it, the socket) are dealt to a shard.
 
 mod head;
+mod link;
 mod progress;
 mod socket;
 
@@ -31,14 +32,15 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
+use tidegate_reactor::TlsSession;
 use tokio::{
-    net::TcpStream,
     runtime::Handle,
     time::{Instant, Sleep, sleep_until},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
+    link::{Link, LinkParts},
     progress::{Overdue, Progress},
     socket::WatchedSocket,
 };
@@ -46,7 +48,7 @@ use super::PublicService;
 use crate::{
     front::{AddressKey, Dealer, Front},
     metrics::Metrics,
-    session::refusal::Refusal,
+    session::{preamble::Preamble, refusal::Refusal},
 };
 
 /// A connection that a shard hands over.
@@ -55,6 +57,8 @@ pub(crate) struct HandOff {
     pub(crate) socket: StdTcpStream,
     /// What was read from it.
     pub(crate) received: Bytes,
+    /// Its TLS session, if it has one; `received` is plaintext.
+    pub(crate) tls: Option<Box<TlsSession>>,
     pub(crate) address: AddressKey,
 }
 
@@ -109,12 +113,13 @@ impl HttpServer {
     /// Serves a connection from now on. Does not block.
     pub(crate) fn take(self: &Arc<Self>, hand_off: HandOff) {
         let place = Place { front: Arc::clone(&self.front), address: Some(hand_off.address) };
-        let serving = Arc::clone(self).serve(hand_off.socket, hand_off.received, place);
+        let serving = Arc::clone(self).serve(hand_off, place);
         self.tasks.spawn_on(serving, &self.runtime);
     }
 
-    async fn serve(self: Arc<Self>, socket: StdTcpStream, unread: Bytes, place: Place) {
-        let socket = match TcpStream::from_std(socket) {
+    async fn serve(self: Arc<Self>, hand_off: HandOff, place: Place) {
+        let HandOff { socket, received: unread, tls, .. } = hand_off;
+        let socket = match Link::new(socket, tls) {
             Ok(socket) => socket,
             Err(error) => return tracing::warn!(%error, "a handed-over socket could not be registered"),
         };
@@ -147,7 +152,7 @@ impl HttpServer {
         };
         match end {
             End::Returning(head) => self.give_back(head, &read_buf, io.into_inner(), place),
-            End::Overdue(overdue) => self.give_up(overdue, &io.into_inner().socket),
+            End::Overdue(overdue) => self.give_up(overdue, &mut io.into_inner().socket),
             End::Served(_) => {}
         }
     }
@@ -167,18 +172,19 @@ impl HttpServer {
     /// Deals a connection to a shard, with all that was read from it and not answered.
     fn give_back(&self, head: Vec<u8>, read_buf: &[u8], socket: WatchedSocket, mut place: Place) {
         let WatchedSocket { unread, socket, .. } = socket;
-        let read = [&head, read_buf, &unread[..]].concat();
-        match (socket.into_std(), place.address) {
-            (Ok(socket), Some(address)) => {
+        match (socket.into_parts(), place.address) {
+            (Ok(LinkParts { socket, tls, unread: decrypted }), Some(address)) => {
+                let read = [&head, read_buf, &unread[..], &decrypted].concat();
                 place.address = None;
-                self.dealer.deal(socket, read.into(), address, None);
+                let preamble = tls.map_or(Preamble::None, Preamble::Session);
+                self.dealer.deal(socket, read.into(), address, None, preamble);
             }
             (Err(error), _) => tracing::warn!(%error, "a socket could not leave the runtime"),
             (Ok(_), None) => {}
         }
     }
 
-    fn give_up(&self, overdue: Overdue, socket: &TcpStream) {
+    fn give_up(&self, overdue: Overdue, socket: &mut Link) {
         if overdue == Overdue::Quiet {
             return;
         }
@@ -187,7 +193,7 @@ impl HttpServer {
         let mut answer = Vec::new();
         refusal.write(0, &mut answer);
         // Everything before it was flushed, so there is room for 300 bytes; a client that is gone needs none.
-        if let Err(error) = socket.try_write(&answer) {
+        if let Err(error) = socket.try_answer(&answer) {
             tracing::debug!(%error, "a client was not told that its head is late");
         }
     }

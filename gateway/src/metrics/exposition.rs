@@ -45,6 +45,8 @@ fn connections(page: &mut Page<'_>, metrics: &Metrics, shards: &[Arc<ShardMetric
         seconds,
         HANDSHAKE_BOUNDS,
     )?;
+    let tls = shards.iter().map(|shard| &shard.tls_handshakes);
+    page.counters("tls_handshakes", "TLS sessions that began or broke off, by result.", tls)?;
     let durations = shards.iter().map(|shard| &shard.connection_duration_seconds);
     page.histogram(
         "connection_duration_seconds",

@@ -89,6 +89,20 @@ label!(
         Descriptors = "descriptors",
         BackplaneUnavailable = "backplane_unavailable",
         BackplaneRefused = "backplane_refused",
+        /// The connection did not begin with the PROXY protocol header that is required.
+        ProxyHeader = "proxy_header",
+        /// No TLS session came about.
+        TlsFailed = "tls_failed",
+    }
+);
+
+label!(
+    /// How a TLS session began, or that it broke off.
+    TlsHandshake, "result", {
+        Full = "full",
+        /// With a ticket of an earlier session.
+        Resumed = "resumed",
+        Failed = "failed",
     }
 );
 

@@ -6,7 +6,7 @@ use tidegate_backplane::{Channel, Position};
 use tidegate_reactor::{ConnectionId, Connections};
 use tidegate_wire::{head::Head as RequestHead, raw::Query, upgrade::Upgrade};
 
-use super::{Head, Phase, Protocol, Session, opening::Request, refusal::Refusal};
+use super::{Head, Phase, Protocol, Session, opening::Request, preamble::Preamble, refusal::Refusal};
 use crate::{
     auth::{Claims, Scope, Verdict, bearer},
     front::Over,
@@ -57,6 +57,10 @@ impl Core {
         let Some(Phase::Head(head)) = connections.get_mut(id).map(|session| &mut session.phase) else {
             return None;
         };
+        if matches!(head.preamble, Preamble::Proxy) {
+            let rest = self.read_proxy_header(connections, id, bytes).filter(|rest| !rest.is_empty())?;
+            return self.read_head(connections, id, &rest);
+        }
         let arrival = head.over.map_or(Arrival::New, Arrival::TurnedAway);
         match head.received.take() {
             None => self.take_head(connections, id, bytes, arrival, bytes),
@@ -97,6 +101,10 @@ impl Core {
                 (Arrival::TurnedAway(over), _) => self.refuse(connections, id, &Refusal::Over(over)),
                 (_, Route::Http) => self.hand_to_http(connections, id, received),
                 (_, Route::Shard(protocol)) => {
+                    if let Err(refusal) = self.name_client(connections, id, &head) {
+                        self.refuse(connections, id, &refusal);
+                        return None;
+                    }
                     return self.open(connections, id, arrival, protocol, &head, received);
                 }
             },
@@ -124,7 +132,7 @@ impl Core {
         if let Some(Phase::Opening(opening)) = connections.get(id).map(|session| &session.phase) {
             let refusal = opening.timed_out();
             self.refuse(connections, id, &refusal);
-        } else if silent {
+        } else if silent || self.is_before_request(connections, id) {
             self.metrics.handshakes.add(HandshakeResult::Timeout, 1);
             connections.close(id);
         } else {
@@ -164,8 +172,12 @@ impl Core {
             Ok(Some(released)) => {
                 self.metrics.connections.set(connections.len() as i64);
                 self.connections_dealt.fetch_sub(1, std::sync::atomic::Ordering::AcqRel);
-                let hand_off =
-                    HandOff { socket: released.socket, received: received.to_vec().into(), address };
+                let hand_off = HandOff {
+                    socket: released.socket,
+                    received: received.to_vec().into(),
+                    tls: released.tls,
+                    address,
+                };
                 self.shared.http.take(hand_off);
             }
             // On its way out already: its end is still to be reported.

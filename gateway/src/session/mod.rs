@@ -6,13 +6,14 @@
 //!   └──► handed to HTTP    └───────┘
 //! ```
 //!
-//! `head` reads the request, `opening` authorises, subscribes and recovers, `socket` and `stream` speak with open
+//! `preamble` sees to what comes before a request, `head` reads the request, `opening` authorises, subscribes and recovers, `socket` and `stream` speak with open
 //! clients, `publishing` takes what they publish, `leaving` says goodbye. All of them are parts of
 //! [`ShardDriver`](crate::shard::ShardDriver)'s work; this file holds the state and what the hub does with it.
 
 pub(crate) mod head;
 pub(crate) mod leaving;
 pub(crate) mod opening;
+pub(crate) mod preamble;
 pub(crate) mod publishing;
 mod recovery;
 pub(crate) mod refusal;
@@ -34,6 +35,7 @@ use crate::{
     outgoing::{Content, Encoding, Outgoing},
 };
 use opening::Opening;
+use preamble::Preamble;
 use publishing::Publisher;
 pub(crate) use recovery::Recovery;
 
@@ -68,6 +70,8 @@ pub(crate) struct Head {
     pub(crate) received: Option<Box<Vec<u8>>>,
     /// It was let in only to be told that there is no room.
     pub(crate) over: Option<crate::front::Over>,
+    /// What is still to come before the head.
+    pub(crate) preamble: Preamble,
 }
 
 /// What an open connection speaks.
@@ -121,8 +125,13 @@ pub(crate) struct Rare {
 pub(crate) type Present = Shared<BoxFuture<'static, ()>>;
 
 impl Session {
-    pub(crate) fn new(address: AddressKey, accepted_ms: u32, over: Option<crate::front::Over>) -> Self {
-        Self { address, accepted_ms, phase: Phase::Head(Head { received: None, over }) }
+    pub(crate) fn new(
+        address: AddressKey,
+        accepted_ms: u32,
+        over: Option<crate::front::Over>,
+        preamble: Preamble,
+    ) -> Self {
+        Self { address, accepted_ms, phase: Phase::Head(Head { received: None, over, preamble }) }
     }
 
     pub(crate) fn open(&self) -> Option<&Open> {

@@ -7,13 +7,15 @@ use std::{
     fmt, io,
     io::Read,
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
-    sync::mpsc,
+    sync::{Arc, mpsc},
     thread::JoinHandle,
 };
 
 use bytes::Bytes;
+use rustls::ServerConfig;
 use tidegate_reactor::{
-    Closed, ConnectionId, Connections, Driver, Mail, Mailbox, Overflow, Shard, Shared, Tick, Turn, Written,
+    Closed, ConnectionId, Connections, Driver, Mail, Mailbox, Overflow, Shard, Shared, Tick, TlsSession,
+    Turn, Written,
 };
 use tidegate_testkit::{
     DEADLINE, eventually_some,
@@ -52,6 +54,8 @@ pub(crate) struct Scribe {
     pub(crate) pauses: bool,
     /// On the end of one connection, this message goes to another, merged with what else the turn brings.
     pub(crate) will: Option<(Name, Bytes)>,
+    /// Connections speak TLS from their adoption on.
+    pub(crate) tls: Option<Arc<ServerConfig>>,
 }
 
 impl Driver for Scribe {
@@ -63,6 +67,10 @@ impl Driver for Scribe {
         self.ids.insert(name, id);
         self.received.insert(name, Vec::new());
         connections.set_paused(id, self.pauses);
+        if let Some(config) = &self.tls {
+            let session = TlsSession::new(Arc::clone(config), &[]).expect("a session");
+            connections.start_tls(id, Box::new(session));
+        }
     }
 
     fn on_bytes(&mut self, connections: &mut Connections<State>, id: ConnectionId, bytes: &mut [u8]) {
@@ -126,6 +134,13 @@ impl Running {
         let mailbox = shard.mailbox();
         let thread = std::thread::spawn(move || shard.run(Scribe::default()));
         Self { mailbox, thread: Some(thread), names: 0 }
+    }
+
+    /// As [`start`](Self::start); what is adopted speaks TLS.
+    pub(crate) fn start_tls(queue_bytes_max: usize, config: ServerConfig) -> Self {
+        let running = Self::start(queue_bytes_max);
+        running.ask(|scribe, _| scribe.tls = Some(Arc::new(config)));
+        running
     }
 
     /// Runs a closure in the shard and waits for its answer.

@@ -8,6 +8,7 @@ mod bad_requests;
 mod churn;
 mod descriptors;
 mod drain;
+mod edge;
 mod first_message;
 mod foreign_clients;
 mod kept_alive;

@@ -8,17 +8,14 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::progress::Progress;
+use super::{link::Link, progress::Progress};
 
 pub(super) struct WatchedSocket {
     /// Read from the socket by somebody else, not by hyper yet.
     pub(super) unread: Bytes,
-    pub(super) socket: TcpStream,
+    pub(super) socket: Link,
     pub(super) progress: Arc<Progress>,
 }
 

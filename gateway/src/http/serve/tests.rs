@@ -3,7 +3,10 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 use super::*;
 use crate::http::tests::Fixture;
@@ -23,7 +26,7 @@ async fn client(server: &Arc<HttpServer>) -> TcpStream {
     let (socket, peer) = listener.accept().await.unwrap();
     let address = place(server, peer);
     let received = Bytes::from_static(REQUEST);
-    server.take(HandOff { socket: socket.into_std().unwrap(), received, address });
+    server.take(HandOff { socket: socket.into_std().unwrap(), received, tls: None, address });
     client
 }
 
