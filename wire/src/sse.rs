@@ -33,7 +33,7 @@ pub fn encode_event(id: Option<&str>, event: Option<&str>, data: &str, out: &mut
     }
     let mut rest = data;
     loop {
-        let line_len = rest.find(['\r', '\n']).unwrap_or(rest.len());
+        let line_len = memchr::memchr2(b'\r', b'\n', rest.as_bytes()).unwrap_or(rest.len());
         out.extend_from_slice(b"data: ");
         out.extend_from_slice(&rest.as_bytes()[..line_len]);
         out.push(b'\n');

@@ -18,7 +18,7 @@ use tidegate_backplane::{
     Sink,
 };
 use tidegate_reactor::{Acceptor, AcceptorHandle};
-use tidegate_testkit::{DEADLINE, eventually};
+use tidegate_testkit::{DEADLINE, eventually, eventually_some};
 use tokio::{runtime::Runtime, sync::watch};
 use tokio_util::task::TaskTracker;
 
@@ -27,7 +27,7 @@ use crate::{
     config::{Config, Namespace},
     front::Front,
     metrics::Metrics,
-    node::{Node, PublishRequest, Relay},
+    node::{Node, PublishError, PublishRequest, Relay},
     server::{Parts, runtime},
 };
 
@@ -87,6 +87,7 @@ impl Rig {
     }
 
     /// Publishes a text; its position where the channel has history.
+    /// Publishes; again when there was no room for 5 s, as a starved machine has none.
     pub(super) fn publish(&self, channel: &str, text: &str) -> Option<Position> {
         let request = PublishRequest {
             channel: Channel::new(channel).unwrap(),
@@ -95,7 +96,12 @@ impl Rig {
             idempotency_key: None,
         };
         let runtime = self.runtime.as_ref().unwrap();
-        runtime.block_on(self.node.publish(request)).unwrap().position
+        eventually_some("room in the channel", DEADLINE, || {
+            match runtime.block_on(self.node.publish(request.clone())) {
+                Err(PublishError::Overloaded { .. }) => None,
+                published => Some(published.unwrap().position),
+            }
+        })
     }
 
     /// Hands the node a publication that the backplane below does not know.
