@@ -10,8 +10,9 @@ use bytes::Bytes;
 use mio::{Interest, Registry, Token, net::TcpStream};
 
 use crate::{
-    entry::{Entry, Flags, WhenFlushed},
+    entry::{Entry, Flags, PeerEnd, WhenFlushed},
     outbound::{Bound, Queued, Shared},
+    peering::Notice,
     slab::{ConnectionId, Slab},
     tls::{Sessions, TlsSession},
     wheel::{Tick, Timer, Visit, Wheel},
@@ -87,7 +88,7 @@ pub struct Connections<C> {
     pub(crate) entries: Slab<Entry<C>>,
     pub(crate) wheel: Wheel,
     pub(crate) sessions: Sessions,
-    registry: Registry,
+    pub(crate) registry: Registry,
     now: Tick,
     next_generation: u32,
     queue_bytes_max: usize,
@@ -100,6 +101,9 @@ pub struct Connections<C> {
     pub(crate) unread: VecDeque<ConnectionId>,
     /// Queues that ran empty after messages had been dropped from them.
     pub(crate) recovered: Vec<(ConnectionId, u64)>,
+    /// What drivers asked to be told of, in order. At most a few for each connection: each is told once, or again
+    /// only after the driver asked again.
+    pub(crate) notices: VecDeque<(ConnectionId, Notice)>,
     pub(crate) counters: Counters,
 }
 
@@ -117,6 +121,7 @@ impl<C> Connections<C> {
             doomed: VecDeque::new(),
             unread: VecDeque::new(),
             recovered: Vec::new(),
+            notices: VecDeque::new(),
             counters: Counters::default(),
         }
     }
@@ -375,7 +380,7 @@ impl<C> Connections<C> {
         let Some(entry) = self.entry_mut(id) else { return };
         // A decision to end is not taken back.
         entry.flags.when_flushed = entry.flags.when_flushed.max(action);
-        if entry.flags.when_flushed == WhenFlushed::Shut {
+        if entry.flags.when_flushed == WhenFlushed::Shut && entry.flags.peer_end == PeerEnd::Closes {
             // The peer's end is waited for, and it is found by reading.
             entry.flags.paused = false;
         }
@@ -391,6 +396,7 @@ impl<C> Connections<C> {
         else {
             return;
         };
+        let tells = std::mem::take(&mut entry.flags.tells_flushed);
         match entry.flags.when_flushed {
             WhenFlushed::Stay => {}
             WhenFlushed::Resume => entry.flags.when_flushed = WhenFlushed::Stay,
@@ -400,6 +406,9 @@ impl<C> Connections<C> {
                     self.doom(id, Closed::Failed(error.kind()));
                 }
             }
+        }
+        if tells {
+            self.notices.push_back((id, Notice::Flushed));
         }
         self.catch_up(id);
     }
@@ -431,6 +440,7 @@ impl<C> Connections<C> {
         !self.unread.is_empty()
             || !self.doomed.is_empty()
             || !self.recovered.is_empty()
+            || !self.notices.is_empty()
             || self.wheel.has_expired()
     }
 
@@ -441,8 +451,12 @@ impl<C> Connections<C> {
     /// The socket has room again. Every event says so; only one that would block has waited for it.
     pub(crate) fn on_writable(&mut self, slot: u32) {
         let Some(entry) = self.entries.get_mut(slot) else { return };
+        let id = ConnectionId { slot, generation: entry.generation };
+        if entry.flags.connecting && self.finish_connect(id).is_err() {
+            return;
+        }
+        let Some(entry) = self.entries.get_mut(slot) else { return };
         if std::mem::take(&mut entry.flags.blocked) {
-            let id = ConnectionId { slot, generation: entry.generation };
             self.flush(id);
         }
     }
@@ -529,6 +543,9 @@ impl<C> Connections<C> {
     pub(crate) fn end_of_stream(&mut self, id: ConnectionId) {
         let Some(entry) = self.entry_mut(id) else { return };
         entry.flags.readable = false;
+        if entry.flags.peer_end != PeerEnd::Closes {
+            return self.on_peer_end(id);
+        }
         match entry.outbound.is_some() && entry.is_closing() {
             // It may have ended its side only, and still read: its last words are on their way.
             true => entry.flags.when_flushed = WhenFlushed::Close,
@@ -585,11 +602,11 @@ impl<C> Connections<C> {
         }
     }
 
-    fn entry(&self, id: ConnectionId) -> Option<&Entry<C>> {
+    pub(crate) fn entry(&self, id: ConnectionId) -> Option<&Entry<C>> {
         self.entries.get(id.slot).filter(|entry| entry.generation == id.generation)
     }
 
-    fn entry_mut(&mut self, id: ConnectionId) -> Option<&mut Entry<C>> {
+    pub(crate) fn entry_mut(&mut self, id: ConnectionId) -> Option<&mut Entry<C>> {
         self.entries.get_mut(id.slot).filter(|entry| entry.generation == id.generation)
     }
 

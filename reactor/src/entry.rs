@@ -28,7 +28,7 @@ pub(crate) struct Entry<C> {
     pub(crate) connection: C,
 }
 
-// 4 (socket) + 4 (generation) + 4 (heard) + 8 (timer) + 9 (flags) + 3 of padding, 8 (queue), and the driver's state.
+// 4 (socket) + 4 (generation) + 4 (heard) + 8 (timer) + 12 (flags), 8 (queue), and the driver's state.
 // One bit for each flag would save 8 bytes; with the gateway's 72 bytes of state that is 104 instead of 112, two
 // cache lines either way. (A debug build of mio keeps 8 bytes more in every socket.)
 const OWN_BYTES_MAX: usize = if cfg!(debug_assertions) { 56 } else { 40 };
@@ -55,6 +55,23 @@ pub(crate) struct Flags {
     pub(crate) when_flushed: WhenFlushed,
     /// The sending side is shut; reads go on until the peer's end.
     pub(crate) shut: bool,
+    pub(crate) peer_end: PeerEnd,
+    /// It was opened from here, and the peer has not answered yet.
+    pub(crate) connecting: bool,
+    /// The driver wants to know when the queue is empty; once.
+    pub(crate) tells_flushed: bool,
+}
+
+/// What the end of what the peer sends means.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum PeerEnd {
+    /// The end of the connection.
+    #[default]
+    Closes,
+    /// The end of one direction, of which the driver is told.
+    Told,
+    /// The driver was told.
+    Came,
 }
 
 /// In the order in which one takes the place of another.
@@ -114,7 +131,13 @@ impl<C> Entry<C> {
         }
         counters.writes += 1;
         let (sent, is_flushed) = match tls {
-            None => (write_some(socket, bytes)?, true),
+            None => match write_some(socket, bytes) {
+                // What BSD says of a socket that is still connecting; Linux says that it would block.
+                Err(error) if self.flags.connecting && error.kind() == io::ErrorKind::NotConnected => {
+                    (0, true)
+                }
+                sent => (sent?, true),
+            },
             Some(tls) => {
                 let mut writer = tls.onto(socket);
                 (write_some(&mut writer, bytes)?, writer.send_unsent()?)

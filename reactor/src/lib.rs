@@ -15,6 +15,7 @@ mod connections;
 mod entry;
 mod mailbox;
 mod outbound;
+mod peering;
 mod shard;
 mod slab;
 mod tls;

@@ -12,6 +12,7 @@ use mio::{Events, Poll, Token, Waker};
 use crate::{
     connections::{Closed, Connections},
     mailbox::{Mail, Mailbox},
+    peering::Notice,
     slab::ConnectionId,
     wheel::{TICK, Tick},
 };
@@ -45,6 +46,15 @@ pub trait Driver {
         id: ConnectionId,
         dropped: u64,
     );
+
+    /// A connection that was opened by [`Connections::connect`] stands. Bytes of its peer may have come before.
+    fn on_connected(&mut self, _connections: &mut Connections<Self::Connection>, _id: ConnectionId) {}
+
+    /// What waited has been sent, as [`Connections::tell_flushed`] asked.
+    fn on_flushed(&mut self, _connections: &mut Connections<Self::Connection>, _id: ConnectionId) {}
+
+    /// The peer sends no more, and may still read; for those of [`Connections::set_half_open`].
+    fn on_end(&mut self, _connections: &mut Connections<Self::Connection>, _id: ConnectionId) {}
 
     fn on_command(&mut self, connections: &mut Connections<Self::Connection>, command: Self::Command);
 
@@ -84,6 +94,9 @@ const TIMERS_MAX: usize = 128;
 
 /// Connections with bytes left that are read again in a turn: at some 10 µs for a buffer's worth, 5 ms.
 const UNREAD_MAX: usize = 512;
+
+/// Notices told in a turn: a driver answers one with a system call or two, so 512 are about 2 ms.
+const NOTICES_MAX: usize = 512;
 
 /// Connections buried in a turn: closing a socket takes about 10 µs, so 256 are under 3 ms.
 const BURIALS_MAX: usize = 256;
@@ -129,6 +142,7 @@ impl<D: Driver> Shard<D> {
             self.serve_events(&mut driver, &events, &mut buffer);
             // Before anything new is written to them.
             self.tell_recovered(&mut driver);
+            self.tell_notices(&mut driver);
             self.mailbox.drain(&mut inbox);
             if self.serve_mail(&mut driver, &mut inbox) == Serve::Stop {
                 return Ok(());
@@ -169,6 +183,9 @@ impl<D: Driver> Shard<D> {
             let slot = event.token().0 as u32;
             if event.is_writable() {
                 self.connections.on_writable(slot);
+            }
+            if event.is_error() {
+                self.connections.on_error(slot);
             }
             if (event.is_readable() || event.is_error())
                 && let Some(id) = self.connections.to_read(slot)
@@ -235,6 +252,24 @@ impl<D: Driver> Shard<D> {
     fn tell_recovered(&mut self, driver: &mut D) {
         while let Some((id, dropped)) = self.connections.recovered.pop() {
             driver.on_recovered(&mut self.connections, id, dropped);
+        }
+    }
+
+    fn tell_notices(&mut self, driver: &mut D) {
+        for _ in 0..NOTICES_MAX {
+            let Some((id, notice)) = self.connections.notices.pop_front() else { break };
+            if self.connections.in_slot(id.slot) != Some(id) {
+                continue;
+            }
+            match notice {
+                Notice::Connected => driver.on_connected(&mut self.connections, id),
+                Notice::Flushed => driver.on_flushed(&mut self.connections, id),
+                Notice::Ended => driver.on_end(&mut self.connections, id),
+            }
+        }
+        let notices = &mut self.connections.notices;
+        if notices.is_empty() && notices.capacity() > 4096 {
+            *notices = VecDeque::new();
         }
     }
 

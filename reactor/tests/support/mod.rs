@@ -45,6 +45,12 @@ pub(crate) struct Scribe {
     pub(crate) received: HashMap<Name, Vec<u8>>,
     pub(crate) closed: Vec<(Name, Closed)>,
     pub(crate) recovered: Vec<(Name, u64)>,
+    /// Connections that were opened from here and stand.
+    pub(crate) connected: Vec<Name>,
+    /// Connections whose queue ran empty, of those that asked to be told.
+    pub(crate) flushed: Vec<Name>,
+    /// Half-open connections whose peer has ended its side.
+    pub(crate) ended: Vec<Name>,
     /// Timers that fired, and the tick at which they did.
     pub(crate) fired: Vec<(Name, Tick)>,
     pub(crate) turns: u64,
@@ -95,6 +101,18 @@ impl Driver for Scribe {
         if let Some(state) = connections.get(id) {
             self.recovered.push((state.name, dropped));
         }
+    }
+
+    fn on_connected(&mut self, connections: &mut Connections<State>, id: ConnectionId) {
+        self.connected.push(connections.get(id).expect("it stands").name);
+    }
+
+    fn on_flushed(&mut self, connections: &mut Connections<State>, id: ConnectionId) {
+        self.flushed.push(connections.get(id).expect("it is there").name);
+    }
+
+    fn on_end(&mut self, connections: &mut Connections<State>, id: ConnectionId) {
+        self.ended.push(connections.get(id).expect("it is there").name);
     }
 
     fn on_command(&mut self, connections: &mut Connections<State>, order: Order) {
@@ -197,6 +215,20 @@ impl Running {
         let (client, server) = pair();
         self.adopt_read(server, b"", true);
         client
+    }
+
+    /// A connection that the shard opens, to which it writes at once.
+    #[track_caller]
+    pub(crate) fn connect(&mut self, target: SocketAddr, first: &'static [u8]) -> (Name, ConnectionId) {
+        self.names += 1;
+        let name = self.names;
+        let id = self.ask(move |scribe, connections| {
+            let id = connections.connect(target, State { name, echoes: false }).expect("begins");
+            scribe.ids.insert(name, id);
+            connections.write(id, first);
+            id
+        });
+        (name, id)
     }
 
     #[track_caller]
