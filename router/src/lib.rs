@@ -9,6 +9,7 @@
 //! - [`members`]: where the nodes are known from: a list, DNS, the backplane's registry.
 //! - [`assign`]: answers `/v1/assign`.
 //! - [`metrics`], [`config`]: what is counted, what can be set.
+//! - [`proxy`]: moves the bytes between clients and nodes, in the reactor.
 
 pub mod assign;
 pub mod chooser;
@@ -18,6 +19,7 @@ pub mod members;
 pub mod metrics;
 pub mod placement;
 mod problem;
+pub mod proxy;
 pub mod server;
 mod stage;
 

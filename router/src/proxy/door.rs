@@ -1,0 +1,155 @@
+//! Who may come in, and to which shard. Runs in the acceptor's thread.
+
+use std::{
+    fmt,
+    io::Write,
+    net::{SocketAddr, TcpStream},
+    sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use tidegate_reactor::{Mail, Mailbox};
+
+use super::{
+    Options,
+    bucket::Bucket,
+    driver::Command,
+    link::Link,
+    metrics::{ProxyMetrics, RefusalReason},
+};
+
+/// Limits, what is used of them, and the shards.
+pub(super) struct Door {
+    connections_max: u64,
+    connections: AtomicU64,
+    /// Clients that are only told that there is no room.
+    turned_away: AtomicU32,
+    handshakes: Bucket,
+    shards: Vec<ShardDoor>,
+    last: AtomicUsize,
+    metrics: ProxyMetrics,
+}
+
+/// A shard as the door sees it.
+pub(super) struct ShardDoor {
+    mailbox: Mailbox<Mail<Link, Command>>,
+    clients: AtomicU64,
+}
+
+/// What the acceptor calls.
+#[derive(Debug)]
+pub(super) struct Intake(pub(super) std::sync::Arc<Door>);
+
+/// Clients over the limit that may stay until they are told, as in the gateway. More are closed with a prepared answer.
+const TURNED_AWAY_MAX: u32 = 64;
+
+const NO_ROOM: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 2\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+
+impl Door {
+    pub(super) fn new(options: &Options, shards: Vec<ShardDoor>) -> Self {
+        let now = Instant::now();
+        Self {
+            connections_max: options.connections_max,
+            connections: AtomicU64::new(0),
+            turned_away: AtomicU32::new(0),
+            handshakes: Bucket::new(options.handshakes_per_second, options.handshakes_burst, now),
+            shards,
+            last: AtomicUsize::new(0),
+            metrics: ProxyMetrics::default(),
+        }
+    }
+
+    pub(super) fn connections(&self) -> u64 {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// What is counted outside the shards: refusals at the door, and HTTP.
+    pub(super) fn metrics(&self) -> &ProxyMetrics {
+        &self.metrics
+    }
+
+    /// Takes a handshake's token, or says how long until there is one.
+    pub(super) fn take_handshake(&self) -> Result<(), Duration> {
+        self.handshakes.take(Instant::now())
+    }
+
+    /// A client has left the shard: gone, or to HTTP.
+    pub(super) fn left_shard(&self, shard: usize) {
+        self.shards[shard].clients.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// A client's place is free again.
+    pub(super) fn release(&self) {
+        self.connections.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// One that was only told that there is no room has gone.
+    pub(super) fn release_turned_away(&self) {
+        self.turned_away.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Whether the client is only to be told; `None`: there is not even room for that.
+    fn admit(&self) -> Option<bool> {
+        if self.connections.fetch_add(1, Ordering::AcqRel) < self.connections_max {
+            return Some(false);
+        }
+        self.connections.fetch_sub(1, Ordering::AcqRel);
+        if self.turned_away.fetch_add(1, Ordering::AcqRel) < TURNED_AWAY_MAX {
+            return Some(true);
+        }
+        self.turned_away.fetch_sub(1, Ordering::AcqRel);
+        None
+    }
+
+    /// The next shard in turn, unless it holds clearly more than the emptiest.
+    fn choose(&self) -> &ShardDoor {
+        let load = |door: &ShardDoor| door.clients.load(Ordering::Relaxed);
+        let next = (self.last.load(Ordering::Relaxed) + 1) % self.shards.len();
+        let emptiest = (0..self.shards.len()).min_by_key(|at| load(&self.shards[*at])).unwrap_or(next);
+        // Pairs live long and end unevenly; 16 more are no matter.
+        let uneven = load(&self.shards[next]) > load(&self.shards[emptiest]) + 16;
+        let chosen = if uneven { emptiest } else { next };
+        self.last.store(chosen, Ordering::Relaxed);
+        &self.shards[chosen]
+    }
+}
+
+impl ShardDoor {
+    pub(super) fn new(mailbox: Mailbox<Mail<Link, Command>>) -> Self {
+        Self { mailbox, clients: AtomicU64::new(0) }
+    }
+}
+
+impl tidegate_reactor::Intake for Intake {
+    fn on_connection(&mut self, socket: TcpStream, peer: SocketAddr) {
+        let Some(over) = self.0.admit() else {
+            self.0.metrics.refusals.add(RefusalReason::NoCapacity, 1);
+            return answer_no_room(&socket);
+        };
+        let shard = self.0.choose();
+        shard.clients.fetch_add(1, Ordering::AcqRel);
+        shard.mailbox.send(Mail::Adopt { socket, read: Bytes::new(), connection: Link::client(peer, over) });
+    }
+
+    fn on_exhausted(&mut self, socket: Option<TcpStream>) {
+        self.0.metrics.refusals.add(RefusalReason::Descriptors, 1);
+        if let Some(socket) = socket {
+            answer_no_room(&socket);
+        }
+    }
+}
+
+/// Best effort: the socket is fresh, so its send buffer takes the answer; a peer that is gone needs none.
+fn answer_no_room(mut socket: &TcpStream) {
+    if let Err(error) = socket.write_all(NO_ROOM) {
+        tracing::debug!(%error, "a connection without a place was not told");
+    }
+}
+
+impl fmt::Debug for Door {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Door").field("connections", &self.connections).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,227 @@
+//! The proxy's side of a shard: what the reactor tells it goes to the phase that the connection is in.
+
+use std::{
+    fmt,
+    sync::{Arc, atomic::Ordering::Acquire},
+    time::Duration,
+};
+
+use tidegate_reactor::{Closed, ConnectionId, Connections, Driver, Turn};
+
+use super::{
+    Shared,
+    link::{End, Link, Phase},
+    metrics::{CutReason, Direction, ProxyMetrics},
+    sweep::Sweep,
+};
+use crate::chooser::Node;
+
+/// What other threads ask of a shard.
+#[derive(Debug)]
+pub(super) enum Command {
+    /// Close everything that goes to a node.
+    Cut { node: Arc<Node> },
+    /// Close all clients evenly over the time.
+    Drain { over: Duration },
+}
+
+/// Drives one shard.
+pub(super) struct ProxyDriver {
+    pub(super) shard: usize,
+    pub(super) shared: Arc<Shared>,
+    pub(super) metrics: Arc<ProxyMetrics>,
+    /// Clients to be closed by a drain.
+    pub(super) drain: Option<Sweep>,
+    /// Connections to nodes that are gone.
+    pub(super) cut: Vec<ConnectionId>,
+    /// Bytes passed on since the last turn, to clients and to nodes.
+    pub(super) to_clients: u64,
+    pub(super) to_nodes: u64,
+    /// Reused for answers.
+    pub(super) scratch: Vec<u8>,
+}
+
+pub(super) type Links = Connections<Link>;
+
+/// Clients closed in one turn: at some 20 µs for both ends, under 3 ms.
+pub(super) const SWEEP_PORTION: usize = 128;
+
+impl ProxyDriver {
+    pub(super) fn new(shard: usize, shared: Arc<Shared>, metrics: Arc<ProxyMetrics>) -> Self {
+        Self {
+            shard,
+            shared,
+            metrics,
+            drain: None,
+            cut: Vec::new(),
+            to_clients: 0,
+            to_nodes: 0,
+            scratch: Vec::new(),
+        }
+    }
+
+    fn begin_drain(&mut self, links: &Links, over: Duration) {
+        let is_pairs_client = |id: &ConnectionId| {
+            matches!(links.get(*id), Some(Link { end: End::Client, phase: Phase::Piped(_) }))
+        };
+        let rest =
+            (0..links.slots()).filter_map(|slot| links.in_slot(slot)).filter(is_pairs_client).collect();
+        self.drain = Some(Sweep::new(rest, links.now(), over));
+    }
+
+    fn begin_cut(&mut self, links: &Links, node: &Arc<Node>) {
+        let is_nodes = |id: &ConnectionId| match links.get(*id).map(|link| &link.end) {
+            Some(End::Node(claim)) => Arc::ptr_eq(claim.node(), node),
+            _ => false,
+        };
+        self.cut.extend((0..links.slots()).filter_map(|slot| links.in_slot(slot)).filter(is_nodes));
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        self.shared.draining.load(Acquire)
+    }
+
+    /// A portion of what is to be closed.
+    fn sweep(&mut self, links: &mut Links) -> Turn {
+        let rest = self.cut.len().saturating_sub(SWEEP_PORTION);
+        for id in self.cut.split_off(rest) {
+            self.cut_node(links, id);
+        }
+        if self.cut.is_empty() {
+            self.cut = Vec::new();
+        }
+        let Some(drain) = &mut self.drain else { return self.more_if_cut() };
+        let (portion, turn) = drain.next_portion(links.now());
+        for id in portion {
+            self.drain_client(links, id);
+        }
+        if turn == Turn::More { turn } else { self.more_if_cut() }
+    }
+
+    fn more_if_cut(&self) -> Turn {
+        if self.cut.is_empty() { Turn::Idle } else { Turn::More }
+    }
+
+    fn export(&mut self, links: &Links, busy: Duration) {
+        if self.to_clients > 0 {
+            self.metrics.bytes.add(Direction::ToClients, std::mem::take(&mut self.to_clients));
+        }
+        if self.to_nodes > 0 {
+            self.metrics.bytes.add(Direction::ToNodes, std::mem::take(&mut self.to_nodes));
+        }
+        self.metrics.queued_bytes.set(links.counters().queued_bytes as i64);
+        self.metrics.busy_ns.add(busy.as_nanos() as u64);
+    }
+}
+
+impl Driver for ProxyDriver {
+    type Connection = Link;
+    type Command = Command;
+
+    fn on_adopted(&mut self, links: &mut Links, id: ConnectionId) {
+        links.set_timer(id, links.now().after(self.shared.options.head_timeout));
+    }
+
+    fn on_bytes(&mut self, links: &mut Links, id: ConnectionId, bytes: &mut [u8]) {
+        let Some(link) = links.get_mut(id) else { return };
+        match &mut link.phase {
+            Phase::Piped(pipe) if pipe.deaf => self.metrics.bytes.add(Direction::Ignored, bytes.len() as u64),
+            Phase::Piped(pipe) => {
+                let (direction, peer) = (link.end.direction(), pipe.peer);
+                self.pass(links, direction, id, peer, bytes);
+            }
+            Phase::Head(_) => self.read_head(links, id, bytes),
+            Phase::Awaiting { client, .. } => {
+                let client = *client;
+                self.read_answer(links, client, id, bytes);
+            }
+            Phase::Relaying { client, .. } => {
+                let client = *client;
+                self.relay(links, client, id, bytes);
+            }
+            // A client is not read while it waits; what it says after its end was decided is not heard.
+            Phase::Waiting(_) | Phase::Leaving { .. } => {
+                self.metrics.bytes.add(Direction::Ignored, bytes.len() as u64);
+            }
+        }
+    }
+
+    fn on_connected(&mut self, links: &mut Links, id: ConnectionId) {
+        if let Some(Link { phase: Phase::Awaiting { .. }, .. }) = links.get(id) {
+            links.set_timer(id, links.now().after(self.shared.options.answer_timeout));
+        }
+    }
+
+    fn on_flushed(&mut self, links: &mut Links, id: ConnectionId) {
+        let source = match links.get(id).map(|link| &link.phase) {
+            Some(Phase::Piped(pipe)) => Some(pipe.peer),
+            Some(Phase::Leaving { node }) => *node,
+            _ => None,
+        };
+        if let Some(source) = source {
+            links.set_paused(source, false);
+        }
+    }
+
+    fn on_end(&mut self, links: &mut Links, id: ConnectionId) {
+        self.end(links, id);
+    }
+
+    fn on_timer(&mut self, links: &mut Links, id: ConnectionId) {
+        match links.get(id).map(|link| &link.phase) {
+            Some(Phase::Head(_)) => self.time_out_head(links, id),
+            Some(Phase::Awaiting { .. }) => self.time_out_node(links, id),
+            Some(Phase::Piped(_)) => self.time_out_half(links, id),
+            Some(Phase::Leaving { .. }) => {
+                self.metrics.cuts.add(CutReason::Lingered, 1);
+                links.close(id);
+            }
+            Some(Phase::Relaying { .. }) => links.close(id),
+            Some(Phase::Waiting(_)) | None => {}
+        }
+    }
+
+    /// Nothing is dropped from queues here: they only hold what `pass` has put there.
+    fn on_recovered(&mut self, _: &mut Links, _: ConnectionId, _: u64) {}
+
+    fn on_command(&mut self, links: &mut Links, command: Command) {
+        match command {
+            Command::Cut { node } => self.begin_cut(links, &node),
+            Command::Drain { over } => self.begin_drain(links, over),
+        }
+    }
+
+    fn on_closed(&mut self, links: &mut Links, id: ConnectionId, link: Link, closed: Closed) {
+        if matches!(link.end, End::Client) {
+            self.count_client_out(&link);
+        }
+        match link.phase {
+            Phase::Head(_) | Phase::Leaving { node: None } => {}
+            Phase::Leaving { node: Some(node) } => links.close(node),
+            Phase::Waiting(attempt) => {
+                if let Some(node) = attempt.node {
+                    links.close(node);
+                }
+            }
+            Phase::Awaiting { client, failure } => {
+                if let End::Node(claim) = link.end {
+                    self.node_failed(links, client, claim, failure, closed);
+                }
+            }
+            Phase::Relaying { client, .. } => self.leave(links, client),
+            Phase::Piped(pipe) => self.part(links, id, pipe.peer),
+        }
+    }
+
+    fn on_turn(&mut self, links: &mut Links, busy: Duration) -> Turn {
+        let turn = self.sweep(links);
+        self.export(links, busy);
+        turn
+    }
+}
+
+impl fmt::Debug for ProxyDriver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProxyDriver").field("shard", &self.shard).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,112 @@
+//! The state of a connection of the proxy, a client's or one to a node.
+//!
+//! ```text
+//! client   Head ──► Waiting ──► Piped ──► Leaving        node   Awaiting ──► Piped ──► Leaving
+//!            └─► handed to HTTP    │         ▲                      └─► Relaying ──────┘
+//!            └─────────► refused ──┴─────────┘
+//! ```
+
+use std::net::SocketAddr;
+
+use tidegate_reactor::ConnectionId;
+
+use super::ConnectResult;
+use crate::chooser::{Candidates, Claim};
+
+/// State of one connection: at most 32 bytes, see the assertion below.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) end: End,
+    pub(super) phase: Phase,
+}
+
+// Two of them and two entries of the reactor (40 bytes) are an idle pair: 144 bytes.
+const _: () = assert!(size_of::<Link>() <= 32, "an idle connection pays for this twice");
+
+/// Whose connection it is.
+#[derive(Debug)]
+pub(super) enum End {
+    Client,
+    /// Its place on the node is given back with it.
+    Node(Claim),
+}
+
+#[derive(Debug)]
+pub(super) enum Phase {
+    /// A client whose request head is not complete.
+    Head(Box<Head>),
+    /// A client for which a node is asked. It is not read.
+    Waiting(Box<Attempt>),
+    /// A node that was asked and has not answered.
+    Awaiting { client: ConnectionId, failure: Option<ConnectResult> },
+    /// A node that answered an upgrade with something else than a switch; so many bytes of its body are to come.
+    Relaying { client: ConnectionId, left: BodyLeft },
+    /// One end of a pair.
+    Piped(Pipe),
+    /// It was told all that it is told, or is about to be. The node that is still relayed, if there is one.
+    Leaving { node: Option<ConnectionId> },
+}
+
+#[derive(Debug)]
+pub(super) struct Head {
+    pub(super) peer: SocketAddr,
+    /// Bytes of an incomplete head.
+    pub(super) received: Vec<u8>,
+    /// It was let in only to be told that there is no room.
+    pub(super) over: bool,
+}
+
+/// A request and where it may go.
+#[derive(Debug)]
+pub(super) struct Attempt {
+    pub(super) kind: Kind,
+    /// What the node is sent.
+    pub(super) request: Vec<u8>,
+    /// What came after the head. A node gets it only when it has switched protocols: before that it would be another
+    /// request.
+    pub(super) early: Vec<u8>,
+    /// Nodes not tried yet.
+    pub(super) candidates: Candidates,
+    /// Nodes tried.
+    pub(super) tried: u32,
+    pub(super) node: Option<ConnectionId>,
+    /// The beginning of an answer that is not clear yet.
+    pub(super) answer: Vec<u8>,
+}
+
+/// What becomes of a connection when its node answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Bytes move both ways after a 101.
+    Upgrade,
+    /// The answer is passed on until the node ends it; nothing of the client is.
+    Stream,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pipe {
+    pub(super) peer: ConnectionId,
+    /// What it sends goes nowhere: a client after its one request for a stream.
+    pub(super) deaf: bool,
+    /// It has ended what it sends.
+    pub(super) ended: bool,
+}
+
+/// How much of a body is to come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum BodyLeft {
+    Bytes(u32),
+    /// Until the node ends it.
+    Unknown,
+}
+
+impl Link {
+    pub(super) fn client(peer: SocketAddr, over: bool) -> Self {
+        let head = Head { peer, received: Vec::new(), over };
+        Self { end: End::Client, phase: Phase::Head(Box::new(head)) }
+    }
+
+    pub(super) fn node(claim: Claim, client: ConnectionId) -> Self {
+        Self { end: End::Node(claim), phase: Phase::Awaiting { client, failure: None } }
+    }
+}

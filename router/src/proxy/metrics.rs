@@ -1,0 +1,128 @@
+//! What the proxy counts: one group for each shard, and one for the door and HTTP.
+
+use std::fmt;
+
+use tidegate_ops::{
+    label,
+    metrics::{Counter, Counters, Gauge, Page},
+};
+
+label!(
+    /// Why a request did not come to a node, or its answer not to the client.
+    RefusalReason, "reason", {
+        Malformed = "malformed",
+        TooLarge = "too_large",
+        Timeout = "timeout",
+        RateLimit = "rate_limit",
+        NoCapacity = "no_capacity",
+        Draining = "draining",
+        NoNode = "no_node",
+        Descriptors = "descriptors",
+        BadAnswer = "bad_answer",
+        NoAnswer = "no_answer",
+    }
+);
+
+label!(
+    /// What came of asking a node.
+    ConnectResult, "result", {
+        /// It answered.
+        Answered = "answered",
+        /// The connection was refused, or there is no way to the node.
+        Refused = "refused",
+        /// The connection did not stand in time.
+        Timeout = "timeout",
+        /// It took the request, and ended without an answer.
+        Closed = "closed",
+        /// It took the request, and did not answer in time.
+        Silent = "silent",
+        /// It left the members meanwhile.
+        Removed = "removed",
+    }
+);
+
+label!(
+    /// Why a client did not come to the first node of its key.
+    Fallback, "reason", {
+        /// It is over its bound.
+        Full = "full",
+        /// It refused connections a moment ago.
+        Avoided = "avoided",
+        /// It failed this client.
+        Failed = "failed",
+    }
+);
+
+label!(
+    Direction, "direction", {
+        ToNodes = "to_nodes",
+        ToClients = "to_clients",
+        /// From clients, where nothing may be sent: after the request for a stream, or after a refusal.
+        Ignored = "ignored",
+    }
+);
+
+label!(
+    /// Why pairs were closed from here.
+    CutReason, "reason", {
+        /// The node is gone.
+        Node = "node",
+        Drain = "drain",
+        /// One side had ended, and the other was quiet.
+        HalfClosed = "half_closed",
+        /// The last bytes were not taken, or the end not answered, in time.
+        Lingered = "lingered",
+    }
+);
+
+/// A group.
+#[derive(Debug, Default)]
+pub struct ProxyMetrics {
+    /// Pairs whose bytes move now.
+    pub pairs: Gauge,
+    pub pairs_opened: Counter,
+    /// Connections that left for HTTP.
+    pub http_connections: Counter,
+    pub refusals: Counters<RefusalReason>,
+    pub connects: Counters<ConnectResult>,
+    pub fallbacks: Counters<Fallback>,
+    pub bytes: Counters<Direction>,
+    pub cuts: Counters<CutReason>,
+    /// Bytes that wait in queues now.
+    pub queued_bytes: Gauge,
+    pub busy_ns: Counter,
+}
+
+impl ProxyMetrics {
+    /// Writes the families, summed over all groups.
+    pub fn encode(groups: &[&Self], page: &mut Page<'_>) -> fmt::Result {
+        let sum = |of: &dyn Fn(&Self) -> u64| groups.iter().map(|group| of(group)).sum::<u64>();
+        let gauge = |of: &dyn Fn(&Self) -> i64| groups.iter().map(|group| of(group)).sum::<i64>() as f64;
+        page.gauge("proxied_connections", "Clients connected to a node.", gauge(&|group| group.pairs.get()))?;
+        page.counter(
+            "proxied_connections_opened",
+            "Clients brought to a node.",
+            sum(&|group| group.pairs_opened.get()),
+        )?;
+        page.counter(
+            "http_connections",
+            "Connections whose requests are balanced one by one.",
+            sum(&|group| group.http_connections.get()),
+        )?;
+        let each = || groups.iter().copied();
+        page.counters("refusals", "Requests that were refused.", each().map(|group| &group.refusals))?;
+        page.counters("upstream_connects", "Nodes asked.", each().map(|group| &group.connects))?;
+        page.counters(
+            "fallbacks",
+            "Clients not brought to the first node of their key.",
+            each().map(|group| &group.fallbacks),
+        )?;
+        page.counters("bytes", "Bytes passed on.", each().map(|group| &group.bytes))?;
+        page.counters("cuts", "Clients closed by the router.", each().map(|group| &group.cuts))?;
+        page.gauge(
+            "send_queue_bytes",
+            "Bytes that wait for a socket.",
+            gauge(&|group| group.queued_bytes.get()),
+        )
+    }
+}

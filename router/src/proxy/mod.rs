@@ -1,0 +1,223 @@
+//! The data path of the router: a client's first request chooses a node, and from then on bytes move both ways.
+//!
+//! ```text
+//! client ──► reactor::acceptor ──► door (limits, dealing) ──► driver, one per shard
+//!                                                              │ request   head → node → head to forward
+//!                    ┌── Upgrade, event stream ────────────────┤ handshake connect, retry, the node's answer
+//!                    ▼                                         │ pair      bytes, ends, pauses
+//!          two slab entries of one shard                       └── any other request: http (hyper, on Tokio)
+//! ```
+//!
+//! An idle pair owns two slab entries: no task, no timer object, no buffer, no queue. `docs/adr/0010` says how bytes
+//! move, and what is done against smuggled requests.
+
+mod answer;
+mod bucket;
+mod door;
+mod driver;
+mod handshake;
+mod http;
+mod link;
+mod metrics;
+mod pair;
+mod refusal;
+mod request;
+mod sweep;
+
+use std::{
+    fmt, io,
+    net::TcpListener,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use tidegate_ops::trust::Trust;
+use tidegate_reactor::{Acceptor, AcceptorHandle, Mail, Mailbox, Shard};
+use tokio::runtime::Handle;
+
+pub use self::metrics::{ConnectResult, CutReason, Direction, Fallback, ProxyMetrics, RefusalReason};
+use self::{
+    door::{Door, ShardDoor},
+    driver::{Command, ProxyDriver},
+    http::HttpProxy,
+    link::Link,
+};
+use crate::{
+    chooser::{Chooser, Node},
+    key::KeyRule,
+};
+
+/// What an operator sets.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub key: KeyRule,
+    pub shards: usize,
+    /// Clients held at once; each needs two descriptors.
+    pub connections_max: u64,
+    pub head_bytes_max: usize,
+    /// From the connection to the end of its head.
+    pub head_timeout: Duration,
+    /// Until a node has taken the connection.
+    pub connect_timeout: Duration,
+    /// Until a node has answered; afterwards the next one is asked.
+    pub answer_timeout: Duration,
+    /// Handshakes per second, and how many at once; 0: no limit.
+    pub handshakes_per_second: u32,
+    pub handshakes_burst: u32,
+    /// Clients came over TLS, which somebody before this process ended.
+    pub secure: bool,
+}
+
+/// A proxy that runs.
+pub struct Proxy {
+    shared: Arc<Shared>,
+    metrics: Vec<Arc<ProxyMetrics>>,
+    mailboxes: Vec<Mailbox<Mail<Link, Command>>>,
+    acceptor: Option<AcceptorHandle>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// What all shards share.
+#[derive(Debug)]
+struct Shared {
+    options: Options,
+    chooser: Arc<Chooser>,
+    trust: Trust,
+    door: Arc<Door>,
+    http: Arc<HttpProxy>,
+    /// New requests are refused.
+    draining: AtomicBool,
+}
+
+/// What waits for one connection never exceeds what one read took (see `pair`); this is the reactor's bound for it.
+const QUEUE_BYTES_MAX: usize = 64 * 1024;
+
+impl Default for Options {
+    /// The limits of a gateway (`limits` in its configuration).
+    fn default() -> Self {
+        Self {
+            key: KeyRule::Path,
+            shards: 1,
+            connections_max: 8_000,
+            head_bytes_max: 16 * 1024,
+            head_timeout: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(2),
+            answer_timeout: Duration::from_secs(5),
+            handshakes_per_second: 2_000,
+            handshakes_burst: 4_000,
+            secure: false,
+        }
+    }
+}
+
+impl Proxy {
+    /// Serves a bound listener. Requests that do not stay in a shard run on `runtime`.
+    pub fn start(
+        listener: TcpListener,
+        options: Options,
+        chooser: Arc<Chooser>,
+        trust: Trust,
+        runtime: &Handle,
+    ) -> io::Result<Self> {
+        let shards = (0..options.shards.max(1))
+            .map(|_| Shard::<ProxyDriver>::new(QUEUE_BYTES_MAX))
+            .collect::<io::Result<Vec<_>>>()?;
+        let metrics: Vec<Arc<ProxyMetrics>> = shards.iter().map(|_| Arc::default()).collect();
+        let mailboxes: Vec<_> = shards.iter().map(Shard::mailbox).collect();
+        let doors = mailboxes.iter().cloned().map(ShardDoor::new).collect();
+        let door = Arc::new(Door::new(&options, doors));
+        let http = Arc::new(HttpProxy::new(
+            &options,
+            Arc::clone(&chooser),
+            trust.clone(),
+            Arc::clone(&door),
+            runtime.clone(),
+        ));
+        let shared = Arc::new(Shared {
+            options,
+            chooser,
+            trust,
+            door: Arc::clone(&door),
+            http,
+            draining: AtomicBool::new(false),
+        });
+        let threads = shards
+            .into_iter()
+            .enumerate()
+            .map(|(index, shard)| {
+                let driver = ProxyDriver::new(index, Arc::clone(&shared), Arc::clone(&metrics[index]));
+                spawn(index, shard, driver)
+            })
+            .collect::<io::Result<Vec<_>>>()?;
+        let acceptor = Acceptor::new(listener)?.spawn(door::Intake(Arc::clone(&door)))?;
+        Ok(Self { shared, metrics, mailboxes, acceptor: Some(acceptor), threads })
+    }
+
+    /// Clients held, those in HTTP included.
+    pub fn connections(&self) -> u64 {
+        self.shared.door.connections()
+    }
+
+    /// One group for each shard, and one for the door and HTTP.
+    pub fn metrics(&self) -> Vec<&ProxyMetrics> {
+        self.metrics.iter().map(|metrics| &**metrics).chain([self.shared.door.metrics()]).collect()
+    }
+
+    /// A node is gone: its clients are closed at once, to come back elsewhere.
+    pub fn cut(&self, node: &Arc<Node>) {
+        self.to_all(|| Command::Cut { node: Arc::clone(node) });
+    }
+
+    /// Takes no more clients, and closes those that are here in equal parts over the time.
+    pub fn drain(&mut self, over: Duration) -> io::Result<()> {
+        let stopped = self.acceptor.take().map_or(Ok(()), AcceptorHandle::stop);
+        self.shared.drain();
+        self.to_all(|| Command::Drain { over });
+        stopped
+    }
+
+    /// Ends the shards; what is still open is cut.
+    pub fn stop(mut self) -> io::Result<()> {
+        let stopped = self.acceptor.take().map_or(Ok(()), AcceptorHandle::stop);
+        self.shared.drain();
+        for mailbox in &self.mailboxes {
+            mailbox.send(Mail::Stop);
+        }
+        for thread in self.threads.drain(..) {
+            thread.join().map_err(|_| io::Error::other("a shard panicked"))?;
+        }
+        stopped
+    }
+
+    fn to_all(&self, command: impl Fn() -> Command) {
+        for mailbox in &self.mailboxes {
+            mailbox.send(Mail::Command(command()));
+        }
+    }
+}
+
+impl Shared {
+    /// From now on requests are refused.
+    fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+        self.http.drain();
+    }
+}
+
+impl fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Proxy").field("connections", &self.connections()).finish_non_exhaustive()
+    }
+}
+
+fn spawn(index: usize, shard: Shard<ProxyDriver>, driver: ProxyDriver) -> io::Result<JoinHandle<()>> {
+    thread::Builder::new().name(format!("shard-{index}")).spawn(move || {
+        if let Err(error) = shard.run(driver) {
+            tracing::error!(%error, shard = index, "a shard has failed");
+        }
+    })
+}

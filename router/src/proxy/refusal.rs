@@ -1,0 +1,152 @@
+//! Why the proxy answers a request itself: each reason knows its answer and its count.
+
+use std::time::Duration;
+
+use tidegate_wire::{head::HeadError, http_answer};
+
+use super::metrics::RefusalReason;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Refusal {
+    #[error("{0}")]
+    Head(#[from] HeadError),
+    #[error("{0}")]
+    Framing(#[from] FramingError),
+    #[error("the request head is larger than {max} bytes")]
+    HeadTooLarge { max: usize },
+    #[error("the request head did not arrive in time")]
+    HeadTimeout,
+    #[error("this router accepts no more handshakes at the moment")]
+    RateLimit { retry_after: Duration },
+    #[error("this router holds as many connections as it is configured for")]
+    NoCapacity,
+    #[error("this router is draining")]
+    Draining,
+    #[error("no node can be reached")]
+    NoNode,
+    #[error("this router is out of descriptors or local ports")]
+    Descriptors,
+    #[error("the node's answer is not HTTP, or ended early")]
+    BadAnswer,
+    #[error("the node did not answer in time")]
+    NoAnswer,
+}
+
+/// A request of which it is not certain where its body ends (RFC 9112 §6.3): two readers may see two requests in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum FramingError {
+    #[error("Content-Length is given twice")]
+    LengthRepeated,
+    #[error("Content-Length is not a number")]
+    Length,
+    #[error("both Content-Length and Transfer-Encoding are given")]
+    LengthAndEncoding,
+    #[error("Transfer-Encoding is not `chunked`, or is given in HTTP/1.0")]
+    Encoding,
+}
+
+pub(super) const PROBLEM_MEDIA_TYPE: &str = "application/problem+json";
+
+/// Refused clients are told to wait between 1 and 4 s, so that they do not all come back at once.
+const RETRY_AFTER_S: std::ops::RangeInclusive<u64> = 1..=4;
+
+impl Refusal {
+    /// Status, reason phrase, and name of the problem type.
+    fn answer(self) -> (u16, &'static str, &'static str) {
+        match self {
+            Self::Head(error) => (error.status().0, error.status().1, "malformed-request"),
+            Self::Framing(_) => (400, "Bad Request", "malformed-request"),
+            Self::HeadTooLarge { .. } => (431, "Request Header Fields Too Large", "head-too-large"),
+            Self::HeadTimeout => (408, "Request Timeout", "head-timeout"),
+            Self::RateLimit { .. } => (429, "Too Many Requests", "too-many-handshakes"),
+            Self::NoCapacity | Self::Descriptors => (503, "Service Unavailable", "no-capacity"),
+            Self::Draining => (503, "Service Unavailable", "draining"),
+            Self::NoNode => (503, "Service Unavailable", "no-node"),
+            Self::BadAnswer => (502, "Bad Gateway", "bad-answer"),
+            Self::NoAnswer => (504, "Gateway Timeout", "no-answer"),
+        }
+    }
+
+    pub(super) fn status(self) -> u16 {
+        self.answer().0
+    }
+
+    pub(super) fn reason(self) -> RefusalReason {
+        match self {
+            Self::Head(_) | Self::Framing(_) => RefusalReason::Malformed,
+            Self::HeadTooLarge { .. } => RefusalReason::TooLarge,
+            Self::HeadTimeout => RefusalReason::Timeout,
+            Self::RateLimit { .. } => RefusalReason::RateLimit,
+            Self::NoCapacity => RefusalReason::NoCapacity,
+            Self::Draining => RefusalReason::Draining,
+            Self::NoNode => RefusalReason::NoNode,
+            Self::Descriptors => RefusalReason::Descriptors,
+            Self::BadAnswer => RefusalReason::BadAnswer,
+            Self::NoAnswer => RefusalReason::NoAnswer,
+        }
+    }
+
+    /// What to wait, in seconds, where waiting helps. `spread` is any number that differs between clients.
+    pub(super) fn retry_after_s(self, spread: u64) -> Option<u64> {
+        let least = match self {
+            Self::RateLimit { retry_after } => retry_after.as_secs(),
+            _ if matches!(self.status(), 502..=504) => 0,
+            _ => return None,
+        };
+        let (from, to) = RETRY_AFTER_S.into_inner();
+        Some(least + from + spread % (to - from + 1))
+    }
+
+    /// The problem document (RFC 9457). Its texts are ours and have nothing to escape.
+    pub(super) fn problem(self) -> String {
+        let (status, title, name) = self.answer();
+        format!(
+            r#"{{"type":"urn:tidegate:problem:{name}","title":"{title}","status":{status},"detail":"{self}"}}"#
+        )
+    }
+
+    /// Appends the whole answer.
+    pub(super) fn write(self, spread: u64, out: &mut Vec<u8>) {
+        let (status, reason, _) = self.answer();
+        let retry_after = self.retry_after_s(spread).map(|seconds| seconds.to_string());
+        let extra = retry_after.as_deref().map(|seconds| ("Retry-After", seconds));
+        let body = self.problem();
+        http_answer::write_answer(status, reason, PROBLEM_MEDIA_TYPE, extra.as_slice(), body.as_bytes(), out);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(refusal: Refusal, status: u16, retry_after: Option<&str>, kind: &str) {
+        let mut out = Vec::new();
+        refusal.write(2, &mut out);
+        let text = String::from_utf8(out).expect("ASCII");
+        let (head, body) = text.split_once("\r\n\r\n").expect("a head");
+        assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{head}");
+        let told = head.lines().find_map(|line| line.strip_prefix("Retry-After: "));
+        assert_eq!(told, retry_after, "{head}");
+        assert!(body.contains(&format!("urn:tidegate:problem:{kind}\"")), "{body}");
+        // Nothing in a text breaks the JSON around it.
+        assert_eq!(body.matches('"').count(), 14, "{body}");
+    }
+
+    #[test]
+    fn each_reason_has_its_answer() {
+        check(HeadError::Host.into(), 400, None, "malformed-request");
+        check(FramingError::LengthAndEncoding.into(), 400, None, "malformed-request");
+        check(FramingError::Encoding.into(), 400, None, "malformed-request");
+        check(Refusal::HeadTooLarge { max: 16384 }, 431, None, "head-too-large");
+        check(Refusal::HeadTimeout, 408, None, "head-timeout");
+        check(
+            Refusal::RateLimit { retry_after: Duration::from_secs(2) },
+            429,
+            Some("5"),
+            "too-many-handshakes",
+        );
+        check(Refusal::NoNode, 503, Some("3"), "no-node");
+        check(Refusal::BadAnswer, 502, Some("3"), "bad-answer");
+    }
+}

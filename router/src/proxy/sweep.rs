@@ -1,0 +1,56 @@
+//! Closing everyone, a little at a time.
+
+use std::time::Duration;
+
+use tidegate_reactor::{ConnectionId, Tick, Turn};
+
+use super::driver::SWEEP_PORTION;
+
+/// The clients that a drain still has to close: 8 bytes each, for as long as it takes.
+#[derive(Debug)]
+pub(super) struct Sweep {
+    ends: Tick,
+    rest: Vec<ConnectionId>,
+    acted: Tick,
+}
+
+impl Sweep {
+    pub(super) fn new(rest: Vec<ConnectionId>, now: Tick, over: Duration) -> Self {
+        Self { ends: now.after(over), rest, acted: now }
+    }
+
+    /// One whose node answered after the drain had begun. Bounded by the handshakes that were under way.
+    pub(super) fn join(&mut self, id: ConnectionId) {
+        self.rest.push(id);
+    }
+
+    /// Those to close now: as large a part of the rest as the time since the last call is of the time left.
+    pub(super) fn next_portion(&mut self, now: Tick) -> (Vec<ConnectionId>, Turn) {
+        let passed = now.0.saturating_sub(self.acted.0) as usize;
+        let left = self.ends.0.saturating_sub(self.acted.0).max(1) as usize;
+        let due = if now >= self.ends { self.rest.len() } else { (self.rest.len() * passed).div_ceil(left) };
+        let portion = self.rest.split_off(self.rest.len() - due.min(SWEEP_PORTION));
+        if due > SWEEP_PORTION {
+            return (portion, Turn::More);
+        }
+        self.acted = now;
+        (portion, Turn::Idle)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_are_closed_by_the_time_that_has_passed() {
+        let portions = |clients: u32, over: u32, turns: &[u32]| {
+            let rest = (0..clients).map(|slot| ConnectionId { slot, generation: 1 }).collect();
+            let mut sweep = Sweep { ends: Tick(over), rest, acted: Tick(0) };
+            turns.iter().map(|now| sweep.next_portion(Tick(*now)).0.len()).collect::<Vec<_>>()
+        };
+        assert_eq!(portions(120, 12, &[1, 2, 3, 3, 6]), [10, 10, 10, 0, 30]);
+        assert_eq!(portions(300, 1, &[1, 1, 1, 2]), [128, 128, 44, 0]);
+        assert_eq!(portions(7, 100, &[200]), [7]);
+    }
+}
