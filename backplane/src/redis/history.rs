@@ -110,11 +110,11 @@ impl Reader {
         epoch: Epoch,
     ) -> Result<Option<Standing>, BackplaneError> {
         let tag = channel.as_str();
-        let (meta, stream) = (self.prefix.meta(tag), self.prefix.stream(tag));
-        let keys = [meta.as_bytes(), stream.as_bytes()];
+        let meta = self.prefix.meta(tag);
         let new = scripts::random_epoch()?;
         let args = [&epoch.0.to_be_bytes()[..], &new.0.to_be_bytes()[..]];
-        let standing = read_standing(scripts::RENOUNCE.call(&*self.commands, tag, &keys, &args).await?)?;
+        let standing =
+            read_standing(scripts::RENOUNCE.call(&*self.commands, tag, &[meta.as_bytes()], &args).await?)?;
         if standing.is_some_and(|standing| standing.top.position.epoch == new) {
             self.tallies.epochs_renounced.fetch_add(1, Relaxed);
         }

@@ -18,7 +18,7 @@ pub(crate) static HISTORY: LazyLock<Script> =
 pub(crate) static POSITION: LazyLock<Script> =
     LazyLock::new(|| Script::new("position", &[include_str!("scripts/position.lua")]));
 pub(crate) static RENOUNCE: LazyLock<Script> =
-    LazyLock::new(|| Script::new("renounce", &[TIME, AGE, include_str!("scripts/renounce.lua")]));
+    LazyLock::new(|| Script::new("renounce", &[include_str!("scripts/renounce.lua")]));
 pub(crate) static ANNOUNCE: LazyLock<Script> =
     LazyLock::new(|| Script::new("announce", &[TIME, include_str!("scripts/announce.lua")]));
 pub(crate) static RETIRE: LazyLock<Script> =

@@ -224,10 +224,8 @@ impl World {
             Ask::Position { .. } => Answer::Position(Ok(self.server.top)),
             Ask::Page { since, .. } => Answer::Page(Ok(self.server.page(since))),
             Ask::Renounce { epoch, .. } => {
-                let next = Place { position: Position { epoch: self.epoch(), offset: 0 }, tag: Tag::NONE };
-                if self.server.top.is_some_and(|top| top.position.epoch == epoch) {
-                    self.server = Server { top: Some(next), stream: VecDeque::new() };
-                }
+                let next = self.epoch();
+                self.server.renounce(epoch, next);
                 Answer::Renounced(Ok(()))
             }
             Ask::Grace { .. } | Ask::Retry { .. } => unreachable!("kept as timers"),
@@ -392,6 +390,16 @@ impl World {
 }
 
 impl Server {
+    /// What the stream has stays, under the new epoch.
+    fn renounce(&mut self, old: Epoch, new: Epoch) {
+        let Some(top) = self.top.as_mut().filter(|top| top.position.epoch == old) else { return };
+        top.position.epoch = new;
+        for (_, publication) in &mut self.stream {
+            let position = publication.position.map(|position| Position { epoch: new, ..position });
+            *publication = Arc::new(Publication { position, ..Publication::clone(publication) });
+        }
+    }
+
     fn page(&self, since: Place) -> Page {
         let Some(top) = self.top else { return Page::default() };
         let Position { epoch, offset } = since.position;
