@@ -21,18 +21,24 @@ const IDEMPOTENCY_WINDOW: Duration = Duration::from_secs(5);
 
 struct Redis {
     url: String,
+    replicas: u8,
     nodes: AtomicU32,
 }
 
 impl Redis {
-    fn new(url: String) -> Self {
-        Self { url, nodes: AtomicU32::new(0) }
+    fn new(url: String, replicas: u8) -> Self {
+        Self { url, replicas, nodes: AtomicU32::new(0) }
     }
 
     fn options(&self) -> RedisOptions {
         let node = format!("node-{}", self.nodes.fetch_add(1, Ordering::Relaxed));
         let url = self.url.parse().expect("a URL");
-        RedisOptions { lease: LEASE, idempotency_window: IDEMPOTENCY_WINDOW, ..RedisOptions::new(url, &node) }
+        RedisOptions {
+            lease: LEASE,
+            idempotency_window: IDEMPOTENCY_WINDOW,
+            replicas: self.replicas,
+            ..RedisOptions::new(url, &node)
+        }
     }
 }
 
@@ -61,7 +67,7 @@ impl Subject for Redis {
 }
 
 async fn check(url: String) {
-    conformance::run(&Redis::new(url)).await;
+    conformance::run(&Redis::new(url, 0)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -81,6 +87,12 @@ async fn a_list_conforms() {
 async fn sentinel_conforms() {
     let sentinel = Sentinel::start();
     check(sentinel.url()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn sentinel_conforms_when_replicas_must_have_what_is_kept() {
+    let sentinel = Sentinel::start();
+    conformance::run(&Redis::new(sentinel.url(), 2)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -190,7 +190,7 @@ impl fmt::Debug for RedisBackplane {
 
 impl Core {
     fn new(options: RedisOptions, sink: Arc<dyn Sink>) -> Result<Self, RedisStartError> {
-        let RedisOptions { url, ca, prefix, node, lease, idempotency_window } = options;
+        let RedisOptions { url, ca, prefix, node, lease, idempotency_window, replicas } = options;
         // Without randomness, nothing after this works either; publishes say so.
         let life = scripts::random().unwrap_or_default();
         let links = Links::new(&LinkOptions {
@@ -199,6 +199,7 @@ impl Core {
             prefix: prefix.as_str().into(),
             instance: format!("{node}.{life:016x}").into(),
             node: node.clone(),
+            replicas,
         })?;
         let commands: Arc<dyn Commands> = Arc::new(links.clone());
         let subscribing: Arc<dyn Subscribing> = Arc::new(links.clone());
@@ -212,7 +213,13 @@ impl Core {
         let orders =
             Orders::new(subscriptions.clone(), Arc::downgrade(&subscribing), sink, &prefix, tallies.clone());
         Ok(Self {
-            publisher: Publisher::new(commands.clone(), prefix.clone(), idempotency_window, tallies.clone()),
+            publisher: Publisher::new(
+                commands.clone(),
+                links.replicated(),
+                prefix.clone(),
+                idempotency_window,
+                tallies.clone(),
+            ),
             presence: Presence::new(commands.clone(), prefix.clone(), registry.clone(), tallies.clone()),
             orders: Arc::new(orders),
             links,

@@ -71,6 +71,8 @@ pub(crate) enum Trouble {
     Protocol,
     #[error("it is a replica")]
     Replica,
+    #[error("{reached} of {asked} replicas had the publication within {} ms", .within.as_millis())]
+    NotReplicated { reached: i64, asked: u8, within: Duration },
     #[error("its version is {version}, {needed} is needed")]
     TooOld { version: Box<str>, needed: &'static str },
     #[error("it is not a Cluster")]

@@ -23,6 +23,8 @@ pub struct RedisOptions {
     /// Of presence and of node records. It is renewed ten times in its time. At least 1 s.
     pub lease: Duration,
     pub idempotency_window: Duration,
+    /// A publication with history or key is accepted when so many replicas have it.
+    pub replicas: u8,
 }
 
 impl RedisOptions {
@@ -35,6 +37,7 @@ impl RedisOptions {
             node: node.into(),
             lease: LEASE,
             idempotency_window: IDEMPOTENCY_WINDOW,
+            replicas: 0,
         }
     }
 }

@@ -22,6 +22,8 @@ const AGE_MS_MAX: u128 = 1 << 41;
 #[derive(Clone)]
 pub(crate) struct Publisher {
     commands: Arc<dyn Commands>,
+    /// For what is kept.
+    kept: Arc<dyn Commands>,
     prefix: Prefix,
     idempotency_window: Duration,
     tallies: Arc<Tallies>,
@@ -30,11 +32,12 @@ pub(crate) struct Publisher {
 impl Publisher {
     pub(crate) fn new(
         commands: Arc<dyn Commands>,
+        kept: Arc<dyn Commands>,
         prefix: Prefix,
         idempotency_window: Duration,
         tallies: Arc<Tallies>,
     ) -> Self {
-        Self { commands, prefix, idempotency_window, tallies }
+        Self { commands, kept, prefix, idempotency_window, tallies }
     }
 
     pub(crate) async fn publish(&self, new: NewPublication) -> Result<Published, BackplaneError> {
@@ -77,14 +80,14 @@ impl Publisher {
         let Some(policy) = new.history else {
             let envelope = envelope::encode_plain(new)?;
             args.push(&envelope);
-            return read_published(scripts::PUBLISH.call(&*self.commands, channel, &keys, &args).await?);
+            return read_published(scripts::PUBLISH.call(&*self.kept, channel, &keys, &args).await?);
         };
         let stamp = Stamp::new(policy)?;
         let body = envelope::encode_body(new, stamp.tag)?;
         args.push(&body);
         let tag = stamp.tag.0.to_be_bytes();
         args.extend([stamp.size.as_bytes(), stamp.age.as_bytes(), &tag, &stamp.epoch]);
-        read_published(scripts::PUBLISH.call(&*self.commands, channel, &keys, &args).await?)
+        read_published(scripts::PUBLISH.call(&*self.kept, channel, &keys, &args).await?)
     }
 
     fn verb(&self) -> &'static str {

@@ -22,7 +22,7 @@ use std::{
 };
 
 pub use auth::{ApiKeyEntry, AuthConfig, JwksUrl, JwtKey, KeyProblem};
-pub use redis::{BackplaneUrl, Redis, RedisAddress, RedisPrefix};
+pub use redis::{BackplaneUrl, Redis, RedisAddress, RedisPrefix, Replicas};
 pub use reference::reference;
 pub use sections::{
     BackplaneAway, ClientPublish, Drain, Heartbeat, Limits, Namespace, Namespaces, SlowReader,

@@ -23,6 +23,11 @@ section! {
         /// For so long a node that is not heard of counts as living: then its connections are no longer present, and
         /// it is not in the list of nodes. At least 1 s.
         lease: Duration = LEASE;
+        /// A publication with history or an idempotency key is accepted when so many replicas of its Redis server
+        /// have it, and else, after 500 ms, answered as `backplane-unconfirmed`. With 0, a failover may take back
+        /// what was accepted a moment before. With as many as there are, none can; but then all must be up. At least
+        /// one more than this is usual.
+        replicas: Replicas = Replicas::default();
     }
 }
 
@@ -42,6 +47,10 @@ pub struct RedisAddress(Secret);
 /// What the names of a deployment begin with.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RedisPrefix(Prefix);
+
+/// How many replicas must have what is kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Replicas(u8);
 
 const SCHEMES: [&str; 6] =
     ["redis", "rediss", "redis-sentinel", "rediss-sentinel", "redis-cluster", "rediss-cluster"];
@@ -80,6 +89,22 @@ impl Setting for RedisPrefix {
     }
 }
 
+impl Setting for Replicas {
+    const EXPECTED: &'static str = "a whole number from 0 to 255";
+
+    fn from_text(text: &str) -> Option<Self> {
+        text.parse().ok().map(Self)
+    }
+
+    fn from_integer(integer: i64) -> Option<Self> {
+        integer.try_into().ok().map(Self)
+    }
+
+    fn show(&self) -> String {
+        self.0.to_string()
+    }
+}
+
 impl Redis {
     /// What the backplane is told. Reads the file with the password.
     pub(crate) fn options(
@@ -102,6 +127,7 @@ impl Redis {
             ca: self.ca_file.clone(),
             prefix: self.prefix.0.clone(),
             lease: self.lease,
+            replicas: self.replicas.0,
             ..RedisOptions::new(url, &config.node)
         })
     }

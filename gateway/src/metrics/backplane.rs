@@ -52,9 +52,15 @@ fn links(page: &mut Page<'_>, links: &[LinkCounters]) -> fmt::Result {
     let failed = [
         ("away", sum(|link| link.calls_refused_away)),
         ("bound", sum(|link| link.calls_refused_bound)),
+        ("not_replicated", sum(|link| link.calls_not_replicated)),
         ("unconfirmed", sum(|link| link.calls_unconfirmed)),
     ];
     page.counters_by("backplane_calls_failed", "Commands that failed, by reason.", "reason", failed)?;
+    page.counter(
+        "backplane_waits",
+        "WAIT commands: each answers for all publications that were accepted before it was sent.",
+        sum(|link| link.waits),
+    )?;
     let subscribes = [
         ("bound", sum(|link| link.subscribes_refused_bound)),
         ("server", sum(|link| link.subscribes_refused_server)),

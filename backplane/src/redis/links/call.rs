@@ -32,8 +32,13 @@ enum Next {
     There(Repeat, Arc<Link>),
 }
 
-/// Calls; see [`crate::redis::contract::Commands::call`].
-pub(super) async fn call(shared: &Arc<Shared>, tag: &str, command: &Cmd) -> Result<Value, BackplaneError> {
+/// Calls; see [`crate::redis::contract::Commands::call`]. `replicated`: a success says that the replicas have it.
+pub(super) async fn call(
+    shared: &Arc<Shared>,
+    tag: &str,
+    command: &Cmd,
+    replicated: bool,
+) -> Result<Value, BackplaneError> {
     let give_up_at = Instant::now() + REPEAT_DEADLINE;
     let mut pause = PAUSES[0];
     let mut redirections = 0;
@@ -43,7 +48,7 @@ pub(super) async fn call(shared: &Arc<Shared>, tag: &str, command: &Cmd) -> Resu
         let asking = there.is_some();
         let link = there.take().or_else(|| shared.link_of(tag));
         let sent = match &link {
-            Some(link) => link.send(command, asking).await,
+            Some(link) => link.send(command, asking, replicated).await,
             None => Sent::Never("no server of the Cluster holds the slot".into()),
         };
         let mut at_once = false;

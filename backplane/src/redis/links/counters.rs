@@ -22,6 +22,10 @@ pub struct LinkCounters {
     pub calls_refused_away: u64,
     /// Calls that were sent and not answered.
     pub calls_unconfirmed: u64,
+    /// Calls that were answered, and that too few replicas had in time.
+    pub calls_not_replicated: u64,
+    /// `WAIT` commands. One answers for all publications that were accepted before it was sent.
+    pub waits: u64,
     /// Subscribe commands that were not sent because 16 MiB waited.
     pub subscribes_refused_bound: u64,
     /// Subscribe commands that the server refused.
@@ -62,6 +66,8 @@ pub(crate) struct Counts {
     pub(crate) calls_refused_bound: Count,
     pub(crate) calls_refused_away: Count,
     pub(crate) calls_unconfirmed: Count,
+    pub(crate) calls_not_replicated: Count,
+    pub(crate) waits: Count,
     pub(crate) subscribes_refused_bound: Count,
     pub(crate) subscribes_refused_server: Count,
     pub(crate) probes_lost: Count,
@@ -110,6 +116,8 @@ impl Counts {
             calls_refused_bound: self.calls_refused_bound.get(),
             calls_refused_away: self.calls_refused_away.get(),
             calls_unconfirmed: self.calls_unconfirmed.get(),
+            calls_not_replicated: self.calls_not_replicated.get(),
+            waits: self.waits.get(),
             subscribes_refused_bound: self.subscribes_refused_bound.get(),
             subscribes_refused_server: self.subscribes_refused_server.get(),
             probes_lost: self.probes_lost.get(),

@@ -17,6 +17,7 @@ use super::Shared;
 use super::counters::{Counts, LinkCounters};
 use super::dial::{Greeting, Mode};
 use super::feed::{self, Feed};
+use super::replication::{self, Replication, Waiters};
 use super::sentinel::Sentinels;
 use crate::redis::contract::{LinkId, Session, Subscriber};
 use crate::redis::error::Trouble;
@@ -85,6 +86,8 @@ pub(crate) struct Live {
     pub(crate) server: Server,
     pub(crate) outbox: Outbox,
     connection: MultiplexedConnection,
+    /// Of publications that replicas must have.
+    pub(super) replication: Option<Replication>,
     /// Why it was given up; whoever comes first says it.
     why: OnceLock<Trouble>,
     pub(crate) ended: CancellationToken,
@@ -188,7 +191,8 @@ impl Link {
     }
 
     /// Sends a command and waits for its answer. `asking`: as one that a Cluster node sent here with `ASK`.
-    pub(crate) async fn send(&self, command: &Cmd, asking: bool) -> Sent {
+    /// `replicated`: and until the replicas that are asked for have what it wrote.
+    pub(crate) async fn send(&self, command: &Cmd, asking: bool, replicated: bool) -> Sent {
         let Some(live) = self.live() else {
             self.counts.calls_refused_away.add();
             return Sent::Never(self.unavailable());
@@ -199,9 +203,14 @@ impl Link {
             return Sent::Never(format!("{mib} MiB wait for answers of Redis at {}", self.name).into());
         };
         self.counts.calls.add();
-        let sent = live.send(command, asking).await;
-        if matches!(sent, Sent::Unknown(_)) {
-            self.counts.calls_unconfirmed.add();
+        let sent = match &live.replication {
+            Some(replication) if replicated => live.send_replicated(replication, command, asking).await,
+            _ => live.send(command, asking).await,
+        };
+        match &sent {
+            Sent::Unknown(Trouble::NotReplicated { .. }) => self.counts.calls_not_replicated.add(),
+            Sent::Unknown(_) => self.counts.calls_unconfirmed.add(),
+            _ => {}
         }
         sent
     }
@@ -271,23 +280,44 @@ impl Link {
         }
         let (raw, greeting) = shared.dialer.raw(&server).await?;
         self.check(&greeting)?;
+        let mut driver = JoinSet::new();
         let (connection, moving) = shared.dialer.commands(&server).await?;
+        let (replication, waiters) = self.replication(shared, &server, &mut driver).await?.unzip();
         let live = Arc::new(Live {
             session: shared.next_session(),
             server,
             outbox: Outbox::default(),
             connection,
+            replication,
             why: OnceLock::new(),
             ended: CancellationToken::new(),
         });
-        let mut driver = JoinSet::new();
         let of_driver = Arc::clone(&live);
         driver.spawn(async move {
             moving.await;
             of_driver.give_up(Trouble::Closed);
         });
+        if let Some(waiters) = waiters {
+            driver.spawn(replication::run(Arc::clone(&live), waiters, Arc::clone(self)));
+        }
         let feed = Feed::begin(raw, self, &live, shared).await?;
         Ok((live, feed, driver))
+    }
+
+    /// The connection of what replicas must have, if any is asked for. Its end is noticed by the next call on it.
+    async fn replication(
+        &self,
+        shared: &Shared,
+        server: &Server,
+        driver: &mut JoinSet<()>,
+    ) -> Result<Option<(Replication, Waiters)>, Trouble> {
+        if shared.replicas == 0 {
+            return Ok(None);
+        }
+        let (connection, moving) = shared.dialer.commands(server).await?;
+        driver.spawn(moving);
+        replication::check(&connection).await?;
+        Ok(Some(Replication::new(shared.replicas, connection)))
     }
 
     fn check(&self, greeting: &Greeting) -> Result<(), Trouble> {
@@ -333,7 +363,27 @@ impl Live {
 
     /// Sends a command without regard to the bound: probes, and what was let in.
     pub(crate) async fn send(&self, command: &Cmd, asking: bool) -> Sent {
-        let mut connection = self.connection.clone();
+        self.send_over(&self.connection, command, asking).await
+    }
+
+    async fn send_replicated(&self, replication: &Replication, command: &Cmd, asking: bool) -> Sent {
+        let sent = self.send_over(&replication.connection, command, asking).await;
+        if !matches!(sent, Sent::Answer(_)) {
+            return sent;
+        }
+        match replication.reached().await {
+            Ok(()) => sent,
+            Err(trouble) => Sent::Unknown(trouble),
+        }
+    }
+
+    pub(super) async fn send_over(
+        &self,
+        connection: &MultiplexedConnection,
+        command: &Cmd,
+        asking: bool,
+    ) -> Sent {
+        let mut connection = connection.clone();
         let answer = async {
             if !asking {
                 return connection.send_packed_command(command).await;

@@ -1,6 +1,7 @@
 //! Links to the servers of a deployment: which there are, which one holds a tag, and calls and subscriptions on them.
 //!
 //! - `dial`: connections. `link`: one server's pair of them, and its replacement. `feed`: the subscribed one.
+//! - `replication`: writes that count when replicas have them.
 //! - `call`: one call with its repetitions.
 //! - `map`: tags to links. `sentinel`, `cluster`: where the servers are.
 //! - `counters`: for the metrics.
@@ -12,6 +13,7 @@ mod dial;
 mod feed;
 mod link;
 mod map;
+mod replication;
 mod sentinel;
 #[cfg(test)]
 mod tests;
@@ -28,6 +30,7 @@ use futures_util::future::BoxFuture;
 use link::{Link, Place};
 use map::{Map, Spread};
 use redis::{Cmd, Value};
+use replication::Replicated;
 use sentinel::Sentinels;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout_at};
@@ -54,6 +57,8 @@ pub(crate) struct LinkOptions {
     pub(crate) instance: Box<str>,
     /// What operators see in `CLIENT LIST`.
     pub(crate) node: Box<str>,
+    /// How many replicas must have what [`Links::replicated`] writes.
+    pub(crate) replicas: u8,
 }
 
 /// The links of a deployment. Cheap to clone.
@@ -70,6 +75,7 @@ pub(crate) struct Shared {
     dialer: Arc<Dialer>,
     prefix: Box<str>,
     instance: Box<str>,
+    replicas: u8,
     map: RwLock<Arc<Map>>,
     subscriber: OnceLock<Arc<dyn Subscriber>>,
     sessions: AtomicU64,
@@ -102,6 +108,7 @@ impl Links {
             dialer,
             prefix: options.prefix.clone(),
             instance: options.instance.clone(),
+            replicas: options.replicas,
             link_ids: AtomicU32::new(u32::try_from(map.links.len()).unwrap_or(u32::MAX)),
             map: RwLock::new(Arc::new(map)),
             subscriber: OnceLock::new(),
@@ -177,6 +184,15 @@ impl Links {
         }
     }
 
+    /// The same links for writes that must survive a failover. A call that too few replicas have in time is
+    /// [`BackplaneError::Unconfirmed`].
+    pub(crate) fn replicated(&self) -> Arc<dyn Commands> {
+        match self.shared.replicas {
+            0 => Arc::new(self.clone()),
+            _ => Arc::new(Replicated(self.clone())),
+        }
+    }
+
     /// A reading of every server's counters.
     pub(crate) fn counters(&self) -> Vec<LinkCounters> {
         self.shared.map().links.iter().map(|link| link.counters()).collect()
@@ -224,7 +240,7 @@ impl Links {
 impl Commands for Links {
     fn call(&self, tag: &str, command: Cmd) -> BoxFuture<'_, Result<Value, BackplaneError>> {
         let tag: Box<str> = tag.into();
-        async move { call::call(&self.shared, &tag, &command).await }.boxed()
+        async move { call::call(&self.shared, &tag, &command, false).await }.boxed()
     }
 
     fn is_sharded(&self) -> bool {

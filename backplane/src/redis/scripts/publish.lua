@@ -17,9 +17,15 @@
 
 local TRIM_EACH = 32
 
+-- A duplicate is written once more, because the first copy may not have reached the replicas yet, and WAIT answers for
+-- what its own connection wrote: from Redis 7.2 on, a connection that only read waits for nothing.
+
 local key = ARGV[3] ~= '' and KEYS[#KEYS]
 if key then
   local answer = redis.call('GET', key)
+  if answer then
+    redis.call('SET', key, answer, 'KEEPTTL')
+  end
   if answer == '' then
     return {1}
   elseif answer then

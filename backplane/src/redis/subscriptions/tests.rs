@@ -78,6 +78,7 @@ impl Node {
             prefix: prefix.as_str().into(),
             instance: name.into(),
             node: name.into(),
+            replicas: 0,
         };
         let links = Links::new(&options).expect("links");
         let commands: Arc<dyn Commands> = Arc::new(links.clone());
@@ -88,7 +89,7 @@ impl Node {
         let subscriptions = Subscriptions::start(prefix.clone(), subscribing, reader, record.clone());
         let subscriptions = Arc::new(subscriptions);
         links.start(subscriptions.clone()).await.expect("links start");
-        let publisher = Publisher::new(commands, prefix, DEADLINE, tallies);
+        let publisher = Publisher::new(commands.clone(), commands, prefix, DEADLINE, tallies);
         Self { record, subscriptions, publisher, links }
     }
 

@@ -30,7 +30,13 @@ impl Rig {
         let prefix = Prefix::new("test").expect("a prefix");
         let window = Duration::from_secs(300);
         Self {
-            publisher: Publisher::new(server.clone(), prefix.clone(), window, tallies.clone()),
+            publisher: Publisher::new(
+                server.clone(),
+                server.clone(),
+                prefix.clone(),
+                window,
+                tallies.clone(),
+            ),
             reader: Reader::new(server.clone(), prefix, tallies.clone()),
             tallies,
             server,

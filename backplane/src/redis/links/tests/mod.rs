@@ -110,6 +110,7 @@ impl Rig {
             prefix: "tidegate".into(),
             instance: "n1.1".into(),
             node: "n1".into(),
+            replicas: 0,
         };
         let links = Links::new(&options)?;
         let recorder = Arc::new(Recorder::default());
