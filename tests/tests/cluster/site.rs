@@ -45,6 +45,14 @@ impl Site {
         Self { gateways: (1..=gateways).map(|number| node(url, number).start()).collect() }
     }
 
+    /// Gateways that accept what is kept when so many replicas have it.
+    #[track_caller]
+    pub(crate) fn replicated(url: &str, gateways: usize, replicas: u8) -> Self {
+        let config = format!("{CONFIG}replicas = {replicas}\n");
+        let start = |number| node(url, number).config(&config).start();
+        Self { gateways: (1..=gateways).map(start).collect() }
+    }
+
     pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
         self.gateways.iter().map(Gateway::public).collect()
     }
