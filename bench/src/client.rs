@@ -12,6 +12,7 @@ use crate::driver::{Io, Party, Readiness};
 use crate::frame::{FrameEvent, FrameScanner, write_client_frame};
 use crate::http::{WEBSOCKET_KEY, parse_head};
 use crate::order::OrderCheck;
+use crate::socketio::{self, Packet};
 use crate::sse::SseScanner;
 use crate::stats::{ConnectFailure, Ending, FleetStats};
 use crate::sys::{ConnectOptions, connect, now_ns};
@@ -33,6 +34,8 @@ pub enum Role {
     Subscribe,
     /// `GET /sse?channel=C`, count events.
     SubscribeSse,
+    /// `GET /socket.io/?channel=C`, connect to the namespace, count events.
+    SubscribeSocketIo,
     /// `GET /echo`: send a message of this many bytes, wait for it, send the next.
     Echo { bytes: usize },
 }
@@ -102,6 +105,8 @@ struct Connection {
 enum Phase {
     Connecting,
     Handshaking,
+    /// Upgraded, and not yet let in by the protocol above.
+    Joining,
     Open,
     Closed,
 }
@@ -246,6 +251,10 @@ impl Fleet {
                 "GET {prefix}/sse?channel={channel} HTTP/1.1\r\nHost: {authority}\r\n\
                  Accept: text/event-stream\r\n\r\n"
             ),
+            Role::SubscribeSocketIo => {
+                let path = format!("{prefix}/socket.io/?EIO=4&transport=websocket&channel={channel}");
+                upgrade(&path, authority)
+            }
             Role::Subscribe => upgrade(&format!("{prefix}/ws?channel={channel}"), authority),
             Role::Echo { .. } => upgrade(&format!("{prefix}/echo"), authority),
         };
@@ -299,7 +308,7 @@ impl Fleet {
 
     fn take(&mut self, key: usize, bytes: &[u8]) -> Verdict {
         match self.connections[key].phase {
-            Phase::Open => self.take_stream(key, bytes),
+            Phase::Open | Phase::Joining => self.take_stream(key, bytes),
             Phase::Handshaking => self.take_head(key, bytes),
             Phase::Connecting | Phase::Closed => Verdict::Keep,
         }
@@ -318,7 +327,9 @@ impl Fleet {
         };
         let good = match self.config.role {
             Role::SubscribeSse => head.status == 200,
-            Role::Subscribe | Role::Echo { .. } => head.status == 101 && head.accepted,
+            Role::Subscribe | Role::SubscribeSocketIo | Role::Echo { .. } => {
+                head.status == 101 && head.accepted
+            }
         };
         if !good {
             return Verdict::Failed(match head.status {
@@ -329,7 +340,12 @@ impl Fleet {
         if self.config.role == Role::SubscribeSse {
             self.connections[key].scanner = Scanner::Events(Box::new(SseScanner::new(head.is_chunked())));
         }
-        self.opened(key);
+        if self.config.role == Role::SubscribeSocketIo {
+            self.connections[key].phase = Phase::Joining;
+            write_client_frame(&mut self.connections[key].out, 0x1, socketio::CONNECT);
+        } else {
+            self.opened(key);
+        }
         match self.take_stream(key, &joined[used..]) {
             Verdict::Keep => self.connections[key].flush(),
             verdict => verdict,
@@ -361,13 +377,23 @@ impl Fleet {
             Scanner::Frames(scanner) => scanner,
         };
         let echo = matches!(config.role, Role::Echo { .. });
-        let mut ended = None;
+        let socket_io = config.role == Role::SubscribeSocketIo;
+        let (mut ended, mut joined) = (None, false);
         let fed = scanner.feed(bytes, |event| match event {
             FrameEvent::Message { .. } if echo => {
                 stats.echo(now_ns.saturating_sub(*began_ns));
                 *began_ns = now_ns;
                 out.extend_from_slice(echo_frame);
             }
+            FrameEvent::Message { head, .. } if socket_io => match socketio::packet(head) {
+                Packet::Message(data) => stats.message(order, data, now_ns, config.run),
+                Packet::Ping => {
+                    stats.pings_answered += 1;
+                    write_client_frame(out, 0x1, socketio::PONG);
+                }
+                Packet::Connected => joined = true,
+                Packet::Other => {}
+            },
             FrameEvent::Message { head, .. } => stats.message(order, head, now_ns, config.run),
             FrameEvent::Ping(payload) => {
                 stats.pings_answered += 1;
@@ -380,10 +406,13 @@ impl Fleet {
             stats.fault = Some(fault);
             return Verdict::Ended(Ending::Protocol);
         }
+        if joined && self.connections[key].phase == Phase::Joining {
+            self.opened(key);
+        }
         match ended {
             Some(ending) => Verdict::Ended(ending),
-            None if connections[key].out.is_empty() => Verdict::Keep,
-            None => connections[key].flush(),
+            None if self.connections[key].out.is_empty() => Verdict::Keep,
+            None => self.connections[key].flush(),
         }
     }
 
@@ -400,6 +429,10 @@ impl Fleet {
                 *self.stats.endings.entry(ending).or_default() += 1;
                 self.open -= 1;
             }
+            Verdict::Ended(_) if phase == Phase::Joining => {
+                self.stats.fail(ConnectFailure::Reset);
+                self.handshaking -= 1;
+            }
             Verdict::Failed(_) | Verdict::Ended(_) => {}
         }
         connection.phase = Phase::Closed;
@@ -410,7 +443,7 @@ impl Fleet {
     fn expire_handshakes(&mut self, now_ns: u64) {
         while let Some(&key) = self.handshakes.front() {
             let connection = &self.connections[key as usize];
-            if matches!(connection.phase, Phase::Connecting | Phase::Handshaking) {
+            if matches!(connection.phase, Phase::Connecting | Phase::Handshaking | Phase::Joining) {
                 if now_ns.saturating_sub(connection.began_ns) < HANDSHAKE_TIMEOUT_NS {
                     return;
                 }
@@ -509,7 +542,7 @@ impl Connection {
     fn lost(&self, ending: Ending) -> Verdict {
         match self.phase {
             Phase::Connecting => Verdict::Failed(self.connect_error()),
-            Phase::Handshaking => Verdict::Failed(ConnectFailure::Reset),
+            Phase::Handshaking | Phase::Joining => Verdict::Failed(ConnectFailure::Reset),
             Phase::Open | Phase::Closed => Verdict::Ended(ending),
         }
     }

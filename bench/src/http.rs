@@ -1,4 +1,4 @@
-//! The client side of HTTP/1.1: a resumable response parser and one blocking GET.
+//! The client side of HTTP/1.1: a resumable response parser, and blocking requests for what is rare.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -229,10 +229,25 @@ pub(crate) fn find(bytes: &[u8], pattern: &[u8]) -> Option<usize> {
 
 /// Fetches a page over a fresh connection; the body as text, or what went wrong as an I/O error.
 pub fn get(target: &Target, path: &str) -> std::io::Result<String> {
+    exchange(target, &format!("GET {path}"), "")
+}
+
+/// The same for a `POST` of JSON.
+pub fn post(target: &Target, path: &str, json: &str) -> std::io::Result<String> {
+    exchange(target, &format!("POST {path}"), json)
+}
+
+fn exchange(target: &Target, what: &str, json: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&target.address, GET_TIMEOUT)?;
     stream.set_read_timeout(Some(GET_TIMEOUT))?;
+    let body = match json {
+        "" => String::new(),
+        json => format!("content-type: application/json\r\ncontent-length: {}\r\n", json.len()),
+    };
     // HTTP/1.0: the answer is not chunked and ends with the connection.
-    write!(stream, "GET {path} HTTP/1.0\r\nhost: {}\r\nconnection: close\r\n\r\n", target.authority)?;
+    let authority = &target.authority;
+    let head = format!("{what} HTTP/1.0\r\nhost: {authority}\r\nconnection: close\r\n{body}\r\n");
+    stream.write_all((head + json).as_bytes())?;
     let mut response = Vec::new();
     stream.read_to_end(&mut response)?;
     let invalid = || std::io::Error::from(std::io::ErrorKind::InvalidData);

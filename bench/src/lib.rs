@@ -7,7 +7,8 @@
 //!
 //! - [`storm`]: what `tidegate storm` runs against any deployment; [`report`] is what it prints.
 //! - [`floor`]: the least a server can do: one `send` per subscriber.
-//! - [`compare`]: this gateway, the floor, Bun and Node `ws` in one interleaved run, as a table.
+//! - [`compare`]: one gateway, gateways joined by Redis, the router, and their peers in one interleaved run, as
+//!   tables; [`worker`] holds connections for it in a process of its own.
 
 pub mod client;
 pub mod compare;
@@ -19,9 +20,11 @@ pub mod order;
 pub mod probe;
 pub mod publish;
 pub mod report;
+mod socketio;
 pub mod sse;
 pub mod stamp;
 pub mod stats;
 pub mod storm;
 pub mod sys;
 pub mod target;
+pub mod worker;

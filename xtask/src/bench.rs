@@ -1,11 +1,22 @@
-//! `cargo xtask bench`: release builds of the product and the bench, then `tidegate-bench`.
+//! `cargo xtask bench`: release builds of the product and the bench, the servers it is compared with, then
+//! `tidegate-bench`.
 
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::Result;
 
-use crate::command::{cargo, run as run_command};
+use crate::command::{cargo, run as run_command, succeeds, which};
+use crate::prepare::apt_get;
 use crate::workspace::Workspace;
+
+/// Programs that the bench starts, and the Debian packages that bring them.
+const PROGRAMS: [(&str, &str); 4] = [
+    ("redis-server", "redis-server"),
+    ("redis-benchmark", "redis-tools"),
+    ("haproxy", "haproxy"),
+    ("nginx", "nginx"),
+];
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
@@ -15,6 +26,7 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
+    prepare();
     let product = workspace.build_product()?;
     run_cargo_build(workspace)?;
     let bench = workspace.target.join("release/tidegate-bench");
@@ -25,6 +37,26 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
             .arg(product)
             .args(&options.arguments),
     )
+}
+
+/// Installs what is missing. Where that fails, the bench goes on and says which server it could not start: most
+/// groups need none of them.
+fn prepare() {
+    let missing: Vec<&str> =
+        PROGRAMS.iter().filter(|(program, _)| !is_there(program)).map(|&(_, package)| package).collect();
+    if missing.is_empty() {
+        return;
+    }
+    let mut install = apt_get();
+    install.args(["install", "--yes", "--no-install-recommends"]).args(&missing);
+    if !succeeds(&mut install) {
+        eprintln!("missing, and not installed: {}; as root: apt-get install them", missing.join(" "));
+    }
+}
+
+/// Debian keeps servers where an ordinary user's PATH does not look.
+fn is_there(program: &str) -> bool {
+    which(program).is_some() || Path::new("/usr/sbin").join(program).is_file()
 }
 
 fn run_cargo_build(workspace: &Workspace) -> Result<()> {

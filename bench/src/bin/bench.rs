@@ -3,15 +3,19 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 
-use tidegate_bench::compare::measures::{Measure, Sizes};
+use tidegate_bench::compare::plan::{Group, Measure, Sizes};
 use tidegate_bench::compare::servers::{Places, Server};
 use tidegate_bench::compare::{CompareOptions, run, table};
+use tidegate_bench::worker::{self, WorkerOptions};
 
-/// Compares the gateway with the floor server, Bun and Node ws.
+/// Compares gateways and routers with their peers.
 #[derive(Debug, Parser)]
+#[command(args_conflicts_with_subcommands = true)]
 struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// The gateway's binary.
     #[arg(long, default_value = "target/release/tidegate")]
     tidegate: PathBuf,
@@ -21,13 +25,16 @@ struct Arguments {
     /// The floor server's binary; beside this program unless given.
     #[arg(long)]
     floor: Option<PathBuf>,
-    /// Servers to measure.
-    #[arg(long, value_delimiter = ',', default_values = ["tidegate", "floor", "bun", "ws"])]
+    /// Servers to measure; all but ws unless given.
+    #[arg(long, value_delimiter = ',')]
     servers: Vec<Server>,
-    /// Measures to take; all unless given.
+    /// Groups of measures to take; all unless given.
+    #[arg(long, value_delimiter = ',')]
+    group: Vec<Group>,
+    /// Measures to take; all of the groups unless given.
     #[arg(long, value_delimiter = ',')]
     only: Vec<Measure>,
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 2)]
     rounds: u32,
     /// Small and short: shows that everything works. Writes no document.
     #[arg(long)]
@@ -52,11 +59,27 @@ struct Arguments {
     no_document: bool,
 }
 
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Holds connections for the scaling table.
+    #[command(hide = true)]
+    Worker(WorkerOptions),
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Some(Command::Worker(options)) = &arguments.command {
+        return match worker::run(options) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("tidegate-bench worker {}: {error}", options.index);
+                ExitCode::FAILURE
+            }
+        };
+    }
     match options(arguments).and_then(|options| Ok(run(&options)?)) {
         Ok(results) => {
-            println!("{}", table::render(&results));
+            println!("{}", table::render_all(&results));
             if results.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Err(error) => {
@@ -68,6 +91,7 @@ fn main() -> ExitCode {
 
 fn options(arguments: Arguments) -> Result<CompareOptions, Box<dyn std::error::Error>> {
     let command = command(&arguments);
+    let (servers, measures) = (servers(&arguments), measures(&arguments));
     let here = std::env::current_dir()?;
     // Servers run in the peers' directory, so every path of a program must be absolute.
     let absolute = |path: PathBuf| here.join(path);
@@ -88,8 +112,8 @@ fn options(arguments: Arguments) -> Result<CompareOptions, Box<dyn std::error::E
             server_core: arguments.server_core,
             client_core: if one_core { arguments.server_core } else { arguments.client_core },
         },
-        servers: arguments.servers,
-        measures: if arguments.only.is_empty() { Measure::value_variants().to_vec() } else { arguments.only },
+        servers,
+        measures,
         rounds: arguments.rounds.max(1),
         sizes: if arguments.quick { Sizes::QUICK } else { Sizes::FULL },
         command,
@@ -98,11 +122,30 @@ fn options(arguments: Arguments) -> Result<CompareOptions, Box<dyn std::error::E
     })
 }
 
+fn measures(arguments: &Arguments) -> Vec<Measure> {
+    let Arguments { only, group, .. } = arguments;
+    let all = Measure::value_variants().iter().copied();
+    all.filter(|measure| only.is_empty() || only.contains(measure))
+        .filter(|measure| group.is_empty() || group.contains(&measure.group()))
+        .collect()
+}
+
+/// Node `ws` is compared on request: four minutes of a run would be its own, and no bar refers to it.
+fn servers(arguments: &Arguments) -> Vec<Server> {
+    match arguments.servers.as_slice() {
+        [] => Server::value_variants().iter().copied().filter(|&server| server != Server::Ws).collect(),
+        given => given.to_vec(),
+    }
+}
+
 /// The command as a reader would type it: what changes the numbers, and no paths of this machine.
 fn command(arguments: &Arguments) -> String {
     let mut command = format!("cargo xtask bench --rounds {}", arguments.rounds);
-    if arguments.servers.len() < Server::ALL.len() {
+    if !arguments.servers.is_empty() {
         command += &format!(" --servers {}", value_names(&arguments.servers));
+    }
+    if !arguments.group.is_empty() {
+        command += &format!(" --group {}", value_names(&arguments.group));
     }
     if !arguments.only.is_empty() {
         command += &format!(" --only {}", value_names(&arguments.only));

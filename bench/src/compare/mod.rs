@@ -1,5 +1,8 @@
-//! This gateway, the floor, Bun and Node `ws`, measured in one run: every round meets every server, so that
-//! what drifts on a machine drifts for all, and a ratio is taken within a round.
+//! This gateway and its peers, measured in one run: every round meets every server, so that what drifts on a
+//! machine drifts for all, and a ratio is taken within a round.
+//!
+//! [`plan`] says what there is; [`gateway`], [`redis`], [`router`] and [`scaling`] do it with [`rig`] on the
+//! client's side and [`servers`] and [`process`] on the other; [`table`] writes it down.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,12 +11,18 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-pub mod measures;
+mod gateway;
+pub mod plan;
 pub mod process;
+mod redis;
+pub mod rig;
+mod router;
+mod scaling;
 pub mod servers;
 pub mod table;
 
-use measures::{Measure, Reading, Scenario, Sizes};
+use plan::{Group, Measure, Scenario, Sizes};
+use rig::{MeasureError, Reading};
 use servers::{Places, Server, ServerError};
 
 /// What to compare.
@@ -26,7 +35,7 @@ pub struct CompareOptions {
     pub sizes: Sizes,
     /// The command line, for the reader of the table.
     pub command: String,
-    /// Markdown file whose marked part is replaced; `None` leaves documents alone.
+    /// Markdown file whose marked parts are replaced; `None` leaves documents alone.
     pub document: Option<PathBuf>,
     pub json: PathBuf,
 }
@@ -50,8 +59,14 @@ pub struct Results {
     pub rounds: u32,
     pub sizes: Sizes,
     pub readings: Readings,
-    /// Rounds without a result, one sentence each.
-    pub failures: Vec<String>,
+    pub failures: Vec<Failure>,
+}
+
+/// A round without a result.
+#[derive(Debug, Serialize)]
+pub struct Failure {
+    pub group: Group,
+    pub text: String,
 }
 
 /// Where the run was made.
@@ -86,7 +101,8 @@ pub enum CompareError {
 pub fn run(options: &CompareOptions) -> Result<Results, CompareError> {
     crate::sys::raise_descriptor_limit();
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    if options.servers.iter().any(|server| matches!(server, Server::Bun | Server::Ws)) {
+    let plan = planned(options);
+    if plan.iter().any(|(_, servers, _)| servers.iter().any(|server| server.is_peer())) {
         servers::install_peers(&options.places)?;
     }
     let mut results = Results {
@@ -98,18 +114,9 @@ pub fn run(options: &CompareOptions) -> Result<Results, CompareError> {
         failures: Vec::new(),
     };
     servers::pin(options.places.client_core)?;
-    for scenario in Scenario::ALL {
-        let wanted: Vec<Measure> = scenario
-            .measures()
-            .iter()
-            .copied()
-            .filter(|measure| options.measures.contains(measure))
-            .collect();
-        if wanted.is_empty() {
-            continue;
-        }
+    for (scenario, servers, wanted) in plan {
         for round in 1..=options.rounds {
-            for server in turn_order(&options.servers, round) {
+            for server in turn_order(&servers, round) {
                 measure(options, scenario, server, round, &wanted, &mut results);
             }
         }
@@ -122,6 +129,30 @@ pub fn run(options: &CompareOptions) -> Result<Results, CompareError> {
         table::update_document(&results, document)?;
     }
     Ok(results)
+}
+
+/// Scenarios that yield something wanted, who takes part, and what is wanted of them.
+fn planned(options: &CompareOptions) -> Vec<(Scenario, Vec<Server>, Vec<Measure>)> {
+    let wanted = |scenario: Scenario| {
+        let measures = scenario.measures().iter().copied();
+        measures.filter(|measure| options.measures.contains(measure)).collect::<Vec<_>>()
+    };
+    let asked = |scenario: Scenario| {
+        let servers = scenario.servers().iter().copied();
+        servers.filter(|server| options.servers.contains(server)).collect::<Vec<_>>()
+    };
+    let scenarios = Scenario::ALL.into_iter().map(|scenario| (scenario, asked(scenario), wanted(scenario)));
+    scenarios.filter(|(_, servers, wanted)| !servers.is_empty() && !wanted.is_empty()).collect()
+}
+
+fn take(options: &CompareOptions, scenario: Scenario, server: Server) -> Result<Vec<Reading>, MeasureError> {
+    let CompareOptions { places, sizes, .. } = options;
+    match scenario.group() {
+        Group::Gateway => gateway::run(scenario, server, places, sizes),
+        Group::Redis => redis::run(scenario, server, places, sizes),
+        Group::Router => router::run(server, places, sizes),
+        Group::Scaling => scaling::run(server, places, sizes),
+    }
 }
 
 /// Each round begins with another server, so that none is always first on a cold machine.
@@ -140,19 +171,19 @@ fn measure(
     wanted: &[Measure],
     results: &mut Results,
 ) {
-    match measures::run(scenario, server, &options.places, &options.sizes) {
+    match take(options, scenario, server) {
         Ok(readings) => {
             for reading in readings.into_iter().filter(|reading| wanted.contains(&reading.measure)) {
                 let Reading { measure, value, .. } = reading;
-                eprintln!("round {round}  {:<9} {measure:?} {value:.3}", server.name());
+                eprintln!("round {round}  {:<15} {measure:?} {value:.3}", server.name());
                 let rounds = results.readings.entry(measure).or_default().entry(server).or_default();
                 rounds.push(RoundReading { round, reading });
             }
         }
         Err(error) => {
-            let failure = format!("round {round}, {}, {scenario:?}: {error}", server.name());
-            eprintln!("{failure}");
-            results.failures.push(failure);
+            let text = format!("round {round}, {}, {scenario:?}: {error}", server.name());
+            eprintln!("{text}");
+            results.failures.push(Failure { group: scenario.group(), text });
         }
     }
 }
@@ -223,17 +254,8 @@ mod tests {
     }
 
     #[test]
-    fn every_measure_has_one_scenario() {
-        use clap::ValueEnum;
-        for measure in Measure::value_variants() {
-            let scenarios = Scenario::ALL.iter().filter(|scenario| scenario.measures().contains(measure));
-            assert_eq!(scenarios.count(), 1, "{measure:?}");
-        }
-    }
-
-    #[test]
     fn rounds_begin_with_another_server() {
-        let firsts: Vec<_> = (1..=5).map(|round| turn_order(&Server::ALL, round)[0]).collect();
+        let firsts: Vec<_> = (1..=5).map(|round| turn_order(Group::Gateway.servers(), round)[0]).collect();
         assert_eq!(firsts, [Server::Tidegate, Server::Floor, Server::Bun, Server::Ws, Server::Tidegate]);
     }
 }

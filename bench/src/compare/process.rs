@@ -1,4 +1,4 @@
-//! What the kernel says about a server process: CPU time and memory of its own.
+//! What the kernel says about a server process: its CPU time, its memory, its children.
 
 use std::fs;
 use std::path::PathBuf;
@@ -38,6 +38,23 @@ pub fn pss_bytes(pid: u32) -> Result<u64, ProcessError> {
     parse_pss(&rollup).ok_or(ProcessError { path, source: None })
 }
 
+/// A process and its children: a server that forks works in them.
+#[must_use]
+pub fn family(pid: u32) -> Vec<u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let others = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let children = others.filter(|&other| {
+        let stat = fs::read_to_string(format!("/proc/{other}/stat")).unwrap_or_default();
+        parent_of(&stat) == Some(pid)
+    });
+    std::iter::once(pid).chain(children).collect()
+}
+
+/// The fourth field (proc(5)); the second, a name in brackets, may hold anything.
+fn parent_of(stat: &str) -> Option<u32> {
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
 fn parse_pss(rollup: &str) -> Option<u64> {
     let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
     let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
@@ -54,6 +71,12 @@ mod tests {
             "55d0-7ffe ---p 0 00:00 0 [rollup]\nRss:  2000 kB\nPss:                1432 kB\nPss_Anon: 7 kB\n";
         assert_eq!(parse_pss(rollup), Some(1_432 * 1_024));
         assert_eq!(parse_pss("Pss_Anon: 7 kB\n"), None);
+    }
+
+    #[test]
+    fn a_parent_is_read_from_a_stat() {
+        assert_eq!(parent_of("7 (a) S 9 (b)) S 41 7 7 0 -1"), Some(41));
+        assert_eq!(parent_of("7 (a"), None);
     }
 
     #[cfg(target_os = "linux")]

@@ -7,35 +7,52 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde::Serialize;
 
 use crate::sys::pin_thread;
 use crate::target::Target;
 
+use super::process::family;
+
 /// A server that does not listen within this time has failed.
 const START_MAX: Duration = Duration::from_secs(20);
 
 /// The peers' sources travel in the binary, so that the runner works from any directory.
-const PEER_FILES: [(&str, &str); 3] = [
+const PEER_FILES: [(&str, &str); 4] = [
     ("package.json", include_str!("../../peers/package.json")),
     ("bun.ts", include_str!("../../peers/bun.ts")),
     ("ws.mjs", include_str!("../../peers/ws.mjs")),
+    ("socketio.mjs", include_str!("../../peers/socketio.mjs")),
 ];
 
-/// A server of the comparison.
+/// A server of the comparison, or a deployment of several.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Server {
     Tidegate,
     Floor,
     Bun,
     Ws,
+    /// One gateway with the memory backplane, beside those that are joined by Redis.
+    OneNode,
+    SocketIo,
+    RedisBenchmark,
+    Haproxy,
+    Nginx,
+    #[value(name = "gateways-1")]
+    Gateways1,
+    #[value(name = "gateways-2")]
+    Gateways2,
+    #[value(name = "gateways-4")]
+    Gateways4,
+    #[value(name = "gateways-8")]
+    Gateways8,
+    #[value(name = "proxied-8")]
+    Proxied8,
 }
 
 impl Server {
-    /// All of them, in the order of the table.
-    pub const ALL: [Self; 4] = [Self::Tidegate, Self::Floor, Self::Bun, Self::Ws];
-
     /// Its name in the table.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -44,7 +61,23 @@ impl Server {
             Self::Floor => "floor",
             Self::Bun => "Bun",
             Self::Ws => "Node ws",
+            Self::OneNode => "one node",
+            Self::SocketIo => "Socket.IO",
+            Self::RedisBenchmark => "redis-benchmark",
+            Self::Haproxy => "HAProxy",
+            Self::Nginx => "nginx",
+            Self::Gateways1 => "1 gateway",
+            Self::Gateways2 => "2 gateways",
+            Self::Gateways4 => "4 gateways",
+            Self::Gateways8 => "8 gateways",
+            Self::Proxied8 => "8 by proxy",
         }
+    }
+
+    /// It is written in JavaScript and installed with npm.
+    #[must_use]
+    pub fn is_peer(self) -> bool {
+        matches!(self, Self::Bun | Self::Ws | Self::SocketIo)
     }
 }
 
@@ -68,7 +101,7 @@ pub struct Places {
 /// Why a server is not there to be measured.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
-    #[error("the peers could not be put into {path}: {source}")]
+    #[error("{path} could not be written: {source}")]
     Write { path: PathBuf, source: io::Error },
     #[error("npm could not be run in {path}: {source}; install Node.js and npm")]
     Npm { path: PathBuf, source: io::Error },
@@ -80,13 +113,27 @@ pub enum ServerError {
     Ended { name: &'static str, log: PathBuf },
     #[error("{name} does not listen on {address} after {} s: see {log}", START_MAX.as_secs())]
     Silent { name: &'static str, address: SocketAddr, log: PathBuf },
+    #[error("{program} failed: {status}")]
+    Failed { program: PathBuf, status: std::process::ExitStatus },
     #[error("confining to core {core} failed: {source}")]
     Pin { core: usize, source: io::Error },
     #[error("no free port on loopback: {0}")]
     Port(#[source] io::Error),
 }
 
-/// A running server; dropping it ends the process.
+/// A program that is to listen on an address.
+#[derive(Debug)]
+pub(super) struct Launch {
+    /// For messages and for the name of its log.
+    pub(super) name: &'static str,
+    pub(super) program: PathBuf,
+    pub(super) arguments: Vec<String>,
+    pub(super) environment: Vec<(&'static str, &'static str)>,
+    pub(super) address: SocketAddr,
+    pub(super) core: usize,
+}
+
+/// A running server; dropping it ends the process and its children.
 #[derive(Debug)]
 pub struct Running {
     child: Child,
@@ -107,13 +154,19 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Both fail only if the process is gone already, which is what is wanted.
+        let children = family(self.pid()).split_off(1);
+        // All of these fail only if the process is gone already, which is what is wanted.
         let _killed = self.child.kill();
         let _reaped = self.child.wait();
+        for child in children {
+            if let Some(pid) = i32::try_from(child).ok().and_then(Pid::from_raw) {
+                let _killed = kill_process(pid, Signal::KILL);
+            }
+        }
     }
 }
 
-/// Installs Bun and ws below `places.peers` unless exactly these versions are there.
+/// Installs the npm packages of the peers below `places.peers` unless exactly these versions are there.
 pub fn install_peers(places: &Places) -> Result<(), ServerError> {
     let path = &places.peers;
     let write = |source| ServerError::Write { path: path.clone(), source };
@@ -141,85 +194,223 @@ pub fn install_peers(places: &Places) -> Result<(), ServerError> {
 /// The version a server reports, for the line about the machine.
 #[must_use]
 pub fn version(server: Server, places: &Places) -> Option<String> {
-    let program = match server {
-        Server::Bun => bun(places),
-        Server::Ws => PathBuf::from("node"),
-        Server::Tidegate => places.tidegate.clone(),
-        Server::Floor => return None,
+    let (program, flag) = match server {
+        Server::Bun => (bun(places), "--version"),
+        Server::Ws => (PathBuf::from("node"), "--version"),
+        Server::Tidegate => (places.tidegate.clone(), "--version"),
+        Server::RedisBenchmark => (PathBuf::from("redis-server"), "--version"),
+        Server::Haproxy => (system_program("haproxy"), "-v"),
+        Server::Nginx => (system_program("nginx"), "-v"),
+        Server::SocketIo => {
+            let packages = ["socket.io", "@socket.io/redis-adapter"];
+            let [server, adapter] = packages.map(|package| package_version(places, package));
+            return Some(format!("{}, redis-adapter {}", server?, adapter?));
+        }
+        _ => return None,
     };
-    let output = Command::new(program).arg("--version").output().ok()?;
-    let version = String::from_utf8(output.stdout).ok()?.trim().to_owned();
+    let output = Command::new(program).arg(flag).output().ok()?;
+    // nginx says it on standard error.
+    let text = if output.stdout.is_empty() { output.stderr } else { output.stdout };
+    let text = String::from_utf8(text).ok()?;
+    let line = text.lines().next()?.trim();
     match server {
-        Server::Ws => Some(format!("{version}, ws {}", ws_version(places)?)),
-        _ => Some(version),
+        Server::Ws => Some(format!("{line}, ws {}", package_version(places, "ws")?)),
+        Server::RedisBenchmark | Server::Haproxy | Server::Nginx => Some(number_in(line)?.to_owned()),
+        _ => Some(line.to_owned()),
     }
 }
 
-fn ws_version(places: &Places) -> Option<String> {
-    let package = fs::read(places.peers.join("node_modules/ws/package.json")).ok()?;
+/// The first word, or part of one behind `=` or `/`, that begins with a digit.
+fn number_in(line: &str) -> Option<&str> {
+    let words = line.split([' ', '=', '/']);
+    words.into_iter().find(|word| word.starts_with(|first: char| first.is_ascii_digit()))
+}
+
+fn package_version(places: &Places, package: &str) -> Option<String> {
+    let package = fs::read(places.peers.join("node_modules").join(package).join("package.json")).ok()?;
     let package: serde_json::Value = serde_json::from_slice(&package).ok()?;
     Some(package.get("version")?.as_str()?.to_owned())
 }
 
-/// Starts a server on its core and waits until it listens.
-pub fn start(server: Server, places: &Places) -> Result<Running, ServerError> {
+/// Starts a server of the gateway group on the servers' core.
+pub(super) fn start(server: Server, places: &Places) -> Result<Running, ServerError> {
+    let core = places.server_core;
     let address = free_address()?;
-    let (program, arguments) = command(server, places, address)?;
-    let log = places.logs.join(format!("{server:?}.log").to_lowercase());
+    let (host, port) = (address.ip().to_string(), address.port().to_string());
+    let (program, arguments) = match server {
+        Server::Floor => return start_floor(places, core),
+        Server::Bun => (bun(places), vec!["bun.ts".to_owned(), host, port]),
+        Server::Ws => (PathBuf::from("node"), vec!["ws.mjs".to_owned(), host, port]),
+        _ => return launch_gateway(places, core, free_address()?, &[], Vec::new()),
+    };
+    launch(places, Launch { name: server.name(), program, arguments, environment: Vec::new(), address, core })
+}
+
+/// The floor server.
+pub(super) fn start_floor(places: &Places, core: usize) -> Result<Running, ServerError> {
+    let address = free_address()?;
+    let arguments = vec![address.to_string()];
+    let program = places.floor.clone();
+    launch(places, Launch { name: "floor", program, arguments, environment: Vec::new(), address, core })
+}
+
+/// A gateway without history, with more arguments than its ports.
+pub(super) fn start_gateway(places: &Places, core: usize, more: &[&str]) -> Result<Running, ServerError> {
+    start_gateway_at(places, core, free_address()?, more)
+}
+
+/// The same with a chosen internal port.
+pub(super) fn start_gateway_at(
+    places: &Places,
+    core: usize,
+    internal: SocketAddr,
+    more: &[&str],
+) -> Result<Running, ServerError> {
+    // Development mode keeps history, which costs a script in Redis for each publication.
+    let environment = vec![
+        ("TIDEGATE__NAMESPACES__DEFAULT__HISTORY_SIZE", "0"),
+        ("TIDEGATE__NAMESPACES__DEFAULT__HISTORY_AGE", "0s"),
+    ];
+    launch_gateway(places, core, internal, more, environment)
+}
+
+fn launch_gateway(
+    places: &Places,
+    core: usize,
+    internal: SocketAddr,
+    more: &[&str],
+    environment: Vec<(&'static str, &'static str)>,
+) -> Result<Running, ServerError> {
+    let address = free_address()?;
+    let (listen, internal) = (address.to_string(), internal.to_string());
+    let mut arguments = vec!["gateway", "--dev", "--listen", &listen, "--internal", &internal];
+    arguments.extend_from_slice(more);
+    let mut arguments: Vec<String> = arguments.into_iter().map(str::to_owned).collect();
+    arguments.extend_from_slice(&places.tidegate_args);
+    let program = places.tidegate.clone();
+    launch(places, Launch { name: "gateway", program, arguments, environment, address, core })
+}
+
+/// A router on the given ports.
+pub(super) fn start_router(
+    places: &Places,
+    core: usize,
+    [address, internal]: [SocketAddr; 2],
+    more: &[&str],
+) -> Result<Running, ServerError> {
+    let (listen, internal) = (address.to_string(), internal.to_string());
+    let mut arguments = vec!["router", "--listen", &listen, "--internal", &internal, "--shards", "1"];
+    arguments.extend_from_slice(more);
+    let launched = Launch {
+        name: "router",
+        program: places.tidegate.clone(),
+        arguments: arguments.into_iter().map(str::to_owned).collect(),
+        // A gateway in development mode has no such limit, and neither have the proxies beside it.
+        environment: vec![("TIDEGATE__LIMITS__HANDSHAKES_PER_SECOND", "0")],
+        address,
+        core,
+    };
+    launch(places, launched)
+}
+
+/// A Redis that keeps nothing on disk.
+pub(super) fn start_redis(places: &Places, core: usize) -> Result<Running, ServerError> {
+    let address = free_address()?;
+    let port = address.port().to_string();
+    let arguments = ["--bind", "127.0.0.1", "--port", &port, "--save", "", "--appendonly", "no"];
+    let launched = Launch {
+        name: "redis",
+        program: PathBuf::from("redis-server"),
+        arguments: arguments.map(str::to_owned).into(),
+        environment: Vec::new(),
+        address,
+        core,
+    };
+    launch(places, launched)
+}
+
+/// A Socket.IO server with the Redis adapter.
+pub(super) fn start_socket_io(
+    places: &Places,
+    core: usize,
+    redis: SocketAddr,
+) -> Result<Running, ServerError> {
+    let address = free_address()?;
+    let words = [address.ip().to_string(), address.port().to_string(), format!("redis://{redis}")];
+    let launched = Launch {
+        name: Server::SocketIo.name(),
+        program: PathBuf::from("node"),
+        arguments: std::iter::once("socketio.mjs".to_owned()).chain(words).collect(),
+        // What Node's own documentation says of running a server for others.
+        environment: vec![("NODE_ENV", "production")],
+        address,
+        core,
+    };
+    launch(places, launched)
+}
+
+/// Starts a program on its core and waits until it listens.
+pub(super) fn launch(places: &Places, launch: Launch) -> Result<Running, ServerError> {
+    let Launch { name, program, arguments, environment, address, core } = launch;
+    let log = places.logs.join(format!("{}.log", name.to_lowercase().replace(' ', "-")));
     let output = open_log(&log)?;
     let errors = output.try_clone().map_err(|source| ServerError::Write { path: log.clone(), source })?;
-    // A child inherits the cores of the thread that starts it.
-    pin(places.server_core)?;
-    let child = Command::new(&program)
-        .args(arguments)
-        .current_dir(&places.peers)
-        .stdin(Stdio::null())
-        .stdout(output)
-        .stderr(errors)
-        .spawn();
-    pin(places.client_core)?;
+    let mut command = Command::new(&program);
+    command.args(arguments).envs(environment).current_dir(&places.peers);
+    command.stdin(Stdio::null()).stdout(output).stderr(errors);
+    let child = on_core(places, core, || command.spawn())?;
     let child = child.map_err(|source| ServerError::Spawn { program, source })?;
     let mut running = Running { child, address };
-    wait_listening(&mut running, server, log)?;
+    wait_listening(&mut running, name, log)?;
     Ok(running)
 }
 
+/// Runs a program on a core to its end and gives what it printed.
+pub(super) fn output_of(
+    places: &Places,
+    core: usize,
+    program: &str,
+    arguments: &[&str],
+) -> Result<String, ServerError> {
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null());
+    let output = on_core(places, core, || command.output())?;
+    let output = output.map_err(|source| ServerError::Spawn { program: program.into(), source })?;
+    if !output.status.success() {
+        return Err(ServerError::Failed { program: program.into(), status: output.status });
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Calls `start` while this thread is on another core: a child inherits the cores of the thread that starts it.
+pub(super) fn on_core<T>(places: &Places, core: usize, start: impl FnOnce() -> T) -> Result<T, ServerError> {
+    pin(core)?;
+    let started = start();
+    pin(places.client_core)?;
+    Ok(started)
+}
+
 /// Keeps the calling thread, and what it starts from now on, on one core.
-pub fn pin(core: usize) -> Result<(), ServerError> {
+pub(super) fn pin(core: usize) -> Result<(), ServerError> {
     pin_thread(core).map_err(|source| ServerError::Pin { core, source })
 }
 
-fn command(
-    server: Server,
-    places: &Places,
-    address: SocketAddr,
-) -> Result<(PathBuf, Vec<String>), ServerError> {
-    let (host, port) = (address.ip().to_string(), address.port().to_string());
-    Ok(match server {
-        Server::Tidegate => {
-            let internal = free_address()?.to_string();
-            let listen = address.to_string();
-            let mut arguments: Vec<String> =
-                ["gateway", "--dev", "--listen", &listen, "--internal", &internal].map(str::to_owned).into();
-            arguments.extend_from_slice(&places.tidegate_args);
-            (places.tidegate.clone(), arguments)
-        }
-        Server::Floor => (places.floor.clone(), vec![address.to_string()]),
-        Server::Bun => (bun(places), vec!["bun.ts".to_owned(), host, port]),
-        Server::Ws => (PathBuf::from("node"), vec!["ws.mjs".to_owned(), host, port]),
-    })
+/// A port that was free a moment ago. Nothing else on a benchmark machine takes it in between.
+pub(super) fn free_address() -> Result<SocketAddr, ServerError> {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .and_then(|listener| listener.local_addr())
+        .map_err(ServerError::Port)
+}
+
+/// A program of the system. Debian keeps servers where an ordinary user's PATH does not look.
+pub(super) fn system_program(name: &str) -> PathBuf {
+    let path = Path::new("/usr/sbin").join(name);
+    if path.is_file() { path } else { name.into() }
 }
 
 /// The npm package puts the native program there on every system, whatever its ending.
 fn bun(places: &Places) -> PathBuf {
     places.peers.join("node_modules/bun/bin/bun.exe")
-}
-
-/// A port that was free a moment ago. Nothing else on a benchmark machine takes it in between.
-fn free_address() -> Result<SocketAddr, ServerError> {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-        .and_then(|listener| listener.local_addr())
-        .map_err(ServerError::Port)
 }
 
 fn open_log(path: &Path) -> Result<File, ServerError> {
@@ -230,16 +421,33 @@ fn open_log(path: &Path) -> Result<File, ServerError> {
     File::options().create(true).append(true).open(path).map_err(write)
 }
 
-fn wait_listening(running: &mut Running, server: Server, log: PathBuf) -> Result<(), ServerError> {
+fn wait_listening(running: &mut Running, name: &'static str, log: PathBuf) -> Result<(), ServerError> {
     let began = Instant::now();
     while began.elapsed() < START_MAX {
         if TcpStream::connect(running.address).is_ok() {
             return Ok(());
         }
         if matches!(running.child.try_wait(), Ok(Some(_)) | Err(_)) {
-            return Err(ServerError::Ended { name: server.name(), log });
+            return Err(ServerError::Ended { name, log });
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    Err(ServerError::Silent { name: server.name(), address: running.address, log })
+    Err(ServerError::Silent { name, address: running.address, log })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_found_in_a_line() {
+        for (line, version) in [
+            ("Redis server v=7.0.15 sha=00000000:0 malloc=jemalloc-5.3.0", Some("7.0.15")),
+            ("HAProxy version 2.6.12-1+deb12u4 2026/10/17 - https://haproxy.org/", Some("2.6.12-1+deb12u4")),
+            ("nginx version: nginx/1.22.1", Some("1.22.1")),
+            ("no number", None),
+        ] {
+            assert_eq!(number_in(line), version, "{line}");
+        }
+    }
 }

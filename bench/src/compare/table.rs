@@ -1,16 +1,23 @@
-//! The results as Markdown: medians, ranges, and the ratio to Bun taken round by round.
+//! The results as Markdown, a table for each group: medians, ranges, and comparisons taken round by round.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::Path;
 
-use super::measures::Measure;
+use super::plan::{Group, Measure};
 use super::servers::Server;
 use super::{CompareError, Machine, Results, RoundReading};
 
-const BEGIN: &str = "<!-- bench:begin -->";
-const END: &str = "<!-- bench:end -->";
+/// Where a group's table stands in a document.
+fn markers(group: Group) -> [&'static str; 2] {
+    match group {
+        Group::Gateway => ["<!-- bench:begin -->", "<!-- bench:end -->"],
+        Group::Redis => ["<!-- bench:redis:begin -->", "<!-- bench:redis:end -->"],
+        Group::Router => ["<!-- bench:router:begin -->", "<!-- bench:router:end -->"],
+        Group::Scaling => ["<!-- bench:scaling:begin -->", "<!-- bench:scaling:end -->"],
+    }
+}
 
 /// What a new document says around the table.
 const SKELETON: &str = include_str!("skeleton.md");
@@ -26,48 +33,124 @@ struct Row {
     title: &'static str,
     unit: &'static str,
     decimals: usize,
-    /// What the gateway must reach.
+    against: Against,
+    /// What must be reached.
     bar: &'static str,
 }
 
-fn row(measure: Measure) -> Row {
-    let (title, unit, decimals, bar) = match measure {
-        Measure::Memory => ("user memory per idle connection, after the ramp", "B", 0, "≤ 600 B"),
-        Measure::MemorySettled => ("the same, settled", "B", 0, "≤ 600 B"),
-        Measure::FanoutCpu => ("CPU per delivery, 1 message in flight", "µs", 2, "≤ Bun"),
-        Measure::FanoutRate => ("deliveries/s, 64 publishes in flight", "/s", 0, "≥ Bun"),
-        Measure::AcceptCpu => ("CPU per accepted connection", "µs", 1, "≤ 1.5 × Bun"),
-        Measure::PublishRate => ("REST publishes/s, no subscribers", "/s", 0, "≥ Bun"),
-        Measure::EchoRate => ("echo round trips/s", "/s", 0, "≥ Bun"),
-        Measure::Pause => ("longest wait of a bystander during a broadcast", "ms", 2, "≤ 20 ms"),
-        Measure::IdleCpu => ("idle CPU with heartbeats", "% of a core", 2, "≤ 1 %"),
-    };
-    Row { title, unit, decimals, bar }
+/// What the gateway's reading is compared with, within a round.
+#[derive(Debug, Clone, Copy)]
+enum Against {
+    Nothing,
+    Ratio(Server),
+    Difference(Server),
 }
 
-/// The part between the markers.
+fn row(measure: Measure) -> Row {
+    use Against::{Difference, Nothing, Ratio};
+    let bun = Ratio(Server::Bun);
+    let (title, unit, decimals, against, bar) = match measure {
+        Measure::Memory => ("user memory per idle connection, after the ramp", "B", 0, bun, "≤ 600 B"),
+        Measure::MemorySettled => ("the same, settled", "B", 0, bun, "≤ 600 B"),
+        Measure::FanoutCpu => ("CPU per delivery, 1 message in flight", "µs", 2, bun, "≤ Bun"),
+        Measure::FanoutRate => ("deliveries/s, 64 publishes in flight", "/s", 0, bun, "≥ Bun"),
+        Measure::AcceptCpu => ("CPU per accepted connection", "µs", 1, bun, "≤ 1.5 × Bun"),
+        Measure::PublishRate => ("REST publishes/s, no subscribers", "/s", 0, bun, "≥ Bun"),
+        Measure::EchoRate => ("echo round trips/s", "/s", 0, bun, "≥ Bun"),
+        Measure::Pause => ("longest wait of a bystander during a broadcast", "ms", 2, bun, "≤ 20 ms"),
+        Measure::IdleCpu => ("idle CPU with heartbeats", "% of a core", 2, bun, "≤ 1 %"),
+        Measure::RedisLatency => (
+            "REST on node A to client on node B, median",
+            "µs",
+            0,
+            Difference(Server::OneNode),
+            "≤ 1,000 µs over one node",
+        ),
+        Measure::RedisReceiveCpu => {
+            ("CPU of node B per publication beside its deliveries, 1 in flight", "µs", 2, Nothing, "≤ 3 µs")
+        }
+        Measure::RedisReceiveCpuLoaded => ("the same, 64 in flight", "µs", 2, Nothing, "≤ 3 µs"),
+        Measure::RedisFanoutRate => (
+            "deliveries per CPU second of node B, 64 in flight",
+            "/s",
+            0,
+            Ratio(Server::OneNode),
+            "≥ 0.9 × one node",
+        ),
+        Measure::RedisPublishRate => (
+            "publishes/s into Redis, 64 single requests in flight",
+            "/s",
+            0,
+            Ratio(Server::RedisBenchmark),
+            "≥ 0.5 × redis-benchmark",
+        ),
+        Measure::RedisBatchRate => (
+            "publishes/s into Redis, one connection with 64 at once",
+            "/s",
+            0,
+            Ratio(Server::RedisBenchmark),
+            "≥ 0.5 × redis-benchmark",
+        ),
+        Measure::ProxyMemory => {
+            ("user memory per idle proxied connection", "B", 0, Ratio(Server::Haproxy), "≤ 800 B")
+        }
+        Measure::ProxyMessageCpu => {
+            ("CPU per forwarded message", "µs", 2, Ratio(Server::Nginx), "≤ HAProxy, ≤ nginx")
+        }
+        Measure::ProxyHandshakeCpu => ("CPU per proxied handshake", "µs", 1, Ratio(Server::Nginx), "≤ nginx"),
+        Measure::ScalingHeld => ("connections held", "total", 0, Nothing, "N × 1 gateway"),
+        Measure::ScalingMemory => {
+            ("user memory per connection, gateways and routers", "B", 0, Nothing, "as 1 gateway")
+        }
+        Measure::ScalingNodeCpu => ("CPU of the gateways per delivery", "µs", 2, Nothing, "as 1 gateway"),
+        Measure::ScalingAllCpu => ("the same with routers and Redis", "µs", 2, Nothing, "–"),
+        Measure::ScalingBalance => ("connections of the fullest gateway", "× mean", 2, Nothing, "≤ 1.25"),
+        Measure::ScalingLost => ("deliveries lost", "total", 0, Nothing, "0"),
+    };
+    Row { title, unit, decimals, against, bar }
+}
+
+/// All tables of a run, for a terminal.
 #[must_use]
-pub fn render(results: &Results) -> String {
-    let servers: Vec<Server> = Server::ALL
-        .into_iter()
-        .filter(|server| results.readings.values().any(|readings| readings.contains_key(server)))
+pub fn render_all(results: &Results) -> String {
+    let tables: Vec<String> = groups(results).map(|group| render(results, group)).collect();
+    tables.join("\n\n")
+}
+
+/// The part between a group's markers.
+#[must_use]
+pub fn render(results: &Results, group: Group) -> String {
+    let rows = || results.readings.iter().filter(|(measure, _)| measure.group() == group);
+    let servers: Vec<Server> = group
+        .servers()
+        .iter()
+        .copied()
+        .filter(|server| rows().any(|(_, readings)| readings.contains_key(server)))
         .collect();
     let names: String = servers.iter().map(|server| format!(" {} |", server.name())).collect();
+    let compares = servers.contains(&Server::Tidegate);
+    let (head, rule) = if compares { (" Tidegate against |", " --- |") } else { ("", "") };
     let mut lines = vec![
-        describe(&results.machine),
+        describe(&results.machine, &servers),
         String::new(),
         format!("`{}`: medians of {} rounds, range in brackets.", results.command, results.rounds),
         String::new(),
-        format!("| measure |{names} Tidegate / Bun | must |"),
-        format!("| --- |{} --- | --- |", " ---: |".repeat(servers.len())),
+        format!("| measure |{names}{head} must |"),
+        format!("| --- |{}{rule} --- |", " ---: |".repeat(servers.len())),
     ];
-    lines.extend(results.readings.iter().map(|(&measure, readings)| table_row(measure, readings, &servers)));
+    lines.extend(rows().map(|(&measure, readings)| table_row(measure, readings, &servers, compares)));
     lines.push(String::new());
-    lines.extend(notes(results));
+    lines.extend(notes(results, group));
     lines.join("\n").trim_end().to_owned()
 }
 
-/// Replaces the marked part of a document, or makes a new document around it.
+/// Groups that have a reading.
+fn groups(results: &Results) -> impl Iterator<Item = Group> {
+    let has = |group| results.readings.keys().any(|measure| measure.group() == group);
+    Group::ALL.into_iter().filter(move |&group| has(group))
+}
+
+/// Replaces the marked parts of a document, or makes a new document around them.
 pub fn update_document(results: &Results, path: &Path) -> Result<(), CompareError> {
     let document = match fs::read_to_string(path) {
         Ok(document) => document,
@@ -76,28 +159,43 @@ pub fn update_document(results: &Results, path: &Path) -> Result<(), CompareErro
             return Err(CompareError::Read { path: path.to_owned(), source });
         }
     };
-    let missing = |marker| CompareError::Marker { path: path.to_owned(), marker };
-    let begin = document.find(BEGIN).ok_or(missing(BEGIN))? + BEGIN.len();
-    let end = document[begin..].find(END).ok_or(missing(END))? + begin;
-    let document = format!("{}\n\n{}\n\n{}", &document[..begin], render(results), &document[end..]);
+    let document = groups(results).try_fold(document, |document, group| {
+        replace(&document, markers(group), &render(results, group))
+            .map_err(|marker| CompareError::Marker { path: path.to_owned(), marker })
+    })?;
     fs::write(path, document).map_err(|source| CompareError::Write { path: path.to_owned(), source })
 }
 
-fn table_row(measure: Measure, readings: &BTreeMap<Server, Vec<RoundReading>>, servers: &[Server]) -> String {
-    let Row { title, unit, decimals, bar } = row(measure);
+/// Puts a table between its markers; gives the marker that is missing.
+fn replace(document: &str, [begin, end]: [&'static str; 2], table: &str) -> Result<String, &'static str> {
+    let from = document.find(begin).ok_or(begin)? + begin.len();
+    let to = document[from..].find(end).ok_or(end)? + from;
+    Ok(format!("{}\n\n{table}\n\n{}", &document[..from], &document[to..]))
+}
+
+fn table_row(
+    measure: Measure,
+    readings: &BTreeMap<Server, Vec<RoundReading>>,
+    servers: &[Server],
+    compares: bool,
+) -> String {
+    let Row { title, unit, decimals, against, bar } = row(measure);
     let cells: String = servers
         .iter()
         .map(|server| format!(" {} |", readings.get(server).map_or("–".to_owned(), |of| cell(of, decimals))))
         .collect();
-    let ratio = ratio(readings.get(&Server::Tidegate), readings.get(&Server::Bun));
-    format!("| {title} ({unit}) |{cells} {ratio} | {bar} |")
+    let compared = if compares { format!(" {} |", comparison(against, readings)) } else { String::new() };
+    format!("| {title} ({unit}) |{cells}{compared} {bar} |")
 }
 
-fn describe(machine: &Machine) -> String {
+fn describe(machine: &Machine, servers: &[Server]) -> String {
     let Machine { cores, processor, kernel, date, versions } = machine;
-    let versions: Vec<String> =
-        versions.iter().map(|(server, version)| format!("{} {version}", server.name())).collect();
-    format!("{cores} cores ({processor}), Linux {kernel}, {date}; {}.", versions.join(", "))
+    let versions: Vec<String> = versions
+        .iter()
+        .filter(|(server, _)| servers.contains(server))
+        .map(|(server, version)| format!("; {} {version}", server.name()))
+        .collect();
+    format!("{cores} cores ({processor}), Linux {kernel}, {date}{}.", versions.concat())
 }
 
 fn cell(readings: &[RoundReading], decimals: usize) -> String {
@@ -109,15 +207,25 @@ fn cell(readings: &[RoundReading], decimals: usize) -> String {
     if min == max { median } else { format!("{median} ({min}–{max})") }
 }
 
-fn ratio(ours: Option<&Vec<RoundReading>>, theirs: Option<&Vec<RoundReading>>) -> String {
-    let (Some(ours), Some(theirs)) = (ours, theirs) else {
+fn comparison(against: Against, readings: &BTreeMap<Server, Vec<RoundReading>>) -> String {
+    let (other, apply): (_, fn(f64, f64) -> f64) = match against {
+        Against::Nothing => return "–".to_owned(),
+        Against::Ratio(other) => (other, |ours, theirs| ours / theirs),
+        Against::Difference(other) => (other, |ours, theirs| ours - theirs),
+    };
+    let (Some(ours), Some(theirs)) = (readings.get(&Server::Tidegate), readings.get(&other)) else {
         return "–".to_owned();
     };
     let of_round = |round| theirs.iter().find(|other| other.round == round);
-    let ratios = ours.iter().filter_map(|our| Some(our.reading.value / of_round(our.round)?.reading.value));
-    match spread(ratios.filter(|ratio| ratio.is_finite())) {
-        Some((median, min, max)) => format!("{median:.2} ({min:.2}–{max:.2})"),
-        None => "–".to_owned(),
+    let values =
+        ours.iter().filter_map(|our| Some(apply(our.reading.value, of_round(our.round)?.reading.value)));
+    let Some((median, min, max)) = spread(values.filter(|value| value.is_finite())) else {
+        return "–".to_owned();
+    };
+    let name = other.name();
+    match against {
+        Against::Difference(_) => format!("{median:+.0} ({min:+.0} to {max:+.0}) over {name}"),
+        _ => format!("{median:.2} ({min:.2}–{max:.2}) × {name}"),
     }
 }
 
@@ -153,9 +261,9 @@ fn number(value: f64, decimals: usize) -> String {
 }
 
 /// What a reader must know to believe a number.
-fn notes(results: &Results) -> Vec<String> {
+fn notes(results: &Results, group: Group) -> Vec<String> {
     let mut notes = Vec::new();
-    for (&measure, by_server) in &results.readings {
+    for (&measure, by_server) in results.readings.iter().filter(|(measure, _)| measure.group() == group) {
         for (server, readings) in by_server {
             let mut note = String::new();
             let sum = |count: fn(&RoundReading) -> u64| readings.iter().map(count).sum::<u64>();
@@ -194,7 +302,8 @@ fn notes(results: &Results) -> Vec<String> {
             }
         }
     }
-    notes.extend(results.failures.iter().map(|failure| format!("- No result: {failure}.")));
+    let failures = results.failures.iter().filter(|failure| failure.group == group);
+    notes.extend(failures.map(|failure| format!("- No result: {}.", failure.text)));
     notes
 }
 
@@ -203,7 +312,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::compare::Readings;
-    use crate::compare::measures::{Reading, Sizes};
+    use crate::compare::plan::Sizes;
+    use crate::compare::rig::Reading;
     use crate::order::OrderCounts;
 
     fn readings(measure: Measure, values: &[f64]) -> Vec<RoundReading> {
@@ -246,14 +356,32 @@ mod tests {
 
     #[test]
     fn a_row_has_medians_ranges_and_the_ratio_within_rounds() {
-        let table = render(&results());
+        let table = render(&results(), Group::Gateway);
         assert!(table.contains("2 cores (a processor), Linux 6.1, 2026-11-22; Bun 1.4.5."), "{table}");
         let row = "| deliveries/s, 64 publishes in flight (/s) | 2,000,000 (1,000,000–3,000,000) | \
-                   1,000,000 (1,000,000–2,000,000) | 1.50 (1.00–2.00) | ≥ Bun |";
+                   1,000,000 (1,000,000–2,000,000) | 1.50 (1.00–2.00) × Bun | ≥ Bun |";
         assert!(table.contains(row), "{table}");
         let note = "- Tidegate, deliveries/s, 64 publishes in flight: the client was at 97 % of its core; \
                     the server had 50 % of its core, 4,000,000 per CPU second.";
         assert!(table.contains(note), "{table}");
+    }
+
+    #[test]
+    fn a_difference_is_taken_within_rounds() {
+        let by_server = BTreeMap::from([
+            (Server::Tidegate, readings(Measure::RedisLatency, &[300.0, 900.0])),
+            (Server::OneNode, readings(Measure::RedisLatency, &[100.0, 750.0])),
+        ]);
+        let against = row(Measure::RedisLatency).against;
+        assert_eq!(comparison(against, &by_server), "+175 (+150 to +200) over one node");
+        assert_eq!(comparison(Against::Ratio(Server::Bun), &by_server), "–");
+    }
+
+    #[test]
+    fn a_new_document_has_a_place_for_every_group() {
+        for group in Group::ALL {
+            assert!(replace(SKELETON, markers(group), "table").is_ok(), "{group:?}");
+        }
     }
 
     #[test]

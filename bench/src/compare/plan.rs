@@ -1,0 +1,235 @@
+//! What there is to compare: groups of measures, the scenarios that yield them, who takes part, how much of it.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::servers::Server;
+
+/// Measures that share a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Group {
+    /// One node against servers of its kind.
+    Gateway,
+    /// Nodes that are joined by Redis.
+    Redis,
+    /// The proxy before the nodes.
+    Router,
+    /// More and more nodes.
+    Scaling,
+}
+
+/// One row of a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Measure {
+    Memory,
+    MemorySettled,
+    FanoutCpu,
+    FanoutRate,
+    AcceptCpu,
+    PublishRate,
+    EchoRate,
+    Pause,
+    IdleCpu,
+    RedisLatency,
+    RedisReceiveCpu,
+    RedisReceiveCpuLoaded,
+    RedisFanoutRate,
+    RedisPublishRate,
+    RedisBatchRate,
+    ProxyMemory,
+    ProxyMessageCpu,
+    ProxyHandshakeCpu,
+    ScalingHeld,
+    ScalingMemory,
+    ScalingNodeCpu,
+    ScalingAllCpu,
+    ScalingBalance,
+    ScalingLost,
+}
+
+/// What servers have to be started for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Scenario {
+    Fanout,
+    Rest,
+    Echo,
+    Idle,
+    RedisLatency,
+    RedisReceive,
+    RedisFanout,
+    RedisPublish,
+    Proxy,
+    Scaling,
+}
+
+impl Group {
+    pub const ALL: [Self; 4] = [Self::Gateway, Self::Redis, Self::Router, Self::Scaling];
+
+    /// Everybody who takes part, in the order of the table.
+    #[must_use]
+    pub fn servers(self) -> &'static [Server] {
+        match self {
+            Self::Gateway => &[Server::Tidegate, Server::Floor, Server::Bun, Server::Ws],
+            Self::Redis => &[Server::Tidegate, Server::OneNode, Server::SocketIo, Server::RedisBenchmark],
+            Self::Router => &[Server::Tidegate, Server::Haproxy, Server::Nginx],
+            Self::Scaling => &[
+                Server::Gateways1,
+                Server::Gateways2,
+                Server::Gateways4,
+                Server::Gateways8,
+                Server::Proxied8,
+            ],
+        }
+    }
+}
+
+impl Measure {
+    /// The group whose table it stands in.
+    #[must_use]
+    pub fn group(self) -> Group {
+        let scenario = Scenario::ALL.into_iter().find(|scenario| scenario.measures().contains(&self));
+        scenario.map_or(Group::Gateway, Scenario::group)
+    }
+}
+
+impl Scenario {
+    pub const ALL: [Self; 10] = [
+        Self::Fanout,
+        Self::Rest,
+        Self::Echo,
+        Self::Idle,
+        Self::RedisLatency,
+        Self::RedisReceive,
+        Self::RedisFanout,
+        Self::RedisPublish,
+        Self::Proxy,
+        Self::Scaling,
+    ];
+
+    #[must_use]
+    pub fn group(self) -> Group {
+        match self {
+            Self::Fanout | Self::Rest | Self::Echo | Self::Idle => Group::Gateway,
+            Self::RedisLatency | Self::RedisReceive | Self::RedisFanout | Self::RedisPublish => Group::Redis,
+            Self::Proxy => Group::Router,
+            Self::Scaling => Group::Scaling,
+        }
+    }
+
+    /// The measures it yields.
+    #[must_use]
+    pub fn measures(self) -> &'static [Measure] {
+        match self {
+            Self::Fanout => &[Measure::FanoutCpu, Measure::FanoutRate],
+            Self::Rest => &[Measure::PublishRate],
+            Self::Echo => &[Measure::EchoRate],
+            Self::Idle => &[
+                Measure::AcceptCpu,
+                Measure::Memory,
+                Measure::MemorySettled,
+                Measure::IdleCpu,
+                Measure::Pause,
+            ],
+            Self::RedisLatency => &[Measure::RedisLatency],
+            Self::RedisReceive => &[Measure::RedisReceiveCpu, Measure::RedisReceiveCpuLoaded],
+            Self::RedisFanout => &[Measure::RedisFanoutRate],
+            Self::RedisPublish => &[Measure::RedisPublishRate, Measure::RedisBatchRate],
+            Self::Proxy => &[Measure::ProxyHandshakeCpu, Measure::ProxyMemory, Measure::ProxyMessageCpu],
+            Self::Scaling => &[
+                Measure::ScalingHeld,
+                Measure::ScalingMemory,
+                Measure::ScalingNodeCpu,
+                Measure::ScalingAllCpu,
+                Measure::ScalingBalance,
+                Measure::ScalingLost,
+            ],
+        }
+    }
+
+    /// Who takes part in it.
+    #[must_use]
+    pub fn servers(self) -> &'static [Server] {
+        match self {
+            Self::RedisLatency | Self::RedisFanout => &[Server::Tidegate, Server::OneNode, Server::SocketIo],
+            Self::RedisReceive => &[Server::Tidegate],
+            Self::RedisPublish => &[Server::Tidegate, Server::RedisBenchmark],
+            _ => self.group().servers(),
+        }
+    }
+}
+
+/// How much of everything.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Sizes {
+    pub idle_connections: u32,
+    pub subscribers: u32,
+    pub warmup: Duration,
+    pub window: Duration,
+    pub settle: Duration,
+    pub idle: Duration,
+    /// Publications whose way from node to node is timed, one after the other.
+    pub timed_publications: u32,
+    /// Requests of `redis-benchmark`, unpipelined and pipelined.
+    pub redis_requests: [u32; 2],
+    /// Connections held by each gateway of the scaling table.
+    pub per_gateway: u32,
+    pub broadcasts: u32,
+}
+
+impl Sizes {
+    /// The sizes of the table. Two heartbeat periods of 25 s idle, so that every connection is pinged twice.
+    /// 15,000 per gateway leave room for the bound of 1.25 under 20,000 descriptors.
+    pub const FULL: Self = Self {
+        idle_connections: 15_000,
+        subscribers: 5_000,
+        warmup: Duration::from_secs(1),
+        window: Duration::from_secs(4),
+        settle: Duration::from_secs(10),
+        idle: Duration::from_secs(50),
+        timed_publications: 5_000,
+        redis_requests: [400_000, 4_000_000],
+        per_gateway: 15_000,
+        broadcasts: 10,
+    };
+
+    /// Enough to see that everything works; not enough to believe a number.
+    pub const QUICK: Self = Self {
+        idle_connections: 3_000,
+        subscribers: 1_000,
+        warmup: Duration::from_millis(300),
+        window: Duration::from_secs(1),
+        settle: Duration::from_secs(2),
+        idle: Duration::from_secs(5),
+        timed_publications: 300,
+        redis_requests: [30_000, 300_000],
+        per_gateway: 500,
+        broadcasts: 3,
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::ValueEnum;
+
+    use super::*;
+
+    #[test]
+    fn every_measure_has_one_scenario() {
+        for measure in Measure::value_variants() {
+            let scenarios = Scenario::ALL.iter().filter(|scenario| scenario.measures().contains(measure));
+            assert_eq!(scenarios.count(), 1, "{measure:?}");
+        }
+    }
+
+    #[test]
+    fn who_takes_part_has_a_column() {
+        for scenario in Scenario::ALL {
+            for server in scenario.servers() {
+                assert!(scenario.group().servers().contains(server), "{scenario:?} {server:?}");
+            }
+        }
+    }
+}
