@@ -49,7 +49,7 @@ async fn read(shared: &Shared, seeds: &[Server]) -> Result<Vec<Range>, (Server, 
     let map = shared.map();
     for link in &map.links {
         let Some(live) = link.live() else { continue };
-        let answer = timeout(ANSWER_DEADLINE, live.send(&question(), false)).await;
+        let answer = timeout(ANSWER_DEADLINE, live.send(&question())).await;
         if let Ok(Sent::Answer(answer)) = answer
             && let Some(ranges) = ranges_of(&answer, &live.server)
         {

@@ -5,12 +5,11 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
-use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Cmd, ProtocolVersion, RedisConnectionInfo, Value, ValueCodec};
+use redis::{Cmd, Value, ValueCodec};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -32,18 +31,6 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
 /// probe each second on every connection.)
 #[cfg(target_os = "linux")]
 const ACKNOWLEDGE_DEADLINE: Duration = Duration::from_secs(10);
-
-/// Commands that a connection's task takes ahead. Their bytes are bounded by the link.
-const COMMANDS_AHEAD: usize = 1024;
-
-/// Answers that a connection sends together before it waits for the socket.
-const WRITE_BYTES: usize = 64 * 1024;
-
-/// Authenticated and named already: what the crate adds is a bare `HELLO`. (A static, because the future that moves
-/// the bytes is typed as if it kept the reference.)
-static GREETED: LazyLock<RedisConnectionInfo> = LazyLock::new(|| {
-    RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP3).set_skip_set_lib_name()
-});
 
 /// A connection after its greeting, answers and pushes decoded.
 pub(crate) type Raw = Framed<Box<dyn Stream>, ValueCodec>;
@@ -110,26 +97,13 @@ impl Dialer {
         .await
     }
 
-    /// A connection for commands, and the future that moves its bytes until it breaks.
-    pub(crate) async fn commands(
-        &self,
-        server: &Server,
-    ) -> Result<(MultiplexedConnection, impl Future<Output = ()> + Send + use<>), Trouble> {
+    /// A connection for commands.
+    pub(crate) async fn commands(&self, server: &Server) -> Result<Raw, Trouble> {
         let (mut raw, _) = self.raw(server).await?;
-        within("greet", async move {
-            if self.db != 0 {
-                select(&mut raw, self.db).await?;
-            }
-            let config = AsyncConnectionConfig::new()
-                .set_connection_timeout(None)
-                .set_response_timeout(None)
-                .set_pipeline_buffer_size(COMMANDS_AHEAD)
-                .set_write_backpressure_boundary(WRITE_BYTES);
-            MultiplexedConnection::new_with_config(&GREETED, raw.into_inner(), config)
-                .await
-                .map_err(Trouble::Broken)
-        })
-        .await
+        if self.db != 0 {
+            within("greet", select(&mut raw, self.db)).await?;
+        }
+        Ok(raw)
     }
 
     async fn stream(&self, server: &Server) -> Result<Box<dyn Stream>, Trouble> {

@@ -71,7 +71,7 @@ impl Feed {
         let round = async {
             raw.send(probe.subscribe(link).get_packed_command()).await.map_err(Trouble::Broken)?;
             await_push(&mut raw, &[PushKind::Subscribe, PushKind::SSubscribe]).await?;
-            match live.send(&probe.publish(link, live, 0), false).await {
+            match live.send(&probe.publish(link, live, 0)).await {
                 Sent::Answer(_) => {}
                 Sent::Refused(error) => return Err(Trouble::Refused(error)),
                 Sent::Unknown(trouble) => return Err(trouble),
@@ -130,7 +130,7 @@ struct Running<'a> {
     watch: Watch,
 }
 
-type Reader = FramedRead<ReadHalf<Box<dyn Stream>>, ValueCodec>;
+pub(super) type Reader = FramedRead<ReadHalf<Box<dyn Stream>>, ValueCodec>;
 
 impl Running<'_> {
     /// Hands over what was read, and what is there to be read, up to a turn's share.
@@ -238,7 +238,7 @@ impl Running<'_> {
             None => redis::cmd("PING"),
         };
         let live = Arc::clone(self.live);
-        async move { live.send(&command, false).await }.boxed()
+        async move { live.send(&command).await }.boxed()
     }
 
     fn probed(&mut self, sent: &Sent) {
@@ -320,7 +320,7 @@ async fn await_push(raw: &mut Raw, kinds: &[PushKind]) -> Result<(), Trouble> {
 }
 
 /// Reading and writing apart, so that neither waits for the other.
-fn split(raw: Raw) -> (Reader, WriteHalf<Box<dyn Stream>>) {
+pub(super) fn split(raw: Raw) -> (Reader, WriteHalf<Box<dyn Stream>>) {
     let parts = raw.into_parts();
     let (read, write) = tokio::io::split(parts.io);
     let mut reader = FramedRead::new(read, parts.codec);
@@ -329,7 +329,10 @@ fn split(raw: Raw) -> (Reader, WriteHalf<Box<dyn Stream>>) {
 }
 
 /// Cancel-safe: what was written is gone from `outgoing`.
-async fn write(writer: &mut (impl AsyncWrite + Unpin), outgoing: &mut BytesMut) -> std::io::Result<()> {
+pub(super) async fn write(
+    writer: &mut (impl AsyncWrite + Unpin),
+    outgoing: &mut impl Buf,
+) -> std::io::Result<()> {
     while outgoing.has_remaining() {
         writer.write_buf(outgoing).await?;
     }

@@ -6,17 +6,16 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use redis::aio::MultiplexedConnection;
 use redis::{Arg, Cmd, ServerError, Value};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
 use super::counters::{Counts, LinkCounters};
-use super::dial::{Greeting, Mode};
+use super::dial::{Greeting, Mode, Raw};
 use super::feed::{self, Feed};
+use super::pipe::{self, Pipe};
 use super::replication::{self, Replication, Waiters};
 use super::sentinel::Sentinels;
 use crate::redis::contract::{LinkId, Session, Subscriber};
@@ -26,10 +25,6 @@ use crate::redis::url::Server;
 /// Bytes of commands that may wait for their answers: two seconds of 8 MiB/s. Subscribe commands that wait to be
 /// written have as much again: 160,000 channels of 100 bytes.
 pub(crate) const WAITING_BYTES_MAX: usize = 16 * 1024 * 1024;
-
-/// A command that is not answered for so long makes its link away: 1,900 ms and then 100 ms more, which begin when this
-/// process runs again if it was stopped. An answer that came meanwhile is read in these.
-const ANSWER_DEADLINE: [Duration; 2] = [Duration::from_millis(1_900), Duration::from_millis(100)];
 
 /// Pauses between attempts grow from the first to the second; each is shortened by up to half, at random, so that the
 /// nodes of a deployment do not return together.
@@ -50,7 +45,7 @@ pub(crate) struct Link {
     place: Place,
     state: Mutex<State>,
     /// Bytes of commands without an answer.
-    waiting: AtomicUsize,
+    waiting: Arc<AtomicUsize>,
     pub(crate) counts: Counts,
     /// When another node last sent a call here with `ASK`.
     asked_at: Mutex<Option<Instant>>,
@@ -85,7 +80,7 @@ pub(crate) struct Live {
     pub(crate) session: Session,
     pub(crate) server: Server,
     pub(crate) outbox: Outbox,
-    connection: MultiplexedConnection,
+    pipe: Arc<Pipe>,
     /// Of publications that replicas must have.
     pub(super) replication: Option<Replication>,
     /// Why it was given up; whoever comes first says it.
@@ -122,7 +117,7 @@ impl Link {
             name,
             place,
             state: Mutex::new(State::Away(away)),
-            waiting: AtomicUsize::new(0),
+            waiting: Arc::default(),
             counts: Counts::default(),
             asked_at: Mutex::new(None),
             dropped: stopping.child_token(),
@@ -197,15 +192,15 @@ impl Link {
             self.counts.calls_refused_away.add();
             return Sent::Never(self.unavailable());
         };
-        let Some(_room) = Room::take(&self.waiting, size_of_command(command)) else {
+        let Some(room) = Room::take(&self.waiting, size_of_command(command)) else {
             self.counts.calls_refused_bound.add();
             let mib = WAITING_BYTES_MAX >> 20;
             return Sent::Never(format!("{mib} MiB wait for answers of Redis at {}", self.name).into());
         };
         self.counts.calls.add();
         let sent = match &live.replication {
-            Some(replication) if replicated => live.send_replicated(replication, command, asking).await,
-            _ => live.send(command, asking).await,
+            Some(replication) if replicated => live.send_replicated(replication, command, asking, room).await,
+            _ => live.send_over(&live.pipe, command, asking, Some(room)).await.0,
         };
         match &sent {
             Sent::Unknown(Trouble::NotReplicated { .. }) => self.counts.calls_not_replicated.add(),
@@ -280,44 +275,41 @@ impl Link {
         }
         let (raw, greeting) = shared.dialer.raw(&server).await?;
         self.check(&greeting)?;
-        let mut driver = JoinSet::new();
-        let (connection, moving) = shared.dialer.commands(&server).await?;
-        let (replication, waiters) = self.replication(shared, &server, &mut driver).await?.unzip();
+        let commands = shared.dialer.commands(&server).await?;
+        let replicating = self.replication(shared, &server).await?;
+        let (replication, replicating) = replicating.map(|(it, waiters, raw)| (it, (waiters, raw))).unzip();
         let live = Arc::new(Live {
             session: shared.next_session(),
             server,
             outbox: Outbox::default(),
-            connection,
+            pipe: Arc::default(),
             replication,
             why: OnceLock::new(),
             ended: CancellationToken::new(),
         });
-        let of_driver = Arc::clone(&live);
-        driver.spawn(async move {
-            moving.await;
-            of_driver.give_up(Trouble::Closed);
-        });
-        if let Some(waiters) = waiters {
+        let mut driver = JoinSet::new();
+        driver.spawn(pipe::carry(commands, Arc::clone(&live.pipe), Arc::clone(&live)));
+        if let (Some(replication), Some((waiters, raw))) = (&live.replication, replicating) {
+            driver.spawn(pipe::carry(raw, Arc::clone(&replication.pipe), Arc::clone(&live)));
             driver.spawn(replication::run(Arc::clone(&live), waiters, Arc::clone(self)));
         }
         let feed = Feed::begin(raw, self, &live, shared).await?;
         Ok((live, feed, driver))
     }
 
-    /// The connection of what replicas must have, if any is asked for. Its end is noticed by the next call on it.
+    /// The connection of what replicas must have, if any is asked for.
     async fn replication(
         &self,
         shared: &Shared,
         server: &Server,
-        driver: &mut JoinSet<()>,
-    ) -> Result<Option<(Replication, Waiters)>, Trouble> {
+    ) -> Result<Option<(Replication, Waiters, Raw)>, Trouble> {
         if shared.replicas == 0 {
             return Ok(None);
         }
-        let (connection, moving) = shared.dialer.commands(server).await?;
-        driver.spawn(moving);
-        replication::check(&connection).await?;
-        Ok(Some(Replication::new(shared.replicas, connection)))
+        let mut raw = shared.dialer.commands(server).await?;
+        replication::check(&mut raw).await?;
+        let (replication, waiters) = Replication::new(shared.replicas);
+        Ok(Some((replication, waiters, raw)))
     }
 
     fn check(&self, greeting: &Greeting) -> Result<(), Trouble> {
@@ -361,13 +353,19 @@ impl Live {
         }
     }
 
-    /// Sends a command without regard to the bound: probes, and what was let in.
-    pub(crate) async fn send(&self, command: &Cmd, asking: bool) -> Sent {
-        self.send_over(&self.connection, command, asking).await
+    /// Sends a command without regard to the bound: probes, and the Cluster's slots.
+    pub(crate) async fn send(&self, command: &Cmd) -> Sent {
+        self.send_over(&self.pipe, command, false, None).await.0
     }
 
-    async fn send_replicated(&self, replication: &Replication, command: &Cmd, asking: bool) -> Sent {
-        let sent = self.send_over(&replication.connection, command, asking).await;
+    async fn send_replicated(
+        &self,
+        replication: &Replication,
+        command: &Cmd,
+        asking: bool,
+        room: Room,
+    ) -> Sent {
+        let (sent, _room) = self.send_over(&replication.pipe, command, asking, Some(room)).await;
         if !matches!(sent, Sent::Answer(_)) {
             return sent;
         }
@@ -377,30 +375,21 @@ impl Live {
         }
     }
 
+    /// Gives the room back with the answer: until then the command has it, whether or not its caller still waits.
     pub(super) async fn send_over(
         &self,
-        connection: &MultiplexedConnection,
+        pipe: &Pipe,
         command: &Cmd,
         asking: bool,
-    ) -> Sent {
-        let mut connection = connection.clone();
-        let answer = async {
-            if !asking {
-                return connection.send_packed_command(command).await;
-            }
-            let mut both = redis::pipe();
-            both.cmd("ASKING").add_command(command.clone());
-            let mut answers = connection.send_packed_commands(&both, 1, 1).await?;
-            Ok(answers.pop().unwrap_or(Value::Nil))
-        };
-        let trouble = match patiently(answer).await {
-            Some(Ok(Value::ServerError(error))) => return Sent::Refused(error),
-            Some(Ok(value)) => return Sent::Answer(value),
-            Some(Err(error)) => Trouble::Broken(error),
-            None => Trouble::Late { what: "answer", within: ANSWER_DEADLINE.iter().sum() },
-        };
-        self.give_up(trouble.clone());
-        Sent::Unknown(trouble)
+        room: Option<Room>,
+    ) -> (Sent, Option<Room>) {
+        let unknown = || Sent::Unknown(self.why.get().cloned().unwrap_or(Trouble::Closed));
+        let Some(answered) = pipe.push(command, asking, room) else { return (unknown(), None) };
+        match answered.await {
+            Ok((Value::ServerError(error), room)) => (Sent::Refused(error), room),
+            Ok((value, room)) => (Sent::Answer(value), room),
+            Err(_) => (unknown(), None),
+        }
     }
 }
 
@@ -433,21 +422,22 @@ pub(super) fn check_cluster(greeting: &Greeting) -> Result<(), Trouble> {
 }
 
 /// Bytes that one command holds of its link's bound.
-struct Room<'a> {
-    waiting: &'a AtomicUsize,
+#[derive(Debug)]
+pub(super) struct Room {
+    waiting: Arc<AtomicUsize>,
     bytes: usize,
 }
 
-impl<'a> Room<'a> {
-    fn take(waiting: &'a AtomicUsize, bytes: usize) -> Option<Self> {
+impl Room {
+    fn take(waiting: &Arc<AtomicUsize>, bytes: usize) -> Option<Self> {
         let before = waiting.fetch_add(bytes, Ordering::Relaxed);
-        let room = Self { waiting, bytes };
+        let room = Self { waiting: Arc::clone(waiting), bytes };
         // A command is let in when nothing else waits, however long it is.
         (before == 0 || before + bytes <= WAITING_BYTES_MAX).then_some(room)
     }
 }
 
-impl Drop for Room<'_> {
+impl Drop for Room {
     fn drop(&mut self) {
         self.waiting.fetch_sub(self.bytes, Ordering::Relaxed);
     }
@@ -461,17 +451,6 @@ fn size_of_command(command: &Cmd) -> usize {
         _ => 16,
     };
     command.args_iter().map(size).sum()
-}
-
-/// Waits for [`ANSWER_DEADLINE`].
-async fn patiently<T>(answer: impl Future<Output = T>) -> Option<T> {
-    let mut answer = std::pin::pin!(answer);
-    for portion in ANSWER_DEADLINE {
-        if let Ok(answer) = timeout(portion, &mut answer).await {
-            return Some(answer);
-        }
-    }
-    None
 }
 
 fn jittered(pause: Duration) -> Duration {

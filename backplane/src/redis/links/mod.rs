@@ -1,6 +1,7 @@
 //! Links to the servers of a deployment: which there are, which one holds a tag, and calls and subscriptions on them.
 //!
-//! - `dial`: connections. `link`: one server's pair of them, and its replacement. `feed`: the subscribed one.
+//! - `dial`: connections. `link`: one server's pair of them, and its replacement. `pipe`: the one for commands. `feed`:
+//!   the subscribed one.
 //! - `replication`: writes that count when replicas have them.
 //! - `call`: one call with its repetitions.
 //! - `map`: tags to links. `sentinel`, `cluster`: where the servers are.
@@ -13,6 +14,7 @@ mod dial;
 mod feed;
 mod link;
 mod map;
+mod pipe;
 mod replication;
 mod sentinel;
 #[cfg(test)]

@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use redis::aio::MultiplexedConnection;
 use redis::{Cmd, Value};
 use tokio::sync::{mpsc, oneshot};
 
+use super::dial::{Raw, ask};
 use super::link::{Link, Live, Sent};
+use super::pipe::Pipe;
 use super::{Links, call};
 use crate::BackplaneError;
 use crate::redis::contract::Commands;
@@ -31,7 +32,7 @@ type Verdict = Result<(), Trouble>;
 /// The part of a session that is there when replicas are asked for.
 pub(super) struct Replication {
     replicas: u8,
-    pub(super) connection: MultiplexedConnection,
+    pub(super) pipe: Arc<Pipe>,
     waiters: mpsc::Sender<oneshot::Sender<Verdict>>,
 }
 
@@ -42,9 +43,9 @@ pub(super) type Waiters = mpsc::Receiver<oneshot::Sender<Verdict>>;
 pub(super) struct Replicated(pub(super) Links);
 
 impl Replication {
-    pub(super) fn new(replicas: u8, connection: MultiplexedConnection) -> (Self, Waiters) {
+    pub(super) fn new(replicas: u8) -> (Self, Waiters) {
         let (waiters, waiting) = mpsc::channel(WAITERS_MAX);
-        (Self { replicas, connection, waiters }, waiting)
+        (Self { replicas, pipe: Arc::default(), waiters }, waiting)
     }
 
     /// Whether the replicas have what was answered before this is called.
@@ -68,11 +69,8 @@ impl Commands for Replicated {
 }
 
 /// Whether this user may say `WAIT`: asked for no replica, it is answered at once.
-pub(super) async fn check(connection: &MultiplexedConnection) -> Result<(), Trouble> {
-    match connection.clone().send_packed_command(&wait_for(0)).await.map_err(Trouble::Broken)? {
-        Value::ServerError(error) => Err(Trouble::Refused(error)),
-        _ => Ok(()),
-    }
+pub(super) async fn check(raw: &mut Raw) -> Result<(), Trouble> {
+    ask(raw, &wait_for(0)).await.map(|_| ())
 }
 
 /// Sends one `WAIT` after the other. Whoever was answered before one was sent shares it.
@@ -91,7 +89,7 @@ pub(super) async fn run(live: Arc<Live>, mut waiters: Waiters, link: Arc<Link>) 
 
 async fn wait(live: &Live, replication: &Replication) -> Verdict {
     let asked = replication.replicas;
-    match live.send_over(&replication.connection, &wait_for(asked), false).await {
+    match live.send_over(&replication.pipe, &wait_for(asked), false, None).await.0 {
         Sent::Answer(Value::Int(reached)) if reached >= i64::from(asked) => Ok(()),
         Sent::Answer(Value::Int(reached)) => {
             Err(Trouble::NotReplicated { reached, asked, within: REPLICA_DEADLINE })
