@@ -2,8 +2,8 @@
 //!
 //! Changes of a channel are sent one batch after the other: what is asked for while a batch is under way goes with the
 //! next one, so the order of the calls is the order of their effects, and a burst costs a few commands. A batch that
-//! fails leaves its channel *stale*: what Redis holds may differ from the copy. Stale channels are written whole by the
-//! next sweep that succeeds, and so is every channel when the instance has changed ([`Registry`]).
+//! fails leaves its channel *stale*: what Redis holds may differ from the copy, which has the change. Stale channels are
+//! written whole by the next sweep that succeeds, and so is every channel when the instance has changed ([`Registry`]).
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -51,13 +51,11 @@ pub(crate) struct Presence {
 struct Own {
     channels: HashMap<Channel, OwnChannel>,
     waiting: u64,
-    /// Numbers joins, so that a failed one does not take back a later one.
-    serial: u64,
 }
 
 #[derive(Debug, Default)]
 struct OwnChannel {
-    members: BTreeMap<Box<str>, OwnMember>,
+    members: BTreeMap<Box<str>, Arc<Member>>,
     waiting: Vec<Change>,
     /// The channel is in the instance's set.
     is_registered: bool,
@@ -66,18 +64,10 @@ struct OwnChannel {
     is_busy: bool,
 }
 
-#[derive(Debug)]
-struct OwnMember {
-    serial: u64,
-    member: Arc<Member>,
-}
-
 /// What the copy already has and Redis is to get.
 #[derive(Debug)]
 struct Change {
     connection: Box<str>,
-    /// Of a join.
-    serial: Option<u64>,
     done: oneshot::Sender<Result<(), BackplaneError>>,
 }
 
@@ -253,7 +243,7 @@ impl Presence {
                 Ok(_) => End::Outdated,
                 Err(_) => End::Failed { is_leased: self.registry.is_leased() },
             };
-            let goes_on = self.with(|own| own.finish(&channel, &batch, end));
+            let goes_on = self.with(|own| own.finish(&channel, end));
             if outcome.is_err() {
                 self.tallies.presence_failed.fetch_add(1, Relaxed);
             }
@@ -329,7 +319,7 @@ impl Presence {
     fn own_members(&self, channel: &Channel) -> Vec<Member> {
         self.with(|own| {
             let members = own.channels.get(channel).map(|state| state.members.values());
-            members.into_iter().flatten().map(|it| Member::clone(&it.member)).collect()
+            members.into_iter().flatten().map(|member| Member::clone(member)).collect()
         })
     }
 
@@ -356,6 +346,7 @@ impl std::fmt::Debug for Presence {
 enum Taken {
     /// Nothing to do: who leaves is not there.
     Nothing,
+    /// Too many changes wait: this one is only in the copy, which a sweep writes.
     NoRoom,
     /// A batch has to be begun.
     Idle,
@@ -376,22 +367,18 @@ impl Own {
             return Taken::Nothing;
         }
         // Leaving always has room: it is asked for once for each member.
-        if member.is_some() && self.waiting >= WAITING_MAX {
+        let has_room = member.is_none() || self.waiting < WAITING_MAX;
+        let state = self.channels.entry(channel.clone()).or_default();
+        match member {
+            Some(member) => state.members.insert(connection.clone(), member),
+            None => state.members.remove(&connection),
+        };
+        if !has_room {
+            state.is_stale = true;
             return Taken::NoRoom;
         }
         self.waiting += 1;
-        self.serial += 1;
-        let serial = member.is_some().then_some(self.serial);
-        let state = self.channels.entry(channel.clone()).or_default();
-        match member {
-            Some(member) => {
-                state.members.insert(connection.clone(), OwnMember { serial: self.serial, member });
-            }
-            None => {
-                state.members.remove(&connection);
-            }
-        }
-        state.waiting.push(Change { connection, serial, done });
+        state.waiting.push(Change { connection, done });
         if std::mem::replace(&mut state.is_busy, true) { Taken::Busy } else { Taken::Idle }
     }
 
@@ -408,9 +395,9 @@ impl Own {
         let changes: Vec<Change> = state.waiting.drain(..state.waiting.len().min(BATCH)).collect();
         self.waiting -= changes.len() as u64;
         let is_whole = std::mem::take(&mut state.is_stale);
-        let member = |connection: &str| state.members.get(connection).map(|it| Arc::clone(&it.member));
+        let member = |connection: &str| state.members.get(connection).cloned();
         let wanted = if is_whole {
-            state.members.iter().map(|(name, it)| (name.clone(), Some(Arc::clone(&it.member)))).collect()
+            state.members.iter().map(|(name, member)| (name.clone(), Some(Arc::clone(member)))).collect()
         } else {
             changes.iter().map(|change| (change.connection.clone(), member(&change.connection))).collect()
         };
@@ -418,7 +405,7 @@ impl Own {
     }
 
     /// Takes the end of a batch in. False: the run is over.
-    fn finish(&mut self, channel: &Channel, batch: &Batch, end: End) -> bool {
+    fn finish(&mut self, channel: &Channel, end: End) -> bool {
         let Some(state) = self.channels.get_mut(channel) else { return false };
         match end {
             End::Written { is_registered } => {
@@ -431,7 +418,6 @@ impl Own {
                 return true;
             }
             End::Failed { is_leased } => {
-                state.take_back(batch);
                 state.is_registered = false;
                 // Without a lease, what Redis has of us is removed by others; only what is here is written again.
                 state.is_stale = is_leased || !state.members.is_empty();
@@ -448,18 +434,6 @@ impl Own {
     /// Whether nobody of this node is in the channel, nor wants to be.
     fn is_left(&self, channel: &Channel) -> bool {
         self.channels.get(channel).is_none_or(|state| state.members.is_empty() && state.waiting.is_empty())
-    }
-}
-
-impl OwnChannel {
-    /// A join that is answered with an error is none.
-    fn take_back(&mut self, batch: &Batch) {
-        for change in &batch.changes {
-            let is_of_change = |it: &OwnMember| Some(it.serial) == change.serial;
-            if self.members.get(&change.connection).is_some_and(is_of_change) {
-                self.members.remove(&change.connection);
-            }
-        }
     }
 }
 
