@@ -58,6 +58,10 @@ pub trait Subject: Send + Sync {
 
     /// How long a node's record holds without renewal, if it ends at all.
     fn node_lease(&self) -> Option<Duration>;
+
+    /// Has the backplane lose all it keeps, as a server that comes back without its data. False: only the end of the
+    /// process does that.
+    fn lose_all(&self) -> BoxFuture<'_, bool>;
 }
 
 /// Runs all checks, one after the other; panics at the first that fails.
@@ -96,6 +100,9 @@ pub async fn run(subject: &dyn Subject) {
     a_node_that_vanishes_takes_its_presence_with_it(subject).await;
     control_reaches_all_nodes(subject).await;
     a_record_is_read_by_all_nodes(subject).await;
+
+    a_node_that_is_dropped_lets_go_of_its_sink(subject).await;
+    a_gap_stands_between_epochs(subject).await;
 }
 
 /// A node of the subject with a recorder as its sink.

@@ -39,6 +39,8 @@ pub use types::*;
 ///   and a publication is in history before [`Backplane::publish`] answers.
 /// - **At most once.** A publication is taken by a sink at most once. Whatever may have been missed is a
 ///   [`Gap`], handed over in its place in the order; silence means that nothing was missed.
+/// - **Epochs.** While a channel is subscribed, a [`Gap`] stands between publications of two epochs: who is handed
+///   another epoch without one was not subscribed in between.
 /// - **Interest.** When the future of [`Backplane::subscribe`] is ready, every publication accepted afterwards
 ///   reaches the sink. After [`Backplane::unsubscribe`], some may still arrive for a short while.
 pub trait Backplane: Send + Sync + 'static {
@@ -60,6 +62,9 @@ pub trait Backplane: Send + Sync + 'static {
     ) -> BoxFuture<'_, Result<History, BackplaneError>>;
 
     /// Adds or replaces the presence entry of `member.connection` in the channel.
+    ///
+    /// An error says that other nodes may not see it yet: it is kept, and written when that is possible, until
+    /// [`leave`](Self::leave).
     fn join(&self, channel: &Channel, member: Member) -> BoxFuture<'static, Result<(), BackplaneError>>;
 
     /// Removes a presence entry; one that is not there is no error.

@@ -43,6 +43,10 @@ impl Subject for Memory {
     fn node_lease(&self) -> Option<Duration> {
         Some(NODE_LEASE)
     }
+
+    fn lose_all(&self) -> BoxFuture<'_, bool> {
+        ready(false).boxed()
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -1,6 +1,7 @@
 //! The Redis backplane runs the conformance suite on every topology, at the pace of a real clock.
 
 use std::{
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -8,12 +9,12 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::{BoxFuture, FutureExt};
+use futures_util::future::{BoxFuture, FutureExt, ready};
 use tidegate_backplane::{
     Backplane, RedisBackplane, RedisOptions, Sink,
     conformance::{self, Subject},
 };
-use tidegate_testkit::redis::{RedisCluster, RedisServer, Sentinel};
+use tidegate_testkit::redis::{RedisClient, RedisCluster, RedisServer, Sentinel};
 
 /// Long enough that it does not pass by itself on a busy machine.
 const LEASE: Duration = Duration::from_secs(5);
@@ -22,12 +23,13 @@ const IDEMPOTENCY_WINDOW: Duration = Duration::from_secs(5);
 struct Redis {
     url: String,
     replicas: u8,
+    masters: Vec<SocketAddr>,
     nodes: AtomicU32,
 }
 
 impl Redis {
-    fn new(url: String, replicas: u8) -> Self {
-        Self { url, replicas, nodes: AtomicU32::new(0) }
+    fn new(url: String, replicas: u8, masters: &[SocketAddr]) -> Self {
+        Self { url, replicas, masters: masters.to_vec(), nodes: AtomicU32::new(0) }
     }
 
     fn options(&self) -> RedisOptions {
@@ -64,39 +66,50 @@ impl Subject for Redis {
     fn node_lease(&self) -> Option<Duration> {
         Some(LEASE)
     }
+
+    fn lose_all(&self) -> BoxFuture<'_, bool> {
+        for &master in &self.masters {
+            let mut client = RedisClient::connect(master).expect("the server is there");
+            client.command(&["FLUSHALL"]).expect("the server forgets");
+        }
+        ready(true).boxed()
+    }
 }
 
-async fn check(url: String) {
-    conformance::run(&Redis::new(url, 0)).await;
+async fn check(url: String, masters: &[SocketAddr]) {
+    conformance::run(&Redis::new(url, 0, masters)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn standalone_conforms() {
     let server = RedisServer::start();
-    check(server.url()).await;
+    check(server.url(), &[server.address()]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_list_conforms() {
     let servers = [RedisServer::start(), RedisServer::start(), RedisServer::start()];
-    let addresses = servers.each_ref().map(|server| server.address().to_string());
-    check(format!("redis://{}", addresses.join(","))).await;
+    let masters = servers.each_ref().map(RedisServer::address);
+    let addresses = masters.map(|address| address.to_string());
+    check(format!("redis://{}", addresses.join(",")), &masters).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn sentinel_conforms() {
-    let sentinel = Sentinel::start();
-    check(sentinel.url()).await;
+    let mut sentinel = Sentinel::start();
+    let master = sentinel.master().address();
+    check(sentinel.url(), &[master]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn sentinel_conforms_when_replicas_must_have_what_is_kept() {
-    let sentinel = Sentinel::start();
-    conformance::run(&Redis::new(sentinel.url(), 2)).await;
+    let mut sentinel = Sentinel::start();
+    let master = sentinel.master().address();
+    conformance::run(&Redis::new(sentinel.url(), 2, &[master])).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_cluster_conforms() {
     let cluster = RedisCluster::start(3, 0);
-    check(cluster.url()).await;
+    check(cluster.url(), &[0, 1, 2].map(|index| cluster.master(index))).await;
 }

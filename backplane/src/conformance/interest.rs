@@ -1,5 +1,7 @@
 //! Checks of who is handed what: payloads, subscriptions, generations.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::{AGE_LONG, Bench, Subject, draft, eventually, policy, text, texts, unique_channel};
@@ -78,6 +80,17 @@ pub async fn a_stale_unsubscribe_ends_nothing(subject: &dyn Subject) {
 
     bench.subscribe(&channel, 4).await;
     assert!(is_handed(&bench, &channel, &barrier).await, "subscribed again");
+}
+
+/// Nothing that a node began holds its sink when the node is gone.
+pub async fn a_node_that_is_dropped_lets_go_of_its_sink(subject: &dyn Subject) {
+    let (bench, channel) = Bench::subscribed(subject, "dropped").await;
+    bench.publish(text(&channel, "a").0).await;
+    bench.recorder.until_publications(&channel, 1).await;
+    let Bench { backplane, recorder } = bench;
+    drop(backplane);
+    let holders = async || Arc::strong_count(&recorder);
+    eventually("the sink is let go of", holders, |holders| *holders == 1).await;
 }
 
 /// Whether a publication to `channel` was handed over before a later one to `barrier` was.

@@ -20,7 +20,8 @@ pub struct Recorder {
 #[derive(Debug, Default)]
 struct Records {
     publications: HashMap<Channel, Vec<Arc<Publication>>>,
-    gaps: Vec<(Channel, Gap)>,
+    /// With the number of publications of the channel before it.
+    gaps: Vec<(Channel, Gap, usize)>,
     controls: Vec<Control>,
 }
 
@@ -36,7 +37,15 @@ impl Recorder {
     }
 
     pub fn gaps(&self) -> Vec<(Channel, Gap)> {
-        self.with(|records| records.gaps.clone())
+        self.with(|records| records.gaps.iter().map(|(channel, gap, _)| (channel.clone(), *gap)).collect())
+    }
+
+    /// For each gap of a channel, how many of its publications had been handed over before.
+    pub fn gaps_after(&self, channel: &Channel) -> Vec<usize> {
+        self.with(|records| {
+            let of_channel = records.gaps.iter().filter(|(of, ..)| of == channel);
+            of_channel.map(|(.., after)| *after).collect()
+        })
     }
 
     /// Awaits at least `count` publications of a channel, and returns all there are.
@@ -85,7 +94,10 @@ impl Sink for Recorder {
     }
 
     fn gap(&self, channel: &Channel, gap: Gap) {
-        self.record(|records| records.gaps.push((channel.clone(), gap)));
+        self.record(|records| {
+            let after = records.publications.get(channel).map_or(0, Vec::len);
+            records.gaps.push((channel.clone(), gap, after));
+        });
     }
 
     fn control(&self, control: Control) {

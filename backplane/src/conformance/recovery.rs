@@ -132,3 +132,23 @@ pub async fn a_publication_without_history_takes_no_offset(subject: &dyn Subject
     assert_eq!(texts(&read.publications), ["a", "c"]);
     assert_eq!(offsets(&read.publications), [1, 2]);
 }
+
+/// When a subscribed channel loses its history, what follows is of another epoch, and a gap is told before it.
+pub async fn a_gap_stands_between_epochs(subject: &dyn Subject) {
+    let (bench, channel) = Bench::subscribed(subject, "epochs").await;
+    let history = policy(100, AGE_LONG);
+    let old = bench.publish_numbers(&channel, history, 3).await;
+    bench.recorder.until_publications(&channel, 3).await;
+    let is_lost = subject.lose_all().await;
+    let new = bench.publish_numbers(&channel, history, 3).await;
+    assert_eq!(new.epoch != old.epoch, is_lost, "{old} and {new}");
+
+    let newest = async || bench.recorder.newest(&channel).and_then(|newest| newest.position);
+    eventually("the last one is handed over", newest, |newest| *newest == Some(new)).await;
+    let handed = bench.recorder.publications(&channel);
+    let epochs: Vec<_> = handed.iter().filter_map(|it| it.position).map(|at| at.epoch).collect();
+    let changes = (1..epochs.len()).filter(|&at| epochs[at] != epochs[at - 1]);
+    let mut told = bench.recorder.gaps_after(&channel);
+    told.dedup();
+    assert_eq!(told, changes.collect::<Vec<_>>(), "gaps and changes of {epochs:?}");
+}

@@ -22,7 +22,7 @@ mod tests;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 pub use counters::{LinkCounters, REPEATS, REPLACEMENTS};
@@ -79,7 +79,8 @@ pub(crate) struct Shared {
     instance: Box<str>,
     replicas: u8,
     map: RwLock<Arc<Map>>,
-    subscriber: OnceLock<Arc<dyn Subscriber>>,
+    /// From the start to the stop. What it leads to holds the links: without an end, neither would be freed.
+    subscriber: Mutex<Option<Arc<dyn Subscriber>>>,
     sessions: AtomicU64,
     link_ids: AtomicU32,
     /// Something of the links changed; the start looks.
@@ -113,7 +114,7 @@ impl Links {
             replicas: options.replicas,
             link_ids: AtomicU32::new(u32::try_from(map.links.len()).unwrap_or(u32::MAX)),
             map: RwLock::new(Arc::new(map)),
-            subscriber: OnceLock::new(),
+            subscriber: Mutex::default(),
             sessions: AtomicU64::new(0),
             changes: watch::Sender::new(()),
             cluster_trouble: Mutex::new(None),
@@ -131,7 +132,7 @@ impl Links {
     /// One sentence, with what to do. Nothing runs afterwards.
     pub(crate) async fn start(&self, subscriber: Arc<dyn Subscriber>) -> Result<(), RedisStartError> {
         let shared = &self.shared;
-        shared.subscriber.set(subscriber).map_err(|_| RedisStartError::Twice)?;
+        shared.begin(subscriber)?;
         let mut changes = shared.changes.subscribe();
         for link in &shared.map().links {
             shared.run(link);
@@ -158,6 +159,8 @@ impl Links {
         self.shared.stopping.cancel();
         self.shared.tasks.close();
         self.shared.tasks.wait().await;
+        let subscriber = self.shared.subscriber.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(subscriber);
     }
 
     /// Whether every call may succeed now; else which server is away, why, and for how long.
@@ -283,6 +286,18 @@ impl Shared {
         Arc::clone(&self.map.read().unwrap_or_else(PoisonError::into_inner))
     }
 
+    fn begin(&self, subscriber: Arc<dyn Subscriber>) -> Result<(), RedisStartError> {
+        let mut place = self.subscriber.lock().unwrap_or_else(PoisonError::into_inner);
+        match place.replace(subscriber) {
+            None => Ok(()),
+            Some(_) => Err(RedisStartError::Twice),
+        }
+    }
+
+    fn subscriber(&self) -> Option<Arc<dyn Subscriber>> {
+        self.subscriber.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn link_of(&self, tag: &str) -> Option<Arc<Link>> {
         self.map().link_of(tag).cloned()
     }
@@ -352,14 +367,14 @@ impl Shared {
         new.links.iter().filter(|link| !is_in(&old, link)).for_each(|link| self.run(link));
         old.links.iter().filter(|link| !is_in(&new, link)).for_each(|link| link.dropped.cancel());
         self.changed();
-        if let Some(subscriber) = self.subscriber.get() {
+        if let Some(subscriber) = self.subscriber() {
             subscriber.routes_changed();
         }
     }
 
     fn run(self: &Arc<Self>, link: &Arc<Link>) {
-        if let Some(subscriber) = self.subscriber.get() {
-            self.tasks.spawn(Arc::clone(link).run(Arc::clone(self), Arc::clone(subscriber)));
+        if let Some(subscriber) = self.subscriber() {
+            self.tasks.spawn(Arc::clone(link).run(Arc::clone(self), subscriber));
         }
     }
 
