@@ -91,9 +91,10 @@ fn run_router(args: RouterArgs) -> Result<ExitCode, Failure> {
         return Ok(ExitCode::SUCCESS);
     }
     log::init(&config.log);
+    let scheme = if config.tls.is_on() { "https" } else { "http" };
     let server = RouterServer::bind(config).map_err(|error| Failure::start(&error))?;
     let (public, internal) = (server.public_address(), server.internal_address());
-    let greet = || announce(&format!("listening public=http://{public} internal=http://{internal}\n"));
+    let greet = || announce(&format!("listening public={scheme}://{public} internal=http://{internal}\n"));
     match server.run(greet) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) if error.is_refusal() => Err(Failure::start(&error)),

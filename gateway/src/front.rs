@@ -13,11 +13,11 @@ use std::{
 
 use bytes::Bytes;
 use slab::Slab;
+use tidegate_ops::edge::Edge;
 use tidegate_reactor::{Intake, Mail, Mailbox};
 
 use crate::{
     config::Limits,
-    edge::Edge,
     metrics::{HandshakeResult, Metrics},
     session::{Session, preamble::Preamble},
     shard::Command,
@@ -263,7 +263,7 @@ impl Intake for Doorkeeper {
                 }
             },
         };
-        self.dealer.deal(socket, Bytes::new(), key, over, self.edge.preamble());
+        self.dealer.deal(socket, Bytes::new(), key, over, Preamble::of(&self.edge));
     }
 
     fn on_exhausted(&mut self, socket: Option<TcpStream>) {

@@ -1,7 +1,6 @@
 //! One gateway node: from the socket to REST and back. `ARCHITECTURE.md` draws the way of a message.
 //!
-//! [`Server`](server::Server) puts the parts together: `front` lets connections in, `edge` is what
-//! lies before their requests, `session` speaks with them,
+//! [`Server`](server::Server) puts the parts together: `front` lets connections in, `session` speaks with them,
 //! `hub` keeps who is subscribed and fans out, `node` publishes and spreads, `http` serves REST and the internal
 //! port, `auth` and `config` say who may do what, `metrics` counts, `drain` stops.
 
@@ -9,7 +8,6 @@ pub mod auth;
 mod carrier;
 pub mod config;
 mod drain;
-mod edge;
 pub mod event;
 mod front;
 pub mod http;

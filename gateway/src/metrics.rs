@@ -16,10 +16,12 @@ use std::{
 pub(crate) use backplane::BackplaneCollector;
 pub use labels::{
     AuthFailure, CloseCode, DisconnectReason, DropReason, HandshakeResult, ProtocolError, PublishCode,
-    TlsHandshake,
 };
 pub use tidegate_ops::metrics::{Bounds, Collector, Counter, Counters, Gauge, Histogram, Listener, Resource};
-use tidegate_ops::metrics::{Load, openmetrics, to_prometheus};
+use tidegate_ops::{
+    metrics::{Load, openmetrics, to_prometheus},
+    tls::TlsHandshake,
+};
 
 /// Upper bounds in seconds. One handshake costs 20 to 40 µs of CPU here; a slow one waits for keys or history.
 pub const HANDSHAKE_BOUNDS: &[f64] =

@@ -10,8 +10,10 @@ use std::{
 
 use tidegate_backplane::{Epoch, RedisStartError, Sink};
 use tidegate_ops::{
+    edge::Edge,
     listener::{ACCEPT_BACKLOG, ListenError, listen},
     tls::{Certificates, TlsCollector},
+    trust::Trust,
 };
 use tidegate_reactor::{Acceptor, Shard};
 use tokio::{runtime::Runtime, time::MissedTickBehavior};
@@ -22,7 +24,6 @@ use crate::{
     carrier::Carrier,
     config::{Config, ConfigError},
     drain,
-    edge::Edge,
     front::{Dealer, Doorkeeper, Front, ShardDoor},
     http::{
         HttpContext, PublicService, internal_router,
@@ -75,13 +76,15 @@ const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
 impl Server {
     /// Binds both ports.
-    pub fn bind(config: Config) -> Result<Self, StartError> {
+    pub fn bind(mut config: Config) -> Result<Self, StartError> {
         let public = listen(config.listen, "listen")?;
         let internal = listen(config.internal, "internal")?;
         let address = |listener: &StdTcpListener| {
             listener.local_addr().map_err(|source| StartError::System { part: "the listener", source })
         };
         let (public_address, internal_address) = (address(&public)?, address(&internal)?);
+        // A port that the kernel chose (0) is the one that other nodes are told.
+        config.listen = public_address;
         Ok(Self { config: Arc::new(config), public, internal, public_address, internal_address })
     }
 
@@ -211,7 +214,11 @@ impl Parts {
         if let Some(tls) = &tls {
             metrics.register(Arc::new(TlsCollector(Arc::clone(&tls.certificates))));
         }
-        let edge = Arc::new(Edge::new(config, tls.as_ref()));
+        let edge = Arc::new(Edge::new(
+            tls.as_ref(),
+            config.proxy_protocol,
+            Trust::new(&config.trusted_proxies, config.forwarded_header),
+        ));
         let shared = Arc::new(Shared {
             node,
             front: Arc::clone(&front),

@@ -11,17 +11,17 @@ use std::{
 };
 
 use tidegate_backplane::{BackplaneError, DisconnectTarget, Epoch, GapReason, History};
+use tidegate_ops::{edge::Edge, tls::TlsHandshake};
 use tidegate_reactor::{Closed, ConnectionId, Connections, Counters, Driver, Mail, Mailbox, Tick, Turn};
 use tidegate_wire::deflate::{Deflater, Inflater};
 use tokio::runtime::Handle;
 
 use crate::{
     auth::{ApiKeys, Authenticator, Origins},
-    edge::Edge,
     front::{AddressKey, Front},
     http::serve::HttpServer,
     hub::{ChannelKey, Delivery, Hub},
-    metrics::{DisconnectReason, DropReason, HandshakeResult, Metrics, ShardMetrics, TlsHandshake},
+    metrics::{DisconnectReason, DropReason, HandshakeResult, Metrics, ShardMetrics},
     node::{Node, PublishError},
     outgoing::{Encoder, Outgoing},
     session::{Open, Phase, Protocol, Session, leaving::Leave, publishing::Legacies},

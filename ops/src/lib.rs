@@ -4,11 +4,13 @@
 //! - [`log`]: where log events go
 //! - [`metrics`]: counters as plain atomics, labels made by [`label!`], the exposition, saturation
 //! - [`probes`]: the internal port
-//! - [`tls`], [`trust`]: certificates of a listening port, and which proxies may say who a client is
+//! - [`edge`], [`tls`], [`trust`]: what comes before a client's first request; certificates of a listening port;
+//!   which proxies may say who a client is
 //! - [`listener`], [`descriptors`]: what the process takes from the operating system
 
 pub mod config;
 pub mod descriptors;
+pub mod edge;
 pub mod listener;
 pub mod log;
 pub mod metrics;

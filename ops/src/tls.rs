@@ -4,6 +4,7 @@
 
 mod certificates;
 mod expiry;
+mod link;
 mod stream;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -16,9 +17,10 @@ use rustls::{
 };
 
 pub use certificates::{Certificates, TlsCollector, TlsProblem};
+pub use link::{Link, LinkParts};
 pub use stream::TlsStream;
 
-use crate::{choice, config::ConfigError, section};
+use crate::{choice, config::ConfigError, label, section};
 
 section! {
     /// TLS on the public port. Off without a certificate: then somebody else ends TLS, or nobody does.
@@ -44,6 +46,16 @@ choice! {
         Tls13 = "1.3",
     }
 }
+
+label!(
+    /// How a TLS session began, or that it broke off.
+    TlsHandshake, "result", {
+        Full = "full",
+        /// With a ticket of an earlier session.
+        Resumed = "resumed",
+        Failed = "failed",
+    }
+);
 
 /// What a port needs that speaks TLS.
 #[derive(Debug, Clone)]

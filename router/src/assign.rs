@@ -92,6 +92,9 @@ enum AssignError {
     Method,
 }
 
+/// Where it is answered.
+pub const PATH: &str = "/v1/assign";
+
 /// A key of a URL's usual length with its quotes, its comma and some escapes.
 const BYTES_PER_KEY: usize = 256;
 
@@ -112,7 +115,7 @@ impl Assigner {
     /// The routes, without a fallback. Requests must carry [`Client`] in their extensions.
     pub fn routes(self: Arc<Self>) -> Router {
         let methods = get(one).post(batch).options(preflight).fallback(method);
-        Router::new().route("/v1/assign", methods).layer(middleware::from_fn(for_pages)).with_state(self)
+        Router::new().route(PATH, methods).layer(middleware::from_fn(for_pages)).with_state(self)
     }
 
     fn node(&self, key: &[u8]) -> Result<Arc<Node>, AssignError> {

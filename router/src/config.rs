@@ -12,6 +12,8 @@ use tidegate_ops::{
     config::{Load, Setting, THREADS_MAX},
     log::Log,
     section,
+    tls::Tls,
+    trust::{ForwardedHeader, Network},
 };
 
 mod redis;
@@ -40,6 +42,17 @@ section! {
         /// Whether other processes may listen on the same address (`SO_REUSEPORT`): the kernel deals the connections
         /// to several routers.
         reuse_port: bool = false;
+        /// Whether every connection to the public port begins with a PROXY protocol header, version 2, which names
+        /// the client. One without it is closed. Only the balancer may reach the port then.
+        proxy_protocol: bool = false;
+        /// Proxies before this router whose word on a client's address is taken, from the header `forwarded_header`.
+        /// The client is the rightmost address in it that is not one of them. What other clients write into such
+        /// headers is removed.
+        trusted_proxies: Vec<Network> = Vec::new();
+        /// The header that the trusted proxies write. The other one is not read: clients could send it.
+        forwarded_header: ForwardedHeader = ForwardedHeader::XForwardedFor;
+        /// See `tls.*`.
+        tls: Tls = Tls::default();
         /// See `assign.*`.
         assign: Assign = Assign::default();
         /// See `health.*`.
@@ -176,6 +189,7 @@ impl Config {
         if let MembersSetting::Redis(url) = &self.members {
             self.redis.options(url)?;
         }
+        self.tls.server()?;
         match zero.into_iter().find(|(_, is_zero)| *is_zero) {
             Some((key, _)) => Err(ConfigError::Forbidden {
                 key: key.into(),

@@ -1,8 +1,8 @@
-//! What a router counts beside its proxy, and the families it shows.
+//! What a router counts beside its proxy, and the families it shows, those of the proxy included.
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Instant,
 };
 
@@ -11,7 +11,10 @@ use tidegate_ops::{
     metrics::{self, Bounds, Collector, Counters, DescriptorEncoder, Gauge, Load, Page},
 };
 
-use crate::chooser::{Chooser, PassedOver};
+use crate::{
+    chooser::{Chooser, PassedOver},
+    proxy::ProxyStats,
+};
 
 label!(
     /// How a round of the members' source ended.
@@ -65,6 +68,7 @@ pub struct Metrics {
     pub draining: Gauge,
     bounds: Bounds,
     load: Mutex<Load>,
+    proxy: OnceLock<ProxyStats>,
     others: Mutex<Vec<Arc<dyn Collector>>>,
 }
 
@@ -78,8 +82,14 @@ impl Metrics {
             draining: Gauge::default(),
             bounds,
             load: Mutex::default(),
+            proxy: OnceLock::new(),
             others: Mutex::default(),
         }
+    }
+
+    /// The proxy counts for itself; only the first one is shown.
+    pub fn set_proxy(&self, stats: ProxyStats) {
+        self.proxy.get_or_init(|| stats);
     }
 
     /// Families of another module, shown with ours.
@@ -134,8 +144,13 @@ impl Collector for RouterCollector {
         )?;
         page.counters("assignments", "Keys answered by /v1/assign.", [&metrics.assignments])?;
         page.gauge("draining", "1 while the router drains.", metrics.draining.get() as f64)?;
+        let mut busy = Vec::new();
+        if let Some(proxy) = metrics.proxy.get() {
+            proxy.encode(&mut page)?;
+            busy = proxy.busy();
+        }
         let mut load = metrics.load.lock().unwrap_or_else(PoisonError::into_inner);
-        page.saturation(&load.read(&[], None, &metrics.bounds))?;
+        page.saturation(&load.read(&busy, None, &metrics.bounds))?;
         page.build()
     }
 }

@@ -7,30 +7,31 @@ use std::{
     time::Duration,
 };
 
-use axum::{
-    Router,
-    extract::{ConnectInfo, Request},
-    middleware::{self, Next},
-    response::{IntoResponse as _, Response},
-};
+use axum::response::{IntoResponse as _, Response};
 use http::StatusCode;
 use tidegate_backplane::{Channel, Control, Gap, Intake, Publication, RedisBackplane, RedisStartError, Sink};
 use tidegate_ops::{
     config::ConfigError,
+    edge::Edge,
     listener::{ACCEPT_BACKLOG, ListenError, listen, listen_shared},
     metrics::{Bounds, Listener},
     probes::{self, Operated},
+    tls::TlsCollector,
+    trust::Trust,
 };
-use tokio::{runtime::Runtime, task::JoinHandle, time::timeout};
-use tokio_util::sync::CancellationToken;
+use tokio::{
+    runtime::{Handle, Runtime},
+    time::{Instant, sleep, timeout},
+};
 
 use crate::{
-    assign::{Assigner, Client},
+    assign::Assigner,
     chooser::Chooser,
     config::Config,
     members::{self, Health, Members, MembersSetting, Names},
     metrics::Metrics,
     problem::{Problem, not_found},
+    proxy::{self, Proxy},
     stage::{self, Stage},
 };
 
@@ -96,12 +97,13 @@ impl Server {
     pub fn run(self, on_ready: impl FnOnce()) -> Result<(), StartError> {
         let runtime = runtime(self.config.shards.get())?;
         let context = Arc::new(Context::new(&self.config, self.public_address));
-        let result = runtime.block_on(self.serve(&context, on_ready));
+        let served = runtime.block_on(self.serve(&context, on_ready));
+        let stopped = served.and_then(|proxy| proxy.stop().map_err(system("the end of the shards")));
         runtime.shutdown_timeout(Duration::from_secs(1));
-        result
+        stopped
     }
 
-    async fn serve(self, context: &Arc<Context>, on_ready: impl FnOnce()) -> Result<(), StartError> {
+    async fn serve(self, context: &Arc<Context>, on_ready: impl FnOnce()) -> Result<Proxy, StartError> {
         let mut members = members(&self.config, context).await?;
         if timeout(FIRST_ROUND, members.round()).await.is_err() {
             tracing::warn!("no member is known yet");
@@ -109,16 +111,15 @@ impl Server {
         tokio::spawn(members.run());
         tokio::spawn(members::tick(Arc::clone(&context.chooser)));
         serve_internal(self.internal, context)?;
-        let stop = CancellationToken::new();
-        let public = serve_public(self.public, &self.config, context, stop.clone())?;
+        let mut proxy = serve_public(self.public, &self.config, context)?;
         on_ready();
         context.stage.asked().await.map_err(system("signals"))?;
         context.metrics.draining.set(1);
         tokio::select! {
-            () = drain(&self.config, &stop, public) => tracing::info!("drained"),
+            () = drain(&self.config, &mut proxy) => {}
             _ = stage::insisted() => tracing::info!("stopping at once"),
         }
-        Ok(())
+        Ok(proxy)
     }
 }
 
@@ -214,44 +215,51 @@ fn serve_internal(listener: StdTcpListener, context: &Arc<Context>) -> Result<()
     Ok(())
 }
 
-fn serve_public(
-    listener: StdTcpListener,
-    config: &Config,
-    context: &Context,
-    stop: CancellationToken,
-) -> Result<JoinHandle<()>, StartError> {
-    let listener = tokio::net::TcpListener::from_std(listener).map_err(system("the public port"))?;
+fn serve_public(listener: StdTcpListener, config: &Config, context: &Context) -> Result<Proxy, StartError> {
     let (chooser, metrics) = (Arc::clone(&context.chooser), Arc::clone(&context.metrics));
-    let assigner = Arc::new(Assigner::new(chooser, metrics, config.key.clone(), config.assign.clone()));
-    let routes: Router = assigner.routes().fallback(not_found).layer(middleware::from_fn(name_client));
-    let routes = routes.into_make_service_with_connect_info::<SocketAddr>();
-    Ok(tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, routes).with_graceful_shutdown(stop.cancelled_owned()).await
-        {
-            tracing::error!(%error, "the public port has failed");
-        }
-    }))
-}
-
-async fn name_client(
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
-    mut request: Request,
-    next: Next,
-) -> Response {
-    request.extensions_mut().insert(Client(peer));
-    next.run(request).await
-}
-
-/// Says so, settles, refuses, waits for the last requests.
-async fn drain(config: &Config, stop: &CancellationToken, public: JoinHandle<()>) {
-    let drain = &config.drain;
-    tokio::time::sleep(drain.settle).await;
-    stop.cancel();
-    match timeout(drain.period + drain.close_wait, public).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::error!(%error, "the public port has failed"),
-        Err(_) => tracing::warn!("some connections were cut"),
+    let assigner = Assigner::new(chooser, metrics, config.key.clone(), config.assign.clone());
+    let tls = config.tls.server()?;
+    if let Some(tls) = &tls {
+        context.metrics.add(Arc::new(TlsCollector(Arc::clone(&tls.certificates))));
+        tokio::spawn(Arc::clone(&tls.certificates).keep_fresh());
     }
+    let trust = Trust::new(&config.trusted_proxies, config.forwarded_header);
+    let edge = Edge::new(tls.as_ref(), config.proxy_protocol, trust);
+    let (chooser, assign) = (Arc::clone(&context.chooser), Arc::new(assigner).routes());
+    let proxy = Proxy::start(listener, options(config), chooser, edge, assign, &Handle::current())
+        .map_err(system("the proxy"))?;
+    context.metrics.set_proxy(proxy.stats().clone());
+    Ok(proxy)
+}
+
+fn options(config: &Config) -> proxy::Options {
+    let limits = &config.limits;
+    proxy::Options {
+        key: config.key.clone(),
+        shards: config.shards.get(),
+        connections_max: limits.connections.into(),
+        head_bytes_max: limits.head_bytes.bytes(),
+        head_timeout: limits.handshake_timeout,
+        connect_timeout: limits.connect_timeout,
+        answer_timeout: limits.answer_timeout,
+        handshakes_per_second: limits.handshakes_per_second,
+        handshakes_burst: limits.handshakes_burst,
+    }
+}
+
+/// Settles, then closes the clients in equal parts, and waits for the last of them.
+async fn drain(config: &Config, proxy: &mut Proxy) {
+    let drain = &config.drain;
+    sleep(drain.settle).await;
+    tracing::info!(connections = proxy.connections(), period = ?drain.period, "closing connections");
+    if let Err(error) = proxy.drain(drain.period) {
+        tracing::error!(%error, "the accept thread has failed");
+    }
+    let ends = Instant::now() + drain.period + drain.close_wait;
+    while proxy.connections() > 0 && Instant::now() < ends {
+        sleep(Duration::from_millis(50)).await;
+    }
+    tracing::info!(connections = proxy.connections(), "drained");
 }
 
 fn runtime(shards: usize) -> Result<Runtime, StartError> {

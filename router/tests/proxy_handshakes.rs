@@ -242,7 +242,7 @@ fn a_node_that_is_removed_while_it_is_asked_is_passed_over() {
     let fail = |router: &Router| {
         let mut asked = failing.accept();
         read_head(&mut asked);
-        router.proxy.cut(&router.node(0));
+        router.lose(0);
         Some(asked)
     };
     check_next_node(Options::default(), failing.address, fail, ConnectResult::Removed);

@@ -233,7 +233,7 @@ fn the_clients_of_a_node_that_is_gone_are_closed_at_once() {
     };
     let mut gone: Vec<_> = (0..20).map(|_| open(0)).collect();
     let (mut client, mut upstream) = open(1);
-    router.proxy.cut(&router.node(0));
+    router.lose(0);
     for (client, _) in &mut gone {
         assert_eq!(read_to_end(client), b"");
     }

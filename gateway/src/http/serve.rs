@@ -8,7 +8,6 @@
 //! and its parts (the head, what hyper read after it, the socket) are dealt to a shard.
 
 mod head;
-mod link;
 mod progress;
 mod socket;
 
@@ -32,6 +31,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
+use tidegate_ops::tls::{Link, LinkParts};
 use tidegate_reactor::TlsSession;
 use tokio::{
     runtime::Handle,
@@ -40,7 +40,6 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
-    link::{Link, LinkParts},
     progress::{Overdue, Progress},
     socket::WatchedSocket,
 };

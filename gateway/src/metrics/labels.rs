@@ -97,16 +97,6 @@ label!(
 );
 
 label!(
-    /// How a TLS session began, or that it broke off.
-    TlsHandshake, "result", {
-        Full = "full",
-        /// With a ticket of an earlier session.
-        Resumed = "resumed",
-        Failed = "failed",
-    }
-);
-
-label!(
     /// Why a message did not reach a subscriber, or a client's message was not taken.
     DropReason, "reason", {
         /// Policy `drop`: the queue was full.

@@ -2,6 +2,7 @@
 
 use std::{net::IpAddr, sync::Arc};
 
+use tidegate_ops::edge::{Begin, Edge};
 use tidegate_reactor::{ConnectionId, Connections, TlsSession};
 use tidegate_wire::{head::Head as RequestHead, proxy_v2::Header};
 
@@ -20,6 +21,16 @@ pub(crate) enum Preamble {
     Tls,
     /// Within a session that HTTP had before.
     Session(Box<TlsSession>),
+}
+
+impl Preamble {
+    pub(crate) fn of(edge: &Edge) -> Self {
+        match edge.begin() {
+            Begin::Request => Self::None,
+            Begin::ProxyHeader => Self::Proxy,
+            Begin::TlsHandshake => Self::Tls,
+        }
+    }
 }
 
 impl Core {

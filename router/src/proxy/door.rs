@@ -4,11 +4,15 @@ use std::{
     fmt,
     io::Write,
     net::{SocketAddr, TcpStream},
-    sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
+use tidegate_ops::edge::Edge;
 use tidegate_reactor::{Mail, Mailbox};
 
 use super::{
@@ -28,6 +32,7 @@ pub(super) struct Door {
     handshakes: Bucket,
     shards: Vec<ShardDoor>,
     last: AtomicUsize,
+    edge: Arc<Edge>,
     metrics: ProxyMetrics,
 }
 
@@ -39,7 +44,7 @@ pub(super) struct ShardDoor {
 
 /// What the acceptor calls.
 #[derive(Debug)]
-pub(super) struct Intake(pub(super) std::sync::Arc<Door>);
+pub(super) struct Intake(pub(super) Arc<Door>);
 
 /// Clients over the limit that may stay until they are told, as in the gateway. More are closed with a prepared answer.
 const TURNED_AWAY_MAX: u32 = 64;
@@ -48,7 +53,7 @@ const NO_ROOM: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 2\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 
 impl Door {
-    pub(super) fn new(options: &Options, shards: Vec<ShardDoor>) -> Self {
+    pub(super) fn new(options: &Options, edge: Arc<Edge>, shards: Vec<ShardDoor>) -> Self {
         let now = Instant::now();
         Self {
             connections_max: options.connections_max,
@@ -57,6 +62,7 @@ impl Door {
             handshakes: Bucket::new(options.handshakes_per_second, options.handshakes_burst, now),
             shards,
             last: AtomicUsize::new(0),
+            edge,
             metrics: ProxyMetrics::default(),
         }
     }
@@ -103,6 +109,16 @@ impl Door {
         None
     }
 
+    /// Best effort: the socket is fresh, so its send buffer takes the answer; a peer that is gone needs none. One that
+    /// has TLS or a balancer before it would not read this as an answer.
+    fn answer_no_room(&self, mut socket: &TcpStream) {
+        if self.edge.is_bare()
+            && let Err(error) = socket.write_all(NO_ROOM)
+        {
+            tracing::debug!(%error, "a connection without a place was not told");
+        }
+    }
+
     /// The next shard in turn, unless it holds clearly more than the emptiest.
     fn choose(&self) -> &ShardDoor {
         let load = |door: &ShardDoor| door.clients.load(Ordering::Relaxed);
@@ -126,25 +142,19 @@ impl tidegate_reactor::Intake for Intake {
     fn on_connection(&mut self, socket: TcpStream, peer: SocketAddr) {
         let Some(over) = self.0.admit() else {
             self.0.metrics.refusals.add(RefusalReason::NoCapacity, 1);
-            return answer_no_room(&socket);
+            return self.0.answer_no_room(&socket);
         };
         let shard = self.0.choose();
         shard.clients.fetch_add(1, Ordering::AcqRel);
-        shard.mailbox.send(Mail::Adopt { socket, read: Bytes::new(), connection: Link::client(peer, over) });
+        let connection = Link::client(peer, over, self.0.edge.proxy_protocol);
+        shard.mailbox.send(Mail::Adopt { socket, read: Bytes::new(), connection });
     }
 
     fn on_exhausted(&mut self, socket: Option<TcpStream>) {
         self.0.metrics.refusals.add(RefusalReason::Descriptors, 1);
         if let Some(socket) = socket {
-            answer_no_room(&socket);
+            self.0.answer_no_room(&socket);
         }
-    }
-}
-
-/// Best effort: the socket is fresh, so its send buffer takes the answer; a peer that is gone needs none.
-fn answer_no_room(mut socket: &TcpStream) {
-    if let Err(error) = socket.write_all(NO_ROOM) {
-        tracing::debug!(%error, "a connection without a place was not told");
     }
 }
 

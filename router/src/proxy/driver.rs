@@ -6,12 +6,13 @@ use std::{
     time::Duration,
 };
 
-use tidegate_reactor::{Closed, ConnectionId, Connections, Driver, Turn};
+use tidegate_ops::tls::TlsHandshake;
+use tidegate_reactor::{Closed, ConnectionId, Connections, Counters, Driver, Turn};
 
 use super::{
     Shared,
     link::{End, Link, Phase},
-    metrics::{CutReason, Direction, ProxyMetrics},
+    metrics::{CutReason, Direction, ProxyMetrics, RefusalReason},
     sweep::Sweep,
 };
 use crate::chooser::Node;
@@ -39,6 +40,8 @@ pub(super) struct ProxyDriver {
     pub(super) to_nodes: u64,
     /// Reused for answers.
     pub(super) scratch: Vec<u8>,
+    /// What was exported of the reactor's counters.
+    exported: Counters,
 }
 
 pub(super) type Links = Connections<Link>;
@@ -57,6 +60,7 @@ impl ProxyDriver {
             to_clients: 0,
             to_nodes: 0,
             scratch: Vec::new(),
+            exported: Counters::default(),
         }
     }
 
@@ -109,8 +113,23 @@ impl ProxyDriver {
         if self.to_nodes > 0 {
             self.metrics.bytes.add(Direction::ToNodes, std::mem::take(&mut self.to_nodes));
         }
-        self.metrics.queued_bytes.set(links.counters().queued_bytes as i64);
+        let counters = links.counters();
+        if counters.tls_handshakes + counters.tls_failures
+            > self.exported.tls_handshakes + self.exported.tls_failures
+        {
+            self.export_tls(*counters);
+        }
+        self.metrics.queued_bytes.set(counters.queued_bytes as i64);
         self.metrics.busy_ns.add(busy.as_nanos() as u64);
+    }
+
+    fn export_tls(&mut self, counters: Counters) {
+        let tls = &self.metrics.tls_handshakes;
+        let resumed = counters.tls_resumed - self.exported.tls_resumed;
+        tls.add(TlsHandshake::Resumed, resumed);
+        tls.add(TlsHandshake::Full, counters.tls_handshakes - self.exported.tls_handshakes - resumed);
+        tls.add(TlsHandshake::Failed, counters.tls_failures - self.exported.tls_failures);
+        self.exported = counters;
     }
 }
 
@@ -120,6 +139,9 @@ impl Driver for ProxyDriver {
 
     fn on_adopted(&mut self, links: &mut Links, id: ConnectionId) {
         links.set_timer(id, links.now().after(self.shared.options.head_timeout));
+        if !self.shared.edge.proxy_protocol {
+            self.start_tls(links, id, &[]);
+        }
     }
 
     fn on_bytes(&mut self, links: &mut Links, id: ConnectionId, bytes: &mut [u8]) {
@@ -130,6 +152,7 @@ impl Driver for ProxyDriver {
                 let (direction, peer) = (link.end.direction(), pipe.peer);
                 self.pass(links, direction, id, peer, bytes);
             }
+            Phase::Head(head) if head.awaits_header => self.read_proxy_header(links, id, bytes),
             Phase::Head(_) => self.read_head(links, id, bytes),
             Phase::Awaiting { client, .. } => {
                 let client = *client;
@@ -196,6 +219,7 @@ impl Driver for ProxyDriver {
             self.count_client_out(&link);
         }
         match link.phase {
+            Phase::Head(_) if closed == Closed::Tls => self.metrics.refusals.add(RefusalReason::TlsFailed, 1),
             Phase::Head(_) | Phase::Leaving { node: None } => {}
             Phase::Leaving { node: Some(node) } => links.close(node),
             Phase::Waiting(attempt) => {

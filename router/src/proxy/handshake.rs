@@ -80,7 +80,7 @@ impl ProxyDriver {
             return Err(Refusal::Draining);
         }
         match request::route(head, received.len() > head.len)? {
-            Route::Http => {
+            Route::Http | Route::Assign => {
                 self.hand_to_http(links, id, received);
                 Ok(())
             }
@@ -96,11 +96,12 @@ impl ProxyDriver {
 
     /// Where the request may go, and what is sent there.
     fn plan(&self, head: &RequestHead<'_>, kind: Kind, peer: SocketAddr, early: &[u8]) -> Attempt {
-        let trust = &self.shared.trust;
+        let edge = &self.shared.edge;
+        let trust = &edge.trust;
         let client = request::client_address(head, peer, trust);
         let key = self.shared.options.key.key_of(head, client);
         let candidates = self.shared.chooser.candidates(&key.bytes, Instant::now());
-        let origin = Origin { peer, trusted: trust.covers(peer.ip()), secure: self.shared.options.secure };
+        let origin = Origin { peer, trusted: trust.covers(peer.ip()), secure: edge.tls.is_some() };
         // What is added to a head: six headers of at most 60 bytes, of which three take the place of others.
         let mut request = Vec::with_capacity(head.len + 256);
         request::write_forwarded(head, kind, origin, &mut request);
@@ -282,8 +283,9 @@ impl ProxyDriver {
             links.get(id).map(|link| &link.phase),
             Some(Phase::Head(head)) if head.received.is_empty()
         );
-        // A connection that never said anything is a browser's spare one, or a health check.
-        if silent {
+        // A connection that never said anything is a browser's spare one, or a health check. Before its request a
+        // client would not read an answer as one.
+        if silent || self.is_before_request(links, id) {
             self.metrics.refusals.add(Refusal::HeadTimeout.reason(), 1);
             return links.close(id);
         }
@@ -326,6 +328,7 @@ impl ProxyDriver {
                         socket: released.socket,
                         received: received.to_vec().into(),
                         peer: head.peer,
+                        tls: released.tls,
                     };
                     self.shared.http.take(hand_off);
                 }

@@ -15,20 +15,22 @@ use std::{
     time::{Duration, Instant},
 };
 
+use axum::Router;
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version, header, request::Parts,
 };
-use http_body_util::{BodyExt, Full, combinators::BoxBody};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn, upgrade::OnUpgrade};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::{TokioExecutor, TokioIo, TokioTimer},
 };
-use tidegate_ops::trust::Trust;
+use tidegate_ops::{edge::Edge, tls::Link};
+use tidegate_reactor::TlsSession;
 use tidegate_wire::head::{Head, HeadError};
-use tokio::{io::AsyncReadExt, net::TcpStream, runtime::Handle};
+use tokio::{io::AsyncReadExt, runtime::Handle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::ServiceExt as _;
 
 use self::body::Lent;
 use super::{
@@ -40,6 +42,7 @@ use super::{
     request::{self, FORWARDING_HEADERS, HOP_HEADERS, Origin, Route},
 };
 use crate::{
+    assign,
     chooser::{Candidates, Chooser, Claim},
     key::KeyRule,
 };
@@ -51,6 +54,8 @@ pub(super) struct HandOff {
     /// What was read from it.
     pub(super) received: Bytes,
     pub(super) peer: SocketAddr,
+    /// Its TLS session, if it has one; `received` is plaintext.
+    pub(super) tls: Option<Box<TlsSession>>,
 }
 
 /// Serves what shards hand over. Each connection is a task; their number is bounded by the door.
@@ -58,10 +63,11 @@ pub(super) struct HttpProxy {
     client: Client<HttpConnector, Lent>,
     key: KeyRule,
     chooser: Arc<Chooser>,
-    trust: Trust,
+    edge: Arc<Edge>,
     door: Arc<Door>,
+    /// Answers what is asked of the router itself.
+    assign: Router,
     head_bytes_max: usize,
-    secure: bool,
     runtime: Handle,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -73,7 +79,7 @@ struct Place(Arc<Door>);
 /// What an upgraded exchange holds as long as it lasts: its places on the node and at the door.
 type Held = (Claim, Arc<Place>);
 
-type AnswerBody = BoxBody<Bytes, hyper::Error>;
+type AnswerBody = axum::body::Body;
 
 /// Between requests, and for a head: as in the gateway, 15 s more than nginx and common load balancers keep an unused
 /// connection, so that it is not this side that closes first.
@@ -90,8 +96,9 @@ impl HttpProxy {
     pub(super) fn new(
         options: &Options,
         chooser: Arc<Chooser>,
-        trust: Trust,
+        edge: Arc<Edge>,
         door: Arc<Door>,
+        assign: Router,
         runtime: Handle,
     ) -> Self {
         let mut connector = HttpConnector::new();
@@ -106,10 +113,10 @@ impl HttpProxy {
             client,
             key: options.key.clone(),
             chooser,
-            trust,
+            edge,
             door,
+            assign,
             head_bytes_max: options.head_bytes_max,
-            secure: options.secure,
             runtime,
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -130,17 +137,17 @@ impl HttpProxy {
     }
 
     async fn serve(self: Arc<Self>, hand_off: HandOff, place: Place) {
-        let socket = match TcpStream::from_std(hand_off.socket) {
+        let socket = match Link::new(hand_off.socket, hand_off.tls) {
             Ok(socket) => socket,
             Err(error) => return tracing::warn!(%error, "a handed-over socket could not be registered"),
         };
         let place = Arc::new(place);
-        let (reading, writing) = socket.into_split();
+        let (reading, writing) = tokio::io::split(socket);
         let io = tokio::io::join(std::io::Cursor::new(hand_off.received).chain(reading), writing);
         let origin = Origin {
             peer: hand_off.peer,
-            trusted: self.trust.covers(hand_off.peer.ip()),
-            secure: self.secure,
+            trusted: self.edge.trust.covers(hand_off.peer.ip()),
+            secure: self.edge.tls.is_some(),
         };
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -185,7 +192,11 @@ impl HttpProxy {
         origin: Origin,
         place: &Arc<Place>,
     ) -> Result<Response<AnswerBody>, Refusal> {
-        let (mut candidates, route) = self.read(&request, origin)?;
+        let (mut candidates, route, client) = self.read(&request, origin)?;
+        if route == Route::Assign {
+            request.extensions_mut().insert(assign::Client(client));
+            return Ok(self.assign.clone().oneshot(request).await.unwrap_or_else(|never| match never {}));
+        }
         let upgrades = (route == Route::Pair(Kind::Upgrade)).then(|| hyper::upgrade::on(&mut request));
         let (mut parts, body) = request.into_parts();
         rewrite(&mut parts, origin, upgrades.is_some());
@@ -242,14 +253,18 @@ impl HttpProxy {
     }
 
     /// Reads the request by the rules of a shard, which are stricter than hyper's, and finds its nodes.
-    fn read(&self, request: &Request<Incoming>, origin: Origin) -> Result<(Candidates, Route), Refusal> {
+    fn read(
+        &self,
+        request: &Request<Incoming>,
+        origin: Origin,
+    ) -> Result<(Candidates, Route, SocketAddr), Refusal> {
         let head = head_of(request);
         // hyper has found the same bytes to be a whole head.
         let head = Head::parse(&head)?.ok_or(Refusal::Head(HeadError::Target))?;
         let route = request::route(&head, false)?;
-        let client = request::client_address(&head, origin.peer, &self.trust);
+        let client = request::client_address(&head, origin.peer, &self.edge.trust);
         let key = self.key.key_of(&head, client);
-        Ok((self.chooser.candidates(&key.bytes, Instant::now()), route))
+        Ok((self.chooser.candidates(&key.bytes, Instant::now()), route, client))
     }
 
     /// The node's answer as the client gets it. An upgrade on a connection that had other requests before is rare:
@@ -271,7 +286,7 @@ impl HttpProxy {
             add_upgrade(&mut parts.headers);
         }
         parts.version = Version::HTTP_11;
-        Response::from_parts(parts, body.boxed())
+        Response::from_parts(parts, AnswerBody::new(body))
     }
 }
 
@@ -361,8 +376,7 @@ fn add_upgrade(headers: &mut HeaderMap) {
 }
 
 fn refused(refusal: Refusal, spread: u64) -> Response<AnswerBody> {
-    let body = Full::new(Bytes::from(refusal.problem())).map_err(|never| match never {}).boxed();
-    let mut response = Response::new(body);
+    let mut response = Response::new(AnswerBody::from(refusal.problem()));
     *response.status_mut() =
         StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();

@@ -49,8 +49,11 @@ pub(super) enum Phase {
 
 #[derive(Debug)]
 pub(super) struct Head {
+    /// Who it is: the other end of the socket, or whom the balancer's header names.
     pub(super) peer: SocketAddr,
-    /// Bytes of an incomplete head.
+    /// The balancer's header is to come first.
+    pub(super) awaits_header: bool,
+    /// Bytes of an incomplete head, or of an incomplete header of the balancer.
     pub(super) received: Vec<u8>,
     /// It was let in only to be told that there is no room.
     pub(super) over: bool,
@@ -101,8 +104,8 @@ pub(super) enum BodyLeft {
 }
 
 impl Link {
-    pub(super) fn client(peer: SocketAddr, over: bool) -> Self {
-        let head = Head { peer, received: Vec::new(), over };
+    pub(super) fn client(peer: SocketAddr, over: bool, awaits_header: bool) -> Self {
+        let head = Head { peer, awaits_header, received: Vec::new(), over };
         Self { end: End::Client, phase: Phase::Head(Box::new(head)) }
     }
 

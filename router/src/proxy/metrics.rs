@@ -5,6 +5,7 @@ use std::fmt;
 use tidegate_ops::{
     label,
     metrics::{Counter, Counters, Gauge, Page},
+    tls::TlsHandshake,
 };
 
 label!(
@@ -20,6 +21,10 @@ label!(
         Descriptors = "descriptors",
         BadAnswer = "bad_answer",
         NoAnswer = "no_answer",
+        /// No TLS session came about.
+        TlsFailed = "tls_failed",
+        /// The connection does not begin with the balancer's header.
+        ProxyHeader = "proxy_header",
     }
 );
 
@@ -88,6 +93,7 @@ pub struct ProxyMetrics {
     pub fallbacks: Counters<Fallback>,
     pub bytes: Counters<Direction>,
     pub cuts: Counters<CutReason>,
+    pub tls_handshakes: Counters<TlsHandshake>,
     /// Bytes that wait in queues now.
     pub queued_bytes: Gauge,
     pub busy_ns: Counter,
@@ -119,6 +125,8 @@ impl ProxyMetrics {
         )?;
         page.counters("bytes", "Bytes passed on.", each().map(|group| &group.bytes))?;
         page.counters("cuts", "Clients closed by the router.", each().map(|group| &group.cuts))?;
+        let tls = each().map(|group| &group.tls_handshakes);
+        page.counters("tls_handshakes", "TLS sessions that began or broke off, by result.", tls)?;
         page.gauge(
             "send_queue_bytes",
             "Bytes that wait for a socket.",

@@ -20,6 +20,7 @@ mod http;
 mod link;
 mod metrics;
 mod pair;
+mod preamble;
 mod refusal;
 mod request;
 mod sweep;
@@ -35,7 +36,8 @@ use std::{
     time::Duration,
 };
 
-use tidegate_ops::trust::Trust;
+use axum::Router;
+use tidegate_ops::{edge::Edge, metrics::Page};
 use tidegate_reactor::{Acceptor, AcceptorHandle, Mail, Mailbox, Shard};
 use tokio::runtime::Handle;
 
@@ -68,14 +70,19 @@ pub struct Options {
     /// Handshakes per second, and how many at once; 0: no limit.
     pub handshakes_per_second: u32,
     pub handshakes_burst: u32,
-    /// Clients came over TLS, which somebody before this process ended.
-    pub secure: bool,
+}
+
+/// What a proxy counts, for who shows it.
+#[derive(Debug, Clone)]
+pub struct ProxyStats {
+    shards: Vec<Arc<ProxyMetrics>>,
+    door: Arc<Door>,
 }
 
 /// A proxy that runs.
 pub struct Proxy {
     shared: Arc<Shared>,
-    metrics: Vec<Arc<ProxyMetrics>>,
+    stats: ProxyStats,
     mailboxes: Vec<Mailbox<Mail<Link, Command>>>,
     acceptor: Option<AcceptorHandle>,
     threads: Vec<JoinHandle<()>>,
@@ -86,7 +93,7 @@ pub struct Proxy {
 struct Shared {
     options: Options,
     chooser: Arc<Chooser>,
-    trust: Trust,
+    edge: Arc<Edge>,
     door: Arc<Door>,
     http: Arc<HttpProxy>,
     /// New requests are refused.
@@ -109,38 +116,41 @@ impl Default for Options {
             answer_timeout: Duration::from_secs(5),
             handshakes_per_second: 2_000,
             handshakes_burst: 4_000,
-            secure: false,
         }
     }
 }
 
 impl Proxy {
-    /// Serves a bound listener. Requests that do not stay in a shard run on `runtime`.
+    /// Serves a bound listener. Requests that do not stay in a shard run on `runtime`; `assign` answers those that are
+    /// for the router itself. Clients of a node that the chooser has lost are cut.
     pub fn start(
         listener: TcpListener,
         options: Options,
         chooser: Arc<Chooser>,
-        trust: Trust,
+        edge: Edge,
+        assign: Router,
         runtime: &Handle,
     ) -> io::Result<Self> {
+        let edge = Arc::new(edge);
         let shards = (0..options.shards.max(1))
             .map(|_| Shard::<ProxyDriver>::new(QUEUE_BYTES_MAX))
             .collect::<io::Result<Vec<_>>>()?;
         let metrics: Vec<Arc<ProxyMetrics>> = shards.iter().map(|_| Arc::default()).collect();
         let mailboxes: Vec<_> = shards.iter().map(Shard::mailbox).collect();
         let doors = mailboxes.iter().cloned().map(ShardDoor::new).collect();
-        let door = Arc::new(Door::new(&options, doors));
+        let door = Arc::new(Door::new(&options, Arc::clone(&edge), doors));
         let http = Arc::new(HttpProxy::new(
             &options,
             Arc::clone(&chooser),
-            trust.clone(),
+            Arc::clone(&edge),
             Arc::clone(&door),
+            assign,
             runtime.clone(),
         ));
         let shared = Arc::new(Shared {
             options,
             chooser,
-            trust,
+            edge,
             door: Arc::clone(&door),
             http,
             draining: AtomicBool::new(false),
@@ -154,7 +164,10 @@ impl Proxy {
             })
             .collect::<io::Result<Vec<_>>>()?;
         let acceptor = Acceptor::new(listener)?.spawn(door::Intake(Arc::clone(&door)))?;
-        Ok(Self { shared, metrics, mailboxes, acceptor: Some(acceptor), threads })
+        let lost = mailboxes.clone();
+        shared.chooser.on_lost(Box::new(move |node| cut(&lost, node)));
+        let stats = ProxyStats { shards: metrics, door };
+        Ok(Self { shared, stats, mailboxes, acceptor: Some(acceptor), threads })
     }
 
     /// Clients held, those in HTTP included.
@@ -162,21 +175,17 @@ impl Proxy {
         self.shared.door.connections()
     }
 
-    /// One group for each shard, and one for the door and HTTP.
-    pub fn metrics(&self) -> Vec<&ProxyMetrics> {
-        self.metrics.iter().map(|metrics| &**metrics).chain([self.shared.door.metrics()]).collect()
-    }
-
-    /// A node is gone: its clients are closed at once, to come back elsewhere.
-    pub fn cut(&self, node: &Arc<Node>) {
-        self.to_all(|| Command::Cut { node: Arc::clone(node) });
+    pub fn stats(&self) -> &ProxyStats {
+        &self.stats
     }
 
     /// Takes no more clients, and closes those that are here in equal parts over the time.
     pub fn drain(&mut self, over: Duration) -> io::Result<()> {
         let stopped = self.acceptor.take().map_or(Ok(()), AcceptorHandle::stop);
         self.shared.drain();
-        self.to_all(|| Command::Drain { over });
+        for mailbox in &self.mailboxes {
+            mailbox.send(Mail::Command(Command::Drain { over }));
+        }
         stopped
     }
 
@@ -192,11 +201,22 @@ impl Proxy {
         }
         stopped
     }
+}
 
-    fn to_all(&self, command: impl Fn() -> Command) {
-        for mailbox in &self.mailboxes {
-            mailbox.send(Mail::Command(command()));
-        }
+impl ProxyStats {
+    /// One group for each shard, and one for the door and HTTP.
+    pub fn groups(&self) -> Vec<&ProxyMetrics> {
+        self.shards.iter().map(|metrics| &**metrics).chain([self.door.metrics()]).collect()
+    }
+
+    /// How long each shard has been busy.
+    pub fn busy(&self) -> Vec<Duration> {
+        self.shards.iter().map(|metrics| Duration::from_nanos(metrics.busy_ns.get())).collect()
+    }
+
+    /// Writes the families.
+    pub fn encode(&self, page: &mut Page<'_>) -> fmt::Result {
+        ProxyMetrics::encode(&self.groups(), page)
     }
 }
 
@@ -211,6 +231,13 @@ impl Shared {
 impl fmt::Debug for Proxy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Proxy").field("connections", &self.connections()).finish_non_exhaustive()
+    }
+}
+
+/// A node is gone: its clients are closed at once, to come back elsewhere.
+fn cut(mailboxes: &[Mailbox<Mail<Link, Command>>], node: &Arc<Node>) {
+    for mailbox in mailboxes {
+        mailbox.send(Mail::Command(Command::Cut { node: Arc::clone(node) }));
     }
 }
 

@@ -12,6 +12,7 @@ use super::{
     link::Kind,
     refusal::{FramingError, Refusal},
 };
+use crate::assign;
 
 /// What is known of a client beside its request.
 #[derive(Debug, Clone, Copy)]
@@ -28,6 +29,8 @@ pub(super) struct Origin {
 pub(super) enum Route {
     Pair(Kind),
     Http,
+    /// Answered by the router itself.
+    Assign,
 }
 
 /// Headers of one hop (RFC 9110 §7.6.1), and the older ones that are treated like them.
@@ -57,6 +60,9 @@ pub(super) const FORWARDING_HEADERS: [&str; 6] = [
 pub(super) fn route(head: &Head<'_>, followed: bool) -> Result<Route, Refusal> {
     head.check_host()?;
     check_framing(head)?;
+    if head.path == assign::PATH {
+        return Ok(Route::Assign);
+    }
     if head.method != "GET" || head.has_body() {
         return Ok(Route::Http);
     }

@@ -12,6 +12,7 @@ use std::{
 
 use tidegate_ops::{
     config::Setting,
+    edge::Edge,
     listener::listen,
     trust::{ForwardedHeader, Network, Trust},
 };
@@ -25,8 +26,9 @@ use tidegate_router::{
 use tidegate_testkit::{DEADLINE, eventually, eventually_some, net::SocketOptions};
 
 /// Proxies in 127.0.1.0/24 are trusted; see [`tidegate_testkit::net::source_address`].
-fn trust() -> Trust {
-    Trust::new(&[Network::from_text("127.0.1.0/24").unwrap()], ForwardedHeader::XForwardedFor)
+fn edge() -> Edge {
+    let trusted = [Network::from_text("127.0.1.0/24").unwrap()];
+    Edge::new(None, false, Trust::new(&trusted, ForwardedHeader::XForwardedFor))
 }
 
 /// A proxy with its nodes.
@@ -52,7 +54,8 @@ impl Router {
         let listener = listen("127.0.0.1:0".parse().unwrap(), "listen").unwrap();
         let address = listener.local_addr().unwrap();
         let options = Options { key: KeyRule::Query("key".into()), ..options };
-        let proxy = Proxy::start(listener, options, Arc::clone(&chooser), trust(), runtime.handle()).unwrap();
+        let (known, assign) = (Arc::clone(&chooser), axum::Router::new());
+        let proxy = Proxy::start(listener, options, known, edge(), assign, runtime.handle()).unwrap();
         Self { proxy, chooser, address, nodes: nodes.to_vec(), _runtime: runtime }
     }
 
@@ -66,7 +69,7 @@ impl Router {
 
     /// A sum over all groups of metrics.
     pub(crate) fn sum(&self, of: impl Fn(&ProxyMetrics) -> i64) -> i64 {
-        self.proxy.metrics().into_iter().map(of).sum()
+        self.proxy.stats().groups().into_iter().map(of).sum()
     }
 
     #[track_caller]
@@ -88,6 +91,17 @@ impl Router {
     pub(crate) fn node(&self, index: usize) -> Arc<Node> {
         let members = self.chooser.members();
         members.into_iter().map(|(_, node)| node).find(|node| node.socket() == self.nodes[index]).unwrap()
+    }
+
+    /// The node at this index no longer answers its checks.
+    pub(crate) fn lose(&self, index: usize) {
+        let seen = (0..).zip(&self.nodes).map(|(at, socket)| {
+            let mut node = observed(at, *socket);
+            node.is_down = at == index;
+            node.member.draining = node.is_down;
+            node
+        });
+        self.chooser.update(seen.collect());
     }
 
     /// No connection is left, of a client or on a node.

@@ -8,9 +8,10 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
+use tidegate_ops::tls::Link;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{link::Link, progress::Progress};
+use super::progress::Progress;
 
 pub(super) struct WatchedSocket {
     /// Read from the socket by somebody else, not by hyper yet.

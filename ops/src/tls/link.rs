@@ -1,4 +1,4 @@
-//! The socket under hyper: plain, or with the TLS session that it had in its shard.
+//! A socket on Tokio that comes from a shard: plain, or with the TLS session that it had there.
 
 use std::{
     io,
@@ -7,29 +7,33 @@ use std::{
     task::{Context, Poll},
 };
 
-use tidegate_ops::tls::TlsStream;
 use tidegate_reactor::TlsSession;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
 
-pub(super) enum Link {
+use super::TlsStream;
+
+/// See the module.
+#[derive(Debug)]
+pub enum Link {
     Plain(TcpStream),
     Tls(TlsStream<TcpStream>),
 }
 
 /// A link as a shard takes it back.
-pub(super) struct LinkParts {
-    pub(super) socket: StdTcpStream,
-    pub(super) tls: Option<Box<TlsSession>>,
+#[derive(Debug)]
+pub struct LinkParts {
+    pub socket: StdTcpStream,
+    pub tls: Option<Box<TlsSession>>,
     /// Decrypted, and read by nobody.
-    pub(super) unread: Vec<u8>,
+    pub unread: Vec<u8>,
 }
 
 impl Link {
     /// Within a runtime.
-    pub(super) fn new(socket: StdTcpStream, tls: Option<Box<TlsSession>>) -> io::Result<Self> {
+    pub fn new(socket: StdTcpStream, tls: Option<Box<TlsSession>>) -> io::Result<Self> {
         let socket = TcpStream::from_std(socket)?;
         Ok(match tls {
             None => Self::Plain(socket),
@@ -37,7 +41,7 @@ impl Link {
         })
     }
 
-    pub(super) fn into_parts(self) -> io::Result<LinkParts> {
+    pub fn into_parts(self) -> io::Result<LinkParts> {
         let (socket, tls, unread) = match self {
             Self::Plain(socket) => (socket, None, Vec::new()),
             Self::Tls(stream) => {
@@ -49,7 +53,7 @@ impl Link {
     }
 
     /// Sends a last answer as far as the socket takes it now.
-    pub(super) fn try_answer(&mut self, answer: &[u8]) -> io::Result<usize> {
+    pub fn try_answer(&mut self, answer: &[u8]) -> io::Result<usize> {
         match self {
             Self::Plain(socket) => socket.try_write(answer),
             Self::Tls(stream) => {

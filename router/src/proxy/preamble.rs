@@ -1,0 +1,62 @@
+//! What comes before a client's request: the header of a balancer, a TLS handshake.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use tidegate_reactor::{ConnectionId, TlsSession};
+use tidegate_wire::proxy_v2::Header;
+
+use super::{
+    driver::{Links, ProxyDriver},
+    link::Phase,
+    metrics::RefusalReason,
+};
+
+impl ProxyDriver {
+    /// Takes bytes of a balancer's header, and of what follows it.
+    pub(super) fn read_proxy_header(&mut self, links: &mut Links, id: ConnectionId, bytes: &[u8]) {
+        let Some(Phase::Head(head)) = links.get_mut(id).map(|link| &mut link.phase) else { return };
+        let mut received = std::mem::take(&mut head.received);
+        received.extend_from_slice(bytes);
+        let header = match Header::parse(&received) {
+            Ok(Some(header)) => header,
+            Ok(None) => {
+                head.received = received;
+                return;
+            }
+            Err(error) => {
+                tracing::debug!(%error, "a connection without the balancer's header");
+                self.metrics.refusals.add(RefusalReason::ProxyHeader, 1);
+                return links.close(id);
+            }
+        };
+        head.awaits_header = false;
+        if let Some(addresses) = header.addresses {
+            head.peer = SocketAddr::new(addresses.source.ip().to_canonical(), addresses.source.port());
+        }
+        let rest = &received[header.len..];
+        match self.shared.edge.tls.is_some() {
+            true => self.start_tls(links, id, rest),
+            false if rest.is_empty() => {}
+            false => self.read_head(links, id, rest),
+        }
+    }
+
+    /// Begins the session that the port speaks, if it speaks any; `read` is the begin of its handshake.
+    pub(super) fn start_tls(&mut self, links: &mut Links, id: ConnectionId, read: &[u8]) {
+        let Some(config) = &self.shared.edge.tls else { return };
+        match TlsSession::new(Arc::clone(config), read) {
+            Ok(session) => links.start_tls(id, Box::new(session)),
+            Err(error) => {
+                tracing::warn!(%error, "a TLS session could not begin");
+                links.close(id);
+            }
+        }
+    }
+
+    /// Whether a client has not come as far as a request, so that no answer would be read as one.
+    pub(super) fn is_before_request(&self, links: &Links, id: ConnectionId) -> bool {
+        let awaits_header =
+            matches!(links.get(id).map(|link| &link.phase), Some(Phase::Head(head)) if head.awaits_header);
+        awaits_header || links.tls(id).is_some_and(|session| !session.is_open())
+    }
+}
