@@ -1,4 +1,4 @@
-//! `cargo xtask cluster`: Redis and a few gateways on this machine, without containers.
+//! `cargo xtask cluster`: Redis, a few gateways and a router on this machine, without containers.
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -11,7 +11,7 @@ use crate::workspace::Workspace;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Passed on to tidegate-cluster: --gateways N, --redis standalone|sentinel|cluster, --base-port PORT
+    /// Passed on to tidegate-cluster: --gateways N, --redis standalone|sentinel|cluster, --base-port PORT, --router-port PORT
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<String>,
 }

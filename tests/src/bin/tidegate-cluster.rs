@@ -1,4 +1,4 @@
-//! Redis and a few gateways on this machine, until Ctrl-C or until one of them dies (`cargo xtask cluster`).
+//! Redis, a few gateways and a router on this machine, until Ctrl-C or until one of them dies (`cargo xtask cluster`).
 
 use std::fs::{self, File};
 use std::net::SocketAddr;
@@ -8,16 +8,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, ValueEnum};
+use tidegate_testkit::RawTcp;
+use tidegate_testkit::net::SocketOptions;
 use tidegate_testkit::redis::{RedisCluster, RedisServer, Sentinel};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 #[derive(Debug, Parser)]
-#[command(name = "tidegate-cluster", about = "Redis and a few gateways on this machine")]
+#[command(name = "tidegate-cluster", about = "Redis, a few gateways and a router on this machine")]
 struct Arguments {
     /// The tidegate binary
     #[arg(long, value_name = "FILE")]
     tidegate: PathBuf,
-    /// Where the gateways' logs go
+    /// Where the logs of gateways and router go
     #[arg(long, value_name = "DIRECTORY")]
     logs: PathBuf,
     /// How many gateways
@@ -29,6 +31,9 @@ struct Arguments {
     /// The first gateway's port; the others follow, and 1000 above are their internal ports
     #[arg(long, value_name = "PORT", default_value_t = 8000, value_parser = clap::value_parser!(u16).range(1..=64_000))]
     base_port: u16,
+    /// The router's port, the one to open; 1000 above is its internal port
+    #[arg(long, value_name = "PORT", default_value_t = 8080, value_parser = clap::value_parser!(u16).range(1..=64_000))]
+    router_port: u16,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -40,10 +45,10 @@ enum RedisKind {
     Cluster,
 }
 
-/// From a gateway's public port to its internal one.
+/// From a public port to its internal one.
 const INTERNAL_PORT_OFFSET: u16 = 1000;
 
-/// A gateway needs milliseconds; a busy machine may need seconds.
+/// A process needs milliseconds; a busy machine may need seconds.
 const START_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Between two looks at the processes.
@@ -74,9 +79,14 @@ async fn run(arguments: &Arguments) -> Result<()> {
     fs::create_dir_all(&arguments.logs).with_context(|| format!("make {}", arguments.logs.display()))?;
     let nodes = (0..arguments.gateways).map(|index| Node::start(arguments, index, &redis.url()));
     let mut nodes = nodes.collect::<Result<Vec<Node>>>()?;
+    nodes.push(Node::start_router(arguments, &redis.url())?);
     let up = async {
         for node in &mut nodes {
             node.listens().await?;
+        }
+        // The router is the last, and ready when it knows a gateway.
+        if let Some(router) = nodes.last_mut() {
+            router.is_ready().await?;
         }
         anyhow::Ok(())
     };
@@ -118,10 +128,8 @@ async fn first_death(redis: &mut Redis, nodes: &mut [Node]) -> String {
 
 /// What to try, for whoever started it.
 fn introduction(arguments: &Arguments, redis: &mut Redis, nodes: &[Node]) -> String {
-    let address = |index: usize| {
-        nodes.get(index % nodes.len()).map_or_else(String::new, |node| node.public.to_string())
-    };
-    let names: Vec<String> = nodes
+    let Some((router, gateways)) = nodes.split_last() else { return String::new() };
+    let names: Vec<String> = gateways
         .iter()
         .map(|node| {
             format!(
@@ -139,21 +147,21 @@ fn introduction(arguments: &Arguments, redis: &mut Redis, nodes: &[Node]) -> Str
         .map(|server| format!("{} pid {}", server.address(), server.process().pid()))
         .collect();
     format!(
-        "open       http://{}/\n\
+        "open       http://{address}/\n\
+         router     metrics http://{}/metrics; curl 'http://{address}/v1/assign?key=a'\n\
          gateways   {}\n\
          redis      {} ({})\n\
-         subscribe  curl -N 'http://{}/sse?channel=news'\n\
-         publish    curl -H 'authorization: Bearer dev-key' -d hello http://{}/v1/channels/news/publish\n\
+         subscribe  curl -N 'http://{address}/sse?channel=news'\n\
+         publish    curl -H 'authorization: Bearer dev-key' -d hello http://{address}/v1/channels/news/publish\n\
          break      kill -STOP a Redis pid, look at http://{}/readyz, kill -CONT it\n\
          logs       {}; Ctrl-C ends everything",
-        address(0),
+        router.internal,
         names.join("\n           "),
         redis.url(),
         servers.join(", "),
-        address(1),
-        address(2),
-        nodes.first().map_or_else(String::new, |node| node.internal.to_string()),
+        gateways.first().map_or_else(String::new, |node| node.internal.to_string()),
         arguments.logs.display(),
+        address = router.public,
     )
 }
 
@@ -190,7 +198,7 @@ impl Redis {
     }
 }
 
-/// A gateway process, killed when it is dropped.
+/// A process of ours, killed when it is dropped.
 struct Node {
     name: String,
     public: SocketAddr,
@@ -203,19 +211,28 @@ impl Node {
     fn start(arguments: &Arguments, index: u16, redis: &str) -> Result<Self> {
         let name = format!("g{}", index + 1);
         let port = arguments.base_port + index;
+        let gateway = ["gateway", "--dev", "--backplane", redis, "--node", &name];
+        Self::spawn(arguments, &name, port, &gateway)
+    }
+
+    fn start_router(arguments: &Arguments, redis: &str) -> Result<Self> {
+        Self::spawn(arguments, "router", arguments.router_port, &["router", "--members", redis])
+    }
+
+    fn spawn(arguments: &Arguments, name: &str, port: u16, options: &[&str]) -> Result<Self> {
         let public = SocketAddr::from(([127, 0, 0, 1], port));
         let internal = SocketAddr::from(([127, 0, 0, 1], port + INTERNAL_PORT_OFFSET));
         let log = arguments.logs.join(format!("{name}.log"));
         let file = File::create(&log).with_context(|| format!("make {}", log.display()))?;
         let mut command = Command::new(&arguments.tidegate);
-        command.args(["gateway", "--dev", "--backplane", redis, "--node", &name]);
+        command.args(options);
         command.args(["--listen", &public.to_string(), "--internal", &internal.to_string()]);
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
         let child = command.spawn().with_context(|| format!("start {}", arguments.tidegate.display()))?;
-        Ok(Self { name, public, internal, log, child })
+        Ok(Self { name: name.to_owned(), public, internal, log, child })
     }
 
-    /// Waits for the line that a gateway prints when it takes connections.
+    /// Waits for the line that a process prints when it takes connections.
     async fn listens(&mut self) -> Result<()> {
         let give_up = Instant::now() + START_DEADLINE;
         while !read(&self.log).contains("listening ") {
@@ -228,6 +245,24 @@ impl Node {
             tokio::time::sleep(LOOK_INTERVAL).await;
         }
         Ok(())
+    }
+
+    async fn is_ready(&mut self) -> Result<()> {
+        let give_up = Instant::now() + START_DEADLINE;
+        loop {
+            let mut probe = RawTcp::try_connect(self.internal, SocketOptions::default())?;
+            probe.try_send(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+            if probe.read_head(START_DEADLINE)?.status == 200 {
+                return Ok(());
+            }
+            if let Some(death) = self.death() {
+                bail!("{death} did not become ready: {}", read(&self.log).trim_end());
+            }
+            if Instant::now() > give_up {
+                bail!("{} is not ready after {START_DEADLINE:?}: {}", self.name, self.log.display());
+            }
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
     }
 
     /// Its name and how it ended, when it has.

@@ -8,32 +8,40 @@ use tidegate_testkit::{
     DEADLINE, Gateway, Process, Rest, SseClient, Stop, eventually, product_binary, target_directory,
 };
 
-/// Started, with the public addresses and the process ids of its gateways.
+/// Started, with the public addresses and the process ids of its gateways, and the address of its router.
 struct Cluster {
     process: Process,
+    router: SocketAddr,
     gateways: Vec<(SocketAddr, u32)>,
 }
 
 impl Cluster {
     #[track_caller]
     fn start(redis: &str) -> Self {
-        // Two gateways on neighbouring ports: a place where another listens is left for the next.
+        // Two gateways and a router on neighbouring ports: a place where another listens is left for the next.
         let base = free_base();
         let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate-cluster"));
         command.arg("--tidegate").arg(product_binary());
         command.arg("--logs").arg(target_directory().join(format!("cluster-{base}")));
         command.args(["--gateways", "2", "--redis", redis, "--base-port", &base.to_string()]);
+        command.args(["--router-port", &(base + 2).to_string()]);
         let mut process = Process::spawn("tidegate-cluster", &mut command);
         process.wait_line("what to try", DEADLINE * 2, |line| line.starts_with("logs").then_some(()));
-        let gateways = process.stdout().lines().filter_map(gateway).collect();
-        Self { process, gateways }
+        let printed = process.stdout();
+        let gateways = printed.lines().filter_map(gateway).collect();
+        let router =
+            printed.lines().find_map(|line| line.strip_prefix("open")?.trim().strip_prefix("http://"));
+        let router =
+            router.and_then(|address| address.trim_end_matches('/').parse().ok()).expect("an address");
+        Self { process, router, gateways }
     }
 
     /// Waits until nothing listens where its gateways did.
     #[track_caller]
     fn expect_gone(&self) {
-        for (address, _) in &self.gateways {
-            eventually("no gateway is left", DEADLINE, || TcpStream::connect(address).is_err());
+        let gateways = self.gateways.iter().map(|(address, _)| *address);
+        for address in gateways.chain([self.router]) {
+            eventually("nobody is left", DEADLINE, || TcpStream::connect(address).is_err());
         }
     }
 }
@@ -56,15 +64,16 @@ fn gateway(line: &str) -> Option<(SocketAddr, u32)> {
     Some((address, pid.parse().ok()?))
 }
 
-/// A port with a free neighbour, and both free 1000 above; another one each time.
+/// A port with two free neighbours, and all free 1000 above; another one each time.
 fn free_base() -> u16 {
     static TAKEN: AtomicU16 = AtomicU16::new(0);
     let is_free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
-    let start = std::process::id() as u16 % 350;
-    let next = || 31_000 + (start + TAKEN.fetch_add(1, Ordering::Relaxed)) % 350 * 2;
-    let mut candidates = (0..350).map(|_| next());
-    let free = candidates.find(|base| [0, 1, 1000, 1001].iter().all(|offset| is_free(base + offset)));
-    free.expect("four free ports")
+    let start = std::process::id() as u16 % 300;
+    let next = || 31_000 + (start + TAKEN.fetch_add(1, Ordering::Relaxed)) % 300 * 3;
+    let mut candidates = (0..300).map(|_| next());
+    let free =
+        candidates.find(|base| [0, 1, 2, 1000, 1001, 1002].iter().all(|offset| is_free(base + offset)));
+    free.expect("six free ports")
 }
 
 #[test]
@@ -74,6 +83,11 @@ fn what_one_gateway_takes_another_delivers_and_ctrl_c_ends_all() {
     let mut stream = SseClient::connect(one, "/sse?channel=news", None);
     Rest::new(other).with_key("dev-key").publish("news", "hello");
     assert_eq!(stream.expect_event().data, "hello");
+    let mut through = SseClient::connect(cluster.router, "/sse?channel=news", None);
+    Rest::new(cluster.router).with_key("dev-key").publish("news", "by the router");
+    for stream in [&mut stream, &mut through] {
+        assert_eq!(stream.expect_event().data, "by the router");
+    }
     cluster.process.signal(Stop::Interrupt);
     let exit = cluster.process.wait(DEADLINE);
     assert_eq!(exit.code, Some(0), "{exit}");
