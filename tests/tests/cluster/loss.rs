@@ -155,6 +155,8 @@ fn clients_cut_off(history: bool) {
             site.gateways[0].eventually_connections(0);
             cut.go_on();
         }
+        // Without history, what is published before a client is back is not for it.
+        site.gateways[0].eventually_connections(CLIENTS);
     });
 }
 

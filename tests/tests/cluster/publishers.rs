@@ -1,7 +1,7 @@
 //! Publishers that number what they publish and repeat, under the same key, what was not accepted.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -34,10 +34,13 @@ pub(crate) struct Progress {
     accepted: AtomicUsize,
     repeated: AtomicUsize,
     total: usize,
+    /// Nothing happens any more: the last publication of each channel may go out.
+    is_calm: AtomicBool,
 }
 
 impl Publishers<'_> {
-    /// Publishes everything while `meanwhile` runs.
+    /// Publishes everything while `meanwhile` runs; the last publication of each channel, by which clients know that
+    /// they are through, after it.
     pub(crate) fn run(&self, meanwhile: impl FnOnce(&Progress)) -> Progress {
         let progress =
             Progress { total: self.channels.len() * self.per_channel as usize, ..Progress::default() };
@@ -48,6 +51,7 @@ impl Publishers<'_> {
                 scope.spawn(move || self.publish_all(index, share, progress));
             }
             meanwhile(&progress);
+            progress.is_calm.store(true, Ordering::Relaxed);
         });
         progress
     }
@@ -55,6 +59,11 @@ impl Publishers<'_> {
     fn publish_all(&self, index: usize, channels: &[String], progress: &Progress) {
         let mut publisher = Publisher { gateways: self.gateways, gateway: index, http: None };
         for number in 0..self.per_channel {
+            if number + 1 == self.per_channel {
+                eventually("the faults are over", ACCEPT_DEADLINE * 2, || {
+                    progress.is_calm.load(Ordering::Relaxed)
+                });
+            }
             let round_start = Instant::now();
             for channel in channels {
                 publisher.publish(channel, number, progress);
