@@ -404,7 +404,11 @@ impl<C> Connections<C> {
         match entry.flags.when_flushed {
             WhenFlushed::Stay => {}
             WhenFlushed::Resume => entry.flags.when_flushed = WhenFlushed::Stay,
-            WhenFlushed::Close => self.doom(id, Closed::Local),
+            // To a peer that is gone nothing needs to be said.
+            WhenFlushed::Close => match entry.end_session(self.sessions.encrypting(id.slot)) {
+                Ok(false) => {}
+                Ok(true) | Err(_) => self.doom(id, Closed::Local),
+            },
             WhenFlushed::Shut => {
                 if let Err(error) = entry.shut(self.sessions.encrypting(id.slot)) {
                     self.doom(id, Closed::Failed(error.kind()));

@@ -155,17 +155,23 @@ impl<C> Entry<C> {
     /// Ends the stream of what is sent, once; a reserved connection's when it has its socket. A session ends before
     /// its stream.
     pub(crate) fn shut(&mut self, tls: Option<Encrypting<'_>>) -> io::Result<()> {
-        let Some(socket) = self.socket.as_mut().filter(|_| !self.flags.shut) else { return Ok(()) };
-        if let Some(tls) = tls
-            && !tls.onto(socket).close()?
-        {
-            // Again when it has been sent.
-            self.outbound.get_or_insert_default();
-            self.flags.blocked = true;
+        if self.flags.shut || self.socket.is_none() || !self.end_session(tls)? {
             return Ok(());
         }
         self.flags.shut = true;
-        socket.shutdown(Shutdown::Write)
+        self.socket.as_ref().map_or(Ok(()), |socket| socket.shutdown(Shutdown::Write))
+    }
+
+    /// Says that a session ends here. `false`: that waits for room like a queue, and this is to be called again when
+    /// it has been sent.
+    pub(crate) fn end_session(&mut self, tls: Option<Encrypting<'_>>) -> io::Result<bool> {
+        let (Some(socket), Some(tls)) = (self.socket.as_mut(), tls) else { return Ok(true) };
+        let is_sent = tls.onto(socket).close()?;
+        if !is_sent {
+            self.outbound.get_or_insert_default();
+            self.flags.blocked = true;
+        }
+        Ok(is_sent)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::process::Command;
+use std::thread;
 
 use super::client::{Value, info_field};
 use super::server::RedisServer;
@@ -34,11 +35,7 @@ impl RedisCluster {
     /// When they do not form a cluster; `redis-cli` asks for at least three masters.
     #[track_caller]
     pub fn start(masters: usize, replicas_each: usize) -> Self {
-        let start = |_| {
-            // A node that is silent for 1.5 s is taken for dead.
-            let builder = RedisServer::builder().option("cluster-enabled", "yes");
-            builder.option("cluster-node-timeout", "1500").start()
-        };
+        let start = |_| RedisServer::builder().option("cluster-enabled", "yes").start();
         let nodes: Vec<RedisServer> = (0..masters * (1 + replicas_each)).map(start).collect();
         let cluster = Self { nodes, killed: Vec::new() };
         let addresses = cluster.nodes.iter().map(|node| node.address().to_string());
@@ -56,6 +53,7 @@ impl RedisCluster {
                 Some("master") => true,
                 _ => node.info("master_link_status").as_deref() == Some("up"),
             });
+            notices_death(node);
         }
         cluster
     }
@@ -133,7 +131,9 @@ impl RedisCluster {
     #[track_caller]
     pub fn revive(&mut self) {
         for index in std::mem::take(&mut self.killed) {
-            self.nodes.get_mut(index).expect("the index of a node").restart();
+            let node = self.nodes.get_mut(index).expect("the index of a node");
+            node.restart();
+            notices_death(node);
         }
         self.eventually_ok();
     }
@@ -181,6 +181,29 @@ impl RedisCluster {
         let mut nodes = self.nodes.iter().enumerate();
         nodes.find(|(_, node)| node.address().port() == member.port).expect("a member is one of the nodes")
     }
+}
+
+/// What the nodes thought of each other, when a condition of the test did not come true.
+impl Drop for RedisCluster {
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            return;
+        }
+        for node in self.live() {
+            let view = node.try_client().and_then(|mut client| client.command(&["CLUSTER", "NODES"]));
+            match view {
+                Ok(view) => eprintln!("{} sees\n{}", node.address(), view.text()),
+                Err(error) => eprintln!("{}: {error}", node.address()),
+            }
+        }
+    }
+}
+
+/// From now on a node that is silent for 1.5 s is taken for dead. Not before the cluster stands: the same time bounds
+/// the handshake of two nodes, which nobody begins again, and `redis-cli` then waits for it for ever.
+#[track_caller]
+fn notices_death(node: &RedisServer) {
+    node.command(&["CONFIG", "SET", "cluster-node-timeout", "1500"]);
 }
 
 fn slots_of_others(members: &[Member], id: &str) -> usize {
