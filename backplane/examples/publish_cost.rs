@@ -14,8 +14,8 @@ use std::{
 use bytes::Bytes;
 use futures_util::FutureExt;
 use tidegate_backplane::{
-    Backplane, Channel, Control, Gap, HistoryPolicy, Intake, MemoryBackplane, MemoryOptions, NewPublication,
-    Payload, Publication, Sink,
+    Backplane, CensusEvent, Channel, Control, Gap, HistoryPolicy, Intake, MemoryBackplane, MemoryOptions,
+    NewPublication, Payload, Publication, Sink, Transition,
 };
 
 const PUBLISHES: usize = 400_000;
@@ -34,6 +34,8 @@ impl Sink for CountingSink {
     fn gap(&self, _: &Channel, _: Gap) {}
 
     fn control(&self, _: Control) {}
+    fn census(&self, _: &Channel, _: Arc<CensusEvent>) {}
+    fn transition(&self, _: &Channel, _: Transition) {}
 }
 
 #[derive(Clone, Copy)]
@@ -90,7 +92,7 @@ fn publish_all(backplane: &MemoryBackplane, channels: &[Channel], case: Case, th
             event: None,
             payload: Payload::Text(payload.clone()),
             history: case.history,
-            idempotency_key: case.has_key.then(|| format!("{thread}-{at}").into()),
+            idempotency_key: case.has_key.then(|| format!("{thread, sender: None }-{at}").into()),
         };
         let published = backplane.publish(publication).now_or_never();
         assert!(published.is_some_and(|published| published.is_ok()));

@@ -26,6 +26,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         payload: Payload::Text("x".repeat(130).into()),
         history: None,
         idempotency_key: None,
+        sender: None,
     };
     let (begin, until) = (Instant::now(), Duration::from_secs(seconds));
     let publish = |_| backplane.publish(publication.clone());

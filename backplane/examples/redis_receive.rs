@@ -11,7 +11,8 @@ use std::{
 };
 
 use tidegate_backplane::{
-    Backplane, Channel, Control, Gap, Intake, Publication, RedisBackplane, RedisOptions, Sink,
+    Backplane, CensusEvent, Channel, Control, Gap, Intake, Publication, RedisBackplane, RedisOptions, Sink,
+    Transition,
 };
 
 #[derive(Default)]
@@ -31,6 +32,8 @@ impl Sink for Counting {
     }
 
     fn control(&self, _: Control) {}
+    fn census(&self, _: &Channel, _: Arc<CensusEvent>) {}
+    fn transition(&self, _: &Channel, _: Transition) {}
 }
 
 #[tokio::main(flavor = "current_thread")]

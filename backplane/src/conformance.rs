@@ -179,6 +179,7 @@ fn draft(channel: &Channel, payload: Payload) -> Draft {
         payload,
         history: None,
         idempotency_key: None,
+        sender: None,
     })
 }
 

@@ -5,12 +5,13 @@
 //! process; other implementations put a server between. All of them pass the suite in `conformance` (a module
 //! behind the feature of that name).
 //!
-//! - `types`: the domain's words, from [`Channel`] to [`NodeRecord`].
+//! - `types`: the domain's words, from [`Channel`] to [`NodeRecord`]. `census`: who is in a channel.
 //! - `memory`: [`MemoryBackplane`].
 //! - `redis`: many nodes over Redis or Valkey.
 //! - `clock`: [`Clock`], so that tests move the time instead of waiting for it.
 //! - `conformance`: the suite, and a [`Sink`] that records what it is told.
 
+mod census;
 mod clock;
 #[cfg(feature = "conformance")]
 pub mod conformance;
@@ -20,6 +21,10 @@ mod types;
 
 use std::sync::Arc;
 
+pub use census::{
+    Attend, AttendError, Attended, CENSUS_SETTLE, COUNTS_EACH_MAX, COUNTS_INTERVAL, CensusChannel,
+    CensusEvent, CensusKind, Roll, Sums, Transition, User,
+};
 pub use clock::{Clock, ManualClock, SystemClock};
 use futures_util::future::BoxFuture;
 pub use memory::{MemoryBackplane, MemoryCounters, MemoryOptions, SWEEPS_PER_ROUND};
@@ -73,6 +78,30 @@ pub trait Backplane: Send + Sync + 'static {
     /// The members of a channel on all nodes, in order of their connections.
     fn presence(&self, channel: &Channel) -> BoxFuture<'_, Result<Vec<Member>, BackplaneError>>;
 
+    /// This node has one subscription more or less in the channel. It takes effect in the order of the calls.
+    ///
+    /// The node's part is kept here and absolute on the server: it is written whole after the server has lost it, and
+    /// ends with the lease of a node that died. What has entered is left once, after the answer, unless the answer was
+    /// [`AttendError::Full`].
+    ///
+    /// Changes are numbered, told to the sinks of the nodes that are subscribed ([`Sink::census`]) and, as transitions,
+    /// to one sink of the cluster ([`Sink::transition`]).
+    fn attend(&self, channel: &Channel, attend: Attend) -> BoxFuture<'static, Result<Attended, AttendError>>;
+
+    /// Who is in the channel on all nodes.
+    fn roll(&self, channel: &Channel) -> BoxFuture<'static, Result<Roll, BackplaneError>>;
+
+    /// How many are in the channel on all nodes.
+    fn sums(&self, channel: &Channel) -> BoxFuture<'static, Result<Sums, BackplaneError>>;
+
+    /// The channels of an app (`None`: the default one) that somebody attends and whose name begins with `prefix`, in
+    /// order of their names.
+    fn census_channels(
+        &self,
+        app: Option<&str>,
+        prefix: &str,
+    ) -> BoxFuture<'static, Result<Vec<CensusChannel>, BackplaneError>>;
+
     /// Says or renews what this node is; a record that is not renewed vanishes with its lease.
     fn announce(&self, node: NodeRecord) -> BoxFuture<'_, Result<(), BackplaneError>>;
 
@@ -100,6 +129,13 @@ pub trait Sink: Send + Sync + 'static {
     fn gap(&self, channel: &Channel, gap: Gap);
 
     fn control(&self, control: Control);
+
+    /// A change of who is in a channel that this node is subscribed to, in order with its publications. Always taken:
+    /// a sink that has no room for it has to read the channel's [`Roll`] later, as it has after a [`Gap`].
+    fn census(&self, channel: &Channel, event: Arc<CensusEvent>);
+
+    /// A change of who is in a channel, told to one sink of the cluster, whether or not it is subscribed.
+    fn transition(&self, channel: &Channel, transition: Transition);
 }
 
 /// What became of a publication that a [`Sink`] was handed.

@@ -31,6 +31,8 @@
 //! Age is applied when a channel is looked at, so an answer never depends on when [`MemoryBackplane::sweep`] ran;
 //! the sweep only gives memory back.
 
+mod census;
+mod headcount;
 mod keys;
 mod ledger;
 mod lock;
@@ -51,6 +53,7 @@ use std::{
 use futures_util::future::{BoxFuture, FutureExt, ready};
 
 use self::{
+    census::{Census, Told},
     keys::Keys,
     ledger::{Hoard, Ledger, Released},
     log::Log,
@@ -59,9 +62,9 @@ use self::{
     table::{Entry, PARTS, State, Table},
 };
 use crate::{
-    Backplane, BackplaneError, Channel, Clock, Control, Epoch, Gap, GapReason, History, HistoryPolicy,
-    HistoryQuery, Intake, Member, NewPublication, NodeRecord, Position, Publication, Published, Sink,
-    SystemClock,
+    Attend, AttendError, Attended, Backplane, BackplaneError, CENSUS_SETTLE, CensusChannel, CensusEvent,
+    Channel, Clock, Control, Epoch, Gap, GapReason, History, HistoryPolicy, HistoryQuery, Intake, Member,
+    NewPublication, NodeRecord, Position, Publication, Published, Roll, Sink, Sums, SystemClock,
 };
 
 /// Parts of the channel table that one sweep visits. With a sweep each second, memory is back after 8 s, and 15,000
@@ -88,6 +91,8 @@ pub struct MemoryOptions {
     /// How long a node's record holds without being renewed. `None`: until it is retired. A record cannot outlive
     /// the process it is kept in, so there is no dead node whose record a lease would have to end.
     pub node_lease: Option<Duration>,
+    /// How long an end must last until it is told as a transition; told by the first sweep after that.
+    pub census_settle: Duration,
 }
 
 impl Default for MemoryOptions {
@@ -102,6 +107,7 @@ impl Default for MemoryOptions {
             // About 390,000 keys that are UUIDs (36 characters): 1,300 such publishes a second for 5 minutes.
             idempotency_bytes_max: 64 << 20,
             node_lease: None,
+            census_settle: CENSUS_SETTLE,
         }
     }
 }
@@ -122,6 +128,10 @@ pub struct MemoryCounters {
     /// Keys forgotten within their window, because of either bound, since the start.
     pub idempotency_evicted: u64,
     pub presence_members: u64,
+    /// Channels that somebody attends, or that wait for an end to be told.
+    pub census_channels: u64,
+    pub census_subscriptions: u64,
+    pub census_users: u64,
 }
 
 /// The [`Backplane`] of one process. Its own documentation is that of the module.
@@ -133,6 +143,7 @@ pub struct MemoryBackplane {
     keys: Ledger,
     subscriptions: AtomicU64,
     members: Members,
+    census: Census,
     nodes: Nodes,
     /// Where the next sweep begins.
     sweep_part: AtomicUsize,
@@ -149,6 +160,7 @@ impl MemoryBackplane {
             keys: Ledger::new(options.idempotency_bytes_max),
             subscriptions: AtomicU64::new(0),
             members: Members::new(),
+            census: Census::new(options.census_settle),
             nodes: Nodes::new(options.node_lease),
             sweep_part: AtomicUsize::new(0),
             options,
@@ -170,12 +182,15 @@ impl MemoryBackplane {
             self.history.purge();
             self.keys.purge();
             self.members.shrink();
+            self.census.shrink();
         }
         self.nodes.sweep(now);
+        self.census.settle(now, |channel, told| self.tell(channel, told));
     }
 
     /// What is held now. It visits every part of the channel table: for a scrape, not for each publication.
     pub fn counters(&self) -> MemoryCounters {
+        let (census_channels, census_subscriptions, census_users) = self.census.totals();
         MemoryCounters {
             channels: self.table.len() as u64,
             subscriptions: self.subscriptions.load(Relaxed),
@@ -186,15 +201,18 @@ impl MemoryBackplane {
             idempotency_bytes: self.keys.bytes(),
             idempotency_evicted: self.keys.evicted(),
             presence_members: self.members.len(),
+            census_channels,
+            census_subscriptions,
+            census_users,
         }
     }
 
     /// A publication of which nothing is kept.
     fn relay(&self, new: NewPublication) -> Published {
-        let NewPublication { channel, event, payload, .. } = new;
+        let NewPublication { channel, event, payload, sender, .. } = new;
         self.table.with_existing(&channel, |state| {
             if state.interest.is_some() {
-                let publication = Arc::new(Publication { position: None, event, payload });
+                let publication = Arc::new(Publication { position: None, event, payload, sender });
                 self.hand_over(&channel, publication);
             }
         });
@@ -222,7 +240,7 @@ impl MemoryBackplane {
         new: NewPublication,
         now: Instant,
     ) -> Result<Published, BackplaneError> {
-        let NewPublication { channel, event, payload, history, idempotency_key } = new;
+        let NewPublication { channel, event, payload, history, idempotency_key, sender } = new;
         if let Some(key) = &idempotency_key {
             state.age_keys(&self.keys, self.options.idempotency_window, now);
             if let Some(position) = state.keys.held.as_ref().and_then(|keys| keys.answer(key)) {
@@ -237,7 +255,7 @@ impl MemoryBackplane {
             self.remember(&channel, entry, state, key, position, now);
         }
         if position.is_some() || state.interest.is_some() {
-            let publication = Arc::new(Publication { position, event, payload });
+            let publication = Arc::new(Publication { position, event, payload, sender });
             self.append(&channel, entry, state, &publication, now);
             if state.interest.is_some() {
                 self.hand_over(&channel, publication);
@@ -252,6 +270,30 @@ impl MemoryBackplane {
         let top = publication.position;
         if self.sink.publication(channel, publication) == Intake::Full {
             self.sink.gap(channel, Gap { reason: GapReason::Overflow, top });
+        }
+    }
+
+    /// Hands over what the census says, under the lock of the channel where it is subscribed.
+    fn tell(&self, channel: &Channel, told: Vec<Told>) {
+        if told.is_empty() {
+            return;
+        }
+        let (mut events, mut transitions) = (Vec::new(), Vec::new());
+        for told in told {
+            match told {
+                Told::Event { sequence, kind } => events.push(CensusEvent { sequence, kind }),
+                Told::Transition(transition) => transitions.push(transition),
+            }
+        }
+        self.table.with_existing(channel, |state| {
+            if state.interest.is_some() {
+                for event in events.drain(..) {
+                    self.sink.census(channel, Arc::new(event));
+                }
+            }
+        });
+        for transition in transitions {
+            self.sink.transition(channel, transition);
         }
     }
 
@@ -389,6 +431,27 @@ impl Backplane for MemoryBackplane {
 
     fn presence(&self, channel: &Channel) -> BoxFuture<'_, Result<Vec<Member>, BackplaneError>> {
         ready(Ok(self.members.list(channel))).boxed()
+    }
+
+    fn attend(&self, channel: &Channel, attend: Attend) -> BoxFuture<'static, Result<Attended, AttendError>> {
+        let now = self.options.clock.now();
+        ready(self.census.attend(channel, attend, now, |told| self.tell(channel, told))).boxed()
+    }
+
+    fn roll(&self, channel: &Channel) -> BoxFuture<'static, Result<Roll, BackplaneError>> {
+        ready(Ok(self.census.roll(channel))).boxed()
+    }
+
+    fn sums(&self, channel: &Channel) -> BoxFuture<'static, Result<Sums, BackplaneError>> {
+        ready(Ok(self.census.sums(channel))).boxed()
+    }
+
+    fn census_channels(
+        &self,
+        app: Option<&str>,
+        prefix: &str,
+    ) -> BoxFuture<'static, Result<Vec<CensusChannel>, BackplaneError>> {
+        ready(Ok(self.census.channels(app, prefix))).boxed()
     }
 
     fn announce(&self, node: NodeRecord) -> BoxFuture<'_, Result<(), BackplaneError>> {

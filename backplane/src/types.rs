@@ -7,9 +7,13 @@ use bytes::Bytes;
 /// Longest channel name in bytes. Pusher's SDKs allow 200; Centrifugo 255 by default.
 pub const CHANNEL_BYTES_MAX: usize = 200;
 
+/// Longest id of an app in bytes.
+pub const APP_BYTES_MAX: usize = 32;
+
 /// A validated channel name: 1 to [`CHANNEL_BYTES_MAX`] bytes of `[A-Za-z0-9_\-=@,.;:#/]`, shared by reference.
 ///
-/// The part before the first `:` is its namespace.
+/// The part before the first `:` is its namespace. A channel of another app than the default one is `APP!NAME` inside:
+/// no name has a `!`, so no name of one app is a name of another.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Channel(Arc<str>);
 
@@ -22,30 +26,83 @@ pub enum ChannelError {
     TooLong(usize),
     #[error("the channel name has {character:?} at byte {at}; allowed are letters, digits and _-=@,.;:#/")]
     Character { character: char, at: usize },
+    #[error("an app's id has 1 to {APP_BYTES_MAX} of letters, digits, _ and -")]
+    App,
 }
 
 impl Channel {
-    /// Checks and shares a name.
+    /// Checks and shares a name in the default app.
     pub fn new(name: &str) -> Result<Self, ChannelError> {
-        if name.is_empty() {
-            return Err(ChannelError::Empty);
-        }
-        if name.len() > CHANNEL_BYTES_MAX {
-            return Err(ChannelError::TooLong(name.len()));
-        }
-        match name.char_indices().find(|&(_, character)| !is_channel_character(character)) {
-            Some((at, character)) => Err(ChannelError::Character { character, at }),
-            None => Ok(Self(name.into())),
-        }
+        check_name(name)?;
+        Ok(Self(name.into()))
     }
 
+    /// The channel of that name in another app than the default one.
+    pub fn in_app(app: &str, name: &str) -> Result<Self, ChannelError> {
+        if !is_app(app) {
+            return Err(ChannelError::App);
+        }
+        check_name(name)?;
+        Ok(Self(format!("{app}{APP_END}{name}").into()))
+    }
+
+    /// The channel inside: the app and the name. What clients see is [`name`](Self::name).
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The part before the first `:`, if there is one.
+    /// The name in its app.
+    pub fn name(&self) -> &str {
+        self.split().1
+    }
+
+    /// The app, if it is not the default one.
+    pub fn app(&self) -> Option<&str> {
+        self.split().0
+    }
+
+    /// The part of the name before the first `:`, if there is one.
     pub fn namespace(&self) -> Option<&str> {
-        self.0.split_once(':').map(|(namespace, _)| namespace)
+        self.name().split_once(':').map(|(namespace, _)| namespace)
+    }
+
+    /// What [`as_str`](Self::as_str) answered, on another node.
+    pub(crate) fn from_inside(inside: &str) -> Result<Self, ChannelError> {
+        match inside.split_once(APP_END) {
+            Some((app, name)) => Self::in_app(app, name),
+            None => Self::new(inside),
+        }
+    }
+
+    fn split(&self) -> (Option<&str>, &str) {
+        // At most 32 bytes of an app come first: a name without app is not searched to its end.
+        let head = &self.0.as_bytes()[..self.0.len().min(APP_BYTES_MAX + 1)];
+        match head.iter().position(|&byte| byte == APP_END as u8) {
+            Some(at) => (Some(&self.0[..at]), &self.0[at + 1..]),
+            None => (None, &self.0),
+        }
+    }
+}
+
+/// Ends the app in a channel; names have none.
+const APP_END: char = '!';
+
+/// Whether it is the id of an app: 1 to [`APP_BYTES_MAX`] bytes of `[A-Za-z0-9_-]`.
+pub fn is_app(app: &str) -> bool {
+    let is_character = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+    (1..=APP_BYTES_MAX).contains(&app.len()) && app.bytes().all(is_character)
+}
+
+fn check_name(name: &str) -> Result<(), ChannelError> {
+    if name.is_empty() {
+        return Err(ChannelError::Empty);
+    }
+    if name.len() > CHANNEL_BYTES_MAX {
+        return Err(ChannelError::TooLong(name.len()));
+    }
+    match name.char_indices().find(|&(_, character)| !is_channel_character(character)) {
+        Some((at, character)) => Err(ChannelError::Character { character, at }),
+        None => Ok(()),
     }
 }
 
@@ -156,6 +213,23 @@ pub struct Publication {
     pub position: Option<Position>,
     pub event: Option<Box<str>>,
     pub payload: Payload,
+    pub sender: Option<Box<Sender>>,
+}
+
+/// Who sent a publication, where that matters to those who get it.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Sender {
+    /// This connection is not handed the publication, on whichever node it is.
+    pub connection: Option<Box<str>>,
+    /// Told to the subscribers of presence channels.
+    pub user: Option<Box<str>>,
+}
+
+impl Sender {
+    /// Bytes of its texts.
+    pub(crate) fn len(&self) -> usize {
+        [&self.connection, &self.user].into_iter().flatten().map(|text| text.len()).sum()
+    }
 }
 
 /// How much history a channel keeps. Both bounds hold; the smaller wins.
@@ -178,6 +252,7 @@ pub struct NewPublication {
     /// A second publish to the same channel with the same key, within the backplane's idempotency window,
     /// publishes nothing and answers what the first one answered.
     pub idempotency_key: Option<Box<str>>,
+    pub sender: Option<Box<Sender>>,
 }
 
 /// The answer to a publish.
@@ -269,6 +344,44 @@ pub enum Control {
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum DisconnectTarget {
-    User(Box<str>),
+    /// A user of an app; without one, of the default app.
+    User {
+        app: Option<Box<str>>,
+        user: Box<str>,
+    },
     Connection(Box<str>),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_channel_knows_its_app_and_its_name() {
+        let check = |channel: Result<Channel, ChannelError>, app, name: &str, namespace, inside: &str| {
+            let channel = channel.expect("a channel");
+            assert_eq!((channel.app(), channel.name(), channel.namespace()), (app, name, namespace));
+            assert_eq!(channel.as_str(), inside);
+            assert_eq!(Channel::from_inside(inside), Ok(channel));
+        };
+        check(Channel::new("a:b"), None, "a:b", Some("a"), "a:b");
+        check(Channel::in_app("1", "a:b:c"), Some("1"), "a:b:c", Some("a"), "1!a:b:c");
+        check(Channel::in_app("A-1_", "x"), Some("A-1_"), "x", None, "A-1_!x");
+        let (app, name) = ("a".repeat(APP_BYTES_MAX), "n".repeat(CHANNEL_BYTES_MAX));
+        check(Channel::in_app(&app, &name), Some(&app), &name, None, &format!("{app}!{name}"));
+        check(Channel::new(&name), None, &name, None, &name);
+    }
+
+    #[test]
+    fn no_name_and_no_app_has_an_exclamation_mark() {
+        assert_eq!(Channel::new("a!b"), Err(ChannelError::Character { character: '!', at: 1 }));
+        assert_eq!(Channel::in_app("a", "b!c"), Err(ChannelError::Character { character: '!', at: 1 }));
+        assert_eq!(Channel::in_app("a", ""), Err(ChannelError::Empty));
+        for app in ["", "a!b", "a:b", "a.b", "ä", &"a".repeat(APP_BYTES_MAX + 1)] {
+            assert_eq!(Channel::in_app(app, "c"), Err(ChannelError::App), "{app}");
+        }
+        for inside in ["!nodes", "a!b!c", "a!", "!"] {
+            assert!(Channel::from_inside(inside).is_err(), "{inside}");
+        }
+    }
 }

@@ -33,6 +33,7 @@ impl Bench {
             payload: Payload::Binary(Bytes::copy_from_slice(payload)),
             history: history.map(|age| HistoryPolicy { size: 1000, age }),
             idempotency_key: key.map(Into::into),
+            sender: None,
         };
         self.backplane.publish(new).now_or_never().expect("ready").expect("accepted")
     }
@@ -165,6 +166,7 @@ fn history_does_not_hold_the_buffer_a_payload_was_cut_from() {
         payload: Payload::Text(buffer.slice(100..200)),
         history: Some(HistoryPolicy { size: 10, age: HOUR }),
         idempotency_key: None,
+        sender: None,
     };
     bench.backplane.publish(new).now_or_never().expect("ready").expect("accepted");
     assert!(buffer.is_unique(), "a slice of the request's buffer is kept");

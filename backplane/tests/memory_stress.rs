@@ -12,9 +12,9 @@ use std::{
 
 use futures_util::FutureExt;
 use tidegate_backplane::{
-    Backplane, Channel, Clock, Control, Epoch, Gap, HistoryPolicy, HistoryQuery, Intake, ManualClock,
-    MemoryBackplane, MemoryCounters, MemoryOptions, NewPublication, Payload, Publication, SWEEPS_PER_ROUND,
-    Sink,
+    Backplane, CensusEvent, Channel, Clock, Control, Epoch, Gap, HistoryPolicy, HistoryQuery, Intake,
+    ManualClock, MemoryBackplane, MemoryCounters, MemoryOptions, NewPublication, Payload, Publication,
+    SWEEPS_PER_ROUND, Sink, Transition,
 };
 
 const CHANNELS: usize = 4;
@@ -53,6 +53,8 @@ impl Sink for OrderSink {
     }
 
     fn control(&self, _: Control) {}
+    fn census(&self, _: &Channel, _: Arc<CensusEvent>) {}
+    fn transition(&self, _: &Channel, _: Transition) {}
 }
 
 fn channel(at: usize) -> Channel {
@@ -66,6 +68,7 @@ fn publish(backplane: &MemoryBackplane, channel: &Channel, key: Option<String>, 
         payload: Payload::Binary(vec![0; 100].into()),
         history: Some(HistoryPolicy { size, age: Duration::from_secs(10) }),
         idempotency_key: key.map(Into::into),
+        sender: None,
     };
     backplane.publish(new).now_or_never().expect("ready").expect("accepted");
 }

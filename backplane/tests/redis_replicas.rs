@@ -53,6 +53,7 @@ fn publication(key: Option<&str>, has_history: bool) -> NewPublication {
         payload: Payload::Text("hello".into()),
         history: has_history.then_some(HistoryPolicy { size: 1_000, age: DEADLINE * 10 }),
         idempotency_key: key.map(Into::into),
+        sender: None,
     }
 }
 

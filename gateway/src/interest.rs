@@ -121,8 +121,15 @@ impl Interests {
         }
     }
 
-    /// Channels whose name begins with `prefix`, in order of their names, after `after`, with their subscribers.
-    pub(crate) fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Vec<(Channel, u64)> {
+    /// Channels of an app whose name begins with `prefix`, in order of their names, after `after`, with their
+    /// subscribers.
+    pub(crate) fn list(
+        &self,
+        app: Option<&str>,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Vec<(Channel, u64)> {
         let mut found: Vec<(Channel, u64)> = Vec::new();
         for stripe in &self.stripes {
             let stripe = stripe.read().unwrap_or_else(PoisonError::into_inner);
@@ -131,8 +138,9 @@ impl Interests {
                     .values()
                     .map(|interest| (interest.channel.clone(), interest.subscribers.load(Ordering::Relaxed)))
                     .filter(|(channel, subscribers)| {
-                        let name = channel.as_str();
-                        *subscribers > 0 && name.starts_with(prefix) && after.is_none_or(|after| name > after)
+                        let name = channel.name();
+                        let is_wanted = *subscribers > 0 && channel.app() == app;
+                        is_wanted && name.starts_with(prefix) && after.is_none_or(|after| name > after)
                     }),
             );
         }
@@ -295,7 +303,8 @@ mod tests {
 
     use bytes::Bytes;
     use tidegate_backplane::{
-        Control, Gap, Intake, MemoryBackplane, MemoryOptions, NewPublication, Payload, Publication, Sink,
+        CensusEvent, Control, Gap, Intake, MemoryBackplane, MemoryOptions, NewPublication, Payload,
+        Publication, Sink, Transition,
     };
 
     use super::*;
@@ -312,6 +321,8 @@ mod tests {
         }
         fn gap(&self, _: &Channel, _: Gap) {}
         fn control(&self, _: Control) {}
+        fn census(&self, _: &Channel, _: Arc<CensusEvent>) {}
+        fn transition(&self, _: &Channel, _: Transition) {}
     }
 
     /// The backplane holds a channel while it hands out, and the table while it looks up: whoever subscribes must
@@ -340,8 +351,14 @@ mod tests {
                         let payload = Payload::Text(Bytes::new());
                         let (event, history, idempotency_key) = (None, None, None);
                         let channel = channel.clone();
-                        let publication =
-                            NewPublication { channel, event, payload, history, idempotency_key };
+                        let publication = NewPublication {
+                            channel,
+                            event,
+                            payload,
+                            history,
+                            idempotency_key,
+                            sender: None,
+                        };
                         let published = backplane.publish(publication).now_or_never();
                         assert!(published.is_some_and(|published| published.is_ok()));
                     }

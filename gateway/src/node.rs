@@ -11,8 +11,9 @@ use std::{
 };
 
 use tidegate_backplane::{
-    Backplane, BackplaneError, Channel, Control, DisconnectTarget, Gap, History, HistoryQuery, Intake,
-    Member, NodeRecord, Payload, Position, Publication, Published, Sink,
+    Backplane, BackplaneError, CensusEvent, Channel, Control, DisconnectTarget, Gap, History, HistoryPolicy,
+    HistoryQuery, Intake, Member, NewPublication, NodeRecord, Payload, Position, Publication, Published,
+    Sender, Sink, Transition,
 };
 use tidegate_reactor::{Mail, Mailbox};
 use tokio::sync::Notify;
@@ -34,6 +35,19 @@ pub struct PublishRequest {
     pub event: Option<Box<str>>,
     pub payload: Payload,
     pub idempotency_key: Option<Box<str>>,
+    pub sender: Option<Box<Sender>>,
+    pub history: PublishHistory,
+}
+
+/// What is kept of a publication.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PublishHistory {
+    /// What the channel's namespace says.
+    #[default]
+    Namespace,
+    /// It is in no history and has no position.
+    Never,
+    Policy(HistoryPolicy),
 }
 
 /// What became of a publish that was accepted.
@@ -162,10 +176,13 @@ impl Node {
         }
         let namespace = self.namespaces().of(&request.channel);
         let local = (namespace.backplane_away == BackplaneAway::Local).then(|| request.clone());
-        let history = namespace.history();
-        let PublishRequest { channel, event, payload, idempotency_key } = request;
-        let publication =
-            tidegate_backplane::NewPublication { channel, event, payload, history, idempotency_key };
+        let history = match request.history {
+            PublishHistory::Namespace => namespace.history(),
+            PublishHistory::Never => None,
+            PublishHistory::Policy(policy) => Some(policy),
+        };
+        let PublishRequest { channel, event, payload, idempotency_key, sender, history: _ } = request;
+        let publication = NewPublication { channel, event, payload, history, idempotency_key, sender };
         match (self.backplane.publish(publication).await, local) {
             // Not `Unconfirmed`: that one may have been published, and would come twice.
             (Err(BackplaneError::Unavailable(_)), Some(request)) => Ok(self.publish_locally(request)),
@@ -174,8 +191,8 @@ impl Node {
     }
 
     fn publish_locally(&self, request: PublishRequest) -> PublishOutcome {
-        let PublishRequest { channel, event, payload, .. } = request;
-        self.relay.publish_locally(&channel, Publication { position: None, event, payload });
+        let PublishRequest { channel, event, payload, sender, .. } = request;
+        self.relay.publish_locally(&channel, Publication { position: None, event, payload, sender });
         self.metrics.node.publishes_local.add(1);
         PublishOutcome { position: None, duplicate: false, local: true }
     }
@@ -185,9 +202,15 @@ impl Node {
         &self.config.node
     }
 
-    /// Channels with subscribers on this node, in order of their names.
-    pub fn channels(&self, prefix: &str, after: Option<&str>, limit: usize) -> Vec<ChannelInfo> {
-        let found = self.relay.interests.list(prefix, after, limit);
+    /// Channels of an app with subscribers on this node, in order of their names.
+    pub fn channels(
+        &self,
+        app: Option<&str>,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Vec<ChannelInfo> {
+        let found = self.relay.interests.list(app, prefix, after, limit);
         found.into_iter().map(|(name, subscribers)| ChannelInfo { name, subscribers }).collect()
     }
 
@@ -368,6 +391,15 @@ impl Sink for Relay {
             }
         }
     }
+
+    fn census(&self, channel: &Channel, event: Arc<CensusEvent>) {
+        if let Some(interest) = self.interests.get(channel) {
+            self.spread(&interest, channel, Content::Census(event), 0);
+        }
+    }
+
+    /// Nobody is told of transitions yet.
+    fn transition(&self, _: &Channel, _: Transition) {}
 }
 
 impl fmt::Debug for Node {

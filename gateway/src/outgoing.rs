@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use tidegate_backplane::{Channel, Gap, GapReason, Payload, Position, Publication};
+use tidegate_backplane::{CensusEvent, Channel, Gap, GapReason, Payload, Position, Publication, Sender};
 use tidegate_wire::{
     deflate::Deflater,
     frame::{self, Opcode},
@@ -51,6 +51,11 @@ impl Encoding {
         !matches!(self, Self::Raw | Self::RawDeflated)
     }
 
+    /// Whether the client is told who is in the channel.
+    pub(crate) fn tells_census(self) -> bool {
+        false
+    }
+
     pub(crate) fn is_sse(self) -> bool {
         matches!(self, Self::Sse | Self::SseEnvelope | Self::SseMany | Self::SseManyEnvelope)
     }
@@ -70,6 +75,8 @@ impl Encoding {
 pub(crate) enum Content {
     Publication(Arc<Publication>),
     Gap(Gap),
+    /// Who is in the channel has changed. Only clients that are told who is there are told of it.
+    Census(Arc<CensusEvent>),
 }
 
 /// Content on its way to the subscribers of this node. While it lives it counts as load of its channel; it is
@@ -99,6 +106,14 @@ impl Content {
         match self {
             Self::Publication(publication) => publication.position,
             Self::Gap(gap) => gap.top,
+            Self::Census(_) => None,
+        }
+    }
+
+    pub(crate) fn sender(&self) -> Option<&Sender> {
+        match self {
+            Self::Publication(publication) => publication.sender.as_deref(),
+            Self::Gap(_) | Self::Census(_) => None,
         }
     }
 }
@@ -112,7 +127,12 @@ impl Outgoing {
         self.content.position()
     }
 
-    /// The bytes of a form that is the same for everyone. A gap has no verbatim form: it is empty.
+    pub(crate) fn sender(&self) -> Option<&Sender> {
+        self.content.sender()
+    }
+
+    /// The bytes of a form that is the same for everyone. What a form cannot say is empty: a gap verbatim, and who is
+    /// in a channel.
     pub(crate) fn encoded(&self, encoding: Encoding, encoder: &mut Encoder) -> Bytes {
         debug_assert!(!encoding.is_individual());
         self.encoded[encoding as usize]
@@ -136,6 +156,9 @@ impl Encoder {
     /// One form of one content.
     pub(crate) fn encode(&mut self, channel: &Channel, content: &Content, encoding: Encoding) -> Bytes {
         let mut out = Vec::new();
+        if matches!(content, Content::Census(_)) {
+            return Bytes::new();
+        }
         if encoding.is_sse() {
             let id = content.position().map(|position| position.to_string());
             self.encode_sse(channel, content, encoding, id.as_deref(), &mut out);
@@ -155,6 +178,9 @@ impl Encoder {
         id: Option<&str>,
         out: &mut Vec<u8>,
     ) {
+        if matches!(content, Content::Census(_)) {
+            return;
+        }
         let Content::Publication(publication) = content else {
             self.scratch.clear();
             encode_content(channel, content, &mut self.scratch);
@@ -225,13 +251,16 @@ fn message<'a>(
     encoding: Encoding,
     scratch: &'a mut Vec<u8>,
 ) -> Option<(Opcode, &'a [u8])> {
+    if matches!(content, Content::Census(_)) {
+        return None;
+    }
     if encoding == Encoding::Envelope {
         scratch.clear();
         encode_content(channel, content, scratch);
         return Some((Opcode::Text, scratch));
     }
     match content {
-        Content::Gap(_) => None,
+        Content::Gap(_) | Content::Census(_) => None,
         Content::Publication(publication) => Some(match &publication.payload {
             Payload::Text(bytes) => (Opcode::Text, bytes),
             Payload::Binary(bytes) => (Opcode::Binary, bytes),
@@ -244,14 +273,15 @@ fn encode_content(channel: &Channel, content: &Content, out: &mut Vec<u8>) {
     let epoch = content.position().map(|position| position.epoch.to_string());
     let position = epoch.as_deref().zip(content.position().map(|position| position.offset));
     match content {
-        Content::Gap(gap) => raw::encode_gap(channel.as_str(), gap_reason(gap.reason), position, out),
+        Content::Census(_) => {}
+        Content::Gap(gap) => raw::encode_gap(channel.name(), gap_reason(gap.reason), position, out),
         Content::Publication(publication) => {
             let data = match &publication.payload {
                 Payload::Text(bytes) => Data::Text(utf8(bytes)),
                 Payload::Binary(bytes) => Data::Binary(bytes),
             };
             let event = publication.event.as_deref();
-            raw::encode_envelope(&Envelope { channel: channel.as_str(), position, event, data }, out);
+            raw::encode_envelope(&Envelope { channel: channel.name(), position, event, data }, out);
         }
     }
 }

@@ -9,7 +9,10 @@ use std::{
 
 use axum::response::{IntoResponse as _, Response};
 use http::StatusCode;
-use tidegate_backplane::{Channel, Control, Gap, Intake, Publication, RedisBackplane, RedisStartError, Sink};
+use tidegate_backplane::{
+    CensusEvent, Channel, Control, Gap, Intake, Publication, RedisBackplane, RedisStartError, Sink,
+    Transition,
+};
 use tidegate_ops::{
     config::ConfigError,
     edge::Edge,
@@ -201,6 +204,8 @@ impl Sink for Deaf {
     fn gap(&self, _: &Channel, _: Gap) {}
 
     fn control(&self, _: Control) {}
+    fn census(&self, _: &Channel, _: Arc<CensusEvent>) {}
+    fn transition(&self, _: &Channel, _: Transition) {}
 }
 
 fn serve_internal(listener: StdTcpListener, context: &Arc<Context>) -> Result<(), StartError> {

@@ -76,7 +76,7 @@ pub async fn control_reaches_the_own_sink(subject: &dyn Subject) {
     let bench = Bench::new(subject).await;
     let orders = [
         Control::Disconnect {
-            target: DisconnectTarget::User(unique("user").into()),
+            target: DisconnectTarget::User { app: None, user: unique("user").into() },
             reason: "banned: ü".into(),
         },
         Control::Disconnect {

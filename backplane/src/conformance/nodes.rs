@@ -89,7 +89,7 @@ pub async fn a_node_that_vanishes_takes_its_presence_with_it(subject: &dyn Subje
 pub async fn control_reaches_all_nodes(subject: &dyn Subject) {
     let Some([a, b]) = pair(subject).await else { return };
     let order = Control::Disconnect {
-        target: DisconnectTarget::User(unique("user").into()),
+        target: DisconnectTarget::User { app: None, user: unique("user").into() },
         reason: "all nodes".into(),
     };
     a.backplane.control(order.clone()).await.expect("control");

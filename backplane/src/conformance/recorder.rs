@@ -8,7 +8,7 @@ use std::{
 use tokio::sync::Notify;
 
 use super::DEADLINE;
-use crate::{Channel, Control, Gap, Intake, Publication, Sink};
+use crate::{CensusEvent, Channel, Control, Gap, Intake, Publication, Sink, Transition};
 
 /// Records all calls, in their order.
 #[derive(Debug, Default)]
@@ -23,6 +23,8 @@ struct Records {
     /// With the number of publications of the channel before it.
     gaps: Vec<(Channel, Gap, usize)>,
     controls: Vec<Control>,
+    census: HashMap<Channel, Vec<Arc<CensusEvent>>>,
+    transitions: HashMap<Channel, Vec<Transition>>,
 }
 
 impl Recorder {
@@ -57,6 +59,20 @@ impl Recorder {
     /// Awaits at least `count` orders, and returns all there are.
     pub async fn until_controls(&self, count: usize) -> Vec<Control> {
         self.until(|records| (records.controls.len() >= count).then(|| records.controls.clone())).await
+    }
+
+    /// What was told of who is in a channel so far.
+    pub fn census(&self, channel: &Channel) -> Vec<Arc<CensusEvent>> {
+        self.with(|records| records.census.get(channel).cloned().unwrap_or_default())
+    }
+
+    pub fn transitions(&self, channel: &Channel) -> Vec<Transition> {
+        self.with(|records| records.transitions.get(channel).cloned().unwrap_or_default())
+    }
+
+    /// Awaits at least `count` events of a channel's census, and returns all there are.
+    pub async fn until_census(&self, channel: &Channel, count: usize) -> Vec<Arc<CensusEvent>> {
+        self.until(|records| records.census.get(channel).filter(|list| list.len() >= count).cloned()).await
     }
 
     async fn until<T>(&self, mut ask: impl FnMut(&mut Records) -> Option<T>) -> T {
@@ -102,5 +118,13 @@ impl Sink for Recorder {
 
     fn control(&self, control: Control) {
         self.record(|records| records.controls.push(control));
+    }
+
+    fn census(&self, channel: &Channel, event: Arc<CensusEvent>) {
+        self.record(|records| records.census.entry(channel.clone()).or_default().push(event));
+    }
+
+    fn transition(&self, channel: &Channel, transition: Transition) {
+        self.record(|records| records.transitions.entry(channel.clone()).or_default().push(transition));
     }
 }

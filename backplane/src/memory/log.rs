@@ -3,12 +3,15 @@
 use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use super::ledger::{Hoard, Released};
-use crate::{Epoch, History, HistoryPolicy, HistoryQuery, Payload, Position, Publication};
+use crate::{Epoch, History, HistoryPolicy, HistoryQuery, Payload, Position, Publication, Sender};
 
 /// What a publication costs beside its payload and event name: the shared [`Publication`] with its two reference
 /// counts, its slot in the deque, and the header that `Bytes` allocates when it is first shared (24 bytes, which
 /// allocators round to 32).
 const PUBLICATION_BYTES: usize = size_of::<Publication>() + 2 * size_of::<usize>() + size_of::<Kept>() + 32;
+
+/// What a sender costs beside its texts: the box, and up to 15 bytes of rounding for each text.
+const SENDER_BYTES: usize = size_of::<Sender>() + 32;
 
 /// What a channel costs by holding history at all: this struct, the three more slots that the smallest deque has, its
 /// entry in the table (80 bytes with the counts), its slots in the map (24 bytes at a load of one half) and in the
@@ -145,7 +148,8 @@ pub(super) fn owned(payload: Payload) -> Payload {
 
 fn publication_bytes(publication: &Publication) -> usize {
     let event = publication.event.as_ref().map_or(0, |event| event.len());
-    PUBLICATION_BYTES + publication.payload.bytes().len() + event
+    let sender = publication.sender.as_ref().map_or(0, |sender| SENDER_BYTES + sender.len());
+    PUBLICATION_BYTES + publication.payload.bytes().len() + event + sender
 }
 
 fn offset(kept: &Kept) -> Option<u64> {

@@ -26,8 +26,8 @@ use super::{
     subscriptions::{SubscriptionCounters, Subscriptions},
 };
 use crate::{
-    Backplane, BackplaneError, Channel, Control, History, HistoryQuery, Member, NewPublication, NodeRecord,
-    Published, Sink,
+    Attend, AttendError, Attended, Backplane, BackplaneError, CensusChannel, Channel, Control, History,
+    HistoryQuery, Member, NewPublication, NodeRecord, Published, Roll, Sink, Sums,
 };
 
 /// The start waits so long for the subscription to orders. Without it, it is asked for again each tick.
@@ -143,6 +143,26 @@ impl Backplane for RedisBackplane {
     fn presence(&self, channel: &Channel) -> BoxFuture<'_, Result<Vec<Member>, BackplaneError>> {
         let channel = channel.clone();
         async move { self.core.presence.list(&channel).await }.boxed()
+    }
+
+    fn attend(&self, _: &Channel, _: Attend) -> BoxFuture<'static, Result<Attended, AttendError>> {
+        futures_util::future::ready(Err(no_census().into())).boxed()
+    }
+
+    fn roll(&self, _: &Channel) -> BoxFuture<'static, Result<Roll, BackplaneError>> {
+        futures_util::future::ready(Err(no_census())).boxed()
+    }
+
+    fn sums(&self, _: &Channel) -> BoxFuture<'static, Result<Sums, BackplaneError>> {
+        futures_util::future::ready(Err(no_census())).boxed()
+    }
+
+    fn census_channels(
+        &self,
+        _: Option<&str>,
+        _: &str,
+    ) -> BoxFuture<'static, Result<Vec<CensusChannel>, BackplaneError>> {
+        futures_util::future::ready(Err(no_census())).boxed()
     }
 
     fn announce(&self, node: NodeRecord) -> BoxFuture<'_, Result<(), BackplaneError>> {
@@ -288,4 +308,8 @@ async fn remove(presence: Arc<Presence>, instance: Box<str>) {
         Ok(()) => tracing::info!(%instance, "the members of a dead instance were removed"),
         Err(error) => tracing::debug!(%instance, %error, "the members of a dead instance are removed later"),
     }
+}
+
+fn no_census() -> BackplaneError {
+    BackplaneError::Refused("the census over Redis is not built yet".into())
 }

@@ -1,6 +1,7 @@
 //! Orders to all nodes: their form, and the pub/sub channel that every node is always subscribed to.
 //!
-//! An order is a JSON object: `{"kind":"disconnect","user":U,"reason":R}`, or with `connection` in place of `user`.
+//! An order is a JSON object: `{"kind":"disconnect","user":U,"reason":R}`, with `app` beside `user` where it is not the
+//! default one, or with `connection` in place of `user`.
 //! Nodes skip and count kinds that they do not know. An order is not kept: a node that is cut off from Redis while it
 //! is given does not get it.
 
@@ -65,6 +66,8 @@ enum OrderError {
 #[derive(Debug, Serialize, Deserialize)]
 struct StoredOrder {
     kind: Box<str>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    app: Option<Box<str>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     user: Option<Box<str>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -186,11 +189,11 @@ impl std::fmt::Debug for Orders {
 
 fn encode(control: &Control) -> Vec<u8> {
     let Control::Disconnect { target, reason } = control.clone();
-    let (user, connection) = match target {
-        DisconnectTarget::User(user) => (Some(user), None),
-        DisconnectTarget::Connection(connection) => (None, Some(connection)),
+    let (app, user, connection) = match target {
+        DisconnectTarget::User { app, user } => (app, Some(user), None),
+        DisconnectTarget::Connection(connection) => (None, None, Some(connection)),
     };
-    let order = StoredOrder { kind: DISCONNECT.into(), user, connection, reason };
+    let order = StoredOrder { kind: DISCONNECT.into(), app, user, connection, reason };
     serde_json::to_vec(&order).expect("texts are JSON")
 }
 
@@ -199,9 +202,9 @@ fn decode(bytes: &[u8]) -> Result<Control, OrderError> {
     if &*order.kind != DISCONNECT {
         return Err(OrderError::Unknown);
     }
-    let target = match (order.user, order.connection) {
-        (Some(user), None) => DisconnectTarget::User(user),
-        (None, Some(connection)) => DisconnectTarget::Connection(connection),
+    let target = match (order.app, order.user, order.connection) {
+        (app, Some(user), None) => DisconnectTarget::User { app, user },
+        (None, None, Some(connection)) => DisconnectTarget::Connection(connection),
         _ => return Err(OrderError::Unknown),
     };
     Ok(Control::Disconnect { target, reason: order.reason })
@@ -213,14 +216,20 @@ mod tests {
 
     #[test]
     fn orders_are_read_back_and_others_told_apart() {
-        for target in [DisconnectTarget::User("ü\n\"".into()), DisconnectTarget::Connection("n.1".into())] {
+        let user = |app: Option<&str>, user: &str| DisconnectTarget::User {
+            app: app.map(Into::into),
+            user: user.into(),
+        };
+        for target in
+            [user(None, "ü\n\""), user(Some("1"), "a!b"), DisconnectTarget::Connection("n.1".into())]
+        {
             let control = Control::Disconnect { target, reason: "banned".into() };
             assert_eq!(decode(&encode(&control)), Ok(control));
         }
         let check = |text: &str, expect: Result<Control, OrderError>| {
             assert_eq!(decode(text.as_bytes()), expect, "{text}");
         };
-        let target = DisconnectTarget::User("u".into());
+        let target = user(None, "u");
         let control = Control::Disconnect { target, reason: "".into() };
         check(r#"{"kind":"disconnect","user":"u"}"#, Ok(control.clone()));
         check(r#"{"kind":"disconnect","user":"u","reason":"","since":1}"#, Ok(control));

@@ -3,8 +3,9 @@
 //! All numbers are big-endian. `docs/adr/0008-redis-backplane.md` has the layout:
 //!
 //! ```text
-//! envelope   version 1 | flags | [epoch 8 | offset 8 | previous tag 8 | tag 8] | [length 2 | event] | payload
-//! body                   flags | [                                      tag 8] | [length 2 | event] | payload
+//! envelope   version 1 | flags | [epoch 8 | offset 8 | previous tag 8 | tag 8] | [length 2 | event] | [sender] | payload
+//! body                   flags | [                                      tag 8] | [length 2 | event] | [sender] | payload
+//! sender     parts 1 | [length 2 | connection] | [length 2 | user]
 //! ```
 //!
 //! With a position, the publisher makes a body; the script keeps it in the stream and makes an envelope of it. A
@@ -12,14 +13,18 @@
 
 use bytes::{Buf, Bytes};
 
-use crate::{Epoch, NewPublication, Payload, Position, Publication};
+use crate::{Epoch, NewPublication, Payload, Position, Publication, Sender};
 
 const VERSION: u8 = 1;
 
 const FLAG_POSITION: u8 = 1;
 const FLAG_BINARY: u8 = 2;
 const FLAG_EVENT: u8 = 4;
-const FLAGS: u8 = FLAG_POSITION | FLAG_BINARY | FLAG_EVENT;
+const FLAG_SENDER: u8 = 8;
+const FLAGS: u8 = FLAG_POSITION | FLAG_BINARY | FLAG_EVENT | FLAG_SENDER;
+
+const SENDER_CONNECTION: u8 = 1;
+const SENDER_USER: u8 = 2;
 
 /// 64 random bits that tell a publication from another one that was given the same position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -64,14 +69,16 @@ pub(crate) enum EnvelopeError {
     Offset,
     #[error("the event name is not UTF-8")]
     Event,
+    #[error("the sender has unknown parts or is not UTF-8")]
+    Sender,
     #[error("the text payload is not UTF-8")]
     Text,
 }
 
-/// An event name whose length does not fit into two bytes.
+/// An event name or a part of a sender whose length does not fit into two bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the event name is {0} bytes long, 65535 are allowed")]
-pub(crate) struct EventTooLong(usize);
+#[error("the event name or the sender is {0} bytes long, 65535 are allowed")]
+pub(crate) struct NameTooLong(usize);
 
 impl Envelope {
     /// Reads what was received; the payload is a part of `bytes`, not a copy.
@@ -99,7 +106,7 @@ impl Envelope {
 }
 
 /// The envelope of a publication without position.
-pub(crate) fn encode_plain(new: &NewPublication) -> Result<Vec<u8>, EventTooLong> {
+pub(crate) fn encode_plain(new: &NewPublication) -> Result<Vec<u8>, NameTooLong> {
     let mut out = with_room(2, new);
     out.push(VERSION);
     out.push(flags(new));
@@ -108,7 +115,7 @@ pub(crate) fn encode_plain(new: &NewPublication) -> Result<Vec<u8>, EventTooLong
 }
 
 /// The body of a publication that gets its position from the script.
-pub(crate) fn encode_body(new: &NewPublication, tag: Tag) -> Result<Vec<u8>, EventTooLong> {
+pub(crate) fn encode_body(new: &NewPublication, tag: Tag) -> Result<Vec<u8>, NameTooLong> {
     let mut out = with_room(9, new);
     out.push(flags(new) | FLAG_POSITION);
     out.extend(tag.0.to_be_bytes());
@@ -129,22 +136,36 @@ pub(crate) fn decode_body(position: Position, bytes: Vec<u8>) -> Result<(Tag, Pu
 
 fn with_room(head: usize, new: &NewPublication) -> Vec<u8> {
     let event = new.event.as_ref().map_or(0, |event| 2 + event.len());
-    Vec::with_capacity(head + event + new.payload.bytes().len())
+    let sender = new.sender.as_ref().map_or(0, |sender| 5 + sender.len());
+    Vec::with_capacity(head + event + sender + new.payload.bytes().len())
 }
 
 fn flags(new: &NewPublication) -> u8 {
     let binary = if matches!(new.payload, Payload::Binary(_)) { FLAG_BINARY } else { 0 };
     let event = if new.event.is_some() { FLAG_EVENT } else { 0 };
-    binary | event
+    let sender = if new.sender.is_some() { FLAG_SENDER } else { 0 };
+    binary | event | sender
 }
 
-fn put_publication(new: &NewPublication, out: &mut Vec<u8>) -> Result<(), EventTooLong> {
+fn put_publication(new: &NewPublication, out: &mut Vec<u8>) -> Result<(), NameTooLong> {
     if let Some(event) = &new.event {
-        let len = u16::try_from(event.len()).map_err(|_| EventTooLong(event.len()))?;
-        out.extend(len.to_be_bytes());
-        out.extend_from_slice(event.as_bytes());
+        put_name(event, out)?;
+    }
+    if let Some(Sender { connection, user }) = new.sender.as_deref() {
+        let part = |part: &Option<_>, flag| if part.is_some() { flag } else { 0 };
+        out.push(part(connection, SENDER_CONNECTION) | part(user, SENDER_USER));
+        for name in [connection, user].into_iter().flatten() {
+            put_name(name, out)?;
+        }
     }
     out.extend_from_slice(new.payload.bytes());
+    Ok(())
+}
+
+fn put_name(name: &str, out: &mut Vec<u8>) -> Result<(), NameTooLong> {
+    let len = u16::try_from(name.len()).map_err(|_| NameTooLong(name.len()))?;
+    out.extend(len.to_be_bytes());
+    out.extend_from_slice(name.as_bytes());
     Ok(())
 }
 
@@ -155,7 +176,11 @@ fn take_publication(
 ) -> Result<Publication, EnvelopeError> {
     let event = match flags & FLAG_EVENT {
         0 => None,
-        _ => Some(take_event(&mut bytes)?),
+        _ => Some(take_name(&mut bytes, EnvelopeError::Event)?),
+    };
+    let sender = match flags & FLAG_SENDER {
+        0 => None,
+        _ => Some(Box::new(take_sender(&mut bytes)?)),
     };
     let payload = match flags & FLAG_BINARY {
         // Subscribers are promised UTF-8, and a WebSocket client closes on anything else.
@@ -163,16 +188,28 @@ fn take_publication(
         0 => Payload::Text(bytes),
         _ => Payload::Binary(bytes),
     };
-    Ok(Publication { position, event, payload })
+    Ok(Publication { position, event, payload, sender })
 }
 
-fn take_event(bytes: &mut Bytes) -> Result<Box<str>, EnvelopeError> {
+fn take_sender(bytes: &mut Bytes) -> Result<Sender, EnvelopeError> {
+    let parts = take_u8(bytes)?;
+    if parts & !(SENDER_CONNECTION | SENDER_USER) != 0 {
+        return Err(EnvelopeError::Sender);
+    }
+    let mut part = |flag| match parts & flag {
+        0 => Ok(None),
+        _ => take_name(bytes, EnvelopeError::Sender).map(Some),
+    };
+    Ok(Sender { connection: part(SENDER_CONNECTION)?, user: part(SENDER_USER)? })
+}
+
+fn take_name(bytes: &mut Bytes, not_text: EnvelopeError) -> Result<Box<str>, EnvelopeError> {
     let len = usize::from(bytes.try_get_u16().map_err(|_| EnvelopeError::Truncated)?);
     if bytes.len() < len {
         return Err(EnvelopeError::Truncated);
     }
-    let event = bytes.split_to(len);
-    std::str::from_utf8(&event).map(Into::into).map_err(|_| EnvelopeError::Event)
+    let name = bytes.split_to(len);
+    std::str::from_utf8(&name).map(Into::into).map_err(|_| not_text)
 }
 
 fn take_flags(bytes: &mut Bytes) -> Result<u8, EnvelopeError> {
@@ -223,6 +260,7 @@ fn as_new(publication: &Publication) -> NewPublication {
         payload: publication.payload.clone(),
         history: None,
         idempotency_key: None,
+        sender: publication.sender.clone(),
     }
 }
 

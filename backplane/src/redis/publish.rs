@@ -10,7 +10,7 @@ use redis::Cmd;
 use super::{
     contract::Commands,
     counters::Tallies,
-    envelope::{self, EventTooLong, Tag},
+    envelope::{self, NameTooLong, Tag},
     names::Prefix,
     scripts::{self, Answer},
 };
@@ -132,8 +132,8 @@ fn read_published(mut answer: Answer) -> Result<Published, BackplaneError> {
     Ok(Published { position: Some(Position { epoch, offset: answer.number()? }), duplicate })
 }
 
-impl From<EventTooLong> for BackplaneError {
-    fn from(error: EventTooLong) -> Self {
+impl From<NameTooLong> for BackplaneError {
+    fn from(error: NameTooLong) -> Self {
         Self::Refused(error.to_string().into())
     }
 }

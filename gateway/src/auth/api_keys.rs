@@ -98,7 +98,7 @@ impl ApiKey {
 
     /// Whether the key may use a channel.
     pub fn covers(&self, channel: &Channel) -> bool {
-        self.channels.iter().any(|pattern| pattern.matches(channel.as_str()))
+        self.channels.iter().any(|pattern| pattern.matches(channel.name()))
     }
 }
 

@@ -138,7 +138,7 @@ impl<T> OneOrMany<T> {
 }
 
 fn any(patterns: &[Pattern], channel: &Channel) -> bool {
-    patterns.iter().any(|pattern| pattern.matches(channel.as_str()))
+    patterns.iter().any(|pattern| pattern.matches(channel.name()))
 }
 
 /// RFC 7519 section 2: seconds since 1970, fractions allowed. Before 1970 counts as 1970.

@@ -26,7 +26,7 @@ use tidegate_reactor::{ConnectionId, Connections, Overflow, Tick, Turn};
 use crate::{
     interest::{Confirmation, Interest, Interests},
     metrics::ShardMetrics,
-    outgoing::{Encoder, Encoding, Outgoing},
+    outgoing::{Content, Encoder, Encoding, Outgoing},
     session::{Recovery, Session},
 };
 
@@ -220,12 +220,13 @@ impl Hub {
         let Some(&key) = self.keys.get(&outgoing.channel) else { return };
         let state = &mut self.channels[key as usize];
         state.delivered = outgoing.position().or(state.delivered);
-        for &id in &state.reading {
+        let is_census = matches!(outgoing.content, Content::Census(_));
+        for &id in state.reading.iter().filter(|_| !is_census) {
             Session::keep(connections, id, key, &outgoing.content);
         }
         for &lane_key in state.lanes.iter().flatten().chain(&state.following) {
             let lane = &mut self.lanes[lane_key as usize];
-            if lane.members.is_empty() {
+            if lane.members.is_empty() || (is_census && !lane.encoding.tells_census()) {
                 continue;
             }
             lane.pending.push_back(Arc::clone(outgoing));

@@ -232,7 +232,9 @@ impl Core {
             .filter_map(|slot| connections.in_slot(slot))
             .filter(|&id| match target {
                 DisconnectTarget::Connection(name) => **name == self.connection_name(id),
-                DisconnectTarget::User(user) => connections
+                // Tokens of raw sessions are of the default app.
+                DisconnectTarget::User { app: Some(_), .. } => false,
+                DisconnectTarget::User { app: None, user } => connections
                     .get(id)
                     .and_then(Session::claims)
                     .is_some_and(|claims| claims.user.as_deref() == Some(user)),

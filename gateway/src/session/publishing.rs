@@ -15,7 +15,7 @@ use crate::{
     config::{ClientPublish, Limits},
     event::{self, EventNameError},
     metrics::DropReason,
-    node::{PublishError, PublishRequest},
+    node::{PublishError, PublishHistory, PublishRequest},
     outgoing::Encoding,
     shard::{Command, Core},
 };
@@ -173,7 +173,14 @@ impl Core {
     ) {
         match self.check_publish(connections, id, channel, payload.bytes().len()) {
             Ok(channel) => {
-                let request = PublishRequest { channel, event, payload, idempotency_key: None };
+                let request = PublishRequest {
+                    channel,
+                    event,
+                    payload,
+                    idempotency_key: None,
+                    sender: None,
+                    history: PublishHistory::Namespace,
+                };
                 self.start_publish(connections, id, request);
             }
             Err(refused) => self.refuse_publish(connections, id, &refused),
@@ -194,7 +201,7 @@ impl Core {
         let mut own =
             open.subscriptions.as_slice().iter().map(|&own| self.hub.channel(self.hub.channel_of(own)));
         let channel = match channel {
-            Some(name) => own.find(|own| own.as_str() == name).ok_or(Refused::NotSubscribed)?.clone(),
+            Some(name) => own.find(|own| own.name() == name).ok_or(Refused::NotSubscribed)?.clone(),
             None => {
                 let only = own.next().ok_or(Refused::NotSubscribed)?.clone();
                 if own.next().is_some() {

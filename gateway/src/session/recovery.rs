@@ -113,7 +113,7 @@ impl Kept {
     pub(crate) fn keep(&mut self, content: &Content) {
         let payload_bytes = match content {
             Content::Publication(publication) => publication.payload.bytes().len(),
-            Content::Gap(_) => 0,
+            Content::Gap(_) | Content::Census(_) => 0,
         };
         self.bytes += payload_bytes + size_of::<Content>();
         if self.overflow.is_none() && self.bytes <= KEPT_BYTES_MAX {
@@ -244,7 +244,7 @@ mod tests {
         for (nth, came) in came.iter().enumerate() {
             let publication = |position| {
                 let payload = Payload::Text(Bytes::new());
-                Content::Publication(Arc::new(Publication { position, event: None, payload }))
+                Content::Publication(Arc::new(Publication { position, event: None, payload, sender: None }))
             };
             let (content, is_news) = match *came {
                 Publication(epoch, offset, is_news) => (publication(position(epoch, offset)), is_news),

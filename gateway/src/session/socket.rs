@@ -265,7 +265,7 @@ impl Core {
         let is_stream = open.encoding.is_sse();
         // The queue is the connection's, so the notice names a channel only where there is just one.
         let channel = match open.subscriptions.as_slice() {
-            [only] => self.hub.channel(self.hub.channel_of(*only)).as_str().to_owned(),
+            [only] => self.hub.channel(self.hub.channel_of(*only)).name().to_owned(),
             _ => String::new(),
         };
         let mut notice = Vec::new();

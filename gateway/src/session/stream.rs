@@ -95,6 +95,7 @@ mod tests {
                 position: Some(Position { epoch: Epoch(7), offset }),
                 event: None,
                 payload: Payload::Text(Bytes::new()),
+                sender: None,
             })
         };
         let whole = |offsets: &[u64], now_s| {

@@ -4,7 +4,8 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use crate::support::{Data, HttpStub, NameServer};
 use tidegate_backplane::{
-    Backplane, Channel, Control, Gap, Intake, MemoryBackplane, MemoryOptions, NodeRecord, Publication, Sink,
+    Backplane, CensusEvent, Channel, Control, Gap, Intake, MemoryBackplane, MemoryOptions, NodeRecord,
+    Publication, Sink, Transition,
 };
 use tidegate_ops::metrics::Bounds;
 use tidegate_router::{
@@ -222,6 +223,8 @@ impl Sink for NoSink {
     }
     fn gap(&self, _: &Channel, _: Gap) {}
     fn control(&self, _: Control) {}
+    fn census(&self, _: &Channel, _: Arc<CensusEvent>) {}
+    fn transition(&self, _: &Channel, _: Transition) {}
 }
 
 pub(crate) fn record(name: &str, connections: u64, draining: bool) -> NodeRecord {

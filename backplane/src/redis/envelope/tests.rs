@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 fn publication(position: Option<Position>, event: Option<&str>, payload: Payload) -> Publication {
-    Publication { position, event: event.map(Into::into), payload }
+    Publication { position, event: event.map(Into::into), payload, sender: None }
 }
 
 fn text(text: &'static str) -> Payload {
@@ -36,6 +36,10 @@ fn golden_bytes() {
         },
         b"\x01\x05\x01\x02\x03\x04\x05\x06\x07\x08\0\0\0\0\0\0\0\x2a\0\0\0\0\0\0\0\xa1\0\0\0\0\0\0\0\xb2\0\x01e\xc3\xa9",
     );
+    let sender = Sender { connection: Some("1.2".into()), user: Some("ü".into()) };
+    let mut sent = publication(None, None, text("hi"));
+    sent.sender = Some(Box::new(sender));
+    check(Envelope { tags: None, publication: sent }, b"\x01\x08\x03\0\x031.2\0\x02\xc3\xbchi");
     let body = b"\x01\0\0\0\0\0\0\0\xb2hi";
     let read = decode_body(POSITION, body.to_vec()).expect("a body");
     assert_eq!(read, (Tag(0xb2), publication(Some(POSITION), None, text("hi"))));
@@ -51,7 +55,12 @@ fn errors_are_told_by_kind() {
     check(b"\x01", EnvelopeError::Truncated);
     check(b"\x02\x00hi", EnvelopeError::Version(2));
     check(b"{\"json\":1}", EnvelopeError::Version(b'{'));
-    check(b"\x01\x08hi", EnvelopeError::Flags(8));
+    check(b"\x01\x20hi", EnvelopeError::Flags(0x20));
+    check(b"\x01\x08", EnvelopeError::Truncated);
+    check(b"\x01\x08\x04", EnvelopeError::Sender);
+    check(b"\x01\x08\x01\0", EnvelopeError::Truncated);
+    check(b"\x01\x08\x01\0\x02a", EnvelopeError::Truncated);
+    check(b"\x01\x08\x02\0\x01\xff", EnvelopeError::Sender);
     check(b"\x01\x04\x00", EnvelopeError::Truncated);
     check(b"\x01\x04\xff\xffshort", EnvelopeError::Truncated);
     check(b"\x01\x04\x00\x01\xff", EnvelopeError::Event);
@@ -68,7 +77,10 @@ fn an_event_name_has_a_bound() {
     new.event = Some("e".repeat(65_535).into());
     assert!(encode_plain(&new).is_ok());
     new.event = Some("e".repeat(65_536).into());
-    assert_eq!(encode_plain(&new), Err(EventTooLong(65_536)));
+    assert_eq!(encode_plain(&new), Err(NameTooLong(65_536)));
+    new.event = None;
+    new.sender = Some(Box::new(Sender { connection: None, user: Some("u".repeat(65_536).into()) }));
+    assert_eq!(encode_plain(&new), Err(NameTooLong(65_536)));
 }
 
 #[test]
@@ -77,6 +89,13 @@ fn the_payload_is_not_copied() {
     let at = bytes.as_ptr() as usize;
     let envelope = Envelope::decode(bytes).expect("an envelope");
     assert_eq!(envelope.publication.payload.bytes().as_ptr() as usize, at + 2);
+}
+
+fn senders() -> impl Strategy<Value = Option<Box<Sender>>> {
+    let part = || proptest::option::of(".{0,8}".prop_map(Into::into));
+    proptest::option::of(
+        (part(), part()).prop_map(|(connection, user)| Box::new(Sender { connection, user })),
+    )
 }
 
 fn payloads() -> impl Strategy<Value = Payload> {
@@ -91,18 +110,20 @@ proptest! {
     fn what_is_encoded_is_decoded(
         event in proptest::option::of(".{0,16}"),
         payload in payloads(),
+        sender in senders(),
         place in proptest::option::of((any::<u64>(), 1..u64::MAX, any::<u64>(), any::<u64>())),
     ) {
         let position = place.map(|(epoch, offset, ..)| Position { epoch: Epoch(epoch), offset });
         let tags = place.map(|(.., previous, own)| Tags { previous: Tag(previous), own: Tag(own) });
-        let envelope = Envelope { tags, publication: publication(position, event.as_deref(), payload) };
+        let publication = Publication { sender, ..publication(position, event.as_deref(), payload) };
+        let envelope = Envelope { tags, publication };
         prop_assert_eq!(Envelope::decode(encode_envelope(&envelope)), Ok(envelope));
     }
 
     #[test]
     fn arbitrary_bytes_are_decoded_or_refused(
         version in 0..3u8,
-        flags in 0..9u8,
+        flags in 0..33u8,
         rest in proptest::collection::vec(any::<u8>(), 0..80),
     ) {
         check_decoders(&[&[version, flags], &*rest].concat());

@@ -90,7 +90,7 @@ pub struct Undecodable {
     pub version: u64,
     /// Too short.
     pub truncated: u64,
-    /// Flags, offset, event or text that no node of this version writes.
+    /// Flags, offset, event, sender or text that no node of this version writes.
     pub malformed: u64,
 }
 
@@ -121,7 +121,11 @@ impl Counters {
         let at = match error {
             EnvelopeError::Version(_) => 0,
             EnvelopeError::Truncated => 1,
-            EnvelopeError::Flags(_) | EnvelopeError::Offset | EnvelopeError::Event | EnvelopeError::Text => 2,
+            EnvelopeError::Flags(_)
+            | EnvelopeError::Offset
+            | EnvelopeError::Event
+            | EnvelopeError::Sender
+            | EnvelopeError::Text => 2,
         };
         self.undecodable[at].fetch_add(1, Relaxed);
     }

@@ -172,7 +172,7 @@ impl World {
         let id = self.next_id();
         let is_placed = self.random(10) < self.mix.0;
         let payload = Payload::Binary(Bytes::copy_from_slice(&id.to_be_bytes()));
-        let mut publication = Publication { position: None, event: None, payload };
+        let mut publication = Publication { position: None, event: None, payload, sender: None };
         let (mut tags, mut place) = (None, None);
         if is_placed {
             let fresh = Place { position: Position { epoch: self.epoch(), offset: 0 }, tag: Tag::NONE };

@@ -16,8 +16,8 @@ use tidegate_testkit::redis::RedisServer;
 
 use super::{SubscriptionCounters, Subscriptions};
 use crate::{
-    BackplaneError, Channel, Control, Gap, GapReason, HistoryPolicy, Intake, NewPublication, Payload,
-    Publication, Sink,
+    BackplaneError, CensusEvent, Channel, Control, Gap, GapReason, HistoryPolicy, Intake, NewPublication,
+    Payload, Publication, Sink, Transition,
     redis::{
         contract::{Commands, Subscribing},
         counters::Tallies,
@@ -60,6 +60,8 @@ impl Sink for Record {
     }
 
     fn control(&self, _: Control) {}
+    fn census(&self, _: &Channel, _: Arc<CensusEvent>) {}
+    fn transition(&self, _: &Channel, _: Transition) {}
 }
 
 struct Node {
@@ -105,7 +107,8 @@ impl Node {
     ) -> Result<(), BackplaneError> {
         let payload = Payload::Text(Bytes::copy_from_slice(text.as_bytes()));
         let channel = channel.clone();
-        let new = NewPublication { channel, event: None, payload, history, idempotency_key: None };
+        let new =
+            NewPublication { channel, event: None, payload, history, idempotency_key: None, sender: None };
         self.publisher.publish(new).await.map(|_| ())
     }
 

@@ -74,6 +74,7 @@ fn text(payload: &str) -> NewPublication {
         payload: Payload::Text(payload.to_owned().into()),
         history: None,
         idempotency_key: None,
+        sender: None,
     }
 }
 

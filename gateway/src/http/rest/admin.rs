@@ -130,7 +130,7 @@ impl<'de> Deserialize<'de> for Disconnect {
         object(deserializer, |fields: DisconnectFields| {
             let DisconnectFields { user, connection, reason } = fields;
             let target = match (user, connection) {
-                (Some(user), None) => DisconnectTarget::User(user.0),
+                (Some(user), None) => DisconnectTarget::User { app: None, user: user.0 },
                 (None, Some(connection)) => DisconnectTarget::Connection(connection.0),
                 _ => return Err("name either `user` or `connection`"),
             };

@@ -128,14 +128,14 @@ pub(in crate::http) async fn list_channels(
     let prefix = query.channel_part("prefix")?.unwrap_or_default();
     let after = query.channel_part("after")?;
     let limit = query.limit("limit", LIMIT_DEFAULT, LIMIT_MAX)?;
-    let found = state.node.channels(prefix, after, limit);
+    let found = state.node.channels(None, prefix, after, limit);
     // A full page may have a next one, whatever the key hides of this one.
-    let next = found.last().filter(|_| found.len() == limit).map(|last| last.name.as_str().to_owned());
+    let next = found.last().filter(|_| found.len() == limit).map(|last| last.name.name().to_owned());
     let channels = found
         .into_iter()
         .filter(|channel| key.covers(&channel.name))
         .map(|channel| ListedChannel {
-            channel: channel.name.as_str().to_owned(),
+            channel: channel.name.name().to_owned(),
             subscribers: channel.subscribers,
         })
         .collect();
@@ -160,7 +160,7 @@ pub(in crate::http) async fn get_channel(
     let channel = admitted_channel(&state, &headers, Scope::Read, &uri)?;
     Query::parse(&uri, &[])?;
     let subscribers = state.node.subscribers(&channel);
-    let (node, channel) = (state.node.name().to_owned(), channel.as_str().to_owned());
+    let (node, channel) = (state.node.name().to_owned(), channel.name().to_owned());
     Ok(Json(ChannelState { node, channel, subscribers }))
 }
 

@@ -32,7 +32,7 @@ use crate::{
         query::Query,
     },
     metrics::PublishCode,
-    node::{Limits, PublishError, PublishOutcome, PublishRequest},
+    node::{Limits, PublishError, PublishHistory, PublishOutcome, PublishRequest},
 };
 
 /// Channels in one publish; Pusher's limit.
@@ -214,6 +214,8 @@ where
                 event: many.event.as_ref().map(|event| event.0.clone()),
                 payload: payload.clone(),
                 idempotency_key: many.idempotency_key.as_ref().map(|key| key.0.clone()),
+                sender: None,
+                history: PublishHistory::Namespace,
             });
         }
     }
@@ -272,7 +274,7 @@ fn answer(mut done: Vec<(Channel, Result<PublishOutcome, PublishError>)>) -> Res
 
 impl PublishResult {
     fn new(channel: &Channel, result: Result<PublishOutcome, PublishError>) -> Self {
-        let channel = channel.as_str().to_owned();
+        let channel = channel.name().to_owned();
         match result {
             Ok(published) => Self { channel, answer: published.into(), error: None },
             Err(error) => {

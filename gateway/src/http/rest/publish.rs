@@ -22,7 +22,7 @@ use crate::{
         query::{self, Query},
     },
     metrics::PublishCode,
-    node::{PublishOutcome, PublishRequest},
+    node::{PublishHistory, PublishOutcome, PublishRequest},
 };
 
 /// Room for the longest answer: 13 digits of epoch, 20 of offset, and 57 bytes around them.
@@ -120,7 +120,17 @@ where
     let idempotency_key = query::idempotency_key(&parts.headers)?;
     let bytes = body::read(body, state.node.limits().payload_bytes_max).await?;
     let payload = payload(&parts.headers, bytes)?;
-    Ok(state.node.publish(PublishRequest { channel, event, payload, idempotency_key }).await?)
+    Ok(state
+        .node
+        .publish(PublishRequest {
+            channel,
+            event,
+            payload,
+            idempotency_key,
+            sender: None,
+            history: PublishHistory::Namespace,
+        })
+        .await?)
 }
 
 fn payload(headers: &HeaderMap, bytes: Bytes) -> Result<Payload, ApiError> {

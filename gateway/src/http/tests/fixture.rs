@@ -8,8 +8,8 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use tidegate_backplane::{
-    Backplane, BackplaneError, Channel, Control, Epoch, History, HistoryQuery, Member, NewPublication,
-    NodeRecord, Position, Publication, Published,
+    Attend, AttendError, Attended, Backplane, BackplaneError, CensusChannel, Channel, Control, Epoch,
+    History, HistoryQuery, Member, NewPublication, NodeRecord, Position, Publication, Published, Roll, Sums,
 };
 
 use super::{ALL, BODY_MAX, HttpContext, HttpState, NEWS, ORIGIN, PAYLOAD_MAX, READER};
@@ -113,7 +113,7 @@ const EPOCH: Epoch = Epoch(723); // "k3"
 
 impl Scripted {
     fn accept(&self, publication: NewPublication) -> Result<Published, BackplaneError> {
-        let NewPublication { channel, event, payload, history, idempotency_key } = publication;
+        let NewPublication { channel, event, payload, history, idempotency_key, sender } = publication;
         match channel.as_str() {
             "gone" | "local:gone" => return Err(BackplaneError::Unavailable("connection refused".into())),
             "doubt" | "local:doubt" => {
@@ -128,7 +128,7 @@ impl Scripted {
         let mut channels = self.channels.lock().unwrap();
         let kept = channels.entry(channel).or_default();
         let position = history.map(|_| Position { epoch: EPOCH, offset: kept.len() as u64 + 1 });
-        kept.push(Arc::new(Publication { position, event, payload }));
+        kept.push(Arc::new(Publication { position, event, payload, sender }));
         let published = Published { position, duplicate: false };
         if let Some(key) = key {
             self.seen.lock().unwrap().insert(key, published);
@@ -176,6 +176,26 @@ impl Backplane for Scripted {
     fn presence(&self, _: &Channel) -> BoxFuture<'_, Result<Vec<Member>, BackplaneError>> {
         let info = Some(r#"{"name":"Ada"}"#.into());
         Box::pin(ready(Ok(vec![Member { connection: "node-1.7".into(), user: "ada".into(), info }])))
+    }
+
+    fn attend(&self, _: &Channel, _: Attend) -> BoxFuture<'static, Result<Attended, AttendError>> {
+        Box::pin(ready(Ok(Attended { sequence: 1, sums: Sums::default() })))
+    }
+
+    fn roll(&self, _: &Channel) -> BoxFuture<'static, Result<Roll, BackplaneError>> {
+        Box::pin(ready(Ok(Roll::default())))
+    }
+
+    fn sums(&self, _: &Channel) -> BoxFuture<'static, Result<Sums, BackplaneError>> {
+        Box::pin(ready(Ok(Sums::default())))
+    }
+
+    fn census_channels(
+        &self,
+        _: Option<&str>,
+        _: &str,
+    ) -> BoxFuture<'static, Result<Vec<CensusChannel>, BackplaneError>> {
+        Box::pin(ready(Ok(Vec::new())))
     }
 
     fn announce(&self, _: NodeRecord) -> BoxFuture<'_, Result<(), BackplaneError>> {

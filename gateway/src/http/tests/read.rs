@@ -86,7 +86,7 @@ async fn presence_disconnect_nodes() {
         .is(202, json!({}));
     let order = |target, reason: &str| Control::Disconnect { target, reason: reason.into() };
     let expect = [
-        order(DisconnectTarget::User("ada".into()), "disconnected by the application"),
+        order(DisconnectTarget::User { app: None, user: "ada".into() }, "disconnected by the application"),
         order(DisconnectTarget::Connection("node-1.7".into()), "bye"),
     ];
     assert_eq!(fixture.controls(), expect);

@@ -13,9 +13,9 @@ use std::{
 use bytes::Bytes;
 use futures_util::{FutureExt, future::BoxFuture};
 use tidegate_backplane::{
-    Backplane, BackplaneError, Channel, Control, Gap, GapReason, History, HistoryQuery, Intake, Member,
-    MemoryBackplane, MemoryOptions, NewPublication, NodeRecord, Payload, Position, Publication, Published,
-    Sink,
+    Attend, AttendError, Attended, Backplane, BackplaneError, CensusChannel, CensusEvent, Channel, Control,
+    Gap, GapReason, History, HistoryQuery, Intake, Member, MemoryBackplane, MemoryOptions, NewPublication,
+    NodeRecord, Payload, Position, Publication, Published, Roll, Sink, Sums, Transition,
 };
 use tidegate_reactor::{Acceptor, AcceptorHandle};
 use tidegate_testkit::{DEADLINE, eventually, eventually_some};
@@ -27,7 +27,7 @@ use crate::{
     config::{Config, Namespace},
     front::Front,
     metrics::Metrics,
-    node::{Node, PublishError, PublishRequest, Relay},
+    node::{Node, PublishError, PublishHistory, PublishRequest, Relay},
     server::{Parts, runtime},
 };
 
@@ -94,6 +94,8 @@ impl Rig {
             event: None,
             payload: Payload::Text(Bytes::copy_from_slice(text.as_bytes())),
             idempotency_key: None,
+            sender: None,
+            history: PublishHistory::Namespace,
         };
         let runtime = self.runtime.as_ref().unwrap();
         eventually_some("room in the channel", DEADLINE, || {
@@ -107,7 +109,7 @@ impl Rig {
     /// Hands the node a publication that the backplane below does not know.
     pub(super) fn hand_over(&self, channel: &str, position: Option<Position>, text: &str) -> Intake {
         let payload = Payload::Text(Bytes::copy_from_slice(text.as_bytes()));
-        let publication = Arc::new(Publication { position, event: None, payload });
+        let publication = Arc::new(Publication { position, event: None, payload, sender: None });
         self.relay.publication(&Channel::new(channel).unwrap(), publication)
     }
 
@@ -298,6 +300,14 @@ impl Sink for LateSink {
     fn control(&self, control: Control) {
         self.sink.control(control);
     }
+
+    fn census(&self, channel: &Channel, event: Arc<CensusEvent>) {
+        self.sink.census(channel, event);
+    }
+
+    fn transition(&self, channel: &Channel, transition: Transition) {
+        self.sink.transition(channel, transition);
+    }
 }
 
 impl Backplane for Held {
@@ -358,6 +368,26 @@ impl Backplane for Held {
 
     fn presence(&self, channel: &Channel) -> BoxFuture<'_, Result<Vec<Member>, BackplaneError>> {
         self.memory.presence(channel)
+    }
+
+    fn attend(&self, channel: &Channel, attend: Attend) -> BoxFuture<'static, Result<Attended, AttendError>> {
+        self.memory.attend(channel, attend)
+    }
+
+    fn roll(&self, channel: &Channel) -> BoxFuture<'static, Result<Roll, BackplaneError>> {
+        self.memory.roll(channel)
+    }
+
+    fn sums(&self, channel: &Channel) -> BoxFuture<'static, Result<Sums, BackplaneError>> {
+        self.memory.sums(channel)
+    }
+
+    fn census_channels(
+        &self,
+        app: Option<&str>,
+        prefix: &str,
+    ) -> BoxFuture<'static, Result<Vec<CensusChannel>, BackplaneError>> {
+        self.memory.census_channels(app, prefix)
     }
 
     fn announce(&self, node: NodeRecord) -> BoxFuture<'_, Result<(), BackplaneError>> {
