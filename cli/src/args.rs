@@ -4,7 +4,7 @@
 use std::{num::NonZeroU32, path::PathBuf, time::Duration};
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
-use tidegate_gateway::config::{ByteSize, Flag, Sources, flags, parse_duration};
+use tidegate_gateway::config::{ByteSize, Flag, Sources, UnitError, flags, parse_duration};
 use tidegate_router::config::flags as router_flags;
 
 /// A WebSocket gateway that scales out.
@@ -25,6 +25,8 @@ pub(crate) enum Command {
     Router(RouterArgs),
     /// Load a deployment and report what it bears.
     Storm(StormArgs),
+    /// Say how many connections this machine can hold and what limits it, and try a running deployment.
+    Doctor(DoctorArgs),
     /// Ask a URL and exit 0 if it answers 200, for container health checks.
     Healthcheck(HealthcheckArgs),
 }
@@ -139,6 +141,37 @@ pub(crate) struct StormArgs {
 }
 
 #[derive(Debug, ClapArgs)]
+pub(crate) struct DoctorArgs {
+    /// Connections that this node is to hold; exit code 1 if it cannot.
+    #[arg(long, value_name = "N")]
+    pub(crate) connections: Option<NonZeroU32>,
+    /// Reckon for a router, which needs two sockets for each client.
+    #[arg(long)]
+    pub(crate) router: bool,
+    /// Gateways behind the router; each is a destination with ports of its own.
+    #[arg(long, default_value = "1", value_name = "N", requires = "router")]
+    pub(crate) gateways: NonZeroU32,
+    /// The node ends TLS itself (`tls.*`), which costs memory for each connection.
+    #[arg(long)]
+    pub(crate) tls: bool,
+    /// A running deployment to try, such as https://gate.example.org; exit code 1 if a step fails.
+    #[arg(long, value_name = "URL")]
+    pub(crate) url: Option<String>,
+    /// Channel to subscribe to there.
+    #[arg(long, default_value = "doctor", value_name = "NAME", requires = "url")]
+    pub(crate) channel: String,
+    /// Token (JWT) to subscribe with.
+    #[arg(long, value_name = "JWT", requires = "url", env = "TIDEGATE_DOCTOR_TOKEN", hide_env_values = true)]
+    pub(crate) token: Option<String>,
+    /// Hold a silent connection for so long, to find out what ends it; 1h at most.
+    #[arg(long, value_name = "DURATION", value_parser = parse_idle, requires = "url")]
+    pub(crate) idle: Option<Duration>,
+    /// Report as one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
 pub(crate) struct HealthcheckArgs {
     /// What to ask, such as http://127.0.0.1:9000/readyz.
     pub(crate) url: String,
@@ -200,6 +233,22 @@ impl RouterArgs {
         ];
         given.into_iter().filter_map(|(flag, text)| text.map(|text| (flag, text))).collect()
     }
+}
+
+/// Longer than any balancer's default, and it still ends.
+const IDLE_MAX: Duration = Duration::from_secs(3600);
+
+fn parse_idle(text: &str) -> Result<Duration, IdleError> {
+    let idle = parse_duration(text)?;
+    if idle.is_zero() || idle > IDLE_MAX { Err(IdleError::Bounds) } else { Ok(idle) }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum IdleError {
+    #[error(transparent)]
+    Unit(#[from] UnitError),
+    #[error("expected more than 0s and at most 1h")]
+    Bounds,
 }
 
 #[cfg(test)]
@@ -293,9 +342,26 @@ mod tests {
             "tidegate storm --duration 10",
             "tidegate storm --payload 4kb",
             "tidegate healthcheck",
+            "tidegate doctor --connections 0",
+            "tidegate doctor --gateways 3",
+            "tidegate doctor --idle 5s",
+            "tidegate doctor --url http://gate --idle 2h",
+            "tidegate doctor --url http://gate --idle 0s",
         ] {
             let error = Args::try_parse_from(line.split_whitespace()).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn doctor() {
+        match parse("tidegate doctor --connections 100000 --router --url http://gate --idle 1m30s") {
+            Command::Doctor(args) => {
+                assert_eq!((args.connections.unwrap().get(), args.router), (100_000, true));
+                assert_eq!((args.gateways.get(), args.channel.as_str()), (1, "doctor"));
+                assert_eq!(args.idle, Some(Duration::from_secs(90)));
+            }
+            other => panic!("{other:?}"),
         }
     }
 

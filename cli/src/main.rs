@@ -4,9 +4,10 @@ mod args;
 
 use std::{io::Write as _, process::ExitCode};
 
-use args::{Args, Command, GatewayArgs, HealthcheckArgs, RouterArgs, StormArgs};
+use args::{Args, Command, DoctorArgs, GatewayArgs, HealthcheckArgs, RouterArgs, StormArgs};
 use clap::Parser as _;
 use tidegate_bench::storm::{self, PublishLoad, StormOptions};
+use tidegate_doctor::{Assessment, Deployment, Machine, Node, Options, Report, Role, Target};
 use tidegate_gateway::{
     config::{Config, ConfigError},
     server::{Server, StartError},
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
         Command::Gateway(args) => gateway(args),
         Command::Router(args) => run_router(args),
         Command::Storm(args) => run_storm(&args),
+        Command::Doctor(args) => doctor(args),
         Command::Healthcheck(args) => healthcheck(&args),
     };
     match outcome {
@@ -138,6 +140,28 @@ fn run_storm(args: &StormArgs) -> Result<ExitCode, Failure> {
 fn closed_loop(in_flight: u32) -> PublishLoad {
     let publishers = in_flight.clamp(1, 16) as u16;
     PublishLoad::Closed { publishers, in_flight: in_flight.div_ceil(u32::from(publishers)) as u16 }
+}
+
+fn doctor(args: DoctorArgs) -> Result<ExitCode, Failure> {
+    let target =
+        args.url.as_deref().map(Target::parse).transpose().map_err(|error| Failure::start(&error))?;
+    let role = if args.router { Role::Router { gateways: args.gateways.get() } } else { Role::Gateway };
+    let wanted = args.connections.map(|connections| u64::from(connections.get()));
+    let machine = Assessment::of(&Machine::this().facts(), Node { role, tls: args.tls }, wanted);
+    let options =
+        target.map(|target| Options { target, channel: args.channel, token: args.token, idle: args.idle });
+    let report = Report { machine, deployment: options.as_ref().map(measure) };
+    if args.json {
+        println!("{}", serde_json::to_string(&report).map_err(|error| Failure::run(&error))?);
+    } else {
+        print!("{report}");
+    }
+    Ok(if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn measure(options: &Options) -> Deployment {
+    Deployment::measure(options).await
 }
 
 #[tokio::main(flavor = "current_thread")]

@@ -24,8 +24,10 @@ const REDIS: Need = Need {
     packages: &["redis-server", "redis-tools", "openssl"],
 };
 
-const NEEDS: [Need; 5] = [
+const NEEDS: [Need; 6] = [
     REDIS,
+    // Its service takes port 80 and is left alone too.
+    Need { what: "nginx", present: || which("nginx").is_some(), packages: &["nginx"] },
     Need { what: "Chromium", present: || which("chromium").is_some(), packages: &["chromium"] },
     Need { what: "Node 20 or newer", present: node_is_recent, packages: &["nodejs"] },
     Need { what: "npm", present: || which("npm").is_some(), packages: &["npm"] },

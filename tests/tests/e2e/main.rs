@@ -7,6 +7,7 @@ mod bad_handshakes;
 mod bad_requests;
 mod churn;
 mod descriptors;
+mod doctor;
 mod drain;
 mod edge;
 mod first_message;

@@ -1,0 +1,25 @@
+//! `tidegate doctor`: how many connections this machine can hold, which limit is the first, and the line that raises
+//! it; and what a running deployment does to a connection.
+//!
+//! The way of the data: [`Machine`] reads files below a root into [`Facts`], each of which may be unreadable.
+//! [`Assessment::of`] is pure arithmetic over them: a number of connections per resource, warnings, and remedies.
+//! [`Deployment::measure`] opens connections to a URL, one step after the other. A [`Report`] is both, as text or JSON.
+
+mod capacity;
+mod deployment;
+mod facts;
+mod machine;
+mod remedy;
+mod report;
+mod warning;
+
+pub use capacity::{Assessment, Limit, Node, Resource, Role};
+pub use deployment::{Deployment, Options, Outcome, Step, StepName, Target, TargetError};
+pub use facts::{
+    Buffers, Conntrack, Descriptors, Fact, Facts, MachineMemory, Place, Ports, SystemFiles, TcpMemory,
+    Unreadable, Why,
+};
+pub use machine::Machine;
+pub use remedy::Remedy;
+pub use report::Report;
+pub use warning::{Warning, WarningKind};
