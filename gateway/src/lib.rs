@@ -2,8 +2,10 @@
 //!
 //! [`Server`](server::Server) puts the parts together: `front` lets connections in, `session` speaks with them,
 //! `hub` keeps who is subscribed and fans out, `node` publishes and spreads, `http` serves REST and the internal
-//! port, `auth` and `config` say who may do what, `metrics` counts, `drain` stops.
+//! port, `auth`, `apps` and `config` say who may do what, `webhooks` tell servers what
+//! happens, `metrics` counts, `drain` stops.
 
+pub mod apps;
 pub mod auth;
 mod carrier;
 pub mod config;
@@ -19,3 +21,4 @@ mod outgoing;
 pub mod server;
 mod session;
 mod shard;
+pub mod webhooks;

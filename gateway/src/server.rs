@@ -20,6 +20,7 @@ use tokio::{runtime::Runtime, time::MissedTickBehavior};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    apps::Apps,
     auth::{ApiKeys, Authenticator, Origins},
     carrier::Carrier,
     config::{Config, ConfigError},
@@ -33,6 +34,7 @@ use crate::{
     metrics::{Bounds, Listener, Metrics},
     node::{Node, Relay},
     shard::{ShardDriver, Shared},
+    webhooks::Webhooks,
 };
 
 /// Why a gateway did not start.
@@ -176,6 +178,9 @@ impl Parts {
         if let Some(collector) = carrier.collector() {
             metrics.register(collector);
         }
+        let webhooks = Arc::new(Webhooks::new(config.webhooks.clone()));
+        metrics.register(webhooks.collector());
+        let apps = Arc::new(Apps::new(config, Arc::clone(&webhooks))?);
         let front = Arc::new(Front::new(config.limits.clone()));
         let node = Arc::new(Node::new(
             Arc::clone(config),
@@ -194,6 +199,7 @@ impl Parts {
         let context = Arc::new(HttpContext {
             node: Arc::clone(&node),
             keys: Arc::new(ApiKeys::new(&config.auth.api_keys)?),
+            apps,
             origins: Arc::new(Origins::new(&config.auth.allowed_origins)),
             metrics: Arc::clone(&metrics),
             dev: config.dev,
@@ -224,6 +230,8 @@ impl Parts {
             front: Arc::clone(&front),
             authenticator: Arc::new(Authenticator::new(&config.auth, tasks)?),
             api_keys: Arc::clone(&context.keys),
+            apps: Arc::clone(&context.apps),
+            webhooks,
             origins: Arc::clone(&context.origins),
             edge: Arc::clone(&edge),
             metrics: Arc::clone(&metrics),

@@ -17,6 +17,7 @@ use tidegate_wire::deflate::{Deflater, Inflater};
 use tokio::runtime::Handle;
 
 use crate::{
+    apps::Apps,
     auth::{ApiKeys, Authenticator, Origins},
     front::{AddressKey, Front},
     http::serve::HttpServer,
@@ -25,6 +26,7 @@ use crate::{
     node::{Node, PublishError},
     outgoing::{Encoder, Outgoing},
     session::{Open, Phase, Protocol, Session, leaving::Leave, publishing::Legacies},
+    webhooks::Webhooks,
 };
 
 /// What other threads ask of a shard.
@@ -42,6 +44,8 @@ pub(crate) enum Command {
     Published { id: ConnectionId, result: Result<(), PublishError> },
     /// Close the connections of a user, or one.
     Disconnect { target: DisconnectTarget, reason: Box<str> },
+    /// The list of apps is another one: those of an app that is gone or disabled must leave.
+    AppsChanged,
     /// Close all connections, evenly over the time.
     Drain { over: Duration },
 }
@@ -53,6 +57,8 @@ pub(crate) struct Shared {
     pub(crate) front: Arc<Front>,
     pub(crate) authenticator: Arc<Authenticator>,
     pub(crate) api_keys: Arc<ApiKeys>,
+    pub(crate) apps: Arc<Apps>,
+    pub(crate) webhooks: Arc<Webhooks>,
     pub(crate) origins: Arc<Origins>,
     pub(crate) edge: Arc<Edge>,
     pub(crate) metrics: Arc<Metrics>,
@@ -197,6 +203,8 @@ impl Driver for ShardDriver {
             }
             Command::Published { id, result } => self.core.published(connections, id, result),
             Command::Disconnect { target, reason } => self.core.disconnect(connections, &target, &reason),
+            // No session belongs to an app yet.
+            Command::AppsChanged => {}
             Command::Drain { over } => {
                 let ends = connections.now().after(over);
                 let rest = (0..connections.slots()).filter_map(|slot| connections.in_slot(slot)).collect();

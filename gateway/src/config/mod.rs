@@ -3,10 +3,11 @@
 //! The machinery is `tidegate_ops::config`; here are the sections ([`Limits`], [`AuthConfig`], …) and what must fit
 //! together.
 //!
-//! - `sections`, `auth`, `redis`: the sections
+//! - `sections`, `apps`, `auth`, `redis`: the sections
 //! - `flags`: which keys have a flag
 //! - `reference`: `docs/configuration.md`
 
+mod apps;
 mod auth;
 pub mod flags;
 mod redis;
@@ -18,9 +19,14 @@ mod tests;
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     num::NonZeroUsize,
+    path::PathBuf,
     time::Duration,
 };
 
+pub(crate) use apps::unusable;
+pub use apps::{
+    AppEntry, AppLimits, AppProblem, AppTables, WebhookEntry, WebhookEvent, WebhookSending, WebhookUrl,
+};
 pub use auth::{ApiKeyEntry, AuthConfig, JwksUrl, JwtKey, KeyProblem};
 pub use redis::{BackplaneUrl, Redis, RedisAddress, RedisPrefix, Replicas};
 pub use reference::reference;
@@ -41,7 +47,10 @@ use tidegate_ops::{
     section,
 };
 
-use crate::auth::{OriginRule, Pattern, Scope};
+use crate::{
+    apps::AppId,
+    auth::{OriginRule, Pattern, Scope},
+};
 use tidegate_backplane::RedisOptions;
 
 section! {
@@ -91,6 +100,16 @@ section! {
         redis: Redis = Redis::default();
         /// See `namespaces.*`.
         namespaces: Namespaces = Namespaces::default();
+        /// The app whose channels are those of raw WebSockets, event streams and `/v1`. Without it they belong to no
+        /// app.
+        default_app: Option<AppId> = None;
+        /// File with more `[apps.ID]` tables and nothing else. It is read again when it changes and on SIGHUP, as a
+        /// whole: if anything in it is wrong, the apps stay as they are.
+        apps_file: Option<PathBuf> = None;
+        /// See `apps.ID.*`.
+        apps: AppTables = AppTables::default();
+        /// See `webhooks.*`.
+        webhooks: WebhookSending = WebhookSending::default();
     }
 }
 
@@ -138,6 +157,10 @@ impl Config {
         // A page served by any local development server may connect.
         config.auth.allowed_origins = vec![OriginRule::Any];
         config.auth.api_keys.0.push(dev_key());
+        if let Some(id) = AppId::new(DEV_APP) {
+            config.default_app = Some(id.clone());
+            config.apps.0.insert(id, AppEntry::dev());
+        }
         // Nobody routes to it: Ctrl-C ends it within a second or two.
         config.drain = Drain {
             settle: Duration::ZERO,
@@ -175,6 +198,7 @@ impl Config {
     fn load_over(&mut self, root: &Node<'_>) -> Result<(), ConfigError> {
         self.load(root)?;
         self.auth.finish(root)?;
+        self.apps.finish()?;
         self.tls.server()?;
         self.check_dev()?;
         self.check_limits()?;
@@ -238,6 +262,9 @@ fn wants_dev(root: &Node<'_>) -> Result<bool, ConfigError> {
     }
     Ok(dev)
 }
+
+/// The app of `--dev`.
+const DEV_APP: &str = "1";
 
 /// The fixed credentials of `--dev`.
 fn dev_key() -> ApiKeyEntry {

@@ -32,6 +32,7 @@ pub use self::{
     service::PublicService,
 };
 use crate::{
+    apps::Apps,
     auth::{ApiKeys, Origins},
     metrics::Metrics,
     node::Node,
@@ -42,6 +43,7 @@ use crate::{
 pub struct HttpContext {
     pub node: Arc<Node>,
     pub keys: Arc<ApiKeys>,
+    pub apps: Arc<Apps>,
     pub origins: Arc<Origins>,
     pub metrics: Arc<Metrics>,
     /// Serve the first page and what it asks for.

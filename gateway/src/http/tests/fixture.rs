@@ -14,12 +14,14 @@ use tidegate_backplane::{
 
 use super::{ALL, BODY_MAX, HttpContext, HttpState, NEWS, ORIGIN, PAYLOAD_MAX, READER};
 use crate::{
+    apps::Apps,
     auth::{ApiKeys, OriginRule, Origins, Pattern, Scope},
     config::{ApiKeyEntry, BackplaneAway, ByteSize, Config, Namespace, Secret},
     front::Front,
     interest::Load,
     metrics::{Bounds, Metrics},
     node::{Node, Relay},
+    webhooks::Webhooks,
 };
 
 pub(in crate::http) struct Fixture {
@@ -38,9 +40,10 @@ impl Fixture {
         let front = Arc::new(Front::new(config.limits.clone()));
         let keys = Arc::new(ApiKeys::new(&config.auth.api_keys).unwrap());
         let origins = Arc::new(Origins::new(&config.auth.allowed_origins));
+        let apps = Arc::new(Apps::new(&config, Arc::new(Webhooks::new(config.webhooks.clone()))).unwrap());
         let shared = Arc::clone(&backplane) as Arc<dyn Backplane>;
         let node = Arc::new(Node::new(config, shared, Arc::clone(&relay), front, Arc::clone(&metrics)));
-        let state = Arc::new(HttpContext { node, keys, origins, metrics, dev });
+        let state = Arc::new(HttpContext { node, keys, apps, origins, metrics, dev });
         Self { state, backplane, relay, loads: Mutex::default() }
     }
 

@@ -1,0 +1,108 @@
+//! The list of apps: found by id or key in one snapshot, which a reload replaces whole.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use arc_swap::ArcSwap;
+
+use super::{App, AppId, Usage, signature::Signer};
+use crate::{
+    config::{AppEntry, AppProblem, AppTables, Config, ConfigError, unusable},
+    webhooks::Webhooks,
+};
+
+/// All apps of this node.
+#[derive(Debug)]
+pub struct Apps {
+    snapshot: ArcSwap<Snapshot>,
+    /// Grows with every snapshot.
+    generation: AtomicU64,
+    /// Those of the configuration. Those of `apps_file` come on top.
+    configured: AppTables,
+    default: Option<AppId>,
+    webhooks: Arc<Webhooks>,
+}
+
+#[derive(Debug, Default)]
+struct Snapshot {
+    by_id: HashMap<AppId, Arc<App>>,
+    by_key: HashMap<Box<str>, Arc<App>>,
+}
+
+impl Apps {
+    /// The apps of a loaded configuration, those of its `apps_file` included.
+    pub fn new(config: &Config, webhooks: Arc<Webhooks>) -> Result<Self, ConfigError> {
+        let apps = Self {
+            snapshot: ArcSwap::default(),
+            generation: AtomicU64::new(0),
+            configured: config.apps.clone(),
+            default: config.default_app.clone(),
+            webhooks,
+        };
+        let file = config.apps_file.as_deref().map(AppTables::read).transpose()?;
+        apps.replace(file.unwrap_or_default())?;
+        Ok(apps)
+    }
+
+    /// The app that clients of this key belong to, also if it is disabled.
+    pub fn by_key(&self, key: &str) -> Option<Arc<App>> {
+        self.snapshot.load().by_key.get(key).cloned()
+    }
+
+    pub fn by_id(&self, id: &str) -> Option<Arc<App>> {
+        self.snapshot.load().by_id.get(id).cloned()
+    }
+
+    /// The app whose channels are those of `/v1`, where there is one.
+    pub fn default(&self) -> Option<Arc<App>> {
+        self.default.as_ref().and_then(|id| self.by_id(id.as_str()))
+    }
+
+    /// Another number than before: apps may have changed, and what is kept of one must be looked up again.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Makes these the apps of the file, all of them or none.
+    pub(crate) fn replace(&self, file: AppTables) -> Result<(), ConfigError> {
+        let tables = self.configured.clone().with(file)?;
+        if let Some(id) = self.default.as_ref().filter(|id| !tables.0.contains_key(id.as_str())) {
+            return Err(unusable(format!("default_app = {id:?}"), AppProblem::Unknown));
+        }
+        let before = self.snapshot.load();
+        let apps = tables.0.into_iter().map(|(id, entry)| {
+            let usage = before.by_id.get(&id).map(|app| Arc::clone(&app.usage)).unwrap_or_default();
+            Arc::new(self.app(id, entry, usage))
+        });
+        let by_id: HashMap<_, _> = apps.map(|app| (app.id.clone(), app)).collect();
+        let by_key = by_id.values().map(|app| (app.key.clone(), Arc::clone(app))).collect();
+        self.webhooks.keep_only(by_id.values().flat_map(|app| &app.webhooks));
+        self.snapshot.store(Arc::new(Snapshot { by_id, by_key }));
+        self.generation.fetch_add(1, Ordering::Release);
+        Ok(())
+    }
+
+    /// From an entry that [`AppTables::finish`] found complete.
+    fn app(&self, id: AppId, entry: AppEntry, usage: Arc<Usage>) -> App {
+        let key = entry.key.unwrap_or_default();
+        let secrets = entry.secret.iter().chain(&entry.previous_secret);
+        let signer = Arc::new(Signer::new(key.clone(), secrets));
+        App {
+            webhooks: self.webhooks.endpoints(&id, &entry.webhooks, &signer),
+            is_default: self.default.as_ref() == Some(&id),
+            id,
+            key,
+            enabled: entry.enabled,
+            limits: entry.limits,
+            client_events: entry.client_events,
+            subscription_count: entry.subscription_count,
+            signer,
+            usage,
+        }
+    }
+}

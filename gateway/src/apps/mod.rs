@@ -1,0 +1,135 @@
+//! Apps: who signs, what each app may do and use, and who is told of its events.
+//!
+//! [`Apps`] holds one snapshot that a reload replaces whole (`list`); `reload` watches the file it comes from. An
+//! [`App`] is a value of one snapshot; what it counts (its open connections, its rates) outlives a reload.
+//!
+//! - `list`: finding apps, replacing them
+//! - `rate`: requests per second, without a lock
+//! - `signature`: HMAC-SHA256 in hexadecimal digits
+
+mod list;
+mod rate;
+pub(crate) mod signature;
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+pub use self::list::Apps;
+use self::{rate::Rate, signature::Signer};
+pub use crate::config::{AppLimits, WebhookEvent};
+use crate::webhooks::Endpoint;
+
+/// Names an app inside: 1 to [`AppId::BYTES_MAX`] bytes of `[A-Za-z0-9_-]`. Shared by reference.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AppId(Arc<str>);
+
+impl AppId {
+    /// In names of channels it stands before the `!`; see `docs/adr/0012-pusher.md`.
+    pub const BYTES_MAX: usize = 32;
+
+    pub fn new(id: &str) -> Option<Self> {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+        ((1..=Self::BYTES_MAX).contains(&id.len()) && id.bytes().all(allowed)).then(|| Self(id.into()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// One app, as one snapshot of the configuration has it.
+#[derive(Debug)]
+pub struct App {
+    pub id: AppId,
+    /// Public: clients connect with it, and signatures of channels begin with it.
+    pub key: Box<str>,
+    /// Whether its channels are those of `/v1`, without a prefix.
+    pub is_default: bool,
+    /// A disabled app is listed, so that its clients can be told 4003 and not 4001.
+    pub enabled: bool,
+    pub limits: AppLimits,
+    pub client_events: bool,
+    pub subscription_count: bool,
+    signer: Arc<Signer>,
+    pub(crate) webhooks: Vec<Endpoint>,
+    usage: Arc<Usage>,
+}
+
+/// What an app uses of this node. It outlives reloads.
+#[derive(Debug, Default)]
+struct Usage {
+    connections: AtomicU32,
+    events: Rate,
+    reads: Rate,
+}
+
+impl App {
+    /// Whether `signature` is the hexadecimal HMAC-SHA256 of `signed` under the app's secret. Takes as long whatever
+    /// part of it is right.
+    pub fn verify(&self, signed: &str, signature: &str) -> bool {
+        self.signer.verify(signed.as_bytes(), signature)
+    }
+
+    /// Whether anybody is told of such events. Where nobody is, [`Webhooks::notify`](crate::webhooks::Webhooks::notify)
+    /// does nothing, and the event need not be made.
+    pub fn tells(&self, event: WebhookEvent) -> bool {
+        self.webhooks.iter().any(|endpoint| endpoint.takes(event))
+    }
+
+    /// What the names of its channels, users and watchlists begin with inside, before a `!`; nothing for the default
+    /// app.
+    pub fn prefix(&self) -> Option<&str> {
+        (!self.is_default).then_some(self.id.as_str())
+    }
+
+    /// Takes one of the app's connections, or says that there is none left. Every one that was taken is given back
+    /// with [`App::release`], to this snapshot's app or to a later one's.
+    pub fn admit(&self) -> bool {
+        let max = self.limits.connections;
+        let one_more = |open: u32| (max == 0 || open < max).then(|| open.saturating_add(1));
+        self.usage.connections.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok()
+    }
+
+    pub fn release(&self) {
+        let before = self.usage.connections.fetch_sub(1, Ordering::Relaxed);
+        debug_assert!(before > 0, "more connections were given back than were taken");
+    }
+
+    /// Open connections on this node.
+    pub fn connections(&self) -> u32 {
+        self.usage.connections.load(Ordering::Relaxed)
+    }
+
+    /// Whether so many events more may be published over HTTP now.
+    pub(crate) fn takes_events(&self, events: u32) -> bool {
+        self.usage.events.take(self.limits.events_per_second, events)
+    }
+
+    /// Whether one more reading request may be answered now.
+    pub(crate) fn takes_read(&self) -> bool {
+        self.usage.reads.take(self.limits.reads_per_second, 1)
+    }
+}
+
+impl fmt::Debug for AppId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.as_str(), f)
+    }
+}
+
+impl fmt::Display for AppId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl std::borrow::Borrow<str> for AppId {
+    fn borrow(&self) -> &str {
+        self.as_str()
+    }
+}

@@ -1,0 +1,66 @@
+//! What webhooks count.
+
+use std::{fmt, sync::Arc};
+
+use tidegate_ops::{
+    label,
+    metrics::{Collector, Counter, Counters, DescriptorEncoder, Gauge, Page},
+};
+
+label!(
+    /// Why an event was not sent.
+    WebhookDrop, "reason", {
+        /// The queue of its address was full: the oldest make room for the newest.
+        QueueFull = "queue_full",
+        /// It was not taken within `webhooks.retry_for`.
+        GivenUp = "given_up",
+        /// The app or the address is no longer in the configuration.
+        Removed = "removed",
+        /// The node has ended.
+        Drain = "drain",
+    }
+);
+
+label!(
+    /// How a request ended.
+    WebhookResult, "result", {
+        /// 2xx.
+        Taken = "taken",
+        /// Another status.
+        Refused = "refused",
+        /// No answer in time.
+        Timeout = "timeout",
+        /// No connection, or it broke.
+        Failed = "failed",
+    }
+);
+
+/// Of all addresses together: a label for each would grow with the number of apps.
+#[derive(Debug, Default)]
+pub(crate) struct WebhookMetrics {
+    pub(super) events: Counter,
+    pub(super) dropped: Counters<WebhookDrop>,
+    pub(super) requests: Counters<WebhookResult>,
+    pub(super) retries: Counter,
+    pub(super) queue_bytes: Gauge,
+}
+
+/// The families under `tidegate_webhook_`.
+#[derive(Debug)]
+pub(crate) struct WebhookCollector(pub(super) Arc<WebhookMetrics>);
+
+impl Collector for WebhookCollector {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let metrics = &self.0;
+        let mut page = Page::new(encoder);
+        page.counter("webhook_events", "Events that a webhook was to be told.", metrics.events.get())?;
+        page.counters("webhook_events_dropped", "Events that a webhook was not told.", [&metrics.dropped])?;
+        page.counters("webhook_requests", "Requests to webhooks.", [&metrics.requests])?;
+        page.counter("webhook_retries", "Requests that repeat a failed one.", metrics.retries.get())?;
+        page.gauge(
+            "webhook_queue_bytes",
+            "Events that wait for webhooks, in bytes.",
+            metrics.queue_bytes.get() as f64,
+        )
+    }
+}

@@ -1,0 +1,188 @@
+//! Webhooks: an app's servers are told what happens in its channels, in signed POST requests.
+//!
+//! The way of an event: [`Webhooks::notify`] looks whether an [`Endpoint`] of the app wants it, writes it once, and
+//! puts it into the queue of each that does (`queue`: bounded in bytes, never waited for). Every queue has a task that
+//! sends what piled up, again and again until it is taken (`sender`). Queues outlive a reload of the apps.
+
+mod metrics;
+mod queue;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use serde::Serialize;
+
+pub(crate) use self::metrics::WebhookCollector;
+use self::{metrics::WebhookMetrics, queue::Queue};
+use crate::{
+    apps::{App, AppId, signature::Signer},
+    config::{WebhookEntry, WebhookEvent, WebhookSending, WebhookUrl},
+};
+
+/// Something that happened in a channel, by the names that the app knows, without its prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(tag = "name", rename_all = "snake_case")]
+pub enum Event<'a> {
+    /// The first subscription of the channel on any node.
+    ChannelOccupied { channel: &'a str },
+    /// The last subscription has been gone for a while.
+    ChannelVacated { channel: &'a str },
+    /// The first connection of a user in a presence channel.
+    MemberAdded { channel: &'a str, user_id: &'a str },
+    /// The user's last connection has been gone for a while.
+    MemberRemoved { channel: &'a str, user_id: &'a str },
+    /// A client has sent an event to others.
+    ClientEvent {
+        channel: &'a str,
+        event: &'a str,
+        data: &'a str,
+        socket_id: &'a str,
+        /// In presence channels.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        user_id: Option<&'a str>,
+    },
+    /// A cache channel without an event was subscribed to.
+    CacheMiss { channel: &'a str },
+    /// The number of subscriptions on all nodes has changed.
+    SubscriptionCount { channel: &'a str, subscription_count: u64 },
+}
+
+/// All queues of this node.
+#[derive(Debug)]
+pub struct Webhooks {
+    sending: WebhookSending,
+    metrics: Arc<WebhookMetrics>,
+    queues: Mutex<HashMap<QueueKey, Arc<Queue>>>,
+}
+
+/// An app may name one address several times, with other filters: each has a queue.
+type QueueKey = (AppId, WebhookUrl, usize);
+
+/// An address of an app, and what it wants to be told.
+#[derive(Debug)]
+pub(crate) struct Endpoint {
+    /// One bit for each event, in the order of [`WebhookEvent::ALL`].
+    events: u8,
+    channel_prefixes: Vec<Box<str>>,
+    queue: Arc<Queue>,
+}
+
+impl Webhooks {
+    pub fn new(sending: WebhookSending) -> Self {
+        Self { sending, metrics: Arc::default(), queues: Mutex::default() }
+    }
+
+    /// Tells whoever of the app wants to know. Never waits: what finds no room is dropped and counted.
+    pub fn notify(&self, app: &App, event: Event<'_>) {
+        let mut json: Option<Arc<[u8]>> = None;
+        for endpoint in app.webhooks.iter().filter(|endpoint| endpoint.wants(&event)) {
+            let json = json.get_or_insert_with(|| event.to_json());
+            endpoint.queue.push(Arc::clone(json));
+        }
+    }
+
+    /// The addresses of an app. A queue that is there already is used on, with the new signer.
+    pub(crate) fn endpoints(
+        &self,
+        app: &AppId,
+        entries: &[WebhookEntry],
+        signer: &Arc<Signer>,
+    ) -> Vec<Endpoint> {
+        let mut endpoints = Vec::new();
+        for (index, entry) in entries.iter().enumerate() {
+            // An entry without an address was refused when the configuration was loaded.
+            let Some(url) = &entry.url else { continue };
+            let nth = entries[..index].iter().filter(|before| before.url.as_ref() == Some(url)).count();
+            endpoints.push(Endpoint::new(entry, self.queue((app.clone(), url.clone(), nth), signer)));
+        }
+        endpoints
+    }
+
+    /// Ends the queues that no endpoint uses any more.
+    pub(crate) fn keep_only<'e>(&self, endpoints: impl Iterator<Item = &'e Endpoint>) {
+        let used: Vec<_> = endpoints.map(|endpoint| Arc::as_ptr(&endpoint.queue)).collect();
+        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        queues.retain(|_, queue| {
+            let keep = used.contains(&Arc::as_ptr(queue));
+            if !keep {
+                queue.abandon();
+            }
+            keep
+        });
+    }
+
+    /// For `/metrics`.
+    pub(crate) fn collector(&self) -> Arc<WebhookCollector> {
+        Arc::new(WebhookCollector(Arc::clone(&self.metrics)))
+    }
+
+    fn queue(&self, key: QueueKey, signer: &Arc<Signer>) -> Arc<Queue> {
+        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = || {
+            Arc::new(Queue::new(
+                self.sending.queue_bytes.bytes(),
+                Arc::clone(signer),
+                Arc::clone(&self.metrics),
+            ))
+        };
+        let queue = Arc::clone(queues.entry(key).or_insert_with(new));
+        queue.sign_with(Arc::clone(signer));
+        queue
+    }
+}
+
+impl Endpoint {
+    fn new(entry: &WebhookEntry, queue: Arc<Queue>) -> Self {
+        let events = entry.events.iter().fold(0, |bits, event| bits | bit(*event));
+        Self { events, channel_prefixes: entry.channel_prefixes.clone(), queue }
+    }
+
+    /// Whether it wants such events, of some channels at least.
+    pub(crate) fn takes(&self, event: WebhookEvent) -> bool {
+        self.events & bit(event) != 0
+    }
+
+    fn wants(&self, event: &Event<'_>) -> bool {
+        let channel = event.channel();
+        let named = |prefix: &Box<str>| channel.starts_with(&**prefix);
+        self.takes(event.kind())
+            && (self.channel_prefixes.is_empty() || self.channel_prefixes.iter().any(named))
+    }
+}
+
+const fn bit(event: WebhookEvent) -> u8 {
+    1 << event as u8
+}
+
+impl<'a> Event<'a> {
+    pub const fn kind(&self) -> WebhookEvent {
+        match self {
+            Self::ChannelOccupied { .. } => WebhookEvent::ChannelOccupied,
+            Self::ChannelVacated { .. } => WebhookEvent::ChannelVacated,
+            Self::MemberAdded { .. } => WebhookEvent::MemberAdded,
+            Self::MemberRemoved { .. } => WebhookEvent::MemberRemoved,
+            Self::ClientEvent { .. } => WebhookEvent::ClientEvent,
+            Self::CacheMiss { .. } => WebhookEvent::CacheMiss,
+            Self::SubscriptionCount { .. } => WebhookEvent::SubscriptionCount,
+        }
+    }
+
+    const fn channel(&self) -> &'a str {
+        match *self {
+            Self::ChannelOccupied { channel }
+            | Self::ChannelVacated { channel }
+            | Self::MemberAdded { channel, .. }
+            | Self::MemberRemoved { channel, .. }
+            | Self::ClientEvent { channel, .. }
+            | Self::CacheMiss { channel }
+            | Self::SubscriptionCount { channel, .. } => channel,
+        }
+    }
+
+    fn to_json(self) -> Arc<[u8]> {
+        // Texts and one number: nothing that JSON cannot say.
+        serde_json::to_vec(&self).unwrap_or_default().into()
+    }
+}
