@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::{
-    facts::{Facts, Unreadable},
+    facts::{Facts, Place, Unreadable},
     remedy::{Remedy, raise},
     warning::{Warning, warnings},
 };
@@ -52,6 +52,7 @@ pub struct Limit {
 /// What the facts come to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Assessment {
+    pub place: Place,
     /// `None` when no limit could be read.
     pub connections: Option<u64>,
     /// The resource that is used up first.
@@ -126,6 +127,7 @@ impl Assessment {
             }
         }
         Self {
+            place: facts.place,
             connections,
             first: resource,
             wanted,

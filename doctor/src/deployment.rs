@@ -19,8 +19,8 @@ pub use target::{Target, TargetError};
 use trouble::Trouble;
 use upgrade::Socket;
 
-/// No step but the idle one takes longer.
-pub(crate) const STEP_TIMEOUT: Duration = Duration::from_secs(10);
+/// No step but the idle one takes longer. A SYN that is lost is sent again after 1, 3, 7 and 15 s.
+pub(crate) const STEP_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// What to do at the URL.
 #[derive(Debug, Clone)]
@@ -105,7 +105,12 @@ async fn reach(target: &Target, steps: &mut Vec<Step>) -> Option<Route> {
         Err(trouble) => return fail(steps, StepName::Name, &trouble),
     };
     let shown: Vec<String> = addresses.iter().map(|address| address.ip().to_string()).collect();
-    steps.push(Step::passed(StepName::Name, format!("{} is {}", target.host(), shown.join(", "))));
+    let sentence = if shown == [target.host()] {
+        format!("{} is an address", target.host())
+    } else {
+        format!("{} is {}", target.host(), shown.join(", "))
+    };
+    steps.push(Step::passed(StepName::Name, sentence));
 
     let (route, took) = match connect::tcp(target, &addresses).await {
         Ok(connected) => connected,

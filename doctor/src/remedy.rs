@@ -22,6 +22,11 @@ const SYSCTL_HOST: &str =
     "on the host, not in the container, in /etc/sysctl.d/90-tidegate.conf, then `sysctl --system`";
 const CONTAINER_RUN: &str = "as an argument of `docker run`";
 const POD: &str = "in the container's specification";
+const POD_SYSCTL: &str = "under sysctls in the pod's securityContext";
+const POD_SYSCTL_UNSAFE: &str =
+    "under sysctls in the pod's securityContext, where the kubelet has --allowed-unsafe-sysctls for it";
+/// Of those that are told here, the ones that any pod may have; the last two since Kubernetes 1.32.
+const SAFE_SYSCTLS: [&str; 3] = ["net.ipv4.tcp_syncookies", "net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem"];
 
 /// Ports that a process without privileges may use.
 pub(crate) const PORT_FIRST: u64 = 1024;
@@ -104,9 +109,7 @@ fn ports(connections: u64, facts: &Facts, node: Node) -> Vec<Remedy> {
         remedies.push(match facts.place {
             Place::Machine => Remedy { at: SYSCTL_FILE, line },
             Place::Container => Remedy { at: CONTAINER_RUN, line: sysctl_argument(&line) },
-            Place::Kubernetes => {
-                Remedy { at: "under sysctls in the pod's securityContext", line: pod_sysctl(&line) }
-            }
+            Place::Kubernetes => Remedy { at: POD_SYSCTL, line: pod_sysctl(&line) },
         });
     }
     if gateways_needed > u64::from(gateways) {
@@ -147,11 +150,10 @@ pub(crate) fn network(facts: &Facts, line: String) -> Remedy {
     match facts.place {
         Place::Machine => Remedy { at: SYSCTL_FILE, line },
         Place::Container => Remedy { at: CONTAINER_RUN, line: sysctl_argument(&line) },
-        // Kubelet lets a pod have it only where it is told to.
-        Place::Kubernetes => Remedy {
-            at: "under sysctls in the pod's securityContext, where the kubelet has --allowed-unsafe-sysctls for it",
-            line: pod_sysctl(&line),
-        },
+        Place::Kubernetes => {
+            let safe = SAFE_SYSCTLS.iter().any(|name| line.starts_with(name));
+            Remedy { at: if safe { POD_SYSCTL } else { POD_SYSCTL_UNSAFE }, line: pod_sysctl(&line) }
+        }
     }
 }
 

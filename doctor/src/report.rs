@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::{
     capacity::{Assessment, grouped},
     deployment::{Deployment, Outcome},
+    facts::Place,
     remedy::Remedy,
 };
 
@@ -50,7 +51,12 @@ impl fmt::Display for Assessment {
         if !self.unreadable.is_empty() {
             writeln!(f, "\nnot read, and not in the sums")?;
         }
-        self.unreadable.iter().try_for_each(|unreadable| writeln!(f, "  {unreadable}"))
+        self.unreadable.iter().try_for_each(|unreadable| writeln!(f, "  {unreadable}"))?;
+        // A container is not shown what the kernel has once for all, such as tcp_mem.
+        if !self.unreadable.is_empty() && self.place != Place::Machine {
+            writeln!(f, "  the host has limits that are not shown here: run `tidegate doctor` there too")?;
+        }
+        Ok(())
     }
 }
 

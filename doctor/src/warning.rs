@@ -30,7 +30,8 @@ pub enum WarningKind {
 /// What a node asks for in `listen()` (ops/src/listener.rs); the kernel cuts it at `net.core.somaxconn`.
 const ACCEPT_BACKLOG: u64 = 4096;
 
-/// Kernel defaults: 128 KiB to begin with, 6 MiB and 4 MiB at most (tcp(7), Documentation/networking/ip-sysctl).
+/// Kernel defaults for long: 128 KiB to begin with, 6 MiB and 4 MiB at most (tcp(7)). Recent ones let a socket receive 32 MiB,
+/// which suits a few fast transfers and not many connections.
 const RECEIVE_INITIAL: u64 = 128 << 10;
 const RECEIVE_MAX: u64 = 6 << 20;
 const SEND_MAX: u64 = 4 << 20;

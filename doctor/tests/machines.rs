@@ -227,7 +227,9 @@ fn what_proc_sys_hides_is_named_and_the_rest_still_answers() {
         assert!(paths.contains(&path), "{path} is in {paths:?}");
     }
     assert!(assessment.unreadable.iter().all(|unreadable| unreadable.why == Why::Missing));
-    assert!(assessment.to_string().contains("/proc/sys/net/core/somaxconn is not there"), "{assessment}");
+    let text = assessment.to_string();
+    assert!(text.contains("/proc/sys/net/core/somaxconn is not there"), "{text}");
+    assert!(text.contains("run `tidegate doctor` there too"), "{text}");
 }
 
 #[test]
@@ -275,6 +277,19 @@ fn warnings_name_what_spoils_the_day() {
             (WarningKind::ProxyPorts, "net.ipv4.ip_local_port_range = 1024 65535"),
         ]
     );
+}
+
+#[test]
+fn a_pod_is_told_which_settings_it_may_have() {
+    let tree = Tree::container()
+        .with("proc/self/cgroup", "0::/kubepods.slice/pod7\n")
+        .with("proc/sys/net/core/somaxconn", "128\n")
+        .with("proc/sys/net/ipv4/tcp_syncookies", "0\n");
+    let remedies: Vec<_> =
+        tree.assess(GATEWAY, None).warnings.into_iter().filter_map(|warning| warning.raise).collect();
+    assert!(remedies[0].at.contains("--allowed-unsafe-sysctls"), "{remedies:?}");
+    assert_eq!(remedies[0].line, "{name: net.core.somaxconn, value: \"4096\"}");
+    assert!(!remedies[1].at.contains("unsafe"), "{remedies:?}");
 }
 
 /// The machine that the test runs on, whatever it is, has descriptors.
