@@ -56,14 +56,15 @@ impl Machine {
         }
     }
 
-    /// What tells a container is what runtimes put into it: Docker and Podman a file each, Kubernetes its secrets'
-    /// directory, which is there even when no token is mounted in some runtimes, and else the cgroup's name.
+    /// What tells a container is what its runtime puts into it: the kubelet a hosts file that names it, Docker and Podman
+    /// a file each. Where groups have no namespace, their names tell too.
     fn place(&self) -> Place {
-        let there = |path: &str| self.root.join(path).exists();
-        let groups = self.text("proc/self/cgroup").unwrap_or_default();
-        if there("var/run/secrets/kubernetes.io") || groups.contains("kubepods") {
+        let text = |path: &str| self.text(path).unwrap_or_default();
+        let groups = text("proc/self/cgroup");
+        if text("etc/hosts").starts_with("# Kubernetes-managed hosts file") || groups.contains("kubepods") {
             return Place::Kubernetes;
         }
+        let there = |path: &str| self.root.join(path).exists();
         let named = ["docker", "containerd", "libpod", "lxc"].iter().any(|name| groups.contains(name));
         if there(".dockerenv") || there("run/.containerenv") || named {
             return Place::Container;
