@@ -41,7 +41,7 @@ fn connections(page: &mut Page<'_>, metrics: &Metrics, shards: &[Arc<ShardMetric
     let seconds = shards.iter().map(|shard| &shard.handshake_seconds);
     page.histogram(
         "handshake_seconds",
-        "From the first byte of the head to the answer.",
+        "From accepting the connection to the answer, TLS included.",
         seconds,
         HANDSHAKE_BOUNDS,
     )?;
@@ -87,7 +87,7 @@ fn messages(page: &mut Page<'_>, shards: &[Arc<ShardMetrics>]) -> fmt::Result {
     let latencies = shards.iter().map(|shard| &shard.delivery_latency_seconds);
     page.histogram(
         "delivery_latency_seconds",
-        "From publish accepted to written.",
+        "From this node having a publication to its write, per delivery.",
         latencies,
         DELIVERY_BOUNDS,
     )
