@@ -76,7 +76,7 @@ fn messages(page: &mut Page<'_>, shards: &[Arc<ShardMetrics>]) -> fmt::Result {
     let dropped = shards.iter().map(|shard| &shard.messages_dropped);
     page.counters("messages_dropped", "Messages that were not delivered, by reason.", dropped)?;
     let queued = gauges(shards, |shard| &shard.send_queue_bytes);
-    page.gauge("send_queue_bytes", "Bytes that wait in outbound queues.", queued)?;
+    page.gauge("send_queue_bytes", "Bytes that wait for a socket.", queued)?;
     let fanouts = shards.iter().map(|shard| &shard.fanout_seconds);
     page.histogram(
         "fanout_seconds",
@@ -96,7 +96,7 @@ fn messages(page: &mut Page<'_>, shards: &[Arc<ShardMetrics>]) -> fmt::Result {
 fn node(page: &mut Page<'_>, metrics: &Metrics) -> fmt::Result {
     let node = &metrics.node;
     page.gauge("channels", "Channels with a subscriber on this node.", node.channels.get() as f64)?;
-    page.gauge("draining", "1 while the node drains.", node.draining.get() as f64)?;
+    page.gauge("draining", "1 while the process drains.", node.draining.get() as f64)?;
     let publishes = &metrics.http.publish_requests;
     page.counters("publish_requests", "Publish requests over REST, by status.", [publishes])?;
     let local = "Publishes that went to this node's subscribers only, because the backplane was away.";
