@@ -122,7 +122,16 @@ fn the_health_check_tells_alive_from_not() {
     let (program, url) = (&command[1], &command[2]);
     let gateway = Gateway::start();
     let at = |address: String| url.replace("127.0.0.1:9000", &address);
-    let asked = |url: String| tidegate().arg(program).arg(url).stderr(Stdio::null()).status().unwrap().code();
+    let asked = |url: String| {
+        tidegate()
+            .arg(program)
+            .arg(url)
+            .args(["--timeout", "1m"])
+            .stderr(Stdio::null())
+            .status()
+            .unwrap()
+            .code()
+    };
     assert_eq!(asked(at(gateway.internal().to_string())), Some(0));
     assert_eq!(asked(at(free_address().to_string())), Some(1));
 }
