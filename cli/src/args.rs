@@ -132,6 +132,9 @@ pub(crate) struct StormArgs {
     /// API key to publish with; the default is the one of `gateway --dev`.
     #[arg(long, default_value = "dev-key", value_name = "KEY", hide_default_value = true)]
     pub(crate) api_key: String,
+    /// File with the API key, instead of --api-key; line ends at its end are cut.
+    #[arg(long, value_name = "FILE", conflicts_with = "api_key")]
+    pub(crate) api_key_file: Option<PathBuf>,
     /// The deployment's metrics, to say what was saturated, such as http://127.0.0.1:9000/metrics.
     #[arg(long, value_name = "URL")]
     pub(crate) metrics: Option<String>,
@@ -338,6 +341,7 @@ mod tests {
             "tidegate --dev",
             "tidegate gateway --zebra",
             "tidegate storm --rate 1 --in-flight 2",
+            "tidegate storm --api-key a --api-key-file b",
             "tidegate storm --connections 0",
             "tidegate storm --duration 10",
             "tidegate storm --payload 4kb",

@@ -123,7 +123,7 @@ fn run_storm(args: &StormArgs) -> Result<ExitCode, Failure> {
         publish,
         payload_bytes: args.payload.bytes(),
         duration: args.duration,
-        api_key: Some(args.api_key.clone()),
+        api_key: Some(api_key(args)?),
         metrics_urls: args.metrics.iter().cloned().collect(),
         ..StormOptions::default()
     };
@@ -134,6 +134,15 @@ fn run_storm(args: &StormArgs) -> Result<ExitCode, Failure> {
         println!("{report}");
     }
     Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn api_key(args: &StormArgs) -> Result<String, Failure> {
+    let Some(path) = &args.api_key_file else { return Ok(args.api_key.clone()) };
+    let text = std::fs::read_to_string(path).map_err(|error| Failure {
+        sentence: format!("cannot read the API key in {}: {error}", path.display()),
+        code: ConfigError::EXIT_CODE,
+    })?;
+    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 
 /// So many requests under way, over at most 16 connections.

@@ -7,7 +7,7 @@ use tokio::runtime::Handle;
 
 use crate::{
     config::Config,
-    metrics::{BackplaneCollector, Collector},
+    metrics::{Collector, MemoryCollector, RedisCollector},
     server::StartError,
 };
 
@@ -50,10 +50,10 @@ impl Carrier {
     }
 
     /// Its families.
-    pub(crate) fn collector(&self) -> Option<Arc<dyn Collector>> {
+    pub(crate) fn collector(&self) -> Arc<dyn Collector> {
         match &self.kind {
-            Kind::Memory(_) => None,
-            Kind::Redis(redis) => Some(Arc::new(BackplaneCollector(Arc::clone(redis)))),
+            Kind::Memory(memory) => Arc::new(MemoryCollector(Arc::clone(memory))),
+            Kind::Redis(redis) => Arc::new(RedisCollector(Arc::clone(redis))),
         }
     }
 

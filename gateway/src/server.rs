@@ -175,9 +175,7 @@ impl Parts {
             .map_err(system("a shard"))?;
         let relay = Arc::new(Relay::new(shards.iter().map(Shard::mailbox).collect()));
         let carrier = carry(Arc::clone(&relay) as Arc<dyn Sink>)?;
-        if let Some(collector) = carrier.collector() {
-            metrics.register(collector);
-        }
+        metrics.register(carrier.collector());
         let webhooks = Arc::new(Webhooks::new(config.webhooks.clone()));
         metrics.register(webhooks.collector());
         let apps = Arc::new(Apps::new(config, Arc::clone(&webhooks))?);

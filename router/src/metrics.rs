@@ -143,7 +143,7 @@ impl Collector for RouterCollector {
             [&metrics.assignment_fallbacks],
         )?;
         page.counters("assignments", "Keys answered by /v1/assign.", [&metrics.assignments])?;
-        page.gauge("draining", "1 while the router drains.", metrics.draining.get() as f64)?;
+        page.gauge("draining", "1 while the process drains.", metrics.draining.get() as f64)?;
         let mut busy = Vec::new();
         if let Some(proxy) = metrics.proxy.get() {
             proxy.encode(&mut page)?;

@@ -4,6 +4,7 @@ mod autobahn;
 mod bench;
 mod cluster;
 mod command;
+mod dashboards;
 mod faults;
 mod fuzz;
 mod prepare;
@@ -35,6 +36,8 @@ enum Task {
     Cluster(cluster::Options),
     /// Break Redis in every way there is under load, and print what was lost
     Faults,
+    /// Write the Grafana dashboards of deploy/grafana
+    Dashboards,
     /// Fuzz one decoder, or each for a while
     Fuzz(fuzz::Options),
 }
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Task::Bench(options) => bench::run(&workspace, &options),
         Task::Cluster(options) => cluster::run(&workspace, &options),
         Task::Faults => faults::run(&workspace),
+        Task::Dashboards => dashboards::run(&workspace),
         Task::Fuzz(options) => fuzz::run(&workspace, &options),
     });
     match outcome {

@@ -24,8 +24,16 @@ const REDIS: Need = Need {
     packages: &["redis-server", "redis-tools", "openssl"],
 };
 
-const NEEDS: [Need; 6] = [
+/// With `promtool`. The service that the package may start is left alone, like that of Redis.
+const PROMETHEUS: Need = Need {
+    what: "Prometheus with promtool",
+    present: || ["prometheus", "promtool"].into_iter().all(|program| which(program).is_some()),
+    packages: &["prometheus"],
+};
+
+const NEEDS: [Need; 7] = [
     REDIS,
+    PROMETHEUS,
     // Its service takes port 80 and is left alone too.
     Need { what: "nginx", present: || which("nginx").is_some(), packages: &["nginx"] },
     Need { what: "Chromium", present: || which("chromium").is_some(), packages: &["chromium"] },
@@ -40,7 +48,9 @@ const APT_LOCK_SECONDS: &str = "600";
 pub(crate) fn run_all(workspace: &Workspace) -> Result<()> {
     system_packages(&NEEDS)?;
     node_packages(workspace)?;
-    python_packages(workspace)
+    python_packages(&workspace.cache("python"), workspace, "python")?;
+    // Programs of 110 MB that judge the files for operators.
+    python_packages(&workspace.target.join("tools/deploy"), workspace, "deploy")
 }
 
 /// Redis alone, for tasks that need nothing else.
@@ -103,13 +113,12 @@ fn node_packages(workspace: &Workspace) -> Result<()> {
     })
 }
 
-/// A virtual environment with the pinned packages in `.cache/python`, once per content of the list.
-fn python_packages(workspace: &Workspace) -> Result<()> {
-    let list = workspace.root.join("tests/clients/python/requirements.txt");
-    let directory = workspace.cache("python");
-    once(&directory, &read(&list)?, || {
-        run(Command::new("python3").args(["-m", "venv"]).arg(&directory))?;
-        run(pip(&directory).arg("install").arg("--requirement").arg(&list))
+/// A virtual environment with the packages pinned in a folder of `tests/clients`, once per content of the list.
+fn python_packages(directory: &Path, workspace: &Workspace, clients: &str) -> Result<()> {
+    let list = workspace.root.join("tests/clients").join(clients).join("requirements.txt");
+    once(directory, &read(&list)?, || {
+        run(Command::new("python3").args(["-m", "venv"]).arg(directory))?;
+        run(pip(directory).arg("install").arg("--requirement").arg(&list))
     })
 }
 

@@ -1,8 +1,9 @@
 //! `cargo xtask test`: the steps that decide whether a change is good, each repeatable alone.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
 use crate::command::{cargo, environment, run as run_command, succeeds};
@@ -40,6 +41,8 @@ enum Step {
     Build,
     /// End-to-end tests against that binary
     E2e,
+    /// Image, compose file, metrics, alerts and dashboards, against that binary
+    Deploy,
     /// Autobahn's fuzzing client against that binary
     Autobahn,
 }
@@ -81,6 +84,7 @@ impl Step {
             Step::Doc => "doc",
             Step::Build => "build",
             Step::E2e => "e2e",
+            Step::Deploy => "deploy",
             Step::Autobahn => "autobahn",
         }
     }
@@ -88,7 +92,7 @@ impl Step {
     fn needs(self) -> &'static [Step] {
         match self {
             Step::Unit => &[Step::Prepare],
-            Step::E2e => &[Step::Prepare, Step::Build],
+            Step::E2e | Step::Deploy => &[Step::Prepare, Step::Build],
             Step::Autobahn => &[Step::Build],
             _ => &[],
         }
@@ -111,12 +115,22 @@ impl Step {
             Step::Deny => {
                 run_command(cargo(root).args(["deny", "--locked", "check", "licenses", "bans", "sources"]))
             }
-            Step::Unit => tests(workspace, options, &["--workspace", "--exclude", "tidegate-tests"]),
+            Step::Unit => {
+                let packages = ["--workspace", "--exclude", "tidegate-tests"];
+                tests(workspace, options, &packages, &["--lib", "--bins", "--tests"])
+            }
             Step::Doc => run_command(cargo(root).args(["test", "--workspace", "--doc", "--locked"])),
             // A binary that was given is tested as it is.
             Step::Build if given_binary() => Ok(()),
             Step::Build => workspace.build_product().map(drop),
-            Step::E2e => tests(workspace, options, &["--package", "tidegate-tests"]),
+            Step::E2e => {
+                let executables = executables(workspace)?;
+                let others =
+                    executables.iter().filter(|name| *name != DEPLOY).flat_map(|name| ["--test", name]);
+                let targets: Vec<&str> = ["--lib", "--bins"].into_iter().chain(others).collect();
+                tests(workspace, options, &["--package", "tidegate-tests"], &targets)
+            }
+            Step::Deploy => tests(workspace, options, &["--package", "tidegate-tests"], &["--test", DEPLOY]),
             Step::Autobahn => autobahn::run(workspace, &autobahn::Options::all_cases()),
         }
     }
@@ -141,15 +155,29 @@ fn attempt(workspace: &Workspace, step: Step, options: &Options) -> Outcome {
     }
 }
 
+/// The executable of the step `deploy`; the others are those of the step `e2e`.
+const DEPLOY: &str = "deploy";
+
+/// The test executables: a folder of `tests/tests` each.
+fn executables(workspace: &Workspace) -> Result<Vec<String>> {
+    let folder = workspace.root.join("tests/tests");
+    let entries = fs::read_dir(&folder).with_context(|| format!("list {}", folder.display()))?;
+    let folders = entries.filter_map(Result::ok).filter(|entry| entry.path().is_dir());
+    let mut names: Vec<String> =
+        folders.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    Ok(names)
+}
+
 /// Runs tests with nextest when it is installed (a process per test, hung ones are ended), else with cargo.
-fn tests(workspace: &Workspace, options: &Options, packages: &[&str]) -> Result<()> {
+fn tests(workspace: &Workspace, options: &Options, packages: &[&str], targets: &[&str]) -> Result<()> {
     let mut command = cargo(&workspace.root);
     if succeeds(cargo(&workspace.root).args(["nextest", "--version"])) {
         command.args(["nextest", "run", "--locked", "--no-tests", "warn"]);
     } else {
-        command.args(["test", "--locked", "--no-fail-fast", "--lib", "--bins", "--tests"]);
+        command.args(["test", "--locked", "--no-fail-fast"]);
     }
-    command.args(packages).args(&options.filter);
+    command.args(packages).args(targets).args(&options.filter);
     if !given_binary() {
         command.env("TIDEGATE_BIN", workspace.target.join("release/tidegate"));
     }
@@ -200,8 +228,12 @@ mod tests_of_steps {
 
     #[test]
     fn steps_are_chosen_with_what_they_need() {
-        check(false, &[], &["prepare", "fmt", "clippy", "deny", "unit", "doc", "build", "e2e"]);
-        check(true, &[], &["prepare", "fmt", "clippy", "deny", "unit", "doc", "build", "e2e", "autobahn"]);
+        check(false, &[], &["prepare", "fmt", "clippy", "deny", "unit", "doc", "build", "e2e", "deploy"]);
+        check(
+            true,
+            &[],
+            &["prepare", "fmt", "clippy", "deny", "unit", "doc", "build", "e2e", "deploy", "autobahn"],
+        );
         check(false, &[Step::E2e], &["prepare", "build", "e2e"]);
         check(false, &[Step::Clippy, Step::Fmt], &["fmt", "clippy"]);
     }

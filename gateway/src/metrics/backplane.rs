@@ -1,15 +1,20 @@
-//! The families of a Redis backplane.
+//! The families of the backplane, by its kind.
 
 use std::{fmt, sync::Arc};
 
-use tidegate_backplane::{LinkCounters, REPEATS, REPLACEMENTS, RedisBackplane, RedisCounters};
+use tidegate_backplane::{
+    LinkCounters, MemoryBackplane, REPEATS, REPLACEMENTS, RedisBackplane, RedisCounters,
+};
 use tidegate_ops::metrics::{Collector, DescriptorEncoder, Page};
 
 /// The families under `tidegate_backplane_`. The label `server` has the servers of the configuration, or of the
 /// Cluster.
-pub(crate) struct BackplaneCollector(pub(crate) Arc<RedisBackplane>);
+pub(crate) struct RedisCollector(pub(crate) Arc<RedisBackplane>);
 
-impl Collector for BackplaneCollector {
+/// What the memory of one node holds, and what it had to let go.
+pub(crate) struct MemoryCollector(pub(crate) Arc<MemoryBackplane>);
+
+impl Collector for RedisCollector {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let counters = self.0.counters();
         let mut page = Page::new(encoder);
@@ -20,9 +25,29 @@ impl Collector for BackplaneCollector {
     }
 }
 
-impl fmt::Debug for BackplaneCollector {
+impl Collector for MemoryCollector {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let counters = self.0.counters();
+        let mut page = Page::new(encoder);
+        let history = counters.history_bytes as f64;
+        page.gauge("backplane_history_bytes", "What the histories of all channels take.", history)?;
+        let keys = counters.idempotency_bytes as f64;
+        page.gauge("backplane_idempotency_bytes", "What remembered idempotency keys take.", keys)?;
+        let evicted = [("history", counters.history_evicted), ("idempotency", counters.idempotency_evicted)];
+        let help = "Entries let go before their time, because a bound in bytes or number was reached.";
+        page.counters_by("backplane_evicted", help, "entry", evicted)
+    }
+}
+
+impl fmt::Debug for RedisCollector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("BackplaneCollector")
+        f.write_str("RedisCollector")
+    }
+}
+
+impl fmt::Debug for MemoryCollector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("MemoryCollector")
     }
 }
 
@@ -48,6 +73,15 @@ fn links(page: &mut Page<'_>, links: &[LinkCounters]) -> fmt::Result {
         "server",
         each(|link| link.calls),
     )?;
+    let waiting: Vec<_> = links.iter().map(|link| (&*link.server, link.calls_waiting as f64)).collect();
+    page.gauges_by("backplane_queue_depth", "Commands that wait for their answers.", "server", waiting)?;
+    let bytes: Vec<_> = links.iter().map(|link| (&*link.server, link.bytes_waiting as f64)).collect();
+    let help = "What those take of the 16 MiB that may wait; more are refused.";
+    page.gauges_by("backplane_queue_bytes", help, "server", bytes)?;
+    let lag = |link: &LinkCounters| link.lag.filter(|_| link.up).map(|lag| lag.as_secs_f64());
+    let lags: Vec<_> = links.iter().filter_map(|link| Some((&*link.server, lag(link)?))).collect();
+    let help = "From publishing to receiving, of a probe that each node sends itself once a second.";
+    page.gauges_by("backplane_lag_seconds", help, "server", lags)?;
     let sum = |of: fn(&LinkCounters) -> u64| links.iter().map(of).sum::<u64>();
     let failed = [
         ("away", sum(|link| link.calls_refused_away)),
@@ -135,6 +169,9 @@ fn repairs(page: &mut Page<'_>, counters: &RedisCounters) -> fmt::Result {
     ];
     page.counters_by("backplane_gaps", "Gaps told, by reason.", "reason", told)?;
     page.counter("backplane_resubscribed", "Subscriptions lost and made again.", subscriptions.resubscribed)?;
+    let help = "The last loss of subscriptions: from the first that was gone to the last that was back.";
+    let outage = subscriptions.outage.unwrap_or_default().as_secs_f64();
+    page.gauge("backplane_resubscribe_seconds", help, outage)?;
     page.counter(
         "backplane_epochs_renounced",
         "Epochs ended because history had been rewritten.",

@@ -41,7 +41,7 @@ fn connections(page: &mut Page<'_>, metrics: &Metrics, shards: &[Arc<ShardMetric
     let seconds = shards.iter().map(|shard| &shard.handshake_seconds);
     page.histogram(
         "handshake_seconds",
-        "From the first byte of the head to the answer.",
+        "From accepting the connection to the answer, TLS included.",
         seconds,
         HANDSHAKE_BOUNDS,
     )?;
@@ -76,7 +76,7 @@ fn messages(page: &mut Page<'_>, shards: &[Arc<ShardMetrics>]) -> fmt::Result {
     let dropped = shards.iter().map(|shard| &shard.messages_dropped);
     page.counters("messages_dropped", "Messages that were not delivered, by reason.", dropped)?;
     let queued = gauges(shards, |shard| &shard.send_queue_bytes);
-    page.gauge("send_queue_bytes", "Bytes that wait in outbound queues.", queued)?;
+    page.gauge("send_queue_bytes", "Bytes that wait for a socket.", queued)?;
     let fanouts = shards.iter().map(|shard| &shard.fanout_seconds);
     page.histogram(
         "fanout_seconds",
@@ -87,7 +87,7 @@ fn messages(page: &mut Page<'_>, shards: &[Arc<ShardMetrics>]) -> fmt::Result {
     let latencies = shards.iter().map(|shard| &shard.delivery_latency_seconds);
     page.histogram(
         "delivery_latency_seconds",
-        "From publish accepted to written.",
+        "From this node having a publication to its write, per delivery.",
         latencies,
         DELIVERY_BOUNDS,
     )
@@ -96,7 +96,7 @@ fn messages(page: &mut Page<'_>, shards: &[Arc<ShardMetrics>]) -> fmt::Result {
 fn node(page: &mut Page<'_>, metrics: &Metrics) -> fmt::Result {
     let node = &metrics.node;
     page.gauge("channels", "Channels with a subscriber on this node.", node.channels.get() as f64)?;
-    page.gauge("draining", "1 while the node drains.", node.draining.get() as f64)?;
+    page.gauge("draining", "1 while the process drains.", node.draining.get() as f64)?;
     let publishes = &metrics.http.publish_requests;
     page.counters("publish_requests", "Publish requests over REST, by status.", [publishes])?;
     let local = "Publishes that went to this node's subscribers only, because the backplane was away.";

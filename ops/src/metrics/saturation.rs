@@ -41,10 +41,10 @@ const WINDOW_MIN: Duration = Duration::from_secs(1);
 /// Memory in a cgroup without a limit reads as `max`, or in version 1 as a number near 2^63.
 const CGROUP_UNLIMITED: u64 = 1 << 60;
 
-/// What the last scrape saw, to compute shares of the time between.
-#[derive(Debug, Default)]
+/// What the last scrape saw, to compute shares of the time between; before the first, what was when it was made.
+#[derive(Debug)]
 pub struct Load {
-    last: Option<Moment>,
+    last: Moment,
     cpu: Option<f64>,
 }
 
@@ -53,6 +53,13 @@ struct Moment {
     at: Instant,
     cpu_seconds: f64,
     busy: Vec<Duration>,
+}
+
+impl Default for Load {
+    fn default() -> Self {
+        let cpu_seconds = Process::read().cpu_seconds.unwrap_or(0.0);
+        Self { last: Moment { at: Instant::now(), cpu_seconds, busy: Vec::new() }, cpu: None }
+    }
 }
 
 impl Load {
@@ -77,12 +84,10 @@ impl Load {
 
     fn cpu(&mut self, busy: &[Duration], cpu_seconds: Option<f64>) -> Option<f64> {
         let now = Moment { at: Instant::now(), cpu_seconds: cpu_seconds.unwrap_or(0.0), busy: busy.to_vec() };
-        match &self.last {
-            Some(last) if now.at.duration_since(last.at) < WINDOW_MIN => return self.cpu,
-            Some(last) => self.cpu = Some(cpu_share(last, &now)),
-            None => {}
+        if now.at.duration_since(self.last.at) >= WINDOW_MIN {
+            self.cpu = Some(cpu_share(&self.last, &now));
+            self.last = now;
         }
-        self.last = Some(now);
         self.cpu
     }
 }

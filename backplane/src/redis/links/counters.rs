@@ -1,6 +1,7 @@
 //! What a link counts, and a reading of it for the node's metrics.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::redis::error::Trouble;
 
@@ -31,6 +32,13 @@ pub struct LinkCounters {
     /// Subscribe commands that the server refused.
     pub subscribes_refused_server: u64,
     pub probes_lost: u64,
+    /// Now: commands that wait for their answers.
+    pub calls_waiting: u64,
+    /// Now: what those take of the 16 MiB that may wait.
+    pub bytes_waiting: u64,
+    /// What the newest probe took, from being published to being received by this node: what a publication takes from
+    /// node to node. `None` until one was received.
+    pub lag: Option<Duration>,
     /// Sessions that were given up, by [`REPLACEMENTS`].
     pub replaced: [u64; REPLACEMENTS.len()],
     /// Commands that were sent again after a refusal, by [`REPEATS`].
@@ -71,6 +79,8 @@ pub(crate) struct Counts {
     pub(crate) subscribes_refused_bound: Count,
     pub(crate) subscribes_refused_server: Count,
     pub(crate) probes_lost: Count,
+    /// In nanoseconds; 0: unknown.
+    lag_ns: AtomicU64,
     replaced: [Count; REPLACEMENTS.len()],
     repeated: [Count; REPEATS.len()],
 }
@@ -106,7 +116,14 @@ impl Counts {
         self.replaced[index].add();
     }
 
+    pub(crate) fn set_lag(&self, lag: Duration) {
+        let ns = u64::try_from(lag.as_nanos()).unwrap_or(u64::MAX);
+        self.lag_ns.store(ns.max(1), Ordering::Relaxed);
+    }
+
+    /// What is counted here; what waits now, the link knows.
     pub(crate) fn read(&self, server: &str, up: bool) -> LinkCounters {
+        let lag_ns = self.lag_ns.load(Ordering::Relaxed);
         LinkCounters {
             server: server.into(),
             up,
@@ -121,6 +138,9 @@ impl Counts {
             subscribes_refused_bound: self.subscribes_refused_bound.get(),
             subscribes_refused_server: self.subscribes_refused_server.get(),
             probes_lost: self.probes_lost.get(),
+            calls_waiting: 0,
+            bytes_waiting: 0,
+            lag: (lag_ns > 0).then(|| Duration::from_nanos(lag_ns)),
             replaced: std::array::from_fn(|index| self.replaced[index].get()),
             repeated: std::array::from_fn(|index| self.repeated[index].get()),
         }

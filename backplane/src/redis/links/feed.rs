@@ -52,7 +52,8 @@ struct Probe {
 struct Watch {
     /// `None`: the node has no slot, and is only pinged.
     probe: Option<Probe>,
-    number: u64,
+    /// Probes carry the time since then.
+    began: Instant,
     judged_at: Instant,
     /// In the last 100 ms.
     is_late: bool,
@@ -189,7 +190,7 @@ impl Running<'_> {
             PushKind::Message | PushKind::SMessage => {
                 let Some(Value::BulkString(payload)) = data.next() else { return };
                 if is_probe {
-                    self.watch.returned(&payload, self.live);
+                    self.watch.returned(&payload, self.live, self.link);
                 } else {
                     self.subscriber.message(id, session, &channel, payload);
                 }
@@ -232,9 +233,9 @@ impl Running<'_> {
                 self.live.outbox.push(&probe.subscribe(self.link));
             }
         }
-        self.watch.number += 1;
+        let sent_us = self.watch.began.elapsed().as_micros() as u64;
         let command = match &self.watch.probe {
-            Some(probe) => probe.publish(self.link, self.live, self.watch.number),
+            Some(probe) => probe.publish(self.link, self.live, sent_us),
             None => redis::cmd("PING"),
         };
         let live = Arc::clone(self.live);
@@ -263,12 +264,16 @@ impl Running<'_> {
 
 impl Watch {
     fn new(probe: Option<Probe>) -> Self {
-        Self { probe, number: 0, judged_at: Instant::now() + PROBE_DEADLINE[0], is_late: false }
+        let began = Instant::now();
+        Self { probe, began, judged_at: began + PROBE_DEADLINE[0], is_late: false }
     }
 
-    fn returned(&mut self, payload: &[u8], live: &Live) {
+    fn returned(&mut self, payload: &[u8], live: &Live, link: &Link) {
+        let Some((session, sent_us)) = payload.split_first_chunk() else { return };
+        let Ok(sent_us) = sent_us.try_into().map(u64::from_be_bytes) else { return };
         // A probe of the session before may come late.
-        if payload.len() == 16 && payload[..8] == live.session.0.to_be_bytes() {
+        if *session == live.session.0.to_be_bytes() {
+            link.counts.set_lag(self.began.elapsed().saturating_sub(Duration::from_micros(sent_us)));
             self.is_back();
         }
     }
@@ -291,10 +296,10 @@ impl Probe {
         command
     }
 
-    fn publish(&self, link: &Link, live: &Live, number: u64) -> Cmd {
+    fn publish(&self, link: &Link, live: &Live, sent_us: u64) -> Cmd {
         let mut payload = [0; 16];
         payload[..8].copy_from_slice(&live.session.0.to_be_bytes());
-        payload[8..].copy_from_slice(&number.to_be_bytes());
+        payload[8..].copy_from_slice(&sent_us.to_be_bytes());
         let mut command = redis::cmd(if link.is_sharded() { "SPUBLISH" } else { "PUBLISH" });
         command.arg(&self.channel).arg(&payload[..]);
         command

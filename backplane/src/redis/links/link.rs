@@ -155,7 +155,13 @@ impl Link {
     }
 
     pub(crate) fn counters(&self) -> LinkCounters {
-        self.counts.read(&self.name, self.live().is_some())
+        let live = self.live();
+        let waiting = live.as_ref().map_or(0, |live| live.waiting());
+        LinkCounters {
+            calls_waiting: waiting as u64,
+            bytes_waiting: self.waiting.load(Ordering::Relaxed) as u64,
+            ..self.counts.read(&self.name, live.is_some())
+        }
     }
 
     /// The Cluster node that it leads to.
@@ -356,6 +362,12 @@ impl Live {
     /// Sends a command without regard to the bound: probes, and the Cluster's slots.
     pub(crate) async fn send(&self, command: &Cmd) -> Sent {
         self.send_over(&self.pipe, command, false, None).await.0
+    }
+
+    /// Commands that wait for their answers.
+    fn waiting(&self) -> usize {
+        let replication = self.replication.as_ref().map_or(0, |replication| replication.pipe.waiting());
+        self.pipe.waiting() + replication
     }
 
     async fn send_replicated(

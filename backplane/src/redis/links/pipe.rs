@@ -84,6 +84,11 @@ impl Pipe {
         Some(answered)
     }
 
+    /// Commands without an answer.
+    pub(super) fn waiting(&self) -> usize {
+        self.state().waiting.len()
+    }
+
     /// Takes what is to be written next; `spent` is used again.
     fn take(&self, spent: Vec<u8>) -> Vec<u8> {
         std::mem::replace(&mut self.state().outgoing, spent)

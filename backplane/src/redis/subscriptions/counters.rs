@@ -1,6 +1,9 @@
 //! What the registry of subscriptions counts, for the gateway's metrics.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::{
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
 
 use super::detour::Cause;
 use crate::{GapReason, redis::envelope::EnvelopeError};
@@ -42,6 +45,8 @@ pub struct SubscriptionCounters {
     pub sent_again: u64,
     /// Channels whose subscription was lost, and was confirmed again.
     pub resubscribed: u64,
+    /// The last time that subscriptions were lost: from the first that was to the last that was back.
+    pub outage: Option<Duration>,
     /// Publications received.
     pub received: u64,
     /// Received for a channel that is not subscribed (any more), or from a server that no longer has it.
@@ -144,6 +149,7 @@ impl Counters {
             batches: read(&self.batches),
             sent_again: read(&self.sent_again),
             resubscribed: read(&self.resubscribed),
+            outage: None,
             received: read(&self.received),
             unknown_channel: read(&self.unknown_channel),
             already_handed: read(&self.already_handed),

@@ -35,6 +35,8 @@ pub(super) struct State {
     /// A timer for the end of the subscription is running.
     pub(super) is_leaving: bool,
     pub(super) was_confirmed: bool,
+    /// Its subscription was lost, and is not back.
+    pub(super) is_missing: bool,
     /// Where the server's confirmation came from.
     pub(super) holds: Option<Seat>,
     /// Where a subscription was sent, and its confirmation did not come yet.
@@ -71,6 +73,7 @@ impl Entry {
             is_closed: false,
             is_leaving: false,
             was_confirmed: false,
+            is_missing: false,
             holds: None,
             sent: None,
             look_at: None,

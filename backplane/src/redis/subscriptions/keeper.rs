@@ -162,8 +162,7 @@ impl Keeper {
                 return None;
             }
             if state.holds.is_some_and(|seat| !registry.is_alive(seat)) {
-                registry.let_go(entry, state);
-                state.holds = None;
+                registry.lose(entry, state);
             }
             state.sent = state.sent.filter(|sent| registry.is_alive(sent.seat));
             let seat = seat?;

@@ -6,13 +6,14 @@
 //! - `sequence`, `detour`: one channel's order, as a state machine without I/O or clock. `simulation` tests it.
 //! - `entry`: a channel in the registry. `registry`: what the tasks share.
 //! - `keeper`: the task that sends subscriptions in batches, and has the timers. `asker`: the task that asks the server.
-//! - `counters`: for the metrics.
+//! - `counters`, `outage`: for the metrics.
 
 mod asker;
 mod counters;
 mod detour;
 mod entry;
 mod keeper;
+mod outage;
 mod registry;
 mod sequence;
 #[cfg(test)]
@@ -106,7 +107,7 @@ impl Subscriptions {
     }
 
     pub(crate) fn counters(&self) -> SubscriptionCounters {
-        self.registry.counters.read()
+        SubscriptionCounters { outage: self.registry.outage.last(), ..self.registry.counters.read() }
     }
 
     fn confirmation(
@@ -204,6 +205,7 @@ impl Subscriber for Subscriptions {
             // Publications between the last here and the first there may be missing.
             registry.let_go(&entry, state);
             state.holds = Some(seat);
+            registry.is_back(state);
             registry.counters.confirmed.fetch_add(1, Relaxed);
             if std::mem::replace(&mut state.was_confirmed, true) {
                 registry.counters.resubscribed.fetch_add(1, Relaxed);
@@ -221,8 +223,7 @@ impl Subscriber for Subscriptions {
         let is_unasked = entry.locked(|state| {
             let is_unasked = state.holds == Some(seat) && !state.is_closed;
             if is_unasked {
-                registry.let_go(&entry, state);
-                state.holds = None;
+                registry.lose(&entry, state);
             }
             is_unasked
         });

@@ -16,6 +16,7 @@ use super::{
     counters::Counters,
     entry::{Entry, Key, Seat, State},
     keeper::{Desk, Due},
+    outage::Outage,
     sequence::{Ask, Outlet, Pause},
 };
 use crate::{
@@ -50,6 +51,7 @@ pub(super) struct Registry {
     pub(super) reader: Reader,
     pub(super) sink: Arc<dyn Sink>,
     pub(super) counters: Counters,
+    pub(super) outage: Outage,
     pub(super) desk: Mutex<Desk>,
     pub(super) desk_filled: Notify,
     pub(super) asks: Mutex<Asks>,
@@ -95,6 +97,7 @@ impl Registry {
             reader,
             sink,
             counters: Counters::default(),
+            outage: Outage::default(),
             desk: Mutex::default(),
             desk_filled: Notify::new(),
             asks: Mutex::default(),
@@ -143,6 +146,7 @@ impl Registry {
             }
             state.is_closed = true;
             self.let_go(entry, state);
+            self.is_back(state);
             let sent = state.sent.take().map(|sent| sent.seat);
             let seats = state.holds.take().into_iter().chain(sent).collect();
             Removal::Done { seats, look_at: state.look_at.take() }
@@ -159,6 +163,22 @@ impl Registry {
             self.counters.confirmed.fetch_sub(1, Relaxed);
         }
         state.sequence.interrupted(&mut Spout { registry: self, channel: &entry.channel });
+    }
+
+    /// The subscription of a channel is gone, and has to be made again.
+    pub(super) fn lose(&self, entry: &Entry, state: &mut State) {
+        self.let_go(entry, state);
+        state.holds = None;
+        if !std::mem::replace(&mut state.is_missing, true) {
+            self.outage.lost(Instant::now());
+        }
+    }
+
+    /// The subscription of a channel is there, or not wanted any more.
+    pub(super) fn is_back(&self, state: &mut State) {
+        if std::mem::take(&mut state.is_missing) {
+            self.outage.back(Instant::now());
+        }
     }
 
     pub(super) fn session(&self, link: LinkId) -> Option<Session> {

@@ -207,6 +207,7 @@ async fn a_restart_is_repaired_or_told() {
     a.publish_surely(&plain, "after", None).await;
     b.until_told(&plain, &[Told::Gap(GapReason::Reconnect), Told::Text("after".into())]).await;
     assert_eq!(b.counters().resubscribed, 2);
+    assert!(b.counters().outage.is_some_and(|outage| outage > Duration::ZERO), "{:?}", b.counters());
     tokio::join!(a.stop(), b.stop());
 }
 
