@@ -92,7 +92,8 @@ fn publish_all(backplane: &MemoryBackplane, channels: &[Channel], case: Case, th
             event: None,
             payload: Payload::Text(payload.clone()),
             history: case.history,
-            idempotency_key: case.has_key.then(|| format!("{thread, sender: None }-{at}").into()),
+            idempotency_key: case.has_key.then(|| format!("{thread}-{at}").into()),
+            sender: None,
         };
         let published = backplane.publish(publication).now_or_never();
         assert!(published.is_some_and(|published| published.is_ok()));

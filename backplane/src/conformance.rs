@@ -8,9 +8,11 @@
 //! - `order`: order under concurrent publishers, atomicity of history and sink, idempotency.
 //! - `recovery`: positions, bounds of history, epochs.
 //! - `interest`: who is handed what.
+//! - `census`: who is in a channel, and what is told of it.
 //! - `cluster`: presence, nodes, control.
 //! - `nodes`: what holds between the nodes of a cluster.
 
+mod census;
 mod cluster;
 mod interest;
 mod nodes;
@@ -20,6 +22,7 @@ mod recovery;
 
 use std::{fmt::Debug, sync::Arc, time::Duration};
 
+pub use census::*;
 pub use cluster::*;
 use futures_util::future::BoxFuture;
 pub use interest::*;
@@ -28,6 +31,7 @@ pub use order::*;
 pub use recorder::Recorder;
 pub use recovery::*;
 
+use self::nodes::pair;
 use crate::{
     Backplane, Channel, Epoch, History, HistoryPolicy, HistoryQuery, NewPublication, Payload, Position,
     Publication, Published, Sink,
@@ -58,6 +62,9 @@ pub trait Subject: Send + Sync {
 
     /// How long a node's record holds without renewal, if it ends at all.
     fn node_lease(&self) -> Option<Duration>;
+
+    /// How long an end must last until it is told as a transition.
+    fn census_settle(&self) -> Duration;
 
     /// Has the backplane lose all it keeps, as a server that comes back without its data. False: only the end of the
     /// process does that.
@@ -100,6 +107,15 @@ pub async fn run(subject: &dyn Subject) {
     a_node_that_vanishes_takes_its_presence_with_it(subject).await;
     control_reaches_all_nodes(subject).await;
     a_record_is_read_by_all_nodes(subject).await;
+
+    the_census_tells_each_user_once(subject).await;
+    a_return_is_no_transition(subject).await;
+    a_full_channel_refuses_new_users(subject).await;
+    counts_are_told(subject).await;
+    census_channels_are_listed_by_app(subject).await;
+    a_user_on_two_nodes_is_one_user(subject).await;
+    a_node_that_vanishes_takes_its_users_with_it(subject).await;
+    the_census_comes_back_after_a_loss(subject).await;
 
     a_node_that_is_dropped_lets_go_of_its_sink(subject).await;
     a_gap_stands_between_epochs(subject).await;

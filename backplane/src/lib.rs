@@ -130,9 +130,12 @@ pub trait Sink: Send + Sync + 'static {
 
     fn control(&self, control: Control);
 
-    /// A change of who is in a channel that this node is subscribed to, in order with its publications. Always taken:
-    /// a sink that has no room for it has to read the channel's [`Roll`] later, as it has after a [`Gap`].
+    /// A change of who is in a channel that this node is subscribed to, in order with its publications, but for those
+    /// that had to be repaired. Always taken: a sink that has no room for it has to read the channel's [`Roll`] later.
     fn census(&self, channel: &Channel, event: Arc<CensusEvent>);
+
+    /// Changes of who is in a channel may have been missed. A sink that keeps no roll has nothing to do.
+    fn census_lost(&self, _channel: &Channel) {}
 
     /// A change of who is in a channel, told to one sink of the cluster, whether or not it is subscribed.
     fn transition(&self, channel: &Channel, transition: Transition);

@@ -1,10 +1,13 @@
 //! The memory backplane runs the conformance suite, at the pace of a manual clock.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, Weak},
+    time::Duration,
+};
 
 use futures_util::future::{BoxFuture, FutureExt, ready};
 use tidegate_backplane::{
-    Backplane, ManualClock, MemoryBackplane, MemoryOptions, Sink,
+    Backplane, CENSUS_SETTLE, Clock, ManualClock, MemoryBackplane, MemoryOptions, Sink,
     conformance::{self, Subject},
 };
 
@@ -13,6 +16,7 @@ const NODE_LEASE: Duration = Duration::from_secs(10);
 #[derive(Default)]
 struct Memory {
     clock: Arc<ManualClock>,
+    nodes: Mutex<Vec<Weak<MemoryBackplane>>>,
 }
 
 impl Memory {
@@ -23,8 +27,9 @@ impl Memory {
 
 impl Subject for Memory {
     fn node(&self, sink: Arc<dyn Sink>) -> BoxFuture<'_, Arc<dyn Backplane>> {
-        let backplane: Arc<dyn Backplane> = Arc::new(MemoryBackplane::new(sink, self.options()));
-        ready(backplane).boxed()
+        let backplane = Arc::new(MemoryBackplane::new(sink, self.options()));
+        self.nodes.lock().expect("no panic").push(Arc::downgrade(&backplane));
+        ready(backplane as Arc<dyn Backplane>).boxed()
     }
 
     fn shares_nodes(&self) -> bool {
@@ -33,6 +38,9 @@ impl Subject for Memory {
 
     fn pass(&self, time: Duration) -> BoxFuture<'_, ()> {
         self.clock.advance(time);
+        for node in self.nodes.lock().expect("no panic").iter().filter_map(Weak::upgrade) {
+            node.sweep(self.clock.now());
+        }
         ready(()).boxed()
     }
 
@@ -42,6 +50,10 @@ impl Subject for Memory {
 
     fn node_lease(&self) -> Option<Duration> {
         Some(NODE_LEASE)
+    }
+
+    fn census_settle(&self) -> Duration {
+        CENSUS_SETTLE
     }
 
     fn lose_all(&self) -> BoxFuture<'_, bool> {

@@ -18,6 +18,7 @@ use tidegate_testkit::redis::{RedisClient, RedisCluster, RedisServer, Sentinel};
 
 /// Long enough that it does not pass by itself on a busy machine.
 const LEASE: Duration = Duration::from_secs(5);
+const CENSUS_SETTLE: Duration = Duration::from_secs(5);
 const IDEMPOTENCY_WINDOW: Duration = Duration::from_secs(5);
 
 struct Redis {
@@ -39,6 +40,7 @@ impl Redis {
             lease: LEASE,
             idempotency_window: IDEMPOTENCY_WINDOW,
             replicas: self.replicas,
+            census_settle: CENSUS_SETTLE,
             ..RedisOptions::new(url, &node)
         }
     }
@@ -65,6 +67,10 @@ impl Subject for Redis {
 
     fn node_lease(&self) -> Option<Duration> {
         Some(LEASE)
+    }
+
+    fn census_settle(&self) -> Duration {
+        CENSUS_SETTLE
     }
 
     fn lose_all(&self) -> BoxFuture<'_, bool> {

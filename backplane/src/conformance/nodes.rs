@@ -110,7 +110,7 @@ pub async fn a_record_is_read_by_all_nodes(subject: &dyn Subject) {
     assert!(!b.backplane.nodes().await.expect("nodes").contains(&record));
 }
 
-async fn pair(subject: &dyn Subject) -> Option<[Bench; 2]> {
+pub(super) async fn pair(subject: &dyn Subject) -> Option<[Bench; 2]> {
     if !subject.shares_nodes() {
         return None;
     }

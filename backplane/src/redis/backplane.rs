@@ -11,6 +11,7 @@ use tokio::{runtime::Handle, time::MissedTickBehavior};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
+    census::Census,
     contract::{Commands, Subscribing},
     control::{self, Orders},
     counters::{OperationCounters, Tallies},
@@ -51,6 +52,7 @@ struct Core {
     reader: Reader,
     registry: Arc<Registry>,
     presence: Arc<Presence>,
+    census: Arc<Census>,
     subscriptions: Arc<Subscriptions>,
     orders: Arc<Orders>,
     tallies: Arc<Tallies>,
@@ -68,6 +70,8 @@ pub struct RedisCounters {
     pub links: Vec<LinkCounters>,
     /// Members of this node in all channels.
     pub presence_members: u64,
+    /// Subscriptions of this node that the census counts.
+    pub census_subscriptions: u64,
 }
 
 impl RedisBackplane {
@@ -102,6 +106,7 @@ impl RedisBackplane {
             subscriptions: core.subscriptions.counters(),
             links: core.links.counters(),
             presence_members: core.presence.own_len(),
+            census_subscriptions: core.census.own_len(),
         }
     }
 }
@@ -145,24 +150,28 @@ impl Backplane for RedisBackplane {
         async move { self.core.presence.list(&channel).await }.boxed()
     }
 
-    fn attend(&self, _: &Channel, _: Attend) -> BoxFuture<'static, Result<Attended, AttendError>> {
-        futures_util::future::ready(Err(no_census().into())).boxed()
+    fn attend(&self, channel: &Channel, attend: Attend) -> BoxFuture<'static, Result<Attended, AttendError>> {
+        self.core.census.attend(channel, attend)
     }
 
-    fn roll(&self, _: &Channel) -> BoxFuture<'static, Result<Roll, BackplaneError>> {
-        futures_util::future::ready(Err(no_census())).boxed()
+    fn roll(&self, channel: &Channel) -> BoxFuture<'static, Result<Roll, BackplaneError>> {
+        let (census, channel) = (Arc::clone(&self.core.census), channel.clone());
+        async move { census.roll(&channel).await }.boxed()
     }
 
-    fn sums(&self, _: &Channel) -> BoxFuture<'static, Result<Sums, BackplaneError>> {
-        futures_util::future::ready(Err(no_census())).boxed()
+    fn sums(&self, channel: &Channel) -> BoxFuture<'static, Result<Sums, BackplaneError>> {
+        let (census, channel) = (Arc::clone(&self.core.census), channel.clone());
+        async move { census.sums(&channel).await }.boxed()
     }
 
     fn census_channels(
         &self,
-        _: Option<&str>,
-        _: &str,
+        app: Option<&str>,
+        prefix: &str,
     ) -> BoxFuture<'static, Result<Vec<CensusChannel>, BackplaneError>> {
-        futures_util::future::ready(Err(no_census())).boxed()
+        let census = Arc::clone(&self.core.census);
+        let (app, prefix) = (app.map(str::to_owned), prefix.to_owned());
+        async move { census.channels(app.as_deref(), &prefix).await }.boxed()
     }
 
     fn announce(&self, node: NodeRecord) -> BoxFuture<'_, Result<(), BackplaneError>> {
@@ -210,7 +219,17 @@ impl fmt::Debug for RedisBackplane {
 
 impl Core {
     fn new(options: RedisOptions, sink: Arc<dyn Sink>) -> Result<Self, RedisStartError> {
-        let RedisOptions { url, ca, prefix, node, lease, idempotency_window, replicas } = options;
+        let RedisOptions {
+            url,
+            ca,
+            prefix,
+            node,
+            lease,
+            idempotency_window,
+            replicas,
+            removes_instances,
+            census_settle,
+        } = options;
         // Without randomness, nothing after this works either; publishes say so.
         let life = scripts::random().unwrap_or_default();
         let links = Links::new(&LinkOptions {
@@ -225,13 +244,35 @@ impl Core {
         let subscribing: Arc<dyn Subscribing> = Arc::new(links.clone());
         let tallies = Arc::<Tallies>::default();
         let reader = Reader::new(commands.clone(), prefix.clone(), tallies.clone());
-        let registry = Registry::new(commands.clone(), prefix.clone(), &node, life, lease, tallies.clone());
+        let registry = Registry::new(
+            commands.clone(),
+            prefix.clone(),
+            &node,
+            life,
+            lease,
+            removes_instances,
+            tallies.clone(),
+        );
         let registry = Arc::new(registry);
         let subscriptions =
             Subscriptions::start(prefix.clone(), subscribing.clone(), reader.clone(), sink.clone());
         let subscriptions = Arc::new(subscriptions);
-        let orders =
-            Orders::new(subscriptions.clone(), Arc::downgrade(&subscribing), sink, &prefix, tallies.clone());
+        let census = Census::new(
+            commands.clone(),
+            prefix.clone(),
+            registry.clone(),
+            sink.clone(),
+            census_settle,
+            tallies.clone(),
+        );
+        let orders = Orders::new(
+            subscriptions.clone(),
+            Arc::downgrade(&subscribing),
+            Arc::downgrade(&census),
+            sink,
+            &prefix,
+            tallies.clone(),
+        );
         Ok(Self {
             publisher: Publisher::new(
                 commands.clone(),
@@ -241,6 +282,7 @@ impl Core {
                 tallies.clone(),
             ),
             presence: Presence::new(commands.clone(), prefix.clone(), registry.clone(), tallies.clone()),
+            census,
             orders: Arc::new(orders),
             links,
             commands,
@@ -265,6 +307,7 @@ impl Core {
             tracing::warn!(%error, "the node registry is out of reach");
         }
         let each = self.registry.lease() / ROUNDS_PER_LEASE;
+        self.tasks.spawn(Census::keep(Arc::downgrade(&self.census), self.stopping.clone()));
         self.tasks.spawn(tick(Arc::downgrade(self), each, self.stopping.clone()));
     }
 
@@ -274,9 +317,10 @@ impl Core {
         if round.lapsed {
             tracing::info!(instance = %self.registry.instance(), "presence is written again");
             self.presence.begin_again();
+            self.census.begin_again(round.has_lost_data);
         }
         for instance in std::mem::take(&mut round.ended) {
-            self.tasks.spawn(remove(Arc::clone(&self.presence), instance));
+            self.tasks.spawn(remove(Arc::clone(self), instance));
         }
         Ok(round)
     }
@@ -300,16 +344,19 @@ async fn tick(core: Weak<Core>, each: Duration, stopping: CancellationToken) {
             continue;
         }
         core.presence.sweep().await;
+        core.census.sweep().await;
     }
 }
 
-async fn remove(presence: Arc<Presence>, instance: Box<str>) {
-    match presence.remove_instance(&instance).await {
-        Ok(()) => tracing::info!(%instance, "the members of a dead instance were removed"),
-        Err(error) => tracing::debug!(%instance, %error, "the members of a dead instance are removed later"),
+/// Whoever is told of the instance after another lease begins again with what fails.
+async fn remove(core: Arc<Core>, instance: Box<str>) {
+    let removed = async {
+        core.presence.remove_instance(&instance).await?;
+        core.census.remove_instance(&instance).await?;
+        core.registry.forget(&instance).await
+    };
+    match removed.await {
+        Ok(()) => tracing::info!(%instance, "what a dead instance left was removed"),
+        Err(error) => tracing::debug!(%instance, %error, "what a dead instance left is removed later"),
     }
-}
-
-fn no_census() -> BackplaneError {
-    BackplaneError::Refused("the census over Redis is not built yet".into())
 }

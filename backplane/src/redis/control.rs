@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use super::{
+    census::Census,
     contract::{Commands, LinkId, Session, Subscriber, Subscribing},
     counters::Tallies,
     names::{CONTROL, Prefix},
@@ -41,6 +42,8 @@ pub(crate) struct Orders {
     inner: Arc<dyn Subscriber>,
     /// Not owned: the links own this.
     subscribing: Weak<dyn Subscribing>,
+    /// Told when a server is back. Not owned: it holds the links.
+    census: Weak<Census>,
     sink: Arc<dyn Sink>,
     channel: Vec<u8>,
     state: Mutex<State>,
@@ -80,6 +83,7 @@ impl Orders {
     pub(crate) fn new(
         inner: Arc<dyn Subscriber>,
         subscribing: Weak<dyn Subscribing>,
+        census: Weak<Census>,
         sink: Arc<dyn Sink>,
         prefix: &Prefix,
         tallies: Arc<Tallies>,
@@ -87,6 +91,7 @@ impl Orders {
         Self {
             inner,
             subscribing,
+            census,
             sink,
             channel: prefix.pubsub(CONTROL).into_bytes(),
             state: Mutex::default(),
@@ -131,6 +136,9 @@ impl Orders {
 impl Subscriber for Orders {
     fn up(&self, link: LinkId, session: Session) {
         self.with(|state| state.sessions.push((link, session)));
+        if let Some(census) = self.census.upgrade() {
+            census.doubt();
+        }
         self.subscribe();
         self.inner.up(link, session);
     }

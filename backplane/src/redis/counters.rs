@@ -14,6 +14,13 @@ pub(crate) struct Tallies {
     pub(crate) presence_refused: AtomicU64,
     pub(crate) presence_undecodable: AtomicU64,
     pub(crate) presence_removed: AtomicU64,
+    pub(crate) census_written: AtomicU64,
+    pub(crate) census_settled: AtomicU64,
+    pub(crate) census_failed: AtomicU64,
+    pub(crate) census_refused: AtomicU64,
+    pub(crate) census_full: AtomicU64,
+    pub(crate) census_removed: AtomicU64,
+    pub(crate) transitions: AtomicU64,
     pub(crate) instances_removed: AtomicU64,
     pub(crate) leases_lapsed: AtomicU64,
     pub(crate) records_undecodable: AtomicU64,
@@ -43,6 +50,20 @@ pub struct OperationCounters {
     pub presence_undecodable: u64,
     /// Members that dead instances had left, removed by this node.
     pub presence_removed: u64,
+    /// Batches of changes of the census that Redis took.
+    pub census_written: u64,
+    /// Times that it was asked what has lasted.
+    pub census_settled: u64,
+    /// Batches of changes of the census that Redis did not take; their channels are written again.
+    pub census_failed: u64,
+    /// Changes of the census refused because too many waited.
+    pub census_refused: u64,
+    /// Users refused because the channel had as many as it may.
+    pub census_full: u64,
+    /// Channels that were cleared of what a dead instance had left there.
+    pub census_removed: u64,
+    /// Transitions handed to the sink.
+    pub transitions: u64,
     /// Dead instances of which this node removed all members.
     pub instances_removed: u64,
     /// Times that this node went on as another instance: it was away for a lease, or the registry lost its data.
@@ -69,6 +90,13 @@ impl Tallies {
             presence_refused: self.presence_refused.load(Relaxed),
             presence_undecodable: self.presence_undecodable.load(Relaxed),
             presence_removed: self.presence_removed.load(Relaxed),
+            census_written: self.census_written.load(Relaxed),
+            census_settled: self.census_settled.load(Relaxed),
+            census_failed: self.census_failed.load(Relaxed),
+            census_refused: self.census_refused.load(Relaxed),
+            census_full: self.census_full.load(Relaxed),
+            census_removed: self.census_removed.load(Relaxed),
+            transitions: self.transitions.load(Relaxed),
             instances_removed: self.instances_removed.load(Relaxed),
             leases_lapsed: self.leases_lapsed.load(Relaxed),
             records_undecodable: self.records_undecodable.load(Relaxed),

@@ -5,6 +5,9 @@
 //! ```text
 //! envelope   version 1 | flags | [epoch 8 | offset 8 | previous tag 8 | tag 8] | [length 2 | event] | [sender] | payload
 //! body                   flags | [                                      tag 8] | [length 2 | event] | [sender] | payload
+//! census     version 1 | 16    | number 8 | 1 | length 2 | user | info      joined
+//!                                         | 2 | user                       left
+//!                                         | 3 | subscriptions 8            count
 //! sender     parts 1 | [length 2 | connection] | [length 2 | user]
 //! ```
 //!
@@ -13,7 +16,7 @@
 
 use bytes::{Buf, Bytes};
 
-use crate::{Epoch, NewPublication, Payload, Position, Publication, Sender};
+use crate::{CensusEvent, CensusKind, Epoch, NewPublication, Payload, Position, Publication, Sender, User};
 
 const VERSION: u8 = 1;
 
@@ -21,6 +24,8 @@ const FLAG_POSITION: u8 = 1;
 const FLAG_BINARY: u8 = 2;
 const FLAG_EVENT: u8 = 4;
 const FLAG_SENDER: u8 = 8;
+/// Alone: what follows is no publication.
+const FLAG_CENSUS: u8 = 16;
 const FLAGS: u8 = FLAG_POSITION | FLAG_BINARY | FLAG_EVENT | FLAG_SENDER;
 
 const SENDER_CONNECTION: u8 = 1;
@@ -50,6 +55,13 @@ pub(crate) struct Envelope {
     pub(crate) publication: Publication,
 }
 
+/// What a node receives on the pub/sub channel of a channel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Message {
+    Publication(Envelope),
+    Census(CensusEvent),
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Tags {
     pub(crate) previous: Tag,
@@ -73,12 +85,24 @@ pub(crate) enum EnvelopeError {
     Sender,
     #[error("the text payload is not UTF-8")]
     Text,
+    #[error("the change of a census is of no known kind or not UTF-8")]
+    Census,
 }
 
 /// An event name or a part of a sender whose length does not fit into two bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the event name or the sender is {0} bytes long, 65535 are allowed")]
 pub(crate) struct NameTooLong(usize);
+
+impl Message {
+    /// Reads what was received.
+    pub(crate) fn decode(bytes: Vec<u8>) -> Result<Self, EnvelopeError> {
+        match bytes[..] {
+            [VERSION, FLAG_CENSUS, ref census @ ..] => decode_census(census).map(Self::Census),
+            _ => Envelope::decode(bytes).map(Self::Publication),
+        }
+    }
+}
 
 impl Envelope {
     /// Reads what was received; the payload is a part of `bytes`, not a copy.
@@ -132,6 +156,33 @@ pub(crate) fn decode_body(position: Position, bytes: Vec<u8>) -> Result<(Tag, Pu
     }
     let tag = Tag(take_u64(&mut bytes)?);
     Ok((tag, take_publication(bytes, flags, Some(position))?))
+}
+
+/// A change of who is in a channel, as `scripts/census.lua` writes it.
+fn decode_census(mut bytes: &[u8]) -> Result<CensusEvent, EnvelopeError> {
+    let sequence = bytes.try_get_u64().map_err(|_| EnvelopeError::Truncated)?;
+    let kind = match bytes.try_get_u8().map_err(|_| EnvelopeError::Truncated)? {
+        1 => {
+            let len = usize::from(bytes.try_get_u16().map_err(|_| EnvelopeError::Truncated)?);
+            let (id, info) = bytes.split_at_checked(len).ok_or(EnvelopeError::Truncated)?;
+            let info = (!info.is_empty()).then(|| census_text(info)).transpose()?;
+            CensusKind::Joined(User { id: census_text(id)?, info })
+        }
+        2 => CensusKind::Left { user: census_text(bytes)? },
+        3 => {
+            let subscriptions = bytes.try_get_u64().map_err(|_| EnvelopeError::Truncated)?;
+            if !bytes.is_empty() {
+                return Err(EnvelopeError::Census);
+            }
+            CensusKind::Count { subscriptions }
+        }
+        _ => return Err(EnvelopeError::Census),
+    };
+    Ok(CensusEvent { sequence, kind })
+}
+
+fn census_text(bytes: &[u8]) -> Result<Box<str>, EnvelopeError> {
+    std::str::from_utf8(bytes).map(Into::into).map_err(|_| EnvelopeError::Census)
 }
 
 fn with_room(head: usize, new: &NewPublication) -> Vec<u8> {
@@ -230,14 +281,32 @@ fn take_u64(bytes: &mut Bytes) -> Result<u64, EnvelopeError> {
 /// Decodes arbitrary bytes both ways; what decodes encodes to the same bytes.
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) fn check_decoders(bytes: &[u8]) {
-    if let Ok(envelope) = Envelope::decode(bytes.to_vec()) {
-        assert_eq!(encode_envelope(&envelope), bytes);
+    match Message::decode(bytes.to_vec()) {
+        Ok(Message::Publication(envelope)) => assert_eq!(encode_envelope(&envelope), bytes),
+        Ok(Message::Census(event)) => assert_eq!(encode_census(&event), bytes),
+        Err(_) => {}
     }
     let position = Position { epoch: Epoch(1), offset: 1 };
     if let Ok((tag, publication)) = decode_body(position, bytes.to_vec()) {
         let body = encode_body(&as_new(&publication), tag).expect("a length that was read fits");
         assert_eq!(body, bytes);
     }
+}
+
+/// What the script makes.
+#[cfg(any(test, feature = "fuzz"))]
+fn encode_census(event: &CensusEvent) -> Vec<u8> {
+    let head = [&[VERSION, FLAG_CENSUS], &event.sequence.to_be_bytes()[..]].concat();
+    let body = match &event.kind {
+        CensusKind::Joined(User { id, info }) => {
+            let len = u16::try_from(id.len()).expect("a length that was read fits");
+            let info = info.as_deref().unwrap_or_default();
+            [&[1], &len.to_be_bytes()[..], id.as_bytes(), info.as_bytes()].concat()
+        }
+        CensusKind::Left { user } => [&[2], user.as_bytes()].concat(),
+        CensusKind::Count { subscriptions } => [&[3], &subscriptions.to_be_bytes()[..]].concat(),
+    };
+    [head, body].concat()
 }
 
 /// What the publisher and the script make together.

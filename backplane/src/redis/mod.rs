@@ -8,15 +8,18 @@
 //! - `subscriptions`: who is handed what, in order and without holes.
 //! - `names`: keys and pub/sub channels. `envelope`: the bytes of a publication.
 //! - `scripts`: the Lua scripts, and how they are called.
-//! - `publish`, `history`, `presence`, `nodes`, `control`: the operations. `counters`: what they count.
+//! - `publish`, `history`, `presence`, `census`, `nodes`, `control`: the operations. `instances`: what presence and census
+//!   share. `counters`: what they count.
 
 mod backplane;
+mod census;
 mod contract;
 mod control;
 mod counters;
 mod envelope;
 mod error;
 mod history;
+mod instances;
 mod links;
 mod names;
 mod nodes;

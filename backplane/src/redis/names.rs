@@ -71,6 +71,32 @@ impl Prefix {
         self.key(channel, ":p")
     }
 
+    /// `P:{C}:c`, the hash of how many are in a channel.
+    pub(crate) fn census(&self, channel: &str) -> String {
+        self.key(channel, ":c")
+    }
+
+    /// `P:{C}:u`, the hash of the users in a channel.
+    pub(crate) fn census_users(&self, channel: &str) -> String {
+        self.key(channel, ":u")
+    }
+
+    /// `P:{C}:e`, the ends that are told when they last.
+    pub(crate) fn census_ends(&self, channel: &str) -> String {
+        self.key(channel, ":e")
+    }
+
+    /// `P:{C}:n:INSTANCE`, the hash of an instance's users in a channel.
+    pub(crate) fn census_part(&self, channel: &str, instance: &str) -> String {
+        format!("{}:{{{channel}}}:n:{instance}", self.0)
+    }
+
+    /// `P:{!nodes}:c:INSTANCE`, the set of channels that an instance has to do with: it has subscriptions there, or
+    /// ends to tell.
+    pub(crate) fn census_channels(&self, instance: &str) -> String {
+        format!("{}:{{{NODES}}}:c:{instance}", self.0)
+    }
+
     /// `P:{!nodes}`, the hash of node records.
     pub(crate) fn nodes(&self) -> String {
         self.key(NODES, "")
@@ -139,6 +165,11 @@ mod tests {
         assert_eq!(prefix.stream("C"), "P:{C}:s");
         assert_eq!(prefix.idempotency("C", "K"), "P:{C}:i:K");
         assert_eq!(prefix.presence("C"), "P:{C}:p");
+        assert_eq!(prefix.census("C"), "P:{C}:c");
+        assert_eq!(prefix.census_users("C"), "P:{C}:u");
+        assert_eq!(prefix.census_ends("C"), "P:{C}:e");
+        assert_eq!(prefix.census_part("C", "I"), "P:{C}:n:I");
+        assert_eq!(prefix.census_channels("I"), "P:{!nodes}:c:I");
         assert_eq!(prefix.nodes(), "P:{!nodes}");
         assert_eq!(prefix.instances(), "P:{!nodes}:i");
         assert_eq!(prefix.instance_channels("I"), "P:{!nodes}:p:I");

@@ -32,6 +32,8 @@ pub(crate) struct Registry {
     /// `NODE.LIFE.`, what the names of this process's instances begin with.
     own: Box<str>,
     life: u64,
+    /// Whether this process removes what dead instances left.
+    removes: bool,
     state: Mutex<State>,
     tallies: Arc<Tallies>,
 }
@@ -44,6 +46,8 @@ struct State {
     renewed: Option<Instant>,
     /// Instances, and until when they live at least.
     live: HashMap<Box<str>, Instant>,
+    /// Changes when the registry loses its data.
+    generation: Option<u64>,
     /// Until then, an instance that is not known may live: this node was away, or the registry has lost its data.
     doubt_until: Instant,
 }
@@ -57,6 +61,8 @@ pub(crate) struct Round {
     pub(crate) ended: Vec<Box<str>>,
     /// This process is another instance now: all its members are to be written again.
     pub(crate) lapsed: bool,
+    /// The registry has lost its data since the last round.
+    pub(crate) has_lost_data: bool,
     pub(crate) refused: bool,
 }
 
@@ -79,17 +85,19 @@ impl Registry {
         node: &str,
         life: u64,
         lease: Duration,
+        removes: bool,
         tallies: Arc<Tallies>,
     ) -> Self {
         let state = State {
             number: 1,
             renewed: None,
             live: HashMap::new(),
+            generation: None,
             // Whether the registry has just lost its data is not known yet.
             doubt_until: Instant::now() + lease,
         };
         let own = format!("{node}.{life:016x}.").into();
-        Self { commands, prefix, lease, own, life, state: Mutex::new(state), tallies }
+        Self { commands, prefix, lease, own, life, removes, state: Mutex::new(state), tallies }
     }
 
     pub(crate) fn lease(&self) -> Duration {
@@ -112,6 +120,11 @@ impl Registry {
         self.with(|state| now < state.doubt_until || state.live.get(instance).is_some_and(|end| now < *end))
     }
 
+    /// Instances that lived at the last round.
+    pub(crate) fn live(&self) -> Vec<Box<str>> {
+        self.with(|state| state.live.keys().cloned().collect())
+    }
+
     /// Whether the lease of the current instance holds for so long that no round is due.
     pub(crate) fn is_fresh(&self) -> bool {
         self.with(|state| state.renewed.is_some_and(|at| at.elapsed() < self.lease / 4))
@@ -124,6 +137,7 @@ impl Registry {
 
     /// Renews the lease, writes or renews a record, and reads.
     pub(crate) async fn round(&self, record: Option<&NodeRecord>) -> Result<Round, BackplaneError> {
+        let mut has_lost_data = false;
         let mut lapsed = self.with(|state| {
             let is_over = state.renewed.is_some_and(|at| at.elapsed() >= self.lease);
             if is_over {
@@ -135,16 +149,20 @@ impl Registry {
             let sent = Instant::now();
             let number = self.with(|state| state.number);
             let answer = self.ask(&self.name_of(number), record).await;
-            let (mut round, known, live) = match answer.and_then(|answer| self.read(answer)) {
+            let (mut round, known, live, generation) = match answer.and_then(|answer| self.read(answer)) {
                 Ok(read) => read,
                 Err(error) => {
                     self.with(|state| state.doubt_until = Instant::now() + self.lease);
                     return Err(error);
                 }
             };
+            has_lost_data |= self.with(|state| {
+                state.generation.replace(generation).is_some_and(|before| before != generation)
+            });
             lapsed |= self.with(|state| self.note(state, number, known, live, sent));
             if self.with(|state| state.number) == number {
                 round.lapsed = lapsed;
+                round.has_lost_data = has_lost_data;
                 return Ok(round);
             }
         }
@@ -168,11 +186,12 @@ impl Registry {
         Ok(())
     }
 
-    /// Forgets an instance after its members were removed.
+    /// Forgets an instance after what it left was removed.
     pub(crate) async fn forget(&self, instance: &str) -> Result<(), BackplaneError> {
         let mut command = redis::cmd("HDEL");
         command.arg(self.prefix.instances()).arg(instance);
         self.commands.call(NODES, command).await?;
+        self.tallies.instances_removed.fetch_add(1, Relaxed);
         Ok(())
     }
 
@@ -183,11 +202,14 @@ impl Registry {
         let stored = record.map(encode).transpose()?.unwrap_or_default();
         let keys = [nodes.as_bytes(), instances.as_bytes()];
         let life = self.life.to_be_bytes();
-        let args = [lease.as_bytes(), instance.as_bytes(), name.as_bytes(), &life[..], &stored[..]];
+        let removes: &[u8] = if self.removes { b"1" } else { b"0" };
+        let generation = scripts::random()?.to_be_bytes();
+        let head = [lease.as_bytes(), instance.as_bytes(), name.as_bytes()];
+        let args = [head[0], head[1], head[2], &life, &stored, removes, &generation];
         scripts::ANNOUNCE.call(&*self.commands, NODES, &keys, &args).await
     }
 
-    fn read(&self, mut answer: Answer) -> Result<(Round, Known, Live), BackplaneError> {
+    fn read(&self, mut answer: Answer) -> Result<(Round, Known, Live, u64), BackplaneError> {
         let refused = answer.flag()?;
         let known = match answer.number()? {
             0 => Known::New,
@@ -214,7 +236,8 @@ impl Registry {
         while !list.is_empty() {
             ended.push(list.text()?);
         }
-        Ok((Round { records, ended, lapsed: false, refused }, known, live))
+        let round = Round { records, ended, lapsed: false, has_lost_data: false, refused };
+        Ok((round, known, live, answer.word()?))
     }
 
     /// Takes a round's answer in. True: the lease is over, and the next instance has to ask.

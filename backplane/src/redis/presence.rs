@@ -21,21 +21,12 @@ use tokio::{runtime::Handle, sync::oneshot};
 use super::{
     contract::Commands,
     counters::Tallies,
-    names::{NODES, Prefix},
+    instances::{self, BATCH, CONCURRENCY, WAITING_MAX},
+    names::Prefix,
     nodes::Registry,
     scripts,
 };
 use crate::{BackplaneError, Channel, Member};
-
-/// Changes that may wait on a node. Each is of one connection, which waits for it: three for each of the 20,000
-/// connections that a node has descriptors for.
-const WAITING_MAX: u64 = 60_000;
-
-/// Changes sent at once.
-const BATCH: usize = 512;
-
-/// Channels that are written, or cleared of an instance, at the same time.
-const CONCURRENCY: usize = 64;
 
 pub(crate) struct Presence {
     commands: Arc<dyn Commands>,
@@ -177,29 +168,11 @@ impl Presence {
         });
     }
 
-    /// Removes what an instance left behind, and then the instance. What fails is begun again by whoever is told of
-    /// the instance after another lease.
+    /// Removes what an instance left behind. What fails is begun again by whoever is told of the instance after another
+    /// lease.
     pub(crate) async fn remove_instance(&self, instance: &str) -> Result<(), BackplaneError> {
         let set = self.prefix.instance_channels(instance);
-        loop {
-            let mut command = redis::cmd("SRANDMEMBER");
-            command.arg(&set).arg(BATCH);
-            let value = self.commands.call(NODES, command).await?;
-            let channels: Vec<String> = FromRedisValue::from_redis_value(value).map_err(|_| not_ours())?;
-            if channels.is_empty() {
-                self.tallies.instances_removed.fetch_add(1, Relaxed);
-                return self.registry.forget(instance).await;
-            }
-            let clear = |channel: &String| self.clear(channel.clone(), instance);
-            let mut cleared = stream::iter(channels.iter().map(clear)).buffer_unordered(CONCURRENCY);
-            while let Some(cleared) = cleared.next().await {
-                cleared?;
-            }
-            drop(cleared);
-            let mut command = redis::cmd("SREM");
-            command.arg(&set).arg(&channels);
-            self.commands.call(NODES, command).await?;
-        }
+        instances::clear_all(&*self.commands, &set, |channel| self.clear(channel, instance)).await
     }
 
     /// Members of this node in all channels.
@@ -264,7 +237,7 @@ impl Presence {
         let set = self.prefix.instance_channels(instance);
         if !batch.is_registered {
             // First, so that what is written is found when this node is gone.
-            self.commands.call(NODES, set_command("SADD", &set, tag)).await?;
+            instances::list(&*self.commands, &set, tag).await?;
         }
         let key = self.prefix.presence(tag);
         if batch.is_whole {
@@ -282,7 +255,7 @@ impl Presence {
         }
         let is_left = self.with(|own| own.is_left(channel));
         if is_left {
-            self.commands.call(NODES, set_command("SREM", &set, tag)).await?;
+            instances::unlist(&*self.commands, &set, tag).await?;
         }
         Ok(!is_left)
     }
@@ -435,12 +408,6 @@ impl Own {
     fn is_left(&self, channel: &Channel) -> bool {
         self.channels.get(channel).is_none_or(|state| state.members.is_empty() && state.waiting.is_empty())
     }
-}
-
-fn set_command(name: &str, set: &str, channel: &str) -> Cmd {
-    let mut command = redis::cmd(name);
-    command.arg(set).arg(channel);
-    command
 }
 
 /// One command for those who are there, one for those who left.

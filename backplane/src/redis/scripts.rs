@@ -25,6 +25,10 @@ pub(crate) static RETIRE: LazyLock<Script> =
     LazyLock::new(|| Script::new("retire", &[include_str!("scripts/retire.lua")]));
 pub(crate) static MEMBERS: LazyLock<Script> =
     LazyLock::new(|| Script::new("members", &[include_str!("scripts/members.lua")]));
+pub(crate) static CENSUS: LazyLock<Script> =
+    LazyLock::new(|| Script::new("census", &[TIME, include_str!("scripts/census.lua")]));
+pub(crate) static ROLL: LazyLock<Script> =
+    LazyLock::new(|| Script::new("roll", &[include_str!("scripts/roll.lua")]));
 
 /// A script and the digest by which the server knows it once it has seen it.
 #[derive(Debug)]

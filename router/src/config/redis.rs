@@ -48,6 +48,8 @@ impl Redis {
         Ok(RedisOptions {
             ca: self.ca_file.clone(),
             prefix: self.prefix.0.clone(),
+            // A router has nobody to tell what comes of it.
+            removes_instances: false,
             ..RedisOptions::new(url, "router")
         })
     }

@@ -6,11 +6,15 @@
 --       3 name of the record, empty without one
 --       4 process that the record belongs to (8 bytes)
 --       5 record
+--       6 whether the caller removes what dead instances left (0 or 1)
+--       7 generation of the registry (8 bytes), if it has none
 -- P:{!nodes} holds name -> end of the lease (8 bytes, ms, big-endian), process (8 bytes), record.
 -- P:{!nodes}:i holds instance -> end of its lease (ms); negative: it ended, and somebody removes its members until then.
+-- In it, `!` holds the generation: who finds another one knows that the data was lost.
 -- Returns {refused 0 or 1: another living process has that name,
 --          instance 0 new, 1 renewed, 2 over (nothing of it was renewed),
---          {name, record, …}, {instance, ms left, …}, {instance whose members the caller is to remove, …}}
+--          {name, record, …}, {instance, ms left, …}, {instance whose members the caller is to remove, …},
+--          generation}
 
 local nodes, instances = KEYS[1], KEYS[2]
 local lease, now = tonumber(ARGV[1]), now_ms()
@@ -28,6 +32,8 @@ if ARGV[3] ~= '' then
     redis.call('HSET', nodes, ARGV[3], struct.pack('>I8', now + lease) .. ARGV[4] .. ARGV[5])
   end
 end
+
+redis.call('HSETNX', instances, '!', ARGV[7])
 
 local own = redis.call('HGET', instances, ARGV[2])
 local known = 0
@@ -53,12 +59,14 @@ local live, ended = {}, {}
 all = redis.call('HGETALL', instances)
 for i = 1, #all, 2 do
   local until_ms = tonumber(all[i + 1]) or 0
-  if until_ms > now then
+  if all[i] == '!' then
+    -- No instance.
+  elseif until_ms > now then
     live[#live + 1] = all[i]
     live[#live + 1] = until_ms - now
-  elseif -until_ms <= now then
+  elseif ARGV[6] == '1' and -until_ms <= now then
     redis.call('HSET', instances, all[i], digits(-(now + lease)))
     ended[#ended + 1] = all[i]
   end
 end
-return {refused, known, records, live, ended}
+return {refused, known, records, live, ended, redis.call('HGET', instances, '!')}

@@ -38,7 +38,7 @@ use tokio::{sync::oneshot, task::JoinHandle};
 
 use super::{
     contract::{LinkId, Session, Subscriber, Subscribing},
-    envelope::Envelope,
+    envelope::Message,
     history::Reader,
     names::Prefix,
 };
@@ -239,8 +239,8 @@ impl Subscriber for Subscriptions {
             registry.counters.unknown_channel.fetch_add(1, Relaxed);
             return;
         };
-        let envelope = match Envelope::decode(payload) {
-            Ok(envelope) => envelope,
+        let message = match Message::decode(payload) {
+            Ok(message) => message,
             Err(error) => return registry.undecodable(&entry.channel, error),
         };
         registry.advance(&entry, |state, spout| {
@@ -248,7 +248,13 @@ impl Subscriber for Subscriptions {
                 registry.counters.unknown_channel.fetch_add(1, Relaxed);
                 return None;
             }
-            state.sequence.arrived(envelope, spout)
+            match message {
+                Message::Publication(envelope) => state.sequence.arrived(envelope, spout),
+                Message::Census(event) => {
+                    spout.census(event);
+                    None
+                }
+            }
         });
     }
 }

@@ -20,7 +20,7 @@ use super::{
     sequence::{Ask, Outlet, Pause},
 };
 use crate::{
-    Channel, Gap, Intake, Publication, Sink,
+    CensusEvent, Channel, Gap, Intake, Publication, Sink,
     redis::{
         contract::{LinkId, Session, Subscribing},
         envelope::EnvelopeError,
@@ -244,7 +244,7 @@ impl Registry {
     /// Has a server end a subscription that is not, or no longer, this node's.
     pub(super) fn end(&self, seat: Seat, name: &[u8]) {
         let tag = self.prefix.tag_of(name).and_then(|tag| std::str::from_utf8(tag).ok());
-        if let Some(channel) = tag.and_then(|tag| Channel::new(tag).ok()) {
+        if let Some(channel) = tag.and_then(|tag| Channel::from_inside(tag).ok()) {
             self.order(|desk| desk.unsubscribe.push((seat, channel)));
         }
     }
@@ -287,6 +287,13 @@ impl Registry {
     }
 }
 
+impl Spout<'_> {
+    /// Handed over at once: what waits for a repair of the channel comes after it.
+    pub(super) fn census(&mut self, event: CensusEvent) {
+        self.registry.sink.census(self.channel, Arc::new(event));
+    }
+}
+
 impl Outlet for Spout<'_> {
     fn publication(&mut self, publication: Arc<Publication>) -> Intake {
         self.registry.sink.publication(self.channel, publication)
@@ -294,6 +301,10 @@ impl Outlet for Spout<'_> {
 
     fn gap(&mut self, gap: Gap) {
         self.registry.sink.gap(self.channel, gap);
+    }
+
+    fn census_lost(&mut self) {
+        self.registry.sink.census_lost(self.channel);
     }
 
     fn reserve(&mut self, bytes: usize) -> bool {

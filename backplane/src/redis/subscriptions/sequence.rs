@@ -26,6 +26,8 @@ use crate::{
 pub(super) trait Outlet {
     fn publication(&mut self, publication: Arc<Publication>) -> Intake;
     fn gap(&mut self, gap: Gap);
+    /// Changes of who is in the channel may have been missed.
+    fn census_lost(&mut self);
     /// Takes memory for a publication that waits; false when the node has none left.
     fn reserve(&mut self, bytes: usize) -> bool;
     fn release(&mut self, bytes: usize);
@@ -433,6 +435,9 @@ impl Sequence {
 
     fn caught_up(&mut self, mut detour: Box<Detour>, outlet: &mut impl Outlet) -> Option<Ask> {
         self.overlap = self.last.map_or(0, |last| last.position.offset);
+        if detour.was_interrupted {
+            outlet.census_lost();
+        }
         if detour.was_interrupted && self.has_plain && !detour.is_told {
             detour.is_told = true;
             tell(GapReason::Reconnect, self.last, outlet);

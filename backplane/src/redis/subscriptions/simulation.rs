@@ -438,6 +438,8 @@ impl Outlet for Node {
         self.told.push(Told::Gap);
     }
 
+    fn census_lost(&mut self) {}
+
     fn reserve(&mut self, bytes: usize) -> bool {
         let fits = self.held + bytes <= NODE_BYTES_MAX;
         self.held += if fits { bytes } else { 0 };

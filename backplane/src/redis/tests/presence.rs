@@ -22,7 +22,8 @@ impl Node {
     fn new(server: &Arc<Server>, name: &str, life: u64, lease: Duration) -> Self {
         let tallies = Arc::<Tallies>::default();
         let prefix = Prefix::default();
-        let registry = Registry::new(server.clone(), prefix.clone(), name, life, lease, tallies.clone());
+        let registry =
+            Registry::new(server.clone(), prefix.clone(), name, life, lease, true, tallies.clone());
         let registry = Arc::new(registry);
         let presence = Presence::new(server.clone(), prefix, registry.clone(), tallies.clone());
         Self { registry, presence, tallies }
@@ -37,6 +38,7 @@ impl Node {
         self.presence.sweep().await;
         for instance in round.ended {
             self.presence.remove_instance(&instance).await.expect("remove");
+            self.registry.forget(&instance).await.expect("forget");
         }
     }
 
