@@ -79,6 +79,13 @@ impl Health {
     }
 }
 
+impl Standing {
+    /// Of a node that gets no new clients in any case.
+    pub(super) fn without_new(self) -> Self {
+        if self == Self::Live { Self::Draining } else { self }
+    }
+}
+
 impl Standings {
     /// Takes what a check of a node found. The first check decides at once; later, `failures` in a row are needed to take
     /// a node away, and one success brings it back.
