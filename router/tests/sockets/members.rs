@@ -64,6 +64,7 @@ fn health() -> Health {
     Health {
         path: "/".into(),
         port: None,
+        proxy_protocol: false,
         interval: Duration::from_secs(3600),
         timeout: Duration::from_millis(500),
         failures: 2,
