@@ -2,34 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    time::{Instant, sleep, timeout},
-};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     node::{Node, Relay, Stage},
     shard::Command,
 };
-
-/// Resolves when the process was told to stop: SIGTERM, SIGINT or `POST /drain`.
-pub(crate) async fn asked(node: &Node) -> std::io::Result<()> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::select! {
-        _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
-        _ = interrupt.recv() => tracing::info!("SIGINT: draining; once more to stop at once"),
-        () = node.drain_asked() => tracing::info!("POST /drain: draining"),
-    }
-    Ok(())
-}
-
-/// Resolves at a second signal: whoever sends it does not want to wait.
-pub(crate) async fn insisted() -> std::io::Result<()> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::select! { _ = terminate.recv() => (), _ = interrupt.recv() => () }
-    Ok(())
-}
 
 /// Drains the node; what is left afterwards is cut.
 pub(crate) async fn run(node: &Arc<Node>, relay: &Relay, http: &CancellationToken, tasks: &TaskTracker) {

@@ -13,13 +13,16 @@ use std::{
 
 use bytes::Bytes;
 use slab::Slab;
-use tidegate_ops::edge::Edge;
+use tidegate_ops::{
+    bucket::Bucket,
+    edge::{Edge, Preamble},
+};
 use tidegate_reactor::{Intake, Mail, Mailbox};
 
 use crate::{
     config::Limits,
     metrics::{HandshakeResult, Metrics},
-    session::{Session, preamble::Preamble},
+    session::Session,
     shard::Command,
 };
 
@@ -50,20 +53,13 @@ pub(crate) struct Front {
     /// Connections that are only told that there is no room.
     turned_away: AtomicU32,
     addresses: Mutex<Addresses>,
-    handshakes: Mutex<Bucket>,
+    handshakes: Bucket,
 }
 
 #[derive(Debug, Default)]
 struct Addresses {
     keys: HashMap<IpAddr, u32>,
     entries: Slab<(IpAddr, u32)>,
-}
-
-/// A token bucket.
-#[derive(Debug)]
-struct Bucket {
-    tokens: f64,
-    filled_at: Instant,
 }
 
 /// Connections over a limit that may stay until they have been told, in the reserve of descriptors (see
@@ -76,13 +72,13 @@ const NO_ROOM: &[u8] =
 
 impl Front {
     pub(crate) fn new(limits: Limits) -> Self {
-        let bucket = Bucket { tokens: f64::from(limits.handshakes_burst), filled_at: Instant::now() };
+        let handshakes = Bucket::new(limits.handshakes_per_second, limits.handshakes_burst, Instant::now());
         Self {
             limits,
             connections: AtomicU64::new(0),
             turned_away: AtomicU32::new(0),
             addresses: Mutex::default(),
-            handshakes: Mutex::new(bucket),
+            handshakes,
         }
     }
 
@@ -121,20 +117,7 @@ impl Front {
 
     /// Takes a handshake's token, or says when there will be one.
     pub(crate) fn take_handshake(&self) -> Result<(), Over> {
-        let rate = f64::from(self.limits.handshakes_per_second);
-        if rate == 0.0 {
-            return Ok(());
-        }
-        let mut bucket = lock(&self.handshakes);
-        let now = Instant::now();
-        let filled = bucket.tokens + (now - bucket.filled_at).as_secs_f64() * rate;
-        bucket.tokens = filled.min(f64::from(self.limits.handshakes_burst.max(1)));
-        bucket.filled_at = now;
-        if bucket.tokens >= 1.0 {
-            bucket.tokens -= 1.0;
-            return Ok(());
-        }
-        Err(Over::Rate { retry_after: Duration::from_secs_f64((1.0 - bucket.tokens) / rate) })
+        self.handshakes.take(Instant::now()).map_err(|retry_after| Over::Rate { retry_after })
     }
 
     /// Gives a connection its place in both limits.
@@ -263,7 +246,7 @@ impl Intake for Doorkeeper {
                 }
             },
         };
-        self.dealer.deal(socket, Bytes::new(), key, over, Preamble::of(&self.edge));
+        self.dealer.deal(socket, Bytes::new(), key, over, self.edge.preamble());
     }
 
     fn on_exhausted(&mut self, socket: Option<TcpStream>) {

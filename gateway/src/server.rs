@@ -12,6 +12,7 @@ use tidegate_backplane::{Epoch, RedisStartError, Sink};
 use tidegate_ops::{
     edge::Edge,
     listener::{ACCEPT_BACKLOG, ListenError, listen},
+    stopping,
     tls::{Certificates, TlsCollector},
     trust::Trust,
 };
@@ -126,10 +127,10 @@ impl Server {
         }
         on_ready();
         runtime.block_on(async {
-            drain::asked(&node).await.map_err(system("signals"))?;
+            stopping::asked(node.drain_asked()).await.map_err(system("signals"))?;
             tokio::select! {
                 () = drain::run(&node, &parts.relay, &parts.shared.http.stop, &tasks) => {}
-                _ = drain::insisted() => tracing::info!("stopping at once"),
+                _ = stopping::insisted() => tracing::info!("stopping at once"),
             }
             parts.carrier.close().await;
             Ok::<(), StartError>(())

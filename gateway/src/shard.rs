@@ -11,7 +11,7 @@ use std::{
 };
 
 use tidegate_backplane::{BackplaneError, DisconnectTarget, Epoch, GapReason, History};
-use tidegate_ops::{edge::Edge, tls::TlsHandshake};
+use tidegate_ops::{edge::Edge, sweep::Sweep, tls::TlsHandshake};
 use tidegate_reactor::{Closed, ConnectionId, Connections, Counters, Driver, Mail, Mailbox, Tick, Turn};
 use tidegate_wire::deflate::{Deflater, Inflater};
 use tokio::runtime::Handle;
@@ -93,23 +93,11 @@ pub(crate) struct Core {
     pub(crate) scratch: Vec<u8>,
     /// What the front counts for this shard.
     pub(crate) connections_dealt: Arc<AtomicU64>,
-    drain: Option<DrainPlan>,
+    drain: Option<Sweep>,
     /// Totals at the last export.
     exported: Counters,
     swept: Tick,
 }
-
-/// Closing everyone, a little at a time.
-#[derive(Debug)]
-struct DrainPlan {
-    ends: Tick,
-    /// Those still to be closed: 8 bytes each, for as long as the drain takes.
-    rest: Vec<ConnectionId>,
-    acted: Tick,
-}
-
-/// Connections closed in one turn of a drain: at some 10 µs each, 1 ms.
-const DRAIN_PORTION: usize = 128;
 
 impl ShardDriver {
     pub(crate) fn new(
@@ -206,9 +194,9 @@ impl Driver for ShardDriver {
             // No session belongs to an app yet.
             Command::AppsChanged => {}
             Command::Drain { over } => {
-                let ends = connections.now().after(over);
+                // Who arrives later is refused by its handshake; see [`Stage::Closing`](crate::node::Stage).
                 let rest = (0..connections.slots()).filter_map(|slot| connections.in_slot(slot)).collect();
-                self.core.drain = Some(DrainPlan { ends, rest, acted: connections.now() });
+                self.core.drain = Some(Sweep::new(rest, connections.now(), over));
             }
         }
     }
@@ -344,48 +332,8 @@ impl Core {
     }
 }
 
-impl DrainPlan {
-    /// The connections to close now: as large a part of the rest as the time since the last call is of the time
-    /// left. Behind the plan, more go in the next turn instead of with the next tick.
-    ///
-    /// Who arrives later is refused by its handshake; see [`Stage::Closing`](crate::node::Stage).
-    fn next_portion(&mut self, now: Tick) -> (Vec<ConnectionId>, Turn) {
-        let passed = now.0.saturating_sub(self.acted.0) as usize;
-        let left = self.ends.0.saturating_sub(self.acted.0).max(1) as usize;
-        let due = if now >= self.ends { self.rest.len() } else { (self.rest.len() * passed).div_ceil(left) };
-        let portion = self.rest.split_off(self.rest.len() - due.min(DRAIN_PORTION));
-        if due > DRAIN_PORTION {
-            return (portion, Turn::More);
-        }
-        self.acted = now;
-        (portion, Turn::Idle)
-    }
-}
-
 impl std::fmt::Debug for Core {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Core").field("shard", &self.shard).field("hub", &self.hub).finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Connections closed by each turn of a drain, for turns at these ticks.
-    fn portions(connections: u32, period: u32, turns: impl IntoIterator<Item = u32>) -> Vec<usize> {
-        let rest = (0..connections).map(|slot| ConnectionId { slot, generation: 1 }).collect();
-        let mut plan = DrainPlan { ends: Tick(period), rest, acted: Tick(0) };
-        turns.into_iter().map(|now| plan.next_portion(Tick(now)).0.len()).collect()
-    }
-
-    #[test]
-    fn a_drain_closes_by_the_time_that_has_passed() {
-        assert_eq!(portions(120, 12, 1..=12), [10; 12]);
-        assert_eq!(portions(120, 12, [4, 8, 12, 16]), [40, 40, 40, 0], "a shard that slept through ticks");
-        assert_eq!(portions(120, 12, [3, 3, 3]), [30, 0, 0], "several turns in one tick");
-        assert_eq!(portions(300, 1, [1, 1, 1, 2]), [128, 128, 44, 0], "no turn is long");
-        assert_eq!(portions(7, 100, [200]), [7]);
-        assert_eq!(portions(0, 4, 1..=4), [0; 4]);
     }
 }

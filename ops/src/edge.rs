@@ -3,6 +3,7 @@
 use std::{net::IpAddr, sync::Arc};
 
 use rustls::ServerConfig;
+use tidegate_reactor::TlsSession;
 
 use crate::{tls::TlsServer, trust::Trust};
 
@@ -16,13 +17,18 @@ pub struct Edge {
     pub trust: Trust,
 }
 
-/// How a new connection begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Begin {
-    Request,
+/// How a connection begins.
+#[derive(Debug, Default)]
+pub enum Preamble {
+    /// With its request.
+    #[default]
+    None,
     /// With a PROXY protocol header; the TLS handshake follows it, if there is one.
-    ProxyHeader,
-    TlsHandshake,
+    Proxy,
+    /// With a TLS handshake.
+    Tls,
+    /// Within a session that HTTP had before.
+    Session(Box<TlsSession>),
 }
 
 impl Edge {
@@ -36,16 +42,17 @@ impl Edge {
         self.proxy_protocol || self.trust.covers(peer)
     }
 
-    pub fn begin(&self) -> Begin {
+    /// Of a new connection.
+    pub fn preamble(&self) -> Preamble {
         match (self.proxy_protocol, &self.tls) {
-            (true, _) => Begin::ProxyHeader,
-            (false, Some(_)) => Begin::TlsHandshake,
-            (false, None) => Begin::Request,
+            (true, _) => Preamble::Proxy,
+            (false, Some(_)) => Preamble::Tls,
+            (false, None) => Preamble::None,
         }
     }
 
     /// Whether a client reads HTTP before it has said anything: then it can be told that there is no room.
     pub fn is_bare(&self) -> bool {
-        self.begin() == Begin::Request
+        !self.proxy_protocol && self.tls.is_none()
     }
 }

@@ -7,7 +7,9 @@
 //! - [`edge`], [`tls`], [`trust`]: what comes before a client's first request; certificates of a listening port;
 //!   which proxies may say who a client is
 //! - [`listener`], [`descriptors`]: what the process takes from the operating system
+//! - [`bucket`]: how many handshakes a second; [`stopping`], [`sweep`]: being told to stop, and closing everyone evenly
 
+pub mod bucket;
 pub mod config;
 pub mod descriptors;
 pub mod edge;
@@ -15,5 +17,7 @@ pub mod listener;
 pub mod log;
 pub mod metrics;
 pub mod probes;
+pub mod stopping;
+pub mod sweep;
 pub mod tls;
 pub mod trust;

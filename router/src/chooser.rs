@@ -188,7 +188,7 @@ impl Chooser {
         };
         let nodes = observed.iter().map(node_of).collect();
         lost.extend(old.nodes.iter().filter(|node| !view.has(&node.name)).cloned());
-        let changed = view.digest() != old.view.digest();
+        let changed = view.members() != old.view.members();
         if changed {
             self.roster.store(Arc::new(Roster { view, nodes }));
         }

@@ -53,6 +53,8 @@ section! {
         forwarded_header: ForwardedHeader = ForwardedHeader::XForwardedFor;
         /// See `tls.*`.
         tls: Tls = Tls::default();
+        /// See `upstream.*`.
+        upstream: Upstream = Upstream::default();
         /// See `assign.*`.
         assign: Assign = Assign::default();
         /// See `health.*`.
@@ -67,6 +69,15 @@ section! {
         drain: Drain = Drain::default();
         /// See `log.*`.
         log: Log = Log::default();
+    }
+}
+
+section! {
+    /// Connections to gateways.
+    Upstream {
+        /// Whether each begins with a PROXY protocol header, version 2, that names the client. For gateways with
+        /// `proxy_protocol`, which then need no `trusted_proxies`. Health checks of their public port have one too.
+        proxy_protocol: bool = false;
     }
 }
 

@@ -129,7 +129,7 @@ impl Collector for RouterCollector {
         let digest = (chooser.digest() >> 12) as f64;
         page.gauge(
             "placement_digest",
-            "The upper 52 bits of a hash of the members: equal views are equal.",
+            "The upper 52 bits of a hash of the members that take clients: equal views are equal.",
             digest,
         )?;
         page.counters(

@@ -19,6 +19,7 @@ use tidegate_ops::{
     listener::{ACCEPT_BACKLOG, ListenError, listen, listen_shared},
     metrics::{Bounds, Listener},
     probes::{self, Operated},
+    stopping,
     tls::TlsCollector,
     trust::Trust,
 };
@@ -35,7 +36,7 @@ use crate::{
     metrics::Metrics,
     problem::{Problem, not_found},
     proxy::{self, Proxy},
-    stage::{self, Stage},
+    stage::Stage,
 };
 
 /// Why a router did not start.
@@ -120,7 +121,7 @@ impl Server {
         context.metrics.draining.set(1);
         tokio::select! {
             () = drain(&self.config, &mut proxy) => {}
-            _ = stage::insisted() => tracing::info!("stopping at once"),
+            _ = stopping::insisted() => tracing::info!("stopping at once"),
         }
         Ok(proxy)
     }
@@ -178,6 +179,7 @@ async fn members(config: &Config, context: &Context) -> Result<Members, StartErr
     let health = Health {
         path: config.health.path.as_str().into(),
         port: config.health.port.map(|port| port.0),
+        proxy_protocol: config.upstream.proxy_protocol,
         interval: config.health.interval,
         timeout: config.health.timeout,
         failures: config.health.failures,
@@ -242,6 +244,7 @@ fn options(config: &Config) -> proxy::Options {
     proxy::Options {
         key: config.key.clone(),
         shards: config.shards.get(),
+        proxy_protocol_to_nodes: config.upstream.proxy_protocol,
         connections_max: limits.connections.into(),
         head_bytes_max: limits.head_bytes.bytes(),
         head_timeout: limits.handshake_timeout,

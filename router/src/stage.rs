@@ -5,10 +5,8 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::Notify,
-};
+use tidegate_ops::stopping;
+use tokio::sync::Notify;
 
 /// The stage of a router's life.
 #[derive(Debug, Default)]
@@ -29,26 +27,10 @@ impl Stage {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// Resolves when the process was told to stop: SIGTERM, SIGINT or `POST /drain`.
+    /// Resolves when the process was told to stop, and drains then.
     pub(crate) async fn asked(&self) -> io::Result<()> {
-        let (mut terminate, mut interrupt) = signals()?;
-        tokio::select! {
-            _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
-            _ = interrupt.recv() => tracing::info!("SIGINT: draining; once more to stop at once"),
-            () = self.asked.notified() => tracing::info!("POST /drain: draining"),
-        }
+        stopping::asked(self.asked.notified()).await?;
         self.drain();
         Ok(())
     }
-}
-
-/// Resolves at a second signal: whoever sends it does not want to wait.
-pub(crate) async fn insisted() -> io::Result<()> {
-    let (mut terminate, mut interrupt) = signals()?;
-    tokio::select! { _ = terminate.recv() => (), _ = interrupt.recv() => () }
-    Ok(())
-}
-
-fn signals() -> io::Result<(tokio::signal::unix::Signal, tokio::signal::unix::Signal)> {
-    Ok((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?))
 }

@@ -10,8 +10,8 @@ use std::{
     thread,
 };
 
-use support::{Router, SWITCH, TestNode, read_exact, read_head, read_to_end, upgrade};
-use tidegate_router::proxy::{ConnectResult, Fallback, Options, RefusalReason};
+use support::{Router, SWITCH, TestNode, pair_of, read_exact, read_head, read_to_end, upgrade};
+use tidegate_router::proxy::{ConnectResult, CutReason, Fallback, Options, RefusalReason};
 use tidegate_testkit::net::free_address;
 
 /// Answers one request on a node: its head, and its body of `body` bytes.
@@ -111,6 +111,9 @@ fn a_later_request_that_is_unclear_is_refused() {
     let router = Router::start(&[node.address]);
     for lines in [
         "Content-Length: 5\r\nContent-Length: 6",
+        "Content-Length: 5\r\nContent-Length: 5",
+        "Content-Length: 5\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: chunked\r\nContent-Length: 5",
         "Content-Length: +5",
         "Transfer-Encoding: chunked, identity",
         "Host: other",
@@ -119,6 +122,7 @@ fn a_later_request_that_is_unclear_is_refused() {
         client.write_all(format!("POST / HTTP/1.1\r\nHost: h\r\n{lines}\r\n\r\nhello").as_bytes()).unwrap();
         let answer = String::from_utf8(read_to_end(&mut client)).unwrap();
         assert!(answer.starts_with("HTTP/1.1 400 "), "{lines}: {answer}");
+        assert!(answer.contains("urn:tidegate:problem:malformed-request"), "{lines}: {answer}");
         // The kept connection to the node has carried nothing.
         upstream.set_nonblocking(true).unwrap();
         assert_eq!(upstream.read(&mut [0]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "{lines}");
@@ -128,49 +132,142 @@ fn a_later_request_that_is_unclear_is_refused() {
     }
 }
 
-/// hyper drops the length before anybody sees it; what the node gets has one meaning (RFC 9112 §6.3).
+/// Another route of it would be a request in the body of this one.
 #[test]
-fn a_later_request_with_two_framings_is_framed_anew() {
+fn bytes_that_look_like_a_request_are_a_body() {
     let node = TestNode::start();
     let router = Router::start(&[node.address]);
     let (mut client, mut upstream) = after_one_request(&router, &node);
-    let request =
-        "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nX";
-    client.write_all(request.as_bytes()).unwrap();
-    let head = read_head(&mut upstream).to_lowercase();
-    assert!(
-        !head.contains("content-length") && head.contains("\r\ntransfer-encoding: chunked\r\n"),
-        "{head}"
-    );
-    assert_eq!(read_exact(&mut upstream, 5), b"0\r\n\r\n");
-    upstream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").unwrap();
-    assert!(read_head(&mut client).starts_with("HTTP/1.1 200 "));
+    let inner = upgrade("/ws?key=a");
+    let chunked = format!("{:X}\r\n{inner}\r\n0\r\n\r\n", inner.len());
+    for (framing, body) in [
+        (format!("Content-Length: {}", inner.len()), &inner),
+        ("Transfer-Encoding: chunked".into(), &chunked),
+    ] {
+        let request = format!("POST / HTTP/1.1\r\nHost: h\r\n{framing}\r\n\r\n{body}");
+        client.write_all(request.as_bytes()).unwrap();
+        let head = read_head(&mut upstream);
+        assert!(head.starts_with("POST / HTTP/1.1\r\n"), "{head}");
+        assert_eq!(read_exact(&mut upstream, body.len()), body.as_bytes());
+        upstream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").unwrap();
+        assert!(read_head(&mut client).starts_with("HTTP/1.1 200 "));
+    }
+    assert_eq!(router.sum(|metrics| metrics.pairs_opened.get() as i64), 0);
 }
 
 #[test]
-fn an_upgrade_after_other_requests_is_served() {
+fn a_body_that_is_not_in_chunks_is_the_clients_fault() {
     let node = TestNode::start();
     let router = Router::start(&[node.address]);
     let mut client = router.client();
-    client.write_all(b"GET /v1/x HTTP/1.1\r\nHost: h\r\nConnection: keep-alive\r\n\r\n").unwrap();
-    let (_, _, mut upstream) = serve(&node, 0, "ok");
-    read_head(&mut client);
-    read_exact(&mut client, 2);
-    client.write_all(upgrade("/ws?key=a").as_bytes()).unwrap();
-    // On the connection that the first request has left, which is kept.
-    let head = read_head(&mut upstream).to_lowercase();
-    assert!(head.contains("\r\nconnection: upgrade\r\n"), "{head}");
-    let switch = String::from_utf8_lossy(SWITCH).replace("Upgrade: w", "Connection: upgrade\r\nUpgrade: w");
-    upstream.write_all(switch.as_bytes()).unwrap();
-    assert!(read_head(&mut client).starts_with("HTTP/1.1 101 "));
+    let request = "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi";
+    client.write_all(request.as_bytes()).unwrap();
+    let mut upstream = node.accept();
+    read_head(&mut upstream);
+    assert_eq!(read_exact(&mut upstream, 5), b"2\r\nhi");
+    client.write_all(b"there").unwrap();
+    assert!(!read_to_end(&mut upstream).ends_with(b"0\r\n\r\n"), "the node sees that it is not whole");
+    read_to_end(&mut client);
+    assert!(!router.node(0).is_avoided(std::time::Instant::now()));
+}
+
+/// A pair like any other: cut with its node, and closed by a drain in its turn.
+#[test]
+fn an_upgrade_after_other_requests_is_a_pair() {
+    let node = TestNode::start();
+    let mut router = Router::start(&[node.address]);
+    let (kept, idle) = after_one_request(&router, &node);
+    let (mut client, mut upstream) = pair_of(kept, &node);
     client.write_all(b"question").unwrap();
     assert_eq!(read_exact(&mut upstream, 8), b"question");
     upstream.write_all(b"answer").unwrap();
     assert_eq!(read_exact(&mut client, 6), b"answer");
-    drop(client);
-    assert_eq!(read_to_end(&mut upstream), b"");
-    assert_eq!(router.proxy.connections(), 1);
-    drop(upstream);
+    assert_eq!((router.sum(|metrics| metrics.pairs.get()), router.proxy.connections()), (1, 1));
+    router.lose(0);
+    assert_eq!(read_to_end(&mut client), b"");
+    assert_eq!(router.sum(|metrics| metrics.cuts.get(CutReason::Node) as i64), 1);
+    drop((client, upstream, idle));
+    router.eventually_empty();
+
+    router.find(0);
+    let (kept, _upstream) = after_one_request(&router, &node);
+    let (mut client, mut upstream) = pair_of(kept, &node);
+    router.proxy.drain(std::time::Duration::from_secs(3600)).unwrap();
+    upstream.write_all(b"still here").unwrap();
+    assert_eq!(read_exact(&mut client, 10), b"still here");
+}
+
+/// Requests, an upgrade and what follows it, together or in pieces: each way gives the same.
+#[test]
+fn an_upgrade_may_come_with_the_requests_before_it() {
+    let node = TestNode::start();
+    let router = Router::start(&[node.address]);
+    let post = "POST /v1/x HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhello";
+    let all = format!("{post}{}early", upgrade("/ws?key=a")).into_bytes();
+    for cut in [all.len(), all.len() - 3, all.len() - 6, post.len() + 9, post.len(), post.len() - 2, 9] {
+        let mut client = router.client();
+        client.write_all(&all[..cut]).unwrap();
+        client.write_all(&all[cut..]).unwrap();
+        let (_, body, kept) = serve(&node, 5, "ok");
+        assert_eq!(body, b"hello");
+        // Nothing uses it again.
+        drop(kept);
+        let mut upstream = node.accept();
+        assert!(read_head(&mut upstream).starts_with("GET /ws?key=a HTTP/1.1\r\n"), "{cut}");
+        upstream.write_all(SWITCH).unwrap();
+        assert_eq!(read_exact(&mut upstream, 5), b"early", "{cut}");
+        assert!(read_head(&mut client).starts_with("HTTP/1.1 200 "), "the answers keep their order");
+        assert_eq!(read_exact(&mut client, 2), b"ok");
+        assert_eq!(read_head(&mut client).as_bytes(), SWITCH);
+    }
+    router.eventually_empty();
+}
+
+#[test]
+fn a_stream_after_other_requests_is_a_pair() {
+    let node = TestNode::start();
+    let router = Router::start(&[node.address]);
+    let (mut client, _kept) = after_one_request(&router, &node);
+    client.write_all(b"GET /sse?key=a HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
+    let mut upstream = node.accept();
+    let head = read_head(&mut upstream);
+    assert!(head.contains("\r\nConnection: close\r\n"), "{head}");
+    upstream.write_all(b"HTTP/1.1 200 OK\r\n\r\ndata: 1\n\n").unwrap();
+    assert!(read_head(&mut client).starts_with("HTTP/1.1 200 "));
+    assert_eq!(read_exact(&mut client, 9), b"data: 1\n\n");
+    assert_eq!(router.sum(|metrics| metrics.pairs.get()), 1);
+}
+
+/// Upgrades on kept connections take from the same bucket as all others.
+#[test]
+fn handshakes_on_kept_connections_are_counted() {
+    let node = TestNode::start();
+    // The second token comes after a day.
+    let options = Options { handshakes_per_second: 1, handshakes_burst: 1, ..Options::default() };
+    let router = Router::with(&[node.address], options);
+    let (first, idle) = after_one_request(&router, &node);
+    drop(idle);
+    let (mut second, _idle) = after_one_request(&router, &node);
+    let _pair = pair_of(first, &node);
+    second.write_all(upgrade("/ws?key=a").as_bytes()).unwrap();
+    let answer = String::from_utf8(read_to_end(&mut second)).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 429 "), "{answer}");
+}
+
+/// The answer comes while the body is under way. A client that sends all of it first must not lose the answer.
+#[test]
+fn who_is_refused_may_finish_sending() {
+    let router = Router::start(&[free_address()]);
+    let body = "x".repeat(8_000_000);
+    for (framing, status) in
+        [("Content-Length: 8000000", 503), ("Content-Length: 5\r\nContent-Length: 6", 400)]
+    {
+        let mut client = router.client();
+        let request = format!("POST / HTTP/1.1\r\nHost: h\r\n{framing}\r\n\r\n{body}");
+        client.write_all(request.as_bytes()).unwrap();
+        let answer = String::from_utf8(read_to_end(&mut client)).unwrap();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+    }
     router.eventually_empty();
 }
 

@@ -2,7 +2,6 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use tidegate_backplane::{LEASE, Prefix, RedisOptions, RedisUrl};
 use tidegate_ops::section;
 
@@ -139,7 +138,8 @@ impl Redis {
             None => text.into_owned(),
             Some(path) => {
                 let password = read_secret("redis.password_file", path)?;
-                with_password(&text, &password)
+                password
+                    .in_url(&text)
                     .ok_or_else(|| contradiction("redis.password_file", "the URL has a password itself"))?
             }
         };
@@ -151,33 +151,6 @@ impl Redis {
     }
 }
 
-/// The URL with a password in it; `None` if it has one already.
-fn with_password(url: &str, password: &Secret) -> Option<String> {
-    let (scheme, rest) = url.split_once("://")?;
-    let (user, hosts) = match rest.split_once('@') {
-        Some((user, hosts)) => (user, hosts),
-        None => ("", rest),
-    };
-    let password = percent_encode(password.expose(), NON_ALPHANUMERIC);
-    (!user.contains(':')).then(|| format!("{scheme}://{user}:{password}@{hosts}"))
-}
-
 fn contradiction(key: &str, rule: &'static str) -> ConfigError {
     ConfigError::Contradiction { key: key.into(), other: "backplane".into(), rule }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-
-    use super::*;
-
-    #[test]
-    fn a_password_takes_its_place() {
-        let with = |url: &str| with_password(url, &Secret::new(b"p@s/s")).unwrap();
-        assert_eq!(with("redis://h:1/2"), "redis://:p%40s%2Fs@h:1/2");
-        assert_eq!(with("rediss-sentinel://me@a,b/main"), "rediss-sentinel://me:p%40s%2Fs@a,b/main");
-        assert!(with("redis-cluster://a,b").parse::<RedisUrl>().is_ok());
-        assert_eq!(with_password("redis://:old@h", &Secret::new(b"new")), None);
-    }
 }

@@ -31,7 +31,10 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
-use tidegate_ops::tls::{Link, LinkParts};
+use tidegate_ops::{
+    edge::Preamble,
+    tls::{Link, LinkParts},
+};
 use tidegate_reactor::TlsSession;
 use tokio::{
     runtime::Handle,
@@ -47,7 +50,7 @@ use super::PublicService;
 use crate::{
     front::{AddressKey, Dealer, Front},
     metrics::Metrics,
-    session::{preamble::Preamble, refusal::Refusal},
+    session::refusal::Refusal,
 };
 
 /// A connection that a shard hands over.
@@ -131,7 +134,7 @@ impl HttpServer {
             .max_header_size(self.head_bytes_max)
             .serve_connection(io, service_fn(|request| self.answer(request, &progress)));
         let mut stopped = pin!(self.stop.cancelled());
-        let mut stopping = false;
+        let (mut stopping, mut lingers) = (false, true);
         let mut timer = pin!(sleep_until(Instant::now() + self.patience.quiet));
         let end = loop {
             // The connection first: the request that it was handed over with is read before anything stops it.
@@ -140,19 +143,26 @@ impl HttpServer {
                 end = poll_fn(|cx| poll_end(&mut connection, &progress, timer.as_mut(), cx)) => break end,
                 () = &mut stopped, if !stopping => {
                     stopping = true;
+                    lingers = !progress.is_quiet();
                     Pin::new(&mut connection).graceful_shutdown();
                 }
             }
         };
-        let Parts { io, read_buf, .. } = match end {
-            End::Served(Ok(())) => return,
-            End::Served(Err(error)) => return tracing::debug!(%error, "an HTTP connection ended early"),
-            End::Returning(_) | End::Overdue(_) => connection.into_parts(),
-        };
+        let Parts { io, read_buf, .. } = connection.into_parts();
+        let io = io.into_inner();
         match end {
-            End::Returning(head) => self.give_back(head, &read_buf, io.into_inner(), place),
-            End::Overdue(overdue) => self.give_up(overdue, &mut io.into_inner().socket),
-            End::Served(_) => {}
+            End::Returning(head) => self.give_back(head, &read_buf, io, place),
+            End::Overdue(Overdue::Head) => self.give_up(io.socket).await,
+            End::Overdue(Overdue::Quiet) => {}
+            End::Served(served) => {
+                if let Err(error) = served {
+                    tracing::debug!(%error, "an HTTP connection ended early");
+                }
+                // The body of a request that was refused for its size may still be on its way.
+                if lingers {
+                    io.socket.end_with(&[]).await;
+                }
+            }
         }
     }
 
@@ -183,18 +193,12 @@ impl HttpServer {
         }
     }
 
-    fn give_up(&self, overdue: Overdue, socket: &mut Link) {
-        if overdue == Overdue::Quiet {
-            return;
-        }
+    async fn give_up(&self, socket: Link) {
         let refusal = Refusal::HeadTimeout;
         self.metrics.node.handshakes.add(refusal.result(), 1);
         let mut answer = Vec::new();
         refusal.write(0, &mut answer);
-        // Everything before it was flushed, so there is room for 300 bytes; a client that is gone needs none.
-        if let Err(error) = socket.try_answer(&answer) {
-            tracing::debug!(%error, "a client was not told that its head is late");
-        }
+        socket.end_with(&answer).await;
     }
 }
 

@@ -3,10 +3,11 @@
 use std::time::SystemTime;
 
 use tidegate_backplane::{Channel, Position};
+use tidegate_ops::edge::Preamble;
 use tidegate_reactor::{ConnectionId, Connections};
 use tidegate_wire::{head::Head as RequestHead, raw::Query, upgrade::Upgrade};
 
-use super::{Head, Phase, Protocol, Session, opening::Request, preamble::Preamble, refusal::Refusal};
+use super::{Head, Phase, Protocol, Session, opening::Request, refusal::Refusal};
 use crate::{
     auth::{Claims, Scope, Verdict, bearer},
     front::Over,

@@ -13,7 +13,7 @@
 pub(crate) mod head;
 pub(crate) mod leaving;
 pub(crate) mod opening;
-pub(crate) mod preamble;
+mod preamble;
 pub(crate) mod publishing;
 mod recovery;
 pub(crate) mod refusal;
@@ -24,6 +24,7 @@ use std::sync::Arc;
 
 use futures_util::future::{BoxFuture, Shared};
 use tidegate_backplane::Position;
+use tidegate_ops::edge::Preamble;
 use tidegate_reactor::{ConnectionId, Connections, Shared as SharedBytes, Tick, Written};
 use tidegate_wire::decoder::Decoder;
 
@@ -35,7 +36,6 @@ use crate::{
     outgoing::{Content, Encoding, Outgoing},
 };
 use opening::Opening;
-use preamble::Preamble;
 use publishing::Publisher;
 pub(crate) use recovery::Recovery;
 

@@ -2,36 +2,12 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use tidegate_ops::edge::{Begin, Edge};
+use tidegate_ops::edge::Preamble;
 use tidegate_reactor::{ConnectionId, Connections, TlsSession};
 use tidegate_wire::{head::Head as RequestHead, proxy_v2::Header};
 
 use super::{Phase, Session, refusal::Refusal};
 use crate::{front::AddressKey, metrics::HandshakeResult, shard::Core};
-
-/// How a connection begins.
-#[derive(Debug, Default)]
-pub(crate) enum Preamble {
-    /// With its request.
-    #[default]
-    None,
-    /// With a PROXY protocol header; the TLS handshake follows it, if there is one.
-    Proxy,
-    /// With a TLS handshake.
-    Tls,
-    /// Within a session that HTTP had before.
-    Session(Box<TlsSession>),
-}
-
-impl Preamble {
-    pub(crate) fn of(edge: &Edge) -> Self {
-        match edge.begin() {
-            Begin::Request => Self::None,
-            Begin::ProxyHeader => Self::Proxy,
-            Begin::TlsHandshake => Self::Tls,
-        }
-    }
-}
 
 impl Core {
     /// A connection was adopted: the session it speaks in begins, or goes on.

@@ -3,6 +3,7 @@
 use std::{fmt, net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use config::{Value, ValueKind};
+use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 
 /// A type that a key of the configuration can have.
 pub trait Setting: Sized {
@@ -301,6 +302,15 @@ pub struct Secret(Box<[u8]>);
 impl Secret {
     pub fn new(bytes: &[u8]) -> Self {
         Self(bytes.into())
+    }
+
+    /// A URL `scheme://user@hosts…` with this as its password; `None` if it has one already, or is no such URL.
+    pub fn in_url(&self, url: &str) -> Option<String> {
+        let (scheme, rest) = url.split_once("://")?;
+        let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+        let (user, hosts) = authority.rsplit_once('@').unwrap_or(("", authority));
+        let password = percent_encode(self.expose(), NON_ALPHANUMERIC);
+        (!user.contains(':')).then(|| format!("{scheme}://{user}:{password}@{hosts}{path}"))
     }
 
     /// The secret itself. Whoever calls this keeps it out of logs and errors.

@@ -60,3 +60,17 @@ proptest! {
         prop_assert_eq!(ByteSize::from_text(&size.to_string()), Some(size));
     }
 }
+
+#[test]
+fn a_password_takes_its_place_in_a_url() {
+    let check = |url: &str, expect: Option<&str>| {
+        assert_eq!(Secret::new(b"p@s/s").in_url(url).as_deref(), expect, "{url}");
+    };
+    check("redis://h:1/2", Some("redis://:p%40s%2Fs@h:1/2"));
+    check("redis://h", Some("redis://:p%40s%2Fs@h"));
+    check("rediss-sentinel://me@a,b/main", Some("rediss-sentinel://me:p%40s%2Fs@a,b/main"));
+    check("redis-sentinel://a,b/m@in", Some("redis-sentinel://:p%40s%2Fs@a,b/m@in"));
+    check("redis-cluster://me:old@h", None);
+    check("redis-cluster://:old@h", None);
+    check("h:6379", None);
+}

@@ -5,12 +5,14 @@ use std::{
     net::TcpStream as StdTcpStream,
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use tidegate_reactor::TlsSession;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf},
     net::TcpStream,
+    time::timeout,
 };
 
 use super::TlsStream;
@@ -30,6 +32,16 @@ pub struct LinkParts {
     /// Decrypted, and read by nobody.
     pub unread: Vec<u8>,
 }
+
+/// A peer that has heard the end needs a round trip to end its own side; the rest of a body that nobody wants takes what
+/// the network takes for it.
+const LINGER_MAX: Duration = Duration::from_secs(5);
+
+/// A body by mistake is some MiB. More is not worth reading: that peer may see a reset.
+const LINGER_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Dropped with one call.
+const DROP_BYTES: usize = 16 * 1024;
 
 impl Link {
     /// Within a runtime.
@@ -52,17 +64,25 @@ impl Link {
         Ok(LinkParts { socket: socket.into_std()?, tls, unread })
     }
 
-    /// Sends a last answer as far as the socket takes it now.
-    pub fn try_answer(&mut self, answer: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Plain(socket) => socket.try_write(answer),
-            Self::Tls(stream) => {
-                let session = stream.session_mut();
-                session.queue(answer).map_err(io::Error::other)?;
-                session.close();
-                let unsent = session.unsent().to_vec();
-                stream.get_ref().try_write(&unsent)
+    /// Ends the connection with a last answer, which may be empty, and drops what the peer still sends until it ends
+    /// its side: a socket that is closed with unread bytes is reset, and the peer may lose what it was told last
+    /// (RFC 9112 §9.6). For 5 s and 16 MiB at most.
+    pub async fn end_with(mut self, answer: &[u8]) {
+        let ending = async {
+            self.write_all(answer).await?;
+            self.shutdown().await?;
+            let mut dropped = 0;
+            let mut buffer = vec![0; DROP_BYTES];
+            while dropped < LINGER_BYTES_MAX {
+                match self.read(&mut buffer).await? {
+                    0 => break,
+                    count => dropped += count,
+                }
             }
+            io::Result::Ok(())
+        };
+        if let Ok(Err(error)) = timeout(LINGER_MAX, ending).await {
+            tracing::debug!(%error, "a connection was not ended in order");
         }
     }
 }

@@ -30,15 +30,6 @@ impl<S> TlsStream<S> {
         Self { socket, session, plaintext: Vec::new(), taken: 0 }
     }
 
-    pub fn get_ref(&self) -> &S {
-        &self.socket
-    }
-
-    /// The session, for who writes past this stream at its end.
-    pub fn session_mut(&mut self) -> &mut TlsSession {
-        &mut self.session
-    }
-
     /// Takes it apart: socket, session, and what was decrypted and not read.
     pub fn into_parts(mut self) -> (S, Box<TlsSession>, Vec<u8>) {
         let unread = self.plaintext.split_off(self.taken);

@@ -2,10 +2,9 @@
 
 use std::path::PathBuf;
 
-use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use tidegate_backplane::{Prefix, RedisOptions, RedisUrl};
 use tidegate_ops::{
-    config::{ConfigError, Secret, Setting, read_secret},
+    config::{ConfigError, Setting, read_secret},
     section,
 };
 
@@ -32,12 +31,10 @@ impl Redis {
     pub(crate) fn options(&self, url: &str) -> Result<RedisOptions, ConfigError> {
         let url = match &self.password_file {
             None => url.to_owned(),
-            Some(path) => {
-                with_password(url, &read_secret("redis.password_file", path)?).ok_or_else(|| {
-                    let (key, other) = ("redis.password_file".into(), "members".into());
-                    ConfigError::Contradiction { key, other, rule: "the URL has a password itself" }
-                })?
-            }
+            Some(path) => read_secret("redis.password_file", path)?.in_url(url).ok_or_else(|| {
+                let (key, other) = ("redis.password_file".into(), "members".into());
+                ConfigError::Contradiction { key, other, rule: "the URL has a password itself" }
+            })?,
         };
         let url: RedisUrl = url.parse().map_err(|problem| ConfigError::Unusable {
             key: "members".into(),
@@ -64,28 +61,5 @@ impl Setting for RedisPrefix {
 
     fn show(&self) -> String {
         format!("\"{}\"", self.0)
-    }
-}
-
-/// `None` when the URL has a password.
-fn with_password(url: &str, password: &Secret) -> Option<String> {
-    let (scheme, rest) = url.split_once("://")?;
-    let (user, hosts) = rest.rsplit_once('@').unwrap_or(("", rest));
-    let password = percent_encode(password.expose(), NON_ALPHANUMERIC);
-    (!user.contains(':')).then(|| format!("{scheme}://{user}:{password}@{hosts}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn passwords() {
-        let check = |url: &str, expect: Option<&str>| {
-            assert_eq!(with_password(url, &Secret::new(b"p@ss")).as_deref(), expect, "{url}");
-        };
-        check("redis://h:6379/1", Some("redis://:p%40ss@h:6379/1"));
-        check("rediss-cluster://me@a,b", Some("rediss-cluster://me:p%40ss@a,b"));
-        check("redis://me:other@h", None);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, io, net::SocketAddr, time::Duration};
 
+use tidegate_wire::proxy_v2;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -14,6 +15,8 @@ pub struct Health {
     pub path: Box<str>,
     /// The internal port; `None`: the public one is asked.
     pub port: Option<u16>,
+    /// The public port expects a PROXY protocol header.
+    pub proxy_protocol: bool,
     pub interval: Duration,
     pub timeout: Duration,
     /// Failed checks in a row until a node is down.
@@ -65,7 +68,8 @@ impl Health {
     /// Asks a node once. `address` is how it is called; its host goes into the request.
     pub(super) async fn check(&self, address: &str, socket: SocketAddr) -> Outcome {
         let socket = SocketAddr::new(socket.ip(), self.port.unwrap_or(socket.port()));
-        let status = match timeout(self.timeout, status_of(socket, address, &self.path)).await {
+        let request = self.request(address);
+        let status = match timeout(self.timeout, status_of(socket, &request)).await {
             Ok(Ok(status)) => status,
             Ok(Err(error)) => return Outcome::Failed(error),
             Err(_) => return Outcome::Failed(CheckError::Timeout),
@@ -76,6 +80,26 @@ impl Health {
             status if healthy.contains(&status) => Outcome::Healthy,
             status => Outcome::Failed(CheckError::Status(status)),
         }
+    }
+
+    fn request(&self, host: &str) -> Vec<u8> {
+        let mut request = Vec::new();
+        if self.proxy_protocol && self.port.is_none() {
+            proxy_v2::write_local(&mut request);
+        }
+        let head = format!(
+            "GET {} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: tidegate-router\r\nConnection: close\r\n\r\n",
+            self.path
+        );
+        request.extend_from_slice(head.as_bytes());
+        request
+    }
+}
+
+impl Standing {
+    /// Of a node that gets no new clients in any case.
+    pub(super) fn without_new(self) -> Self {
+        if self == Self::Live { Self::Draining } else { self }
     }
 }
 
@@ -112,12 +136,9 @@ impl Standings {
 }
 
 /// The status of the answer to a GET. Only the begin of the answer is read.
-async fn status_of(socket: SocketAddr, host: &str, path: &str) -> Result<u16, CheckError> {
+async fn status_of(socket: SocketAddr, request: &[u8]) -> Result<u16, CheckError> {
     let mut stream = TcpStream::connect(socket).await?;
-    let request = format!(
-        "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: tidegate-router\r\nConnection: close\r\n\r\n"
-    );
-    stream.write_all(request.as_bytes()).await?;
+    stream.write_all(request).await?;
     // RFC 9112 §4: `HTTP/1.1 200 `.
     let mut line = [0; 13];
     stream.read_exact(&mut line).await?;

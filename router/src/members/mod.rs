@@ -26,7 +26,11 @@ pub use self::{
     names::{NameError, Names},
     setting::{DnsName, HostPort, MembersSetting},
 };
-use self::{health::Standings, listing::Listing, registry::Registry};
+use self::{
+    health::Standings,
+    listing::{Listed, Listing},
+    registry::Registry,
+};
 use crate::{
     chooser::{Chooser, Observed},
     metrics::{Metrics, Refresh},
@@ -67,6 +71,8 @@ struct Checked {
     listing: Listing,
     health: Health,
     standings: Standings,
+    /// Nodes that DNS has no more and that still have clients here. They get no others.
+    leaving: Vec<Listed>,
 }
 
 /// Longer than a name server takes that answers at all, shorter than two rounds that a client would wait.
@@ -114,14 +120,15 @@ impl Members {
 
     fn checked(listing: Listing, health: Health, chooser: Arc<Chooser>, metrics: Arc<Metrics>) -> Self {
         let every = health.interval;
-        let checked = Checked { listing, health, standings: Standings::default() };
+        let (standings, leaving) = (Standings::default(), Vec::new());
+        let checked = Checked { listing, health, standings, leaving };
         Self { source: Source::Checked(Box::new(checked)), every, chooser, metrics, is_failing: false }
     }
 
     /// Asks the source once and tells the chooser.
     pub async fn round(&mut self) {
         let observed = match &mut self.source {
-            Source::Checked(checked) => checked.observe(&self.metrics).await,
+            Source::Checked(checked) => checked.observe(&self.metrics, &self.chooser).await,
             Source::Registry(registry) => registry.observe(&self.metrics).await,
         };
         match observed {
@@ -175,26 +182,45 @@ type Observation = (Vec<Observed>, Result<(), MembersError>);
 
 impl Checked {
     /// Never fails as a whole: nodes that were listed before are checked also when the list cannot be read.
-    async fn observe(&mut self, metrics: &Metrics) -> Result<Observation, MembersError> {
+    async fn observe(&mut self, metrics: &Metrics, chooser: &Chooser) -> Result<Observation, MembersError> {
+        let before = self.listing.nodes().to_vec();
         let outcome = match tokio::time::timeout(LISTING_TIMEOUT, self.listing.refresh()).await {
             Ok(outcome) => outcome.map_err(MembersError::Name),
             Err(_) => Err(MembersError::Timeout(LISTING_TIMEOUT)),
         };
         metrics.unresolved.set(self.listing.unresolved() as i64);
+        self.note_leaving(before, chooser);
         let health = &self.health;
-        let listed = self.listing.nodes().to_vec();
-        let checks = stream::iter(listed).map(|node| async {
+        let listed = self.listing.nodes().iter().map(|node| (node.clone(), false));
+        let leaving = self.leaving.iter().map(|node| (node.clone(), true));
+        let nodes: Vec<_> = listed.chain(leaving).collect();
+        let checks = stream::iter(nodes).map(|(node, leaves)| async move {
             let outcome = health.check(&node.address, node.socket).await;
-            (node, outcome)
+            (node, leaves, outcome)
         });
         let mut observed = Vec::new();
         let mut checks = std::pin::pin!(checks.buffer_unordered(CHECKS_AT_ONCE));
-        while let Some((node, outcome)) = checks.next().await {
+        while let Some((node, leaves, outcome)) = checks.next().await {
             let standing = self.standings.note(&node.name, &outcome, health.failures);
-            observed.push(node.observed(standing));
+            observed.push(node.observed(if leaves { standing.without_new() } else { standing }));
         }
         self.standings.keep(|name| observed.iter().any(|one| &*one.member.name == name));
         Ok((observed, outcome))
+    }
+
+    /// What leaves DNS is mostly a gateway that is not ready: it drains, or its backplane is away. Its clients need not
+    /// lose their connections for that; a gateway that died fails its checks.
+    fn note_leaving(&mut self, before: Vec<Listed>, chooser: &Chooser) {
+        self.leaving.extend(before);
+        let is_listed = |name: &str| self.listing.nodes().iter().any(|node| *node.name == *name);
+        self.leaving.retain(|node| !is_listed(&node.name));
+        if self.leaving.is_empty() {
+            return;
+        }
+        let members = chooser.members();
+        let has_clients =
+            |name: &str| members.iter().any(|(member, node)| *member.name == *name && node.claims() > 0);
+        self.leaving.retain(|node| has_clients(&node.name));
     }
 }
 

@@ -94,7 +94,8 @@ impl View {
         self.weight_total
     }
 
-    /// Of names, addresses, weights and draining. Routers with equal digests give every key the same order.
+    /// Of names, addresses and weights of the live members. Routers with equal digests give every key the same order,
+    /// also while one of them still has clients on a member that the other has forgotten.
     pub fn digest(&self) -> u64 {
         self.digest
     }
@@ -171,13 +172,12 @@ fn weight(member: &Member) -> u64 {
 /// Lengths stand before the texts, so that no two lists of members are written the same.
 fn digest(members: &[Member]) -> u64 {
     let mut hash = Xxh3Default::new();
-    for member in members {
+    for member in members.iter().filter(|member| !member.draining) {
         for text in [&member.name, &member.address] {
             hash.update(&(text.len() as u64).to_le_bytes());
             hash.update(text.as_bytes());
         }
         hash.update(&member.weight.get().to_le_bytes());
-        hash.update(&[u8::from(member.draining)]);
     }
     hash.digest()
 }

@@ -12,12 +12,12 @@ use std::{
 };
 
 use bytes::Bytes;
-use tidegate_ops::edge::Edge;
+use tidegate_ops::{bucket::Bucket, edge::Edge};
 use tidegate_reactor::{Mail, Mailbox};
+use tidegate_wire::proxy_v2::Addresses;
 
 use super::{
     Options,
-    bucket::Bucket,
     driver::Command,
     link::Link,
     metrics::{ProxyMetrics, RefusalReason},
@@ -33,6 +33,10 @@ pub(super) struct Door {
     shards: Vec<ShardDoor>,
     last: AtomicUsize,
     edge: Arc<Edge>,
+    /// Where clients connect to, as far as it is not asked for each of them.
+    listener: SocketAddr,
+    /// Nodes are told where each client connected to.
+    asks_local: bool,
     metrics: ProxyMetrics,
 }
 
@@ -53,7 +57,12 @@ const NO_ROOM: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 2\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 
 impl Door {
-    pub(super) fn new(options: &Options, edge: Arc<Edge>, shards: Vec<ShardDoor>) -> Self {
+    pub(super) fn new(
+        options: &Options,
+        edge: Arc<Edge>,
+        listener: SocketAddr,
+        shards: Vec<ShardDoor>,
+    ) -> Self {
         let now = Instant::now();
         Self {
             connections_max: options.connections_max,
@@ -63,6 +72,8 @@ impl Door {
             shards,
             last: AtomicUsize::new(0),
             edge,
+            listener,
+            asks_local: options.proxy_protocol_to_nodes,
             metrics: ProxyMetrics::default(),
         }
     }
@@ -94,6 +105,21 @@ impl Door {
     /// One that was only told that there is no room has gone.
     pub(super) fn release_turned_away(&self) {
         self.turned_away.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Gives a client that has its place to a shard, with what was `read` from it.
+    pub(super) fn deal(&self, socket: TcpStream, read: Bytes, connection: Link) {
+        let shard = self.choose();
+        shard.clients.fetch_add(1, Ordering::AcqRel);
+        shard.mailbox.send(Mail::Adopt { socket, read, connection });
+    }
+
+    /// A port that listens on all addresses does not say to which of them a client came; its socket does.
+    fn local_address(&self, socket: &TcpStream) -> SocketAddr {
+        match self.asks_local {
+            true => socket.local_addr().unwrap_or(self.listener),
+            false => self.listener,
+        }
     }
 
     /// Whether the client is only to be told; `None`: there is not even room for that.
@@ -144,10 +170,9 @@ impl tidegate_reactor::Intake for Intake {
             self.0.metrics.refusals.add(RefusalReason::NoCapacity, 1);
             return self.0.answer_no_room(&socket);
         };
-        let shard = self.0.choose();
-        shard.clients.fetch_add(1, Ordering::AcqRel);
-        let connection = Link::client(peer, over, self.0.edge.proxy_protocol);
-        shard.mailbox.send(Mail::Adopt { socket, read: Bytes::new(), connection });
+        let ends = Addresses { source: peer, destination: self.0.local_address(&socket) };
+        let connection = Link::client(ends, over, self.0.edge.preamble());
+        self.0.deal(socket, Bytes::new(), connection);
     }
 
     fn on_exhausted(&mut self, socket: Option<TcpStream>) {

@@ -6,14 +6,16 @@ use std::{
     time::Duration,
 };
 
-use tidegate_ops::tls::TlsHandshake;
+use tidegate_ops::{
+    sweep::{SWEEP_PORTION, Sweep},
+    tls::TlsHandshake,
+};
 use tidegate_reactor::{Closed, ConnectionId, Connections, Counters, Driver, Turn};
 
 use super::{
     Shared,
     link::{End, Link, Phase},
     metrics::{CutReason, Direction, ProxyMetrics, RefusalReason},
-    sweep::Sweep,
 };
 use crate::chooser::Node;
 
@@ -45,9 +47,6 @@ pub(super) struct ProxyDriver {
 }
 
 pub(super) type Links = Connections<Link>;
-
-/// Clients closed in one turn: at some 20 µs for both ends, under 3 ms.
-pub(super) const SWEEP_PORTION: usize = 128;
 
 impl ProxyDriver {
     pub(super) fn new(shard: usize, shared: Arc<Shared>, metrics: Arc<ProxyMetrics>) -> Self {
@@ -139,9 +138,7 @@ impl Driver for ProxyDriver {
 
     fn on_adopted(&mut self, links: &mut Links, id: ConnectionId) {
         links.set_timer(id, links.now().after(self.shared.options.head_timeout));
-        if !self.shared.edge.proxy_protocol {
-            self.start_tls(links, id, &[]);
-        }
+        self.begin_preamble(links, id);
     }
 
     fn on_bytes(&mut self, links: &mut Links, id: ConnectionId, bytes: &mut [u8]) {
@@ -152,7 +149,7 @@ impl Driver for ProxyDriver {
                 let (direction, peer) = (link.end.direction(), pipe.peer);
                 self.pass(links, direction, id, peer, bytes);
             }
-            Phase::Head(head) if head.awaits_header => self.read_proxy_header(links, id, bytes),
+            Phase::Head(head) if head.awaits_header() => self.read_proxy_header(links, id, bytes),
             Phase::Head(_) => self.read_head(links, id, bytes),
             Phase::Awaiting { client, .. } => {
                 let client = *client;

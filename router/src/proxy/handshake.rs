@@ -2,12 +2,11 @@
 
 use std::{
     io,
-    net::SocketAddr,
     time::{Duration, Instant},
 };
 
 use tidegate_reactor::{Closed, ConnectionId, Written};
-use tidegate_wire::head::Head as RequestHead;
+use tidegate_wire::{head::Head as RequestHead, proxy_v2::Addresses};
 
 use super::{
     ConnectResult,
@@ -72,7 +71,7 @@ impl ProxyDriver {
         received: &[u8],
     ) -> Result<(), Refusal> {
         let Some(Phase::Head(state)) = links.get(id).map(|link| &link.phase) else { return Ok(()) };
-        let peer = state.peer;
+        let ends = state.ends;
         if state.over {
             return Err(Refusal::NoCapacity);
         }
@@ -87,7 +86,7 @@ impl ProxyDriver {
             Route::Pair(kind) => {
                 let limited = |retry_after| Refusal::RateLimit { retry_after };
                 self.shared.door.take_handshake().map_err(limited)?;
-                let attempt = self.plan(head, kind, peer, &received[head.len..]);
+                let attempt = self.plan(head, kind, ends, &received[head.len..]);
                 self.begin(links, id, attempt);
                 Ok(())
             }
@@ -95,8 +94,9 @@ impl ProxyDriver {
     }
 
     /// Where the request may go, and what is sent there.
-    fn plan(&self, head: &RequestHead<'_>, kind: Kind, peer: SocketAddr, early: &[u8]) -> Attempt {
+    fn plan(&self, head: &RequestHead<'_>, kind: Kind, ends: Addresses, early: &[u8]) -> Attempt {
         let edge = &self.shared.edge;
+        let peer = ends.source;
         let trust = &edge.trust;
         let client = request::client_address(head, peer, trust);
         let key = self.shared.options.key.key_of(head, client);
@@ -104,6 +104,9 @@ impl ProxyDriver {
         let origin = Origin { peer, trusted: trust.covers(peer.ip()), secure: edge.tls.is_some() };
         // What is added to a head: six headers of at most 60 bytes, of which three take the place of others.
         let mut request = Vec::with_capacity(head.len + 256);
+        if self.shared.options.proxy_protocol_to_nodes {
+            Addresses { source: client, ..ends }.write(&mut request);
+        }
         request::write_forwarded(head, kind, origin, &mut request);
         Attempt { kind, request, early: early.to_vec(), candidates, tried: 0, node: None, answer: Vec::new() }
     }
@@ -327,7 +330,7 @@ impl ProxyDriver {
                     let hand_off = HandOff {
                         socket: released.socket,
                         received: received.to_vec().into(),
-                        peer: head.peer,
+                        ends: head.ends,
                         tls: released.tls,
                     };
                     self.shared.http.take(hand_off);

@@ -1,43 +1,62 @@
 //! Requests that do not stay in a shard: hyper serves the client's connection, and each request of it goes to the
 //! node of its own key.
 //!
-//! hyper decides where a request begins and ends, and writes each one anew for the node. So nothing that is the body
-//! of one request can become another one, whatever it looks like.
+//! Each head is read by the rules of a shard before hyper has it (`gate`), and hyper writes each request anew for the
+//! node. So nothing that is the body of one request can become another one, whatever it looks like. A request for an
+//! upgrade or an event stream goes back to a shard, with the socket and all that was read after it: pairs live there
+//! and nowhere else.
 
 mod body;
+mod exchange;
+mod framing;
+mod gate;
+mod nodes;
 
 use std::{
-    convert::Infallible,
     fmt,
+    future::poll_fn,
     net::{SocketAddr, TcpStream as StdTcpStream},
-    pin::pin,
+    pin::{Pin, pin},
     sync::Arc,
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
-use axum::Router;
+use axum::{Router, body::Body};
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version, header, request::Parts,
 };
-use hyper::{body::Incoming, server::conn::http1, service::service_fn, upgrade::OnUpgrade};
-use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+use hyper::{
+    body::Incoming,
+    server::conn::http1::{self, Parts as ConnectionParts},
+    service::service_fn,
 };
-use tidegate_ops::{edge::Edge, tls::Link};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tidegate_ops::{
+    edge::{Edge, Preamble},
+    tls::{Link as SocketLink, LinkParts},
+};
 use tidegate_reactor::TlsSession;
-use tidegate_wire::head::{Head, HeadError};
-use tokio::{io::AsyncReadExt, runtime::Handle};
+use tidegate_wire::{
+    head::{Head, HeadError},
+    proxy_v2::Addresses,
+};
+use tokio::runtime::Handle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
 
-use self::body::Lent;
+use self::{
+    body::Lent,
+    exchange::{AnswerBody, End, Exchange},
+    gate::Gate,
+    nodes::{Kept, NodeClient, Nodes},
+};
 use super::{
     ConnectResult, Options,
     door::Door,
     handshake::ATTEMPTS_MAX,
-    link::Kind,
+    link::Link,
     refusal::{PROBLEM_MEDIA_TYPE, Refusal},
     request::{self, FORWARDING_HEADERS, HOP_HEADERS, Origin, Route},
 };
@@ -53,14 +72,15 @@ pub(super) struct HandOff {
     pub(super) socket: StdTcpStream,
     /// What was read from it.
     pub(super) received: Bytes,
-    pub(super) peer: SocketAddr,
+    /// The client, and where it connected to.
+    pub(super) ends: Addresses,
     /// Its TLS session, if it has one; `received` is plaintext.
     pub(super) tls: Option<Box<TlsSession>>,
 }
 
 /// Serves what shards hand over. Each connection is a task; their number is bounded by the door.
 pub(super) struct HttpProxy {
-    client: Client<HttpConnector, Lent>,
+    nodes: Nodes,
     key: KeyRule,
     chooser: Arc<Chooser>,
     edge: Arc<Edge>,
@@ -74,12 +94,33 @@ pub(super) struct HttpProxy {
 }
 
 /// A connection's place at the door; given back when it ends, however it ends.
-struct Place(Arc<Door>);
+struct Place(Option<Arc<Door>>);
 
-/// What an upgraded exchange holds as long as it lasts: its places on the node and at the door.
-type Held = (Claim, Arc<Place>);
+/// One connection of a client.
+struct Visit {
+    ends: Addresses,
+    origin: Origin,
+    exchange: Arc<Exchange>,
+    kept: Kept,
+}
 
-type AnswerBody = axum::body::Body;
+/// How a connection stops being hyper's.
+enum Left {
+    Served(hyper::Result<()>),
+    Gate(End),
+}
+
+/// A request as the rules of a shard read it.
+struct Reading {
+    route: Route,
+    client: SocketAddr,
+    candidates: Candidates,
+}
+
+/// hyper took something for a request that it was not given as one. Ends the connection.
+#[derive(Debug, thiserror::Error)]
+#[error("hyper has read a request that the gate has not")]
+struct Misread;
 
 /// Between requests, and for a head: as in the gateway, 15 s more than nginx and common load balancers keep an unused
 /// connection, so that it is not this side that closes first.
@@ -87,10 +128,6 @@ const QUIET_MAX: Duration = Duration::from_secs(75);
 
 /// A node has so long to begin its answer. Its slowest one is a publication that waits 5 s for room.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
-
-/// Connections to one node that are kept for the next request. A gateway keeps an unused one for 75 s.
-const IDLE_PER_NODE: usize = 32;
-const IDLE_MAX: Duration = Duration::from_secs(30);
 
 impl HttpProxy {
     pub(super) fn new(
@@ -101,16 +138,8 @@ impl HttpProxy {
         assign: Router,
         runtime: Handle,
     ) -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(options.connect_timeout));
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE_MAX)
-            .pool_max_idle_per_host(IDLE_PER_NODE)
-            .build(connector);
         Self {
-            client,
+            nodes: Nodes::new(options.connect_timeout, options.proxy_protocol_to_nodes),
             key: options.key.clone(),
             chooser,
             edge,
@@ -125,7 +154,7 @@ impl HttpProxy {
 
     /// Serves a connection from now on. Does not block.
     pub(super) fn take(self: &Arc<Self>, hand_off: HandOff) {
-        let place = Place(Arc::clone(&self.door));
+        let place = Place(Some(Arc::clone(&self.door)));
         let serving = Arc::clone(self).serve(hand_off, place);
         self.tasks.spawn_on(serving, &self.runtime);
     }
@@ -137,193 +166,202 @@ impl HttpProxy {
     }
 
     async fn serve(self: Arc<Self>, hand_off: HandOff, place: Place) {
-        let socket = match Link::new(hand_off.socket, hand_off.tls) {
+        let HandOff { socket, received, ends, tls } = hand_off;
+        let socket = match SocketLink::new(socket, tls) {
             Ok(socket) => socket,
             Err(error) => return tracing::warn!(%error, "a handed-over socket could not be registered"),
         };
-        let place = Arc::new(place);
-        let (reading, writing) = tokio::io::split(socket);
-        let io = tokio::io::join(std::io::Cursor::new(hand_off.received).chain(reading), writing);
+        let exchange = Arc::new(Exchange::default());
+        let gate = Gate::new(socket, &received, self.head_bytes_max, Arc::clone(&exchange));
+        drop(received);
         let origin = Origin {
-            peer: hand_off.peer,
-            trusted: self.edge.trust.covers(hand_off.peer.ip()),
+            peer: ends.source,
+            trusted: self.edge.trust.covers(ends.source.ip()),
             secure: self.edge.tls.is_some(),
         };
-        let connection = http1::Builder::new()
+        let visit = Visit { ends, origin, exchange, kept: Kept::default() };
+        let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(QUIET_MAX)
             .max_header_size(self.head_bytes_max)
             .keep_alive(!self.stop.is_cancelled())
-            .serve_connection(TokioIo::new(io), service_fn(|request| self.answer(request, origin, &place)))
-            .with_upgrades();
-        let mut connection = pin!(connection);
-        // The connection first: the request that it was handed over with is read before anything stops it.
-        let ended = tokio::select! {
-            biased;
-            ended = connection.as_mut() => ended,
-            () = self.stop.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
+            .serve_connection(TokioIo::new(gate), service_fn(|request| self.answer(request, &visit)));
+        let mut stopped = pin!(self.stop.cancelled());
+        let (mut stopping, mut lingers) = (false, true);
+        let left = loop {
+            // The connection first: the request that it was handed over with is read before anything stops it.
+            tokio::select! {
+                biased;
+                left = poll_fn(|cx| poll_left(&mut connection, &visit.exchange, cx)) => break left,
+                () = &mut stopped, if !stopping => {
+                    stopping = true;
+                    lingers = !visit.exchange.is_idle();
+                    Pin::new(&mut connection).graceful_shutdown();
+                }
             }
         };
-        if let Err(error) = ended {
-            tracing::debug!(%error, "an HTTP connection ended early");
+        let ConnectionParts { io, read_buf, .. } = connection.into_parts();
+        let gate = io.into_inner();
+        match left {
+            Left::Gate(End::Returning) if read_buf.is_empty() => self.give_back(gate, ends, place),
+            Left::Gate(End::Returning) => tracing::warn!("hyper has kept bytes of a request"),
+            Left::Gate(End::Refused(refusal)) => {
+                self.door.metrics().refusals.add(refusal.reason(), 1);
+                let mut answer = Vec::new();
+                refusal.write(u64::from(ends.source.port()), &mut answer);
+                gate.socket.end_with(&answer).await;
+            }
+            Left::Served(served) => {
+                if let Err(error) = served {
+                    tracing::debug!(%error, "an HTTP connection ended early");
+                }
+                // The body of a request that was refused may still be on its way.
+                if lingers {
+                    gate.socket.end_with(&[]).await;
+                }
+            }
+        }
+    }
+
+    /// Deals a connection to a shard, with the request that comes next.
+    fn give_back(&self, gate: Gate, ends: Addresses, mut place: Place) {
+        let Gate { socket, held, .. } = gate;
+        match socket.into_parts() {
+            Ok(LinkParts { socket, tls, unread }) => {
+                place.0 = None;
+                let preamble = tls.map_or(Preamble::None, Preamble::Session);
+                let read = [&held[..], &unread].concat();
+                self.door.deal(socket, read.into(), Link::client(ends, false, preamble));
+            }
+            Err(error) => tracing::warn!(%error, "a socket could not leave the runtime"),
         }
     }
 
     async fn answer(
         &self,
         request: Request<Incoming>,
-        origin: Origin,
-        place: &Arc<Place>,
-    ) -> Result<Response<AnswerBody>, Infallible> {
-        Ok(match self.forward(request, origin, place).await {
+        visit: &Visit,
+    ) -> Result<Response<AnswerBody>, Misread> {
+        let (head, open) = visit.exchange.take().ok_or(Misread)?;
+        let response = match self.forward(request, &head, visit).await {
             Ok(response) => response,
             Err(refusal) => {
                 self.door.metrics().refusals.add(refusal.reason(), 1);
-                refused(refusal, u64::from(origin.peer.port()))
+                refused(refusal, u64::from(visit.ends.source.port()))
             }
-        })
+        };
+        Ok(response.map(|body| AnswerBody::new(body, open)))
     }
 
     async fn forward(
         &self,
         mut request: Request<Incoming>,
-        origin: Origin,
-        place: &Arc<Place>,
-    ) -> Result<Response<AnswerBody>, Refusal> {
-        let (mut candidates, route, client) = self.read(&request, origin)?;
+        head: &[u8],
+        visit: &Visit,
+    ) -> Result<Response<Body>, Refusal> {
+        let Reading { route, client, mut candidates } = self.read(head, visit.origin)?;
         if route == Route::Assign {
             request.extensions_mut().insert(assign::Client(client));
             return Ok(self.assign.clone().oneshot(request).await.unwrap_or_else(|never| match never {}));
         }
-        let upgrades = (route == Route::Pair(Kind::Upgrade)).then(|| hyper::upgrade::on(&mut request));
         let (mut parts, body) = request.into_parts();
-        rewrite(&mut parts, origin, upgrades.is_some());
+        rewrite(&mut parts, visit.origin);
         let body = Lent::new(body);
+        let nodes = self.nodes.client(&visit.kept, Addresses { source: client, ..visit.ends });
         let metrics = self.door.metrics();
         for tried in 0..ATTEMPTS_MAX {
             let node = candidates.next().ok_or(Refusal::NoNode)?;
             metrics.count_fallback(tried, candidates.passed_over());
             let address = node.socket();
             let claim = node.claim(Instant::now());
-            let mut asked = self.ask(&parts, address, &body).await;
+            let mut asked = ask(&nodes, &parts, address, &body).await;
             // A kept connection may end just when it is used. What changes nothing (RFC 9110 §9.2.1) is asked again,
             // once, before the node is blamed.
             if matches!(asked, Err(ConnectResult::Closed)) && parts.method.is_safe() && !body.was_read() {
-                asked = self.ask(&parts, address, &body).await;
+                asked = ask(&nodes, &parts, address, &body).await;
             }
-            let failure = match asked {
+            match asked {
                 Ok(response) => {
                     claim.connected();
                     metrics.connects.add(ConnectResult::Answered, 1);
-                    return Ok(self.pass_on(response, upgrades, (claim, Arc::clone(place))));
+                    return pass_on(response);
                 }
-                Err(failure) => failure,
-            };
-            metrics.connects.add(failure, 1);
-            claim.refused(Instant::now());
-            // What a node has seen a part of may have had its effect: it is not asked twice.
-            if failure != ConnectResult::Refused || body.was_read() {
-                let silent = failure == ConnectResult::Silent;
-                return Err(if silent { Refusal::NoAnswer } else { Refusal::BadAnswer });
+                Err(failure) => self.note_failure(claim, failure, &body)?,
             }
         }
         Err(Refusal::NoNode)
     }
 
-    /// Sends a request to a node.
-    async fn ask(
-        &self,
-        parts: &Parts,
-        address: SocketAddr,
-        body: &Lent,
-    ) -> Result<Response<Incoming>, ConnectResult> {
-        let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
-        let mut parts = parts.clone();
-        // A target that hyper has parsed is one behind an address too.
-        parts.uri = format!("http://{address}{target}").parse().map_err(|_| ConnectResult::Closed)?;
-        let answering = self.client.request(Request::from_parts(parts, body.lend()));
-        match tokio::time::timeout(ANSWER_MAX, answering).await {
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) if error.is_connect() => Err(ConnectResult::Refused),
-            Ok(Err(_)) => Err(ConnectResult::Closed),
-            Err(_) => Err(ConnectResult::Silent),
+    /// A node has not answered. `Ok`: another one may be asked.
+    fn note_failure(&self, claim: Claim, failure: ConnectResult, body: &Lent) -> Result<(), Refusal> {
+        if body.has_failed() {
+            return Err(Refusal::Body);
+        }
+        self.door.metrics().connects.add(failure, 1);
+        claim.refused(Instant::now());
+        match failure {
+            ConnectResult::Refused if !body.was_read() => Ok(()),
+            // What a node has seen a part of may have had its effect: it is not asked twice.
+            ConnectResult::Silent => Err(Refusal::NoAnswer),
+            _ => Err(Refusal::BadAnswer),
         }
     }
 
-    /// Reads the request by the rules of a shard, which are stricter than hyper's, and finds its nodes.
-    fn read(
-        &self,
-        request: &Request<Incoming>,
-        origin: Origin,
-    ) -> Result<(Candidates, Route, SocketAddr), Refusal> {
-        let head = head_of(request);
-        // hyper has found the same bytes to be a whole head.
-        let head = Head::parse(&head)?.ok_or(Refusal::Head(HeadError::Target))?;
+    fn read(&self, head: &[u8], origin: Origin) -> Result<Reading, Refusal> {
+        // The gate has found it whole.
+        let head = Head::parse(head)?.ok_or(HeadError::Target)?;
         let route = request::route(&head, false)?;
         let client = request::client_address(&head, origin.peer, &self.edge.trust);
         let key = self.key.key_of(&head, client);
-        Ok((self.chooser.candidates(&key.bytes, Instant::now()), route, client))
-    }
-
-    /// The node's answer as the client gets it. An upgrade on a connection that had other requests before is rare:
-    /// browsers open a new one for each WebSocket. Its bytes move in a task.
-    fn pass_on(
-        &self,
-        mut response: Response<Incoming>,
-        upgrades: Option<OnUpgrade>,
-        held: Held,
-    ) -> Response<AnswerBody> {
-        let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-        let from_node = switches.then(|| hyper::upgrade::on(&mut response));
-        if let (Some(client), Some(node)) = (upgrades, from_node) {
-            self.tasks.spawn_on(join(client, node, held, self.stop.clone()), &self.runtime);
-        }
-        let (mut parts, body) = response.into_parts();
-        remove_hop_headers(&mut parts.headers);
-        if switches {
-            add_upgrade(&mut parts.headers);
-        }
-        parts.version = Version::HTTP_11;
-        Response::from_parts(parts, AnswerBody::new(body))
+        Ok(Reading { route, client, candidates: self.chooser.candidates(&key.bytes, Instant::now()) })
     }
 }
 
-/// Moves the bytes of an upgraded exchange until it ends, or a drain does.
-async fn join(client: OnUpgrade, node: OnUpgrade, _held: Held, stop: CancellationToken) {
-    let (client, node) = match tokio::try_join!(client, node) {
-        Ok(ends) => ends,
-        Err(error) => return tracing::debug!(%error, "an upgrade was not completed"),
-    };
-    let (mut client, mut node) = (TokioIo::new(client), TokioIo::new(node));
-    tokio::select! {
-        moved = tokio::io::copy_bidirectional(&mut client, &mut node) => {
-            if let Err(error) = moved {
-                tracing::debug!(%error, "an upgraded connection ended early");
-            }
-        }
-        () = stop.cancelled() => {}
+/// Drives a connection and looks where it stands.
+fn poll_left<C>(connection: &mut C, exchange: &Exchange, cx: &mut Context<'_>) -> Poll<Left>
+where
+    C: Future<Output = hyper::Result<()>> + Unpin,
+{
+    if let Poll::Ready(served) = Pin::new(connection).poll(cx) {
+        return Poll::Ready(Left::Served(served));
+    }
+    exchange.take_end().map_or(Poll::Pending, |end| Poll::Ready(Left::Gate(end)))
+}
+
+/// Sends a request to a node.
+async fn ask(
+    nodes: &NodeClient,
+    parts: &Parts,
+    address: SocketAddr,
+    body: &Lent,
+) -> Result<Response<Incoming>, ConnectResult> {
+    let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
+    let mut parts = parts.clone();
+    // A target that hyper has parsed is one behind an address too.
+    parts.uri = format!("http://{address}{target}").parse().map_err(|_| ConnectResult::Closed)?;
+    let answering = nodes.request(Request::from_parts(parts, body.lend()));
+    match tokio::time::timeout(ANSWER_MAX, answering).await {
+        Ok(Ok(response)) => Ok(response),
+        Ok(Err(error)) if error.is_connect() => Err(ConnectResult::Refused),
+        Ok(Err(_)) => Err(ConnectResult::Closed),
+        Err(_) => Err(ConnectResult::Silent),
     }
 }
 
-/// The head of a request that hyper has parsed, as bytes again.
-fn head_of(request: &Request<Incoming>) -> Vec<u8> {
-    let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
-    let version = if request.version() == Version::HTTP_10 { "HTTP/1.0" } else { "HTTP/1.1" };
-    let mut head = format!("{} {target} {version}\r\n", request.method()).into_bytes();
-    for (name, value) in request.headers() {
-        // No line end is in a value: hyper's parser ends it there, and takes no folded lines (RFC 9112 §5.2).
-        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
-            head.extend_from_slice(part);
-        }
+/// The node's answer as the client gets it.
+fn pass_on(response: Response<Incoming>) -> Result<Response<Body>, Refusal> {
+    let (mut parts, body) = response.into_parts();
+    // No request asks for that here.
+    if parts.status == StatusCode::SWITCHING_PROTOCOLS {
+        return Err(Refusal::BadAnswer);
     }
-    head.extend_from_slice(b"\r\n");
-    head
+    remove_hop_headers(&mut parts.headers);
+    parts.version = Version::HTTP_11;
+    Ok(Response::from_parts(parts, Body::new(body)))
 }
 
 /// What the node is sent instead of what the client has sent.
-fn rewrite(parts: &mut Parts, origin: Origin, upgrades: bool) {
+fn rewrite(parts: &mut Parts, origin: Origin) {
     let headers = &mut parts.headers;
     remove_hop_headers(headers);
     headers.remove(header::EXPECT);
@@ -347,9 +385,6 @@ fn rewrite(parts: &mut Parts, origin: Origin, upgrades: bool) {
     }
     let scheme = HeaderValue::from_static(origin.scheme());
     headers.entry("x-forwarded-proto").or_insert(scheme);
-    if upgrades {
-        add_upgrade(headers);
-    }
     parts.version = Version::HTTP_11;
 }
 
@@ -370,13 +405,8 @@ fn remove_hop_headers(headers: &mut HeaderMap) {
     }
 }
 
-fn add_upgrade(headers: &mut HeaderMap) {
-    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-}
-
-fn refused(refusal: Refusal, spread: u64) -> Response<AnswerBody> {
-    let mut response = Response::new(AnswerBody::from(refusal.problem()));
+fn refused(refusal: Refusal, spread: u64) -> Response<Body> {
+    let mut response = Response::new(Body::from(refusal.problem()));
     *response.status_mut() =
         StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();
@@ -391,7 +421,9 @@ fn refused(refusal: Refusal, spread: u64) -> Response<AnswerBody> {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.release();
+        if let Some(door) = &self.0 {
+            door.release();
+        }
     }
 }
 

@@ -6,9 +6,9 @@
 //!            └─────────► refused ──┴─────────┘
 //! ```
 
-use std::net::SocketAddr;
-
+use tidegate_ops::edge::Preamble;
 use tidegate_reactor::ConnectionId;
+use tidegate_wire::proxy_v2::Addresses;
 
 use super::ConnectResult;
 use crate::chooser::{Candidates, Claim};
@@ -49,10 +49,10 @@ pub(super) enum Phase {
 
 #[derive(Debug)]
 pub(super) struct Head {
-    /// Who it is: the other end of the socket, or whom the balancer's header names.
-    pub(super) peer: SocketAddr,
-    /// The balancer's header is to come first.
-    pub(super) awaits_header: bool,
+    /// Who it is and where it connected to: the ends of the socket, or those that the balancer's header names.
+    pub(super) ends: Addresses,
+    /// What is to come first.
+    pub(super) preamble: Preamble,
     /// Bytes of an incomplete head, or of an incomplete header of the balancer.
     pub(super) received: Vec<u8>,
     /// It was let in only to be told that there is no room.
@@ -103,9 +103,16 @@ pub(super) enum BodyLeft {
     Unknown,
 }
 
+impl Head {
+    /// The balancer's header is not complete.
+    pub(super) fn awaits_header(&self) -> bool {
+        matches!(self.preamble, Preamble::Proxy)
+    }
+}
+
 impl Link {
-    pub(super) fn client(peer: SocketAddr, over: bool, awaits_header: bool) -> Self {
-        let head = Head { peer, awaits_header, received: Vec::new(), over };
+    pub(super) fn client(ends: Addresses, over: bool, preamble: Preamble) -> Self {
+        let head = Head { ends, preamble, received: Vec::new(), over };
         Self { end: End::Client, phase: Phase::Head(Box::new(head)) }
     }
 

@@ -5,14 +5,14 @@
 //!                                                              │ request   head → node → head to forward
 //!                    ┌── Upgrade, event stream ────────────────┤ handshake connect, retry, the node's answer
 //!                    ▼                                         │ pair      bytes, ends, pauses
-//!          two slab entries of one shard                       └── any other request: http (hyper, on Tokio)
+//!          two slab entries of one shard                       └── any other request: http (hyper, on Tokio),
+//!                                                                   and back with the first that is none of its
 //! ```
 //!
 //! An idle pair owns two slab entries: no task, no timer object, no buffer, no queue. `docs/adr/0010` says how bytes
 //! move, and what is done against smuggled requests.
 
 mod answer;
-mod bucket;
 mod door;
 mod driver;
 mod handshake;
@@ -23,7 +23,6 @@ mod pair;
 mod preamble;
 mod refusal;
 mod request;
-mod sweep;
 
 use std::{
     fmt, io,
@@ -63,6 +62,8 @@ pub struct Options {
     pub head_bytes_max: usize,
     /// From the connection to the end of its head.
     pub head_timeout: Duration,
+    /// Connections to nodes begin with a PROXY protocol header that names the client.
+    pub proxy_protocol_to_nodes: bool,
     /// Until a node has taken the connection.
     pub connect_timeout: Duration,
     /// Until a node has answered; afterwards the next one is asked.
@@ -112,6 +113,7 @@ impl Default for Options {
             connections_max: 8_000,
             head_bytes_max: 16 * 1024,
             head_timeout: Duration::from_secs(10),
+            proxy_protocol_to_nodes: false,
             connect_timeout: Duration::from_secs(2),
             answer_timeout: Duration::from_secs(5),
             handshakes_per_second: 2_000,
@@ -132,13 +134,14 @@ impl Proxy {
         runtime: &Handle,
     ) -> io::Result<Self> {
         let edge = Arc::new(edge);
+        let address = listener.local_addr()?;
         let shards = (0..options.shards.max(1))
             .map(|_| Shard::<ProxyDriver>::new(QUEUE_BYTES_MAX))
             .collect::<io::Result<Vec<_>>>()?;
         let metrics: Vec<Arc<ProxyMetrics>> = shards.iter().map(|_| Arc::default()).collect();
         let mailboxes: Vec<_> = shards.iter().map(Shard::mailbox).collect();
         let doors = mailboxes.iter().cloned().map(ShardDoor::new).collect();
-        let door = Arc::new(Door::new(&options, Arc::clone(&edge), doors));
+        let door = Arc::new(Door::new(&options, Arc::clone(&edge), address, doors));
         let http = Arc::new(HttpProxy::new(
             &options,
             Arc::clone(&chooser),

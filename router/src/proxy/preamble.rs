@@ -2,8 +2,9 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
+use tidegate_ops::edge::Preamble;
 use tidegate_reactor::{ConnectionId, TlsSession};
-use tidegate_wire::proxy_v2::Header;
+use tidegate_wire::proxy_v2::{Addresses, Header};
 
 use super::{
     driver::{Links, ProxyDriver},
@@ -12,6 +13,17 @@ use super::{
 };
 
 impl ProxyDriver {
+    /// A connection was adopted: the session it speaks in begins, or goes on.
+    pub(super) fn begin_preamble(&mut self, links: &mut Links, id: ConnectionId) {
+        let Some(Phase::Head(head)) = links.get_mut(id).map(|link| &mut link.phase) else { return };
+        match std::mem::take(&mut head.preamble) {
+            Preamble::None => {}
+            Preamble::Proxy => head.preamble = Preamble::Proxy,
+            Preamble::Tls => self.start_tls(links, id, &[]),
+            Preamble::Session(session) => links.start_tls(id, session),
+        }
+    }
+
     /// Takes bytes of a balancer's header, and of what follows it.
     pub(super) fn read_proxy_header(&mut self, links: &mut Links, id: ConnectionId, bytes: &[u8]) {
         let Some(Phase::Head(head)) = links.get_mut(id).map(|link| &mut link.phase) else { return };
@@ -29,9 +41,10 @@ impl ProxyDriver {
                 return links.close(id);
             }
         };
-        head.awaits_header = false;
-        if let Some(addresses) = header.addresses {
-            head.peer = SocketAddr::new(addresses.source.ip().to_canonical(), addresses.source.port());
+        head.preamble = Preamble::None;
+        if let Some(Addresses { source, destination }) = header.addresses {
+            let source = SocketAddr::new(source.ip().to_canonical(), source.port());
+            head.ends = Addresses { source, destination };
         }
         let rest = &received[header.len..];
         match self.shared.edge.tls.is_some() {
@@ -42,7 +55,7 @@ impl ProxyDriver {
     }
 
     /// Begins the session that the port speaks, if it speaks any; `read` is the begin of its handshake.
-    pub(super) fn start_tls(&mut self, links: &mut Links, id: ConnectionId, read: &[u8]) {
+    fn start_tls(&mut self, links: &mut Links, id: ConnectionId, read: &[u8]) {
         let Some(config) = &self.shared.edge.tls else { return };
         match TlsSession::new(Arc::clone(config), read) {
             Ok(session) => links.start_tls(id, Box::new(session)),
@@ -56,7 +69,7 @@ impl ProxyDriver {
     /// Whether a client has not come as far as a request, so that no answer would be read as one.
     pub(super) fn is_before_request(&self, links: &Links, id: ConnectionId) -> bool {
         let awaits_header =
-            matches!(links.get(id).map(|link| &link.phase), Some(Phase::Head(head)) if head.awaits_header);
+            matches!(links.get(id).map(|link| &link.phase), Some(Phase::Head(head)) if head.awaits_header());
         awaits_header || links.tls(id).is_some_and(|session| !session.is_open())
     }
 }

@@ -16,6 +16,8 @@ pub(super) enum Refusal {
     HeadTooLarge { max: usize },
     #[error("the request head did not arrive in time")]
     HeadTimeout,
+    #[error("the body of the request broke off, or is not in chunks as it says")]
+    Body,
     #[error("this router accepts no more handshakes at the moment")]
     RateLimit { retry_after: Duration },
     #[error("this router holds as many connections as it is configured for")]
@@ -43,6 +45,8 @@ pub(super) enum FramingError {
     LengthAndEncoding,
     #[error("Transfer-Encoding is not `chunked`, or is given in HTTP/1.0")]
     Encoding,
+    #[error("the body is not in chunks")]
+    Chunk,
 }
 
 pub(super) const PROBLEM_MEDIA_TYPE: &str = "application/problem+json";
@@ -55,7 +59,7 @@ impl Refusal {
     fn answer(self) -> (u16, &'static str, &'static str) {
         match self {
             Self::Head(error) => (error.status().0, error.status().1, "malformed-request"),
-            Self::Framing(_) => (400, "Bad Request", "malformed-request"),
+            Self::Framing(_) | Self::Body => (400, "Bad Request", "malformed-request"),
             Self::HeadTooLarge { .. } => (431, "Request Header Fields Too Large", "head-too-large"),
             Self::HeadTimeout => (408, "Request Timeout", "head-timeout"),
             Self::RateLimit { .. } => (429, "Too Many Requests", "too-many-handshakes"),
@@ -73,7 +77,7 @@ impl Refusal {
 
     pub(super) fn reason(self) -> RefusalReason {
         match self {
-            Self::Head(_) | Self::Framing(_) => RefusalReason::Malformed,
+            Self::Head(_) | Self::Framing(_) | Self::Body => RefusalReason::Malformed,
             Self::HeadTooLarge { .. } => RefusalReason::TooLarge,
             Self::HeadTimeout => RefusalReason::Timeout,
             Self::RateLimit { .. } => RefusalReason::RateLimit,

@@ -64,6 +64,7 @@ fn health() -> Health {
     Health {
         path: "/".into(),
         port: None,
+        proxy_protocol: false,
         interval: Duration::from_secs(3600),
         timeout: Duration::from_millis(500),
         failures: 2,
@@ -190,6 +191,49 @@ async fn addresses_of_a_name() {
     assert_eq!(rig.states().len(), 2, "a name without addresses is an outage of the name");
     server.set(name, vec![Data::A([127, 0, 0, 1].into())]);
     rounds_until(&mut members, "the second is gone", || rig.states() == one).await;
+}
+
+/// A pod that is not ready leaves DNS, and its clients stay as long as it answers.
+#[tokio::test]
+async fn who_leaves_dns_keeps_its_clients() {
+    let server = NameServer::start().await;
+    let [stay, leave] = HttpStub::start_two().await;
+    let name = "gateway.live.svc.";
+    let both = || vec![Data::A([127, 0, 0, 1].into()), Data::A([127, 0, 0, 2].into())];
+    server.set(name, both());
+    let rig = Rig::new();
+    let lost = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let told = Arc::clone(&lost);
+    rig.chooser.on_lost(Box::new(move |node| told.lock().unwrap().push(node.name().to_owned())));
+    let place = HostPort { host: name.into(), port: stay.address.port() };
+    let mut members = rig.of_dns(DnsName::Addresses(place), &server);
+    let states = |state: &str| [format!("{} live", stay.address), format!("{} {state}", leave.address)];
+    rounds_until(&mut members, "both live", || rig.states() == states("live")).await;
+    lost.lock().unwrap().clear();
+    let node = rig.chooser.members().remove(1).1;
+    let digest = rig.chooser.digest();
+
+    let client = node.claim(std::time::Instant::now());
+    server.set(name, vec![Data::A([127, 0, 0, 1].into())]);
+    rounds_until(&mut members, "it gets no more clients", || rig.states() == states("draining")).await;
+    leave.answer(503);
+    rounds_until(&mut members, "it drains", || leave.requests().len() > 3).await;
+    assert_eq!(rig.states(), states("draining"));
+    assert_ne!(rig.chooser.digest(), digest);
+    let alone = rig.chooser.digest();
+    assert!(lost.lock().unwrap().is_empty(), "its clients stay");
+
+    leave.answer(200);
+    server.set(name, both());
+    rounds_until(&mut members, "it is back", || rig.states() == states("live")).await;
+    server.set(name, vec![Data::A([127, 0, 0, 1].into())]);
+    rounds_until(&mut members, "it leaves again", || rig.states() == states("draining")).await;
+    leave.answer(500);
+    rounds_until(&mut members, "it fails its checks", || rig.states() == states("down")).await;
+    assert_eq!(*lost.lock().unwrap(), [leave.address.to_string()], "then its clients are cut");
+    drop(client);
+    rounds_until(&mut members, "it is forgotten", || rig.states().len() == 1).await;
+    assert_eq!(rig.chooser.digest(), alone, "routers with and without such a node agree");
 }
 
 /// Names of SRV targets stay when their addresses change; the lowest priority counts.

@@ -26,7 +26,22 @@ pub(crate) struct HttpStub {
 
 impl HttpStub {
     pub(crate) async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::serve(TcpListener::bind("127.0.0.1:0").await.unwrap())
+    }
+
+    /// Two on one port, at 127.0.0.1 and 127.0.0.2.
+    pub(crate) async fn start_two() -> [Self; 2] {
+        loop {
+            let first = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let port = first.local_addr().unwrap().port();
+            // Somebody else may have it there.
+            if let Ok(second) = TcpListener::bind(("127.0.0.2", port)).await {
+                return [first, second].map(Self::serve);
+            }
+        }
+    }
+
+    fn serve(listener: TcpListener) -> Self {
         let address = listener.local_addr().unwrap();
         let (status, requests) = (Arc::new(AtomicU16::new(200)), Arc::<Mutex<Vec<String>>>::default());
         let (answered, seen) = (Arc::clone(&status), Arc::clone(&requests));

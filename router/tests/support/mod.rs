@@ -14,6 +14,7 @@ use tidegate_ops::{
     config::Setting,
     edge::Edge,
     listener::listen,
+    tls::TlsServer,
     trust::{ForwardedHeader, Network, Trust},
 };
 use tidegate_router::{
@@ -26,9 +27,9 @@ use tidegate_router::{
 use tidegate_testkit::{DEADLINE, eventually, eventually_some, net::SocketOptions};
 
 /// Proxies in 127.0.1.0/24 are trusted; see [`tidegate_testkit::net::source_address`].
-fn edge() -> Edge {
+pub(crate) fn edge(tls: Option<&TlsServer>) -> Edge {
     let trusted = [Network::from_text("127.0.1.0/24").unwrap()];
-    Edge::new(None, false, Trust::new(&trusted, ForwardedHeader::XForwardedFor))
+    Edge::new(tls, false, Trust::new(&trusted, ForwardedHeader::XForwardedFor))
 }
 
 /// A proxy with its nodes.
@@ -47,15 +48,19 @@ impl Router {
     }
 
     pub(crate) fn with(nodes: &[SocketAddr], options: Options) -> Self {
+        Self::on("127.0.0.1:0", nodes, options, edge(None))
+    }
+
+    pub(crate) fn on(listen_on: &str, nodes: &[SocketAddr], options: Options, edge: Edge) -> Self {
         let chooser = Arc::new(Chooser::new(LoadFactor::DEFAULT));
         chooser.update((0..).zip(nodes).map(|(at, socket)| observed(at, *socket)).collect());
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let listener = listen("127.0.0.1:0".parse().unwrap(), "listen").unwrap();
+        let listener = listen(listen_on.parse().unwrap(), "listen").unwrap();
         let address = listener.local_addr().unwrap();
         let options = Options { key: KeyRule::Query("key".into()), ..options };
         let (known, assign) = (Arc::clone(&chooser), axum::Router::new());
-        let proxy = Proxy::start(listener, options, known, edge(), assign, runtime.handle()).unwrap();
+        let proxy = Proxy::start(listener, options, known, edge, assign, runtime.handle()).unwrap();
         Self { proxy, chooser, address, nodes: nodes.to_vec(), _runtime: runtime }
     }
 
@@ -95,9 +100,18 @@ impl Router {
 
     /// The node at this index no longer answers its checks.
     pub(crate) fn lose(&self, index: usize) {
+        self.check(index, true);
+    }
+
+    /// It answers again.
+    pub(crate) fn find(&self, index: usize) {
+        self.check(index, false);
+    }
+
+    fn check(&self, index: usize, is_down: bool) {
         let seen = (0..).zip(&self.nodes).map(|(at, socket)| {
             let mut node = observed(at, *socket);
-            node.is_down = at == index;
+            node.is_down = at == index && is_down;
             node.member.draining = node.is_down;
             node
         });
@@ -129,7 +143,11 @@ pub(crate) struct TestNode {
 
 impl TestNode {
     pub(crate) fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::on("127.0.0.1:0")
+    }
+
+    pub(crate) fn on(address: &str) -> Self {
+        let listener = TcpListener::bind(address).unwrap();
         let address = listener.local_addr().unwrap();
         listener.set_nonblocking(true).unwrap();
         Self { listener, address }

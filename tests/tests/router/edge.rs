@@ -19,6 +19,14 @@ fn upgrade(headers: &str) -> Vec<u8> {
     format!("GET /ws?channel=news HTTP/1.1\r\nHost: localhost\r\n{headers}{upgrade}").into_bytes()
 }
 
+fn publish(headers: &str, body_len: usize) -> Vec<u8> {
+    format!(
+        "POST /v1/channels/news/publish HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer dev-key\r\n\
+         {headers}Content-Length: {body_len}\r\n\r\n"
+    )
+    .into_bytes()
+}
+
 /// Sends all of it and reads the status of the answer; the connection stays open.
 #[track_caller]
 fn request(address: SocketAddr, pieces: &[&[u8]]) -> (RawTcp, u16) {
@@ -50,6 +58,35 @@ fn the_gateway_sees_the_address_that_the_router_forwards() {
     let (_second, status) = ask("X-Forwarded-For: 198.51.100.2\r\n");
     assert_eq!(status, 101);
     gateway.eventually_connections(2);
+}
+
+/// A balancer keeps its connections for requests of many clients: none of those counts for another, and what becomes a
+/// WebSocket counts for the client whose it is.
+#[test]
+fn clients_of_a_kept_connection_are_counted_one_by_one() {
+    let gateway = Gateway::builder().config(ONE_EACH).start();
+    let router = Router::of(&[&gateway], "trusted_proxies = [\"127.0.0.0/8\"]\n");
+    router.eventually_live(1);
+    let becomes = |clients: &[&str], last: &str| {
+        let mut kept = RawTcp::connect(router.public);
+        for client in clients {
+            kept.send(&publish(&format!("X-Forwarded-For: {client}\r\n"), 1));
+            kept.send(b"x");
+            let head = kept.read_head(DEADLINE).expect("an answer");
+            assert_eq!(head.status, 200, "{client}");
+            kept.read_exact(head.header("content-length").unwrap().parse().unwrap(), DEADLINE).unwrap();
+        }
+        kept.send(&upgrade(&format!("X-Forwarded-For: {last}\r\n")));
+        let status = kept.read_head(DEADLINE).expect("an answer").status;
+        (kept, status)
+    };
+    let (_first, status) = becomes(&["198.51.100.1", "198.51.100.2"], "198.51.100.3");
+    assert_eq!(status, 101);
+    let (_second, status) = becomes(&["198.51.100.3", "198.51.100.3"], "198.51.100.1");
+    assert_eq!(status, 101, "who only published holds nothing");
+    assert_eq!(becomes(&["198.51.100.2"], "198.51.100.3").1, 429, "the first one's client");
+    gateway.eventually_connections(2);
+    router.eventually_metric("tidegate_proxied_connections", &[], 2.0);
 }
 
 #[test]
@@ -128,13 +165,19 @@ fn the_router_ends_tls() {
         assert!(answer.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&answer));
         assert_eq!(socket.expect_text(), text);
     }
+    // Sent to its end, although it is refused by its length.
+    let mut large = connect_tls(site.router.public, &site.client, SocketOptions::default()).unwrap();
+    large.write_all(&publish("", 2_000_000)).unwrap();
+    large.write_all(&vec![b'x'; 2_000_000]).unwrap();
+    let (answer, _) = read_to_close(&mut large);
+    assert!(answer.starts_with(b"HTTP/1.1 413 "), "{}", String::from_utf8_lossy(&answer));
     let mut assign = connect_tls(site.router.public, &site.client, SocketOptions::default()).unwrap();
     assign.write_all(b"GET /v1/assign?key=a HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").unwrap();
     let (answer, _) = read_to_close(&mut assign);
     assert!(answer.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&answer));
     let started = site.router.metric("tidegate_tls_handshakes_total", &[("result", "full")])
         + site.router.metric("tidegate_tls_handshakes_total", &[("result", "resumed")]);
-    assert_eq!(started, 5.0);
+    assert_eq!(started, 6.0);
     site.gateway.eventually_connections(1);
     drop(socket);
     site.router.eventually_metric("tidegate_proxied_connections", &[], 0.0);

@@ -8,4 +8,6 @@ mod bad_start;
 mod edge;
 mod loss;
 mod paths;
+mod proxy_protocol;
 mod site;
+mod slow;

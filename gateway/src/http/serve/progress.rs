@@ -83,6 +83,11 @@ impl Progress {
         }
     }
 
+    /// Nothing is under way in either direction.
+    pub(super) fn is_quiet(&self) -> bool {
+        matches!(self.lock().phase, Phase::Quiet)
+    }
+
     pub(super) fn requested(&self) {
         *self.lock() = State { phase: Phase::Working, deadline: None };
     }

@@ -21,11 +21,15 @@ const REQUEST: &[u8] = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
 /// A client whose first request was read by a shard and handed over.
 async fn client(server: &Arc<HttpServer>) -> TcpStream {
+    client_with(server, REQUEST).await
+}
+
+async fn client_with(server: &Arc<HttpServer>, request: &'static [u8]) -> TcpStream {
     let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (socket, peer) = listener.accept().await.unwrap();
     let address = place(server, peer);
-    let received = Bytes::from_static(REQUEST);
+    let received = Bytes::from_static(request);
     server.take(HandOff { socket: socket.into_std().unwrap(), received, tls: None, address });
     client
 }
@@ -84,6 +88,18 @@ async fn a_later_head_has_as_much_time_as_the_first() {
     assert!(text.contains("urn:tidegate:problem:head-timeout"), "{text}");
     let metrics = server.metrics.openmetrics();
     assert!(metrics.contains(r#"tidegate_handshakes_total{result="timeout"} 1"#), "{metrics}");
+}
+
+/// The answer comes while the body is under way; a socket closed with unread bytes would take it back (RFC 9112 §9.6).
+#[tokio::test]
+async fn who_is_refused_may_finish_sending() {
+    let server = server(Patience { head: LONG, quiet: LONG });
+    let request =
+        b"POST /v1/channels/a/publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: 8000000\r\n\r\n";
+    let mut client = client_with(&server, request).await;
+    client.write_all(&vec![b'x'; 8_000_000]).await.unwrap();
+    client.shutdown().await.unwrap();
+    assert_eq!(answers(&read_to_end(&server, client).await), ["401"]);
 }
 
 #[tokio::test]

@@ -17,11 +17,12 @@ pub(super) struct Lent(Arc<Mutex<Original>>);
 struct Original {
     body: Incoming,
     read: bool,
+    failed: bool,
 }
 
 impl Lent {
     pub(super) fn new(body: Incoming) -> Self {
-        Self(Arc::new(Mutex::new(Original { body, read: false })))
+        Self(Arc::new(Mutex::new(Original { body, read: false, failed: false })))
     }
 
     pub(super) fn lend(&self) -> Self {
@@ -30,6 +31,11 @@ impl Lent {
 
     pub(super) fn was_read(&self) -> bool {
         self.lock().read
+    }
+
+    /// The client did not send it as it said.
+    pub(super) fn has_failed(&self) -> bool {
+        self.lock().failed
     }
 
     fn lock(&self) -> MutexGuard<'_, Original> {
@@ -47,7 +53,9 @@ impl Body for Lent {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let mut original = self.lock();
         original.read = true;
-        Pin::new(&mut original.body).poll_frame(cx)
+        let polled = Pin::new(&mut original.body).poll_frame(cx);
+        original.failed |= matches!(polled, Poll::Ready(Some(Err(_))));
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

@@ -7,7 +7,7 @@ use std::{
 
 /// Shared by all shards: taken once for each handshake, held for a few nanoseconds.
 #[derive(Debug)]
-pub(super) struct Bucket {
+pub struct Bucket {
     per_second: f64,
     burst: f64,
     level: Mutex<Level>,
@@ -21,14 +21,14 @@ struct Level {
 
 impl Bucket {
     /// `per_second` 0: everything is let through.
-    pub(super) fn new(per_second: u32, burst: u32, now: Instant) -> Self {
+    pub fn new(per_second: u32, burst: u32, now: Instant) -> Self {
         let burst = f64::from(burst.max(1));
         let level = Level { tokens: burst, filled_at: now };
         Self { per_second: f64::from(per_second), burst, level: Mutex::new(level) }
     }
 
     /// Takes a token, or says how long until there is one.
-    pub(super) fn take(&self, now: Instant) -> Result<(), Duration> {
+    pub fn take(&self, now: Instant) -> Result<(), Duration> {
         if self.per_second == 0.0 {
             return Ok(());
         }

@@ -1,0 +1,27 @@
+//! When a process is told to stop.
+
+use std::io;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// Resolves when the process was told to drain: SIGTERM, SIGINT or `posted`, which is `POST /drain`.
+pub async fn asked(posted: impl Future<Output = ()>) -> io::Result<()> {
+    let (mut terminate, mut interrupt) = signals()?;
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
+        _ = interrupt.recv() => tracing::info!("SIGINT: draining; once more to stop at once"),
+        () = posted => tracing::info!("POST /drain: draining"),
+    }
+    Ok(())
+}
+
+/// Resolves at a second signal: whoever sends it does not want to wait.
+pub async fn insisted() -> io::Result<()> {
+    let (mut terminate, mut interrupt) = signals()?;
+    tokio::select! { _ = terminate.recv() => (), _ = interrupt.recv() => () }
+    Ok(())
+}
+
+fn signals() -> io::Result<(Signal, Signal)> {
+    Ok((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?))
+}
