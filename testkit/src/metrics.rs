@@ -31,6 +31,17 @@ impl Metrics {
         Self::parse(&answer.text())
     }
 
+    /// Reads `/metrics` over a connection that is kept, of a process that may be gone: `None` when it does not answer.
+    ///
+    /// # Panics
+    /// When it answers something else.
+    #[track_caller]
+    pub fn try_read(internal: &Rest) -> Option<Self> {
+        let answer = internal.try_get("/metrics")?;
+        assert_eq!(answer.status, 200, "GET /metrics: {}", answer.text());
+        Some(Self::parse(&answer.text()))
+    }
+
     /// Reads exposition text.
     ///
     /// # Panics

@@ -4,6 +4,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
+use rustix::process::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// An address on 127.0.0.1 that was free a moment ago.
@@ -27,6 +28,15 @@ pub fn source_address(index: usize) -> IpAddr {
     let fourth = 1 + index % 254;
     // Both are in 1..=255 by the modulo above.
     IpAddr::V4(Ipv4Addr::new(127, 0, third as u8, fourth as u8))
+}
+
+/// Lets this process, and those it starts from now on, have as many descriptors as the machine allows it. The soft limit
+/// is 1,024 on many.
+pub fn raise_descriptor_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // Where it is refused, the test that needs descriptors says so.
+    let _refused = setrlimit(Resource::Nofile, limit);
 }
 
 /// What a client socket is like.

@@ -61,6 +61,11 @@ impl Rest {
         self.send(Method::GET, path, &[], None)
     }
 
+    /// The same of a server that may be gone: `None` when there is no complete answer.
+    pub fn try_get(&self, path: &str) -> Option<Answer> {
+        complete(self.request(Method::GET, path, &[], None)).ok()
+    }
+
     #[track_caller]
     pub fn post(&self, path: &str, content_type: &str, body: impl Into<Vec<u8>>) -> Answer {
         self.send(Method::POST, path, &[("content-type", content_type)], Some(body.into()))
@@ -84,12 +89,7 @@ impl Rest {
         body: Option<Vec<u8>>,
     ) -> Answer {
         let described = format!("{method} {}{path}", self.base);
-        let request = self.request(method, path, headers, body);
-        let complete = request.send().and_then(|response| {
-            let (status, headers) = (response.status().as_u16(), response.headers().clone());
-            Ok(Answer { status, headers, body: response.bytes()?.to_vec() })
-        });
-        match complete {
+        match complete(self.request(method, path, headers, body)) {
             Ok(answer) => answer,
             Err(error) => panic!("{described}: no answer: {error:?}"),
         }
@@ -139,6 +139,12 @@ impl Rest {
             None => request,
         }
     }
+}
+
+fn complete(request: RequestBuilder) -> reqwest::Result<Answer> {
+    let response = request.send()?;
+    let (status, headers) = (response.status().as_u16(), response.headers().clone());
+    Ok(Answer { status, headers, body: response.bytes()?.to_vec() })
 }
 
 impl Answer {

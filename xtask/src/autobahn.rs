@@ -1,11 +1,12 @@
-//! `cargo xtask autobahn`: Autobahn's fuzzing client against `/echo`, every case, compression included.
+//! `cargo xtask autobahn`: Autobahn's fuzzing client against `/echo`, every case, compression included; at a gateway, or
+//! through a router in front of it.
 
 mod install;
 mod report;
+mod servers;
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
@@ -14,6 +15,7 @@ use serde_json::json;
 
 use self::install::Installation;
 use self::report::Report;
+use self::servers::Servers;
 use crate::command::succeeds;
 use crate::workspace::Workspace;
 
@@ -22,6 +24,9 @@ pub(crate) struct Options {
     /// Test this server instead of a gateway started for it
     #[arg(long, value_name = "ws://HOST:PORT/PATH")]
     url: Option<String>,
+    /// Through `tidegate router` in front of the gateway
+    #[arg(long, conflicts_with = "url")]
+    router: bool,
     /// Only these cases, for example 1.*,7.7.*
     #[arg(long, value_delimiter = ',')]
     cases: Vec<String>,
@@ -38,16 +43,12 @@ const CLIENTS: [&[&str]; 2] = [
 /// What autobahntestsuite 0.8.2 has in all: a case that did not run is no case that passed.
 const CASES_TOTAL: usize = 517;
 
-/// Case 9.1.6 and its kin echo one message of 16 MiB, far over the defaults.
-const GATEWAY_LIMITS: &str =
-    "[limits]\nmessage_bytes = \"17MiB\"\npublish_bytes_per_second = 0\nsend_queue_bytes = \"40MiB\"\n";
-
 /// The name in the report.
 const AGENT: &str = "tidegate";
 
 impl Options {
     pub(crate) fn all_cases() -> Self {
-        Self { url: None, cases: Vec::new() }
+        Self { url: None, router: false, cases: Vec::new() }
     }
 }
 
@@ -55,11 +56,11 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     let installation = install::ensure(&workspace.cache("autobahn"))?;
     let directory = workspace.target.join("autobahn");
     fs::create_dir_all(&directory)?;
-    let (_gateway, url) = match &options.url {
+    let (_servers, url) = match &options.url {
         Some(url) => (None, url.clone()),
         None => {
-            let (gateway, address) = Gateway::start(&workspace.build_product()?, &directory)?;
-            (Some(gateway), format!("ws://{address}/echo"))
+            let (servers, address) = Servers::start(&workspace.build_product()?, &directory, options.router)?;
+            (Some(servers), format!("ws://{address}/echo"))
         }
     };
     let start = Instant::now();
@@ -135,60 +136,7 @@ impl Drop for Owned {
     }
 }
 
-/// A gateway that takes messages as large as the suite sends.
-#[derive(Debug)]
-struct Gateway {
-    _process: Owned,
-}
-
-impl Gateway {
-    /// Starts it on a free port and reads that from its first line.
-    fn start(binary: &Path, directory: &Path) -> Result<(Self, String)> {
-        let config: PathBuf = directory.join("gateway.toml");
-        fs::write(&config, GATEWAY_LIMITS)?;
-        let log = File::create(directory.join("gateway.log"))?;
-        let mut command = Command::new(binary);
-        command.args([
-            "gateway",
-            "--dev",
-            "--listen",
-            "127.0.0.1:0",
-            "--internal",
-            "127.0.0.1:0",
-            "--config",
-        ]);
-        command.arg(&config).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
-        let mut process = Owned(command.spawn().with_context(|| format!("start {}", binary.display()))?);
-        let stdout = process.0.stdout.take().context("standard output is piped")?;
-        let mut lines = BufReader::new(stdout).lines();
-        let address = lines.by_ref().map_while(Result::ok).find_map(|line| public_address(&line));
-        // What it prints later must not fill the pipe and stop it.
-        std::thread::spawn(move || lines.for_each(drop));
-        let address =
-            address.context("the gateway ended before it listened: see gateway.log in target/autobahn")?;
-        Ok((Self { _process: process }, address))
-    }
-}
-
-/// `listening public=http://HOST:PORT internal=…`
-fn public_address(line: &str) -> Option<String> {
-    let (_, rest) = line.split_once("listening public=http://")?;
-    rest.split_whitespace().next().map(str::to_owned)
-}
-
 /// Whether this machine can install the suite at all: it comes in Debian packages.
 fn is_debian() -> bool {
     succeeds(Command::new("dpkg").arg("--version")) && succeeds(Command::new("apt-get").arg("--version"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_address_is_read_from_the_listening_line() {
-        let line = "listening public=http://127.0.0.1:41 internal=http://127.0.0.1:42";
-        assert_eq!(public_address(line).as_deref(), Some("127.0.0.1:41"));
-        assert_eq!(public_address("starting"), None);
-    }
 }

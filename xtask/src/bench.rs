@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: release builds of the product and the bench, the servers it is compared with, then
+//! `cargo xtask bench`: release builds of the product, the bench and the router's example, the servers it is compared with, then
 //! `tidegate-bench`.
 
 use std::path::Path;
@@ -60,12 +60,9 @@ fn is_there(program: &str) -> bool {
 }
 
 fn run_cargo_build(workspace: &Workspace) -> Result<()> {
-    run_command(cargo(&workspace.root).args([
-        "build",
-        "--release",
-        "--locked",
-        "--package",
-        "tidegate-bench",
-        "--bins",
-    ]))
+    let build = |what: &[&str]| {
+        run_command(cargo(&workspace.root).args(["build", "--release", "--locked", "--package"]).args(what))
+    };
+    build(&["tidegate-bench", "--bins"])?;
+    build(&["tidegate-router", "--example", "placement"])
 }

@@ -25,6 +25,9 @@ struct Arguments {
     /// The floor server's binary; beside this program unless given.
     #[arg(long)]
     floor: Option<PathBuf>,
+    /// The router's example `placement`; in `examples` beside this program unless given.
+    #[arg(long)]
+    placement: Option<PathBuf>,
     /// Servers to measure; all but ws unless given.
     #[arg(long, value_delimiter = ',')]
     servers: Vec<Server>,
@@ -99,6 +102,10 @@ fn options(arguments: Arguments) -> Result<CompareOptions, Box<dyn std::error::E
         Some(floor) => floor,
         None => std::env::current_exe()?.with_file_name("tidegate-floor"),
     };
+    let placement = match arguments.placement {
+        Some(placement) => placement,
+        None => std::env::current_exe()?.with_file_name("examples/placement"),
+    };
     let one_core = std::thread::available_parallelism()?.get() == 1;
     let output = absolute(arguments.output);
     let keep_document = arguments.no_document || arguments.quick;
@@ -107,6 +114,7 @@ fn options(arguments: Arguments) -> Result<CompareOptions, Box<dyn std::error::E
             tidegate: absolute(arguments.tidegate),
             tidegate_args: arguments.tidegate_arg,
             floor: absolute(floor),
+            placement: absolute(placement),
             peers: absolute(arguments.peers),
             logs: output.join("logs"),
             server_core: arguments.server_core,

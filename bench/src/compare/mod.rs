@@ -150,6 +150,7 @@ fn take(options: &CompareOptions, scenario: Scenario, server: Server) -> Result<
     match scenario.group() {
         Group::Gateway => gateway::run(scenario, server, places, sizes),
         Group::Redis => redis::run(scenario, server, places, sizes),
+        Group::Router if scenario == Scenario::Placement => router::placement::run(places),
         Group::Router => router::run(server, places, sizes),
         Group::Scaling => scaling::run(server, places, sizes),
     }

@@ -42,6 +42,9 @@ pub enum Measure {
     ProxyMemory,
     ProxyMessageCpu,
     ProxyHandshakeCpu,
+    PlacementTime,
+    PlacementBalance,
+    PlacementMoved,
     ScalingHeld,
     ScalingMemory,
     ScalingNodeCpu,
@@ -62,6 +65,7 @@ pub enum Scenario {
     RedisFanout,
     RedisPublish,
     Proxy,
+    Placement,
     Scaling,
 }
 
@@ -96,7 +100,7 @@ impl Measure {
 }
 
 impl Scenario {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Fanout,
         Self::Rest,
         Self::Echo,
@@ -106,6 +110,7 @@ impl Scenario {
         Self::RedisFanout,
         Self::RedisPublish,
         Self::Proxy,
+        Self::Placement,
         Self::Scaling,
     ];
 
@@ -114,7 +119,7 @@ impl Scenario {
         match self {
             Self::Fanout | Self::Rest | Self::Echo | Self::Idle => Group::Gateway,
             Self::RedisLatency | Self::RedisReceive | Self::RedisFanout | Self::RedisPublish => Group::Redis,
-            Self::Proxy => Group::Router,
+            Self::Proxy | Self::Placement => Group::Router,
             Self::Scaling => Group::Scaling,
         }
     }
@@ -138,6 +143,7 @@ impl Scenario {
             Self::RedisFanout => &[Measure::RedisFanoutRate],
             Self::RedisPublish => &[Measure::RedisPublishRate, Measure::RedisBatchRate],
             Self::Proxy => &[Measure::ProxyHandshakeCpu, Measure::ProxyMemory, Measure::ProxyMessageCpu],
+            Self::Placement => &[Measure::PlacementTime, Measure::PlacementBalance, Measure::PlacementMoved],
             Self::Scaling => &[
                 Measure::ScalingHeld,
                 Measure::ScalingMemory,
@@ -154,7 +160,7 @@ impl Scenario {
     pub fn servers(self) -> &'static [Server] {
         match self {
             Self::RedisLatency | Self::RedisFanout => &[Server::Tidegate, Server::OneNode, Server::SocketIo],
-            Self::RedisReceive => &[Server::Tidegate],
+            Self::RedisReceive | Self::Placement => &[Server::Tidegate],
             Self::RedisPublish => &[Server::Tidegate, Server::RedisBenchmark],
             _ => self.group().servers(),
         }

@@ -4,6 +4,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -298,7 +299,8 @@ fn redis_benchmark(places: &Places, sizes: &Sizes) -> Result<Vec<Reading>, Measu
             CHANNEL,
             &payload,
         ];
-        let output = output_of(places, places.server_core, "redis-benchmark", &arguments)?;
+        let program = Path::new("redis-benchmark");
+        let output = output_of(places, places.server_core, program, &arguments)?;
         parse_rate(&output).ok_or(MeasureError::RedisBenchmark { output })
     };
     Ok(vec![

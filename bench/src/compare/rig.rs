@@ -81,6 +81,8 @@ pub enum MeasureError {
     Stuck { step: &'static str, seen: u64, expected: u64 },
     #[error("redis-benchmark printed no rate: {output}")]
     RedisBenchmark { output: String },
+    #[error("the example placement printed no {name}")]
+    Placement { name: &'static str },
     #[error("a batch was answered with status {status}")]
     Batch { status: u16 },
     #[error("{path} of {address} gave no {metric}")]

@@ -1,6 +1,8 @@
 //! The router beside HAProxy and nginx, in front of the floor server: the proxy on the servers' core, the client
 //! and the floor on the client's.
 
+pub(super) mod placement;
+
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -131,7 +133,8 @@ http {{
     )
 }
 
-fn write(directory: &Path, name: &str, content: &str) -> Result<String, ServerError> {
+/// Writes a configuration file and gives its path.
+pub(super) fn write(directory: &Path, name: &str, content: &str) -> Result<String, ServerError> {
     let path: PathBuf = directory.join(name);
     let written = fs::create_dir_all(directory).and_then(|()| fs::write(&path, content));
     written.map_err(|source| ServerError::Write { path: path.clone(), source })?;

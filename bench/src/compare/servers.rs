@@ -90,6 +90,8 @@ pub struct Places {
     pub tidegate_args: Vec<String>,
     /// The floor server's binary.
     pub floor: PathBuf,
+    /// The router's example of that name.
+    pub placement: PathBuf,
     /// Where the peers are installed.
     pub peers: PathBuf,
     /// Where the servers' output goes.
@@ -241,7 +243,7 @@ pub(super) fn start(server: Server, places: &Places) -> Result<Running, ServerEr
         Server::Floor => return start_floor(places, core),
         Server::Bun => (bun(places), vec!["bun.ts".to_owned(), host, port]),
         Server::Ws => (PathBuf::from("node"), vec!["ws.mjs".to_owned(), host, port]),
-        _ => return launch_gateway(places, core, free_address()?, &[], Vec::new()),
+        _ => return launch_gateway(places, core, &[], Vec::new()),
     };
     launch(places, Launch { name: server.name(), program, arguments, environment: Vec::new(), address, core })
 }
@@ -256,33 +258,22 @@ pub(super) fn start_floor(places: &Places, core: usize) -> Result<Running, Serve
 
 /// A gateway without history, with more arguments than its ports.
 pub(super) fn start_gateway(places: &Places, core: usize, more: &[&str]) -> Result<Running, ServerError> {
-    start_gateway_at(places, core, free_address()?, more)
-}
-
-/// The same with a chosen internal port.
-pub(super) fn start_gateway_at(
-    places: &Places,
-    core: usize,
-    internal: SocketAddr,
-    more: &[&str],
-) -> Result<Running, ServerError> {
     // Development mode keeps history, which costs a script in Redis for each publication.
     let environment = vec![
         ("TIDEGATE__NAMESPACES__DEFAULT__HISTORY_SIZE", "0"),
         ("TIDEGATE__NAMESPACES__DEFAULT__HISTORY_AGE", "0s"),
     ];
-    launch_gateway(places, core, internal, more, environment)
+    launch_gateway(places, core, more, environment)
 }
 
 fn launch_gateway(
     places: &Places,
     core: usize,
-    internal: SocketAddr,
     more: &[&str],
     environment: Vec<(&'static str, &'static str)>,
 ) -> Result<Running, ServerError> {
     let address = free_address()?;
-    let (listen, internal) = (address.to_string(), internal.to_string());
+    let (listen, internal) = (address.to_string(), free_address()?.to_string());
     let mut arguments = vec!["gateway", "--dev", "--listen", &listen, "--internal", &internal];
     arguments.extend_from_slice(more);
     let mut arguments: Vec<String> = arguments.into_iter().map(str::to_owned).collect();
@@ -306,7 +297,11 @@ pub(super) fn start_router(
         program: places.tidegate.clone(),
         arguments: arguments.into_iter().map(str::to_owned).collect(),
         // A gateway in development mode has no such limit, and neither have the proxies beside it.
-        environment: vec![("TIDEGATE__LIMITS__HANDSHAKES_PER_SECOND", "0")],
+        // Health checks come on top of a core that is fully used: a late answer is no failed node here.
+        environment: vec![
+            ("TIDEGATE__LIMITS__HANDSHAKES_PER_SECOND", "0"),
+            ("TIDEGATE__HEALTH__FAILURES", "1000000"),
+        ],
         address,
         core,
     };
@@ -355,8 +350,11 @@ pub(super) fn launch(places: &Places, launch: Launch) -> Result<Running, ServerE
     let log = places.logs.join(format!("{}.log", name.to_lowercase().replace(' ', "-")));
     let output = open_log(&log)?;
     let errors = output.try_clone().map_err(|source| ServerError::Write { path: log.clone(), source })?;
+    // Where the scripts of peers are; not there yet when none of them takes part.
+    let peers = &places.peers;
+    fs::create_dir_all(peers).map_err(|source| ServerError::Write { path: peers.clone(), source })?;
     let mut command = Command::new(&program);
-    command.args(arguments).envs(environment).current_dir(&places.peers);
+    command.args(arguments).envs(environment).current_dir(peers);
     command.stdin(Stdio::null()).stdout(output).stderr(errors);
     let child = on_core(places, core, || command.spawn())?;
     let child = child.map_err(|source| ServerError::Spawn { program, source })?;
@@ -369,7 +367,7 @@ pub(super) fn launch(places: &Places, launch: Launch) -> Result<Running, ServerE
 pub(super) fn output_of(
     places: &Places,
     core: usize,
-    program: &str,
+    program: &Path,
     arguments: &[&str],
 ) -> Result<String, ServerError> {
     let mut command = Command::new(program);

@@ -98,6 +98,13 @@ fn row(measure: Measure) -> Row {
             ("CPU per forwarded message", "µs", 2, Ratio(Server::Nginx), "≤ HAProxy, ≤ nginx")
         }
         Measure::ProxyHandshakeCpu => ("CPU per proxied handshake", "µs", 1, Ratio(Server::Nginx), "≤ nginx"),
+        Measure::PlacementTime => ("placement of a key over 1,000 nodes", "µs", 2, Nothing, "≤ 5 µs"),
+        Measure::PlacementBalance => {
+            ("fullest of 50 nodes with weights 1 and 2, 100,000 keys", "× its share", 3, Nothing, "≤ 1.25")
+        }
+        Measure::PlacementMoved => {
+            ("keys that move when 1 of 50 nodes leaves", "of all", 4, Nothing, "≤ 0.026 (1.3 / 50)")
+        }
         Measure::ScalingHeld => ("connections held", "total", 0, Nothing, "N × 1 gateway"),
         Measure::ScalingMemory => {
             ("user memory per connection, gateways and routers", "B", 0, Nothing, "as 1 gateway")

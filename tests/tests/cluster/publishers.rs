@@ -130,8 +130,8 @@ impl Publisher<'_> {
                 self.http = Some(http);
                 true
             }
-            // The next try asks another gateway.
-            Ok((503, _)) | Err(_) => false,
+            // The next try asks another gateway. 502 and 504 are what a router says of one that went away meanwhile.
+            Ok((502..=504, _)) | Err(_) => false,
             Ok((status, _)) => panic!("publish to {channel}: {status}"),
         }
     }

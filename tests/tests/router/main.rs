@@ -8,6 +8,19 @@ mod bad_start;
 mod edge;
 mod loss;
 mod paths;
+mod plot;
 mod proxy_protocol;
+mod rolling_restart;
 mod site;
 mod slow;
+mod timeline;
+
+// Recovering clients and publishers are those of the cluster tests.
+#[path = "../cluster/fleet/mod.rs"]
+mod fleet;
+#[path = "../cluster/http.rs"]
+mod http;
+#[path = "../cluster/ledger.rs"]
+mod ledger;
+#[path = "../cluster/publishers.rs"]
+mod publishers;
