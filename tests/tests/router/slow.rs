@@ -15,13 +15,13 @@ use crate::site::Router;
 
 /// What a router holds for one direction of one pair at most.
 const QUEUE_BYTES_MAX: f64 = 65_536.0;
-const PAYLOAD_BYTES: usize = 8 * 1024;
+const PAYLOAD_BYTES: usize = 32 * 1024;
 
 /// 128 MiB: more than all buffers of the kernel on the way.
-const PUBLISHES_MAX: usize = 16_000;
+const PUBLISHES_MAX: usize = 4_000;
 
 /// 64 MiB of [`PAYLOAD_BYTES`]: as many.
-const FRAMES: usize = 8_000;
+const FRAMES: usize = 2_000;
 
 const QUEUED: &str = "tidegate_send_queue_bytes";
 
@@ -41,7 +41,7 @@ fn a_slow_client_is_the_gateways_matter() {
     let mut published = 0;
     while slow() == 0.0 {
         assert!(published < PUBLISHES_MAX, "the gateway never feels that its client does not read");
-        for _ in 0..16 {
+        for _ in 0..4 {
             let payload = format!("{published:08}{}", "x".repeat(PAYLOAD_BYTES - 8));
             rest.publish("cut:news", &payload);
             published += 1;
