@@ -32,7 +32,7 @@ const TOP: f64 = 130.0;
 const LINE: f64 = 14.0;
 const LEFT: f64 = 70.0;
 /// Room for the names of lines.
-const RIGHT: f64 = 90.0;
+const RIGHT: f64 = 100.0;
 const PANEL: f64 = 150.0;
 const BETWEEN: f64 = 40.0;
 const BOTTOM: f64 = 40.0;
