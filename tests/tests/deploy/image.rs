@@ -44,11 +44,14 @@ fn hadolint_has_nothing_to_say() {
 }
 
 #[test]
-fn the_compiler_is_the_one_of_the_repository() {
+fn compiler_and_version_are_those_of_the_repository() {
     let toolchain = read("rust-toolchain.toml");
     let channel =
         toolchain.lines().find_map(|line| line.strip_prefix("channel = ")).unwrap().trim_matches('"');
-    assert_eq!(of("ARG")[0], format!("RUST_VERSION={channel}"));
+    let arguments = of("ARG");
+    assert_eq!(arguments[0], format!("RUST_VERSION={channel}"));
+    let product = packages().into_iter().find(|package| package["name"] == "tidegate").unwrap();
+    assert!(arguments.contains(&format!("VERSION={}", product["version"].as_str().unwrap())), "{arguments:?}");
 }
 
 /// Copies out of the repository are of all that .dockerignore leaves; nothing that is built may be among the rest.
