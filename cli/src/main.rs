@@ -149,7 +149,8 @@ fn api_key(file: Option<&Path>, key: &str) -> Result<String, Failure> {
 }
 
 fn run_check(args: &CheckArgs) -> Result<ExitCode, Failure> {
-    let received = check::run(args, api_key(args.api_key_file.as_deref(), "dev-key")?).map_err(|error| Failure::run(&error))?;
+    let received = check::run(args, api_key(args.api_key_file.as_deref(), "dev-key")?)
+        .map_err(|error| Failure::run(&error))?;
     println!("{} delivered all of {received} messages", args.url);
     Ok(ExitCode::SUCCESS)
 }

@@ -46,6 +46,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     }
     site.kubernetes_accepts(&all)?;
     site.custom_resources_are_valid(&all)?;
+    site.rules_and_dashboards_are_whole(&all)?;
     println!("{} objects are valid for Kubernetes {}", all.len(), KUBERNETES.join(" and "));
     refusals::check(&site.helm4, &site.helm3, &site.values(TRIAL))?;
     site.a_gateway_release_leaves_routers_alone()?;
@@ -125,7 +126,7 @@ impl<'a> Site<'a> {
     fn custom_resources_are_valid(&self, all: &[Object]) -> Result<()> {
         let custom: Vec<&Value> =
             all.iter().filter(|object| object.is_custom()).map(|object| &object.0).collect();
-        let kinds = ["PodMonitor", "ServiceMonitor", "ScaledObject", "HTTPRoute"];
+        let kinds = ["PodMonitor", "ServiceMonitor", "PrometheusRule", "ScaledObject", "HTTPRoute"];
         if let Some(kind) = kinds.iter().find(|kind| !custom.iter().any(|object| object["kind"] == **kind)) {
             bail!("no file of the matrix renders a {kind}");
         }
@@ -136,6 +137,29 @@ impl<'a> Site<'a> {
         let said = node.output()?;
         let text = String::from_utf8_lossy(&said.stdout);
         if said.status.success() && text.is_empty() { Ok(()) } else { bail!("{}: {text}", said.status) }
+    }
+
+    /// What came through the templates is what Prometheus and Grafana get elsewhere.
+    fn rules_and_dashboards_are_whole(&self, all: &[Object]) -> Result<()> {
+        let deploy = self.workspace.root.join("deploy");
+        let rules: Value = serde_saphyr::from_str(&fs::read_to_string(deploy.join("prometheus/rules.yml"))?)?;
+        let specifications = all.iter().filter(|object| object.kind() == "PrometheusRule");
+        if !specifications.map(|object| object.at("/spec")).any(|spec| *spec == rules) {
+            bail!("no PrometheusRule has the rules of deploy/prometheus");
+        }
+        let maps = all.iter().filter(|object| object.name().ends_with("-dashboards"));
+        let dashboards: Vec<_> = maps.filter_map(|map| map.at("/data").as_object()).flatten().collect();
+        if dashboards.is_empty() {
+            bail!("no ConfigMap has dashboards");
+        }
+        for (file, text) in dashboards {
+            let rendered: Value = serde_json::from_str(text.as_str().unwrap_or_default())?;
+            let source = fs::read_to_string(deploy.join("grafana").join(file))?;
+            if rendered != serde_json::from_str::<Value>(&source)? {
+                bail!("{file} is not what is in deploy/grafana");
+            }
+        }
+        Ok(())
     }
 
     /// Routers hold the clients of all gateways: another image or configuration of gateways must not restart them, but

@@ -232,11 +232,18 @@ mod tests_of_steps {
 
     #[test]
     fn steps_are_chosen_with_what_they_need() {
-        check(false, &[], &["prepare", "fmt", "clippy", "deny", "unit", "doc", "build", "charts", "e2e", "deploy"]);
+        check(
+            false,
+            &[],
+            &["prepare", "fmt", "clippy", "deny", "unit", "doc", "build", "charts", "e2e", "deploy"],
+        );
         check(
             true,
             &[],
-            &["prepare", "fmt", "clippy", "deny", "unit", "doc", "build", "charts", "e2e", "deploy", "autobahn"],
+            &[
+                "prepare", "fmt", "clippy", "deny", "unit", "doc", "build", "charts", "e2e", "deploy",
+                "autobahn",
+            ],
         );
         check(false, &[Step::E2e], &["prepare", "build", "e2e"]);
         check(false, &[Step::Clippy, Step::Fmt], &["fmt", "clippy"]);

@@ -115,8 +115,9 @@
 {{- if and .Values.router.enabled .Values.gateway.tls.existingSecret -}}
 {{- fail "gateway.tls.existingSecret is set together with router.enabled, and the router speaks plain TCP to gateways: end TLS at the router with router.tls.existingSecret." -}}
 {{- end -}}
-{{- if and .Values.router.enabled .Values.gateway.config.proxy_protocol -}}
-{{- fail "gateway.config.proxy_protocol is set together with router.enabled: set router.config.proxy_protocol, because the balancer is before the router." -}}
+{{- $sends := default false (default dict .Values.router.config.upstream).proxy_protocol -}}
+{{- if and .Values.router.enabled (ne $sends (default false .Values.gateway.config.proxy_protocol)) -}}
+{{- fail "gateway.config.proxy_protocol and router.config.upstream.proxy_protocol differ, and gateways would refuse every router: set both or neither." -}}
 {{- end -}}
 {{- if and .Values.ingress.enabled (not .Values.ingress.hosts) -}}
 {{- fail "ingress.enabled is set without ingress.hosts: name at least one host." -}}

@@ -104,8 +104,17 @@ redis://{{ include "tidegate.fullname" . }}-redis:6379
 {{- if or (include "tidegate.redisUrl" .) .Values.redis.urlEntry -}}true{{- end -}}
 {{- end -}}
 
-{{/* The pods of a release that test it reach the public port as clients do. */}}
+{{/* The component whose public port takes plain HTTP, the one of clients first; or nothing. */}}
+{{- define "tidegate.plain" -}}
+{{- $values := .Values -}}
+{{- if and $values.router.enabled (not $values.router.tls.existingSecret) (not $values.router.config.proxy_protocol) -}}
+router
+{{- else if and (not $values.gateway.tls.existingSecret) (not $values.gateway.config.proxy_protocol) -}}
+gateway
+{{- end -}}
+{{- end -}}
+
+{{/* 'true' where the release has a test: it publishes with the API key, over plain HTTP. */}}
 {{- define "tidegate.hasTest" -}}
-{{- $plain := not .Values.gateway.tls.existingSecret -}}
-{{- if and .Values.helmTest.enabled (include "tidegate.apiKeyEntry" .) $plain -}}true{{- end -}}
+{{- if and .Values.helmTest.enabled (include "tidegate.apiKeyEntry" .) (include "tidegate.plain" .) -}}true{{- end -}}
 {{- end -}}

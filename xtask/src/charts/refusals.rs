@@ -91,7 +91,8 @@ const GUARDS: &[Refusal] = &[
     Refusal(&["router.service.loadBalancerClass=x"], "for the type LoadBalancer"),
     Refusal(&["router.service.externalTrafficPolicy=Local"], "the type is ClusterIP"),
     Refusal(&["gateway.tls.existingSecret=a"], "end TLS at the router"),
-    Refusal(&["gateway.config.proxy_protocol=true"], "the balancer is before the router"),
+    Refusal(&["gateway.config.proxy_protocol=true"], "set both or neither"),
+    Refusal(&["router.config.upstream.proxy_protocol=true"], "set both or neither"),
     Refusal(&["ingress.enabled=true"], "name at least one host"),
     Refusal(&["httpRoute.enabled=true"], "name the Gateway"),
     Refusal(
