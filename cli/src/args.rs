@@ -27,6 +27,8 @@ pub(crate) enum Command {
     Storm(StormArgs),
     /// Say how many connections this machine can hold and what limits it, and try a running deployment.
     Doctor(DoctorArgs),
+    /// Subscribe, publish a few messages, and exit 0 if every one arrived.
+    Check(CheckArgs),
     /// Ask a URL and exit 0 if it answers 200, for container health checks.
     Healthcheck(HealthcheckArgs),
 }
@@ -172,6 +174,18 @@ pub(crate) struct DoctorArgs {
     /// Report as one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct CheckArgs {
+    /// Public address of the deployment.
+    pub(crate) url: String,
+    /// What the name of the channel begins with. Anyone must be able to subscribe to it.
+    #[arg(long, default_value = "check", value_name = "PREFIX")]
+    pub(crate) channel_prefix: String,
+    /// File with the API key to publish with; the default key is the one of `gateway --dev`.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) api_key_file: Option<PathBuf>,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -346,6 +360,7 @@ mod tests {
             "tidegate storm --duration 10",
             "tidegate storm --payload 4kb",
             "tidegate healthcheck",
+            "tidegate check",
             "tidegate doctor --connections 0",
             "tidegate doctor --gateways 3",
             "tidegate doctor --idle 5s",
@@ -364,6 +379,17 @@ mod tests {
                 assert_eq!((args.connections.unwrap().get(), args.router), (100_000, true));
                 assert_eq!((args.gateways.get(), args.channel.as_str()), (1, "doctor"));
                 assert_eq!(args.idle, Some(Duration::from_secs(90)));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn check() {
+        match parse("tidegate check http://gate:80 --channel-prefix a:b --api-key-file /run/key") {
+            Command::Check(args) => {
+                assert_eq!((args.url.as_str(), args.channel_prefix.as_str()), ("http://gate:80", "a:b"));
+                assert_eq!(args.api_key_file, Some("/run/key".into()));
             }
             other => panic!("{other:?}"),
         }

@@ -1,10 +1,11 @@
 //! The `tidegate` binary: reads the command line and calls the libraries. Nothing is decided here.
 
 mod args;
+mod check;
 
-use std::{io::Write as _, process::ExitCode};
+use std::{io::Write as _, path::Path, process::ExitCode};
 
-use args::{Args, Command, DoctorArgs, GatewayArgs, HealthcheckArgs, RouterArgs, StormArgs};
+use args::{Args, CheckArgs, Command, DoctorArgs, GatewayArgs, HealthcheckArgs, RouterArgs, StormArgs};
 use clap::Parser as _;
 use tidegate_bench::storm::{self, PublishLoad, StormOptions};
 use tidegate_doctor::{Assessment, Deployment, Machine, Node, Options, Report, Role, Target};
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
         Command::Router(args) => run_router(args),
         Command::Storm(args) => run_storm(&args),
         Command::Doctor(args) => doctor(args),
+        Command::Check(args) => run_check(&args),
         Command::Healthcheck(args) => healthcheck(&args),
     };
     match outcome {
@@ -123,7 +125,7 @@ fn run_storm(args: &StormArgs) -> Result<ExitCode, Failure> {
         publish,
         payload_bytes: args.payload.bytes(),
         duration: args.duration,
-        api_key: Some(api_key(args)?),
+        api_key: Some(api_key(args.api_key_file.as_deref(), &args.api_key)?),
         metrics_urls: args.metrics.iter().cloned().collect(),
         ..StormOptions::default()
     };
@@ -136,13 +138,21 @@ fn run_storm(args: &StormArgs) -> Result<ExitCode, Failure> {
     Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn api_key(args: &StormArgs) -> Result<String, Failure> {
-    let Some(path) = &args.api_key_file else { return Ok(args.api_key.clone()) };
+/// The key in the file, if there is one.
+fn api_key(file: Option<&Path>, key: &str) -> Result<String, Failure> {
+    let Some(path) = file else { return Ok(key.to_owned()) };
     let text = std::fs::read_to_string(path).map_err(|error| Failure {
         sentence: format!("cannot read the API key in {}: {error}", path.display()),
         code: ConfigError::EXIT_CODE,
     })?;
     Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+fn run_check(args: &CheckArgs) -> Result<ExitCode, Failure> {
+    let received = check::run(args, api_key(args.api_key_file.as_deref(), "dev-key")?)
+        .map_err(|error| Failure::run(&error))?;
+    println!("{} delivered all of {received} messages", args.url);
+    Ok(ExitCode::SUCCESS)
 }
 
 /// So many requests under way, over at most 16 connections.

@@ -2,11 +2,13 @@
 
 mod autobahn;
 mod bench;
+mod charts;
 mod cluster;
 mod command;
 mod dashboards;
 mod faults;
 mod fuzz;
+mod k8s;
 mod prepare;
 mod test;
 mod workspace;
@@ -38,6 +40,8 @@ enum Task {
     Faults,
     /// Write the Grafana dashboards of deploy/grafana
     Dashboards,
+    /// Make what comes of the chart, the configuration's pages and deploy/: schema, tables, k8s/
+    K8s(k8s::Options),
     /// Fuzz one decoder, or each for a while
     Fuzz(fuzz::Options),
 }
@@ -51,6 +55,7 @@ fn main() -> ExitCode {
         Task::Cluster(options) => cluster::run(&workspace, &options),
         Task::Faults => faults::run(&workspace),
         Task::Dashboards => dashboards::run(&workspace),
+        Task::K8s(options) => k8s::run(&workspace, &options),
         Task::Fuzz(options) => fuzz::run(&workspace, &options),
     });
     match outcome {

@@ -8,7 +8,7 @@ use clap::ValueEnum;
 
 use crate::command::{cargo, environment, run as run_command, succeeds};
 use crate::workspace::Workspace;
-use crate::{autobahn, prepare};
+use crate::{autobahn, charts, prepare};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
@@ -39,6 +39,8 @@ enum Step {
     Doc,
     /// The product's release binary
     Build,
+    /// The Helm chart and k8s/, with Helm, kubectl, schemas and that binary
+    Charts,
     /// End-to-end tests against that binary
     E2e,
     /// Image, compose file, metrics, alerts and dashboards, against that binary
@@ -83,6 +85,7 @@ impl Step {
             Step::Unit => "unit",
             Step::Doc => "doc",
             Step::Build => "build",
+            Step::Charts => "charts",
             Step::E2e => "e2e",
             Step::Deploy => "deploy",
             Step::Autobahn => "autobahn",
@@ -92,7 +95,7 @@ impl Step {
     fn needs(self) -> &'static [Step] {
         match self {
             Step::Unit => &[Step::Prepare],
-            Step::E2e | Step::Deploy => &[Step::Prepare, Step::Build],
+            Step::Charts | Step::E2e | Step::Deploy => &[Step::Prepare, Step::Build],
             Step::Autobahn => &[Step::Build],
             _ => &[],
         }
@@ -123,6 +126,7 @@ impl Step {
             // A binary that was given is tested as it is.
             Step::Build if given_binary() => Ok(()),
             Step::Build => workspace.build_product().map(drop),
+            Step::Charts => charts::run(workspace),
             Step::E2e => {
                 let executables = executables(workspace)?;
                 let others =
@@ -228,11 +232,18 @@ mod tests_of_steps {
 
     #[test]
     fn steps_are_chosen_with_what_they_need() {
-        check(false, &[], &["prepare", "fmt", "clippy", "deny", "unit", "doc", "build", "e2e", "deploy"]);
+        check(
+            false,
+            &[],
+            &["prepare", "fmt", "clippy", "deny", "unit", "doc", "build", "charts", "e2e", "deploy"],
+        );
         check(
             true,
             &[],
-            &["prepare", "fmt", "clippy", "deny", "unit", "doc", "build", "e2e", "deploy", "autobahn"],
+            &[
+                "prepare", "fmt", "clippy", "deny", "unit", "doc", "build", "charts", "e2e", "deploy",
+                "autobahn",
+            ],
         );
         check(false, &[Step::E2e], &["prepare", "build", "e2e"]);
         check(false, &[Step::Clippy, Step::Fmt], &["fmt", "clippy"]);
