@@ -18,6 +18,7 @@ mod interest;
 pub mod metrics;
 pub mod node;
 mod outgoing;
+mod roster;
 pub mod server;
 mod session;
 mod shard;

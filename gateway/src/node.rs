@@ -24,6 +24,7 @@ use crate::{
     interest::{Interest, Interests},
     metrics::Metrics,
     outgoing::{Content, Outgoing},
+    roster::Rosters,
     session::Session,
     shard::Command,
 };
@@ -130,6 +131,7 @@ pub(crate) struct Relay {
     /// What is published locally has one order on all shards.
     local_order: Mutex<()>,
     pub(crate) interests: Arc<Interests>,
+    pub(crate) rosters: Arc<Rosters>,
     shards: Vec<Mailbox<Mail<Session, Command>>>,
     /// Publications handed over for channels that nobody here is subscribed to any more.
     pub(crate) unwanted: AtomicU64,
@@ -308,6 +310,11 @@ impl Node {
         }
     }
 
+    /// Who is in the presence channels of this node's subscribers.
+    pub(crate) fn rosters(&self) -> &Arc<Rosters> {
+        &self.relay.rosters
+    }
+
     /// What this node says of itself.
     pub(crate) fn record(&self) -> NodeRecord {
         NodeRecord {
@@ -331,7 +338,8 @@ impl From<Published> for PublishOutcome {
 impl Relay {
     pub(crate) fn new(shards: Vec<Mailbox<Mail<Session, Command>>>) -> Self {
         let (interests, unwanted) = (Arc::new(Interests::new()), AtomicU64::new(0));
-        Self { local_order: Mutex::default(), interests, shards, unwanted }
+        let rosters = Arc::new(Rosters::new(Arc::clone(&interests), shards.clone()));
+        Self { local_order: Mutex::default(), interests, rosters, shards, unwanted }
     }
 
     /// Spreads what the backplane could not be given. Whether it comes before or after what the backplane hands over
@@ -344,11 +352,7 @@ impl Relay {
     }
 
     fn spread(&self, interest: &Arc<Interest>, channel: &Channel, content: Content, payload_bytes: usize) {
-        let load = interest.load(payload_bytes);
-        let outgoing = Arc::new(Outgoing::new(channel.clone(), content, load));
-        for shard in interest.shards() {
-            self.shards[shard].send(Mail::Command(Command::Deliver(Arc::clone(&outgoing))));
-        }
+        spread(&self.shards, interest, channel, content, payload_bytes);
     }
 
     pub(crate) fn to_all(&self, command: impl Fn() -> Command) {
@@ -361,6 +365,21 @@ impl Relay {
         for shard in &self.shards {
             shard.send(Mail::Stop);
         }
+    }
+}
+
+/// Puts content into the mailboxes of the shards that have subscribers of its channel.
+pub(crate) fn spread(
+    shards: &[Mailbox<Mail<Session, Command>>],
+    interest: &Arc<Interest>,
+    channel: &Channel,
+    content: Content,
+    payload_bytes: usize,
+) {
+    let load = interest.load(payload_bytes);
+    let outgoing = Arc::new(Outgoing::new(channel.clone(), content, load));
+    for shard in interest.shards() {
+        shards[shard].send(Mail::Command(Command::Deliver(Arc::clone(&outgoing))));
     }
 }
 
@@ -393,9 +412,11 @@ impl Sink for Relay {
     }
 
     fn census(&self, channel: &Channel, event: Arc<CensusEvent>) {
-        if let Some(interest) = self.interests.get(channel) {
-            self.spread(&interest, channel, Content::Census(event), 0);
-        }
+        self.rosters.event(channel, event);
+    }
+
+    fn census_lost(&self, channel: &Channel) {
+        self.rosters.lost(channel);
     }
 
     /// Nobody is told of transitions yet.

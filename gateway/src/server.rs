@@ -32,7 +32,7 @@ use crate::{
         serve::{HttpServer, Patience, QUIET_MAX},
     },
     hub::Hub,
-    metrics::{Bounds, Listener, Metrics},
+    metrics::{Bounds, Collector, Listener, Metrics},
     node::{Node, Relay},
     shard::{ShardDriver, Shared},
     webhooks::Webhooks,
@@ -177,6 +177,8 @@ impl Parts {
         let relay = Arc::new(Relay::new(shards.iter().map(Shard::mailbox).collect()));
         let carrier = carry(Arc::clone(&relay) as Arc<dyn Sink>)?;
         metrics.register(carrier.collector());
+        relay.rosters.begin(&carrier.backplane, runtime.handle().clone());
+        metrics.register(Arc::clone(&relay.rosters) as Arc<dyn Collector>);
         let webhooks = Arc::new(Webhooks::new(config.webhooks.clone()));
         metrics.register(webhooks.collector());
         let apps = Arc::new(Apps::new(config, Arc::clone(&webhooks))?);
@@ -290,6 +292,7 @@ async fn housekeeping(node: Arc<Node>, carrier: Carrier) {
         every.tick().await;
         carrier.sweep();
         node.note_interests();
+        node.rosters().sweep();
         // A server that is away is away for many rounds: said once.
         match node.backplane().announce(node.record()).await {
             Err(error) if told => {

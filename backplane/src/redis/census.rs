@@ -204,6 +204,14 @@ impl Census {
         instances::clear_all(&*self.commands, &set, |channel| self.clear(channel, instance)).await
     }
 
+    /// Settles what is due in a channel, whoever has to.
+    #[cfg(test)]
+    pub(crate) async fn settle_now(self: &Arc<Self>, channel: &Channel) {
+        if self.with(|own| own.claim_settling(channel)) {
+            Arc::clone(self).run(channel.clone()).await;
+        }
+    }
+
     /// Subscriptions of this node in all channels.
     pub(crate) fn own_len(&self) -> u64 {
         self.with(|own| own.subscriptions())

@@ -266,6 +266,14 @@ impl Own {
         claimed
     }
 
+    /// Claims a channel as if something of it were due.
+    #[cfg(test)]
+    pub(super) fn claim_settling(&mut self, channel: &Channel) -> bool {
+        let state = self.channels.entry(channel.clone()).or_default();
+        state.settles = true;
+        !std::mem::replace(&mut state.is_busy, true)
+    }
+
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.due.first().map(|(at, _)| *at)
     }

@@ -1,0 +1,306 @@
+//! The list of one channel as a state machine: what is read and what is told go in, lists and changes come out. Pure.
+//!
+//! ```text
+//! unread ─ asked ─► reading ─ read ─► current ─ lost, a number skipped, no room, overdue ─► reading
+//! ```
+//!
+//! While it reads, changes wait; after that, those with higher numbers are applied. What a second reading finds changed
+//! is told as changes, so whoever was given a list once is always told everything that happened to it.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use tidegate_backplane::{BackplaneError, CensusEvent, CensusKind, Roll, User};
+
+/// Changes that may wait for a reading, which takes a round trip: at 10,000 a second, 100 ms of them. If there are more,
+/// the channel is read again.
+const KEPT_MAX: usize = 1024;
+
+/// What a replica hands out.
+pub(super) trait Outlet<A> {
+    /// To all who were given a list.
+    fn deliver(&mut self, event: Arc<CensusEvent>);
+    /// To one who asked.
+    fn answer(&mut self, asker: A, list: Result<Arc<Roll>, BackplaneError>);
+}
+
+#[derive(Debug)]
+pub(super) struct Replica<A> {
+    sequence: u64,
+    users: BTreeMap<Box<str>, Option<Box<str>>>,
+    /// As it is given to those who ask, until it changes.
+    list: Option<Arc<Roll>>,
+    phase: Phase,
+    waiting: Vec<Waiting<A>>,
+    /// Somebody was given a list, and is told what changes.
+    is_told: bool,
+}
+
+#[derive(Debug)]
+struct Waiting<A> {
+    at_least: u64,
+    asker: A,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Unread,
+    Reading(Reading),
+    Current,
+}
+
+#[derive(Debug, Default)]
+struct Reading {
+    kept: Vec<Arc<CensusEvent>>,
+    /// What came while this was read cannot all be applied to it.
+    is_insufficient: bool,
+    /// So many had asked when it was begun: what is read has their own entries.
+    asked: usize,
+}
+
+/// Why a channel is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// Nobody had asked before.
+    First,
+    /// A number was skipped.
+    Hole,
+    /// The backplane says that changes may be missing.
+    Lost,
+    /// There was no room for a change on its way to the shards.
+    Full,
+    /// A change that somebody waits for does not come.
+    Overdue,
+}
+
+/// What follows a reading.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    Current,
+    Again,
+    /// After a pause.
+    Retry,
+}
+
+impl<A> Replica<A> {
+    pub(super) fn new() -> Self {
+        Self {
+            sequence: 0,
+            users: BTreeMap::new(),
+            list: None,
+            phase: Phase::Unread,
+            waiting: Vec::new(),
+            is_told: false,
+        }
+    }
+
+    /// Somebody wants the list with everything up to a number. `Some`: a reading is to be begun.
+    pub(super) fn ask(&mut self, at_least: u64, asker: A, out: &mut impl Outlet<A>) -> Option<Cause> {
+        if matches!(self.phase, Phase::Current) && self.sequence >= at_least {
+            let list = self.list();
+            out.answer(asker, Ok(list));
+            return None;
+        }
+        self.waiting.push(Waiting { at_least, asker });
+        matches!(self.phase, Phase::Unread).then(|| self.begin(Cause::First))
+    }
+
+    /// A change was told. `Some`: a reading is to be begun.
+    pub(super) fn event(
+        &mut self,
+        event: Arc<CensusEvent>,
+        has_room: bool,
+        out: &mut impl Outlet<A>,
+    ) -> Option<Cause> {
+        match &mut self.phase {
+            Phase::Unread => None,
+            Phase::Reading(reading) => {
+                reading.keep(event, has_room);
+                None
+            }
+            Phase::Current if !has_room => Some(self.begin(Cause::Full)),
+            Phase::Current => {
+                if self.apply(&event, out) == Applied::Ahead {
+                    let cause = self.begin(Cause::Hole);
+                    if let Phase::Reading(reading) = &mut self.phase {
+                        reading.keep(event, true);
+                    }
+                    return Some(cause);
+                }
+                self.answer_ready(out);
+                None
+            }
+        }
+    }
+
+    /// Changes may be missing. `Some`: a reading is to be begun.
+    pub(super) fn lost(&mut self) -> Option<Cause> {
+        match &mut self.phase {
+            Phase::Unread => None,
+            Phase::Reading(reading) => {
+                reading.is_insufficient = true;
+                None
+            }
+            Phase::Current => Some(self.begin(Cause::Lost)),
+        }
+    }
+
+    /// Somebody may have waited for too long. `Some`: a reading is to be begun.
+    pub(super) fn overdue(&mut self) -> Option<Cause> {
+        let waits = matches!(self.phase, Phase::Current) && !self.waiting.is_empty();
+        waits.then(|| self.begin(Cause::Overdue))
+    }
+
+    /// The channel is being asked for now.
+    pub(super) fn begin_read(&mut self) {
+        let asked = self.waiting.len();
+        if let Phase::Reading(reading) = &mut self.phase {
+            reading.is_insufficient = false;
+            reading.asked = asked;
+        }
+    }
+
+    pub(super) fn read(&mut self, read: Result<Roll, BackplaneError>, out: &mut impl Outlet<A>) -> Next {
+        let Phase::Reading(reading) = &mut self.phase else { return Next::Current };
+        let (asked, is_insufficient) = (reading.asked, reading.is_insufficient);
+        let roll = match read {
+            Ok(roll) => roll,
+            Err(error) => {
+                for Waiting { asker, .. } in self.waiting.drain(..asked) {
+                    out.answer(asker, Err(error.clone()));
+                }
+                return Next::Retry;
+            }
+        };
+        let kept = std::mem::take(&mut reading.kept);
+        self.reset(roll, out);
+        for Waiting { asker, .. } in self.waiting.drain(..asked).collect::<Vec<_>>() {
+            let list = self.list();
+            out.answer(asker, Ok(list));
+        }
+        let mut kept = kept.into_iter();
+        for event in kept.by_ref() {
+            if self.apply(&event, out) == Applied::Ahead {
+                let rest = std::iter::once(event).chain(kept).collect();
+                self.phase = Phase::Reading(Reading { kept: rest, ..Reading::default() });
+                return Next::Again;
+            }
+        }
+        if is_insufficient {
+            self.phase = Phase::Reading(Reading::default());
+            return Next::Again;
+        }
+        self.phase = Phase::Current;
+        self.answer_ready(out);
+        Next::Current
+    }
+
+    /// Nobody will be told any more: those who wait are answered an error.
+    pub(super) fn end(&mut self, error: &BackplaneError, out: &mut impl Outlet<A>) {
+        self.phase = Phase::Unread;
+        for Waiting { asker, .. } in self.waiting.drain(..) {
+            out.answer(asker, Err(error.clone()));
+        }
+    }
+
+    pub(super) fn is_waited_for(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    fn begin(&mut self, cause: Cause) -> Cause {
+        self.phase = Phase::Reading(Reading::default());
+        cause
+    }
+
+    fn apply(&mut self, event: &Arc<CensusEvent>, out: &mut impl Outlet<A>) -> Applied {
+        if event.sequence <= self.sequence {
+            return Applied::Old;
+        }
+        if event.sequence > self.sequence + 1 {
+            return Applied::Ahead;
+        }
+        self.sequence = event.sequence;
+        self.list = None;
+        match &event.kind {
+            CensusKind::Joined(User { id, info }) => {
+                self.users.insert(id.clone(), info.clone());
+            }
+            CensusKind::Left { user } => {
+                self.users.remove(user);
+            }
+            CensusKind::Count { .. } => {}
+        }
+        self.tell(Arc::clone(event), out);
+        Applied::Next
+    }
+
+    /// Takes what was read, and tells what it changes.
+    fn reset(&mut self, roll: Roll, out: &mut impl Outlet<A>) {
+        let sequence = roll.sequence;
+        let users: BTreeMap<_, _> = roll.users.into_iter().map(|User { id, info }| (id, info)).collect();
+        let before = std::mem::replace(&mut self.users, users);
+        self.sequence = sequence;
+        self.list = None;
+        if !self.is_told {
+            return;
+        }
+        let left = before.iter().filter(|(id, info)| self.users.get(*id) != Some(info));
+        let left = left.map(|(id, _)| CensusKind::Left { user: id.clone() });
+        let joined = self.users.iter().filter(|(id, info)| before.get(*id) != Some(info));
+        let joined = joined.map(|(id, info)| CensusKind::Joined(User { id: id.clone(), info: info.clone() }));
+        let changes: Vec<_> = left.chain(joined).collect();
+        for kind in changes {
+            self.tell(Arc::new(CensusEvent { sequence, kind }), out);
+        }
+    }
+
+    fn tell(&self, event: Arc<CensusEvent>, out: &mut impl Outlet<A>) {
+        if self.is_told {
+            out.deliver(event);
+        }
+    }
+
+    fn answer_ready(&mut self, out: &mut impl Outlet<A>) {
+        let sequence = self.sequence;
+        if self.waiting.iter().all(|waiting| waiting.at_least > sequence) {
+            return;
+        }
+        let list = self.list();
+        let is_ready = |waiting: &mut Waiting<A>| waiting.at_least <= sequence;
+        for Waiting { asker, .. } in self.waiting.extract_if(.., is_ready) {
+            out.answer(asker, Ok(Arc::clone(&list)));
+        }
+    }
+
+    fn list(&mut self) -> Arc<Roll> {
+        self.is_told = true;
+        let make = || {
+            let user =
+                |(id, info): (&Box<str>, &Option<Box<str>>)| User { id: id.clone(), info: info.clone() };
+            let users = self.users.iter().map(user).collect();
+            // The number of subscriptions is not replicated.
+            Arc::new(Roll { sequence: self.sequence, subscriptions: 0, users })
+        };
+        Arc::clone(self.list.get_or_insert_with(make))
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Applied {
+    Next,
+    Old,
+    Ahead,
+}
+
+impl Reading {
+    fn keep(&mut self, event: Arc<CensusEvent>, has_room: bool) {
+        if !has_room || self.kept.len() == KEPT_MAX {
+            self.kept.clear();
+            self.is_insufficient = true;
+        } else if !self.is_insufficient {
+            self.kept.push(event);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
