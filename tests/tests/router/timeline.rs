@@ -182,7 +182,10 @@ impl Timeline {
             title: title.to_owned(),
             panels: vec![
                 panel("connections of each gateway", (0..self.gateways).map(connections).collect()),
-                panel("connections closed by drains, as counted at the last look before each end", vec![even, closed]),
+                panel(
+                    "connections closed by drains, as counted at the last look before each end",
+                    vec![even, closed],
+                ),
                 panel("deliveries per second", vec![delivered]),
             ],
             marks: self.marks.iter().map(|(at, words)| (at.as_secs_f64(), words.clone())).collect(),
