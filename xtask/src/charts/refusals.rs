@@ -31,6 +31,8 @@ const SCHEMA: &[Refusal] = &[
     Refusal(&["gateway.probes.liveness.path=/"], "path"),
     Refusal(&["gateway.topologySpreadConstraints[0].maxskew=1"], "maxskew"),
     Refusal(&["networkPolicy.egress.rule=x"], "rule"),
+    Refusal(&["gateway.securityContext.readOnlyRootFileSystem=true"], "readOnlyRootFileSystem"),
+    Refusal(&["router.extraEnv[0].vaule=x"], "vaule"),
 ];
 
 /// Refused by a guard: each word by word in its sentence.

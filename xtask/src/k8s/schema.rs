@@ -40,8 +40,15 @@ fn leaf(item: &Item, pages: &Pages) -> Result<Value> {
         let words: Vec<&str> = words.split(", ").map(|word| word.trim_matches('"')).collect();
         return Ok(json!({"enum": words}));
     }
+    // Objects of Kubernetes: what is below these fields is its own matter.
+    if let Some(names) = kind.strip_prefix("fields: ") {
+        return Ok(fields(names));
+    }
+    if let Some(names) = kind.strip_prefix("list of: ") {
+        return Ok(json!({"type": "array", "items": fields(names)}));
+    }
     Ok(match kind {
-        "any" | "object" => json!({"type": "object"}),
+        "any" => json!({"type": "object"}),
         "objects" => json!({"type": "array", "items": {"type": "object"}}),
         "templates" => json!({"type": "array", "items": {"type": ["object", "string"]}}),
         "map" => json!({"type": "object", "additionalProperties": {"type": "string"}}),
@@ -81,6 +88,11 @@ fn leaf(item: &Item, pages: &Pages) -> Result<Value> {
         "router config" => reference::schema(&pages.router, ROUTER_OWN)?,
         _ => bail!("nobody knows {kind:?}"),
     })
+}
+
+/// An object with no other fields than these, of any kind.
+fn fields(names: &str) -> Value {
+    strict(&names.split(", ").map(|name| (name, json!({}))).collect::<Vec<_>>())
 }
 
 /// The type of a default says it all. No number of ours may be negative.
@@ -124,6 +136,16 @@ mod tests {
         assert_eq!(schema["properties"]["a"]["additionalProperties"], false);
         assert_eq!(schema["properties"]["a"]["properties"]["b"]["minimum"], 0);
         assert_eq!(schema["properties"]["a"]["properties"]["c"]["enum"], json!(["", "X"]));
+    }
+
+    #[test]
+    fn objects_of_kubernetes_have_their_fields() {
+        let schema = of("# {list of: name, value} Variables.\na: []\n").expect("good values");
+        let items = &schema["properties"]["a"]["items"];
+        assert_eq!(
+            (&items["properties"]["value"], &items["additionalProperties"]),
+            (&json!({}), &json!(false))
+        );
     }
 
     #[test]
