@@ -77,6 +77,10 @@ const HTTP_THREADS_MAX: usize = 4;
 /// How often the node renews its record and sweeps.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
+/// How long webhooks are waited for at the end of a drain. A server that answers at all does so in this time; the
+/// pod's grace period has 10 s for everything that is not the drain's own.
+const WEBHOOKS_CLOSE: Duration = Duration::from_secs(3);
+
 impl Server {
     /// Binds both ports.
     pub fn bind(mut config: Config) -> Result<Self, StartError> {
@@ -132,6 +136,7 @@ impl Server {
                 () = drain::run(&node, &parts.relay, &parts.shared.http.stop, &tasks) => {}
                 _ = stopping::insisted() => tracing::info!("stopping at once"),
             }
+            parts.shared.webhooks.close(WEBHOOKS_CLOSE).await;
             parts.carrier.close().await;
             Ok::<(), StartError>(())
         })?;
@@ -179,7 +184,7 @@ impl Parts {
         metrics.register(carrier.collector());
         relay.rosters.begin(&carrier.backplane, runtime.handle().clone());
         metrics.register(Arc::clone(&relay.rosters) as Arc<dyn Collector>);
-        let webhooks = Arc::new(Webhooks::new(config.webhooks.clone()));
+        let webhooks = Arc::new(Webhooks::new(config.webhooks.clone(), runtime.handle().clone())?);
         metrics.register(webhooks.collector());
         let apps = Arc::new(Apps::new(config, Arc::clone(&webhooks))?);
         let front = Arc::new(Front::new(config.limits.clone()));
