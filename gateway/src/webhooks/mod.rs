@@ -9,6 +9,7 @@ mod queue;
 mod sender;
 #[cfg(test)]
 mod tests;
+mod transitions;
 
 use std::{
     collections::HashMap,
@@ -20,7 +21,7 @@ use serde::Serialize;
 use tokio::{runtime::Handle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub(crate) use self::metrics::WebhookCollector;
+pub(crate) use self::{metrics::WebhookCollector, transitions::TransitionHooks};
 use self::{metrics::WebhookMetrics, queue::Queue, sender::Sender};
 use crate::{
     apps::{App, AppId, signature::Signer},

@@ -15,6 +15,7 @@ use axum::{
 };
 use http::{HeaderMap, StatusCode, header};
 use serde_json::{Value, json};
+use tidegate_backplane::{Attend, Backplane as _, Channel, MemoryBackplane, MemoryOptions, User};
 use tidegate_testkit::{DEADLINE, eventually};
 use tokio::{net::TcpListener, runtime::Runtime};
 
@@ -25,6 +26,7 @@ use super::{
 use crate::{
     apps::Apps,
     config::{AppEntry, ByteSize, Config, List, Secret, Setting},
+    node::Relay,
 };
 
 const SECRET: &str = "7ad3773142a6692b25b8";
@@ -396,6 +398,43 @@ fn the_end_waits_for_what_is_queued_and_for_no_longer_than_it_may() {
     let webhooks = Arc::clone(&stuck.webhooks);
     drop(stuck);
     assert_eq!(webhooks.metrics.dropped.get(WebhookDrop::Drain), 100);
+}
+
+#[test]
+fn transitions_are_told_to_the_app_of_the_channel() {
+    let runtime = runtime();
+    let [default, other] = [(); 2].map(|()| Hook::start(&runtime, Manner::Status(200)));
+    let mut config = Config { default_app: AppId::new("own"), ..Config::default() };
+    config.apps.0.insert(AppId::new("own").unwrap(), app(SECRET, vec![entry(&default.url())]));
+    let second = AppEntry { key: Some("key-2".into()), ..app(SECRET, vec![entry(&other.url())]) };
+    config.apps.0.insert(AppId::new("2").unwrap(), second);
+    config.webhooks = sending();
+    let webhooks = Arc::new(Webhooks::new(config.webhooks.clone(), runtime.handle().clone()).unwrap());
+    let apps = Arc::new(Apps::new(&config, Arc::clone(&webhooks)).unwrap());
+    let relay = Arc::new(Relay::new(Vec::new()));
+    relay.transition_hooks.get_or_init(|| TransitionHooks::new(apps, webhooks));
+    let backplane = MemoryBackplane::new(relay, MemoryOptions::default());
+    let enter = |channel: Channel, user: &str| {
+        let user = Some(User { id: user.into(), info: None });
+        let enter = Attend::Enter { user, users_max: None, tells_counts: true };
+        runtime.block_on(backplane.attend(&channel, enter)).unwrap();
+    };
+    enter(Channel::new("#watch-ada").unwrap(), "bob");
+    enter(Channel::in_app("gone", "presence-a").unwrap(), "eve");
+    enter(Channel::new("presence-a").unwrap(), "ada");
+    enter(Channel::in_app("2", "presence-a").unwrap(), "bob");
+    let expect = |user: &str| {
+        [
+            json!({"name": "channel_occupied", "channel": "presence-a"}),
+            json!({"name": "member_added", "channel": "presence-a", "user_id": user}),
+            json!({"name": "subscription_count", "channel": "presence-a", "subscription_count": 1}),
+        ]
+    };
+    for (hook, user) in [(&default, "ada"), (&other, "bob")] {
+        let mut events = hook.events(3);
+        events.sort_by_key(|event| event["name"].as_str().unwrap().to_owned());
+        assert_eq!(events, expect(user));
+    }
 }
 
 #[test]
