@@ -69,6 +69,11 @@ impl Fixture {
         self.backplane.channels.lock().unwrap().values().map(Vec::len).sum()
     }
 
+    /// Those in one channel.
+    pub(super) fn publications(&self, channel: &Channel) -> Vec<Arc<Publication>> {
+        self.backplane.channels.lock().unwrap().get(channel).cloned().unwrap_or_default()
+    }
+
     /// Orders that went to all nodes.
     pub(super) fn controls(&self) -> Vec<Control> {
         self.backplane.controls.lock().unwrap().clone()
