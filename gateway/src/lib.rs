@@ -22,4 +22,6 @@ mod roster;
 pub mod server;
 mod session;
 mod shard;
+#[cfg(test)]
+mod testing;
 pub mod webhooks;

@@ -4,7 +4,7 @@
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
     time::Duration,
@@ -27,6 +27,7 @@ use crate::{
     roster::Rosters,
     session::Session,
     shard::Command,
+    webhooks::TransitionHooks,
 };
 
 /// A publish as a front end asks for it.
@@ -135,6 +136,8 @@ pub(crate) struct Relay {
     shards: Vec<Mailbox<Mail<Session, Command>>>,
     /// Publications handed over for channels that nobody here is subscribed to any more.
     pub(crate) unwanted: AtomicU64,
+    /// Set once, before there is a backplane that tells of them.
+    pub(crate) transition_hooks: OnceLock<TransitionHooks>,
 }
 
 /// How long a publish waits for room before it is refused. Longer than any fan-out of a healthy node takes.
@@ -339,7 +342,8 @@ impl Relay {
     pub(crate) fn new(shards: Vec<Mailbox<Mail<Session, Command>>>) -> Self {
         let (interests, unwanted) = (Arc::new(Interests::new()), AtomicU64::new(0));
         let rosters = Arc::new(Rosters::new(Arc::clone(&interests), shards.clone()));
-        Self { local_order: Mutex::default(), interests, rosters, shards, unwanted }
+        let transition_hooks = OnceLock::new();
+        Self { local_order: Mutex::default(), interests, rosters, shards, unwanted, transition_hooks }
     }
 
     /// Spreads what the backplane could not be given. Whether it comes before or after what the backplane hands over
@@ -419,8 +423,11 @@ impl Sink for Relay {
         self.rosters.lost(channel);
     }
 
-    /// Nobody is told of transitions yet.
-    fn transition(&self, _: &Channel, _: Transition) {}
+    fn transition(&self, channel: &Channel, transition: Transition) {
+        if let Some(hooks) = self.transition_hooks.get() {
+            hooks.tell(channel, &transition);
+        }
+    }
 }
 
 impl fmt::Debug for Node {

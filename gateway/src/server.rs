@@ -21,7 +21,7 @@ use tokio::{runtime::Runtime, time::MissedTickBehavior};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    apps::Apps,
+    apps::{self, AppCollector, Apps},
     auth::{ApiKeys, Authenticator, Origins},
     carrier::Carrier,
     config::{Config, ConfigError},
@@ -34,8 +34,8 @@ use crate::{
     hub::Hub,
     metrics::{Bounds, Collector, Listener, Metrics},
     node::{Node, Relay},
-    shard::{ShardDriver, Shared},
-    webhooks::Webhooks,
+    shard::{Command, ShardDriver, Shared},
+    webhooks::{TransitionHooks, Webhooks},
 };
 
 /// Why a gateway did not start.
@@ -76,6 +76,10 @@ const HTTP_THREADS_MAX: usize = 4;
 
 /// How often the node renews its record and sweeps.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
+
+/// How long webhooks are waited for at the end of a drain. A server that answers at all does so in this time; the
+/// pod's grace period has 10 s for everything that is not the drain's own.
+const WEBHOOKS_CLOSE: Duration = Duration::from_secs(3);
 
 impl Server {
     /// Binds both ports.
@@ -122,6 +126,9 @@ impl Server {
         runtime.spawn(housekeeping(Arc::clone(&node), parts.carrier.clone()));
         let authenticator = Arc::clone(&parts.shared.authenticator);
         runtime.spawn(async move { authenticator.keep_fresh().await });
+        let relay = Arc::clone(&parts.relay);
+        let tell = move || relay.to_all(|| Command::AppsChanged);
+        runtime.spawn(apps::keep_fresh(Arc::clone(&parts.context.apps), tell));
         if let Some(certificates) = parts.certificates {
             runtime.spawn(certificates.keep_fresh());
         }
@@ -132,6 +139,7 @@ impl Server {
                 () = drain::run(&node, &parts.relay, &parts.shared.http.stop, &tasks) => {}
                 _ = stopping::insisted() => tracing::info!("stopping at once"),
             }
+            parts.shared.webhooks.close(WEBHOOKS_CLOSE).await;
             parts.carrier.close().await;
             Ok::<(), StartError>(())
         })?;
@@ -175,13 +183,15 @@ impl Parts {
             .collect::<io::Result<Vec<_>>>()
             .map_err(system("a shard"))?;
         let relay = Arc::new(Relay::new(shards.iter().map(Shard::mailbox).collect()));
+        let webhooks = Arc::new(Webhooks::new(config.webhooks.clone(), runtime.handle().clone())?);
+        metrics.register(webhooks.collector());
+        let apps = Arc::new(Apps::new(config, Arc::clone(&webhooks))?);
+        relay.transition_hooks.get_or_init(|| TransitionHooks::new(Arc::clone(&apps), Arc::clone(&webhooks)));
+        metrics.register(Arc::new(AppCollector(Arc::clone(&apps))));
         let carrier = carry(Arc::clone(&relay) as Arc<dyn Sink>)?;
         metrics.register(carrier.collector());
         relay.rosters.begin(&carrier.backplane, runtime.handle().clone());
         metrics.register(Arc::clone(&relay.rosters) as Arc<dyn Collector>);
-        let webhooks = Arc::new(Webhooks::new(config.webhooks.clone()));
-        metrics.register(webhooks.collector());
-        let apps = Arc::new(Apps::new(config, Arc::clone(&webhooks))?);
         let front = Arc::new(Front::new(config.limits.clone()));
         let node = Arc::new(Node::new(
             Arc::clone(config),

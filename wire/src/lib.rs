@@ -3,8 +3,9 @@
 //! The way of the data: a connection's first bytes go through [`head`]; a WebSocket request is negotiated by
 //! [`upgrade`]; from then on every byte read goes through the connection's [`decoder::Decoder`], which unmasks,
 //! joins, inflates ([`deflate`]) and validates in place. What goes out is encoded once by [`frame`] (WebSocket) or
-//! [`sse`] (event streams) around the JSON of [`raw`], and shared by every connection it is for. Answers that are
-//! not a protocol switch are written by [`http_answer`]. Before all of it a proxy may say who the client is ([`proxy_v2`]).
+//! [`sse`] (event streams) around the JSON of [`raw`] or [`pusher`], and shared by every connection it is for.
+//! Answers that are not a protocol switch are written by [`http_answer`]. Before all of it a proxy may say who the
+//! client is ([`proxy_v2`]).
 //!
 //! Nothing here opens a socket, reads a clock or draws randomness, and nothing here trusts a length it was told.
 
@@ -16,6 +17,7 @@ pub mod frame;
 pub mod head;
 pub mod http_answer;
 pub mod proxy_v2;
+pub mod pusher;
 pub mod raw;
 pub mod sse;
 pub mod upgrade;

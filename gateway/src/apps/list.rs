@@ -2,17 +2,18 @@
 
 use std::{
     collections::HashMap,
+    path::Path,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
 
 use arc_swap::ArcSwap;
 
-use super::{App, AppId, Usage, signature::Signer};
+use super::{App, AppId, Usage, metrics::AppMetrics, reload::Stamp, signature::Signer};
 use crate::{
-    config::{AppEntry, AppProblem, AppTables, Config, ConfigError, unusable},
+    config::{AppEntry, AppSource, Config, ConfigError},
     webhooks::Webhooks,
 };
 
@@ -22,10 +23,11 @@ pub struct Apps {
     snapshot: ArcSwap<Snapshot>,
     /// Grows with every snapshot.
     generation: AtomicU64,
-    /// Those of the configuration. Those of `apps_file` come on top.
-    configured: AppTables,
-    default: Option<AppId>,
+    source: AppSource,
     webhooks: Arc<Webhooks>,
+    pub(super) metrics: AppMetrics,
+    /// What the file was when it was last read.
+    stamp: Mutex<Option<Stamp>>,
 }
 
 #[derive(Debug, Default)]
@@ -40,12 +42,12 @@ impl Apps {
         let apps = Self {
             snapshot: ArcSwap::default(),
             generation: AtomicU64::new(0),
-            configured: config.apps.clone(),
-            default: config.default_app.clone(),
+            source: config.app_source(),
             webhooks,
+            metrics: AppMetrics::default(),
+            stamp: Mutex::default(),
         };
-        let file = config.apps_file.as_deref().map(AppTables::read).transpose()?;
-        apps.replace(file.unwrap_or_default())?;
+        apps.reload()?;
         Ok(apps)
     }
 
@@ -60,7 +62,7 @@ impl Apps {
 
     /// The app whose channels are those of `/v1`, where there is one.
     pub fn default(&self) -> Option<Arc<App>> {
-        self.default.as_ref().and_then(|id| self.by_id(id.as_str()))
+        self.source.default.as_ref().and_then(|id| self.by_id(id.as_str()))
     }
 
     /// Another number than before: apps may have changed, and what is kept of one must be looked up again.
@@ -68,12 +70,11 @@ impl Apps {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// Makes these the apps of the file, all of them or none.
-    pub(crate) fn replace(&self, file: AppTables) -> Result<(), ConfigError> {
-        let tables = self.configured.clone().with(file)?;
-        if let Some(id) = self.default.as_ref().filter(|id| !tables.0.contains_key(id.as_str())) {
-            return Err(unusable(format!("default_app = {id:?}"), AppProblem::Unknown));
-        }
+    /// Reads the list again, all of it or nothing.
+    pub(super) fn reload(&self) -> Result<(), ConfigError> {
+        // Before it is read: what changes while it is read is seen at the next look.
+        *self.stamp() = self.file().and_then(Stamp::of);
+        let tables = self.source.read()?;
         let before = self.snapshot.load();
         let apps = tables.0.into_iter().map(|(id, entry)| {
             let usage = before.by_id.get(&id).map(|app| Arc::clone(&app.usage)).unwrap_or_default();
@@ -87,6 +88,29 @@ impl Apps {
         Ok(())
     }
 
+    /// Whether this is the file that was read last.
+    pub(super) fn was_read(&self, stamp: Option<&Stamp>) -> bool {
+        self.stamp().as_ref() == stamp
+    }
+
+    /// The file that the list is partly in.
+    pub(super) fn file(&self) -> Option<&Path> {
+        self.source.file.as_deref()
+    }
+
+    /// Open connections on this node, of every app, in order of their ids.
+    pub(super) fn connections(&self) -> Vec<(AppId, u32)> {
+        let snapshot = self.snapshot.load();
+        let mut connections: Vec<_> =
+            snapshot.by_id.values().map(|app| (app.id.clone(), app.connections())).collect();
+        connections.sort();
+        connections
+    }
+
+    fn stamp(&self) -> MutexGuard<'_, Option<Stamp>> {
+        self.stamp.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// From an entry that [`AppTables::finish`] found complete.
     fn app(&self, id: AppId, entry: AppEntry, usage: Arc<Usage>) -> App {
         let key = entry.key.unwrap_or_default();
@@ -94,7 +118,7 @@ impl Apps {
         let signer = Arc::new(Signer::new(key.clone(), secrets));
         App {
             webhooks: self.webhooks.endpoints(&id, &entry.webhooks, &signer),
-            is_default: self.default.as_ref() == Some(&id),
+            is_default: self.source.default.as_ref() == Some(&id),
             id,
             key,
             enabled: entry.enabled,

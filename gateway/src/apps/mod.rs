@@ -4,12 +4,17 @@
 //! [`App`] is a value of one snapshot; what it counts (its open connections, its rates) outlives a reload.
 //!
 //! - `list`: finding apps, replacing them
+//! - `reload`: when their file changes, and on SIGHUP
 //! - `rate`: requests per second, without a lock
 //! - `signature`: HMAC-SHA256 in hexadecimal digits
 
 mod list;
+mod metrics;
 mod rate;
+mod reload;
 pub(crate) mod signature;
+#[cfg(test)]
+mod tests;
 
 use std::{
     fmt,
@@ -19,7 +24,10 @@ use std::{
     },
 };
 
+use tidegate_backplane::{Channel, ChannelError};
+
 pub use self::list::Apps;
+pub(crate) use self::{metrics::AppCollector, reload::keep_fresh};
 use self::{rate::Rate, signature::Signer};
 pub use crate::config::{AppLimits, WebhookEvent};
 use crate::webhooks::Endpoint;
@@ -39,6 +47,14 @@ impl AppId {
 
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The channel of the same name in this app; `None`: in the default one, where it is.
+    pub(crate) fn channel(app: Option<&Self>, channel: Channel) -> Result<Channel, ChannelError> {
+        match app {
+            None => Ok(channel),
+            Some(app) => Channel::in_app(app.as_str(), channel.name()),
+        }
     }
 }
 

@@ -6,7 +6,10 @@ use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
 use tidegate_backplane::Channel;
 
 use super::{Pattern, Scope};
-use crate::config::{ApiKeyEntry, ConfigError, Empty, Sha256};
+use crate::{
+    apps::AppId,
+    config::{ApiKeyEntry, ConfigError, Empty, Sha256},
+};
 
 /// The configured API keys.
 #[derive(Debug, Clone)]
@@ -20,6 +23,7 @@ pub struct ApiKey {
     digest: Sha256,
     scopes: Vec<Scope>,
     channels: Vec<Pattern>,
+    app: Option<AppId>,
 }
 
 /// Why a request is refused.
@@ -93,10 +97,16 @@ impl ApiKey {
             digest,
             scopes: entry.scopes.clone(),
             channels: entry.channels.clone(),
+            app: entry.app.clone(),
         })
     }
 
-    /// Whether the key may use a channel.
+    /// The app in which the key holds, if it is not the default one.
+    pub fn app(&self) -> Option<&AppId> {
+        self.app.as_ref()
+    }
+
+    /// Whether the key may use a channel of this name in its app.
     pub fn covers(&self, channel: &Channel) -> bool {
         self.channels.iter().any(|pattern| pattern.matches(channel.name()))
     }

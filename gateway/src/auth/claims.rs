@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use tidegate_backplane::Channel;
 
 use super::{Pattern, token::TokenError};
-use crate::config::JwtKey;
+use crate::{apps::AppId, config::JwtKey};
 
 /// The claims of a valid token.
 #[derive(Debug, Clone)]
@@ -18,6 +18,8 @@ pub struct Claims {
     pub expires: Option<SystemTime>,
     /// `info`: JSON that other members see in presence.
     pub info: Option<Box<str>>,
+    /// The app that the token's key is for, if it is not the default one.
+    pub app: Option<AppId>,
     channels: Vec<Pattern>,
     publish: Publish,
 }
@@ -38,6 +40,7 @@ pub(super) struct Rules {
     audience: Option<Box<str>>,
     require_exp: bool,
     leeway: Duration,
+    app: Option<AppId>,
 }
 
 /// RFC 7519 section 4.1, and the claims of ours. Unknown claims are ignored, as section 4 demands.
@@ -107,6 +110,7 @@ impl Claims {
             user: raw.sub,
             expires: expires.and_then(|expires| UNIX_EPOCH.checked_add(expires)),
             info: raw.info.map(|info| info.get().into()),
+            app: rules.app.clone(),
             channels: raw.channels.map(OneOrMany::into_vec).unwrap_or_default(),
             publish: match raw.publish {
                 Some(RawPublish::All(true)) => Publish::Subscribed,
@@ -124,6 +128,7 @@ impl Rules {
             audience: key.audience.clone(),
             require_exp: key.require_exp,
             leeway: key.leeway,
+            app: key.app.clone(),
         }
     }
 }

@@ -176,9 +176,34 @@ pub enum AppProblem {
     Unknown,
 }
 
+/// Where the list of apps comes from; read again at every reload.
+#[derive(Debug, Clone)]
+pub(crate) struct AppSource {
+    /// Those of the configuration itself.
+    pub(crate) tables: AppTables,
+    /// `apps_file`
+    pub(crate) file: Option<PathBuf>,
+    /// `default_app`
+    pub(crate) default: Option<AppId>,
+}
+
+impl AppSource {
+    /// The whole list, checked.
+    pub(crate) fn read(&self) -> Result<AppTables, ConfigError> {
+        let file = self.file.as_deref().map(AppTables::read).transpose()?;
+        let all = self.tables.clone().with(file.unwrap_or_default())?;
+        match &self.default {
+            Some(id) if !all.0.contains_key(id.as_str()) => {
+                Err(unusable(format!("default_app = {id:?}"), AppProblem::Unknown))
+            }
+            _ => Ok(all),
+        }
+    }
+}
+
 impl AppTables {
     /// The apps of a file that holds nothing else.
-    pub(crate) fn read(path: &Path) -> Result<Self, ConfigError> {
+    fn read(path: &Path) -> Result<Self, ConfigError> {
         let sources = super::Sources { file: Some(path.to_owned()), ..super::Sources::default() };
         let merged = sources.merge()?;
         let mut file = AppsFile::default();
@@ -193,7 +218,7 @@ impl AppTables {
     }
 
     /// These and others; no two may have the same id or key.
-    pub(crate) fn with(mut self, others: Self) -> Result<Self, ConfigError> {
+    fn with(mut self, others: Self) -> Result<Self, ConfigError> {
         for (id, entry) in others.0 {
             match self.0.entry(id) {
                 btree_map::Entry::Occupied(there) => {
@@ -290,6 +315,139 @@ impl AppEntry {
     }
 }
 
-pub(crate) fn unusable(key: String, problem: AppProblem) -> ConfigError {
+fn unusable(key: String, problem: AppProblem) -> ConfigError {
     ConfigError::Unusable { key: key.into(), path: None, problem: problem.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::io::Write as _;
+
+    use tempfile::NamedTempFile;
+
+    use super::*;
+    use crate::config::{Config, Sources};
+
+    fn file(text: &str) -> NamedTempFile {
+        let mut file = NamedTempFile::new().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        file
+    }
+
+    fn load(text: &str, variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        let file = file(text);
+        let environment = variables.iter().map(|(name, value)| (name.into(), value.into())).collect();
+        Config::load(&Sources { file: Some(file.path().to_owned()), environment, overrides: Vec::new() })
+    }
+
+    #[test]
+    fn an_app_with_everything() {
+        let secret = file("from-a-file\n");
+        let text = format!(
+            "default_app = 'chat'\n[apps.chat]\nkey = 'k'\nsecret_file = '{}'\nprevious_secret = 'before'\n\
+             client_events = true\n[apps.chat.limits]\nevent_bytes = '20KiB'\n[[apps.chat.webhooks]]\n\
+             url = 'https://a.example/h'\nevents = ['member_added']\n[apps.77]\nkey = 'k7'\nsecret = 's'",
+            secret.path().display()
+        );
+        let config = load(&text, &[("TIDEGATE__APPS__CHAT__LIMITS__PRESENCE_MEMBERS", "7")]).unwrap();
+        let chat = &config.apps.0["chat"];
+        assert_eq!(chat.secret, Some(Secret::new(b"from-a-file")));
+        assert_eq!(chat.previous_secret, Some(Secret::new(b"before")));
+        assert!(chat.client_events && chat.enabled && !chat.subscription_count);
+        assert_eq!((chat.limits.event_bytes, chat.limits.presence_members), (ByteSize::kib(20), 7));
+        assert_eq!(chat.webhooks[0].events, [WebhookEvent::MemberAdded]);
+        assert_eq!(config.apps.0.len(), 2);
+        assert_eq!(config.default_app, AppId::new("chat"));
+        let shown = format!("{config:?}");
+        assert!(!shown.contains("from-a-file") && !shown.contains("before"), "{shown}");
+    }
+
+    #[test]
+    fn what_is_refused() {
+        let check = |text: &str, expect: &str| {
+            assert_eq!(load(text, &[]).unwrap_err().to_string(), expect, "{text}");
+        };
+        let app = |keys: &str| format!("[apps.a]\n{keys}");
+        check(&app("secret = 's'"), "`apps.a.key` is missing in the defaults");
+        check(&app("key = 'k'"), "`apps.a` cannot be used: it has no `secret` and no `secret_file`");
+        check(
+            &app("key = 'k'\nsecret = 's'\nsecret_file = '/x'"),
+            "`apps.a.secret` and `apps.a.secret_file` do not fit together: only one of them may be given",
+        );
+        check(
+            &app("key = 'k'\nsecret_file = '/nonexistent/x'"),
+            "cannot read /nonexistent/x for `apps.a.secret_file`: No such file or directory (os error 2)",
+        );
+        check(
+            &app("key = 'k'\nsecret = 's'\n[[apps.a.webhooks]]\nevents = ['cache_miss']"),
+            "`apps.a.webhooks[0]` cannot be used: it has no `url`",
+        );
+        check("default_app = 'b'", "`default_app = \"b\"` cannot be used: it names no app");
+        check(
+            "[apps.a]\nkey = 'k'\nsecret = 's'\n[apps.b]\nkey = 'k'\nsecret = 's'",
+            "two entries of `apps.ID.key` are named \"k\"",
+        );
+        let url =
+            load(&app("key = 'k'\nsecret = 's'\n[[apps.a.webhooks]]\nurl = 'ftp://x'"), &[]).unwrap_err();
+        assert!(
+            url.to_string().starts_with("bad value \"ftp://x\" for `apps.a.webhooks[0].url` in "),
+            "{url}"
+        );
+        for id in ["'a b'", "'a!b'", "''", "'a.b'"] {
+            let error = load(&format!("[apps.{id}]\nkey = 'k'"), &[]).unwrap_err().to_string();
+            assert!(error.starts_with("unknown key `apps."), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_apps() {
+        let more = file("[apps.b]\nkey = 'kb'\nsecret = 's'");
+        let with = |text: &str| format!("apps_file = '{}'\n{text}", more.path().display());
+        let config = load(&with("default_app = 'b'\n[apps.a]\nkey = 'ka'\nsecret = 's'"), &[]).unwrap();
+        let all = config.app_source().read().unwrap();
+        assert_eq!(all.0.keys().map(AppId::as_str).collect::<Vec<_>>(), ["a", "b"]);
+        let check = |text: &str, expect: &str| {
+            assert_eq!(load(text, &[]).unwrap_err().to_string(), expect, "{text}");
+        };
+        check(&with("[apps.b]\nkey = 'k'\nsecret = 's'"), "two entries of `apps` are named \"b\"");
+        check(&with("[apps.a]\nkey = 'kb'\nsecret = 's'"), "two entries of `apps.ID.key` are named \"kb\"");
+        check(
+            "apps_file = '/nonexistent/apps'",
+            "cannot read the configuration file /nonexistent/apps: No such file or directory (os error 2)",
+        );
+        let other = file("listen = '127.0.0.1:1'");
+        let error = load(&format!("apps_file = '{}'", other.path().display()), &[]).unwrap_err().to_string();
+        assert!(error.starts_with("unknown key `listen` in "), "{error}");
+    }
+
+    #[test]
+    fn keys_of_an_app() {
+        let apps =
+            "default_app = 'a'\n[apps.a]\nkey = 'ka'\nsecret = 's'\n[apps.b]\nkey = 'kb'\nsecret = 's'\n";
+        let key = |app: &str| {
+            format!("[[auth.api_keys]]\nname = 'n{app}'\nkey = '0123456789-{app}-abc'\napp = '{app}'\n")
+        };
+        let config = load(&format!("{apps}{}{}", key("a"), key("b")), &[]).unwrap();
+        // Keys of the default app are those that name none.
+        assert_eq!(config.auth.api_keys[0].app, None);
+        assert_eq!(config.auth.api_keys[1].app, AppId::new("b"));
+        let error = load(&format!("{apps}{}", key("c")), &[]).unwrap_err().to_string();
+        assert_eq!(error, "`auth.api_keys[0].app` cannot be used: it names no app");
+        let jwt =
+            "[[auth.jwt]]\nalgorithm = 'HS256'\nsecret = 'jwt-secret-jwt-secret-jwt-secret-'\napp = 'c'";
+        let error = load(&format!("{apps}{}{jwt}", key("b")), &[]).unwrap_err().to_string();
+        assert_eq!(error, "`auth.jwt[0].app` cannot be used: it names no app");
+    }
+
+    #[test]
+    fn dev_has_an_app_and_production_has_none() {
+        let dev = load("dev = true", &[]).unwrap();
+        assert_eq!(dev.default_app, AppId::new("1"));
+        let app = &dev.apps.0["1"];
+        assert_eq!((app.key.as_deref(), &app.secret), (Some("dev-key"), &Some(Secret::new(b"dev-secret"))));
+        let production = load("", &[]).unwrap();
+        assert!(production.apps.0.is_empty() && production.default_app.is_none());
+    }
 }

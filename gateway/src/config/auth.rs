@@ -7,8 +7,11 @@ use std::{
 
 use tidegate_ops::section;
 
-use super::{ConfigError, List, Node, Origin, Secret, Setting, Sha256, read_secret};
-use crate::auth::{Algorithm, OriginRule, Pattern, Scope};
+use super::{AppProblem, ConfigError, List, Node, Origin, Secret, Setting, Sha256, read_secret};
+use crate::{
+    apps::AppId,
+    auth::{Algorithm, OriginRule, Pattern, Scope},
+};
 
 section! {
     /// Who may connect, subscribe, publish and administrate.
@@ -58,6 +61,8 @@ section! {
         /// Least time between two reads of a key set, whatever tokens come: unknown key ids cannot make
         /// the gateway hammer the issuer.
         jwks_min_refetch: Duration = Duration::from_secs(10);
+        /// The app whose channels the tokens are for; the default app unless given.
+        app: Option<AppId> = None;
     }
 }
 
@@ -76,6 +81,8 @@ section! {
         scopes: Vec<Scope> = vec![Scope::Publish, Scope::Read];
         /// Patterns of the channels it may do it with; `*` stands for any run of characters.
         channels: Vec<Pattern> = vec![Pattern::any()];
+        /// The app in which it may do it; the default app unless given.
+        app: Option<AppId> = None;
     }
 }
 
@@ -138,6 +145,32 @@ impl AuthConfig {
             Some(pair) => Err(ConfigError::Duplicate { key: "auth.api_keys", name: pair[0].clone() }),
             None => Ok(()),
         }
+    }
+}
+
+impl AuthConfig {
+    /// Finds the app of each key among those that there are. The default app is the one of keys that name none.
+    pub(crate) fn finish_apps(
+        &mut self,
+        default: Option<&AppId>,
+        is_there: impl Fn(&AppId) -> bool,
+    ) -> Result<(), ConfigError> {
+        let tokens = self.jwt.0.iter_mut().map(|key| ("jwt", &mut key.app)).enumerate();
+        let keys = self.api_keys.0.iter_mut().map(|key| ("api_keys", &mut key.app)).enumerate();
+        for (index, (list, app)) in tokens.chain(keys) {
+            match app {
+                Some(id) if Some(&*id) == default => *app = None,
+                Some(id) if !is_there(id) => {
+                    return Err(ConfigError::Unusable {
+                        key: format!("auth.{list}[{index}].app").into(),
+                        path: None,
+                        problem: AppProblem::Unknown.into(),
+                    });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 }
 

@@ -23,7 +23,7 @@ use std::{
     time::Duration,
 };
 
-pub(crate) use apps::unusable;
+pub(crate) use apps::AppSource;
 pub use apps::{
     AppEntry, AppLimits, AppProblem, AppTables, WebhookEntry, WebhookEvent, WebhookSending, WebhookUrl,
 };
@@ -187,6 +187,15 @@ impl Config {
         }
     }
 
+    /// Where the apps come from.
+    pub(crate) fn app_source(&self) -> AppSource {
+        AppSource {
+            tables: self.apps.clone(),
+            file: self.apps_file.clone(),
+            default: self.default_app.clone(),
+        }
+    }
+
     /// What a Redis backplane is told; `None` for another.
     pub(crate) fn redis_options(&self) -> Result<Option<RedisOptions>, ConfigError> {
         match &self.backplane {
@@ -199,6 +208,8 @@ impl Config {
         self.load(root)?;
         self.auth.finish(root)?;
         self.apps.finish()?;
+        let apps = self.app_source().read()?;
+        self.auth.finish_apps(self.default_app.as_ref(), |id| apps.0.contains_key(id.as_str()))?;
         self.tls.server()?;
         self.check_dev()?;
         self.check_limits()?;

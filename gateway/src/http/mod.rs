@@ -1,7 +1,7 @@
 //! HTTP beside the sockets: REST with problem documents and OpenAPI, the internal endpoints, the first page.
 //!
 //! The way of a publish: [`PublicService`] sees `POST /v1/channels/{channel}/publish` and goes straight to
-//! `rest::publish`; every other request takes axum's router. Both answer alike: the router has the same route,
+//! `rest::publish`, and `/apps/` to `pusher`; every other request takes axum's router. Both answer alike: the router has the same route,
 //! and is all that tests and embedders need.
 
 mod access;
@@ -9,6 +9,7 @@ mod body;
 mod error;
 mod openapi;
 mod page;
+mod pusher;
 mod query;
 mod rest;
 pub(crate) mod serve;
@@ -75,6 +76,7 @@ impl probes::Operated for HttpContext {
 /// Everything on the public port that is plain HTTP.
 pub fn public_router(state: HttpState) -> Router {
     let mut router = Router::new().route("/openapi.json", get(openapi::serve)).merge(rest::routes());
+    router = router.route("/apps/{*rest}", any(pusher::serve));
     router = router.route("/ws", any(not_for_a_shard)).route("/sse", any(not_for_a_shard));
     if state.dev {
         router = router.merge(page::routes()).route("/echo", any(not_for_a_shard));

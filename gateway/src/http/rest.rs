@@ -15,7 +15,7 @@ use tidegate_backplane::Channel;
 
 pub(super) use self::{admin::*, channels::*, many::*};
 use super::{HttpState, access, error::ApiError, query};
-use crate::auth::Scope;
+use crate::{apps::AppId, auth::Scope};
 
 /// Where the path of one channel begins.
 const CHANNELS: &str = "/v1/channels/";
@@ -44,7 +44,10 @@ fn admitted_channel(
     let segment =
         uri.path().strip_prefix(CHANNELS).and_then(|rest| rest.split('/').next()).unwrap_or_default();
     match query::channel(segment) {
-        Ok(channel) => access::authorize(state, headers, scope, Some(&channel)).map(|_| channel),
+        Ok(channel) => {
+            let key = access::authorize(state, headers, scope, Some(&channel))?;
+            Ok(AppId::channel(key.app(), channel)?)
+        }
         Err(error) => access::authorize(state, headers, scope, None).and(Err(error)),
     }
 }

@@ -1,4 +1,4 @@
-//! The public port as hyper calls it: publishes go straight to their handler, all else to the router.
+//! The public port as hyper calls it: publishes and Pusher's API go straight to their handlers, all else to the router.
 
 use std::{convert::Infallible, sync::Arc};
 
@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::{Method, Request};
 use tower::ServiceExt;
 
-use super::{HttpState, access, public_router, rest::publish};
+use super::{HttpState, access, public_router, pusher, rest::publish};
 
 /// One per process, cloned per connection: two shared pointers.
 ///
@@ -38,6 +38,10 @@ impl PublicService {
     {
         if *request.method() == Method::POST && publish::segment(request.uri().path()).is_some() {
             return self.publish(request).await;
+        }
+        if pusher::is_path(request.uri().path()) {
+            let (parts, body) = request.into_parts();
+            return pusher::answer(&self.state, &parts, body).await;
         }
         match self.router.clone().oneshot(request.map(Body::new)).await {
             Ok(response) => response,

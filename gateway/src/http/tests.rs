@@ -6,6 +6,7 @@ mod fixture;
 mod many;
 mod ports;
 mod publish;
+mod pusher;
 mod read;
 
 pub(super) use self::fixture::Fixture;

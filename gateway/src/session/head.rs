@@ -9,6 +9,7 @@ use tidegate_wire::{head::Head as RequestHead, raw::Query, upgrade::Upgrade};
 
 use super::{Head, Phase, Protocol, Session, opening::Request, refusal::Refusal};
 use crate::{
+    apps::AppId,
     auth::{Claims, Scope, Verdict, bearer},
     front::Over,
     http::serve::HandOff,
@@ -255,7 +256,11 @@ impl Core {
             return Ok(Request::echo(upgrade));
         }
         let channels = self.channels(&query)?;
-        let claims = self.authorise(head, &query, &channels)?;
+        let (claims, app) = self.authorise(head, &query, &channels)?;
+        let channels = channels
+            .into_iter()
+            .map(|channel| AppId::channel(app.as_ref(), channel).map_err(Refusal::from))
+            .collect::<Result<Vec<_>, _>>()?;
         let since = since(protocol, head, &query, channels.len())?;
         let cross_origin = origin.filter(|_| protocol == Protocol::Sse).map(Box::from);
         Ok(Request { protocol, upgrade, envelope: query.envelope, channels, since, claims, cross_origin })
@@ -278,24 +283,24 @@ impl Core {
         Ok(channels)
     }
 
-    /// The claims of the token, if there is one; checks that every channel may be subscribed to.
+    /// The claims of the token, if there is one, and the app of the token or key, if it is not the default one; checks
+    /// that every channel may be subscribed to.
     fn authorise(
         &self,
         head: &RequestHead<'_>,
         query: &Query,
         channels: &[Channel],
-    ) -> Result<Option<Claims>, Stop> {
+    ) -> Result<(Option<Claims>, Option<AppId>), Stop> {
         let credentials = self.credentials(head, query)?;
+        let mut key_app = None;
         for channel in channels {
             let open = self.shared.node.namespaces().of(channel).anonymous_subscribe;
             match &credentials {
                 Credentials::Token(claims) if open || claims.may_subscribe(channel) => {}
                 Credentials::Token(_) => return Err(Refusal::Rights { channel: channel.clone() }.into()),
                 Credentials::ApiKey(key) => {
-                    self.shared
-                        .api_keys
-                        .authorize(Some(key), Scope::Read, Some(channel))
-                        .map_err(Refusal::from)?;
+                    let key = self.shared.api_keys.authorize(Some(key), Scope::Read, Some(channel));
+                    key_app = key.map_err(Refusal::from)?.app().cloned();
                 }
                 Credentials::Anonymous if open => {}
                 Credentials::Anonymous => {
@@ -304,8 +309,11 @@ impl Core {
             }
         }
         Ok(match credentials {
-            Credentials::Token(claims) => Some(claims),
-            Credentials::Anonymous | Credentials::ApiKey(_) => None,
+            Credentials::Token(claims) => {
+                let app = claims.app.clone();
+                (Some(claims), app)
+            }
+            Credentials::Anonymous | Credentials::ApiKey(_) => (None, key_app),
         })
     }
 

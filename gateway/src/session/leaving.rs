@@ -12,6 +12,7 @@ use tidegate_wire::{
 
 use super::{Open, Phase, Present, Protocol, Session, refusal::Refusal};
 use crate::{
+    apps::AppId,
     event,
     hub::{ChannelKey, Delivery},
     metrics::{self, DisconnectReason},
@@ -232,12 +233,12 @@ impl Core {
             .filter_map(|slot| connections.in_slot(slot))
             .filter(|&id| match target {
                 DisconnectTarget::Connection(name) => **name == self.connection_name(id),
-                // Tokens of raw sessions are of the default app.
-                DisconnectTarget::User { app: Some(_), .. } => false,
-                DisconnectTarget::User { app: None, user } => connections
-                    .get(id)
-                    .and_then(Session::claims)
-                    .is_some_and(|claims| claims.user.as_deref() == Some(user)),
+                DisconnectTarget::User { app, user } => {
+                    connections.get(id).and_then(Session::claims).is_some_and(|claims| {
+                        claims.user.as_deref() == Some(user)
+                            && claims.app.as_ref().map(AppId::as_str) == app.as_deref()
+                    })
+                }
             })
             .collect();
         for id in ids {

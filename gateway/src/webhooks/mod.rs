@@ -6,19 +6,26 @@
 
 mod metrics;
 mod queue;
+mod sender;
+#[cfg(test)]
+mod tests;
+mod transitions;
 
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use serde::Serialize;
+use tokio::{runtime::Handle, time::timeout};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub(crate) use self::metrics::WebhookCollector;
-use self::{metrics::WebhookMetrics, queue::Queue};
+pub(crate) use self::{metrics::WebhookCollector, transitions::TransitionHooks};
+use self::{metrics::WebhookMetrics, queue::Queue, sender::Sender};
 use crate::{
     apps::{App, AppId, signature::Signer},
-    config::{WebhookEntry, WebhookEvent, WebhookSending, WebhookUrl},
+    config::{ConfigError, WebhookEntry, WebhookEvent, WebhookSending, WebhookUrl},
 };
 
 /// Something that happened in a channel, by the names that the app knows, without its prefix.
@@ -55,6 +62,10 @@ pub struct Webhooks {
     sending: WebhookSending,
     metrics: Arc<WebhookMetrics>,
     queues: Mutex<HashMap<QueueKey, Arc<Queue>>>,
+    client: reqwest::Client,
+    senders: TaskTracker,
+    closing: CancellationToken,
+    runtime: Handle,
 }
 
 /// An app may name one address several times, with other filters: each has a queue.
@@ -70,8 +81,17 @@ pub(crate) struct Endpoint {
 }
 
 impl Webhooks {
-    pub fn new(sending: WebhookSending) -> Self {
-        Self { sending, metrics: Arc::default(), queues: Mutex::default() }
+    /// Senders run on this runtime.
+    pub fn new(sending: WebhookSending, runtime: Handle) -> Result<Self, ConfigError> {
+        Ok(Self {
+            client: sender::client(&sending)?,
+            sending,
+            metrics: Arc::default(),
+            queues: Mutex::default(),
+            senders: TaskTracker::new(),
+            closing: CancellationToken::new(),
+            runtime,
+        })
     }
 
     /// Tells whoever of the app wants to know. Never waits: what finds no room is dropped and counted.
@@ -118,17 +138,34 @@ impl Webhooks {
         Arc::new(WebhookCollector(Arc::clone(&self.metrics)))
     }
 
+    /// Sends what waits, each request once, for as long as this.
+    pub(crate) async fn close(&self, patience: Duration) {
+        self.closing.cancel();
+        self.senders.close();
+        if timeout(patience, self.senders.wait()).await.is_err() {
+            let bytes = self.metrics.queue_bytes.get();
+            tracing::warn!(bytes, "webhooks were not told everything");
+        }
+    }
+
     fn queue(&self, key: QueueKey, signer: &Arc<Signer>) -> Arc<Queue> {
         let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = || {
-            Arc::new(Queue::new(
-                self.sending.queue_bytes.bytes(),
-                Arc::clone(signer),
-                Arc::clone(&self.metrics),
-            ))
+        if let Some(queue) = queues.get(&key) {
+            queue.sign_with(Arc::clone(signer));
+            return Arc::clone(queue);
+        }
+        let bytes_max = self.sending.queue_bytes.bytes();
+        let queue = Arc::new(Queue::new(bytes_max, Arc::clone(signer), Arc::clone(&self.metrics)));
+        let sender = Sender {
+            url: key.1.url().clone(),
+            queue: Arc::clone(&queue),
+            client: self.client.clone(),
+            sending: self.sending.clone(),
+            metrics: Arc::clone(&self.metrics),
+            closing: self.closing.clone(),
         };
-        let queue = Arc::clone(queues.entry(key).or_insert_with(new));
-        queue.sign_with(Arc::clone(signer));
+        self.senders.spawn_on(sender.run(), &self.runtime);
+        queues.insert(key, Arc::clone(&queue));
         queue
     }
 }

@@ -7,6 +7,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use super::metrics::{WebhookDrop, WebhookMetrics};
 use crate::apps::signature::Signer;
@@ -23,8 +24,10 @@ const EVENT_OVERHEAD_BYTES: usize = 32;
 #[derive(Debug)]
 pub(super) struct Queue {
     state: Mutex<State>,
-    /// There is something to send, or nothing ever will be.
-    changed: Notify,
+    /// There is something to send.
+    pushed: Notify,
+    /// Nothing is to be sent any more.
+    abandoned: CancellationToken,
     bytes_max: usize,
     signer: ArcSwap<Signer>,
     metrics: Arc<WebhookMetrics>,
@@ -35,62 +38,121 @@ struct State {
     events: VecDeque<EventJson>,
     /// Of `events` and of the batch that is being sent.
     bytes: usize,
-    abandoned: bool,
 }
 
-/// Events that are being sent. They count as queued until they are settled.
+/// Events that are being sent. They count as queued until they are settled or dropped.
 #[derive(Debug)]
-pub(super) struct Batch {
+pub(super) struct Batch<'q> {
     pub(super) events: Vec<EventJson>,
-    bytes: usize,
+    queue: &'q Queue,
+    /// What to count if they are not sent after all.
+    reason: WebhookDrop,
 }
 
 impl Queue {
     pub(super) fn new(bytes_max: usize, signer: Arc<Signer>, metrics: Arc<WebhookMetrics>) -> Self {
-        let signer = ArcSwap::new(signer);
-        Self { state: Mutex::default(), changed: Notify::new(), bytes_max, signer, metrics }
+        Self {
+            state: Mutex::default(),
+            pushed: Notify::new(),
+            abandoned: CancellationToken::new(),
+            bytes_max,
+            signer: ArcSwap::new(signer),
+            metrics,
+        }
     }
 
     /// Adds an event; what finds no room is counted.
     pub(super) fn push(&self, event: EventJson) {
         self.metrics.events.add(1);
         let mut state = self.state();
+        if self.abandoned.is_cancelled() {
+            drop(state);
+            return self.metrics.dropped.add(WebhookDrop::Removed, 1);
+        }
         let before = state.bytes;
         let (added, dropped) = state.push(event, self.bytes_max);
-        let reason = if state.abandoned { WebhookDrop::Removed } else { WebhookDrop::QueueFull };
         self.metrics.queue_bytes.add(state.bytes as i64 - before as i64);
         drop(state);
-        if dropped > 0 {
-            self.metrics.dropped.add(reason, dropped);
-        }
+        self.metrics.dropped.add(WebhookDrop::QueueFull, dropped);
         if added {
-            self.changed.notify_one();
+            self.pushed.notify_one();
         }
     }
 
-    /// Whoever is sending ends, and nothing is kept any more.
+    /// Whoever sends drops what waits, and ends. Nothing is added afterwards.
     pub(super) fn abandon(&self) {
-        let mut state = self.state();
-        state.abandoned = true;
-        self.drop_waiting(state, WebhookDrop::Removed);
-        self.changed.notify_one();
+        let _none_is_being_added = self.state();
+        self.abandoned.cancel();
+    }
+
+    /// Resolves when the queue is abandoned.
+    pub(super) async fn abandoned(&self) {
+        self.abandoned.cancelled().await;
     }
 
     pub(super) fn sign_with(&self, signer: Arc<Signer>) {
         self.signer.store(signer);
     }
 
-    fn drop_waiting(&self, mut state: MutexGuard<'_, State>, reason: WebhookDrop) {
-        let events: Vec<_> = state.events.drain(..).collect();
-        let bytes: usize = events.iter().map(cost).sum();
-        state.bytes -= bytes;
-        drop(state);
-        self.metrics.dropped.add(reason, events.len() as u64);
+    pub(super) fn signer(&self) -> Arc<Signer> {
+        self.signer.load_full()
+    }
+
+    /// Resolves when so many events wait, or more.
+    pub(super) async fn filled(&self, events: usize) {
+        loop {
+            let pushed = self.pushed.notified();
+            if self.state().events.len() >= events {
+                return;
+            }
+            pushed.await;
+        }
+    }
+
+    /// Takes what waits, up to [`BATCH_EVENTS_MAX`] events.
+    pub(super) fn take(&self) -> Batch<'_> {
+        let mut state = self.state();
+        let number = state.events.len().min(BATCH_EVENTS_MAX);
+        Batch { events: state.events.drain(..number).collect(), queue: self, reason: WebhookDrop::Drain }
+    }
+
+    /// Events that wait, and those that are being sent are not among them.
+    pub(super) fn len(&self) -> usize {
+        self.state().events.len()
+    }
+
+    fn release(&self, bytes: usize) {
+        self.state().bytes -= bytes;
         self.metrics.queue_bytes.add(-(bytes as i64));
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Batch<'_> {
+    /// They were taken.
+    pub(super) fn settle(mut self) {
+        let bytes = self.events.drain(..).map(|event| cost(&event)).sum();
+        self.queue.release(bytes);
+    }
+
+    /// They will not be sent.
+    pub(super) fn give_up(mut self, reason: WebhookDrop) {
+        self.reason = reason;
+    }
+}
+
+/// Also when the task that sends is cut.
+impl Drop for Batch<'_> {
+    fn drop(&mut self) {
+        if !self.events.is_empty() {
+            let removed = self.queue.abandoned.is_cancelled();
+            let reason = if removed { WebhookDrop::Removed } else { self.reason };
+            self.queue.metrics.dropped.add(reason, self.events.len() as u64);
+            self.queue.release(self.events.iter().map(cost).sum());
+        }
     }
 }
 
@@ -105,7 +167,7 @@ impl State {
             self.bytes -= cost(&oldest);
             dropped += 1;
         }
-        if self.abandoned || self.bytes + cost_new > bytes_max {
+        if self.bytes + cost_new > bytes_max {
             return (false, dropped + 1);
         }
         self.bytes += cost_new;

@@ -99,11 +99,14 @@ pub(in crate::http) async fn disconnect(
     request: Request,
 ) -> Result<(StatusCode, Json<Accepted>), ApiError> {
     let (parts, body) = request.into_parts();
-    access::authorize(&state, &parts.headers, Scope::Admin, None)?;
+    let key = access::authorize(&state, &parts.headers, Scope::Admin, None)?;
     Query::parse(&parts.uri, &[])?;
     body::require_json(&parts.headers)?;
     let body = body::read(body, DISCONNECT_BYTES_MAX).await?;
-    let Disconnect { target, reason } = body::parse(&body)?;
+    let Disconnect { mut target, reason } = body::parse(&body)?;
+    if let DisconnectTarget::User { app, .. } = &mut target {
+        *app = key.app().map(|app| app.as_str().into());
+    }
     state.node.disconnect(target, reason).await?;
     Ok((StatusCode::ACCEPTED, Json(Accepted {})))
 }

@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 
 use super::{admitted_channel, form::ChannelName, publish::EpochText};
 use crate::{
+    apps::AppId,
     auth::Scope,
     http::{HttpState, access, error::ApiError, query::Query},
 };
@@ -128,7 +129,7 @@ pub(in crate::http) async fn list_channels(
     let prefix = query.channel_part("prefix")?.unwrap_or_default();
     let after = query.channel_part("after")?;
     let limit = query.limit("limit", LIMIT_DEFAULT, LIMIT_MAX)?;
-    let found = state.node.channels(None, prefix, after, limit);
+    let found = state.node.channels(key.app().map(AppId::as_str), prefix, after, limit);
     // A full page may have a next one, whatever the key hides of this one.
     let next = found.last().filter(|_| found.len() == limit).map(|last| last.name.name().to_owned());
     let channels = found

@@ -25,6 +25,7 @@ use super::{
     publish::PublishAnswer,
 };
 use crate::{
+    apps::AppId,
     auth::{ApiKeyError, Scope},
     http::{
         HttpState, access, body,
@@ -210,7 +211,7 @@ where
                 return Err(access::refuse(state, ApiKeyError::Channel));
             }
             orders.push(PublishRequest {
-                channel,
+                channel: AppId::channel(key.app(), channel)?,
                 event: many.event.as_ref().map(|event| event.0.clone()),
                 payload: payload.clone(),
                 idempotency_key: many.idempotency_key.as_ref().map(|key| key.0.clone()),

@@ -12,6 +12,8 @@ use tidegate_backplane::{
     History, HistoryQuery, Member, NewPublication, NodeRecord, Position, Publication, Published, Roll, Sums,
 };
 
+use tokio::runtime::Handle;
+
 use super::{ALL, BODY_MAX, HttpContext, HttpState, NEWS, ORIGIN, PAYLOAD_MAX, READER};
 use crate::{
     apps::Apps,
@@ -40,7 +42,8 @@ impl Fixture {
         let front = Arc::new(Front::new(config.limits.clone()));
         let keys = Arc::new(ApiKeys::new(&config.auth.api_keys).unwrap());
         let origins = Arc::new(Origins::new(&config.auth.allowed_origins));
-        let apps = Arc::new(Apps::new(&config, Arc::new(Webhooks::new(config.webhooks.clone()))).unwrap());
+        let webhooks = Arc::new(Webhooks::new(config.webhooks.clone(), Handle::current()).unwrap());
+        let apps = Arc::new(Apps::new(&config, Arc::clone(&webhooks)).unwrap());
         let shared = Arc::clone(&backplane) as Arc<dyn Backplane>;
         let node = Arc::new(Node::new(config, shared, Arc::clone(&relay), front, Arc::clone(&metrics)));
         let state = Arc::new(HttpContext { node, keys, apps, origins, metrics, dev });
@@ -64,6 +67,11 @@ impl Fixture {
     /// Publications that the backplane accepted.
     pub(super) fn published(&self) -> usize {
         self.backplane.channels.lock().unwrap().values().map(Vec::len).sum()
+    }
+
+    /// Those in one channel.
+    pub(super) fn publications(&self, channel: &Channel) -> Vec<Arc<Publication>> {
+        self.backplane.channels.lock().unwrap().get(channel).cloned().unwrap_or_default()
     }
 
     /// Orders that went to all nodes.

@@ -106,6 +106,10 @@ impl Rig {
         })
     }
 
+    pub(super) fn block_on<F: Future>(&self, future: F) -> F::Output {
+        self.runtime.as_ref().unwrap().block_on(future)
+    }
+
     /// Hands the node a publication that the backplane below does not know.
     pub(super) fn hand_over(&self, channel: &str, position: Option<Position>, text: &str) -> Intake {
         let payload = Payload::Text(Bytes::copy_from_slice(text.as_bytes()));

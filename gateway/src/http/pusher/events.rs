@@ -1,0 +1,217 @@
+//! Publishing: `/events`, `/batch_events`, and the older way under a channel's path.
+//!
+//! The form of the whole request is checked before anything is published: what answers 4xx published nothing.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use futures_util::future::{join_all, try_join_all};
+use serde::Deserialize;
+use serde_json::{Map, Value, json, value::RawValue};
+use tidegate_backplane::{Channel, Payload, Sender};
+use tidegate_wire::pusher::ChannelKind;
+
+use super::{Call, NOTHING, PusherError, channels::Info};
+use crate::{
+    event,
+    node::{PublishHistory, PublishRequest},
+};
+
+/// The body of `/events`, or an event of a batch. What it has besides is not looked at, as with Pusher.
+#[derive(Debug, Deserialize)]
+struct EventFields<D> {
+    name: Option<String>,
+    data: Option<D>,
+    channels: Option<Vec<String>>,
+    channel: Option<String>,
+    socket_id: Option<String>,
+    info: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct BatchFields<'b> {
+    #[serde(borrow)]
+    batch: Option<Vec<EventFields<Data<'b>>>>,
+}
+
+/// What an event carries. A string is its text; of anything else it is the JSON text, though SDKs only send strings.
+#[derive(Debug, Deserialize)]
+#[serde(transparent)]
+struct Data<'b>(#[serde(borrow)] &'b RawValue);
+
+/// An event that may be published.
+#[derive(Debug)]
+struct Event {
+    name: Box<str>,
+    payload: Bytes,
+    channels: Vec<(Channel, ChannelKind)>,
+    sender: Option<Box<Sender>>,
+    info: Info,
+}
+
+impl Call<'_> {
+    /// `POST /events`
+    pub(super) async fn events(&self, body: &[u8]) -> Result<Bytes, PusherError> {
+        // A string, as every SDK sends it, is unescaped once and into its place.
+        let event = match serde_json::from_slice::<EventFields<String>>(body) {
+            Ok(fields) => self.event(fields, String::into_bytes)?,
+            Err(_) => {
+                let fields: EventFields<Data<'_>> =
+                    serde_json::from_slice(body).map_err(PusherError::Json)?;
+                self.event(fields, Data::into_bytes)?
+            }
+        };
+        self.take_events(event.channels.len())?;
+        self.publish(&event).await?;
+        if !event.info.counts() {
+            return Ok(NOTHING);
+        }
+        let channels: Map<_, _> = self.counts(&event).await?.collect();
+        Ok(json!({ "channels": channels }).to_string().into())
+    }
+
+    /// `POST /batch_events`
+    pub(super) async fn batch_events(&self, body: &[u8]) -> Result<Bytes, PusherError> {
+        let fields: BatchFields<'_> = serde_json::from_slice(body).map_err(PusherError::Json)?;
+        let batch = fields.batch.ok_or(PusherError::Missing("batch"))?;
+        let max = self.app.limits.events_per_batch;
+        if batch.len() > max as usize {
+            return Err(PusherError::TooManyEvents { max });
+        }
+        let events: Vec<_> = batch
+            .into_iter()
+            .map(|fields| match fields.channels {
+                Some(_) => Err(PusherError::Missing("channel")),
+                None => self.event(fields, Data::into_bytes),
+            })
+            .collect::<Result<_, _>>()?;
+        self.take_events(events.len())?;
+        // One after the other: two events for one channel keep their order.
+        for event in &events {
+            self.publish(event).await?;
+        }
+        if !events.iter().any(|event| event.info.counts()) {
+            return Ok(NOTHING);
+        }
+        let mut answers = Vec::with_capacity(events.len());
+        for event in &events {
+            answers.push(self.counts(event).await?.next().map_or(json!({}), |(_, counts)| counts));
+        }
+        Ok(json!({ "batch": answers }).to_string().into())
+    }
+
+    /// `POST /channels/{channel}/events`
+    pub(super) async fn channel_events(&self, segment: &str, body: Bytes) -> Result<Bytes, PusherError> {
+        if std::str::from_utf8(&body).is_err() {
+            return Err(PusherError::Text);
+        }
+        let own = |name: &str| self.parameters.get(name).map(str::to_owned);
+        let fields = EventFields {
+            name: own("name"),
+            data: Some(body),
+            channels: None,
+            channel: Some(super::decoded(segment).into_owned()),
+            socket_id: own("socket_id"),
+            info: None,
+        };
+        let event = self.event(fields, |data: Bytes| data)?;
+        self.take_events(1)?;
+        self.publish(&event).await?;
+        Ok(NOTHING)
+    }
+
+    fn event<D, B: Into<Bytes>>(
+        &self,
+        fields: EventFields<D>,
+        bytes: impl FnOnce(D) -> B,
+    ) -> Result<Event, PusherError> {
+        let name = fields.name.ok_or(PusherError::Missing("name"))?;
+        event::check_name(&name).map_err(PusherError::Event)?;
+        if RESERVED.iter().any(|prefix| name.starts_with(prefix)) {
+            return Err(PusherError::EventReserved);
+        }
+        let payload: Bytes = bytes(fields.data.ok_or(PusherError::Missing("data"))?).into();
+        let max = self.app.limits.event_bytes.bytes();
+        if payload.len() > max {
+            return Err(PusherError::TooLarge { max });
+        }
+        let names = match (fields.channels, fields.channel) {
+            (Some(names), _) if !names.is_empty() => names,
+            (_, Some(name)) => vec![name],
+            _ => return Err(PusherError::Missing("channels")),
+        };
+        let max = self.app.limits.channels_per_event;
+        if names.len() > max as usize {
+            return Err(PusherError::TooManyChannels { max });
+        }
+        Ok(Event {
+            name: name.into(),
+            payload,
+            channels: names.iter().map(|name| self.named(name)).collect::<Result<_, _>>()?,
+            sender: fields.socket_id.filter(|id| !id.is_empty()).map(sender).transpose()?,
+            info: fields.info.as_deref().map_or(Ok(Info::default()), Info::parse)?,
+        })
+    }
+
+    async fn publish(&self, event: &Event) -> Result<(), PusherError> {
+        let publish = |channel: &Channel| {
+            self.state.node.publish(PublishRequest {
+                channel: channel.clone(),
+                event: Some(event.name.clone()),
+                payload: Payload::Text(event.payload.clone()),
+                idempotency_key: None,
+                sender: event.sender.clone(),
+                history: PublishHistory::Namespace,
+            })
+        };
+        match &*event.channels {
+            [(channel, _)] => drop(publish(channel).await?),
+            channels => {
+                // All are tried, whichever fails.
+                let results = join_all(channels.iter().map(|(channel, _)| publish(channel))).await;
+                results.into_iter().collect::<Result<Vec<_>, _>>()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The channels of an event with the counts that it asks for.
+    async fn counts(&self, event: &Event) -> Result<impl Iterator<Item = (String, Value)>, PusherError> {
+        let of = |(channel, kind): &(Channel, ChannelKind)| {
+            let (channel, kind, info) = (channel.clone(), *kind, event.info);
+            async move {
+                let sums = if info.counts() { self.sums(&channel).await? } else { Default::default() };
+                Ok::<_, PusherError>((channel.name().to_owned(), Value::from(info.of(kind, sums))))
+            }
+        };
+        Ok(try_join_all(event.channels.iter().map(of)).await?.into_iter())
+    }
+
+    fn take_events(&self, events: usize) -> Result<(), PusherError> {
+        let events = u32::try_from(events).unwrap_or(u32::MAX);
+        if self.app.takes_events(events) { Ok(()) } else { Err(PusherError::RateLimited) }
+    }
+}
+
+impl Data<'_> {
+    fn into_bytes(self) -> Vec<u8> {
+        let json = self.0.get();
+        // Only a string can be read as one.
+        serde_json::from_str::<Cow<'_, str>>(json).map_or_else(|_| json.into(), Cow::into_owned).into_bytes()
+    }
+}
+
+/// Events of the protocol itself. A client could not tell a server's from the gateway's.
+const RESERVED: [&str; 2] = ["pusher:", "pusher_internal:"];
+
+/// The connection that is not sent the event.
+fn sender(socket_id: String) -> Result<Box<Sender>, PusherError> {
+    let is_number =
+        |text: &str| !text.is_empty() && text.len() <= 20 && text.bytes().all(|b| b.is_ascii_digit());
+    match socket_id.split_once('.') {
+        Some((a, b)) if is_number(a) && is_number(b) => {
+            Ok(Box::new(Sender { connection: Some(socket_id.into()), user: None }))
+        }
+        _ => Err(PusherError::SocketId),
+    }
+}

@@ -1,0 +1,46 @@
+//! What happens to channels in the whole cluster, told to the webhooks of their apps.
+
+use std::sync::Arc;
+
+use tidegate_backplane::{Channel, Transition};
+
+use super::{Event, Webhooks};
+use crate::apps::Apps;
+
+/// Takes the transitions that the backplane hands to this node. Each comes to one node of the cluster, and ends come
+/// when they have lasted: nothing is to be decided here.
+#[derive(Debug)]
+pub(crate) struct TransitionHooks {
+    apps: Arc<Apps>,
+    webhooks: Arc<Webhooks>,
+}
+
+/// Names that begin so are of the gateway itself: who watches whom, and what is sent to one user.
+const INTERNAL: char = '#';
+
+impl TransitionHooks {
+    pub(crate) fn new(apps: Arc<Apps>, webhooks: Arc<Webhooks>) -> Self {
+        Self { apps, webhooks }
+    }
+
+    /// Never blocks. A channel of an app that is gone has nobody to tell.
+    pub(crate) fn tell(&self, channel: &Channel, transition: &Transition) {
+        let app = channel.app().map_or_else(|| self.apps.default(), |id| self.apps.by_id(id));
+        let (Some(app), channel) = (app, channel.name()) else { return };
+        if !channel.starts_with(INTERNAL) {
+            self.webhooks.notify(&app, event(channel, transition));
+        }
+    }
+}
+
+fn event<'a>(channel: &'a str, transition: &'a Transition) -> Event<'a> {
+    match transition {
+        Transition::Occupied => Event::ChannelOccupied { channel },
+        Transition::Vacated => Event::ChannelVacated { channel },
+        Transition::UserJoined { user } => Event::MemberAdded { channel, user_id: user },
+        Transition::UserLeft { user } => Event::MemberRemoved { channel, user_id: user },
+        Transition::Count { subscriptions } => {
+            Event::SubscriptionCount { channel, subscription_count: *subscriptions }
+        }
+    }
+}
