@@ -51,7 +51,10 @@ fn compiler_and_version_are_those_of_the_repository() {
     let arguments = of("ARG");
     assert_eq!(arguments[0], format!("RUST_VERSION={channel}"));
     let product = packages().into_iter().find(|package| package["name"] == "tidegate").unwrap();
-    assert!(arguments.contains(&format!("VERSION={}", product["version"].as_str().unwrap())), "{arguments:?}");
+    assert!(
+        arguments.contains(&format!("VERSION={}", product["version"].as_str().unwrap())),
+        "{arguments:?}"
+    );
 }
 
 /// Copies out of the repository are of all that .dockerignore leaves; nothing that is built may be among the rest.
