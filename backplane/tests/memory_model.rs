@@ -163,6 +163,7 @@ impl Run {
             payload: Payload::Text(text.clone().into()),
             history: history.map(|(size, age)| HistoryPolicy { size, age: Duration::from_secs(age) }),
             idempotency_key: key.map(|key| format!("key {key}").into()),
+            sender: None,
         };
         let published = self.backplane.publish(new).now_or_never().expect("ready").expect("accepted");
 

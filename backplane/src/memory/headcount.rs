@@ -94,11 +94,11 @@ impl Headcount {
     }
 
     pub(crate) fn roll(&self) -> Roll {
-        let user = |(id, present): (&Box<str>, &Present)| User { id: id.clone(), info: present.info.clone() };
+        let users = self.users.iter();
         Roll {
             sequence: self.sequence,
             subscriptions: self.subscriptions,
-            users: self.users.iter().map(user).collect(),
+            users: users.map(|(id, of)| User { id: id.clone(), info: of.info.clone() }).collect(),
         }
     }
 

@@ -60,6 +60,8 @@ struct Verdict {
     settle_at: Option<Instant>,
     refused: Vec<Box<str>>,
     transitions: Vec<Transition>,
+    /// The server has lost this node's part.
+    is_lost: bool,
 }
 
 /// What the other script reads.
@@ -228,7 +230,8 @@ impl Census {
             let instance: Arc<str> = self.registry.instance().into();
             let Some(batch) = self.with(|own| own.next_batch(&channel, &instance)) else { return };
             let outcome = self.send(&channel, &instance, &batch).await;
-            let is_outdated = *self.registry.instance() != *instance;
+            let is_lost = outcome.as_ref().is_ok_and(|verdict| verdict.is_lost);
+            let is_outdated = is_lost || *self.registry.instance() != *instance;
             let refused = outcome.as_ref().map_or(&[][..], |verdict| &verdict.refused);
             let settle_at = outcome.as_ref().map_or(None, |verdict| verdict.settle_at);
             let end = match &outcome {
@@ -385,15 +388,15 @@ impl Census {
     async fn read_alive(&self, channel: &Channel, users: bool) -> Result<Read, BackplaneError> {
         let read = self.read(channel, users).await?;
         let is_doubtful =
-            |instance: &&Box<str>| !self.registry.is_own(instance) && !self.registry.may_live(instance);
-        if !read.instances.iter().any(|instance| is_doubtful(&instance)) {
+            |instance: &str| !self.registry.is_own(instance) && !self.registry.may_live(instance);
+        if !read.instances.iter().any(|instance| is_doubtful(instance)) {
             return Ok(read);
         }
         // When it cannot be asked, nobody is declared dead.
         if let Err(error) = self.registry.round(None).await {
             tracing::debug!(%error, "the node registry could not be asked who lives");
         }
-        let dead: Vec<&Box<str>> = read.instances.iter().filter(is_doubtful).collect();
+        let dead: Vec<_> = read.instances.iter().filter(|instance| is_doubtful(instance)).collect();
         for instance in &dead {
             self.clear(channel.as_str().to_owned(), instance).await?;
         }
@@ -460,6 +463,7 @@ fn read_verdict(mut answer: Answer) -> Result<Verdict, BackplaneError> {
         settle_at: (settle_ms > 0).then(|| Instant::now() + SETTLE_MIN.max(Duration::from_millis(settle_ms))),
         refused,
         transitions,
+        is_lost: answer.flag()?,
     })
 }
 

@@ -21,7 +21,8 @@ impl Collector for RedisCollector {
         links(&mut page, &counters.links)?;
         publications(&mut page, &counters)?;
         repairs(&mut page, &counters)?;
-        presence(&mut page, &counters)
+        presence(&mut page, &counters)?;
+        census(&mut page, &counters)
     }
 }
 
@@ -35,7 +36,8 @@ impl Collector for MemoryCollector {
         page.gauge("backplane_idempotency_bytes", "What remembered idempotency keys take.", keys)?;
         let evicted = [("history", counters.history_evicted), ("idempotency", counters.idempotency_evicted)];
         let help = "Entries let go before their time, because a bound in bytes or number was reached.";
-        page.counters_by("backplane_evicted", help, "entry", evicted)
+        page.counters_by("backplane_evicted", help, "entry", evicted)?;
+        census_subscriptions(&mut page, counters.census_subscriptions)
     }
 }
 
@@ -207,6 +209,36 @@ fn presence(page: &mut Page<'_>, counters: &RedisCounters) -> fmt::Result {
         "entry",
         skipped,
     )
+}
+
+fn census(page: &mut Page<'_>, counters: &RedisCounters) -> fmt::Result {
+    let operations = &counters.operations;
+    census_subscriptions(page, counters.census_subscriptions)?;
+    let batches = [
+        ("written", operations.census_written),
+        ("settled", operations.census_settled),
+        ("server", operations.census_failed),
+        ("bound", operations.census_refused),
+    ];
+    let help =
+        "Batches of changes of the census, by result: server and bound were not written and are later.";
+    page.counters_by("backplane_census_batches", help, "result", batches)?;
+    page.counter("backplane_census_full", "Users refused by a channel's limit.", operations.census_full)?;
+    page.counter(
+        "backplane_census_cleared",
+        "Channels cleared of what a dead node left there.",
+        operations.census_removed,
+    )?;
+    page.counter(
+        "backplane_transitions",
+        "Beginnings and ends in channels told to this node.",
+        operations.transitions,
+    )
+}
+
+fn census_subscriptions(page: &mut Page<'_>, subscriptions: u64) -> fmt::Result {
+    let help = "Subscriptions of this node that the census counts.";
+    page.gauge("backplane_census_subscriptions", help, subscriptions as f64)
 }
 
 /// One sum over all servers for each label.

@@ -310,3 +310,6 @@ impl fmt::Debug for Asker {
 fn not_subscribed() -> BackplaneError {
     BackplaneError::Unavailable("the channel is not subscribed any more".into())
 }
+
+#[cfg(test)]
+mod tests;

@@ -274,9 +274,8 @@ impl<A> Replica<A> {
     fn list(&mut self) -> Arc<Roll> {
         self.is_told = true;
         let make = || {
-            let user =
-                |(id, info): (&Box<str>, &Option<Box<str>>)| User { id: id.clone(), info: info.clone() };
-            let users = self.users.iter().map(user).collect();
+            let users = self.users.iter();
+            let users = users.map(|(id, info)| User { id: id.clone(), info: info.clone() }).collect();
             // The number of subscriptions is not replicated.
             Arc::new(Roll { sequence: self.sequence, subscriptions: 0, users })
         };

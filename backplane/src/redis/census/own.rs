@@ -100,7 +100,7 @@ pub(super) enum End<'a> {
     Written {
         refused: &'a [Box<str>],
         settle_at: Option<Instant>,
-        /// The instance is over; what was written is written again.
+        /// The instance is over, or the server has lost what was written before: all is written again.
         is_outdated: bool,
     },
     Failed,

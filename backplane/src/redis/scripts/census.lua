@@ -15,14 +15,15 @@
 --       then for each user: id, subscriptions, most users of the channel or empty, whether it was told to have joined
 --         (0 or 1), info
 -- Returns {number of the newest event, subscriptions, users, ms until something is to be settled by the caller or 0,
---          {user that was refused, …}, {transition, user or number, …}}
+--          {user that was refused, …}, {transition, user or number, …},
+--          1 if the instance's part is not here though it was written, else 0}
 --
 -- What was told before and is not known here was lost with the server's data: it is not told again.
 
 local state, users, ends = KEYS[1], KEYS[2], KEYS[3]
 local verb, pubsub, settle_ms, mode = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[6]
 local now = now_ms()
-local transitions, refused, due = {}, {}, 0
+local transitions, refused, due, is_lost = {}, {}, 0, 0
 
 local function number(value)
   return tonumber(value or 0) or 0
@@ -126,6 +127,10 @@ end
 
 local function change()
   local subscriptions, kept = tonumber(ARGV[9]), {}
+  local was_told = ARGV[11] == '1'
+  if mode == 'change' and was_told and redis.call('HEXISTS', state, 'i:' .. ARGV[7]) == 0 then
+    is_lost = 1
+  end
   for i = 12, #ARGV, 5 do
     local id, count, was_told = ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 3] == '1'
     kept[id] = true
@@ -149,7 +154,6 @@ local function change()
   if total > 0 and ARGV[10] ~= '' then
     redis.call('HSET', state, 'k', ARGV[10])
   end
-  local was_told = ARGV[11] == '1'
   if before == 0 and total > 0 then
     if not unmark('v') and not was_told then
       table.insert(transitions, 1, '')
@@ -197,4 +201,4 @@ end
 if total == 0 and redis.call('ZCARD', ends) == 0 then
   redis.call('DEL', state, users)
 end
-return {sequence, total, users_count, due > 0 and math.max(due - now, 1) or 0, refused, transitions}
+return {sequence, total, users_count, due > 0 and math.max(due - now, 1) or 0, refused, transitions, is_lost}

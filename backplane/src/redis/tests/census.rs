@@ -292,6 +292,25 @@ async fn a_loss_of_data_is_made_good_and_not_told() {
     assert!(!told.iter().any(|told| matches!(told, Transition::Occupied | Transition::UserJoined { .. })));
 }
 
+/// A loss that nothing else tells of is noticed by the next change.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_loss_is_noticed_by_the_next_change() {
+    let server = Server::start().await;
+    let sink = Arc::<Record>::default();
+    let node = Node::start(&server, 1, LEASE, SETTLE, &sink).await;
+    node.enter("a").await;
+    for key in keys(&server).await {
+        let mut command = redis::cmd("DEL");
+        command.arg(key);
+        server.run::<u8>(&command).await;
+    }
+    node.enter("b").await;
+    let users = async || node.users().await;
+    eventually("all are there again", users, |users| *users == ["a", "b"]).await;
+    let begun = |told: &&Transition| !matches!(told, Transition::Count { .. });
+    assert_eq!(sink.told().iter().filter(begun).count(), 3, "occupied, and two who joined");
+}
+
 /// What a dead node leaves is removed by one of the others, its ends are told by them, and no key is left behind.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_instance_is_removed_and_its_ends_are_told() {

@@ -1,5 +1,7 @@
 //! Each way of a replica, and random histories against the truth.
 
+#![allow(clippy::unwrap_used)]
+
 use proptest::prelude::*;
 
 use super::*;
@@ -256,8 +258,9 @@ impl World {
     }
 
     fn roll(&self) -> Roll {
-        let user = |(id, info): (&Box<str>, &Option<Box<str>>)| User { id: id.clone(), info: info.clone() };
-        Roll { sequence: self.sequence, subscriptions: 0, users: self.users.iter().map(user).collect() }
+        let users = self.users.iter();
+        let users = users.map(|(id, info)| User { id: id.clone(), info: info.clone() }).collect();
+        Roll { sequence: self.sequence, subscriptions: 0, users }
     }
 
     /// Lets everything arrive.
