@@ -355,11 +355,11 @@ impl Core {
         self.then(read, move |entered| Command::Entered { token, entered: Box::new(entered) });
     }
 
-    fn read_list(&mut self, token: EntranceToken, _at_least: u64) {
+    fn read_list(&mut self, token: EntranceToken, at_least: u64) {
         let Some(entrance) = self.entrances.get(token as usize) else { return };
         let channel = self.hub.channel(entrance.key);
-        let roll = self.shared.node.backplane().roll(channel);
-        self.then(roll, move |list| Command::ListRead { token, list: list.map(Arc::new) });
+        let reply = move |list| Command::ListRead { token, list };
+        self.shared.node.rosters().read(channel, at_least, self.shard, reply);
     }
 
     /// Everything has been answered: lets the client in, or tells it why not, or gives back what nobody wants now.
