@@ -355,3 +355,83 @@ pub(crate) fn gap_reason(reason: GapReason) -> &'static str {
 fn utf8(bytes: &[u8]) -> &str {
     simdutf8::basic::from_utf8(bytes).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use tidegate_backplane::User;
+
+    use super::*;
+
+    #[track_caller]
+    fn check(channel: &str, content: Content, expect: &str) {
+        let channel = Channel::in_app("2", channel).expect("a channel");
+        let frame = Encoder::new().encode(&channel, &content, Encoding::Pusher);
+        // The header of a frame is 2 bytes, or 4 from 126 on.
+        let header = if frame.get(1) == Some(&126) { 4 } else { 2.min(frame.len()) };
+        assert_eq!(utf8(&frame[header..]), expect);
+    }
+
+    fn publication(payload: Payload, event: Option<&str>, user: Option<&str>) -> Content {
+        let sender = Box::new(Sender { connection: Some("1.2".into()), user: user.map(Box::from) });
+        let event = event.map(Box::from);
+        Content::Publication(Arc::new(Publication { position: None, event, payload, sender: Some(sender) }))
+    }
+
+    #[test]
+    fn publications_as_clients_of_pusher_are_told_them() {
+        let text = || Payload::Text(Bytes::from_static(b"{\"a\":1}"));
+        let binary = || Payload::Binary(Bytes::from_static(&[0, 255]));
+        let data = r#""data":"{\"a\":1}""#;
+        check(
+            "a",
+            publication(text(), None, None),
+            &format!(r#"{{"event":"message","channel":"a",{data}}}"#),
+        );
+        check("a", publication(text(), Some("e"), None), &format!(r#"{{"event":"e","channel":"a",{data}}}"#));
+        check("a", publication(binary(), None, None), r#"{"event":"binary","channel":"a","data":"AP8="}"#);
+        check("a", publication(binary(), Some("e"), None), r#"{"event":"e","channel":"a","data":"AP8="}"#);
+        // Only presence channels tell users.
+        let told = format!(r#"{{"event":"e","channel":"presence-a",{data},"user_id":"u"}}"#);
+        check("presence-a", publication(text(), Some("e"), Some("u")), &told);
+        let told = format!(r#"{{"event":"e","channel":"private-a",{data}}}"#);
+        check("private-a", publication(text(), Some("e"), Some("u")), &told);
+    }
+
+    #[test]
+    fn gaps_and_changes_as_clients_of_pusher_are_told_them() {
+        let gap = Gap { reason: GapReason::Hole, top: None };
+        let told = r#"{"event":"pusher:error","channel":"a","data":{"code":null,"message":"events of this channel were missed: hole"}}"#;
+        check("a", Content::Gap(gap), told);
+        let census = |kind| Content::Census(Arc::new(CensusEvent { sequence: 1, kind }));
+        let user = User { id: "u".into(), info: Some("[1]".into()) };
+        let joined = || census(CensusKind::Joined(user.clone()));
+        let left = || census(CensusKind::Left { user: "u".into() });
+        let count = || census(CensusKind::Count { subscriptions: 7 });
+        let told = r#"{"event":"pusher_internal:member_added","channel":"presence-a","data":"{\"user_id\":\"u\",\"user_info\":[1]}"}"#;
+        check("presence-a", joined(), told);
+        let told = r#"{"event":"pusher_internal:member_removed","channel":"presence-a","data":"{\"user_id\":\"u\"}"}"#;
+        check("presence-a", left(), told);
+        let told = r#"{"event":"pusher_internal:subscription_count","channel":"a","data":"{\"subscription_count\":7}"}"#;
+        check("a", count(), told);
+        let status = |status: &str| {
+            format!(
+                r#"{{"event":"pusher_internal:watchlist_events","data":"{{\"events\":[{{\"name\":\"{status}\",\"user_ids\":[\"u\"]}}]}}"}}"#
+            )
+        };
+        check("#watch-u", joined(), &status("online"));
+        check("#watch-u", left(), &status("offline"));
+        check("#watch-u", count(), "");
+    }
+
+    #[test]
+    fn others_are_not_told_who_is_there() {
+        let channel = Channel::new("a").expect("a channel");
+        let content = Content::Census(Arc::new(CensusEvent {
+            sequence: 1,
+            kind: CensusKind::Left { user: "u".into() },
+        }));
+        for encoding in [Encoding::Raw, Encoding::Envelope, Encoding::Sse, Encoding::SseEnvelope] {
+            assert_eq!(Encoder::new().encode(&channel, &content, encoding), Bytes::new(), "{encoding:?}");
+        }
+    }
+}

@@ -59,7 +59,10 @@ pub(crate) struct Opening {
 }
 
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "the opening around it is boxed, and nearly always the large one")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the opening around it is boxed, and nearly always the large one"
+)]
 enum State {
     /// Keys are fetched; the head will be read again, with what followed it.
     Keys {

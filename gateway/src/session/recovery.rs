@@ -233,7 +233,7 @@ impl Core {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use tidegate_backplane::{Epoch, Payload, Publication};
+    use tidegate_backplane::{CensusEvent, CensusKind, Epoch, Payload, Publication};
 
     use super::*;
 
@@ -266,6 +266,18 @@ mod tests {
             };
             assert_eq!(recovery.take(&content), is_news, "number {nth}");
         }
+    }
+
+    #[test]
+    fn changes_that_are_in_its_list_are_no_news() {
+        let event = |sequence| {
+            let kind = CensusKind::Left { user: "u".into() };
+            Content::Census(Arc::new(CensusEvent { sequence, kind }))
+        };
+        let mut recovery = Recovery { census: Some(7), ..Recovery::new(0) };
+        assert_eq!([6, 7, 8, 9].map(|sequence| recovery.take(&event(sequence))), [false, false, true, true]);
+        assert!(Recovery::new(0).take(&event(1)));
+        assert!(Recovery::new(0).has_nothing() && !recovery.has_nothing());
     }
 
     #[test]
