@@ -212,7 +212,7 @@ fn apps_do_not_meet() {
     config.apps.0.insert(AppId::new("2").unwrap(), other);
     let rig = Rig::start(config);
     let mut own = Client::connect(&rig);
-    let mut other = Client::connect_to(&rig, "/app/other-key?protocol=7");
+    let mut other = Client::connect_to(rig.address, "/app/other-key?protocol=7");
     own.subscribe("news");
     other.subscribe("news");
     rig.publish("news", "1");

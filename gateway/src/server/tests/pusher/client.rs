@@ -1,5 +1,7 @@
 //! A client that speaks the protocol, and the signatures that its server would give it.
 
+use std::net::SocketAddr;
+
 use aws_lc_rs::hmac::{HMAC_SHA256, Key, sign};
 use serde_json::{Value, json};
 use tidegate_testkit::WsClient;
@@ -31,12 +33,12 @@ pub(super) fn app(config: &mut Config) -> &mut AppEntry {
 
 impl Client {
     pub(super) fn connect(rig: &Rig) -> Self {
-        Self::connect_to(rig, PATH)
+        Self::connect_to(rig.address, PATH)
     }
 
     #[track_caller]
-    pub(super) fn connect_to(rig: &Rig, path: &str) -> Self {
-        let mut client = Self { socket: WsClient::connect(rig.address, path), id: String::new() };
+    pub(super) fn connect_to(address: SocketAddr, path: &str) -> Self {
+        let mut client = Self { socket: WsClient::connect(address, path), id: String::new() };
         let hello = client.expect("pusher:connection_established");
         assert_eq!(hello["activity_timeout"], 120);
         client.id = hello["socket_id"].as_str().unwrap().to_owned();

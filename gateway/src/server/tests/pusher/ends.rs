@@ -44,7 +44,7 @@ fn whose_app_is_taken_away_or_switched_off_must_go() {
         rig.apps.replace(tables).unwrap();
         rig.relay.to_all(|| Command::AppsChanged);
     };
-    let connect = || Client::connect_to(&rig, "/app/other?protocol=7");
+    let connect = || Client::connect_to(rig.address, "/app/other?protocol=7");
     let mut stays = Client::connect(&rig);
     replace(tables(&other));
     let mut client = connect();

@@ -3,6 +3,7 @@
 mod caches;
 mod channels;
 mod client;
+mod cluster;
 mod ends;
 mod events;
 mod hello;
