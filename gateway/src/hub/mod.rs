@@ -243,10 +243,9 @@ impl Hub {
     /// Whether clients of Pusher are in the channel.
     pub(crate) fn has_pusher(&self, channel: &Channel) -> bool {
         let Some(&key) = self.keys.get(channel) else { return false };
-        let lanes = &self.channels[key as usize].lanes;
-        [Encoding::Pusher, Encoding::PusherDeflated]
-            .iter()
-            .any(|&encoding| lanes[encoding as usize].is_some())
+        let state = &self.channels[key as usize];
+        let mut lanes = state.lanes.iter().flatten().chain(&state.following);
+        lanes.any(|&lane| self.lanes[lane as usize].encoding.is_pusher())
     }
 
     /// Has the clients of Pusher in the channel told its last event again, unless they were told a newer one meanwhile.

@@ -7,11 +7,10 @@ use tidegate_testkit::{DEADLINE, WsClient, eventually, net::SocketOptions};
 
 use super::{
     super::rig::Rig,
-    client::{Client, PATH, app, config},
+    client::{Client, PATH, config},
 };
 use crate::{
-    apps::AppId,
-    config::{AppTables, ByteSize, SlowReader},
+    config::{ByteSize, SlowReader},
     shard::Command,
 };
 
@@ -31,32 +30,37 @@ fn a_drain_says_going_away() {
 
 #[test]
 fn whose_app_is_taken_away_or_switched_off_must_go() {
-    let mut config = config();
-    let mut other = app(&mut config).clone();
-    other.key = Some("other".into());
-    let rig = Rig::start(config);
-    let tables = |entry: &crate::config::AppEntry| {
-        let mut tables = AppTables::default();
-        tables.0.insert(AppId::new("2").unwrap(), entry.clone());
-        tables
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let write = |enabled: &str| {
+        let text = match enabled {
+            "" => String::new(),
+            _ => {
+                format!("[apps.2]\nkey = \"other\"\nsecret = \"a-secret-of-16-bytes\"\nenabled = {enabled}\n")
+            }
+        };
+        std::fs::write(file.path(), text).unwrap();
     };
-    let replace = |tables: AppTables| {
-        rig.apps.replace(tables).unwrap();
+    write("true");
+    let mut config = config();
+    config.apps_file = Some(file.path().to_owned());
+    let rig = Rig::start(config);
+    let replace = |enabled: &str| {
+        write(enabled);
+        rig.apps.reload().unwrap();
         rig.relay.to_all(|| Command::AppsChanged);
     };
     let connect = || Client::connect_to(rig.address, "/app/other?protocol=7");
     let mut stays = Client::connect(&rig);
-    replace(tables(&other));
     let mut client = connect();
     client.subscribe("a");
-    other.enabled = false;
-    replace(tables(&other));
+    replace("true");
+    client.expect_nothing();
+    replace("false");
     client.expect_error(Some(4003));
     client.socket.expect_close(4003);
-    other.enabled = true;
-    replace(tables(&other));
+    replace("true");
     let mut client = connect();
-    replace(AppTables::default());
+    replace("");
     client.expect_error(Some(4001));
     client.socket.expect_close(4001);
     stays.expect_nothing();
