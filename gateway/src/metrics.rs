@@ -16,6 +16,7 @@ use std::{
 pub(crate) use backplane::{MemoryCollector, RedisCollector};
 pub use labels::{
     AuthFailure, CloseCode, DisconnectReason, DropReason, HandshakeResult, ProtocolError, PublishCode,
+    SubscriptionRefusal,
 };
 pub use tidegate_ops::metrics::{Bounds, Collector, Counter, Counters, Gauge, Histogram, Listener, Resource};
 use tidegate_ops::{
@@ -65,6 +66,8 @@ pub struct ShardMetrics {
     pub tls_handshakes: Counters<TlsHandshake>,
     pub connection_duration_seconds: Histogram,
     pub subscriptions: Gauge,
+    /// Subscriptions that clients of Pusher Channels were refused; each was told.
+    pub subscriptions_refused: Counters<SubscriptionRefusal>,
     pub messages_received: Counter,
     pub messages_sent: Counter,
     pub bytes_received: Counter,
@@ -173,6 +176,7 @@ impl Default for ShardMetrics {
             tls_handshakes: Counters::default(),
             connection_duration_seconds: Histogram::new(CONNECTION_BOUNDS),
             subscriptions: Gauge::default(),
+            subscriptions_refused: Counters::default(),
             messages_received: Counter::default(),
             messages_sent: Counter::default(),
             bytes_received: Counter::default(),

@@ -16,6 +16,7 @@ use tidegate_backplane::{
     Sender, Sink, Transition,
 };
 use tidegate_reactor::{Mail, Mailbox};
+use tidegate_wire::pusher::ChannelKind;
 use tokio::sync::Notify;
 
 use crate::{
@@ -140,6 +141,9 @@ pub(crate) struct Relay {
     pub(crate) transition_hooks: OnceLock<TransitionHooks>,
 }
 
+/// What a cache channel of Pusher Channels keeps, whoever publishes to it: its last event, for as long as hosted Pusher.
+const CACHE: HistoryPolicy = HistoryPolicy { size: 1, age: Duration::from_secs(30 * 60) };
+
 /// How long a publish waits for room before it is refused. Longer than any fan-out of a healthy node takes.
 const ROOM_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -182,6 +186,7 @@ impl Node {
         let namespace = self.namespaces().of(&request.channel);
         let local = (namespace.backplane_away == BackplaneAway::Local).then(|| request.clone());
         let history = match request.history {
+            PublishHistory::Namespace if ChannelKind::of(request.channel.name()).is_cache => Some(CACHE),
             PublishHistory::Namespace => namespace.history(),
             PublishHistory::Never => None,
             PublishHistory::Policy(policy) => Some(policy),

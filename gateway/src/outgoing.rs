@@ -7,10 +7,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use tidegate_backplane::{CensusEvent, Channel, Gap, GapReason, Payload, Position, Publication, Sender};
+use tidegate_backplane::{
+    CensusEvent, CensusKind, Channel, Gap, GapReason, Payload, Position, Publication, Sender,
+};
 use tidegate_wire::{
     deflate::Deflater,
     frame::{self, Opcode},
+    pusher::{Access, ChannelKind, server, watched_user},
     raw::{self, Data, Envelope},
     sse,
 };
@@ -36,10 +39,13 @@ pub(crate) enum Encoding {
     /// connection gets bytes of its own.
     SseMany,
     SseManyEnvelope,
+    /// WebSocket, an event of Pusher Channels.
+    Pusher,
+    PusherDeflated,
 }
 
 impl Encoding {
-    pub(crate) const COUNT: usize = 8;
+    pub(crate) const COUNT: usize = 10;
 
     /// Whether each connection gets bytes of its own.
     pub(crate) fn is_individual(self) -> bool {
@@ -53,7 +59,11 @@ impl Encoding {
 
     /// Whether the client is told who is in the channel.
     pub(crate) fn tells_census(self) -> bool {
-        false
+        self.is_pusher()
+    }
+
+    pub(crate) fn is_pusher(self) -> bool {
+        matches!(self, Self::Pusher | Self::PusherDeflated)
     }
 
     pub(crate) fn is_sse(self) -> bool {
@@ -65,6 +75,7 @@ impl Encoding {
         match self {
             Self::RawDeflated => Self::Raw,
             Self::EnvelopeDeflated => Self::Envelope,
+            Self::PusherDeflated => Self::Pusher,
             other => other,
         }
     }
@@ -132,7 +143,7 @@ impl Outgoing {
     }
 
     /// The bytes of a form that is the same for everyone. What a form cannot say is empty: a gap verbatim, and who is
-    /// in a channel.
+    /// in a channel, but for clients of Pusher.
     pub(crate) fn encoded(&self, encoding: Encoding, encoder: &mut Encoder) -> Bytes {
         debug_assert!(!encoding.is_individual());
         self.encoded[encoding as usize]
@@ -156,9 +167,6 @@ impl Encoder {
     /// One form of one content.
     pub(crate) fn encode(&mut self, channel: &Channel, content: &Content, encoding: Encoding) -> Bytes {
         let mut out = Vec::new();
-        if matches!(content, Content::Census(_)) {
-            return Bytes::new();
-        }
         if encoding.is_sse() {
             let id = content.position().map(|position| position.to_string());
             self.encode_sse(channel, content, encoding, id.as_deref(), &mut out);
@@ -251,13 +259,19 @@ fn message<'a>(
     encoding: Encoding,
     scratch: &'a mut Vec<u8>,
 ) -> Option<(Opcode, &'a [u8])> {
-    if matches!(content, Content::Census(_)) {
-        return None;
-    }
-    if encoding == Encoding::Envelope {
-        scratch.clear();
-        encode_content(channel, content, scratch);
-        return Some((Opcode::Text, scratch));
+    match (encoding, content) {
+        (Encoding::Pusher, _) => {
+            scratch.clear();
+            encode_pusher(channel, content, scratch);
+            return (!scratch.is_empty()).then_some((Opcode::Text, scratch));
+        }
+        (_, Content::Census(_)) => return None,
+        (Encoding::Envelope, _) => {
+            scratch.clear();
+            encode_content(channel, content, scratch);
+            return Some((Opcode::Text, scratch));
+        }
+        _ => {}
     }
     match content {
         Content::Gap(_) | Content::Census(_) => None,
@@ -265,6 +279,47 @@ fn message<'a>(
             Payload::Text(bytes) => (Opcode::Text, bytes),
             Payload::Binary(bytes) => (Opcode::Binary, bytes),
         }),
+    }
+}
+
+/// What clients of Pusher Channels are told, if anything.
+fn encode_pusher(channel: &Channel, content: &Content, out: &mut Vec<u8>) {
+    let name = channel.name();
+    match content {
+        Content::Publication(publication) => {
+            let base64;
+            let (data, unnamed) = match &publication.payload {
+                Payload::Text(bytes) => (utf8(bytes), server::EVENT_UNNAMED),
+                Payload::Binary(bytes) => {
+                    use base64::Engine as _;
+                    base64 = base64::engine::general_purpose::STANDARD.encode(bytes);
+                    (&*base64, server::EVENT_BINARY)
+                }
+            };
+            let event = publication.event.as_deref().unwrap_or(unnamed);
+            let tells_user = ChannelKind::of(name).access == Access::Presence;
+            let sender = content.sender().filter(|_| tells_user);
+            let user_id = sender.and_then(|sender| sender.user.as_deref());
+            server::event(&server::Event { channel: name, event, data, user_id }, out);
+        }
+        Content::Gap(gap) => {
+            let text = format!("events of this channel were missed: {}", gap_reason(gap.reason));
+            server::error(None, &text, Some(name), out);
+        }
+        Content::Census(event) => encode_census(name, &event.kind, out),
+    }
+}
+
+/// Whoever subscribes to `#watch-USER` is told of that user; the others are told of who is in their channel.
+fn encode_census(name: &str, kind: &CensusKind, out: &mut Vec<u8>) {
+    let one = std::iter::once::<&str>;
+    match (watched_user(name), kind) {
+        (Some(user), CensusKind::Joined(_)) => server::watchlist(one(user), std::iter::empty(), out),
+        (Some(user), CensusKind::Left { .. }) => server::watchlist(std::iter::empty(), one(user), out),
+        (Some(_), CensusKind::Count { .. }) => {}
+        (None, CensusKind::Joined(user)) => server::member_added(name, &user.id, user.info.as_deref(), out),
+        (None, CensusKind::Left { user }) => server::member_removed(name, user, out),
+        (None, CensusKind::Count { subscriptions }) => server::subscription_count(name, *subscriptions, out),
     }
 }
 
@@ -299,4 +354,84 @@ pub(crate) fn gap_reason(reason: GapReason) -> &'static str {
 /// Text payloads were checked when they were accepted ([`Payload::Text`]), and what the encoders write is text.
 fn utf8(bytes: &[u8]) -> &str {
     simdutf8::basic::from_utf8(bytes).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use tidegate_backplane::User;
+
+    use super::*;
+
+    #[track_caller]
+    fn check(channel: &str, content: Content, expect: &str) {
+        let channel = Channel::in_app("2", channel).expect("a channel");
+        let frame = Encoder::new().encode(&channel, &content, Encoding::Pusher);
+        // The header of a frame is 2 bytes, or 4 from 126 on.
+        let header = if frame.get(1) == Some(&126) { 4 } else { 2.min(frame.len()) };
+        assert_eq!(utf8(&frame[header..]), expect);
+    }
+
+    fn publication(payload: Payload, event: Option<&str>, user: Option<&str>) -> Content {
+        let sender = Box::new(Sender { connection: Some("1.2".into()), user: user.map(Box::from) });
+        let event = event.map(Box::from);
+        Content::Publication(Arc::new(Publication { position: None, event, payload, sender: Some(sender) }))
+    }
+
+    #[test]
+    fn publications_as_clients_of_pusher_are_told_them() {
+        let text = || Payload::Text(Bytes::from_static(b"{\"a\":1}"));
+        let binary = || Payload::Binary(Bytes::from_static(&[0, 255]));
+        let data = r#""data":"{\"a\":1}""#;
+        check(
+            "a",
+            publication(text(), None, None),
+            &format!(r#"{{"event":"message","channel":"a",{data}}}"#),
+        );
+        check("a", publication(text(), Some("e"), None), &format!(r#"{{"event":"e","channel":"a",{data}}}"#));
+        check("a", publication(binary(), None, None), r#"{"event":"binary","channel":"a","data":"AP8="}"#);
+        check("a", publication(binary(), Some("e"), None), r#"{"event":"e","channel":"a","data":"AP8="}"#);
+        // Only presence channels tell users.
+        let told = format!(r#"{{"event":"e","channel":"presence-a",{data},"user_id":"u"}}"#);
+        check("presence-a", publication(text(), Some("e"), Some("u")), &told);
+        let told = format!(r#"{{"event":"e","channel":"private-a",{data}}}"#);
+        check("private-a", publication(text(), Some("e"), Some("u")), &told);
+    }
+
+    #[test]
+    fn gaps_and_changes_as_clients_of_pusher_are_told_them() {
+        let gap = Gap { reason: GapReason::Hole, top: None };
+        let told = r#"{"event":"pusher:error","channel":"a","data":{"code":null,"message":"events of this channel were missed: hole"}}"#;
+        check("a", Content::Gap(gap), told);
+        let census = |kind| Content::Census(Arc::new(CensusEvent { sequence: 1, kind }));
+        let user = User { id: "u".into(), info: Some("[1]".into()) };
+        let joined = || census(CensusKind::Joined(user.clone()));
+        let left = || census(CensusKind::Left { user: "u".into() });
+        let count = || census(CensusKind::Count { subscriptions: 7 });
+        let told = r#"{"event":"pusher_internal:member_added","channel":"presence-a","data":"{\"user_id\":\"u\",\"user_info\":[1]}"}"#;
+        check("presence-a", joined(), told);
+        let told = r#"{"event":"pusher_internal:member_removed","channel":"presence-a","data":"{\"user_id\":\"u\"}"}"#;
+        check("presence-a", left(), told);
+        let told = r#"{"event":"pusher_internal:subscription_count","channel":"a","data":"{\"subscription_count\":7}"}"#;
+        check("a", count(), told);
+        let status = |status: &str| {
+            format!(
+                r#"{{"event":"pusher_internal:watchlist_events","data":"{{\"events\":[{{\"name\":\"{status}\",\"user_ids\":[\"u\"]}}]}}"}}"#
+            )
+        };
+        check("#watch-u", joined(), &status("online"));
+        check("#watch-u", left(), &status("offline"));
+        check("#watch-u", count(), "");
+    }
+
+    #[test]
+    fn others_are_not_told_who_is_there() {
+        let channel = Channel::new("a").expect("a channel");
+        let content = Content::Census(Arc::new(CensusEvent {
+            sequence: 1,
+            kind: CensusKind::Left { user: "u".into() },
+        }));
+        for encoding in [Encoding::Raw, Encoding::Envelope, Encoding::Sse, Encoding::SseEnvelope] {
+            assert_eq!(Encoder::new().encode(&channel, &content, encoding), Bytes::new(), "{encoding:?}");
+        }
+    }
 }

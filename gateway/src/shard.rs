@@ -10,7 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tidegate_backplane::{BackplaneError, DisconnectTarget, Epoch, GapReason, History};
+use slab::Slab;
+use tidegate_backplane::{BackplaneError, Channel, DisconnectTarget, Epoch, GapReason, History, Roll};
 use tidegate_ops::{edge::Edge, sweep::Sweep, tls::TlsHandshake};
 use tidegate_reactor::{Closed, ConnectionId, Connections, Counters, Driver, Mail, Mailbox, Tick, Turn};
 use tidegate_wire::deflate::{Deflater, Inflater};
@@ -25,7 +26,12 @@ use crate::{
     metrics::{DisconnectReason, DropReason, HandshakeResult, Metrics, ShardMetrics},
     node::{Node, PublishError},
     outgoing::{Encoder, Outgoing},
-    session::{Open, Phase, Protocol, Session, leaving::Leave, publishing::Legacies},
+    session::{
+        Open, Phase, Protocol, Session, SocketIds,
+        leaving::Leave,
+        publishing::Legacies,
+        pusher::{AppTable, Entered, Entrance, EntranceToken},
+    },
     webhooks::Webhooks,
 };
 
@@ -40,6 +46,12 @@ pub(crate) enum Command {
     Confirmed { id: ConnectionId, result: Result<(), BackplaneError> },
     /// History was read for a recovering connection.
     HistoryRead { id: ConnectionId, key: ChannelKey, result: Result<History, BackplaneError> },
+    /// The backplane has answered a subscription of a client of Pusher Channels.
+    Entered { token: EntranceToken, entered: Box<Entered> },
+    /// Who is in a presence channel was read.
+    ListRead { token: EntranceToken, list: Result<Arc<Roll>, BackplaneError> },
+    /// The last event of a cache channel was read after a gap.
+    LastRead { channel: Channel, result: Result<History, BackplaneError> },
     /// A client's publish has ended.
     Published { id: ConnectionId, result: Result<(), PublishError> },
     /// Close the connections of a user, or one.
@@ -89,6 +101,11 @@ pub(crate) struct Core {
     /// Told of a gap in the fan-out under way; empty between calls.
     pub(crate) farewells: Vec<(ConnectionId, GapReason)>,
     pub(crate) legacies: Legacies,
+    pub(crate) socket_ids: SocketIds,
+    pub(crate) apps: AppTable,
+    /// Subscriptions of clients of Pusher Channels that wait for the backplane: at most as many as one connection may
+    /// have, for each.
+    pub(crate) entrances: Slab<Entrance>,
     /// Reused for answers.
     pub(crate) scratch: Vec<u8>,
     /// What the front counts for this shard.
@@ -108,6 +125,7 @@ impl ShardDriver {
         metrics: Arc<ShardMetrics>,
         connections_dealt: Arc<AtomicU64>,
     ) -> Self {
+        let socket_ids = SocketIds::new(shared.life, shard);
         let core = Core {
             shard,
             shared,
@@ -118,6 +136,9 @@ impl ShardDriver {
             metrics,
             farewells: Vec::new(),
             legacies: Legacies::new(),
+            socket_ids,
+            apps: AppTable::default(),
+            entrances: Slab::new(),
             scratch: Vec::new(),
             connections_dealt,
             drain: None,
@@ -173,7 +194,7 @@ impl Driver for ShardDriver {
 
     fn on_command(&mut self, connections: &mut Connections<Session>, command: Command) {
         match command {
-            Command::Deliver(outgoing) => self.core.hub.deliver(&outgoing, connections),
+            Command::Deliver(outgoing) => self.core.deliver(connections, &outgoing),
             Command::KeysFetched(id) => {
                 if let Some(mut rest) = self.core.resume_head(connections, id) {
                     self.on_bytes(connections, id, &mut rest);
@@ -191,8 +212,10 @@ impl Driver for ShardDriver {
             }
             Command::Published { id, result } => self.core.published(connections, id, result),
             Command::Disconnect { target, reason } => self.core.disconnect(connections, &target, &reason),
-            // No session belongs to an app yet.
-            Command::AppsChanged => {}
+            Command::Entered { token, entered } => self.core.entered(connections, token, *entered),
+            Command::ListRead { token, list } => self.core.list_read(connections, token, list),
+            Command::LastRead { channel, result } => self.core.last_read(&channel, result),
+            Command::AppsChanged => self.core.apps_changed(connections),
             Command::Drain { over } => {
                 // Who arrives later is refused by its handshake; see [`Stage::Closing`](crate::node::Stage).
                 let rest = (0..connections.slots()).filter_map(|slot| connections.in_slot(slot)).collect();
@@ -239,7 +262,8 @@ impl Core {
         connections: &'a mut Connections<Session>,
     ) -> (&'a mut Hub, Delivery<'a>) {
         let (encoder, farewells) = (&mut self.encoder, &mut self.farewells);
-        let delivery = Delivery { connections, encoder, metrics: &self.metrics, farewells };
+        let socket_ids = self.socket_ids;
+        let delivery = Delivery { connections, encoder, metrics: &self.metrics, socket_ids, farewells };
         (&mut self.hub, delivery)
     }
 

@@ -71,7 +71,7 @@ impl Apps {
     }
 
     /// Reads the list again, all of it or nothing.
-    pub(super) fn reload(&self) -> Result<(), ConfigError> {
+    pub(crate) fn reload(&self) -> Result<(), ConfigError> {
         // Before it is read: what changes while it is read is seen at the next look.
         *self.stamp() = self.file().and_then(Stamp::of);
         let tables = self.source.read()?;

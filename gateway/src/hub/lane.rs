@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use bytes::{Bytes, BytesMut};
-use tidegate_reactor::{Overflow, Shared, Written};
+use tidegate_reactor::{ConnectionId, Overflow, Shared, Written};
 
 use super::{ChannelKey, Delivery, members::Members};
 use crate::{
@@ -49,9 +49,27 @@ pub(super) struct Batch {
     messages: u32,
     /// The batch is a gap that this encoding cannot say: its members are closed.
     closes: bool,
+    /// Members that are not to have some of it.
+    exclusions: Option<Box<Exclusions>>,
     /// Members it was written to.
     reached: u64,
     began: Instant,
+}
+
+/// Publications that were sent by members of the lane, who are written the rest of the batch.
+#[derive(Debug, Default)]
+struct Exclusions {
+    /// The messages of the batch, in order.
+    parts: Vec<Bytes>,
+    /// Who sent which.
+    senders: Vec<(ConnectionId, usize)>,
+}
+
+/// What is left of a batch for one who sent a part of it.
+struct Rest {
+    bytes: Bytes,
+    last_at: usize,
+    messages: u32,
 }
 
 /// What became of the writes of one slice, in messages but for `reached`.
@@ -59,6 +77,8 @@ pub(super) struct Batch {
 struct Tally {
     /// Members whose socket or queue took the batch.
     reached: u64,
+    /// What they took.
+    sent: u64,
     /// Dropped by policy.
     dropped: u64,
     /// For members that are being closed, perhaps because they were too slow for these very messages.
@@ -80,6 +100,14 @@ impl Lane {
 
     pub(super) fn has_work(&self) -> bool {
         self.batch.is_some() || !self.pending.is_empty()
+    }
+
+    /// Has it sent in its turn.
+    pub(super) fn push(&mut self, outgoing: &Arc<Outgoing>, own_key: u32, runnable: &mut VecDeque<u32>) {
+        self.pending.push_back(Arc::clone(outgoing));
+        if !std::mem::replace(&mut self.runnable, true) {
+            runnable.push_back(own_key);
+        }
     }
 
     /// Takes what waits as the next batch, unless one is under way.
@@ -122,10 +150,10 @@ impl Lane {
                 Session::close_for_gap(delivery, slot, &batch.items[0].content);
                 continue;
             }
-            let written = batch.write_to(slot, self.channel, self.encoding, overflow, delivery);
-            tally.add(written, u64::from(batch.messages), overflow);
+            let (written, messages) = batch.write_to(slot, self.channel, self.encoding, overflow, delivery);
+            tally.add(written, u64::from(messages), overflow);
         };
-        tally.count(u64::from(batch.messages), overflow, delivery);
+        tally.count(overflow, delivery);
         batch.reached += tally.reached;
         if done {
             batch.finish(delivery);
@@ -160,21 +188,25 @@ impl Lane {
         }
         let last_at = bytes - parts.last().map_or(0, Bytes::len);
         let messages = parts.len() as u32;
-        let joined = match parts.len() {
-            1 => parts.swap_remove(0),
-            _ => {
-                let mut joined = BytesMut::with_capacity(bytes);
-                parts.iter().for_each(|part| joined.extend_from_slice(part));
-                joined.freeze()
-            }
+        let joined = match &*parts {
+            [only] => only.clone(),
+            _ => join(&parts),
         };
-        Batch { closes: joined.is_empty(), ..Batch::of(items, joined, last_at, messages) }
+        let exclusions = Exclusions::of(&items, parts, self.encoding, delivery);
+        Batch { closes: joined.is_empty(), exclusions, ..Batch::of(items, joined, last_at, messages) }
     }
+}
+
+fn join(parts: &[Bytes]) -> Bytes {
+    let mut joined = BytesMut::with_capacity(parts.iter().map(Bytes::len).sum());
+    parts.iter().for_each(|part| joined.extend_from_slice(part));
+    joined.freeze()
 }
 
 impl Batch {
     fn of(items: Vec<Arc<Outgoing>>, bytes: Bytes, last_at: usize, messages: u32) -> Self {
-        Self { items, bytes, last_at, messages, closes: false, reached: 0, began: Instant::now() }
+        let began = Instant::now();
+        Self { items, bytes, last_at, messages, closes: false, exclusions: None, reached: 0, began }
     }
 
     fn single(item: Arc<Outgoing>, encoding: Encoding, delivery: &mut Delivery<'_>) -> Self {
@@ -182,9 +214,12 @@ impl Batch {
             return Self::of(vec![item], Bytes::new(), 0, 1);
         }
         let bytes = item.encoded(encoding, delivery.encoder);
-        Self { closes: bytes.is_empty(), ..Self::of(vec![item], bytes, 0, 1) }
+        let items = vec![item];
+        let exclusions = Exclusions::of(&items, vec![bytes.clone()], encoding, delivery);
+        Self { closes: bytes.is_empty(), exclusions, ..Self::of(items, bytes, 0, 1) }
     }
 
+    /// What became of it, and how many messages it was.
     fn write_to(
         &self,
         slot: u32,
@@ -192,13 +227,22 @@ impl Batch {
         encoding: Encoding,
         overflow: Overflow,
         delivery: &mut Delivery<'_>,
-    ) -> Written {
+    ) -> (Written, u32) {
+        if let Some(rest) = self.exclusions.as_ref().and_then(|exclusions| exclusions.rest(slot, delivery)) {
+            let Rest { bytes, last_at, messages } = rest;
+            if messages == 0 {
+                return (Written::Sent, 0);
+            }
+            let shared = Shared { bytes: &bytes, messages, last_at, key, overflow };
+            return (delivery.connections.write_shared(slot, &shared), messages);
+        }
         let (bytes, messages, last_at) = (&self.bytes, self.messages, self.last_at);
         let shared = Shared { bytes, messages, last_at, key, overflow };
-        match encoding.is_individual() {
+        let written = match encoding.is_individual() {
             true => Session::write_individual(delivery, slot, &self.items[0], encoding, &shared),
             false => delivery.connections.write_shared(slot, &shared),
-        }
+        };
+        (written, messages)
     }
 
     fn finish(&self, delivery: &Delivery<'_>) {
@@ -210,22 +254,59 @@ impl Batch {
     }
 }
 
+impl Exclusions {
+    /// `None`, as nearly always: nobody of this shard sent anything of it over the protocol that has senders.
+    fn of(
+        items: &[Arc<Outgoing>],
+        parts: Vec<Bytes>,
+        encoding: Encoding,
+        delivery: &Delivery<'_>,
+    ) -> Option<Box<Self>> {
+        let sender = |item: &Arc<Outgoing>| delivery.socket_ids.find(item.sender()?.connection.as_deref()?);
+        let all = items.iter().enumerate().filter(|_| encoding.is_pusher());
+        let senders: Vec<_> = all.filter_map(|(at, item)| Some((sender(item)?, at))).collect();
+        (!senders.is_empty()).then(|| Box::new(Self { parts, senders }))
+    }
+
+    /// `None`: the member of this slot gets everything.
+    fn rest(&self, slot: u32, delivery: &Delivery<'_>) -> Option<Rest> {
+        self.senders.iter().find(|(sender, _)| sender.slot == slot)?;
+        let member = delivery.connections.in_slot(slot)?;
+        let has_sent = |at: usize| self.senders.contains(&(member, at));
+        let others = self.parts.iter().enumerate().filter(|&(at, _)| !has_sent(at));
+        let parts: Vec<Bytes> = others.map(|(_, part)| part.clone()).collect();
+        if parts.len() == self.parts.len() {
+            return None;
+        }
+        let bytes = join(&parts);
+        let last_at = bytes.len() - parts.last().map_or(0, Bytes::len);
+        Some(Rest { bytes, last_at, messages: parts.len() as u32 })
+    }
+}
+
 impl Tally {
     fn add(&mut self, written: Written, messages: u64, overflow: Overflow) {
         match written {
-            Written::Sent | Written::Queued => self.reached += 1,
+            _ if messages == 0 => {}
+            Written::Sent | Written::Queued => {
+                self.reached += 1;
+                self.sent += messages;
+            }
             Written::Dropped(dropped) => {
                 self.dropped += u64::from(dropped);
                 // Under `latest` the newest took the place of older ones that had been counted as sent.
-                self.reached += u64::from(overflow == Overflow::Latest);
+                if overflow == Overflow::Latest {
+                    self.reached += 1;
+                    self.sent += messages;
+                }
             }
             Written::Closed => self.disconnected += messages,
         }
     }
 
-    fn count(&self, messages: u64, overflow: Overflow, delivery: &Delivery<'_>) {
+    fn count(&self, overflow: Overflow, delivery: &Delivery<'_>) {
         let metrics = delivery.metrics;
-        metrics.messages_sent.add(self.reached * messages);
+        metrics.messages_sent.add(self.sent);
         let by_policy = match overflow {
             Overflow::Latest => DropReason::Superseded,
             Overflow::Drop | Overflow::Disconnect => DropReason::QueueFull,

@@ -20,14 +20,14 @@ use std::{
 
 use lane::{Lane, Pace};
 use slab::Slab;
-use tidegate_backplane::{Backplane, Channel, GapReason, Position};
+use tidegate_backplane::{Backplane, Channel, GapReason, Position, Publication};
 use tidegate_reactor::{ConnectionId, Connections, Overflow, Tick, Turn};
 
 use crate::{
     interest::{Confirmation, Interest, Interests},
     metrics::ShardMetrics,
     outgoing::{Content, Encoder, Encoding, Outgoing},
-    session::{Recovery, Session},
+    session::{Recovery, Session, SocketIds},
 };
 
 /// Names a channel within a shard.
@@ -45,6 +45,8 @@ pub(crate) struct Delivery<'a> {
     pub(crate) connections: &'a mut Connections<Session>,
     pub(crate) encoder: &'a mut Encoder,
     pub(crate) metrics: &'a ShardMetrics,
+    /// Names of this shard's connections in the protocol that has senders.
+    pub(crate) socket_ids: SocketIds,
     /// Connections that were told of a gap by a close frame; the rest of their leave follows the fan-out.
     pub(crate) farewells: &'a mut Vec<(ConnectionId, GapReason)>,
 }
@@ -163,7 +165,7 @@ impl Hub {
         let state = &self.channels[recovery.key as usize];
         let waits =
             state.lanes[encoding as usize].is_some_and(|lane| !self.lanes[lane as usize].pending.is_empty());
-        if recovery.through.is_none() || (!waits && recovery.is_through(state.delivered)) {
+        if recovery.has_nothing() || (!waits && recovery.is_through(state.delivered)) {
             return (self.join(recovery.key, encoding, slot), false);
         }
         let lane = self.following_lane(recovery.key, encoding);
@@ -187,6 +189,11 @@ impl Hub {
         }
         self.uncount(channel);
         self.leave(channel, connections.now());
+    }
+
+    /// A channel that is held, by its name inside.
+    pub(crate) fn key_of(&self, channel: &str) -> Option<ChannelKey> {
+        self.keys.get(channel).copied()
     }
 
     /// The name of a held channel.
@@ -229,10 +236,34 @@ impl Hub {
             if lane.members.is_empty() || (is_census && !lane.encoding.tells_census()) {
                 continue;
             }
-            lane.pending.push_back(Arc::clone(outgoing));
-            if !lane.runnable {
-                lane.runnable = true;
-                self.runnable.push_back(lane_key);
+            lane.push(outgoing, lane_key, &mut self.runnable);
+        }
+    }
+
+    /// Whether clients of Pusher are in the channel.
+    pub(crate) fn has_pusher(&self, channel: &Channel) -> bool {
+        let Some(&key) = self.keys.get(channel) else { return false };
+        let state = &self.channels[key as usize];
+        let mut lanes = state.lanes.iter().flatten().chain(&state.following);
+        lanes.any(|&lane| self.lanes[lane as usize].encoding.is_pusher())
+    }
+
+    /// Has the clients of Pusher in the channel told its last event again, unless they were told a newer one meanwhile.
+    pub(crate) fn repeat(&mut self, channel: &Channel, last: Arc<Publication>) {
+        let Some(&key) = self.keys.get(channel) else { return };
+        let state = &self.channels[key as usize];
+        let is_old = |(delivered, position): (Position, Position)| {
+            delivered.epoch == position.epoch && delivered.offset > position.offset
+        };
+        if state.delivered.zip(last.position).is_some_and(is_old) {
+            return;
+        }
+        let load = state.interest.load(last.payload.bytes().len());
+        let outgoing = Arc::new(Outgoing::new(channel.clone(), Content::Publication(last), load));
+        for &lane_key in state.lanes.iter().flatten().chain(&state.following) {
+            let lane = &mut self.lanes[lane_key as usize];
+            if lane.encoding.is_pusher() && !lane.members.is_empty() {
+                lane.push(&outgoing, lane_key, &mut self.runnable);
             }
         }
     }

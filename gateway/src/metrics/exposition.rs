@@ -60,6 +60,12 @@ fn connections(page: &mut Page<'_>, metrics: &Metrics, shards: &[Arc<ShardMetric
 
 fn messages(page: &mut Page<'_>, shards: &[Arc<ShardMetrics>]) -> fmt::Result {
     page.gauge("subscriptions", "Subscriptions now.", gauges(shards, |shard| &shard.subscriptions))?;
+    let refused = shards.iter().map(|shard| &shard.subscriptions_refused);
+    page.counters(
+        "subscriptions_refused",
+        "Subscriptions refused to clients of Pusher, by reason.",
+        refused,
+    )?;
     let sums = [
         ("messages_received", "Messages from clients.", counters(shards, |shard| &shard.messages_received)),
         (

@@ -1,7 +1,7 @@
 //! The closed label sets of a gateway.
 
 use tidegate_ops::label;
-use tidegate_wire::decoder::DecodeError;
+use tidegate_wire::{decoder::DecodeError, pusher::server::ErrorKind};
 
 label!(
     /// Why a connection ended.
@@ -20,8 +20,10 @@ label!(
         TokenExpired = "token_expired",
         Forbidden = "forbidden",
         MaxAge = "max_age",
-        /// By `POST /v1/disconnect`.
+        /// By `POST /v1/disconnect`, or an app's order to terminate a user's connections.
         Ordered = "ordered",
+        /// What a client of Pusher Channels asked for needs the backplane, which was away.
+        Unavailable = "unavailable",
         Drain = "drain",
         Internal = "internal",
     }
@@ -40,7 +42,10 @@ label!(
         Internal = "1011",
         ServiceRestart = "1012",
         TryAgainLater = "1013",
+        /// Those of Pusher Channels after which clients stay away; and those after which they come back.
+        AppRefused = "4000-4009",
         Gap = "4010",
+        Retry = "4100-4202",
         TokenExpired = "4401",
         Ordered = "4403",
         Other = "other",
@@ -119,6 +124,16 @@ label!(
 );
 
 label!(
+    /// Why a client of Pusher Channels was refused a channel.
+    SubscriptionRefusal, "reason", {
+        Auth = "auth",
+        Request = "request",
+        Limit = "limit",
+        Unavailable = "unavailable",
+    }
+);
+
+label!(
     /// Why somebody was not let in.
     AuthFailure, "reason", {
         KeyMissing = "key_missing",
@@ -171,6 +186,17 @@ impl From<DecodeError> for ProtocolError {
     }
 }
 
+impl From<ErrorKind> for SubscriptionRefusal {
+    fn from(kind: ErrorKind) -> Self {
+        match kind {
+            ErrorKind::Auth => Self::Auth,
+            ErrorKind::Request => Self::Request,
+            ErrorKind::Limit => Self::Limit,
+            ErrorKind::Unavailable => Self::Unavailable,
+        }
+    }
+}
+
 impl CloseCode {
     /// The label of a code on the wire; what else clients close with shares one.
     pub fn of(code: u16) -> Self {
@@ -185,7 +211,9 @@ impl CloseCode {
             1011 => Self::Internal,
             1012 => Self::ServiceRestart,
             1013 => Self::TryAgainLater,
+            4000..=4009 => Self::AppRefused,
             4010 => Self::Gap,
+            4100..=4202 => Self::Retry,
             4401 => Self::TokenExpired,
             4403 => Self::Ordered,
             _ => Self::Other,

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use tidegate_backplane::{Channel, Position};
 use tidegate_ops::edge::Preamble;
 use tidegate_reactor::{ConnectionId, Connections};
-use tidegate_wire::{head::Head as RequestHead, raw::Query, upgrade::Upgrade};
+use tidegate_wire::{head::Head as RequestHead, pusher, raw::Query, upgrade::Upgrade};
 
 use super::{Head, Phase, Protocol, Session, opening::Request, refusal::Refusal};
 use crate::{
@@ -239,17 +239,16 @@ impl Core {
             self.shared.front.take_handshake().map_err(Refusal::Over)?;
         }
         head.check_host().map_err(Refusal::from)?;
+        if protocol == Protocol::Pusher {
+            return self.check_pusher(head);
+        }
         let origin = head.header("origin");
         if !self.shared.origins.allows(origin, head.header("host").unwrap_or_default()) {
             return Err(Refusal::Origin.into());
         }
         let upgrade = match protocol {
             Protocol::Sse => None,
-            // What clients send may always be deflated; what they are sent follows the namespace.
-            Protocol::Raw | Protocol::Echo => Some(
-                Upgrade::negotiate(head.method, head.minor_version, |name| head.header_joined(name), true)
-                    .map_err(Refusal::from)?,
-            ),
+            Protocol::Raw | Protocol::Echo | Protocol::Pusher => Some(upgrade(head)?),
         };
         let query = Query::parse(head.query).map_err(Refusal::from)?;
         if protocol == Protocol::Echo {
@@ -263,7 +262,16 @@ impl Core {
             .collect::<Result<Vec<_>, _>>()?;
         let since = since(protocol, head, &query, channels.len())?;
         let cross_origin = origin.filter(|_| protocol == Protocol::Sse).map(Box::from);
-        Ok(Request { protocol, upgrade, envelope: query.envelope, channels, since, claims, cross_origin })
+        let envelope = query.envelope;
+        Ok(Request { protocol, upgrade, envelope, channels, since, claims, cross_origin, app: None })
+    }
+
+    /// Pages of any origin may connect: nothing is granted for what a browser sends along, but for signatures that a
+    /// page has to ask its own server for.
+    fn check_pusher(&self, head: &RequestHead<'_>) -> Result<Request, Stop> {
+        let upgrade = Some(upgrade(head)?);
+        let app = Some(self.wanted_app(head));
+        Ok(Request { protocol: Protocol::Pusher, app, ..Request::echo(upgrade) })
     }
 
     fn channels(&self, query: &Query) -> Result<Vec<Channel>, Refusal> {
@@ -294,7 +302,10 @@ impl Core {
         let credentials = self.credentials(head, query)?;
         let mut key_app = None;
         for channel in channels {
-            let open = self.shared.node.namespaces().of(channel).anonymous_subscribe;
+            let config = self.shared.node.config();
+            // What Pusher's clients need a signature for nobody has without credentials.
+            let is_restricted = !config.dev && pusher::ChannelKind::of(channel.name()).is_restricted();
+            let open = config.namespaces.of(channel).anonymous_subscribe && !is_restricted;
             match &credentials {
                 Credentials::Token(claims) if open || claims.may_subscribe(channel) => {}
                 Credentials::Token(_) => return Err(Refusal::Rights { channel: channel.clone() }.into()),
@@ -346,8 +357,14 @@ pub(crate) fn protocol_of(method: &str, path: &str, dev: bool) -> Option<Protoco
         ("GET", "/ws") => Some(Protocol::Raw),
         ("GET", "/sse") => Some(Protocol::Sse),
         ("GET", "/echo") if dev => Some(Protocol::Echo),
+        ("GET", path) if pusher::is_pusher_path(path) => Some(Protocol::Pusher),
         _ => None,
     }
+}
+
+/// What clients send may always be deflated; what they are sent follows the namespace.
+fn upgrade(head: &RequestHead<'_>) -> Result<Upgrade, Refusal> {
+    Ok(Upgrade::negotiate(head.method, head.minor_version, |name| head.header_joined(name), true)?)
 }
 
 /// Positions to recover from, one place for each channel. An event stream sends its last id as a header when it

@@ -6,13 +6,15 @@ use tidegate_backplane::{DisconnectTarget, GapReason};
 use tidegate_reactor::{ConnectionId, Connections};
 use tidegate_wire::{
     decoder::DecodeError,
-    frame::{self, CloseCode},
+    frame::{self, CloseCode, Opcode},
+    pusher::{Code, server},
     sse,
 };
 
 use super::{Open, Phase, Present, Protocol, Session, refusal::Refusal};
 use crate::{
     apps::AppId,
+    auth::Claims,
     event,
     hub::{ChannelKey, Delivery},
     metrics::{self, DisconnectReason},
@@ -41,6 +43,8 @@ pub(crate) enum Leave {
     RateLimit,
     Protocol(DecodeError),
     Ordered(Box<str>),
+    /// A client of Pusher Channels is told one of its codes.
+    Pusher(Code),
 }
 
 impl Leave {
@@ -52,6 +56,17 @@ impl Leave {
             Self::Forbidden(_) | Self::RateLimit => CloseCode::POLICY_VIOLATION,
             Self::Protocol(error) => error.close_code(),
             Self::Ordered(_) => DISCONNECTED,
+            Self::Pusher(code) => (*code).into(),
+        }
+    }
+
+    /// The code in Pusher's words. Its clients come back at once after 4200, without any wait of their own, so a drain
+    /// says 'going away': after that they wait for a second, and no page is told of an error.
+    fn pusher_code(&self) -> CloseCode {
+        match self {
+            Self::Drain => CloseCode::GOING_AWAY,
+            Self::Ordered(_) => Code::UNAUTHORIZED.into(),
+            other => other.code(),
         }
     }
 
@@ -64,6 +79,7 @@ impl Leave {
             Self::RateLimit => "publishing faster than allowed".to_owned(),
             Self::Protocol(error) => error.to_string(),
             Self::Ordered(reason) => reason.to_string(),
+            Self::Pusher(code) => code.message().to_owned(),
         }
     }
 
@@ -84,6 +100,9 @@ impl Leave {
             Self::Forbidden(_) => DisconnectReason::Forbidden,
             Self::RateLimit => DisconnectReason::RateLimit,
             Self::Ordered(_) => DisconnectReason::Ordered,
+            Self::Pusher(Code::NO_PONG) => DisconnectReason::PingTimeout,
+            Self::Pusher(Code::OVER_CAPACITY) => DisconnectReason::Unavailable,
+            Self::Pusher(_) => DisconnectReason::Forbidden,
             Self::Protocol(error) => match error.close_code() {
                 CloseCode::INVALID_PAYLOAD => DisconnectReason::InvalidUtf8,
                 CloseCode::MESSAGE_TOO_BIG => DisconnectReason::MessageTooLarge,
@@ -120,13 +139,15 @@ impl Core {
         why: &Leave,
     ) {
         let decoder = std::mem::replace(&mut open.decoder, tidegate_wire::decoder::Decoder::new(false));
-        let is_stream = open.protocol == Protocol::Sse;
+        let protocol = open.protocol;
+        let is_stream = protocol == Protocol::Sse;
         self.end_open(connections, id, open, why);
         let mut out = std::mem::take(&mut self.scratch);
         out.clear();
-        match is_stream {
-            true => write_stream_farewell(why, u64::from(id.generation), &mut out),
-            false => frame::encode_close(why.code(), &why.text(), &mut out),
+        match protocol {
+            Protocol::Sse => write_stream_farewell(why, u64::from(id.generation), &mut out),
+            Protocol::Pusher => write_pusher_farewell(why, &mut out),
+            Protocol::Raw | Protocol::Echo => frame::encode_close(why.code(), &why.text(), &mut out),
         }
         connections.write(id, &out);
         self.scratch = out;
@@ -165,8 +186,13 @@ impl Core {
         if let Leave::Protocol(error) = why {
             self.metrics.protocol_errors.add((*error).into(), 1);
         }
-        if open.protocol != Protocol::Sse {
-            self.metrics.close_frames.add(metrics::CloseCode::of(why.code().0), 1);
+        let code = match open.protocol {
+            Protocol::Sse => None,
+            Protocol::Pusher => Some(why.pusher_code()),
+            Protocol::Raw | Protocol::Echo => Some(why.code()),
+        };
+        if let Some(code) = code {
+            self.metrics.close_frames.add(metrics::CloseCode::of(code.0), 1);
         }
         self.observe_duration(connections, id);
         self.unsubscribe(connections, id, open);
@@ -190,8 +216,11 @@ impl Core {
         &mut self,
         connections: &mut Connections<Session>,
         id: ConnectionId,
-        open: Open,
+        mut open: Open,
     ) {
+        if open.protocol == Protocol::Pusher {
+            self.pusher_left(id, &mut open);
+        }
         let rare = open.rare.unwrap_or_default();
         if let Some(present) = rare.present {
             for &subscription in open.subscriptions.as_slice() {
@@ -221,6 +250,26 @@ impl Core {
         });
     }
 
+    /// Whether it is a user's: signed in with Pusher, or by a token.
+    fn is_of_user(
+        &self,
+        connections: &Connections<Session>,
+        id: ConnectionId,
+        app: Option<&str>,
+        user: &str,
+    ) -> bool {
+        let Some(session) = connections.get(id) else { return false };
+        let is_theirs = |claims: &Claims| {
+            claims.user.as_deref() == Some(user) && claims.app.as_ref().map(AppId::as_str) == app
+        };
+        if session.claims().is_some_and(is_theirs) {
+            return true;
+        }
+        let own_app = session.open().and_then(|open| self.apps.get(open.app));
+        own_app.is_some_and(|own| own.prefix() == app)
+            && self.user(connections, id).is_some_and(|own| &*own.id == user)
+    }
+
     /// Closes the connections that an operator named.
     pub(crate) fn disconnect(
         &mut self,
@@ -232,12 +281,11 @@ impl Core {
         let ids: Vec<ConnectionId> = (0..connections.slots())
             .filter_map(|slot| connections.in_slot(slot))
             .filter(|&id| match target {
-                DisconnectTarget::Connection(name) => **name == self.connection_name(id),
+                DisconnectTarget::Connection(name) => {
+                    **name == self.connection_name(id) || self.socket_ids.find(name) == Some(id)
+                }
                 DisconnectTarget::User { app, user } => {
-                    connections.get(id).and_then(Session::claims).is_some_and(|claims| {
-                        claims.user.as_deref() == Some(user)
-                            && claims.app.as_ref().map(AppId::as_str) == app.as_deref()
-                    })
+                    self.is_of_user(connections, id, app.as_deref(), user)
                 }
             })
             .collect();
@@ -245,6 +293,19 @@ impl Core {
             self.leave(connections, id, Leave::Ordered(reason.into()));
         }
     }
+}
+
+/// The error that goes before a close frame, for those that Pusher has a code for or that it would tell so, and the
+/// close frame.
+fn write_pusher_farewell(why: &Leave, out: &mut Vec<u8>) {
+    let code = why.pusher_code();
+    let text = why.text();
+    if !matches!(why, Leave::Drain) {
+        let mut error = Vec::new();
+        server::error(Some(Code(code.0)), &text, None, &mut error);
+        frame::encode(Opcode::Text, &error, out);
+    }
+    frame::encode_close(code, &text, out);
 }
 
 /// Says within a fan-out that there is a gap, to a client that can be told by a close frame only. Nothing is

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! `preamble` sees to what comes before a request, `head` reads the request, `opening` authorises, subscribes and recovers, `socket` and `stream` speak with open
-//! clients, `publishing` takes what they publish, `leaving` says goodbye. All of them are parts of
+//! clients, `publishing` takes what they publish, `pusher` is all of that for Pusher Channels, `leaving` says goodbye. All of them are parts of
 //! [`ShardDriver`](crate::shard::ShardDriver)'s work; this file holds the state and what the hub does with it.
 
 pub(crate) mod head;
@@ -15,6 +15,7 @@ pub(crate) mod leaving;
 pub(crate) mod opening;
 mod preamble;
 pub(crate) mod publishing;
+pub(crate) mod pusher;
 mod recovery;
 pub(crate) mod refusal;
 pub(crate) mod socket;
@@ -37,6 +38,8 @@ use crate::{
 };
 use opening::Opening;
 use publishing::Publisher;
+pub(crate) use pusher::SocketIds;
+use pusher::{AppKey, Pusher};
 pub(crate) use recovery::Recovery;
 
 /// State of one connection: 72 bytes at most, see the assertion below; everything rare is boxed.
@@ -81,6 +84,8 @@ pub(crate) enum Protocol {
     /// `/echo` in `--dev`.
     Echo,
     Sse,
+    /// Pusher Channels.
+    Pusher,
 }
 
 /// A connection that is served.
@@ -90,6 +95,8 @@ pub(crate) struct Open {
     pub(crate) encoding: Encoding,
     /// A ping is under way; it was sent at the tick its timer was set from.
     pub(crate) pinged: bool,
+    /// Of a client of Pusher Channels.
+    pub(crate) app: AppKey,
     pub(crate) decoder: Decoder,
     pub(crate) subscriptions: Subscriptions,
     pub(crate) rare: Option<Box<Rare>>,
@@ -118,6 +125,8 @@ pub(crate) struct Rare {
     pub(crate) reason: Option<DisconnectReason>,
     /// It is present in those of its channels that track members; ready when all of them know.
     pub(crate) present: Option<Present>,
+    /// What it has beside public channels as a client of Pusher Channels.
+    pub(crate) pusher: Option<Box<Pusher>>,
 }
 
 /// Whether a connection's presence entries were written, or failed to be. To leave a channel has to wait for that: a
@@ -172,8 +181,10 @@ impl Session {
         key: ChannelKey,
         content: &Content,
     ) {
-        if let Some(Phase::Opening(opening)) = connections.get_mut(id).map(|session| &mut session.phase) {
-            opening.keep(key, content);
+        match connections.get_mut(id).map(|session| &mut session.phase) {
+            Some(Phase::Opening(opening)) => opening.keep(key, content),
+            Some(Phase::Open(open)) => open.keep(key, content),
+            _ => {}
         }
     }
 
@@ -237,6 +248,13 @@ impl Open {
         self.rare.as_mut()?.recoveries.iter_mut().find(|recovery| recovery.key == key)
     }
 
+    fn keep(&mut self, key: ChannelKey, content: &Content) {
+        let pusher = self.rare.as_mut().and_then(|rare| rare.pusher.as_mut());
+        if let Some(recovering) = pusher.and_then(|pusher| pusher.recovering(key)) {
+            recovering.kept.keep(content);
+        }
+    }
+
     pub(crate) fn rare_mut(&mut self) -> &mut Rare {
         self.rare.get_or_insert_default()
     }
@@ -246,6 +264,9 @@ impl Open {
     }
 
     pub(crate) fn drop_empty_rare(&mut self) {
+        if let Some(rare) = &mut self.rare {
+            rare.pusher.take_if(|pusher| pusher.is_empty());
+        }
         self.rare.take_if(|rare| rare.is_empty());
     }
 }
@@ -267,6 +288,7 @@ impl Rare {
             && self.publisher.is_none()
             && self.reason.is_none()
             && self.present.is_none()
+            && self.pusher.is_none()
     }
 }
 
@@ -280,6 +302,25 @@ impl Subscriptions {
                 Self::Many(all)
             }
         };
+    }
+
+    /// Takes one out.
+    pub(crate) fn take(&mut self, wanted: impl Fn(Subscription) -> bool) -> Option<Subscription> {
+        match self {
+            Self::One(one) if wanted(*one) => {
+                let one = *one;
+                *self = Self::None;
+                Some(one)
+            }
+            Self::Many(all) => {
+                let taken = all.swap_remove(all.iter().position(|&own| wanted(own))?);
+                if let [only] = ***all {
+                    *self = Self::One(only);
+                }
+                Some(taken)
+            }
+            _ => None,
+        }
     }
 
     pub(crate) fn as_slice(&self) -> &[Subscription] {
@@ -311,7 +352,7 @@ mod tests {
         assert!(size_of::<Decoder>() <= 16, "{}", size_of::<Decoder>());
         assert!(size_of::<Open>() <= 48, "{}", size_of::<Open>());
         assert!(size_of::<Session>() <= 64, "{}", size_of::<Session>());
-        // 8 encodings of 40 bytes are most of it; it is shared by all subscribers of a node.
-        assert!(size_of::<Outgoing>() <= 400, "{}", size_of::<Outgoing>());
+        // 10 encodings of 40 bytes are most of it; it is shared by all subscribers of a node.
+        assert!(size_of::<Outgoing>() <= 480, "{}", size_of::<Outgoing>());
     }
 }

@@ -19,6 +19,7 @@ use tidegate_wire::{decoder::Decoder, sse, upgrade::Upgrade};
 use super::{
     Open, Phase, Protocol, Rare, Recovery, Session, Subscriptions,
     leaving::Leave,
+    pusher::{AppKey, Wanted},
     recovery::{Kept, Recovering, Want},
     refusal::Refusal,
     stream::Fresh,
@@ -45,6 +46,8 @@ pub(crate) struct Request {
     pub(crate) claims: Option<Claims>,
     /// Origin of the page that reads an event stream.
     pub(crate) cross_origin: Option<Box<str>>,
+    /// Of Pusher Channels: the app, or why there is none.
+    pub(crate) app: Option<Wanted>,
 }
 
 /// A connection between its request and its answer.
@@ -56,6 +59,10 @@ pub(crate) struct Opening {
 }
 
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the opening around it is boxed, and nearly always the large one"
+)]
 enum State {
     /// Keys are fetched; the head will be read again, with what followed it.
     Keys {
@@ -97,6 +104,7 @@ impl Request {
             since: Vec::new(),
             claims: None,
             cross_origin: None,
+            app: None,
         }
     }
 
@@ -106,12 +114,16 @@ impl Request {
             .upgrade
             .and_then(|upgrade| upgrade.deflate)
             .is_some_and(|deflate| deflate.can_share(usize::MAX));
-        let deflated = shared_deflate && (compression || self.protocol == Protocol::Echo);
+        // Echo has no channel, and Pusher's come later, each with its namespace.
+        let chooses = matches!(self.protocol, Protocol::Echo | Protocol::Pusher);
+        let deflated = shared_deflate && (compression || chooses);
         match (self.protocol, self.envelope, self.channels.len() > 1) {
             (Protocol::Sse, false, false) => Encoding::Sse,
             (Protocol::Sse, true, false) => Encoding::SseEnvelope,
             (Protocol::Sse, false, true) => Encoding::SseMany,
             (Protocol::Sse, true, true) => Encoding::SseManyEnvelope,
+            (Protocol::Pusher, ..) if deflated => Encoding::PusherDeflated,
+            (Protocol::Pusher, ..) => Encoding::Pusher,
             (_, false, _) if deflated => Encoding::RawDeflated,
             (_, false, _) => Encoding::Raw,
             (_, true, _) if deflated => Encoding::EnvelopeDeflated,
@@ -413,6 +425,7 @@ impl Core {
             protocol: request.protocol,
             encoding,
             pinged: false,
+            app: AppKey::default(),
             decoder: Decoder::new(request.upgrade.is_some_and(|upgrade| upgrade.deflate.is_some())),
             subscriptions: Subscriptions::None,
             rare: None,
@@ -451,6 +464,9 @@ impl Core {
         open.drop_empty_rare();
         connections.set_merging(id, request.channels.len() > 1);
         self.opened(connections, id, open, &request.channels);
+        if let Some(wanted) = request.app.take() {
+            self.establish(connections, id, wanted);
+        }
         if !told_all {
             self.leave(connections, id, Leave::Gap(GapReason::Unrecoverable));
         }
@@ -549,7 +565,7 @@ fn write_head(request: &Request, out: &mut Vec<u8>) {
     }
 }
 
-fn overflow(policy: SlowReader) -> Overflow {
+pub(super) fn overflow(policy: SlowReader) -> Overflow {
     match policy {
         SlowReader::Disconnect => Overflow::Disconnect,
         SlowReader::Drop => Overflow::Drop,

@@ -10,7 +10,7 @@ use tidegate_wire::{
     raw::{self, ClientPublication, ClientPublicationError},
 };
 
-use super::{Open, Session, leaving::Leave};
+use super::{Open, Protocol, Session, leaving::Leave, pusher::EventRefused};
 use crate::{
     config::{ClientPublish, Limits},
     event::{self, EventNameError},
@@ -34,6 +34,13 @@ pub(crate) struct Publisher {
     under_way: bool,
 }
 
+/// What a connection may publish in a second, with one second's worth at once. 0: no limit.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rates {
+    pub(crate) messages: u32,
+    pub(crate) bytes: usize,
+}
+
 /// Why a client's message is not published.
 #[derive(Debug, thiserror::Error)]
 enum Refused {
@@ -54,10 +61,10 @@ enum Refused {
 }
 
 impl Publisher {
-    fn new(limits: &Limits, now: Tick) -> Self {
+    pub(super) fn new(rates: Rates, now: Tick) -> Self {
         Self {
-            messages_left: f64::from(limits.publishes_per_second),
-            bytes_left: limits.publish_bytes_per_second.bytes() as f64,
+            messages_left: f64::from(rates.messages),
+            bytes_left: rates.bytes as f64,
             filled: now,
             waiting: VecDeque::new(),
             under_way: false,
@@ -65,22 +72,26 @@ impl Publisher {
     }
 
     /// Takes the tokens of a message, if there are any. The buckets hold one second's worth.
-    fn take(&mut self, limits: &Limits, now: Tick, bytes: usize) -> bool {
+    pub(super) fn take(&mut self, rates: Rates, now: Tick, bytes: usize) -> bool {
         let passed = now.since(self.filled).as_secs_f64();
         self.filled = now;
         let fill = |left: &mut f64, per_second: f64, cost: f64| {
             *left = (*left + passed * per_second).min(per_second);
             per_second == 0.0 || *left >= cost
         };
-        let (messages, bytes_rate) =
-            (f64::from(limits.publishes_per_second), limits.publish_bytes_per_second.bytes() as f64);
-        let fits = fill(&mut self.messages_left, messages, 1.0)
-            & fill(&mut self.bytes_left, bytes_rate, bytes as f64);
+        let fits = fill(&mut self.messages_left, f64::from(rates.messages), 1.0)
+            & fill(&mut self.bytes_left, rates.bytes as f64, bytes as f64);
         if fits {
             self.messages_left -= 1.0;
             self.bytes_left -= bytes as f64;
         }
         fits
+    }
+}
+
+impl From<&Limits> for Rates {
+    fn from(limits: &Limits) -> Self {
+        Self { messages: limits.publishes_per_second, bytes: limits.publish_bytes_per_second.bytes() }
     }
 }
 
@@ -126,7 +137,7 @@ impl Core {
     ) {
         loop {
             if let Err(error) = result {
-                self.refuse_publish(connections, id, &Refused::Failed(error));
+                self.fail_publish(connections, id, error);
             }
             let Some(next) = self.next_to_publish(connections, id) else { break };
             match self.publish(id, next) {
@@ -218,13 +229,13 @@ impl Core {
         if !allowed {
             return Err(Refused::Forbidden);
         }
-        let limits = &self.shared.node.config().limits;
-        let publisher = open.rare_mut().publisher.get_or_insert_with(|| Publisher::new(limits, now));
-        if publisher.take(limits, now, bytes) { Ok(channel) } else { Err(Refused::Rate) }
+        let rates = Rates::from(&self.shared.node.config().limits);
+        let publisher = open.rare_mut().publisher.get_or_insert_with(|| Publisher::new(rates, now));
+        if publisher.take(rates, now, bytes) { Ok(channel) } else { Err(Refused::Rate) }
     }
 
     /// Publishes now, or after what the connection published before.
-    fn start_publish(
+    pub(super) fn start_publish(
         &mut self,
         connections: &mut Connections<Session>,
         id: ConnectionId,
@@ -237,7 +248,7 @@ impl Core {
         }
         match self.publish(id, request) {
             Some(Ok(())) => {}
-            Some(Err(error)) => self.refuse_publish(connections, id, &Refused::Failed(error)),
+            Some(Err(error)) => self.fail_publish(connections, id, error),
             None => {
                 publisher.under_way = true;
                 connections.set_paused(id, true);
@@ -258,6 +269,20 @@ impl Core {
                 });
                 None
             }
+        }
+    }
+
+    fn fail_publish(
+        &mut self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+        error: PublishError,
+    ) {
+        match connections.get(id).and_then(Session::open).map(|open| open.protocol) {
+            Some(Protocol::Pusher) => {
+                self.refuse_event(connections, id, None, &EventRefused::Failed(error));
+            }
+            _ => self.refuse_publish(connections, id, &Refused::Failed(error)),
         }
     }
 

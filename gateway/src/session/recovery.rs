@@ -22,6 +22,8 @@ pub(crate) struct Recovery {
     pub(crate) key: ChannelKey,
     /// The last position it was sent, or told of. `None`: the channel had none.
     pub(crate) through: Option<Position>,
+    /// The number of the last change of who is in the channel that it was told of, where it is told.
+    pub(crate) census: Option<u64>,
     /// The lane has come to the epoch of `through`, or past it. Until then a publication of another epoch is one
     /// that was on its way when the epoch changed: a backplane tells a gap between two epochs.
     met: bool,
@@ -71,11 +73,19 @@ const KEPT_BYTES_MAX: usize = 256 * 1024;
 
 impl Recovery {
     pub(super) fn new(key: ChannelKey) -> Self {
-        Self { key, through: None, met: false }
+        Self { key, through: None, census: None, met: false }
+    }
+
+    /// Whether nothing in its lane can be a repetition.
+    pub(crate) fn has_nothing(&self) -> bool {
+        self.through.is_none() && self.census.is_none()
     }
 
     /// Whether a publication or gap is news to the connection; it counts as told from now on.
     pub(crate) fn take(&mut self, content: &Content) -> bool {
+        if let Content::Census(event) = content {
+            return self.census.is_none_or(|census| event.sequence > census);
+        }
         let position = content.position();
         let is_news = match (self.through, position) {
             (Some(through), Some(position)) if through.epoch == position.epoch => {
@@ -223,7 +233,7 @@ impl Core {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use tidegate_backplane::{Epoch, Payload, Publication};
+    use tidegate_backplane::{CensusEvent, CensusKind, Epoch, Payload, Publication};
 
     use super::*;
 
@@ -256,6 +266,18 @@ mod tests {
             };
             assert_eq!(recovery.take(&content), is_news, "number {nth}");
         }
+    }
+
+    #[test]
+    fn changes_that_are_in_its_list_are_no_news() {
+        let event = |sequence| {
+            let kind = CensusKind::Left { user: "u".into() };
+            Content::Census(Arc::new(CensusEvent { sequence, kind }))
+        };
+        let mut recovery = Recovery { census: Some(7), ..Recovery::new(0) };
+        assert_eq!([6, 7, 8, 9].map(|sequence| recovery.take(&event(sequence))), [false, false, true, true]);
+        assert!(Recovery::new(0).take(&event(1)));
+        assert!(Recovery::new(0).has_nothing() && !recovery.has_nothing());
     }
 
     #[test]

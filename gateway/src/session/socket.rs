@@ -6,6 +6,7 @@ use tidegate_reactor::{ConnectionId, Connections, Tick};
 use tidegate_wire::{
     decoder::{Decoder, Message},
     frame::{self, CloseCode, Opcode},
+    pusher::{Code, server},
     raw, sse,
 };
 
@@ -91,6 +92,7 @@ impl Core {
                 self.metrics.messages_received.add(1);
                 match protocol {
                     Protocol::Echo => self.echo(connections, id, Opcode::Text, text.as_bytes()),
+                    Protocol::Pusher => self.pusher_text(connections, id, text),
                     _ => self.client_text(connections, id, text),
                 }
             }
@@ -98,6 +100,7 @@ impl Core {
                 self.metrics.messages_received.add(1);
                 match protocol {
                     Protocol::Echo => self.echo(connections, id, Opcode::Binary, bytes),
+                    Protocol::Pusher => self.pusher_binary(connections, id),
                     _ => self.client_binary(connections, id, bytes),
                 }
             }
@@ -228,6 +231,9 @@ impl Core {
             // Before the ping it had been silent for half an interval at least: silence that long and a timeout
             // means that the ping was not answered.
             if silent >= timeout + interval / 2 {
+                if open.protocol == Protocol::Pusher {
+                    return self.leave(connections, id, Leave::Pusher(Code::NO_PONG));
+                }
                 open.rare_mut().reason = Some(DisconnectReason::PingTimeout);
                 return connections.close(id);
             }
@@ -262,13 +268,19 @@ impl Core {
         if !open.encoding.carries_notices() {
             return;
         }
-        let is_stream = open.encoding.is_sse();
+        let (is_stream, is_pusher) = (open.encoding.is_sse(), open.encoding.is_pusher());
         // The queue is the connection's, so the notice names a channel only where there is just one.
         let channel = match open.subscriptions.as_slice() {
             [only] => self.hub.channel(self.hub.channel_of(*only)).name().to_owned(),
             _ => String::new(),
         };
         let mut notice = Vec::new();
+        if is_pusher {
+            let channel = (!channel.is_empty()).then_some(&*channel);
+            let text = format!("{dropped} messages were dropped: this connection reads too slowly");
+            server::error(None, &text, channel, &mut notice);
+            return self.write_frame(connections, id, Opcode::Text, &notice);
+        }
         raw::encode_dropped(&channel, dropped, &mut notice);
         if is_stream {
             let mut out = Vec::new();

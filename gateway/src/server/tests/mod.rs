@@ -5,6 +5,7 @@
 mod apart;
 mod leaving;
 mod publishing;
+mod pusher;
 mod pusher_http;
 mod random;
 mod recovery;

@@ -12,14 +12,14 @@ use crate::{
 };
 
 /// A server on free ports, with a thread that runs it until it is dropped.
-struct Running {
-    public: SocketAddr,
-    rest: Rest,
+pub(super) struct Running {
+    pub(super) public: SocketAddr,
+    pub(super) rest: Rest,
     internal: Rest,
     thread: Option<thread::JoinHandle<Result<(), StartError>>>,
 }
 
-fn config(url: &str, name: &str) -> Config {
+pub(super) fn config(url: &str, name: &str) -> Config {
     let mut config = with_presence();
     config.backplane = BackplaneUrl::from_text(url).unwrap();
     config.node = name.into();
@@ -33,7 +33,11 @@ fn config(url: &str, name: &str) -> Config {
 
 impl Running {
     fn start(redis: &RedisServer, name: &str) -> Self {
-        let server = Server::bind(config(&redis.url(), name)).unwrap();
+        Self::start_with(config(&redis.url(), name))
+    }
+
+    pub(super) fn start_with(config: Config) -> Self {
+        let server = Server::bind(config).unwrap();
         let (public, internal) = (server.public_address(), server.internal_address());
         let (ready, is_ready) = std::sync::mpsc::channel();
         let thread = thread::spawn(move || server.run(move || ready.send(()).unwrap()));
@@ -63,7 +67,7 @@ impl Running {
         members.map(|member| member["connection"].as_str().unwrap().to_owned()).collect()
     }
 
-    fn reasons(&self) -> Vec<String> {
+    pub(super) fn reasons(&self) -> Vec<String> {
         let answer = self.internal.get("/readyz");
         let reasons = answer.json()["reasons"].as_array().cloned().unwrap_or_default();
         assert_eq!(answer.status == 200, reasons.is_empty());

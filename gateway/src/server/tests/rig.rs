@@ -15,7 +15,7 @@ use futures_util::{FutureExt, future::BoxFuture};
 use tidegate_backplane::{
     Attend, AttendError, Attended, Backplane, BackplaneError, CensusChannel, CensusEvent, Channel, Control,
     Gap, GapReason, History, HistoryQuery, Intake, Member, MemoryBackplane, MemoryOptions, NewPublication,
-    NodeRecord, Payload, Position, Publication, Published, Roll, Sink, Sums, Transition,
+    NodeRecord, Payload, Position, Publication, Published, Roll, Sender, Sink, Sums, Transition,
 };
 use tidegate_reactor::{Acceptor, AcceptorHandle};
 use tidegate_testkit::{DEADLINE, eventually, eventually_some};
@@ -23,6 +23,7 @@ use tokio::{runtime::Runtime, sync::watch};
 use tokio_util::task::TaskTracker;
 
 use crate::{
+    apps::Apps,
     carrier::Carrier,
     config::{Config, Namespace},
     front::Front,
@@ -37,6 +38,7 @@ pub(super) struct Rig {
     pub(super) relay: Arc<Relay>,
     pub(super) front: Arc<Front>,
     pub(super) backplane: Arc<Held>,
+    pub(super) apps: Arc<Apps>,
     metrics: Arc<Metrics>,
     runtime: Option<Runtime>,
     acceptor: Option<AcceptorHandle>,
@@ -79,6 +81,7 @@ impl Rig {
             relay: parts.relay,
             front: Arc::clone(&parts.shared.front),
             backplane: held.unwrap(),
+            apps: Arc::clone(&parts.shared.apps),
             metrics: Arc::clone(&parts.shared.metrics),
             runtime: Some(runtime),
             acceptor: Some(acceptor),
@@ -87,14 +90,27 @@ impl Rig {
     }
 
     /// Publishes a text; its position where the channel has history.
-    /// Publishes; again when there was no room for 5 s, as a starved machine has none.
     pub(super) fn publish(&self, channel: &str, text: &str) -> Option<Position> {
+        self.publish_as(channel, None, text, None)
+    }
+
+    /// Publishes an event; a connection that sent it is not handed it. Again when there was no room for 5 s, as a starved
+    /// machine has none.
+    pub(super) fn publish_as(
+        &self,
+        channel: &str,
+        event: Option<&str>,
+        text: &str,
+        connection: Option<&str>,
+    ) -> Option<Position> {
+        let sender =
+            connection.map(|connection| Box::new(Sender { connection: Some(connection.into()), user: None }));
         let request = PublishRequest {
             channel: Channel::new(channel).unwrap(),
-            event: None,
+            event: event.map(Box::from),
             payload: Payload::Text(Bytes::copy_from_slice(text.as_bytes())),
             idempotency_key: None,
-            sender: None,
+            sender,
             history: PublishHistory::Namespace,
         };
         let runtime = self.runtime.as_ref().unwrap();
@@ -127,6 +143,18 @@ impl Rig {
         let runtime = self.runtime.as_ref().unwrap();
         let members = runtime.block_on(self.node.presence(&Channel::new(channel).unwrap())).unwrap();
         members.unwrap().into_iter().map(|member| member.connection).collect()
+    }
+
+    /// Subscriptions and users of the census.
+    pub(super) fn attending(&self, channel: &str) -> (u64, u64) {
+        let sums = self.backplane.memory.sums(&Channel::new(channel).unwrap());
+        let sums = sums.now_or_never().unwrap().unwrap();
+        (sums.subscriptions, sums.users)
+    }
+
+    #[track_caller]
+    pub(super) fn eventually_attending(&self, channel: &str, expect: (u64, u64)) {
+        eventually(&format!("{expect:?} in {channel}"), DEADLINE, || self.attending(channel) == expect);
     }
 
     pub(super) fn subscribers(&self, channel: &str) -> u64 {

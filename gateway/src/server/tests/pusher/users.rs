@@ -1,0 +1,138 @@
+//! Users: signing in, their own channel, who watches whom.
+
+use serde_json::{Value, json};
+use tidegate_backplane::{Backplane as _, Control, DisconnectTarget};
+
+use super::{
+    super::rig::Rig,
+    client::{Client, config, signature},
+};
+
+#[track_caller]
+fn status(client: &mut Client, status: &str, user: &str) {
+    let told = client.expect("pusher_internal:watchlist_events");
+    assert_eq!(told, json!({ "events": [{ "name": status, "user_ids": [user] }] }));
+}
+
+#[test]
+fn a_user_has_a_channel_of_its_own() {
+    let rig = Rig::start(config());
+    let mut client = Client::connect(&rig);
+    let own = "#server-to-user-u";
+    let ask = |client: &mut Client, channel: &str| {
+        client.send("pusher:subscribe", json!({ "channel": channel, "auth": "" }));
+    };
+    ask(&mut client, own);
+    client.expect_refusal(own, "AuthError", 401);
+    client.sign_in(&json!({ "id": "u", "user_info": { "name": "U" } }));
+    ask(&mut client, "#server-to-user-v");
+    client.expect_refusal("#server-to-user-v", "AuthError", 401);
+    ask(&mut client, own);
+    client.expect_on("pusher_internal:subscription_succeeded", own);
+    rig.publish_as(own, Some("hello"), "{}", None);
+    assert_eq!(client.expect_on("hello", own), json!({}));
+    assert_eq!(rig.attending(own), (0, 0), "it is no channel that others hear of");
+    rig.eventually_attending("#watch-u", (1, 1));
+    // Once more, and as somebody else.
+    client.sign_in(&json!({ "id": "u" }));
+    client.ask_sign_in(&json!({ "id": "v" }));
+    assert!(client.expect_error(None).contains("as another user"));
+    rig.eventually_attending("#watch-u", (1, 1));
+    drop(client);
+    rig.eventually_attending("#watch-u", (0, 0));
+    rig.eventually_empty();
+}
+
+#[test]
+fn a_wrong_signature_ends_the_connection() {
+    let rig = Rig::start(config());
+    let other = Client::connect(&rig);
+    for auth in [String::new(), signature("x"), signature(&format!("{}::user::{{}}", other.id))] {
+        let mut client = Client::connect(&rig);
+        client.send("pusher:signin", json!({ "auth": auth, "user_data": "{}" }));
+        client.expect_error(Some(4009));
+        client.socket.expect_close(4009);
+    }
+    let mut client = Client::connect(&rig);
+    for user in [json!({}), json!({ "id": "" }), json!({ "id": "a b" }), json!([1])] {
+        client.ask_sign_in(&user);
+        assert!(client.expect_error(None).contains("signing in failed"), "{user}");
+    }
+}
+
+#[test]
+fn who_is_watched_is_told_online_and_offline() {
+    let rig = Rig::start(config());
+    let mut ann = Client::connect(&rig);
+    ann.sign_in(&json!({ "id": "ann" }));
+    let mut watcher = Client::connect(&rig);
+    watcher.sign_in(&json!({ "id": "w", "watchlist": ["ann", "bob", "ann"] }));
+    status(&mut watcher, "online", "ann");
+    status(&mut watcher, "offline", "bob");
+    let [mut bob, mut bob_too] = [(); 2].map(|()| Client::connect(&rig));
+    bob.sign_in(&json!({ "id": "bob" }));
+    status(&mut watcher, "online", "bob");
+    bob_too.sign_in(&json!({ "id": "bob" }));
+    rig.eventually_attending("#watch-bob", (2, 1));
+    drop(ann);
+    status(&mut watcher, "offline", "ann");
+    drop(bob);
+    rig.eventually_attending("#watch-bob", (1, 1));
+    drop(bob_too);
+    status(&mut watcher, "offline", "bob");
+    watcher.expect_nothing();
+    drop(watcher);
+    rig.eventually_empty();
+    assert_eq!(rig.attending("#watch-w"), (0, 0));
+}
+
+#[test]
+fn a_watchlist_has_a_limit() {
+    let mut config = config();
+    config.limits.subscriptions = 1;
+    let rig = Rig::start(config);
+    let users = |count: usize| (0..count).map(|n| json!(format!("u{n}"))).collect::<Vec<Value>>();
+    let mut client = Client::connect(&rig);
+    client.sign_in(&json!({ "id": "w", "watchlist": users(101) }));
+    client.expect_error(Some(4302));
+    client.expect_nothing();
+    let mut client = Client::connect(&rig);
+    client.sign_in(&json!({ "id": "w", "watchlist": users(100) }));
+    for _ in 0..100 {
+        client.expect("pusher_internal:watchlist_events");
+    }
+    // It does not count as channels.
+    client.subscribe("a");
+    client.ask("b");
+    client.expect_refusal("b", "LimitReached", 403);
+}
+
+#[test]
+fn terminating_a_user_closes_its_connections_with_4009() {
+    let rig = Rig::start(config());
+    let [mut ann, mut ann_too, mut bob] = [(); 3].map(|()| Client::connect(&rig));
+    for (client, id) in [(&mut ann, "ann"), (&mut ann_too, "ann"), (&mut bob, "bob")] {
+        client.sign_in(&json!({ "id": id }));
+    }
+    let terminate = |app: Option<&str>, user: &str| {
+        let target = DisconnectTarget::User { app: app.map(Box::from), user: user.into() };
+        let order = Control::Disconnect { target, reason: "terminated".into() };
+        futures_util::FutureExt::now_or_never(rig.backplane.control(order)).unwrap().unwrap();
+    };
+    terminate(Some("2"), "ann");
+    terminate(None, "nobody");
+    ann.expect_nothing();
+    terminate(None, "ann");
+    for client in [&mut ann, &mut ann_too] {
+        assert_eq!(client.expect_error(Some(4009)), "terminated");
+        client.socket.expect_close(4009);
+    }
+    bob.expect_nothing();
+    rig.eventually_metric("tidegate_disconnects_total{reason=\"ordered\"}", 2.0);
+    let order = Control::Disconnect {
+        target: DisconnectTarget::Connection(bob.id.as_str().into()),
+        reason: "".into(),
+    };
+    futures_util::FutureExt::now_or_never(rig.backplane.control(order)).unwrap().unwrap();
+    bob.expect_error(Some(4009));
+}

@@ -1,0 +1,565 @@
+//! Subscribing: what can be granted at once is; what has to wait for the backplane becomes an [`Entrance`].
+//!
+//! ```text
+//! subscribe ─► check ─► hub.enter ─┬─► (public or private, channel confirmed) ─────────────► grant
+//!                                  └─► Entrance: confirmed, attended, last event read ─┬───► grant
+//!                                                        (presence, watchlist) the list ┘
+//! ```
+//!
+//! An entrance outlives its connection: whatever it holds is given back when its answer has come.
+
+use std::sync::Arc;
+
+use futures_util::FutureExt as _;
+use tidegate_backplane::{
+    Attend, AttendError, BackplaneError, Channel, ChannelError, History, HistoryQuery, Roll, User,
+};
+use tidegate_reactor::{ConnectionId, Connections};
+use tidegate_wire::pusher::{
+    Access, ChannelKind, Code, MemberError, NameError, PresenceMember, Subscribe, auth, check_name,
+    server::{self, ErrorKind, SubscriptionError},
+    server_to_user,
+    session::{Action, Answer, Place, Refusal},
+};
+
+use super::{Entering, channel_in, frame_of, messages::shown};
+use crate::{
+    apps::App,
+    config::WebhookEvent,
+    hub::{ChannelKey, Subscription},
+    metrics::DropReason,
+    outgoing::Encoding,
+    session::{
+        Open, Session,
+        leaving::Leave,
+        opening::overflow,
+        recovery::{Kept, Recovering, Recovery, Want},
+    },
+    shard::{Command, Core},
+    webhooks::Event,
+};
+
+/// Names an entrance within its shard while it lasts.
+pub(crate) type EntranceToken = u32;
+
+/// A subscription that waits, and what it holds meanwhile: a place in the hub and, from when the answer came, one in the
+/// census.
+#[derive(Debug)]
+pub(crate) struct Entrance {
+    id: ConnectionId,
+    key: ChannelKey,
+    kind: Kind,
+    attended: bool,
+    /// The last event of a cache channel.
+    last: Option<History>,
+}
+
+/// What is entered.
+#[derive(Debug, Clone)]
+enum Kind {
+    Plain,
+    Presence(User),
+    /// The presence of a user on the watchlist.
+    Watch,
+}
+
+/// What the backplane has answered.
+#[derive(Debug)]
+pub(crate) struct Entered {
+    /// There is something to leave again.
+    attended: bool,
+    result: Result<Admission, EntranceError>,
+}
+
+#[derive(Debug)]
+struct Admission {
+    /// The list has to be as new as this.
+    sequence: u64,
+    last: Option<History>,
+}
+
+/// Why a subscription is refused.
+#[derive(Debug, thiserror::Error)]
+enum EntranceError {
+    #[error(transparent)]
+    Name(#[from] NameError),
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    #[error("this connection has {max} subscriptions, more are not allowed")]
+    TooMany { max: usize },
+    #[error("the signature of the subscription is missing or wrong")]
+    Signature,
+    #[error(transparent)]
+    User(Refusal),
+    #[error("a presence channel needs channel_data")]
+    NoMember,
+    #[error(transparent)]
+    Member(#[from] MemberError),
+    #[error("it is another user than the one that was about to subscribe")]
+    OtherMember,
+    #[error(transparent)]
+    Census(#[from] AttendError),
+    #[error(transparent)]
+    Backplane(#[from] BackplaneError),
+    #[error("more is published to the channel than can be kept while its last event is read")]
+    Busy,
+}
+
+impl EntranceError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Name(_) | Self::Channel(_) | Self::NoMember | Self::Member(_) | Self::OtherMember => {
+                ErrorKind::Request
+            }
+            Self::TooMany { .. } | Self::Census(AttendError::Full { .. }) => ErrorKind::Limit,
+            Self::Signature | Self::User(_) => ErrorKind::Auth,
+            Self::Census(AttendError::Backplane(_)) | Self::Backplane(_) | Self::Busy => {
+                ErrorKind::Unavailable
+            }
+        }
+    }
+}
+
+impl Core {
+    pub(super) fn pusher_subscribe(
+        &mut self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+        subscribe: &Subscribe<'_>,
+        action: Action,
+    ) {
+        let Some(app) = self.app_of(connections, id) else { return };
+        match self.check_subscribe(connections, id, &app, subscribe, action) {
+            Ok((channel, kind)) => self.enter(connections, id, &app, &channel, kind),
+            Err(error) => self.deny(connections, id, &subscribe.channel, error.kind(), &error.to_string()),
+        }
+    }
+
+    /// Subscribes to the presence of a user on the watchlist.
+    pub(super) fn watch(
+        &mut self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+        app: &App,
+        channel: &Channel,
+    ) {
+        self.enter(connections, id, app, channel, Kind::Watch);
+    }
+
+    fn check_subscribe(
+        &self,
+        connections: &Connections<Session>,
+        id: ConnectionId,
+        app: &App,
+        subscribe: &Subscribe<'_>,
+        action: Action,
+    ) -> Result<(Channel, Kind), EntranceError> {
+        let name = &*subscribe.channel;
+        let kind = check_name(name, app.limits.channel_name_bytes as usize)?;
+        let max = self.shared.node.config().limits.subscriptions as usize;
+        let Some(open) = connections.get(id).and_then(Session::open) else {
+            return Err(EntranceError::TooMany { max });
+        };
+        let entering = open.pusher().map_or(0, |pusher| pusher.entering.len());
+        let watched = open.pusher().and_then(|it| it.user.as_ref()).map_or(0, |user| user.watchlist.len());
+        // The watchlist has a limit of its own.
+        if (open.subscriptions.as_slice().len() + entering).saturating_sub(watched) >= max {
+            return Err(EntranceError::TooMany { max });
+        }
+        let channel_data = subscribe.channel_data.as_deref();
+        match action {
+            Action::VerifyThenEnter => {
+                let signed = auth::subscription(&self.socket_ids.name(id), name, channel_data);
+                if !is_signed(app, &subscribe.auth, &signed) {
+                    return Err(EntranceError::Signature);
+                }
+            }
+            Action::EnterAsUser => {
+                let user = open.pusher().and_then(|pusher| pusher.user.as_ref());
+                if user.map(|user| &*user.id) != server_to_user(name) {
+                    return Err(EntranceError::User(Refusal::NotSignedIn));
+                }
+            }
+            _ => {}
+        }
+        let kind = match kind.access {
+            Access::Presence => {
+                let data = channel_data.ok_or(EntranceError::NoMember)?;
+                let member = PresenceMember::parse(data, app.limits.presence_user_bytes.bytes())?;
+                Kind::Presence(User { id: member.user_id, info: member.user_info })
+            }
+            _ => Kind::Plain,
+        };
+        Ok((channel_in(app, name)?, kind))
+    }
+
+    fn enter(
+        &mut self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+        app: &App,
+        channel: &Channel,
+        kind: Kind,
+    ) {
+        if let Some(result) = self.enter_again(connections, id, channel, &kind) {
+            if let Err(error) = result {
+                self.deny(connections, id, channel.name(), error.kind(), &error.to_string());
+            }
+            return;
+        }
+        let policy = overflow(self.shared.node.namespaces().of(channel).slow_reader);
+        let (key, confirmation) = self.hub.enter(channel, policy);
+        let is_cache = ChannelKind::of(channel.name()).is_cache;
+        if let (Kind::Plain, false, Some(Ok(()))) = (&kind, is_cache, confirmation.clone().now_or_never()) {
+            let entrance = Entrance { id, key, kind, attended: false, last: None };
+            return self.grant(connections, entrance, None);
+        }
+        let attend = match &kind {
+            Kind::Presence(user) => Some(Attend::Enter {
+                user: Some(user.clone()),
+                users_max: Some(app.limits.presence_members),
+                tells_counts: false,
+            }),
+            Kind::Plain | Kind::Watch => None,
+        };
+        let entrance = Entrance { id, key, kind, attended: false, last: None };
+        let token = self.entrances.insert(entrance) as EntranceToken;
+        if is_cache {
+            self.hub.begin_reading(key, id);
+        }
+        if let Some(open) = connections.get_mut(id).and_then(Session::open_mut) {
+            let recovering = is_cache.then(|| Recovering::new(Want::Now));
+            let entering = Entering { token, key, place: Place::Entering, recovering };
+            open.pusher_mut().entering.push(entering);
+        }
+        let (backplane, channel) = (Arc::clone(self.shared.node.backplane()), channel.clone());
+        let entered = async move {
+            let mut attended = false;
+            let admission = async {
+                confirmation.await?;
+                let mut sequence = 0;
+                if let Some(attend) = attend {
+                    let answer = backplane.attend(&channel, attend).await;
+                    attended = !matches!(answer, Err(AttendError::Full { .. }));
+                    sequence = answer?.sequence;
+                }
+                let last = match is_cache {
+                    true => Some(backplane.history(&channel, LAST).await?),
+                    false => None,
+                };
+                Ok(Admission { sequence, last })
+            };
+            let result = admission.await;
+            Entered { attended, result }
+        };
+        self.then(entered, move |entered| Command::Entered { token, entered: Box::new(entered) });
+    }
+
+    /// Who had unsubscribed while its subscription waited, and subscribes again, goes on waiting.
+    fn enter_again(
+        &mut self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+        channel: &Channel,
+        kind: &Kind,
+    ) -> Option<Result<(), EntranceError>> {
+        let key = self.hub.key_of(channel.as_str())?;
+        let open = connections.get_mut(id).and_then(Session::open_mut)?;
+        let pusher = open.rare.as_mut()?.pusher.as_mut()?;
+        let entering = pusher.entering.iter_mut().find(|entering| entering.key == key)?;
+        let same = match (&self.entrances.get(entering.token as usize)?.kind, kind) {
+            (Kind::Presence(before), Kind::Presence(now)) => before == now,
+            _ => true,
+        };
+        if !same {
+            return Some(Err(EntranceError::OtherMember));
+        }
+        entering.place = Place::Entering;
+        Some(Ok(()))
+    }
+
+    /// The backplane has answered.
+    pub(crate) fn entered(
+        &mut self,
+        connections: &mut Connections<Session>,
+        token: EntranceToken,
+        entered: Entered,
+    ) {
+        let Some(entrance) = self.entrances.get_mut(token as usize) else { return };
+        entrance.attended |= entered.attended;
+        let needs_list = !matches!(entrance.kind, Kind::Plain);
+        match entered.result {
+            Ok(admission) if self.is_wanted(connections, token) => {
+                let overflowed = self.overflowed(connections, token);
+                match overflowed {
+                    Some(true) => self.read_last_again(connections, token),
+                    Some(false) => self.end_entrance(connections, token, Err(EntranceError::Busy)),
+                    None => {
+                        if let Some(entrance) = self.entrances.get_mut(token as usize) {
+                            entrance.last = admission.last;
+                        }
+                        match needs_list {
+                            true => self.read_list(token, admission.sequence),
+                            false => self.end_entrance(connections, token, Ok(None)),
+                        }
+                    }
+                }
+            }
+            Ok(_) => self.end_entrance(connections, token, Ok(None)),
+            Err(error) => self.end_entrance(connections, token, Err(error)),
+        }
+    }
+
+    /// The list of a presence channel was read.
+    pub(crate) fn list_read(
+        &mut self,
+        connections: &mut Connections<Session>,
+        token: EntranceToken,
+        list: Result<Arc<Roll>, BackplaneError>,
+    ) {
+        self.end_entrance(connections, token, list.map(Some).map_err(EntranceError::from));
+    }
+
+    fn is_wanted(&self, connections: &Connections<Session>, token: EntranceToken) -> bool {
+        let Some(entrance) = self.entrances.get(token as usize) else { return false };
+        let open = connections.get(entrance.id).and_then(Session::open);
+        let entering = open.and_then(Open::pusher).map_or(&[][..], |pusher| &pusher.entering);
+        entering.iter().any(|entering| entering.token == token && entering.place == Place::Entering)
+    }
+
+    /// Whether more was published than could be kept while the last event was read; `true`: it may be read again.
+    fn overflowed(&mut self, connections: &mut Connections<Session>, token: EntranceToken) -> Option<bool> {
+        let entrance = self.entrances.get(token as usize)?;
+        let open = connections.get_mut(entrance.id).and_then(Session::open_mut)?;
+        let recovering = open.pusher_mut().recovering(entrance.key)?;
+        let lost = recovering.kept.overflow?;
+        if recovering.reads_left == 0 {
+            self.metrics.messages_dropped.add(DropReason::RecoveryOverflow, lost.messages);
+            return Some(false);
+        }
+        recovering.reads_left -= 1;
+        recovering.kept = Kept::default();
+        Some(true)
+    }
+
+    fn read_last_again(&mut self, connections: &Connections<Session>, token: EntranceToken) {
+        debug_assert!(self.is_wanted(connections, token));
+        let Some(entrance) = self.entrances.get(token as usize) else { return };
+        let (backplane, channel) =
+            (Arc::clone(self.shared.node.backplane()), self.hub.channel(entrance.key).clone());
+        let read = async move {
+            let last = backplane.history(&channel, LAST).await;
+            let result = last.map(|last| Admission { sequence: 0, last: Some(last) });
+            Entered { attended: false, result: result.map_err(EntranceError::from) }
+        };
+        self.then(read, move |entered| Command::Entered { token, entered: Box::new(entered) });
+    }
+
+    fn read_list(&mut self, token: EntranceToken, at_least: u64) {
+        let Some(entrance) = self.entrances.get(token as usize) else { return };
+        let channel = self.hub.channel(entrance.key);
+        let reply = move |list| Command::ListRead { token, list };
+        self.shared.node.rosters().read(channel, at_least, self.shard, reply);
+    }
+
+    /// Everything has been answered: lets the client in, or tells it why not, or gives back what nobody wants now.
+    fn end_entrance(
+        &mut self,
+        connections: &mut Connections<Session>,
+        token: EntranceToken,
+        result: Result<Option<Arc<Roll>>, EntranceError>,
+    ) {
+        let Some(entrance) = self.entrances.try_remove(token as usize) else { return };
+        let id = entrance.id;
+        let entering = self.take_entering(connections, id, token);
+        let answer = if result.is_ok() { Answer::Granted } else { Answer::Denied };
+        let next = entering.as_ref().map_or(Place::Outside, |entering| entering.place.next(answer));
+        let was_wanted = entering.as_ref().is_some_and(|entering| entering.place == Place::Entering);
+        match (next, result) {
+            (Place::Inside, Ok(list)) => {
+                let recovering = entering.and_then(|entering| entering.recovering);
+                self.grant(connections, entrance, Some((list, recovering)));
+            }
+            (_, result) => {
+                let name = self.hub.channel(entrance.key).name().to_owned();
+                self.give_back(connections, entrance);
+                if let (true, Err(error)) = (was_wanted, result) {
+                    self.fail_entrance(connections, id, &name, &error);
+                }
+            }
+        }
+    }
+
+    /// Takes a waiting subscription from its connection, which reads no history any more.
+    fn take_entering(
+        &mut self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+        token: EntranceToken,
+    ) -> Option<Entering> {
+        let open = connections.get_mut(id).and_then(Session::open_mut)?;
+        let pusher = open.rare.as_mut()?.pusher.as_mut()?;
+        let at = pusher.entering.iter().position(|entering| entering.token == token)?;
+        let entering = pusher.entering.swap_remove(at);
+        if entering.recovering.is_some() {
+            self.hub.end_reading(entering.key, id);
+        }
+        open.drop_empty_rare();
+        Some(entering)
+    }
+
+    fn give_back(&mut self, connections: &Connections<Session>, entrance: Entrance) {
+        if let (true, Kind::Presence(user)) = (entrance.attended, entrance.kind) {
+            self.attend_no_more(entrance.key, Some(user.id));
+        }
+        self.hub.leave(entrance.key, connections.now());
+    }
+
+    /// Clients do not ask again for a channel that they were refused, so one that only cannot be had now has the
+    /// connection closed with a code after which they come back.
+    fn fail_entrance(
+        &mut self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+        name: &str,
+        error: &EntranceError,
+    ) {
+        let kind = error.kind();
+        self.deny(connections, id, name, kind, &error.to_string());
+        if kind == ErrorKind::Unavailable {
+            self.leave(connections, id, Leave::Pusher(Code::OVER_CAPACITY));
+        }
+    }
+
+    /// Refuses a subscription, as a `pusher:subscription_error`, which channels of pusher-js are told, and as the
+    /// `pusher:error` that hosted Pusher sends.
+    pub(super) fn deny(
+        &mut self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+        name: &str,
+        kind: ErrorKind,
+        text: &str,
+    ) {
+        let name = shown(name);
+        self.metrics.subscriptions_refused.add(kind.into(), 1);
+        self.tell(connections, id, |out| {
+            server::subscription_error(name, SubscriptionError { kind, message: text }, out);
+        });
+        self.tell(connections, id, |out| server::error(None, &format!("{name}: {text}"), None, out));
+    }
+
+    /// Writes the answer and joins the lane, in one turn. `waited`: the list of a presence channel, and what came while
+    /// the last event was read.
+    fn grant(
+        &mut self,
+        connections: &mut Connections<Session>,
+        entrance: Entrance,
+        waited: Option<(Option<Arc<Roll>>, Option<Recovering>)>,
+    ) {
+        let Entrance { id, key, kind, last, .. } = entrance;
+        let (list, recovering) = waited.unwrap_or_default();
+        let channel = self.hub.channel(key).clone();
+        let name = channel.name();
+        let Some(open) = connections.get(id).and_then(Session::open) else { return };
+        let encoding = match self.shared.node.namespaces().of(&channel).compression {
+            true => open.encoding,
+            false => open.encoding.plain(),
+        };
+        let mut out = std::mem::take(&mut self.scratch);
+        out.clear();
+        match (&kind, &list) {
+            (Kind::Watch, list) => {
+                let user = tidegate_wire::pusher::watched_user(name).into_iter();
+                let is_online = list.as_ref().is_some_and(|list| !list.users.is_empty());
+                frame_of(
+                    |text| match is_online {
+                        true => server::watchlist(user, [].into_iter(), text),
+                        false => server::watchlist([].into_iter(), user, text),
+                    },
+                    &mut out,
+                );
+            }
+            (_, Some(list)) => {
+                let members = list.users.iter().map(|user| (&*user.id, user.info.as_deref()));
+                frame_of(|text| server::presence_succeeded(name, members, text), &mut out);
+            }
+            (_, None) => frame_of(|text| server::subscription_succeeded(name, text), &mut out),
+        }
+        let mut recovery = Recovery::new(key);
+        recovery.census = list.as_ref().map(|list| list.sequence);
+        if let Some(recovering) = recovering {
+            recovery = self.write_last(connections, id, encoding, recovery, recovering, last, &mut out);
+        }
+        connections.write_beyond_bound(id, &out);
+        self.keep_scratch(out);
+        let (subscription, follows) = self.hub.resume(encoding, &recovery, id.slot);
+        self.granted(connections, id, subscription, follows.then_some(recovery), &kind, &channel);
+    }
+
+    /// Notes a subscription that stands now.
+    fn granted(
+        &mut self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+        subscription: Subscription,
+        follows: Option<Recovery>,
+        kind: &Kind,
+        channel: &Channel,
+    ) {
+        let key = self.hub.channel_of(subscription);
+        let Some(open) = connections.get_mut(id).and_then(Session::open_mut) else { return };
+        open.subscriptions.push(subscription);
+        if let Some(recovery) = follows {
+            open.rare_mut().recoveries.push(recovery);
+        }
+        if let Kind::Presence(user) = kind {
+            open.pusher_mut().members.push((key, user.id.clone()));
+        }
+        let (app, has_many) = (open.app, open.subscriptions.as_slice().len() > 1);
+        if has_many {
+            connections.set_merging(id, true);
+        }
+        let counts = ChannelKind::of(channel.name()).access != Access::User;
+        if let (Kind::Plain, true, Some(app)) = (kind, counts, self.apps.get(app)) {
+            // Who is told of counts must be subscribed before its own is counted.
+            let tells_counts = app.subscription_count || app.tells(WebhookEvent::SubscriptionCount);
+            self.attend(channel, Attend::Enter { user: None, users_max: None, tells_counts });
+        }
+    }
+
+    /// Appends the last event of a cache channel, or that there is none.
+    #[expect(clippy::too_many_arguments, reason = "all of them are parts of one entrance")]
+    fn write_last(
+        &mut self,
+        connections: &Connections<Session>,
+        id: ConnectionId,
+        encoding: Encoding,
+        recovery: Recovery,
+        recovering: Recovering,
+        last: Option<History>,
+        out: &mut Vec<u8>,
+    ) -> Recovery {
+        let before = out.len();
+        let recovering = Recovering { history: last, ..recovering };
+        let (key, mut none) = (recovery.key, Default::default());
+        let (recovery, _) = self.write_recovered(recovery, recovering, encoding, &mut none, out);
+        if out.len() == before {
+            let channel = self.hub.channel(key).clone();
+            frame_of(|text| server::cache_miss(channel.name(), text), out);
+            if let Some(app) = self.app_of(connections, id) {
+                self.shared.webhooks.notify(&app, Event::CacheMiss { channel: channel.name() });
+            }
+        }
+        recovery
+    }
+}
+
+/// The newest publication.
+pub(super) const LAST: HistoryQuery = HistoryQuery { since: None, limit: 1 };
+
+/// Whether an `auth` value is this app's signature of a text.
+pub(super) fn is_signed(app: &App, auth: &str, signed: &str) -> bool {
+    auth::Signature::parse(auth)
+        .is_some_and(|signature| signature.key == &*app.key && app.verify(signed, signature.digest))
+}
