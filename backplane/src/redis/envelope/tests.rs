@@ -47,6 +47,28 @@ fn golden_bytes() {
 }
 
 #[test]
+fn golden_bytes_of_the_census() {
+    let check = |bytes: &[u8], expect: Result<CensusKind, EnvelopeError>| {
+        let expect = expect.map(|kind| Message::Census(CensusEvent { sequence: 7, kind }));
+        let bytes = [b"\x01\x10\0\0\0\0\0\0\0\x07", bytes].concat();
+        assert_eq!(Message::decode(bytes), expect);
+    };
+    let user = |info: Option<&str>| User { id: "ü".into(), info: info.map(Into::into) };
+    check(b"\x01\0\x02\xc3\xbc{}", Ok(CensusKind::Joined(user(Some("{}")))));
+    check(b"\x01\0\x02\xc3\xbc", Ok(CensusKind::Joined(user(None))));
+    check(b"\x02ada", Ok(CensusKind::Left { user: "ada".into() }));
+    check(b"\x03\0\0\0\0\0\0\x01\0", Ok(CensusKind::Count { subscriptions: 256 }));
+    check(b"\x03\0\0\0\0\0\0\x01\0\0", Err(EnvelopeError::Census));
+    check(b"\x03\0", Err(EnvelopeError::Truncated));
+    check(b"\x01\0\x02\xc3", Err(EnvelopeError::Truncated));
+    check(b"\x02\xff", Err(EnvelopeError::Census));
+    check(b"\x04", Err(EnvelopeError::Census));
+    check(b"", Err(EnvelopeError::Truncated));
+    assert_eq!(Message::decode(b"\x01\x10\0".to_vec()), Err(EnvelopeError::Truncated));
+    assert_eq!(Message::decode(b"\x01\x11hi".to_vec()), Err(EnvelopeError::Flags(0x11)));
+}
+
+#[test]
 fn errors_are_told_by_kind() {
     let check = |bytes: &[u8], error: EnvelopeError| {
         assert_eq!(Envelope::decode(bytes.to_vec()), Err(error), "{bytes:?}");
