@@ -7,6 +7,7 @@ use super::{
     super::rig::Rig,
     client::{Client, PATH, app, config, signature},
 };
+use crate::config::{List, Setting as _, WebhookEntry, WebhookEvent, WebhookUrl};
 
 #[test]
 fn others_get_them_and_the_sender_does_not() {
@@ -141,4 +142,25 @@ fn who_sent_some_of_a_batch_gets_the_rest() {
     }
     a.expect_nothing();
     rig.eventually_metric("tidegate_messages_sent_total ", 500.0);
+}
+
+/// Nobody listens there; what is to be told is counted when it is queued.
+#[test]
+fn webhooks_are_told_of_what_happens_in_sessions() {
+    let mut config = config();
+    let webhook = WebhookEntry {
+        url: WebhookUrl::from_text("http://127.0.0.1:9/"),
+        events: vec![WebhookEvent::ClientEvent, WebhookEvent::CacheMiss],
+        ..WebhookEntry::default()
+    };
+    app(&mut config).webhooks = List(vec![webhook]);
+    let rig = Rig::start(config);
+    let mut client = Client::connect(&rig);
+    client.subscribe("private-cache-a");
+    client.expect_on("pusher:cache_miss", "private-cache-a");
+    assert_eq!(rig.metric("tidegate_webhook_events_total "), 1.0);
+    client.send_event("private-cache-a", "client-x", json!(1));
+    client.send_event("private-b", "client-x", json!(1));
+    client.expect_error(None);
+    assert_eq!(rig.metric("tidegate_webhook_events_total "), 2.0);
 }
