@@ -23,16 +23,14 @@ pub(super) struct AppMetrics {
     pub(super) reloads: Counters<ReloadResult>,
 }
 
-/// The families under `tidegate_app`. The label `app` has the apps of the configuration.
+/// The families under `tidegate_app`.
 #[derive(Debug)]
 pub(crate) struct AppCollector(pub(crate) Arc<Apps>);
 
 impl Collector for AppCollector {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let mut page = Page::new(encoder);
-        let connections = self.0.connections();
-        let connections = connections.iter().map(|(app, open)| (app.as_str(), f64::from(*open)));
-        page.gauges_by("app_connections", "Open connections of an app.", "app", connections)?;
+        page.gauge("apps", "Apps in the list, disabled ones included.", self.0.len() as f64)?;
         page.counters("app_reloads", "Times that the list of apps was read again.", [&self.0.metrics.reloads])
     }
 }

@@ -18,8 +18,9 @@ pub struct Claims {
     pub expires: Option<SystemTime>,
     /// `info`: JSON that other members see in presence.
     pub info: Option<Box<str>>,
-    /// The app that the token's key is for, if it is not the default one.
-    pub app: Option<AppId>,
+    /// The app that the token's key is for, if it is not the default one. Boxed, because it is rare and claims are
+    /// kept with connections.
+    pub app: Option<Box<AppId>>,
     channels: Vec<Pattern>,
     publish: Publish,
 }
@@ -110,7 +111,7 @@ impl Claims {
             user: raw.sub,
             expires: expires.and_then(|expires| UNIX_EPOCH.checked_add(expires)),
             info: raw.info.map(|info| info.get().into()),
-            app: rules.app.clone(),
+            app: rules.app.clone().map(Box::new),
             channels: raw.channels.map(OneOrMany::into_vec).unwrap_or_default(),
             publish: match raw.publish {
                 Some(RawPublish::All(true)) => Publish::Subscribed,

@@ -321,7 +321,7 @@ impl Core {
         }
         Ok(match credentials {
             Credentials::Token(claims) => {
-                let app = claims.app.clone();
+                let app = claims.app.as_deref().cloned();
                 (Some(claims), app)
             }
             Credentials::Anonymous | Credentials::ApiKey(_) => (None, key_app),

@@ -260,7 +260,7 @@ impl Core {
     ) -> bool {
         let Some(session) = connections.get(id) else { return false };
         let is_theirs = |claims: &Claims| {
-            claims.user.as_deref() == Some(user) && claims.app.as_ref().map(AppId::as_str) == app
+            claims.user.as_deref() == Some(user) && claims.app.as_deref().map(AppId::as_str) == app
         };
         if session.claims().is_some_and(is_theirs) {
             return true;

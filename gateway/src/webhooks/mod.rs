@@ -182,10 +182,9 @@ impl Endpoint {
     }
 
     fn wants(&self, event: &Event<'_>) -> bool {
-        let channel = event.channel();
-        let named = |prefix: &Box<str>| channel.starts_with(&**prefix);
+        let (channel, prefixes) = (event.channel(), &self.channel_prefixes);
         self.takes(event.kind())
-            && (self.channel_prefixes.is_empty() || self.channel_prefixes.iter().any(named))
+            && (prefixes.is_empty() || prefixes.iter().any(|prefix| channel.starts_with(&**prefix)))
     }
 }
 
