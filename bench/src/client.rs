@@ -12,6 +12,7 @@ use crate::driver::{Io, Party, Readiness};
 use crate::frame::{FrameEvent, FrameScanner, write_client_frame};
 use crate::http::{WEBSOCKET_KEY, parse_head};
 use crate::order::OrderCheck;
+use crate::pusher;
 use crate::socketio::{self, Packet};
 use crate::sse::SseScanner;
 use crate::stats::{ConnectFailure, Ending, FleetStats};
@@ -36,6 +37,8 @@ pub enum Role {
     SubscribeSse,
     /// `GET /socket.io/?channel=C`, connect to the namespace, count events.
     SubscribeSocketIo,
+    /// `GET /app/KEY`: subscribe to the channel by Pusher's protocol, count events.
+    SubscribePusher,
     /// `GET /echo`: send a message of this many bytes, wait for it, send the next.
     Echo { bytes: usize },
 }
@@ -255,6 +258,7 @@ impl Fleet {
                 let path = format!("{prefix}/socket.io/?EIO=4&transport=websocket&channel={channel}");
                 upgrade(&path, authority)
             }
+            Role::SubscribePusher => upgrade(&format!("{prefix}{}", pusher::PATH), authority),
             Role::Subscribe => upgrade(&format!("{prefix}/ws?channel={channel}"), authority),
             Role::Echo { .. } => upgrade(&format!("{prefix}/echo"), authority),
         };
@@ -327,7 +331,7 @@ impl Fleet {
         };
         let good = match self.config.role {
             Role::SubscribeSse => head.status == 200,
-            Role::Subscribe | Role::SubscribeSocketIo | Role::Echo { .. } => {
+            Role::Subscribe | Role::SubscribeSocketIo | Role::SubscribePusher | Role::Echo { .. } => {
                 head.status == 101 && head.accepted
             }
         };
@@ -340,11 +344,14 @@ impl Fleet {
         if self.config.role == Role::SubscribeSse {
             self.connections[key].scanner = Scanner::Events(Box::new(SseScanner::new(head.is_chunked())));
         }
-        if self.config.role == Role::SubscribeSocketIo {
-            self.connections[key].phase = Phase::Joining;
-            write_client_frame(&mut self.connections[key].out, 0x1, socketio::CONNECT);
-        } else {
-            self.opened(key);
+        match self.config.role {
+            Role::SubscribeSocketIo => {
+                self.connections[key].phase = Phase::Joining;
+                write_client_frame(&mut self.connections[key].out, 0x1, socketio::CONNECT);
+            }
+            // The server speaks first.
+            Role::SubscribePusher => self.connections[key].phase = Phase::Joining,
+            _ => self.opened(key),
         }
         match self.take_stream(key, &joined[used..]) {
             Verdict::Keep => self.connections[key].flush(),
@@ -366,7 +373,7 @@ impl Fleet {
 
     fn take_stream(&mut self, key: usize, bytes: &[u8]) -> Verdict {
         let Self { connections, stats, config, echo_frame, .. } = self;
-        let Connection { scanner, order, out, began_ns, .. } = &mut connections[key];
+        let Connection { scanner, order, out, began_ns, channel, .. } = &mut connections[key];
         let now_ns = now_ns();
         stats.bytes += bytes.len() as u64;
         let scanner = match scanner {
@@ -394,6 +401,21 @@ impl Fleet {
                 Packet::Connected => joined = true,
                 Packet::Other => {}
             },
+            FrameEvent::Message { head, .. } if config.role == Role::SubscribePusher => {
+                match pusher::packet(head) {
+                    pusher::Packet::Message(data) => stats.message(order, data, now_ns, config.run),
+                    pusher::Packet::Ping => {
+                        stats.pings_answered += 1;
+                        write_client_frame(out, 0x1, pusher::PONG);
+                    }
+                    pusher::Packet::Hello => {
+                        let channel = config.channels.get(*channel as usize).map_or("", String::as_str);
+                        write_client_frame(out, 0x1, &pusher::subscribe(channel));
+                    }
+                    pusher::Packet::Subscribed => joined = true,
+                    pusher::Packet::Other => {}
+                }
+            }
             FrameEvent::Message { head, .. } => stats.message(order, head, now_ns, config.run),
             FrameEvent::Ping(payload) => {
                 stats.pings_answered += 1;

@@ -19,6 +19,7 @@ pub mod http;
 pub mod order;
 pub mod probe;
 pub mod publish;
+mod pusher;
 pub mod report;
 mod socketio;
 pub mod sse;

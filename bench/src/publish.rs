@@ -9,6 +9,7 @@ use mio::net::TcpStream;
 
 use crate::driver::{Io, Party, Readiness};
 use crate::http::{ResponseHead, ResponseReader};
+use crate::pusher::Signer;
 use crate::stamp::{STAMP_BYTES, Stamp};
 use crate::stats::{ConnectFailure, latency_histogram};
 use crate::sys::{ConnectOptions, connect, now_ns};
@@ -40,6 +41,8 @@ pub enum Pace {
 pub struct PublishConfig {
     pub target: Target,
     pub api_key: Option<String>,
+    /// Send signed events to Pusher's HTTP API and not to `/v1`.
+    pub signed: bool,
     /// Keep-alive connections, each with at most one request in flight: publishers times in-flight each.
     pub connections: u16,
     pub pace: Pace,
@@ -83,6 +86,8 @@ pub struct PublishStats {
 pub struct Publisher {
     id: u16,
     config: PublishConfig,
+    /// Where requests are signed.
+    signer: Option<Signer>,
     connections: Vec<Connection>,
     /// Sequence numbers acknowledged, per connection and channel.
     acknowledged: Vec<u32>,
@@ -147,6 +152,7 @@ impl Publisher {
             connections: (0..usize::from(connections))
                 .map(|index| Connection::new(index * channels / usize::from(connections)))
                 .collect(),
+            signer: config.signed.then(Signer::new),
             config,
             acknowledged: vec![0; sequences],
             idle: Vec::new(),
@@ -297,10 +303,25 @@ impl Publisher {
         let sequence =
             self.acknowledged[key * self.config.channels.len() + self.connections[key].channel] + 1;
         let connection = &mut self.connections[key];
-        write_request(&mut connection.out, &self.config, connection.channel);
         let stamp = Stamp { run: self.config.run, stream: key as u16, sequence, sent_ns: connection.due_ns };
-        let payload = connection.out.len() - self.config.payload_bytes;
-        stamp.write(&mut connection.out[payload..]);
+        match &self.signer {
+            Some(signer) => {
+                let mut payload = vec![b'.'; self.config.payload_bytes];
+                stamp.write(&mut payload);
+                let (target, channel) = (&self.config.target, &self.config.channels[connection.channel]);
+                signer.write_request(
+                    &mut connection.out,
+                    target,
+                    channel,
+                    &String::from_utf8_lossy(&payload),
+                );
+            }
+            None => {
+                write_request(&mut connection.out, &self.config, connection.channel);
+                let payload = connection.out.len() - self.config.payload_bytes;
+                stamp.write(&mut connection.out[payload..]);
+            }
+        }
         connection.written = 0;
         connection.sent_ns = now_ns();
         connection.phase = Phase::InFlight;
@@ -495,6 +516,7 @@ mod tests {
         PublishConfig {
             target: Target::parse("http://127.0.0.1:1/base").unwrap(),
             api_key: Some("k".to_owned()),
+            signed: false,
             connections: 4,
             pace: Pace::Closed,
             payload_bytes,

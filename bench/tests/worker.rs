@@ -63,6 +63,7 @@ fn publish(server: SocketAddr) {
     let config = PublishConfig {
         target: Target::of(server),
         api_key: None,
+        signed: false,
         connections: 1,
         pace: Pace::OnDemand,
         payload_bytes: 130,

@@ -13,6 +13,7 @@
 //! run needs: it bounds a broken run and asserts nothing about speed.
 
 mod gateway;
+mod inbox;
 pub mod memory;
 mod metrics;
 pub mod net;
@@ -27,6 +28,7 @@ mod wait;
 mod ws;
 
 pub use gateway::{Gateway, GatewayBuilder, SHORT_DRAIN};
+pub use inbox::{Inbox, Posted};
 pub use metrics::{Metrics, Sample};
 pub use process::{Exit, Process, Stop, product_binary};
 pub use rest::{Answer, Position, Rest};

@@ -1,7 +1,7 @@
 //! This gateway and its peers, measured in one run: every round meets every server, so that what drifts on a
 //! machine drifts for all, and a ratio is taken within a round.
 //!
-//! [`plan`] says what there is; [`gateway`], [`redis`], [`router`] and [`scaling`] do it with [`rig`] on the
+//! [`plan`] says what there is; [`gateway`], [`redis`], [`router`], [`scaling`] and [`pusher`] do it with [`rig`] on the
 //! client's side and [`servers`] and [`process`] on the other; [`table`] writes it down.
 
 use std::collections::BTreeMap;
@@ -14,6 +14,7 @@ use serde::Serialize;
 mod gateway;
 pub mod plan;
 pub mod process;
+mod pusher;
 mod redis;
 pub mod rig;
 mod router;
@@ -139,7 +140,8 @@ fn planned(options: &CompareOptions) -> Vec<(Scenario, Vec<Server>, Vec<Measure>
     };
     let asked = |scenario: Scenario| {
         let servers = scenario.servers().iter().copied();
-        servers.filter(|server| options.servers.contains(server)).collect::<Vec<_>>()
+        let asked = servers.filter(|server| options.servers.contains(server));
+        asked.filter(|&server| server != Server::Sockudo || servers::sockudo().is_some()).collect::<Vec<_>>()
     };
     let scenarios = Scenario::ALL.into_iter().map(|scenario| (scenario, asked(scenario), wanted(scenario)));
     scenarios.filter(|(_, servers, wanted)| !servers.is_empty() && !wanted.is_empty()).collect()
@@ -153,6 +155,7 @@ fn take(options: &CompareOptions, scenario: Scenario, server: Server) -> Result<
         Group::Router if scenario == Scenario::Placement => router::placement::run(places),
         Group::Router => router::run(server, places, sizes),
         Group::Scaling => scaling::run(server, places, sizes),
+        Group::Pusher => pusher::run(scenario, server, places, sizes),
     }
 }
 

@@ -18,6 +18,8 @@ pub enum Group {
     Router,
     /// More and more nodes.
     Scaling,
+    /// The Pusher protocol beside another server of it.
+    Pusher,
 }
 
 /// One row of a table.
@@ -51,6 +53,10 @@ pub enum Measure {
     ScalingAllCpu,
     ScalingBalance,
     ScalingLost,
+    PusherMemory,
+    PusherConnectCpu,
+    PusherDeliveryCpu,
+    PusherEventsRate,
 }
 
 /// What servers have to be started for.
@@ -67,10 +73,12 @@ pub enum Scenario {
     Proxy,
     Placement,
     Scaling,
+    PusherIdle,
+    PusherEvents,
 }
 
 impl Group {
-    pub const ALL: [Self; 4] = [Self::Gateway, Self::Redis, Self::Router, Self::Scaling];
+    pub const ALL: [Self; 5] = [Self::Gateway, Self::Redis, Self::Router, Self::Scaling, Self::Pusher];
 
     /// Everybody who takes part, in the order of the table.
     #[must_use]
@@ -79,6 +87,7 @@ impl Group {
             Self::Gateway => &[Server::Tidegate, Server::Floor, Server::Bun, Server::Ws],
             Self::Redis => &[Server::Tidegate, Server::OneNode, Server::SocketIo, Server::RedisBenchmark],
             Self::Router => &[Server::Tidegate, Server::Haproxy, Server::Nginx],
+            Self::Pusher => &[Server::Tidegate, Server::Sockudo],
             Self::Scaling => &[
                 Server::Gateways1,
                 Server::Gateways2,
@@ -100,7 +109,7 @@ impl Measure {
 }
 
 impl Scenario {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Fanout,
         Self::Rest,
         Self::Echo,
@@ -112,6 +121,8 @@ impl Scenario {
         Self::Proxy,
         Self::Placement,
         Self::Scaling,
+        Self::PusherIdle,
+        Self::PusherEvents,
     ];
 
     #[must_use]
@@ -121,6 +132,7 @@ impl Scenario {
             Self::RedisLatency | Self::RedisReceive | Self::RedisFanout | Self::RedisPublish => Group::Redis,
             Self::Proxy | Self::Placement => Group::Router,
             Self::Scaling => Group::Scaling,
+            Self::PusherIdle | Self::PusherEvents => Group::Pusher,
         }
     }
 
@@ -152,6 +164,8 @@ impl Scenario {
                 Measure::ScalingBalance,
                 Measure::ScalingLost,
             ],
+            Self::PusherIdle => &[Measure::PusherConnectCpu, Measure::PusherMemory],
+            Self::PusherEvents => &[Measure::PusherDeliveryCpu, Measure::PusherEventsRate],
         }
     }
 

@@ -239,9 +239,30 @@ pub(super) fn publisher(
     pace: Pace,
     channels: &Arc<[String]>,
 ) -> Result<Publisher, MeasureError> {
+    publisher_of(target, connections, pace, channels, false)
+}
+
+/// A publisher of signed events.
+pub(super) fn signed_publisher(
+    target: &Target,
+    connections: u16,
+    pace: Pace,
+    channels: &Arc<[String]>,
+) -> Result<Publisher, MeasureError> {
+    publisher_of(target, connections, pace, channels, true)
+}
+
+fn publisher_of(
+    target: &Target,
+    connections: u16,
+    pace: Pace,
+    channels: &Arc<[String]>,
+    signed: bool,
+) -> Result<Publisher, MeasureError> {
     let config = PublishConfig {
         target: target.clone(),
         api_key: Some("dev-key".to_owned()),
+        signed,
         connections,
         pace,
         payload_bytes: PAYLOAD_BYTES,

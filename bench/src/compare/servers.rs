@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Serialize;
 
+use crate::pusher::{APP_ID, APP_KEY, APP_SECRET};
 use crate::sys::pin_thread;
 use crate::target::Target;
 
@@ -50,6 +51,7 @@ pub enum Server {
     Gateways8,
     #[value(name = "proxied-8")]
     Proxied8,
+    Sockudo,
 }
 
 impl Server {
@@ -71,6 +73,7 @@ impl Server {
             Self::Gateways4 => "4 gateways",
             Self::Gateways8 => "8 gateways",
             Self::Proxied8 => "8 by proxy",
+            Self::Sockudo => "sockudo",
         }
     }
 
@@ -130,7 +133,7 @@ pub(super) struct Launch {
     pub(super) name: &'static str,
     pub(super) program: PathBuf,
     pub(super) arguments: Vec<String>,
-    pub(super) environment: Vec<(&'static str, &'static str)>,
+    pub(super) environment: Vec<(&'static str, String)>,
     pub(super) address: SocketAddr,
     pub(super) core: usize,
 }
@@ -203,6 +206,7 @@ pub fn version(server: Server, places: &Places) -> Option<String> {
         Server::RedisBenchmark => (PathBuf::from("redis-server"), "--version"),
         Server::Haproxy => (system_program("haproxy"), "-v"),
         Server::Nginx => (system_program("nginx"), "-v"),
+        Server::Sockudo => (sockudo()?, "--version"),
         Server::SocketIo => {
             let packages = ["socket.io", "@socket.io/redis-adapter"];
             let [server, adapter] = packages.map(|package| package_version(places, package));
@@ -217,7 +221,9 @@ pub fn version(server: Server, places: &Places) -> Option<String> {
     let line = text.lines().next()?.trim();
     match server {
         Server::Ws => Some(format!("{line}, ws {}", package_version(places, "ws")?)),
-        Server::RedisBenchmark | Server::Haproxy | Server::Nginx => Some(number_in(line)?.to_owned()),
+        Server::RedisBenchmark | Server::Haproxy | Server::Nginx | Server::Sockudo => {
+            Some(number_in(line)?.to_owned())
+        }
         _ => Some(line.to_owned()),
     }
 }
@@ -258,19 +264,31 @@ pub(super) fn start_floor(places: &Places, core: usize) -> Result<Running, Serve
 
 /// A gateway without history, with more arguments than its ports.
 pub(super) fn start_gateway(places: &Places, core: usize, more: &[&str]) -> Result<Running, ServerError> {
-    // Development mode keeps history, which costs a script in Redis for each publication.
-    let environment = vec![
-        ("TIDEGATE__NAMESPACES__DEFAULT__HISTORY_SIZE", "0"),
-        ("TIDEGATE__NAMESPACES__DEFAULT__HISTORY_AGE", "0s"),
-    ];
-    launch_gateway(places, core, more, environment)
+    launch_gateway(places, core, more, environment(&NO_HISTORY))
+}
+
+/// The same for clients of Pusher. Counts are off as they are unless asked for: a message to every subscriber each 5 s.
+pub(super) fn start_pusher_gateway(places: &Places, core: usize) -> Result<Running, ServerError> {
+    let mut environment = environment(&NO_HISTORY);
+    environment.push(("TIDEGATE__APPS__1__SUBSCRIPTION_COUNT", "false".to_owned()));
+    launch_gateway(places, core, &[], environment)
+}
+
+/// Development mode keeps history, which costs a script in Redis for each publication.
+const NO_HISTORY: [(&str, &str); 2] = [
+    ("TIDEGATE__NAMESPACES__DEFAULT__HISTORY_SIZE", "0"),
+    ("TIDEGATE__NAMESPACES__DEFAULT__HISTORY_AGE", "0s"),
+];
+
+fn environment(words: &[(&'static str, &str)]) -> Vec<(&'static str, String)> {
+    words.iter().map(|&(name, value)| (name, value.to_owned())).collect()
 }
 
 fn launch_gateway(
     places: &Places,
     core: usize,
     more: &[&str],
-    environment: Vec<(&'static str, &'static str)>,
+    environment: Vec<(&'static str, String)>,
 ) -> Result<Running, ServerError> {
     let address = free_address()?;
     let (listen, internal) = (address.to_string(), free_address()?.to_string());
@@ -298,10 +316,10 @@ pub(super) fn start_router(
         arguments: arguments.into_iter().map(str::to_owned).collect(),
         // A gateway in development mode has no such limit, and neither have the proxies beside it.
         // Health checks come on top of a core that is fully used: a late answer is no failed node here.
-        environment: vec![
+        environment: environment(&[
             ("TIDEGATE__LIMITS__HANDSHAKES_PER_SECOND", "0"),
             ("TIDEGATE__HEALTH__FAILURES", "1000000"),
-        ],
+        ]),
         address,
         core,
     };
@@ -337,7 +355,7 @@ pub(super) fn start_socket_io(
         program: PathBuf::from("node"),
         arguments: std::iter::once("socketio.mjs".to_owned()).chain(words).collect(),
         // What Node's own documentation says of running a server for others.
-        environment: vec![("NODE_ENV", "production")],
+        environment: environment(&[("NODE_ENV", "production")]),
         address,
         core,
     };
@@ -399,6 +417,38 @@ pub(super) fn free_address() -> Result<SocketAddr, ServerError> {
         .and_then(|listener| listener.local_addr())
         .map_err(ServerError::Port)
 }
+
+/// sockudo, where `SOCKUDO` names it or `PATH` has it. Building it takes half an hour, so it takes part only where it is.
+pub(super) fn sockudo() -> Option<PathBuf> {
+    let named = std::env::var_os("SOCKUDO").map(PathBuf::from);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).map(|directory| directory.join("sockudo"));
+    named.into_iter().chain(found).find(|program| program.is_file())
+}
+
+/// sockudo with the app of `--dev`, everything in memory, no limits of rate, no metrics.
+pub(super) fn start_sockudo(places: &Places, core: usize) -> Result<Running, ServerError> {
+    let address = free_address()?;
+    let mut environment = environment(&SOCKUDO);
+    environment.extend([("HOST", address.ip().to_string()), ("PORT", address.port().to_string())]);
+    let program = sockudo().unwrap_or_else(|| PathBuf::from("sockudo"));
+    launch(places, Launch { name: "sockudo", program, arguments: Vec::new(), environment, address, core })
+}
+
+/// Names and values are those of its documentation.
+const SOCKUDO: [(&str, &str); 11] = [
+    ("SOCKUDO_DEFAULT_APP_ID", APP_ID),
+    ("SOCKUDO_DEFAULT_APP_KEY", APP_KEY),
+    ("SOCKUDO_DEFAULT_APP_SECRET", APP_SECRET),
+    ("SOCKUDO_DEFAULT_APP_MAX_CONNECTIONS", "1000000"),
+    ("SOCKUDO_DEFAULT_APP_MAX_BACKEND_EVENTS_PER_SECOND", "100000000"),
+    ("APP_MANAGER_DRIVER", "memory"),
+    ("ADAPTER_DRIVER", "local"),
+    ("CACHE_DRIVER", "memory"),
+    ("RATE_LIMITER_ENABLED", "false"),
+    ("METRICS_ENABLED", "false"),
+    ("RUST_LOG", "warn"),
+];
 
 /// A program of the system. Debian keeps servers where an ordinary user's PATH does not look.
 pub(super) fn system_program(name: &str) -> PathBuf {

@@ -16,6 +16,7 @@ fn markers(group: Group) -> [&'static str; 2] {
         Group::Redis => ["<!-- bench:redis:begin -->", "<!-- bench:redis:end -->"],
         Group::Router => ["<!-- bench:router:begin -->", "<!-- bench:router:end -->"],
         Group::Scaling => ["<!-- bench:scaling:begin -->", "<!-- bench:scaling:end -->"],
+        Group::Pusher => ["<!-- bench:pusher:begin -->", "<!-- bench:pusher:end -->"],
     }
 }
 
@@ -113,6 +114,26 @@ fn row(measure: Measure) -> Row {
         Measure::ScalingAllCpu => ("the same with routers and Redis", "µs", 2, Nothing, "–"),
         Measure::ScalingBalance => ("connections of the fullest gateway", "× mean", 2, Nothing, "≤ 1.25"),
         Measure::ScalingLost => ("deliveries lost", "total", 0, Nothing, "0"),
+        Measure::PusherMemory => (
+            "user memory per idle connection with one public channel",
+            "B",
+            0,
+            Ratio(Server::Sockudo),
+            "≤ 800 B",
+        ),
+        Measure::PusherConnectCpu => {
+            ("CPU per connect and subscribe", "µs", 1, Ratio(Server::Sockudo), "≤ 80 µs")
+        }
+        Measure::PusherDeliveryCpu => {
+            ("CPU per delivery, 1 event in flight", "µs", 2, Ratio(Server::Sockudo), "≤ 0.5 × sockudo")
+        }
+        Measure::PusherEventsRate => (
+            "signed POST /events per second, no subscribers",
+            "/s",
+            0,
+            Ratio(Server::Sockudo),
+            "≥ 3 × sockudo",
+        ),
     };
     Row { title, unit, decimals, against, bar }
 }

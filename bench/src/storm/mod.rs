@@ -218,6 +218,7 @@ fn publisher(
     let config = PublishConfig {
         target,
         api_key: options.api_key.clone(),
+        signed: false,
         connections: connections.max(1),
         pace,
         payload_bytes: options.payload_bytes,
