@@ -75,6 +75,7 @@ pub trait Subject: Send + Sync {
 pub async fn run(subject: &dyn Subject) {
     concurrent_publishers_have_one_order(subject).await;
     publishers_keep_their_order_without_history(subject).await;
+    flights_keep_their_order(subject).await;
     history_and_sink_are_one_step(subject).await;
     history_is_ahead_of_the_sink(subject).await;
     history_read_in_steps_has_no_holes(subject).await;

@@ -52,6 +52,21 @@ pub trait Backplane: Send + Sync + 'static {
     /// Accepts a publication, or says why not.
     fn publish(&self, publication: NewPublication) -> BoxFuture<'_, Result<Published, BackplaneError>>;
 
+    /// Accepts publications to one channel in their order, and answers for each. One that is not accepted does not keep
+    /// those after it from being so.
+    fn publish_flight(
+        &self,
+        publications: Vec<NewPublication>,
+    ) -> BoxFuture<'_, Vec<Result<Published, BackplaneError>>> {
+        Box::pin(async move {
+            let mut published = Vec::with_capacity(publications.len());
+            for publication in publications {
+                published.push(self.publish(publication).await);
+            }
+            published
+        })
+    }
+
     /// Begins to hand the channel's publications to the sink. Generations of one channel only grow.
     fn subscribe(&self, channel: &Channel, generation: u64)
     -> BoxFuture<'static, Result<(), BackplaneError>>;

@@ -144,6 +144,11 @@ pub(crate) struct Relay {
 /// What a cache channel of Pusher Channels keeps, whoever publishes to it: its last event, for as long as hosted Pusher.
 const CACHE: HistoryPolicy = HistoryPolicy { size: 1, age: Duration::from_secs(30 * 60) };
 
+/// Publications of one channel that go to the backplane together, and their payloads: as much as the channel takes
+/// before its publishers wait.
+const FLIGHT_MAX: usize = 64;
+const FLIGHT_BYTES: usize = 64 * 1024;
+
 /// How long a publish waits for room before it is refused. Longer than any fan-out of a healthy node takes.
 const ROOM_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -174,15 +179,71 @@ impl Node {
     /// is one, and on its way to every subscriber; or, where the namespace allows it and the backplane is away, to
     /// those on this node.
     pub async fn publish(&self, request: PublishRequest) -> Result<PublishOutcome, PublishError> {
+        self.check_size(&request)?;
+        self.wait_for_room(&request.channel).await?;
+        let (publication, local) = self.prepare(request);
+        self.settle(self.backplane.publish(publication).await, local)
+    }
+
+    /// As [`publish`](Self::publish), for several to one channel: they keep their order, and a flight of them waits for
+    /// room, and for the backplane, as one.
+    pub async fn publish_in_order(
+        &self,
+        requests: Vec<PublishRequest>,
+    ) -> Vec<Result<PublishOutcome, PublishError>> {
+        let mut outcomes = Vec::with_capacity(requests.len());
+        let mut flight = Vec::new();
+        let mut bytes = 0;
+        for request in requests {
+            if let Err(error) = self.check_size(&request) {
+                self.send_flight(std::mem::take(&mut flight), &mut outcomes).await;
+                outcomes.push(Err(error));
+                continue;
+            }
+            let payload_bytes = request.payload.bytes().len();
+            if flight.len() == FLIGHT_MAX || bytes + payload_bytes > FLIGHT_BYTES {
+                self.send_flight(std::mem::take(&mut flight), &mut outcomes).await;
+                bytes = 0;
+            }
+            bytes += payload_bytes;
+            flight.push(request);
+        }
+        self.send_flight(flight, &mut outcomes).await;
+        outcomes
+    }
+
+    async fn send_flight(
+        &self,
+        flight: Vec<PublishRequest>,
+        outcomes: &mut Vec<Result<PublishOutcome, PublishError>>,
+    ) {
+        let Some(first) = flight.first() else { return };
+        if let Err(error) = self.wait_for_room(&first.channel).await {
+            outcomes.extend(flight.iter().map(|_| Err(error.clone())));
+            return;
+        }
+        let (publications, locals): (Vec<_>, Vec<_>) =
+            flight.into_iter().map(|request| self.prepare(request)).unzip();
+        let results = self.backplane.publish_flight(publications).await;
+        outcomes.extend(results.into_iter().zip(locals).map(|(result, local)| self.settle(result, local)));
+    }
+
+    fn check_size(&self, request: &PublishRequest) -> Result<(), PublishError> {
         let (bytes, max) = (request.payload.bytes().len(), self.limits().payload_bytes_max);
-        if bytes > max {
-            return Err(PublishError::TooLarge { bytes, max });
+        if bytes > max { Err(PublishError::TooLarge { bytes, max }) } else { Ok(()) }
+    }
+
+    async fn wait_for_room(&self, channel: &Channel) -> Result<(), PublishError> {
+        match self.relay.interests.get(channel) {
+            Some(interest) if !interest.room(ROOM_PATIENCE).await => {
+                Err(PublishError::Overloaded { retry_after: OVERLOADED_RETRY_AFTER })
+            }
+            _ => Ok(()),
         }
-        if let Some(interest) = self.relay.interests.get(&request.channel)
-            && !interest.room(ROOM_PATIENCE).await
-        {
-            return Err(PublishError::Overloaded { retry_after: OVERLOADED_RETRY_AFTER });
-        }
+    }
+
+    /// What the backplane is given, and, where the namespace allows it, what goes to this node's subscribers without it.
+    fn prepare(&self, request: PublishRequest) -> (NewPublication, Option<PublishRequest>) {
         let namespace = self.namespaces().of(&request.channel);
         let local = (namespace.backplane_away == BackplaneAway::Local).then(|| request.clone());
         let history = match request.history {
@@ -192,8 +253,15 @@ impl Node {
             PublishHistory::Policy(policy) => Some(policy),
         };
         let PublishRequest { channel, event, payload, idempotency_key, sender, history: _ } = request;
-        let publication = NewPublication { channel, event, payload, history, idempotency_key, sender };
-        match (self.backplane.publish(publication).await, local) {
+        (NewPublication { channel, event, payload, history, idempotency_key, sender }, local)
+    }
+
+    fn settle(
+        &self,
+        result: Result<Published, BackplaneError>,
+        local: Option<PublishRequest>,
+    ) -> Result<PublishOutcome, PublishError> {
+        match (result, local) {
             // Not `Unconfirmed`: that one may have been published, and would come twice.
             (Err(BackplaneError::Unavailable(_)), Some(request)) => Ok(self.publish_locally(request)),
             (result, _) => Ok(result?.into()),

@@ -44,6 +44,27 @@ pub async fn publishers_keep_their_order_without_history(subject: &dyn Subject) 
     assert_in_order_of_each_publisher(&handed);
 }
 
+/// Publications of a flight are accepted one after the other, whether or not something of them is kept.
+pub async fn flights_keep_their_order(subject: &dyn Subject) {
+    let (bench, channel) = Bench::subscribed(subject, "flight").await;
+    let mut expected = Vec::new();
+    for flight in 0..20 {
+        let kept = |sequence: usize| flight % 4 == 3 && sequence.is_multiple_of(2);
+        let draft = |sequence| match text(&channel, &message(flight, sequence)) {
+            draft if kept(sequence) => draft.with_history(policy(u32::MAX, AGE_LONG)).0,
+            draft => draft.0,
+        };
+        let size = [0, 1, 64, 7][flight % 4];
+        let answers = bench.backplane.publish_flight((0..size).map(draft).collect()).await;
+        let positions: Vec<bool> =
+            answers.into_iter().map(|answer| answer.expect("published").position.is_some()).collect();
+        assert_eq!(positions, (0..size).map(kept).collect::<Vec<_>>(), "what is kept has a position");
+        expected.extend((0..size).map(|sequence| message(flight, sequence)));
+    }
+    let handed = bench.recorder.until_publications(&channel, expected.len()).await;
+    assert_eq!(texts(&handed), expected);
+}
+
 /// Who subscribes while others publish, then reads history, has every publication: those up to the top from history,
 /// all after it from the sink.
 pub async fn history_and_sink_are_one_step(subject: &dyn Subject) {

@@ -116,6 +116,13 @@ impl Backplane for RedisBackplane {
         self.core.publisher.publish(publication).boxed()
     }
 
+    fn publish_flight(
+        &self,
+        publications: Vec<NewPublication>,
+    ) -> BoxFuture<'_, Vec<Result<Published, BackplaneError>>> {
+        self.core.publisher.publish_flight(publications).boxed()
+    }
+
     fn subscribe(
         &self,
         channel: &Channel,

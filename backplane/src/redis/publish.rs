@@ -55,6 +55,41 @@ impl Publisher {
         Ok(published)
     }
 
+    /// Publications of which nothing is kept leave as one command, which the server carries out in one step: commands
+    /// under way at the same time could change places when some of them have to be sent again.
+    pub(crate) async fn publish_flight(
+        &self,
+        publications: Vec<NewPublication>,
+    ) -> Vec<Result<Published, BackplaneError>> {
+        let is_plain = |new: &NewPublication| new.history.is_none() && new.idempotency_key.is_none();
+        if publications.len() > 1 && publications.iter().all(is_plain) {
+            return self.publish_plain_flight(&publications).await;
+        }
+        let mut published = Vec::with_capacity(publications.len());
+        for publication in publications {
+            published.push(self.publish(publication).await);
+        }
+        published
+    }
+
+    async fn publish_plain_flight(
+        &self,
+        publications: &[NewPublication],
+    ) -> Vec<Result<Published, BackplaneError>> {
+        let Some(first) = publications.first() else { return Vec::new() };
+        let encoded: Vec<_> = publications.iter().map(envelope::encode_plain).collect();
+        let pubsub = self.prefix.pubsub(first.channel.as_str());
+        let envelopes = encoded.iter().flatten().map(Vec::as_slice);
+        let args: Vec<&[u8]> = std::iter::once(self.verb().as_bytes()).chain(envelopes).collect();
+        let answer =
+            scripts::FLIGHT.call(&*self.commands, first.channel.as_str(), &[pubsub.as_bytes()], &args).await;
+        if answer.is_ok() {
+            self.tallies.published_plain.fetch_add(args.len() as u64 - 1, Relaxed);
+        }
+        let answer = answer.map(|_| Published { position: None, duplicate: false });
+        encoded.into_iter().map(|encoded| encoded.map_err(Into::into).and(answer.clone())).collect()
+    }
+
     async fn publish_plain(&self, new: &NewPublication) -> Result<(), BackplaneError> {
         let channel = new.channel.as_str();
         let envelope = envelope::encode_plain(new)?;

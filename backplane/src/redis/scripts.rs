@@ -13,6 +13,8 @@ const AGE: &str = include_str!("scripts/age.lua");
 
 pub(crate) static PUBLISH: LazyLock<Script> =
     LazyLock::new(|| Script::new("publish", &[TIME, AGE, include_str!("scripts/publish.lua")]));
+pub(crate) static FLIGHT: LazyLock<Script> =
+    LazyLock::new(|| Script::new("flight", &[include_str!("scripts/flight.lua")]));
 pub(crate) static HISTORY: LazyLock<Script> =
     LazyLock::new(|| Script::new("history", &[TIME, AGE, include_str!("scripts/history.lua")]));
 pub(crate) static POSITION: LazyLock<Script> =

@@ -250,11 +250,13 @@ async fn publish_all(
         channels.entry(order.channel.clone()).or_default().push((index, order));
     }
     let lanes = channels.into_iter().map(|(channel, orders)| async move {
-        let mut done = Vec::with_capacity(orders.len());
-        for (index, order) in orders {
-            done.push((index, channel.clone(), state.node.publish(order).await));
-        }
-        done
+        let (indices, orders): (Vec<_>, Vec<_>) = orders.into_iter().unzip();
+        let results = state.node.publish_in_order(orders).await;
+        indices
+            .into_iter()
+            .zip(results)
+            .map(|(index, result)| (index, channel.clone(), result))
+            .collect::<Vec<_>>()
     });
     let mut done: Vec<_> = join_all(lanes).await.into_iter().flatten().collect();
     done.sort_unstable_by_key(|(index, ..)| *index);
