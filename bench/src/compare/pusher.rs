@@ -6,12 +6,10 @@ use crate::publish::Pace;
 use super::plan::{Measure, Scenario, Sizes};
 use super::process::{cpu_ns, pss_bytes};
 use super::rig::{
-    MeasureError, Reading, Rig, WARMUP_PUBLICATIONS, Window, one_channel, signed_publisher, wait_quiet,
+    MeasureError, PUBLISHERS_IN_FLIGHT, Reading, Rig, WARMUP_CONNECTIONS, WARMUP_PUBLICATIONS, Window,
+    one_channel, signed_publisher, wait_quiet,
 };
 use super::servers::{Places, Running, Server, start_pusher_gateway, start_sockudo};
-
-/// As many as the REST publishes of the gateway's table.
-const PUBLISHING_CONNECTIONS: u16 = 16;
 
 /// Starts a server and takes the readings of a scenario.
 pub(super) fn run(
@@ -34,7 +32,7 @@ pub(super) fn run(
 /// Connect and subscribe, then memory of connections that do nothing.
 fn idle(running: &Running, sizes: &Sizes) -> Result<Vec<Reading>, MeasureError> {
     let (mut rig, target, pid) = (Rig::new()?, running.target(), running.pid());
-    let mut warm = rig.open(&target, Role::SubscribePusher, super::rig::WARMUP_CONNECTIONS)?;
+    let mut warm = rig.open(&target, Role::SubscribePusher, WARMUP_CONNECTIONS)?;
     let mut publisher = signed_publisher(&target, 1, Pace::OnDemand, &one_channel())?;
     for _ in 0..WARMUP_PUBLICATIONS {
         rig.publish_and_wait(&mut publisher, &mut warm)?;
@@ -63,7 +61,7 @@ fn events(running: &Running, sizes: &Sizes) -> Result<Vec<Reading>, MeasureError
     };
     drop((fleet, publisher));
     wait_quiet(running.pid())?;
-    let mut publisher = signed_publisher(&target, PUBLISHING_CONNECTIONS, Pace::Closed, &one_channel())?;
+    let mut publisher = signed_publisher(&target, PUBLISHERS_IN_FLIGHT, Pace::Closed, &one_channel())?;
     rig.drive(&mut [&mut publisher], sizes.warmup)?;
     let (window, before) = (Window::begin(&pids)?, publisher.stats().published);
     rig.drive(&mut [&mut publisher], sizes.window)?;

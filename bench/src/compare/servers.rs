@@ -15,6 +15,7 @@ use crate::sys::pin_thread;
 use crate::target::Target;
 
 use super::process::family;
+use super::router::write;
 
 /// A server that does not listen within this time has failed.
 const START_MAX: Duration = Duration::from_secs(20);
@@ -264,21 +265,19 @@ pub(super) fn start_floor(places: &Places, core: usize) -> Result<Running, Serve
 
 /// A gateway without history, with more arguments than its ports.
 pub(super) fn start_gateway(places: &Places, core: usize, more: &[&str]) -> Result<Running, ServerError> {
-    launch_gateway(places, core, more, environment(&NO_HISTORY))
+    // Development mode keeps history, which costs a script in Redis for each publication.
+    let no_history = [
+        ("TIDEGATE__NAMESPACES__DEFAULT__HISTORY_SIZE", "0"),
+        ("TIDEGATE__NAMESPACES__DEFAULT__HISTORY_AGE", "0s"),
+    ];
+    launch_gateway(places, core, more, environment(&no_history))
 }
 
 /// The same for clients of Pusher. Counts are off as they are unless asked for: a message to every subscriber each 5 s.
 pub(super) fn start_pusher_gateway(places: &Places, core: usize) -> Result<Running, ServerError> {
-    let mut environment = environment(&NO_HISTORY);
-    environment.push(("TIDEGATE__APPS__1__SUBSCRIPTION_COUNT", "false".to_owned()));
-    launch_gateway(places, core, &[], environment)
+    let file = write(&places.logs, "pusher.toml", "[apps.1]\nsubscription_count = false\n")?;
+    start_gateway(places, core, &["--config", &file])
 }
-
-/// Development mode keeps history, which costs a script in Redis for each publication.
-const NO_HISTORY: [(&str, &str); 2] = [
-    ("TIDEGATE__NAMESPACES__DEFAULT__HISTORY_SIZE", "0"),
-    ("TIDEGATE__NAMESPACES__DEFAULT__HISTORY_AGE", "0s"),
-];
 
 fn environment(words: &[(&'static str, &str)]) -> Vec<(&'static str, String)> {
     words.iter().map(|&(name, value)| (name, value.to_owned())).collect()

@@ -25,8 +25,8 @@ loads everything and exits.
 
 Lists of plain values are written in a variable with commas between them. An entry of a list of tables is reached
 by its number, from 0 to 99: `TIDEGATE__AUTH__JWT__0__SECRET_FILE`. An empty variable counts as not set. Variables
-are matched in lower case, so a namespace or an app that is to be set by variables has a lower-case name; an app's id
-is then not one or two digits, which would be taken for a number of a list.
+are matched in lower case, so a namespace or an app that is to be set by variables has a lower-case name:
+`TIDEGATE__APPS__1__SECRET`.
 
 Durations have units: `\"500ms\"`, `\"10s\"`, `\"5m\"`, `\"1h\"`, `\"1d\"`, also `\"1m30s\"`. Sizes are whole numbers of
 bytes or have a binary unit: `65536`, `\"64KiB\"`, `\"1MiB\"`.

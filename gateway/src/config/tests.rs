@@ -148,6 +148,22 @@ fn a_variable_reaches_into_an_entry_of_the_file() {
 }
 
 #[test]
+fn a_variable_reaches_an_app_whose_id_is_a_number() {
+    let config = Given {
+        variables: &[
+            ("TIDEGATE__APPS__1__KEY", "k"),
+            ("TIDEGATE__APPS__1__SECRET", "s"),
+            ("TIDEGATE__APPS__1__WEBHOOKS__0__URL", "http://h/"),
+        ],
+        ..Given::default()
+    }
+    .config();
+    let (id, app) = config.apps.0.first_key_value().unwrap();
+    assert_eq!((id.as_str(), app.key.as_deref()), ("1", Some("k")));
+    assert_eq!(app.webhooks.len(), 1);
+}
+
+#[test]
 fn unknown_keys() {
     refused_file("listne = 'x'", "unknown key `listne` in FILE; did you mean `listen`?");
     refused_file(

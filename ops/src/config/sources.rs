@@ -181,14 +181,15 @@ impl Source for Layer {
     }
 }
 
-/// `TIDEGATE__AUTH__JWT__0__KID` → `auth.jwt[0].kid`. `None`: not a key at all.
+/// `TIDEGATE__AUTH__JWT__0__KID` → `auth.jwt[0].kid`, `TIDEGATE__APPS__1__KEY` → `apps.1.key`: no list is at the top, so
+/// that what follows the first name is a name too. `None`: not a key at all.
 fn key_of(variable: &str) -> Option<String> {
     let mut key = String::new();
-    for segment in variable.strip_prefix(PREFIX)?.to_ascii_lowercase().split("__") {
+    for (place, segment) in variable.strip_prefix(PREFIX)?.to_ascii_lowercase().split("__").enumerate() {
         match segment {
             "" => return None,
             // Two digits: the index becomes the length of a list, which must not exhaust memory.
-            index if index.len() <= 2 && index.bytes().all(|b| b.is_ascii_digit()) => {
+            index if place > 1 && index.len() <= 2 && index.bytes().all(|b| b.is_ascii_digit()) => {
                 key.push_str(&format!("[{index}]"));
             }
             name if key.is_empty() => key.push_str(name),
