@@ -140,6 +140,11 @@ pub trait Sink: Send + Sync + 'static {
     /// place.
     fn publication(&self, channel: &Channel, publication: Arc<Publication>) -> Intake;
 
+    /// Hands over several at once, by calling `hand_over`: what each of them costs by itself may be shared.
+    fn together(&self, hand_over: &mut dyn FnMut()) {
+        hand_over();
+    }
+
     /// Always taken: it has no payload.
     fn gap(&self, channel: &Channel, gap: Gap);
 

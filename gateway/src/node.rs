@@ -15,7 +15,7 @@ use tidegate_backplane::{
     HistoryQuery, Intake, Member, NewPublication, NodeRecord, Payload, Position, Publication, Published,
     Sender, Sink, Transition,
 };
-use tidegate_reactor::{Mail, Mailbox};
+use tidegate_reactor::{Mail, Mailbox, waking_once};
 use tidegate_wire::pusher::ChannelKind;
 use tokio::sync::Notify;
 
@@ -472,6 +472,10 @@ impl Sink for Relay {
         let payload_bytes = publication.payload.bytes().len();
         self.spread(&interest, channel, Content::Publication(publication), payload_bytes);
         Intake::Taken
+    }
+
+    fn together(&self, hand_over: &mut dyn FnMut()) {
+        waking_once(hand_over);
     }
 
     fn gap(&self, channel: &Channel, gap: Gap) {

@@ -23,7 +23,7 @@ mod wheel;
 
 pub use acceptor::{Acceptor, AcceptorHandle, Intake};
 pub use connections::{Closed, Connections, Counters, Released, Written};
-pub use mailbox::{Mail, Mailbox};
+pub use mailbox::{Mail, Mailbox, waking_once};
 pub use outbound::{Overflow, Shared};
 pub use shard::{Driver, Shard, Turn};
 pub use slab::ConnectionId;

@@ -1,6 +1,7 @@
 //! Messages into a shard from other threads.
 
 use std::{
+    cell::RefCell,
     fmt, io,
     net::TcpStream,
     sync::{
@@ -31,11 +32,46 @@ pub struct Mailbox<M> {
     shared: Arc<SharedQueue<M>>,
 }
 
+/// Posts what `work` posts, from this thread, and wakes each shard once at the end: a shard on the same core would else
+/// run for the first message, sleep, and be woken for the next.
+///
+/// What other threads post meanwhile to a shard that was posted to here is seen at the end, too: `work` is to be short.
+pub fn waking_once<R>(work: impl FnOnce() -> R) -> R {
+    let is_outermost = DEFERRED.with_borrow_mut(|deferred| {
+        let is_outermost = deferred.is_none();
+        deferred.get_or_insert_default();
+        is_outermost
+    });
+    // Also when the work panics: other threads rely on the wake-ups.
+    let _waking = is_outermost.then(|| Waking);
+    work()
+}
+
+thread_local! {
+    /// Shards that were posted to and not woken, while that is put off.
+    static DEFERRED: RefCell<Option<Vec<Arc<Bell>>>> = const { RefCell::new(None) };
+}
+
+struct Waking;
+
+impl Drop for Waking {
+    fn drop(&mut self) {
+        for bell in DEFERRED.take().into_iter().flatten() {
+            bell.ring();
+        }
+    }
+}
+
 struct SharedQueue<M> {
     /// `None`: the shard has ended.
     queue: Mutex<Option<Vec<M>>>,
+    bell: Arc<Bell>,
+}
+
+/// Wakes a shard.
+struct Bell {
     waker: Waker,
-    /// True when the shard has been told, or is about to look by itself: no system call is needed.
+    /// True when the shard has been told, is about to be, or is about to look by itself: no system call is needed.
     told: AtomicBool,
 }
 
@@ -44,8 +80,7 @@ impl<M> Mailbox<M> {
         Self {
             shared: Arc::new(SharedQueue {
                 queue: Mutex::new(Some(Vec::new())),
-                waker,
-                told: AtomicBool::new(false),
+                bell: Arc::new(Bell { waker, told: AtomicBool::new(false) }),
             }),
         }
     }
@@ -57,23 +92,25 @@ impl<M> Mailbox<M> {
             Some(queue) => queue.push(mail),
             None => return,
         }
-        if !self.shared.told.swap(true, Ordering::AcqRel) {
-            self.wake();
+        let bell = &self.shared.bell;
+        if bell.told.swap(true, Ordering::AcqRel) {
+            return;
         }
-    }
-
-    /// The waker is an eventfd or a kqueue user event: it fails only when the kernel is out of memory, and then
-    /// the next message tries again.
-    fn wake(&self) {
-        if let Err(error) = self.shared.waker.wake() {
-            debug_assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "waking a shard: {error}");
-            self.shared.told.store(false, Ordering::Release);
+        let is_deferred = DEFERRED.with_borrow_mut(|deferred| match deferred {
+            Some(deferred) => {
+                deferred.push(Arc::clone(bell));
+                true
+            }
+            None => false,
+        });
+        if !is_deferred {
+            bell.ring();
         }
     }
 
     /// Moves what has been posted to the end of `inbox`. Afterwards a sender wakes the shard again.
     pub(crate) fn drain(&self, inbox: &mut std::collections::VecDeque<M>) {
-        self.shared.told.store(false, Ordering::Release);
+        self.shared.bell.told.store(false, Ordering::Release);
         if let Some(queue) = &mut *self.lock() {
             inbox.extend(queue.drain(..));
             if queue.capacity() > 4096 {
@@ -94,6 +131,17 @@ impl<M> Mailbox<M> {
     }
 }
 
+impl Bell {
+    /// The waker is an eventfd or a kqueue user event: it fails only when the kernel is out of memory, and then
+    /// the next message tries again.
+    fn ring(&self) {
+        if let Err(error) = self.waker.wake() {
+            debug_assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "waking a shard: {error}");
+            self.told.store(false, Ordering::Release);
+        }
+    }
+}
+
 impl<M> Clone for Mailbox<M> {
     fn clone(&self) -> Self {
         Self { shared: Arc::clone(&self.shared) }
@@ -103,5 +151,55 @@ impl<M> Clone for Mailbox<M> {
 impl<M> fmt::Debug for Mailbox<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Mailbox").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::{panic, time::Duration};
+
+    use mio::{Events, Poll, Token};
+
+    use super::*;
+
+    /// Whether the shard is woken, without waiting for it.
+    fn is_woken(poll: &mut Poll) -> bool {
+        let mut events = Events::with_capacity(4);
+        poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
+        !events.is_empty()
+    }
+
+    #[test]
+    fn what_is_posted_together_wakes_at_the_end() {
+        let mut poll = Poll::new().unwrap();
+        let mailbox = Mailbox::new(Waker::new(poll.registry(), Token(0)).unwrap());
+        let mut inbox = std::collections::VecDeque::new();
+        waking_once(|| {
+            mailbox.send(1);
+            waking_once(|| mailbox.send(2));
+            assert!(!is_woken(&mut poll));
+            // The shard was awake and has looked by itself: what follows is told like the first.
+            mailbox.drain(&mut inbox);
+            mailbox.send(3);
+        });
+        assert!(is_woken(&mut poll));
+        mailbox.drain(&mut inbox);
+        assert_eq!(inbox, [1, 2, 3]);
+        mailbox.send(4);
+        assert!(is_woken(&mut poll), "afterwards everything wakes again");
+    }
+
+    #[test]
+    fn a_panic_owes_nobody_a_wake_up() {
+        let mut poll = Poll::new().unwrap();
+        let mailbox = Mailbox::new(Waker::new(poll.registry(), Token(0)).unwrap());
+        let work = panic::AssertUnwindSafe(|| {
+            mailbox.send(1);
+            panic!("on purpose");
+        });
+        assert!(panic::catch_unwind(|| waking_once(work)).is_err());
+        assert!(is_woken(&mut poll));
     }
 }

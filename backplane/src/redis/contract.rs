@@ -69,4 +69,9 @@ pub(crate) trait Subscriber: Send + Sync + 'static {
     fn ended(&self, link: LinkId, session: Session, channel: &[u8]);
 
     fn message(&self, link: LinkId, session: Session, channel: &[u8], payload: Vec<u8>);
+
+    /// Is told what came with one read, in `tell`.
+    fn together(&self, tell: &mut dyn FnMut()) {
+        tell();
+    }
 }

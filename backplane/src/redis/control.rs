@@ -187,6 +187,10 @@ impl Subscriber for Orders {
         };
         tally.fetch_add(1, Relaxed);
     }
+
+    fn together(&self, tell: &mut dyn FnMut()) {
+        self.sink.together(tell);
+    }
 }
 
 impl std::fmt::Debug for Orders {

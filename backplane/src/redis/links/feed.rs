@@ -106,7 +106,7 @@ pub(crate) async fn run(
     loop {
         tokio::select! {
             () = &mut ended => return,
-            value = reader.next() => if session.take_all(value, &mut reader).is_break() { return },
+            value = reader.next() => if session.take_together(value, &mut reader).is_break() { return },
             written = write(&mut writer, &mut outgoing), if !is_flushed => match written {
                 Ok(()) => is_flushed = true,
                 Err(error) => return live.give_up(Trouble::Broken(error.into())),
@@ -134,6 +134,20 @@ struct Running<'a> {
 pub(super) type Reader = FramedRead<ReadHalf<Box<dyn Stream>>, ValueCodec>;
 
 impl Running<'_> {
+    fn take_together(
+        &mut self,
+        first: Option<Result<Value, RedisError>>,
+        reader: &mut Reader,
+    ) -> ControlFlow<()> {
+        let (subscriber, mut first, mut flow) = (self.subscriber, Some(first), ControlFlow::Continue(()));
+        subscriber.together(&mut || {
+            if let Some(first) = first.take() {
+                flow = self.take_all(first, reader);
+            }
+        });
+        flow
+    }
+
     /// Hands over what was read, and what is there to be read, up to a turn's share.
     fn take_all(&mut self, first: Option<Result<Value, RedisError>>, reader: &mut Reader) -> ControlFlow<()> {
         let mut next = Some(first);
