@@ -144,7 +144,7 @@ struct Arrow {
     not: &'static [&'static str],
 }
 
-const ARROWS: [Arrow; 9] = [
+const ARROWS: [Arrow; 10] = [
     Arrow {
         of: "tidegate-wire",
         not: &[
@@ -174,12 +174,14 @@ const ARROWS: [Arrow; 9] = [
     Arrow { of: BACKPLANE, not: &["hyper", "axum", WIRE, REACTOR, OPS, GATEWAY, BENCH, TESTKIT] },
     Arrow { of: GATEWAY, not: &["clap", "tungstenite", ROUTER, BENCH, TESTKIT] },
     Arrow { of: ROUTER, not: &["clap", "tungstenite", GATEWAY, BENCH, TESTKIT] },
+    Arrow { of: DOCTOR, not: &["clap", REACTOR, BACKPLANE, GATEWAY, ROUTER, BENCH, TESTKIT] },
     Arrow { of: BENCH, not: &[BACKPLANE, REACTOR, OPS, GATEWAY, TESTKIT] },
     Arrow { of: TESTKIT, not: &[WIRE, REACTOR, OPS, BACKPLANE, GATEWAY, BENCH] },
     Arrow { of: "tidegate", not: &["proptest", "tungstenite", TESTKIT] },
 ];
 
 const WIRE: &str = "tidegate-wire";
+const DOCTOR: &str = "tidegate-doctor";
 const REACTOR: &str = "tidegate-reactor";
 const OPS: &str = "tidegate-ops";
 const BACKPLANE: &str = "tidegate-backplane";
