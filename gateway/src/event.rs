@@ -15,6 +15,9 @@ pub(crate) const BINARY: &str = "binary";
 /// A publication under one of these names could not be told from what the gateway itself says on an event stream.
 pub(crate) const RESERVED: [&str; 4] = [GAP, DROPPED, DISCONNECT, BINARY];
 
+/// What the gateway itself says to clients of Pusher Channels begins so; a publication could pass for it.
+pub(crate) const RESERVED_PREFIXES: [&str; 2] = ["pusher:", "pusher_internal:"];
+
 /// Why a name is refused; the publisher's fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum EventNameError {
@@ -22,6 +25,8 @@ pub enum EventNameError {
     Form,
     #[error("the event names {} are the gateway's own", RESERVED.join(", "))]
     Reserved,
+    #[error("event names that begin with {} are the gateway's own", RESERVED_PREFIXES.join(" or "))]
+    ReservedPrefix,
 }
 
 /// Checks the name of a publication's event. It goes into the lines of event streams and into JSON, so it has no
@@ -29,6 +34,9 @@ pub enum EventNameError {
 pub(crate) fn check_name(name: &str) -> Result<(), EventNameError> {
     if name.is_empty() || name.chars().count() > NAME_CHARACTERS_MAX || name.chars().any(char::is_control) {
         return Err(EventNameError::Form);
+    }
+    if RESERVED_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) {
+        return Err(EventNameError::ReservedPrefix);
     }
     if RESERVED.contains(&name) { Err(EventNameError::Reserved) } else { Ok(()) }
 }
@@ -39,7 +47,16 @@ mod tests {
 
     #[test]
     fn names_of_publications() {
-        for name in ["goal", "tick é", "Gap", "gaps", "message", &"é".repeat(NAME_CHARACTERS_MAX)] {
+        for name in [
+            "goal",
+            "tick é",
+            "Gap",
+            "gaps",
+            "message",
+            "pusher",
+            "client-pusher:a",
+            &"é".repeat(NAME_CHARACTERS_MAX),
+        ] {
             assert_eq!(check_name(name), Ok(()), "{name}");
         }
         for name in ["", "a\nb", "a\rb", "a\u{85}b", &"e".repeat(NAME_CHARACTERS_MAX + 1)] {
@@ -47,6 +64,9 @@ mod tests {
         }
         for name in ["gap", "dropped", "disconnect", "binary"] {
             assert_eq!(check_name(name), Err(EventNameError::Reserved), "{name}");
+        }
+        for name in ["pusher:error", "pusher_internal:member_added"] {
+            assert_eq!(check_name(name), Err(EventNameError::ReservedPrefix), "{name}");
         }
     }
 }

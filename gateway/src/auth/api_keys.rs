@@ -37,6 +37,8 @@ pub enum ApiKeyError {
     Scope(Scope),
     #[error("the API key may not use this channel")]
     Channel,
+    #[error("the API key is of one app, and a connection's name does not say its app: name the user instead")]
+    Connection,
 }
 
 impl ApiKeys {
@@ -116,7 +118,7 @@ impl ApiKeyError {
     pub const fn status(self) -> StatusCode {
         match self {
             Self::Missing | Self::Unknown => StatusCode::UNAUTHORIZED,
-            Self::Scope(_) | Self::Channel => StatusCode::FORBIDDEN,
+            Self::Scope(_) | Self::Channel | Self::Connection => StatusCode::FORBIDDEN,
         }
     }
 
@@ -126,7 +128,7 @@ impl ApiKeyError {
             Self::Missing => "api_key_missing",
             Self::Unknown => "api_key_unknown",
             Self::Scope(_) => "api_key_scope",
-            Self::Channel => "api_key_channel",
+            Self::Channel | Self::Connection => "api_key_channel",
         }
     }
 }

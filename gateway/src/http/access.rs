@@ -38,7 +38,7 @@ pub(super) fn refuse(state: &HttpState, error: ApiKeyError) -> ApiError {
         ApiKeyError::Missing => AuthFailure::KeyMissing,
         ApiKeyError::Unknown => AuthFailure::KeyUnknown,
         ApiKeyError::Scope(_) => AuthFailure::KeyScope,
-        ApiKeyError::Channel => AuthFailure::KeyChannel,
+        ApiKeyError::Channel | ApiKeyError::Connection => AuthFailure::KeyChannel,
     };
     state.metrics.node.auth_failures.add(reason, 1);
     ApiError::Key(error)

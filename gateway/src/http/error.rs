@@ -170,7 +170,7 @@ impl ApiError {
             Self::Key(ApiKeyError::Missing | ApiKeyError::Unknown) => {
                 ("unauthorized", "A valid API key is needed")
             }
-            Self::Key(ApiKeyError::Scope(_) | ApiKeyError::Channel) => {
+            Self::Key(ApiKeyError::Scope(_) | ApiKeyError::Channel | ApiKeyError::Connection) => {
                 ("forbidden", "The API key does not allow this")
             }
             Self::OriginRefused => ("origin-refused", "The origin is not allowed"),

@@ -18,6 +18,10 @@ pub(super) type EventJson = Arc<[u8]>;
 /// Events in one request at most.
 pub(super) const BATCH_EVENTS_MAX: usize = 100;
 
+/// Bytes in one request, unless one event is larger: under the 100 kB that Express takes by default, which with nginx's
+/// 1 MiB is the smallest of the common bounds. A request that is too large would be sent in vain until it is given up.
+const BATCH_BYTES_MAX: usize = 64 * 1024;
+
 /// What an event costs beside its bytes: 16 for the pointer in the queue, 16 for the counts of its `Arc`.
 const EVENT_OVERHEAD_BYTES: usize = 32;
 
@@ -38,6 +42,8 @@ struct State {
     events: VecDeque<EventJson>,
     /// Of `events` and of the batch that is being sent.
     bytes: usize,
+    /// Of `events`.
+    bytes_waiting: usize,
 }
 
 /// Events that are being sent. They count as queued until they are settled or dropped.
@@ -109,11 +115,19 @@ impl Queue {
         }
     }
 
-    /// Takes what waits, up to [`BATCH_EVENTS_MAX`] events.
+    /// Takes what waits, up to [`BATCH_EVENTS_MAX`] events or [`BATCH_BYTES_MAX`].
     pub(super) fn take(&self) -> Batch<'_> {
         let mut state = self.state();
-        let number = state.events.len().min(BATCH_EVENTS_MAX);
-        Batch { events: state.events.drain(..number).collect(), queue: self, reason: WebhookDrop::Drain }
+        let mut bytes = 0;
+        let fits = |event: &&EventJson| {
+            bytes += event.len();
+            bytes <= BATCH_BYTES_MAX
+        };
+        let fitting = state.events.iter().take(BATCH_EVENTS_MAX).take_while(fits).count();
+        let number = fitting.max(1).min(state.events.len());
+        let events: Vec<_> = state.events.drain(..number).collect();
+        state.bytes_waiting -= events.iter().map(cost).sum::<usize>();
+        Batch { events, queue: self, reason: WebhookDrop::Drain }
     }
 
     /// Events that wait, and those that are being sent are not among them.
@@ -160,17 +174,20 @@ impl State {
     /// Whether it was added, and how many were dropped for it.
     fn push(&mut self, event: EventJson, bytes_max: usize) -> (bool, u64) {
         let cost_new = cost(&event);
+        let bytes_under_way = self.bytes - self.bytes_waiting;
+        if bytes_under_way + cost_new > bytes_max {
+            return (false, 1);
+        }
         let mut dropped = 0;
         while self.bytes + cost_new > bytes_max
             && let Some(oldest) = self.events.pop_front()
         {
             self.bytes -= cost(&oldest);
+            self.bytes_waiting -= cost(&oldest);
             dropped += 1;
         }
-        if self.bytes + cost_new > bytes_max {
-            return (false, dropped + 1);
-        }
         self.bytes += cost_new;
+        self.bytes_waiting += cost_new;
         self.events.push_back(event);
         (true, dropped)
     }
@@ -178,4 +195,50 @@ impl State {
 
 fn cost(event: &EventJson) -> usize {
     event.len() + EVENT_OVERHEAD_BYTES
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn queue(bytes_max: usize) -> Queue {
+        let signer = Arc::new(Signer::new("key".into(), std::iter::empty()));
+        Queue::new(bytes_max, signer, Arc::default())
+    }
+
+    fn event(bytes: usize) -> EventJson {
+        vec![b'e'; bytes].into()
+    }
+
+    #[test]
+    fn a_request_is_bounded_in_bytes() {
+        let queue = queue(1024 * 1024);
+        (0..10).for_each(|_| queue.push(event(10 * 1024)));
+        queue.push(event(BATCH_BYTES_MAX + 1));
+        let batches: Vec<usize> = (0..4)
+            .map(|_| {
+                let batch = queue.take();
+                let events = batch.events.len();
+                batch.settle();
+                events
+            })
+            .collect();
+        assert_eq!(batches, [6, 4, 1, 0], "one that is too large goes alone");
+        assert_eq!(queue.state().bytes, 0);
+    }
+
+    #[test]
+    fn what_could_not_fit_anyway_drops_nothing_else() {
+        let queue = queue(30 * 1024);
+        queue.push(event(10 * 1024));
+        let under_way = queue.take();
+        queue.push(event(15 * 1024));
+        queue.push(event(25 * 1024));
+        assert_eq!((under_way.events.len(), queue.len()), (1, 1));
+        under_way.settle();
+        queue.push(event(25 * 1024));
+        assert_eq!(queue.len(), 1, "now the older one makes room");
+        assert_eq!(queue.take().events[0].len(), 25 * 1024);
+        assert_eq!(queue.state().bytes, 0, "given up, and released");
+    }
 }

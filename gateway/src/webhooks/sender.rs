@@ -64,8 +64,11 @@ impl Sender {
                 () = self.queue.filled(1) => {}
                 () = self.closing.cancelled() => {}
             }
-            if self.queue.len() == 0 {
-                return;
+            match self.queue.len() {
+                0 if self.closing.is_cancelled() => return,
+                // What waited has made room for others meanwhile.
+                0 => continue,
+                _ => {}
             }
             tokio::select! {
                 () = self.queue.filled(BATCH_EVENTS_MAX) => {}

@@ -49,8 +49,6 @@ pub(super) enum PusherError {
     Inside(ChannelError),
     #[error("Invalid event name: {0}")]
     Event(EventNameError),
-    #[error("Invalid event name: names that begin with \"pusher:\" or \"pusher_internal:\" are reserved")]
-    EventReserved,
     #[error("Invalid socket id: it has the form 123.456")]
     SocketId,
     #[error("Events may be sent to at most {max} channels at once")]

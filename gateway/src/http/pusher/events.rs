@@ -127,9 +127,6 @@ impl Call<'_> {
     ) -> Result<Event, PusherError> {
         let name = fields.name.ok_or(PusherError::Missing("name"))?;
         event::check_name(&name).map_err(PusherError::Event)?;
-        if RESERVED.iter().any(|prefix| name.starts_with(prefix)) {
-            return Err(PusherError::EventReserved);
-        }
         let payload: Bytes = bytes(fields.data.ok_or(PusherError::Missing("data"))?).into();
         let max = self.app.limits.event_bytes.bytes();
         if payload.len() > max {
@@ -200,9 +197,6 @@ impl Data<'_> {
         serde_json::from_str::<Cow<'_, str>>(json).map_or_else(|_| json.into(), Cow::into_owned).into_bytes()
     }
 }
-
-/// Events of the protocol itself. A client could not tell a server's from the gateway's.
-const RESERVED: [&str; 2] = ["pusher:", "pusher_internal:"];
 
 /// The connection that is not sent the event.
 fn sender(socket_id: String) -> Result<Box<Sender>, PusherError> {

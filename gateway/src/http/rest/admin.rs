@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 
 use super::form::{object, present};
 use crate::{
-    auth::Scope,
+    auth::{ApiKeyError, Scope},
     http::{HttpState, access, body, error::ApiError, query::Query},
 };
 
@@ -104,8 +104,12 @@ pub(in crate::http) async fn disconnect(
     body::require_json(&parts.headers)?;
     let body = body::read(body, DISCONNECT_BYTES_MAX).await?;
     let Disconnect { mut target, reason } = body::parse(&body)?;
-    if let DisconnectTarget::User { app, .. } = &mut target {
-        *app = key.app().map(|app| app.as_str().into());
+    match (&mut target, key.app()) {
+        (DisconnectTarget::User { app, .. }, of_key) => *app = of_key.map(|app| app.as_str().into()),
+        (DisconnectTarget::Connection(_), None) => {}
+        (DisconnectTarget::Connection(_), Some(_)) => {
+            return Err(access::refuse(&state, ApiKeyError::Connection));
+        }
     }
     state.node.disconnect(target, reason).await?;
     Ok((StatusCode::ACCEPTED, Json(Accepted {})))

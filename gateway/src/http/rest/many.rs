@@ -53,7 +53,8 @@ pub(in crate::http) struct PublishMany<'a> {
     #[serde(borrow)]
     #[schema(value_type = serde_json::Value)]
     data: &'a RawValue,
-    /// Names of the gateway's own events are refused: gap, dropped, disconnect, binary.
+    /// Names of the gateway's own events are refused: gap, dropped, disconnect, binary, and what begins with pusher: or
+    /// pusher_internal:.
     #[schema(value_type = Option<String>, pattern = r"^[^\u0000-\u001F\u007F-\u009F]{1,200}$", min_length = 1, max_length = 200)]
     event: Option<EventName>,
     /// Holds for each channel on its own.
@@ -87,7 +88,8 @@ pub(in crate::http) struct BatchFields<'a> {
     #[serde(borrow)]
     #[schema(value_type = serde_json::Value)]
     data: &'a RawValue,
-    /// Names of the gateway's own events are refused: gap, dropped, disconnect, binary.
+    /// Names of the gateway's own events are refused: gap, dropped, disconnect, binary, and what begins with pusher: or
+    /// pusher_internal:.
     #[schema(value_type = Option<String>, pattern = r"^[^\u0000-\u001F\u007F-\u009F]{1,200}$", min_length = 1, max_length = 200)]
     event: Option<EventName>,
     /// Holds for each channel on its own.

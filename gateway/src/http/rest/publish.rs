@@ -82,7 +82,7 @@ pub(in crate::http) fn segment(path: &str) -> Option<&str> {
     post, path = "/v1/channels/{channel}/publish", operation_id = "publish", tag = "publish",
     params(
         ("channel" = inline(super::form::ChannelName), Path, description = "Channel name, percent-encoded.", example = "news"),
-        ("event" = Option<String>, Query, description = "Event name of the publication. Those of the gateway itself on event streams are refused: gap, dropped, disconnect, binary.", min_length = 1, max_length = 200, pattern = r"^[^\u0000-\u001F\u007F-\u009F]{1,200}$"),
+        ("event" = Option<String>, Query, description = "Event name of the publication. Those of the gateway itself are refused: gap, dropped, disconnect, binary, and what begins with pusher: or pusher_internal:.", min_length = 1, max_length = 200, pattern = r"^[^\u0000-\u001F\u007F-\u009F]{1,200}$"),
         ("Idempotency-Key" = Option<String>, Header, description = "A second publish to the channel with this key, within the backplane's window, publishes nothing and answers what the first one answered.", min_length = 1, max_length = 128, pattern = "^[!-~]{1,128}$"),
     ),
     request_body(description = "The payload.", content(

@@ -226,7 +226,7 @@ fn what_is_refused_says_why() {
         post(e, json!({"name": "e", "channel": "a", "data": "1", "socket_id": id}), (400, socket));
     }
     let reserved =
-        "Invalid event name: names that begin with \"pusher:\" or \"pusher_internal:\" are reserved";
+        "Invalid event name: event names that begin with pusher: or pusher_internal: are the gateway's own";
     for name in ["pusher:error", "pusher_internal:member_added"] {
         post(e, json!({"name": name, "channel": "a", "data": "1"}), (400, reserved));
     }

@@ -50,6 +50,8 @@ pub(crate) struct Entrance {
     key: ChannelKey,
     kind: Kind,
     attended: bool,
+    /// Its own entry in the census: the list has to be as new as this.
+    sequence: u64,
     /// The last event of a cache channel.
     last: Option<History>,
 }
@@ -73,7 +75,7 @@ pub(crate) struct Entered {
 
 #[derive(Debug)]
 struct Admission {
-    /// The list has to be as new as this.
+    /// Of its own entry in the census, where it has made one.
     sequence: u64,
     last: Option<History>,
 }
@@ -211,7 +213,7 @@ impl Core {
         let (key, confirmation) = self.hub.enter(channel, policy);
         let is_cache = ChannelKind::of(channel.name()).is_cache;
         if let (Kind::Plain, false, Some(Ok(()))) = (&kind, is_cache, confirmation.clone().now_or_never()) {
-            let entrance = Entrance { id, key, kind, attended: false, last: None };
+            let entrance = Entrance { id, key, kind, attended: false, sequence: 0, last: None };
             return self.grant(connections, entrance, None);
         }
         let attend = match &kind {
@@ -222,7 +224,7 @@ impl Core {
             }),
             Kind::Plain | Kind::Watch => None,
         };
-        let entrance = Entrance { id, key, kind, attended: false, last: None };
+        let entrance = Entrance { id, key, kind, attended: false, sequence: 0, last: None };
         let token = self.entrances.insert(entrance) as EntranceToken;
         if is_cache {
             self.hub.begin_reading(key, id);
@@ -287,6 +289,9 @@ impl Core {
     ) {
         let Some(entrance) = self.entrances.get_mut(token as usize) else { return };
         entrance.attended |= entered.attended;
+        // Of a second read it is 0.
+        let attended_at = entered.result.as_ref().map_or(0, |admission| admission.sequence);
+        entrance.sequence = entrance.sequence.max(attended_at);
         let needs_list = !matches!(entrance.kind, Kind::Plain);
         match entered.result {
             Ok(admission) if self.is_wanted(connections, token) => {
@@ -299,7 +304,7 @@ impl Core {
                             entrance.last = admission.last;
                         }
                         match needs_list {
-                            true => self.read_list(token, admission.sequence),
+                            true => self.read_list(token),
                             false => self.end_entrance(connections, token, Ok(None)),
                         }
                     }
@@ -355,11 +360,11 @@ impl Core {
         self.then(read, move |entered| Command::Entered { token, entered: Box::new(entered) });
     }
 
-    fn read_list(&mut self, token: EntranceToken, at_least: u64) {
+    fn read_list(&mut self, token: EntranceToken) {
         let Some(entrance) = self.entrances.get(token as usize) else { return };
         let channel = self.hub.channel(entrance.key);
         let reply = move |list| Command::ListRead { token, list };
-        self.shared.node.rosters().read(channel, at_least, self.shard, reply);
+        self.shared.node.rosters().read(channel, entrance.sequence, self.shard, reply);
     }
 
     /// Everything has been answered: lets the client in, or tells it why not, or gives back what nobody wants now.
@@ -493,6 +498,8 @@ impl Core {
         }
         connections.write_beyond_bound(id, &out);
         self.keep_scratch(out);
+        // As in `tell`: who subscribes again and again and reads nothing is not read either.
+        connections.pause_until_flushed(id);
         let (subscription, follows) = self.hub.resume(encoding, &recovery, id.slot);
         self.granted(connections, id, subscription, follows.then_some(recovery), &kind, &channel);
     }

@@ -1,6 +1,9 @@
 //! Ends: a drain, an app that is taken away, a client that reads nothing, random comings and goings.
 
-use std::time::Duration;
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use serde_json::json;
 use tidegate_testkit::{DEADLINE, WsClient, eventually, net::SocketOptions};
@@ -97,6 +100,38 @@ fn a_slow_reader_is_told_what_it_missed() {
         }
     }
     assert_eq!(dropped(), told as f64);
+}
+
+/// It subscribes, is answered with a large event, unsubscribes, and begins again. What it does not read is not queued for
+/// ever: after an answer that found no room it is not read until that has gone.
+#[test]
+fn who_reads_no_answers_is_not_read() {
+    let rig = Rig::start(config());
+    rig.publish("cache-x", &"x".repeat(60 * 1024));
+    let options = SocketOptions { receive_buffer_bytes: Some(4096), ..SocketOptions::default() };
+    let socket = WsClient::try_connect_from(rig.address, PATH, &[], options).unwrap();
+    let mut client = Client { socket, id: String::new() };
+    client.expect("pusher:connection_established");
+    let subscriptions = |count: f64| {
+        let give_up = Instant::now() + Duration::from_secs(2);
+        while rig.metric("tidegate_subscriptions") != count && Instant::now() < give_up {
+            thread::yield_now();
+        }
+        rig.metric("tidegate_subscriptions") == count
+    };
+    // 12 MB, and the kernel takes 4 to 6 of them.
+    for _ in 0..200 {
+        client.ask("cache-x");
+        if !subscriptions(1.0) {
+            break;
+        }
+        client.send("pusher:unsubscribe", json!({ "channel": "cache-x" }));
+        if !subscriptions(0.0) {
+            break;
+        }
+    }
+    let queued = rig.metric("tidegate_send_queue_bytes");
+    assert!(queued < f64::from(256 * 1024), "{queued} bytes wait for one who reads nothing");
 }
 
 #[test]
