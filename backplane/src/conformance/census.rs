@@ -137,6 +137,9 @@ pub async fn census_channels_are_listed_by_app(subject: &dyn Subject) {
     assert_eq!(list(Some("2"), &format!("{prefix}-c")).await, [app(Some("2"), "c")]);
     assert_eq!(list(Some("2"), &format!("{prefix}-a")).await, []);
     assert_eq!(list(Some("3"), &prefix).await, []);
+    for pattern in ["*", "-?", "-[ab]", "-[^c]", "-\\a"] {
+        assert_eq!(list(None, &format!("{prefix}{pattern}")).await, [], "{pattern} is no pattern");
+    }
 }
 
 /// A user on two nodes joins once and leaves once; every subscribed node is told the same, one of them the transitions.

@@ -320,13 +320,14 @@ impl Core {
 
     /// A round of the registry, and what follows from it.
     async fn round(self: &Arc<Self>, record: Option<&NodeRecord>) -> Result<Round, BackplaneError> {
-        let mut round = self.registry.round(record).await?;
-        if round.lapsed {
+        let round = self.registry.round(record).await?;
+        let owed = self.registry.take_owed();
+        if owed.lapsed {
             tracing::info!(instance = %self.registry.instance(), "presence is written again");
             self.presence.begin_again();
-            self.census.begin_again(round.has_lost_data);
+            self.census.begin_again(owed.has_lost_data);
         }
-        for instance in std::mem::take(&mut round.ended) {
+        for instance in owed.ended {
             self.tasks.spawn(remove(Arc::clone(self), instance));
         }
         Ok(round)

@@ -143,8 +143,11 @@ impl Census {
         app: Option<&str>,
         prefix: &str,
     ) -> Result<Vec<CensusChannel>, BackplaneError> {
-        self.registry.round(None).await?;
         let inside = app.map_or_else(|| prefix.to_owned(), |app| format!("{app}!{prefix}"));
+        if instances::is_pattern(&inside) {
+            return Ok(Vec::new());
+        }
+        self.registry.round(None).await?;
         let mut found = BTreeSet::new();
         for instance in self.registry.live() {
             let set = self.prefix.census_channels(&instance);

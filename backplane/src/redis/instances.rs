@@ -59,7 +59,12 @@ where
     }
 }
 
-/// Adds the channels of a set that begin with `prefix`. No name has a character that means something in a pattern.
+/// Whether a prefix has a character that means something in a pattern of Redis. No name of a channel has one.
+pub(crate) fn is_pattern(prefix: &str) -> bool {
+    prefix.contains(['*', '?', '[', ']', '\\', '^'])
+}
+
+/// Adds the channels of a set that begin with `prefix`, which is no pattern.
 pub(crate) async fn scan(
     commands: &dyn Commands,
     set: &str,
@@ -73,7 +78,7 @@ pub(crate) async fn scan(
         let value = commands.call(NODES, command).await?;
         let (next, page): (String, Vec<String>) =
             FromRedisValue::from_redis_value(value).map_err(|_| not_ours())?;
-        found.extend(page);
+        found.extend(page.into_iter().filter(|channel| channel.starts_with(prefix)));
         if next == "0" {
             return Ok(());
         }

@@ -10,7 +10,7 @@
 //! what the old one left cannot remove what the new one writes.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
@@ -50,20 +50,26 @@ struct State {
     generation: Option<u64>,
     /// Until then, an instance that is not known may live: this node was away, or the registry has lost its data.
     doubt_until: Instant,
+    owed: Owed,
 }
 
-/// What a round found.
+/// What a round read.
 #[derive(Debug)]
 pub(crate) struct Round {
     /// In order of their names.
     pub(crate) records: Vec<NodeRecord>,
-    /// Instances whose lease ended; it is for this node to remove what they left.
-    pub(crate) ended: Vec<Box<str>>,
+    pub(crate) refused: bool,
+}
+
+/// What rounds found and nobody has acted on yet. It outlives rounds that fail, and those of callers that only read.
+#[derive(Debug, Default)]
+pub(crate) struct Owed {
     /// This process is another instance now: all its members are to be written again.
     pub(crate) lapsed: bool,
-    /// The registry has lost its data since the last round.
+    /// The registry has lost its data.
     pub(crate) has_lost_data: bool,
-    pub(crate) refused: bool,
+    /// Instances whose lease ended; it is for this node to remove what they left. One for each that the registry has.
+    pub(crate) ended: BTreeSet<Box<str>>,
 }
 
 /// A node's record as JSON. Fields may be added; the meaning of these stays.
@@ -95,6 +101,7 @@ impl Registry {
             generation: None,
             // Whether the registry has just lost its data is not known yet.
             doubt_until: Instant::now() + lease,
+            owed: Owed::default(),
         };
         let own = format!("{node}.{life:016x}.").into();
         Self { commands, prefix, lease, own, life, removes, state: Mutex::new(state), tallies }
@@ -125,44 +132,43 @@ impl Registry {
         self.with(|state| state.live.keys().cloned().collect())
     }
 
-    /// Whether the lease of the current instance holds for so long that no round is due.
+    /// Whether the lease of the current instance holds for so long that no round is due, and nothing is owed.
     pub(crate) fn is_fresh(&self) -> bool {
-        self.with(|state| state.renewed.is_some_and(|at| at.elapsed() < self.lease / 4))
+        let is_fresh = |at: Instant| at.elapsed() < self.lease / 4;
+        self.with(|state| state.renewed.is_some_and(is_fresh) && state.owed.is_empty())
     }
 
-    /// Whether what this node's members are on the server still counts there.
+    /// Whether what this node's members are on the server still counts there: not after a lapse that nobody has acted
+    /// on, when what the members were told is of the former instance.
     pub(crate) fn is_leased(&self) -> bool {
-        self.with(|state| state.renewed.is_some_and(|at| at.elapsed() < self.lease))
+        let is_leased = |at: Instant| at.elapsed() < self.lease;
+        self.with(|state| state.renewed.is_some_and(is_leased) && !state.owed.lapsed)
     }
 
-    /// Renews the lease, writes or renews a record, and reads.
+    /// What the caller has to act on, once.
+    pub(crate) fn take_owed(&self) -> Owed {
+        self.with(|state| std::mem::take(&mut state.owed))
+    }
+
+    /// Renews the lease, writes or renews a record, and reads. What follows from it is owed from then on.
     pub(crate) async fn round(&self, record: Option<&NodeRecord>) -> Result<Round, BackplaneError> {
-        let mut has_lost_data = false;
-        let mut lapsed = self.with(|state| {
-            let is_over = state.renewed.is_some_and(|at| at.elapsed() >= self.lease);
-            if is_over {
+        self.with(|state| {
+            if state.renewed.is_some_and(|at| at.elapsed() >= self.lease) {
                 self.lapse(state);
             }
-            is_over
         });
         loop {
             let sent = Instant::now();
             let number = self.with(|state| state.number);
             let answer = self.ask(&self.name_of(number), record).await;
-            let (mut round, known, live, generation) = match answer.and_then(|answer| self.read(answer)) {
+            let (round, found) = match answer.and_then(|answer| self.read(answer)) {
                 Ok(read) => read,
                 Err(error) => {
                     self.with(|state| state.doubt_until = Instant::now() + self.lease);
                     return Err(error);
                 }
             };
-            has_lost_data |= self.with(|state| {
-                state.generation.replace(generation).is_some_and(|before| before != generation)
-            });
-            lapsed |= self.with(|state| self.note(state, number, known, live, sent));
-            if self.with(|state| state.number) == number {
-                round.lapsed = lapsed;
-                round.has_lost_data = has_lost_data;
+            if self.with(|state| self.note(state, number, found, sent)) {
                 return Ok(round);
             }
         }
@@ -209,7 +215,7 @@ impl Registry {
         scripts::ANNOUNCE.call(&*self.commands, NODES, &keys, &args).await
     }
 
-    fn read(&self, mut answer: Answer) -> Result<(Round, Known, Live, u64), BackplaneError> {
+    fn read(&self, mut answer: Answer) -> Result<(Round, Found), BackplaneError> {
         let refused = answer.flag()?;
         let known = match answer.number()? {
             0 => Known::New,
@@ -236,17 +242,21 @@ impl Registry {
         while !list.is_empty() {
             ended.push(list.text()?);
         }
-        let round = Round { records, ended, lapsed: false, has_lost_data: false, refused };
-        Ok((round, known, live, answer.word()?))
+        Ok((Round { records, refused }, Found { known, live, ended, generation: answer.word()? }))
     }
 
-    /// Takes a round's answer in. True: the lease is over, and the next instance has to ask.
-    fn note(&self, state: &mut State, number: u32, known: Known, live: Live, sent: Instant) -> bool {
+    /// Takes a round's answer in. False: the lease is over, and the next instance has to ask.
+    fn note(&self, state: &mut State, number: u32, found: Found, sent: Instant) -> bool {
+        let Found { known, live, ended, generation } = found;
+        let before = state.generation.replace(generation);
+        state.owed.has_lost_data |= before.is_some_and(|before| before != generation);
+        // The registry names them once in a lease, to one node.
+        state.owed.ended.extend(ended);
         // Counted from when it was asked, so that no lease is thought to hold for longer than it does.
         state.live = live.into_iter().map(|(instance, left)| (instance, sent + left)).collect();
         if state.number != number {
             // Another round was faster, and found the lease over.
-            return true;
+            return false;
         }
         let has_lost_data = known == Known::New && state.renewed.is_some();
         if has_lost_data {
@@ -254,15 +264,16 @@ impl Registry {
         }
         if has_lost_data || known == Known::Over {
             self.lapse(state);
-            return true;
+            return false;
         }
         state.renewed = Some(sent);
-        false
+        true
     }
 
     fn lapse(&self, state: &mut State) {
         state.number += 1;
         state.renewed = None;
+        state.owed.lapsed = true;
         self.tallies.leases_lapsed.fetch_add(1, Relaxed);
     }
 
@@ -275,6 +286,21 @@ impl Registry {
     }
 }
 
+impl Owed {
+    fn is_empty(&self) -> bool {
+        !self.lapsed && !self.has_lost_data && self.ended.is_empty()
+    }
+}
+
+/// What an answer says beside the records.
+struct Found {
+    known: Known,
+    /// Instances, and how long their leases hold.
+    live: Vec<(Box<str>, Duration)>,
+    ended: Vec<Box<str>>,
+    generation: u64,
+}
+
 /// What the registry knew of the instance that was renewed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Known {
@@ -282,9 +308,6 @@ enum Known {
     Renewed,
     Over,
 }
-
-/// Instances, and how long their leases hold.
-type Live = Vec<(Box<str>, Duration)>;
 
 impl std::fmt::Debug for Registry {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -382,7 +382,8 @@ impl Own {
         let Some(state) = self.channels.get_mut(channel) else { return false };
         match end {
             End::Written { is_registered } => {
-                state.is_registered = is_registered;
+                // Stale again while the batch was under way: the instance may be another one.
+                state.is_registered = is_registered && !state.is_stale;
                 return true;
             }
             End::Outdated => {

@@ -197,8 +197,13 @@ impl Own {
         end: End<'_>,
     ) -> bool {
         let Some(state) = self.channels.get_mut(channel) else { return false };
-        state.written_as = Some(Arc::clone(instance));
-        state.is_listed = matches!(end, End::Written { .. });
+        let is_written = matches!(end, End::Written { .. });
+        // A batch that failed may not have removed the former instance's part: the next one goes on for it too.
+        if is_written || batch.former.is_none() {
+            state.written_as = Some(Arc::clone(instance));
+        }
+        // Stale again while the batch was under way: the instance may be another one.
+        state.is_listed = is_written && !state.is_stale;
         let (refused, settle_at, is_outdated) = match end {
             End::Written { refused, settle_at, is_outdated } => (refused, settle_at, is_outdated),
             End::Failed => {
@@ -232,12 +237,15 @@ impl Own {
         state.is_busy
     }
 
-    /// Makes this node the one that settles what a channel owes at some time.
+    /// Makes this node, in whose set the channel was put, the one that settles what it owes at some time. One that
+    /// owes nothing is taken out of the set by the next sweep.
     pub(super) fn adopt(&mut self, channel: &Channel, at: Option<Instant>) {
-        let Some(at) = at else { return };
         let state = self.channels.entry(channel.clone()).or_default();
         state.is_listed = true;
-        self.settle_at(channel, at);
+        match at {
+            Some(at) => self.settle_at(channel, at),
+            None => state.settles |= state.is_left(),
+        }
     }
 
     /// Claims the channels that are to be written whole.
@@ -420,3 +428,6 @@ impl Change {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -73,12 +73,13 @@ impl Node {
 
     /// A round as the backplane makes it.
     async fn round(&self) {
-        let round = self.registry.round(None).await.expect("round");
-        if round.lapsed {
-            self.census.begin_again(round.has_lost_data);
+        self.registry.round(None).await.expect("round");
+        let owed = self.registry.take_owed();
+        if owed.lapsed {
+            self.census.begin_again(owed.has_lost_data);
         }
         self.census.sweep().await;
-        for instance in round.ended {
+        for instance in owed.ended {
             self.census.remove_instance(&instance).await.expect("remove");
             self.registry.forget(&instance).await.expect("forget");
         }

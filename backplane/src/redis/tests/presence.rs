@@ -31,12 +31,13 @@ impl Node {
 
     /// A round as the backplane makes it.
     async fn round(&self) {
-        let round = self.registry.round(None).await.expect("round");
-        if round.lapsed {
+        self.registry.round(None).await.expect("round");
+        let owed = self.registry.take_owed();
+        if owed.lapsed {
             self.presence.begin_again();
         }
         self.presence.sweep().await;
-        for instance in round.ended {
+        for instance in owed.ended {
             self.presence.remove_instance(&instance).await.expect("remove");
             self.registry.forget(&instance).await.expect("forget");
         }
@@ -97,6 +98,22 @@ async fn members_are_written_again_when_the_server_lost_them() {
     assert_ne!(a.registry.instance(), before);
     assert_eq!(b.list("c").await, ["a.1", "b.1"]);
     assert_eq!(b.list("d").await, ["a.1"]);
+    assert_eq!(a.tallies.read().leases_lapsed, 1);
+}
+
+/// A loss that a reader's round found is owed to the next round of the backplane, which is due at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_round_of_a_reader_found_is_acted_on() {
+    let server = Server::start().await;
+    let (a, b) = (Node::new(&server, "a", 1, LEASE), Node::new(&server, "b", 2, LEASE));
+    a.round().await;
+    a.join("c", "a.1").await;
+    server.run::<()>(&redis::cmd("FLUSHALL")).await;
+    a.registry.round(None).await.expect("round");
+    assert!(!a.registry.is_fresh() && !a.registry.is_leased());
+    a.round().await;
+    assert!(a.registry.is_leased());
+    assert_eq!(b.list("c").await, ["a.1"]);
     assert_eq!(a.tallies.read().leases_lapsed, 1);
 }
 
