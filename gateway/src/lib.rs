@@ -5,23 +5,18 @@
 //! port, `auth`, `apps` and `config` say who may do what, `webhooks` tell servers what
 //! happens, `metrics` counts, `drain` stops.
 
-pub mod apps;
+pub mod app;
 pub mod auth;
-mod carrier;
 pub mod config;
-mod drain;
+mod edge;
 pub mod event;
-mod front;
 pub mod http;
 mod hub;
-mod interest;
 pub mod metrics;
 pub mod node;
-mod outgoing;
-mod roster;
+mod protocols;
 pub mod server;
 mod session;
 mod shard;
 #[cfg(test)]
 mod testing;
-pub mod webhooks;

@@ -21,21 +21,21 @@ use tokio::{runtime::Runtime, time::MissedTickBehavior};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    apps::{self, AppCollector, Apps},
+    app::apps::{self, AppCollector, Apps},
+    app::webhooks::{TransitionHooks, Webhooks},
     auth::{ApiKeys, Authenticator, Origins},
-    carrier::Carrier,
     config::{Config, ConfigError},
-    drain,
-    front::{Dealer, Doorkeeper, Front, ShardDoor},
+    edge::admission::{Dealer, Doorkeeper, Front, ShardDoor},
     http::{
         HttpContext, PublicService, internal_router,
         serve::{HttpServer, Patience, QUIET_MAX},
     },
     hub::Hub,
     metrics::{Bounds, Collector, Listener, Metrics},
+    node::carrier::Carrier,
+    node::drain,
     node::{Node, Relay},
     shard::{Command, ShardDriver, Shared},
-    webhooks::{TransitionHooks, Webhooks},
 };
 
 /// Why a gateway did not start.

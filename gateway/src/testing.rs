@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use md5::{Digest as _, Md5};
 
-use crate::{apps::signature::Signer, config::Secret};
+use crate::{app::apps::signature::Signer, config::Secret};
 
 /// A path with the query that signs it now, as a server of the app would.
 pub(crate) fn signed_path(

@@ -7,7 +7,7 @@ use tidegate_backplane::Channel;
 
 use super::{Pattern, Scope};
 use crate::{
-    apps::AppId,
+    app::apps::AppId,
     config::{ApiKeyEntry, ConfigError, Empty, Sha256},
 };
 

@@ -9,7 +9,7 @@ use tidegate_ops::section;
 
 use super::{AppProblem, ConfigError, List, Node, Origin, Secret, Setting, Sha256, read_secret};
 use crate::{
-    apps::AppId,
+    app::apps::AppId,
     auth::{Algorithm, OriginRule, Pattern, Scope},
 };
 

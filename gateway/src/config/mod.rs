@@ -48,7 +48,7 @@ use tidegate_ops::{
 };
 
 use crate::{
-    apps::AppId,
+    app::apps::AppId,
     auth::{OriginRule, Pattern, Scope},
 };
 use tidegate_backplane::RedisOptions;

@@ -33,7 +33,7 @@ pub use self::{
     service::PublicService,
 };
 use crate::{
-    apps::Apps,
+    app::apps::Apps,
     auth::{ApiKeys, Origins},
     metrics::Metrics,
     node::Node,

@@ -15,7 +15,7 @@ use tidegate_backplane::Channel;
 
 pub(super) use self::{admin::*, channels::*, many::*};
 use super::{HttpState, access, error::ApiError, query};
-use crate::{apps::AppId, auth::Scope};
+use crate::{app::apps::AppId, auth::Scope};
 
 /// Where the path of one channel begins.
 const CHANNELS: &str = "/v1/channels/";

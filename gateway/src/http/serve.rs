@@ -48,7 +48,7 @@ use self::{
 };
 use super::PublicService;
 use crate::{
-    front::{AddressKey, Dealer, Front},
+    edge::admission::{AddressKey, Dealer, Front},
     metrics::Metrics,
     session::refusal::Refusal,
 };

@@ -7,8 +7,8 @@ use tidegate_reactor::{ConnectionId, Overflow, Shared, Written};
 
 use super::{ChannelKey, Delivery, members::Members};
 use crate::{
+    hub::outgoing::{Content, Encoding, Outgoing},
     metrics::DropReason,
-    outgoing::{Content, Encoding, Outgoing},
     session::Session,
 };
 

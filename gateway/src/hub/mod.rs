@@ -11,6 +11,7 @@
 
 mod lane;
 mod members;
+pub(crate) mod outgoing;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -24,9 +25,9 @@ use tidegate_backplane::{Backplane, Channel, GapReason, Position, Publication};
 use tidegate_reactor::{ConnectionId, Connections, Overflow, Tick, Turn};
 
 use crate::{
-    interest::{Confirmation, Interest, Interests},
+    hub::outgoing::{Content, Encoder, Encoding, Outgoing},
     metrics::ShardMetrics,
-    outgoing::{Content, Encoder, Encoding, Outgoing},
+    node::interest::{Confirmation, Interest, Interests},
     session::{Recovery, Session, SocketIds},
 };
 

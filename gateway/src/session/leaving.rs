@@ -13,12 +13,12 @@ use tidegate_wire::{
 
 use super::{Open, Phase, Present, Protocol, Session, refusal::Refusal};
 use crate::{
-    apps::AppId,
+    app::apps::AppId,
     auth::Claims,
     event,
+    hub::outgoing::gap_reason,
     hub::{ChannelKey, Delivery},
     metrics::{self, DisconnectReason},
-    outgoing::gap_reason,
     shard::Core,
 };
 
@@ -310,7 +310,7 @@ fn write_pusher_farewell(why: &Leave, out: &mut Vec<u8>) {
 
 /// Says within a fan-out that there is a gap, to a client that can be told by a close frame only. Nothing is
 /// written to it afterwards; [`Core::see_off`] does the rest when the hub is free.
-pub(super) fn close_for_gap(delivery: &mut Delivery<'_>, id: ConnectionId, reason: GapReason) {
+pub(crate) fn close_for_gap(delivery: &mut Delivery<'_>, id: ConnectionId, reason: GapReason) {
     let why = Leave::Gap(reason);
     let mut out = Vec::new();
     frame::encode_close(why.code(), &why.text(), &mut out);

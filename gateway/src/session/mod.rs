@@ -10,16 +10,12 @@
 //! clients, `publishing` takes what they publish, `pusher` is all of that for Pusher Channels, `leaving` says goodbye. All of them are parts of
 //! [`ShardDriver`](crate::shard::ShardDriver)'s work; this file holds the state and what the hub does with it.
 
-pub(crate) mod head;
 pub(crate) mod leaving;
 pub(crate) mod opening;
-mod preamble;
 pub(crate) mod publishing;
-pub(crate) mod pusher;
-mod recovery;
+pub(crate) mod recovery;
 pub(crate) mod refusal;
 pub(crate) mod socket;
-pub(crate) mod stream;
 
 use std::sync::Arc;
 
@@ -29,17 +25,17 @@ use tidegate_ops::edge::Preamble;
 use tidegate_reactor::{ConnectionId, Connections, Shared as SharedBytes, Tick, Written};
 use tidegate_wire::decoder::Decoder;
 
+pub(crate) use crate::protocols::pusher::SocketIds;
+use crate::protocols::pusher::{AppKey, Pusher};
 use crate::{
     auth::Claims,
-    front::AddressKey,
+    edge::admission::AddressKey,
+    hub::outgoing::{Content, Encoding, Outgoing},
     hub::{ChannelKey, Delivery, Subscription},
     metrics::DisconnectReason,
-    outgoing::{Content, Encoding, Outgoing},
 };
 use opening::Opening;
 use publishing::Publisher;
-pub(crate) use pusher::SocketIds;
-use pusher::{AppKey, Pusher};
 pub(crate) use recovery::Recovery;
 
 /// State of one connection: 72 bytes at most, see the assertion below; everything rare is boxed.
@@ -72,7 +68,7 @@ pub(crate) struct Head {
     #[expect(clippy::box_collection, reason = "16 bytes less in every session; heads rarely come in pieces")]
     pub(crate) received: Option<Box<Vec<u8>>>,
     /// It was let in only to be told that there is no room.
-    pub(crate) over: Option<crate::front::Over>,
+    pub(crate) over: Option<crate::edge::admission::Over>,
     /// What is still to come before the head.
     pub(crate) preamble: Preamble,
 }
@@ -137,7 +133,7 @@ impl Session {
     pub(crate) fn new(
         address: AddressKey,
         accepted_ms: u32,
-        over: Option<crate::front::Over>,
+        over: Option<crate::edge::admission::Over>,
         preamble: Preamble,
     ) -> Self {
         Self { address, accepted_ms, phase: Phase::Head(Head { received: None, over, preamble }) }
@@ -277,7 +273,7 @@ impl Rare {
         for (_, known) in self.positions.iter_mut().filter(|(own, _)| *own == key) {
             *known = position.or(*known);
         }
-        stream::event_id(self.positions.iter().map(|(_, position)| *position))
+        crate::protocols::sse::ids::event_id(self.positions.iter().map(|(_, position)| *position))
     }
 
     fn is_empty(&self) -> bool {

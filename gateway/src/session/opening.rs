@@ -19,17 +19,19 @@ use tidegate_wire::{decoder::Decoder, sse, upgrade::Upgrade};
 use super::{
     Open, Phase, Protocol, Rare, Recovery, Session, Subscriptions,
     leaving::Leave,
-    pusher::{AppKey, Wanted},
     recovery::{Kept, Recovering, Want},
     refusal::Refusal,
-    stream::Fresh,
+};
+use crate::protocols::{
+    pusher::{AppKey, Wanted},
+    sse::ids::Fresh,
 };
 use crate::{
     auth::{Claims, TokenError},
     config::SlowReader,
     hub::ChannelKey,
+    hub::outgoing::{Content, Encoding},
     metrics::{DropReason, HandshakeResult},
-    outgoing::{Content, Encoding},
     shard::{Command, Core},
 };
 
@@ -565,7 +567,7 @@ fn write_head(request: &Request, out: &mut Vec<u8>) {
     }
 }
 
-pub(super) fn overflow(policy: SlowReader) -> Overflow {
+pub(crate) fn overflow(policy: SlowReader) -> Overflow {
     match policy {
         SlowReader::Disconnect => Overflow::Disconnect,
         SlowReader::Drop => Overflow::Drop,

@@ -10,13 +10,14 @@ use tidegate_wire::{
     raw::{self, ClientPublication, ClientPublicationError},
 };
 
-use super::{Open, Protocol, Session, leaving::Leave, pusher::EventRefused};
+use super::{Open, Protocol, Session, leaving::Leave};
+use crate::protocols::pusher::EventRefused;
 use crate::{
     config::{ClientPublish, Limits},
     event::{self, EventNameError},
+    hub::outgoing::Encoding,
     metrics::DropReason,
     node::{PublishError, PublishHistory, PublishRequest},
-    outgoing::Encoding,
     shard::{Command, Core},
 };
 
@@ -61,7 +62,7 @@ enum Refused {
 }
 
 impl Publisher {
-    pub(super) fn new(rates: Rates, now: Tick) -> Self {
+    pub(crate) fn new(rates: Rates, now: Tick) -> Self {
         Self {
             messages_left: f64::from(rates.messages),
             bytes_left: rates.bytes as f64,
@@ -72,7 +73,7 @@ impl Publisher {
     }
 
     /// Takes the tokens of a message, if there are any. The buckets hold one second's worth.
-    pub(super) fn take(&mut self, rates: Rates, now: Tick, bytes: usize) -> bool {
+    pub(crate) fn take(&mut self, rates: Rates, now: Tick, bytes: usize) -> bool {
         let passed = now.since(self.filled).as_secs_f64();
         self.filled = now;
         let fill = |left: &mut f64, per_second: f64, cost: f64| {
@@ -235,7 +236,7 @@ impl Core {
     }
 
     /// Publishes now, or after what the connection published before.
-    pub(super) fn start_publish(
+    pub(crate) fn start_publish(
         &mut self,
         connections: &mut Connections<Session>,
         id: ConnectionId,

@@ -9,10 +9,11 @@ use std::sync::Arc;
 use tidegate_backplane::{Gap, GapReason, History, HistoryQuery, Position};
 use tidegate_reactor::ConnectionId;
 
-use super::{Rare, stream::Fresh};
+use super::Rare;
+use crate::protocols::sse::ids::Fresh;
 use crate::{
     hub::ChannelKey,
-    outgoing::{Content, Encoding},
+    hub::outgoing::{Content, Encoding},
     shard::{Command, Core},
 };
 
@@ -31,7 +32,7 @@ pub(crate) struct Recovery {
 
 /// From where a channel's history is wanted.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Want {
+pub(crate) enum Want {
     After(Position),
     /// The client of an event stream had nothing of it when it was opened.
     Fresh(Fresh),
@@ -40,11 +41,11 @@ pub(super) enum Want {
 }
 
 #[derive(Debug)]
-pub(super) struct Recovering {
-    pub(super) want: Want,
-    pub(super) kept: Kept,
-    pub(super) history: Option<History>,
-    pub(super) reads_left: u8,
+pub(crate) struct Recovering {
+    pub(crate) want: Want,
+    pub(crate) kept: Kept,
+    pub(crate) history: Option<History>,
+    pub(crate) reads_left: u8,
 }
 
 /// Live publications that wait until history has been read. They do not count as load of the channel: its
@@ -72,7 +73,7 @@ const READS_MAX: u8 = 3;
 const KEPT_BYTES_MAX: usize = 256 * 1024;
 
 impl Recovery {
-    pub(super) fn new(key: ChannelKey) -> Self {
+    pub(crate) fn new(key: ChannelKey) -> Self {
         Self { key, through: None, census: None, met: false }
     }
 
@@ -152,19 +153,19 @@ impl Kept {
 }
 
 impl Recovering {
-    pub(super) fn new(want: Want) -> Self {
+    pub(crate) fn new(want: Want) -> Self {
         Self { want, kept: Kept::default(), history: None, reads_left: READS_MAX }
     }
 
     /// Whether the client is new here and is sent nothing yet: then nothing in its lane can be a repetition, and it
     /// need not follow, which would cost an idle stream a box until the channel's next publication.
-    pub(super) fn has_nothing(&self) -> bool {
+    pub(crate) fn has_nothing(&self) -> bool {
         matches!(self.want, Want::Now) && self.kept.is_empty()
     }
 }
 
 impl Core {
-    pub(super) fn read_history(&mut self, id: ConnectionId, key: ChannelKey, want: Want) {
+    pub(crate) fn read_history(&mut self, id: ConnectionId, key: ChannelKey, want: Want) {
         let backplane = Arc::clone(self.shared.node.backplane());
         let channel = self.hub.channel(key).clone();
         let query = match want {
@@ -177,7 +178,7 @@ impl Core {
     }
 
     /// Where a channel stands for the client before anything of it is written.
-    pub(super) fn place(&self, recovering: &Recovering) -> Option<Position> {
+    pub(crate) fn place(&self, recovering: &Recovering) -> Option<Position> {
         let top = recovering.history.as_ref().and_then(|history| history.top);
         Some(match recovering.want {
             Want::After(position) => position,
@@ -187,7 +188,7 @@ impl Core {
     }
 
     /// The id that an event stream comes back with when nothing else is sent to it.
-    pub(super) fn standing_id(&self, recovery: &Recovery, rare: &mut Rare) -> Option<String> {
+    pub(crate) fn standing_id(&self, recovery: &Recovery, rare: &mut Rare) -> Option<String> {
         let place =
             recovery.through.unwrap_or_else(|| Fresh::place(self.shared.life, self.shared.started.elapsed()));
         match rare.positions.is_empty() {
@@ -197,7 +198,7 @@ impl Core {
     }
 
     /// Appends what a client missed in a channel, or that it cannot be had. False: its protocol cannot say so.
-    pub(super) fn write_recovered(
+    pub(crate) fn write_recovered(
         &mut self,
         mut recovery: Recovery,
         recovering: Recovering,

@@ -7,7 +7,7 @@ use tidegate_wire::{head::HeadError, http_answer, raw::QueryError, upgrade::Upgr
 
 use crate::{
     auth::{ApiKeyError, TokenError},
-    front::Over,
+    edge::admission::Over,
     http::{PROBLEM_MEDIA_TYPE, Problem},
     metrics::{AuthFailure, HandshakeResult},
 };

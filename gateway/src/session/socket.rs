@@ -136,7 +136,7 @@ impl Core {
         let deflates = connections
             .get(id)
             .and_then(Session::open)
-            .is_some_and(|open| open.encoding == crate::outgoing::Encoding::RawDeflated);
+            .is_some_and(|open| open.encoding == crate::hub::outgoing::Encoding::RawDeflated);
         let mut out = std::mem::take(&mut self.scratch);
         out.clear();
         if deflates {

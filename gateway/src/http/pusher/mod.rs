@@ -22,7 +22,7 @@ use tidegate_wire::pusher::{ChannelKind, check_name};
 
 use self::{error::PusherError, signed::Parameters};
 use super::{HttpState, body};
-use crate::{apps::App, metrics::PublishCode};
+use crate::{app::apps::App, metrics::PublishCode};
 
 /// Where every path of this API begins.
 const APPS: &str = "/apps/";

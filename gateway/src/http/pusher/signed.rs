@@ -6,7 +6,7 @@ use http::{Method, Uri};
 use md5::{Digest as _, Md5};
 
 use super::PusherError;
-use crate::apps::App;
+use crate::app::apps::App;
 
 /// The decoded query in order of the names in lower case, which is the order in which it is signed. `auth_signature` is
 /// not among it.
@@ -118,9 +118,11 @@ mod tests {
 
     use super::*;
     use crate::{
-        apps::{AppId, Apps},
+        app::{
+            apps::{AppId, Apps},
+            webhooks::Webhooks,
+        },
         config::{AppEntry, Config, Secret},
-        webhooks::Webhooks,
     };
 
     /// The worked example of Pusher's page on its HTTP API. The signature, recomputed:

@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 
 use super::{admitted_channel, form::ChannelName, publish::EpochText};
 use crate::{
-    apps::AppId,
+    app::apps::AppId,
     auth::Scope,
     http::{HttpState, access, error::ApiError, query::Query},
 };

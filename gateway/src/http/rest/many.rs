@@ -25,7 +25,7 @@ use super::{
     publish::PublishAnswer,
 };
 use crate::{
-    apps::AppId,
+    app::apps::AppId,
     auth::{ApiKeyError, Scope},
     http::{
         HttpState, access, body,

@@ -3,7 +3,7 @@
 use http::{Request, Version, header};
 use hyper::body::Body;
 
-use crate::session::head::protocol_of;
+use crate::edge::head::protocol_of;
 
 /// The head of a request that a shard serves; `None` when it is HTTP's.
 ///

@@ -16,14 +16,14 @@ use tokio::runtime::Handle;
 
 use super::{ALL, BODY_MAX, HttpContext, HttpState, NEWS, ORIGIN, PAYLOAD_MAX, READER};
 use crate::{
-    apps::Apps,
+    app::apps::Apps,
+    app::webhooks::Webhooks,
     auth::{ApiKeys, OriginRule, Origins, Pattern, Scope},
     config::{ApiKeyEntry, BackplaneAway, ByteSize, Config, Namespace, Secret},
-    front::Front,
-    interest::Load,
+    edge::admission::Front,
     metrics::{Bounds, Metrics},
+    node::interest::Load,
     node::{Node, Relay},
-    webhooks::Webhooks,
 };
 
 pub(in crate::http) struct Fixture {

@@ -6,7 +6,7 @@ use tidegate_backplane::Channel;
 use tidegate_testkit::{DEADLINE, WsClient, eventually};
 
 use super::rig::{Rig, config};
-use crate::interest::{Interest, Load};
+use crate::node::interest::{Interest, Load};
 
 /// Leaves a channel that has a subscriber no room for another publication.
 fn fill(rig: &Rig, channel: &str) -> Load {

@@ -10,7 +10,7 @@ use super::{
     rig::Rig,
 };
 use crate::{
-    apps::AppId,
+    app::apps::AppId,
     auth::Scope,
     config::{ApiKeyEntry, AppEntry, Config, Secret},
     testing::signed_path,

@@ -23,11 +23,11 @@ use tokio::{runtime::Runtime, sync::watch};
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    apps::Apps,
-    carrier::Carrier,
+    app::apps::Apps,
     config::{Config, Namespace},
-    front::Front,
+    edge::admission::Front,
     metrics::Metrics,
+    node::carrier::Carrier,
     node::{Node, PublishError, PublishHistory, PublishRequest, Relay},
     server::{Parts, runtime},
 };

@@ -9,7 +9,7 @@ use super::{
     super::rig::Rig,
     client::{Client, app, config},
 };
-use crate::apps::AppId;
+use crate::app::apps::AppId;
 
 #[test]
 fn everyone_in_a_channel_gets_what_anyone_publishes() {

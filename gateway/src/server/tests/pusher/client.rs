@@ -8,7 +8,7 @@ use tidegate_testkit::WsClient;
 
 use super::super::rig::{Rig, config as rig_config};
 use crate::{
-    apps::AppId,
+    app::apps::AppId,
     config::{AppEntry, Config},
 };
 

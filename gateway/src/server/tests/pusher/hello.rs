@@ -26,7 +26,7 @@ fn a_wrong_request_is_told_by_the_socket() {
     let mut config = config();
     let mut disabled = app(&mut config).clone();
     (disabled.key, disabled.enabled) = (Some("off".into()), false);
-    config.apps.0.insert(crate::apps::AppId::new("2").unwrap(), disabled);
+    config.apps.0.insert(crate::app::apps::AppId::new("2").unwrap(), disabled);
     app(&mut config).limits.connections = 1;
     let rig = Rig::start(config);
     let _first = Client::connect(&rig);

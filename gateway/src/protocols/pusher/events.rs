@@ -7,7 +7,8 @@ use tidegate_wire::pusher::{Access, ChannelKind, Code, server};
 
 use super::channel_in;
 use crate::{
-    apps::App,
+    app::apps::App,
+    app::webhooks::Event,
     hub::ChannelKey,
     metrics::DropReason,
     node::{PublishError, PublishHistory, PublishRequest},
@@ -16,12 +17,11 @@ use crate::{
         publishing::{Publisher, Rates},
     },
     shard::Core,
-    webhooks::Event,
 };
 
 /// Why an event of a client is not published.
 #[derive(Debug, thiserror::Error)]
-pub(in crate::session) enum EventRefused {
+pub(crate) enum EventRefused {
     #[error("client events are switched off for this app")]
     Off,
     #[error("the data of a client event has {bytes} bytes, {max} are allowed")]
@@ -105,7 +105,7 @@ impl Core {
         open.pusher()?.member_of(key).filter(|_| is_presence).map(Box::from)
     }
 
-    pub(in crate::session) fn refuse_event(
+    pub(crate) fn refuse_event(
         &mut self,
         connections: &mut Connections<Session>,
         id: ConnectionId,

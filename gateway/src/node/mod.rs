@@ -1,6 +1,11 @@
 //! One node: takes publishes, waits where there is no room, hands them to the backplane, and spreads what the
 //! backplane hands back to the shards that have subscribers.
 
+pub(crate) mod carrier;
+pub(crate) mod drain;
+pub(crate) mod interest;
+pub(crate) mod roster;
+
 use std::{
     fmt,
     sync::{
@@ -20,15 +25,15 @@ use tidegate_wire::pusher::ChannelKind;
 use tokio::sync::Notify;
 
 use crate::{
+    app::webhooks::TransitionHooks,
     config::{BackplaneAway, Config, Namespaces},
-    front::Front,
-    interest::{Interest, Interests},
+    edge::admission::Front,
+    hub::outgoing::{Content, Outgoing},
     metrics::Metrics,
-    outgoing::{Content, Outgoing},
-    roster::Rosters,
+    node::interest::{Interest, Interests},
+    node::roster::Rosters,
     session::Session,
     shard::Command,
-    webhooks::TransitionHooks,
 };
 
 /// A publish as a front end asks for it.

@@ -29,8 +29,8 @@ use tidegate_backplane::{Channel, ChannelError};
 pub use self::list::Apps;
 pub(crate) use self::{metrics::AppCollector, reload::keep_fresh};
 use self::{rate::Rate, signature::Signer};
+use crate::app::webhooks::Endpoint;
 pub use crate::config::{AppLimits, WebhookEvent};
-use crate::webhooks::Endpoint;
 
 /// Names an app inside: 1 to [`AppId::BYTES_MAX`] bytes of `[A-Za-z0-9_-]`. Shared by reference.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -91,7 +91,7 @@ impl App {
         self.signer.verify(signed.as_bytes(), signature)
     }
 
-    /// Whether anybody is told of such events. Where nobody is, [`Webhooks::notify`](crate::webhooks::Webhooks::notify)
+    /// Whether anybody is told of such events. Where nobody is, [`Webhooks::notify`](crate::app::webhooks::Webhooks::notify)
     /// does nothing, and the event need not be made.
     pub fn tells(&self, event: WebhookEvent) -> bool {
         self.webhooks.iter().any(|endpoint| endpoint.takes(event))

@@ -11,7 +11,7 @@ use super::channel_in;
 use crate::{metrics::DropReason, session::Session, shard::Core};
 
 impl Core {
-    pub(in crate::session) fn pusher_text(
+    pub(crate) fn pusher_text(
         &mut self,
         connections: &mut Connections<Session>,
         id: ConnectionId,
@@ -40,11 +40,7 @@ impl Core {
         }
     }
 
-    pub(in crate::session) fn pusher_binary(
-        &mut self,
-        connections: &mut Connections<Session>,
-        id: ConnectionId,
-    ) {
+    pub(crate) fn pusher_binary(&mut self, connections: &mut Connections<Session>, id: ConnectionId) {
         self.tell_error(connections, id, None, &Refusal::Binary.to_string());
     }
 

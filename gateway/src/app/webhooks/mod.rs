@@ -24,7 +24,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub(crate) use self::{metrics::WebhookCollector, transitions::TransitionHooks};
 use self::{metrics::WebhookMetrics, queue::Queue, sender::Sender};
 use crate::{
-    apps::{App, AppId, signature::Signer},
+    app::apps::{App, AppId, signature::Signer},
     config::{ConfigError, WebhookEntry, WebhookEvent, WebhookSending, WebhookUrl},
 };
 

@@ -6,8 +6,8 @@ use tidegate_ops::edge::Preamble;
 use tidegate_reactor::{ConnectionId, Connections, TlsSession};
 use tidegate_wire::{head::Head as RequestHead, proxy_v2::Header};
 
-use super::{Phase, Session, refusal::Refusal};
-use crate::{front::AddressKey, metrics::HandshakeResult, shard::Core};
+use crate::session::{Phase, Session, refusal::Refusal};
+use crate::{edge::admission::AddressKey, metrics::HandshakeResult, shard::Core};
 
 impl Core {
     /// A connection was adopted: the session it speaks in begins, or goes on.

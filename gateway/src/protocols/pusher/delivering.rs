@@ -9,7 +9,7 @@ use tidegate_wire::pusher::ChannelKind;
 
 use super::entering::LAST;
 use crate::{
-    outgoing::{Content, Outgoing},
+    hub::outgoing::{Content, Outgoing},
     session::Session,
     shard::{Command, Core},
 };

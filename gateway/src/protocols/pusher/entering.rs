@@ -24,11 +24,12 @@ use tidegate_wire::pusher::{
 
 use super::{Entering, channel_in, frame_of, messages::shown};
 use crate::{
-    apps::App,
+    app::apps::App,
+    app::webhooks::Event,
     config::WebhookEvent,
+    hub::outgoing::Encoding,
     hub::{ChannelKey, Subscription},
     metrics::DropReason,
-    outgoing::Encoding,
     session::{
         Open, Session,
         leaving::Leave,
@@ -36,7 +37,6 @@ use crate::{
         recovery::{Kept, Recovering, Recovery, Want},
     },
     shard::{Command, Core},
-    webhooks::Event,
 };
 
 /// Names an entrance within its shard while it lasts.

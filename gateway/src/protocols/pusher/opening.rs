@@ -13,7 +13,7 @@ use tidegate_wire::{
 
 use super::{ACTIVITY_TIMEOUT_S, AppKey};
 use crate::{
-    apps::App,
+    app::apps::App,
     session::{Session, leaving::Leave},
     shard::Core,
 };
@@ -22,14 +22,14 @@ use crate::{
 pub(crate) type Wanted = Result<Arc<App>, Code>;
 
 impl Core {
-    pub(in crate::session) fn wanted_app(&self, head: &RequestHead<'_>) -> Wanted {
+    pub(crate) fn wanted_app(&self, head: &RequestHead<'_>) -> Wanted {
         let opening = Opening::parse(head.path, head.query)?;
         let app = self.shared.apps.by_key(&opening.key).ok_or(Code::NO_APP)?;
         if app.enabled { Ok(app) } else { Err(Code::APP_DISABLED) }
     }
 
     /// The first thing that an open connection is told.
-    pub(in crate::session) fn establish(
+    pub(crate) fn establish(
         &mut self,
         connections: &mut Connections<Session>,
         id: ConnectionId,

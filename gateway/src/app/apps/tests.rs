@@ -15,7 +15,7 @@ use tidegate_testkit::{DEADLINE, eventually};
 use tokio::{runtime::Runtime, sync::Notify};
 
 use super::{metrics::ReloadResult, *};
-use crate::{config::Config, webhooks::Webhooks};
+use crate::{app::webhooks::Webhooks, config::Config};
 
 /// Apps from a file that is watched.
 struct Watched {

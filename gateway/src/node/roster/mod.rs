@@ -23,9 +23,9 @@ use tokio::runtime::Handle;
 
 use self::replica::{Cause, Next, Outlet, Replica};
 use crate::{
-    interest::{Interest, Interests},
+    hub::outgoing::Content,
+    node::interest::{Interest, Interests},
     node::spread,
-    outgoing::Content,
     session::Session,
     shard::Command,
 };

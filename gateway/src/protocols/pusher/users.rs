@@ -6,7 +6,7 @@ use tidegate_wire::pusher::{Code, Identity, WATCH, auth, server};
 
 use super::{channel_in, entering::is_signed};
 use crate::{
-    apps::App,
+    app::apps::App,
     session::{Session, leaving::Leave},
     shard::Core,
 };
@@ -50,7 +50,7 @@ impl Core {
     }
 
     /// Who an open connection is.
-    pub(in crate::session) fn user<'c>(
+    pub(crate) fn user<'c>(
         &self,
         connections: &'c Connections<Session>,
         id: ConnectionId,

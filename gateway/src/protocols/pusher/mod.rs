@@ -27,12 +27,12 @@ use tidegate_wire::{
 };
 
 pub(crate) use entering::{Entered, Entrance, EntranceToken};
-pub(in crate::session) use events::EventRefused;
+pub(crate) use events::EventRefused;
 pub(crate) use opening::Wanted;
 pub(crate) use socket_id::SocketIds;
 
-use super::{Open, Session, recovery::Recovering};
-use crate::{apps::App, hub::ChannelKey, shard::Core};
+use crate::session::{Open, Session, recovery::Recovering};
+use crate::{app::apps::App, hub::ChannelKey, shard::Core};
 
 /// Seconds that a client is silent before it pings, as hosted Pusher tells them. The gateway pings sooner itself.
 const ACTIVITY_TIMEOUT_S: u64 = 120;
@@ -86,12 +86,12 @@ impl AppTable {
 }
 
 impl Pusher {
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.user.is_none() && self.members.is_empty() && self.entering.is_empty()
     }
 
     /// Where a cache channel's last event is being read.
-    pub(super) fn recovering(&mut self, key: ChannelKey) -> Option<&mut Recovering> {
+    pub(crate) fn recovering(&mut self, key: ChannelKey) -> Option<&mut Recovering> {
         self.entering.iter_mut().find(|entering| entering.key == key)?.recovering.as_mut()
     }
 
@@ -101,11 +101,11 @@ impl Pusher {
 }
 
 impl Open {
-    pub(super) fn pusher(&self) -> Option<&Pusher> {
+    pub(crate) fn pusher(&self) -> Option<&Pusher> {
         self.rare.as_ref()?.pusher.as_deref()
     }
 
-    pub(super) fn pusher_mut(&mut self) -> &mut Pusher {
+    pub(crate) fn pusher_mut(&mut self) -> &mut Pusher {
         self.rare_mut().pusher.get_or_insert_default()
     }
 

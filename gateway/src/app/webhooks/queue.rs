@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::metrics::{WebhookDrop, WebhookMetrics};
-use crate::apps::signature::Signer;
+use crate::app::apps::signature::Signer;
 
 /// One event as JSON.
 pub(super) type EventJson = Arc<[u8]>;

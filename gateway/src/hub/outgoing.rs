@@ -18,7 +18,7 @@ use tidegate_wire::{
     sse,
 };
 
-use crate::{event, interest::Load};
+use crate::{event, node::interest::Load};
 
 /// A form on the wire. Connections of one channel and one encoding make a lane.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]

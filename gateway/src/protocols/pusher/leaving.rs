@@ -47,7 +47,7 @@ impl Core {
     }
 
     /// Gives back what an open connection had beside its places in the hub.
-    pub(in crate::session) fn pusher_left(&mut self, id: ConnectionId, open: &mut Open) {
+    pub(crate) fn pusher_left(&mut self, id: ConnectionId, open: &mut Open) {
         let Some(app) = self.apps.get(open.app).cloned() else { return };
         app.release();
         let mut pusher = open.rare.as_mut().and_then(|rare| rare.pusher.take()).unwrap_or_default();

@@ -7,11 +7,11 @@ use tidegate_ops::edge::Preamble;
 use tidegate_reactor::{ConnectionId, Connections};
 use tidegate_wire::{head::Head as RequestHead, pusher, raw::Query, upgrade::Upgrade};
 
-use super::{Head, Phase, Protocol, Session, opening::Request, refusal::Refusal};
+use crate::session::{self, Head, Phase, Protocol, Session, opening::Request, refusal::Refusal};
 use crate::{
-    apps::AppId,
+    app::apps::AppId,
     auth::{Claims, Scope, Verdict, bearer},
-    front::Over,
+    edge::admission::Over,
     http::serve::HandOff,
     metrics::HandshakeResult,
     node::Stage,
@@ -221,7 +221,8 @@ impl Core {
         received: &[u8],
     ) {
         if let Some(session) = connections.get_mut(id) {
-            session.phase = Phase::Opening(Box::new(super::opening::Opening::before_keys(received.to_vec())));
+            session.phase =
+                Phase::Opening(Box::new(session::opening::Opening::before_keys(received.to_vec())));
         }
         let (authenticator, mailbox) = (self.shared.authenticator.clone(), self.mailbox.clone());
         self.shared.runtime.spawn(async move {
@@ -377,7 +378,7 @@ fn since(
 ) -> Result<Vec<Option<Position>>, Refusal> {
     let last_id = head.header("last-event-id").filter(|id| protocol == Protocol::Sse && !id.is_empty());
     let mut positions = match (last_id, &query.since) {
-        (Some(id), _) => super::stream::parse_event_id(id),
+        (Some(id), _) => crate::protocols::sse::ids::parse_event_id(id),
         (None, Some(since)) => vec![Some(Position { epoch: since.epoch.parse()?, offset: since.offset })],
         (None, None) => Vec::new(),
     };

@@ -13,8 +13,8 @@ use arc_swap::ArcSwap;
 
 use super::{App, AppId, Usage, metrics::AppMetrics, reload::Stamp, signature::Signer};
 use crate::{
+    app::webhooks::Webhooks,
     config::{AppEntry, AppSource, Config, ConfigError},
-    webhooks::Webhooks,
 };
 
 /// All apps of this node.

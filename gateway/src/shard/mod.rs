@@ -18,21 +18,17 @@ use tidegate_wire::deflate::{Deflater, Inflater};
 use tokio::runtime::Handle;
 
 use crate::{
-    apps::Apps,
+    app::apps::Apps,
+    app::webhooks::Webhooks,
     auth::{ApiKeys, Authenticator, Origins},
-    front::{AddressKey, Front},
+    edge::admission::{AddressKey, Front},
     http::serve::HttpServer,
+    hub::outgoing::{Encoder, Outgoing},
     hub::{ChannelKey, Delivery, Hub},
     metrics::{DisconnectReason, DropReason, HandshakeResult, Metrics, ShardMetrics},
     node::{Node, PublishError},
-    outgoing::{Encoder, Outgoing},
-    session::{
-        Open, Phase, Protocol, Session, SocketIds,
-        leaving::Leave,
-        publishing::Legacies,
-        pusher::{AppTable, Entered, Entrance, EntranceToken},
-    },
-    webhooks::Webhooks,
+    protocols::pusher::{AppTable, Entered, Entrance, EntranceToken},
+    session::{Open, Phase, Protocol, Session, SocketIds, leaving::Leave, publishing::Legacies},
 };
 
 /// What other threads ask of a shard.
@@ -77,7 +73,7 @@ pub(crate) struct Shared {
     pub(crate) runtime: Handle,
     pub(crate) http: Arc<HttpServer>,
     pub(crate) started: Instant,
-    /// Names this process's life in the ids of event streams; see [`Fresh`](crate::session::stream::Fresh).
+    /// Names this process's life in the ids of event streams; see [`Fresh`](crate::protocols::sse::ids::Fresh).
     pub(crate) life: Epoch,
 }
 

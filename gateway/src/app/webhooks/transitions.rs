@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tidegate_backplane::{Channel, Transition};
 
 use super::{Event, Webhooks};
-use crate::apps::Apps;
+use crate::app::apps::Apps;
 
 /// Takes the transitions that the backplane hands to this node. Each comes to one node of the cluster, and ends come
 /// when they have lasted: nothing is to be decided here.

@@ -24,7 +24,7 @@ use super::{
     *,
 };
 use crate::{
-    apps::Apps,
+    app::apps::Apps,
     config::{AppEntry, ByteSize, Config, List, Secret, Setting},
     node::Relay,
 };
