@@ -12,9 +12,10 @@ use tidegate_backplane::{Epoch, RedisStartError, Sink};
 use tidegate_ops::{
     edge::Edge,
     listener::{ACCEPT_BACKLOG, ListenError, listen},
+    log::Seldom,
     stopping,
     tls::{Certificates, TlsCollector},
-    trust::Trust,
+    trust::{Networks, Trust},
 };
 use tidegate_reactor::{Acceptor, Shard};
 use tokio::{runtime::Runtime, time::MissedTickBehavior};
@@ -136,6 +137,9 @@ impl Server {
         if let Some(certificates) = parts.certificates {
             runtime.spawn(certificates.keep_fresh());
         }
+        runtime.spawn(stopping::reload_at_hangup(|| {
+            "certificates, key sets and the list of apps are read again by themselves; all else needs a restart"
+        }));
         on_ready();
         runtime.block_on(async {
             stopping::asked(node.drain_asked()).await.map_err(system("signals"))?;
@@ -241,7 +245,7 @@ impl Parts {
         }
         let edge = Arc::new(Edge::new(
             tls.as_ref(),
-            config.proxy_protocol,
+            config.proxy_protocol.then(|| Networks::new(&config.proxy_protocol_from)),
             Trust::new(&config.trusted_proxies, config.forwarded_header),
         ));
         let shared = Arc::new(Shared {
@@ -260,7 +264,7 @@ impl Parts {
             started,
             life: new_life().map_err(system("the random source"))?,
         });
-        let doorkeeper = Doorkeeper { front, metrics, dealer, edge };
+        let doorkeeper = Doorkeeper { front, metrics, dealer, edge, strangers: Seldom::default() };
         let certificates = tls.map(|tls| tls.certificates);
         Ok(Self { shared, context, relay, carrier, doorkeeper, certificates, shards, stop_http })
     }

@@ -22,6 +22,12 @@ pub(super) enum Refusal {
     Draining,
     #[error("no node can be reached")]
     NoNode,
+    #[error("a node failed, and this router asks no other one while so many fail")]
+    RetryBudget,
+    #[error(
+        "this request has come through this router before: a gateway advertises the router's address as its own"
+    )]
+    Loop,
     #[error("this router is out of descriptors or local ports")]
     Descriptors,
     #[error("the node's answer is not HTTP, or ended early")]
@@ -49,7 +55,8 @@ impl Refusal {
             Self::RateLimit { .. } => (429, "Too Many Requests", "too-many-handshakes"),
             Self::NoCapacity | Self::Descriptors => (503, "Service Unavailable", "no-capacity"),
             Self::Draining => (503, "Service Unavailable", "draining"),
-            Self::NoNode => (503, "Service Unavailable", "no-node"),
+            Self::NoNode | Self::RetryBudget => (503, "Service Unavailable", "no-node"),
+            Self::Loop => (508, "Loop Detected", "loop"),
             Self::BadAnswer => (502, "Bad Gateway", "bad-answer"),
             Self::NoAnswer => (504, "Gateway Timeout", "no-answer"),
         }
@@ -68,6 +75,8 @@ impl Refusal {
             Self::NoCapacity => RefusalReason::NoCapacity,
             Self::Draining => RefusalReason::Draining,
             Self::NoNode => RefusalReason::NoNode,
+            Self::RetryBudget => RefusalReason::RetryBudget,
+            Self::Loop => RefusalReason::Loop,
             Self::Descriptors => RefusalReason::Descriptors,
             Self::BadAnswer => RefusalReason::BadAnswer,
             Self::NoAnswer => RefusalReason::NoAnswer,
