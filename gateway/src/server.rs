@@ -317,7 +317,9 @@ async fn housekeeping(node: Arc<Node>, carrier: Carrier) {
         node.note_interests();
         node.rosters().sweep();
         // A server that is away is away for many rounds: said once.
-        match node.backplane().announce(node.record()).await {
+        let announced = node.backplane().announce(node.record()).await;
+        node.note_announced(&announced);
+        match announced {
             Err(error) if told => {
                 tracing::warn!(%error, "the node registry could not be told about this node")
             }

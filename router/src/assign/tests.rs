@@ -180,7 +180,7 @@ async fn pages_may_ask() {
     let answer = rig.ask(http::Request::options("/v1/assign"), "").await;
     assert_eq!(
         (answer.status, answer.headers["access-control-allow-headers"].to_str().unwrap()),
-        (204, "content-type")
+        (204, "authorization, content-type")
     );
 }
 

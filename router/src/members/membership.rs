@@ -238,12 +238,12 @@ impl<T> Record<T> {
     fn standing(&self, view: &View) -> Standing {
         let View { now, ref rules, panics, doubts, sure_since } = *view;
         let fails = self.fails(rules);
-        let failing = if fails { now.saturating_sub(self.failing_since) } else { Duration::ZERO };
+        let fails_long = fails && now.saturating_sub(self.failing_since) >= rules.cut_after;
         if let Some(since) = self.missing_since {
             let absent = now.saturating_sub(since.max(sure_since));
             return match () {
                 // Neither its source nor we hear of it.
-                () if fails && !doubts || failing >= rules.cut_after => Standing::Lost,
+                () if fails && !doubts || fails_long => Standing::Lost,
                 () if !doubts && absent >= ABSENT => Standing::Lost,
                 () if doubts && !self.refusing => Standing::Live,
                 () => Standing::Leaving,
@@ -252,7 +252,7 @@ impl<T> Record<T> {
         let is_late = self.late_since.is_some_and(|since| now.saturating_sub(since) >= LATE);
         match () {
             () if fails && is_late && !panics => Standing::Lost,
-            () if failing >= rules.cut_after && !panics => Standing::Lost,
+            () if fails_long && !panics => Standing::Lost,
             () if fails && (!panics || !self.proven) => Standing::Down,
             () if self.draining || self.refusing => Standing::Leaving,
             () => Standing::Live,

@@ -24,6 +24,7 @@ pub(super) struct Other {
     /// The node takes no client now, and another one may: it is full or drains (503, or a stream that only says when to
     /// come back), or is no node (508).
     pub(super) is_busy: bool,
+    pub(super) status: u16,
 }
 
 /// Not an HTTP answer that can be passed on.
@@ -64,8 +65,7 @@ pub(super) fn other(received: &[u8]) -> Result<Option<Other>, BadAnswer> {
     let mut head = format!("HTTP/1.1 {status} {reason}\r\n").into_bytes();
     let hop = ["connection", "keep-alive", "proxy-connection"];
     for header in response.headers.iter() {
-        let is_own = hop.iter().any(|name| header.name.eq_ignore_ascii_case(name));
-        if !is_own {
+        if !hop.iter().any(|name| header.name.eq_ignore_ascii_case(name)) {
             head.extend_from_slice(header.name.as_bytes());
             head.extend_from_slice(b": ");
             head.extend_from_slice(header.value);
@@ -75,7 +75,7 @@ pub(super) fn other(received: &[u8]) -> Result<Option<Other>, BadAnswer> {
     head.extend_from_slice(b"Connection: close\r\n\r\n");
     let is_busy = matches!(status, 503 | 508)
         || response.headers.iter().any(|header| header.name.eq_ignore_ascii_case(sse::BUSY_HEADER));
-    Ok(Some(Other { head, len, body: body(status, response.headers), is_busy }))
+    Ok(Some(Other { head, len, body: body(status, response.headers), is_busy, status }))
 }
 
 /// How long the body of an answer to a GET is (RFC 9112 §6.3). One in chunks is passed on until the node ends.

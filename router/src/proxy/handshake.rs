@@ -59,7 +59,9 @@ impl ProxyDriver {
             Err(error) => self.refuse(links, id, error.into()),
             Ok(Some(Judged { head, .. })) => {
                 if let Err(refusal) = self.take_request(links, id, &head, received) {
-                    self.refuse(links, id, refusal);
+                    let is_stream = request::route(&head, false) == Route::Pair(Kind::Stream);
+                    let asked_by = is_stream.then(|| request::page_of(&head));
+                    self.refuse_to(links, id, refusal, asked_by);
                 }
             }
         }
@@ -122,6 +124,7 @@ impl ProxyDriver {
         self.shared.door.retries.deposit();
         Attempt {
             kind,
+            page: if kind == Kind::Stream { request::page_of(head) } else { None },
             request,
             early: early.to_vec(),
             candidates,
@@ -228,6 +231,11 @@ impl ProxyDriver {
             (Verdict::Unclear, _) | (_, Ok(None)) => keep_answer(links, client, received),
             (_, Ok(Some(other))) if other.is_busy && self.has_next(links, client) => {
                 self.abandon_node(links, node, ConnectResult::Busy);
+            }
+            // An event source takes no other status than 200 for a reason to come back.
+            (_, Ok(Some(other))) if kind == Kind::Stream && other.is_busy && other.status != 200 => {
+                links.close(node);
+                self.refuse(links, client, Refusal::NoNode);
             }
             (_, Ok(Some(_))) if kind == Kind::Stream => self.open_pair(links, client, node, received),
             (_, Ok(Some(other))) => self.begin_relay(links, client, node, &other, &received[other.len..]),
@@ -358,11 +366,30 @@ impl ProxyDriver {
 
     /// Answers a request and ends its connection.
     pub(super) fn refuse(&mut self, links: &mut Links, id: ConnectionId, refusal: Refusal) {
+        let asked_by = match links.get_mut(id).map(|link| &mut link.phase) {
+            Some(Phase::Waiting(attempt)) if attempt.kind == Kind::Stream => Some(attempt.page.take()),
+            _ => None,
+        };
+        self.refuse_to(links, id, refusal, asked_by);
+    }
+
+    /// `asked_by`: an event stream was asked for, by this page if it is one.
+    fn refuse_to(
+        &mut self,
+        links: &mut Links,
+        id: ConnectionId,
+        refusal: Refusal,
+        asked_by: Option<Option<Box<str>>>,
+    ) {
         self.metrics.refusals.add(refusal.reason(), 1);
         tracing::debug!(%refusal, "request refused");
         let mut out = std::mem::take(&mut self.scratch);
         out.clear();
-        refusal.write(u64::from(id.generation), &mut out);
+        let spread = u64::from(id.generation);
+        match asked_by {
+            Some(page) => refusal.write_to_stream(spread, page.as_deref(), &mut out),
+            None => refusal.write(spread, &mut out),
+        }
         links.write_beyond_bound(id, &out);
         self.scratch = out;
         self.leave(links, id);

@@ -65,6 +65,8 @@ pub(super) struct Head {
 #[derive(Debug)]
 pub(super) struct Attempt {
     pub(super) kind: Kind,
+    /// The page that asks for a stream.
+    pub(super) page: Option<Box<str>>,
     /// What the node is sent.
     pub(super) request: Vec<u8>,
     /// What came after the head. A node gets it only when it has switched protocols: before that it would be another

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tidegate_wire::{http_answer, request::RequestError};
+use tidegate_wire::{http_answer, request::RequestError, sse};
 
 use super::metrics::RefusalReason;
 
@@ -94,6 +94,29 @@ impl Refusal {
         Some(least + from + spread % (to - from + 1))
     }
 
+    /// A word for what keeps a client out only for a while.
+    fn passing(self) -> Option<&'static str> {
+        match self {
+            Self::Draining => Some("draining"),
+            Self::NoCapacity | Self::Descriptors => Some("full"),
+            Self::RateLimit { .. } => Some("limited"),
+            Self::NoNode | Self::RetryBudget | Self::Loop | Self::BadAnswer | Self::NoAnswer => Some("away"),
+            Self::Request(_) | Self::HeadTimeout | Self::Body => None,
+        }
+    }
+
+    /// Appends the answer to who asked for an event stream: what will pass must not be a final answer for it. `origin` is
+    /// of the page that asks.
+    pub(super) fn write_to_stream(self, spread: u64, origin: Option<&str>, out: &mut Vec<u8>) {
+        match (self.passing(), self.retry_after_s(spread)) {
+            (Some(why), retry_after) => {
+                let retry_ms = retry_after.unwrap_or(*RETRY_AFTER_S.end()) * 1000;
+                sse::write_come_back(retry_ms, why, origin, out);
+            }
+            (None, _) => self.write(spread, out),
+        }
+    }
+
     /// The problem document (RFC 9457). Its texts are ours and have nothing to escape.
     pub(super) fn problem(self) -> String {
         let (status, title, name) = self.answer();
@@ -147,5 +170,26 @@ mod tests {
         );
         check(Refusal::NoNode, 503, Some("3"), "no-node");
         check(Refusal::BadAnswer, 502, Some("3"), "bad-answer");
+    }
+
+    /// WHATWG HTML §9.2.2: any status but 200 ends an event source for good.
+    #[test]
+    fn an_event_source_is_told_to_come_back() {
+        let told = |refusal: Refusal| {
+            let mut out = Vec::new();
+            refusal.write_to_stream(2, Some("http://page"), &mut out);
+            String::from_utf8(out).expect("text")
+        };
+        for (refusal, retry) in [
+            (Refusal::Draining, "retry: 3000"),
+            (Refusal::NoCapacity, "retry: 3000"),
+            (Refusal::NoNode, "retry: 3000"),
+            (Refusal::RateLimit { retry_after: Duration::from_secs(2) }, "retry: 5000"),
+        ] {
+            let answer = told(refusal);
+            assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains(retry), "{answer}");
+            assert!(answer.contains("Access-Control-Allow-Origin: http://page"), "{answer}");
+        }
+        assert!(told(Refusal::Request(HeadError::Host.into())).starts_with("HTTP/1.1 400 "));
     }
 }

@@ -70,6 +70,11 @@ pub(super) fn route(head: &Head<'_>, followed: bool) -> Route {
     if streams && !followed { Route::Pair(Kind::Stream) } else { Route::Http }
 }
 
+/// The page that a request is of.
+pub(super) fn page_of(head: &Head<'_>) -> Option<Box<str>> {
+    head.header("origin").map(Box::from)
+}
+
 /// The address that counts as the client's. One that a proxy has named comes without a port.
 pub(super) fn client_address(head: &Head<'_>, peer: SocketAddr, trust: &Trust) -> SocketAddr {
     if !trust.covers(peer.ip()) {
