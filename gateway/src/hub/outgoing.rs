@@ -201,7 +201,7 @@ impl Encoder {
                 encode_content(channel, content, &mut self.scratch);
                 sse::encode_event(id, event, utf8(&self.scratch), out);
             }
-            (Payload::Text(bytes), _) => sse::encode_event(id, event, utf8(bytes), out),
+            (Payload::Text(text), _) => sse::encode_event(id, event, text, out),
             // An event stream is text: binary payloads come as base64, under a name of their own.
             (Payload::Binary(bytes), _) => {
                 use base64::Engine as _;
@@ -276,7 +276,7 @@ fn message<'a>(
     match content {
         Content::Gap(_) | Content::Census(_) => None,
         Content::Publication(publication) => Some(match &publication.payload {
-            Payload::Text(bytes) => (Opcode::Text, bytes),
+            Payload::Text(text) => (Opcode::Text, text.as_bytes()),
             Payload::Binary(bytes) => (Opcode::Binary, bytes),
         }),
     }
@@ -289,7 +289,7 @@ fn encode_pusher(channel: &Channel, content: &Content, out: &mut Vec<u8>) {
         Content::Publication(publication) => {
             let base64;
             let (data, unnamed) = match &publication.payload {
-                Payload::Text(bytes) => (utf8(bytes), server::EVENT_UNNAMED),
+                Payload::Text(text) => (&**text, server::EVENT_UNNAMED),
                 Payload::Binary(bytes) => {
                     use base64::Engine as _;
                     base64 = base64::engine::general_purpose::STANDARD.encode(bytes);
@@ -332,7 +332,7 @@ fn encode_content(channel: &Channel, content: &Content, out: &mut Vec<u8>) {
         Content::Gap(gap) => raw::encode_gap(channel.name(), gap_reason(gap.reason), position, out),
         Content::Publication(publication) => {
             let data = match &publication.payload {
-                Payload::Text(bytes) => Data::Text(utf8(bytes)),
+                Payload::Text(text) => Data::Text(text),
                 Payload::Binary(bytes) => Data::Binary(bytes),
             };
             let event = publication.event.as_deref();
@@ -351,14 +351,14 @@ pub(crate) fn gap_reason(reason: GapReason) -> &'static str {
     }
 }
 
-/// Text payloads were checked when they were accepted ([`Payload::Text`]), and what the encoders write is text.
-fn utf8(bytes: &[u8]) -> &str {
-    simdutf8::basic::from_utf8(bytes).unwrap_or_default()
+/// What the encoders of JSON write is text.
+fn utf8(json: &[u8]) -> &str {
+    simdutf8::basic::from_utf8(json).expect("JSON")
 }
 
 #[cfg(test)]
 mod tests {
-    use tidegate_backplane::User;
+    use tidegate_backplane::{Text, User};
 
     use super::*;
 
@@ -379,7 +379,7 @@ mod tests {
 
     #[test]
     fn publications_as_clients_of_pusher_are_told_them() {
-        let text = || Payload::Text(Bytes::from_static(b"{\"a\":1}"));
+        let text = || Payload::Text(Text::from_static("{\"a\":1}"));
         let binary = || Payload::Binary(Bytes::from_static(&[0, 255]));
         let data = r#""data":"{\"a\":1}""#;
         check(

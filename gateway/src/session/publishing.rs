@@ -106,12 +106,12 @@ impl Core {
         let Some(open) = connections.get(id).and_then(Session::open) else { return };
         let enveloped = matches!(open.encoding, Encoding::Envelope | Encoding::EnvelopeDeflated);
         if !enveloped {
-            let payload = Payload::Text(Bytes::copy_from_slice(text.as_bytes()));
+            let payload = Payload::Text(text.into());
             return self.client_publish(connections, id, None, None, payload);
         }
         match parse(text) {
             Ok(publication) => {
-                let payload = Payload::Text(Bytes::copy_from_slice(publication.data.as_bytes()));
+                let payload = Payload::Text((&*publication.data).into());
                 let event = publication.event.as_deref().map(Box::from);
                 self.client_publish(connections, id, publication.channel.as_deref(), event, payload);
             }

@@ -233,8 +233,7 @@ impl Core {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-    use tidegate_backplane::{CensusEvent, CensusKind, Epoch, Payload, Publication};
+    use tidegate_backplane::{CensusEvent, CensusKind, Epoch, Payload, Publication, Text};
 
     use super::*;
 
@@ -254,7 +253,7 @@ mod tests {
         let mut recovery = Recovery { through, ..Recovery::new(0) };
         for (nth, came) in came.iter().enumerate() {
             let publication = |position| {
-                let payload = Payload::Text(Bytes::new());
+                let payload = Payload::Text(Text::new());
                 Content::Publication(Arc::new(Publication { position, event: None, payload, sender: None }))
             };
             let (content, is_news) = match *came {

@@ -10,7 +10,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use futures_util::future::join_all;
 use tidegate_testkit::redis::RedisServer;
 
@@ -105,7 +104,7 @@ impl Node {
         text: &str,
         history: Option<HistoryPolicy>,
     ) -> Result<(), BackplaneError> {
-        let payload = Payload::Text(Bytes::copy_from_slice(text.as_bytes()));
+        let payload = Payload::Text(text.into());
         let channel = channel.clone();
         let new =
             NewPublication { channel, event: None, payload, history, idempotency_key: None, sender: None };

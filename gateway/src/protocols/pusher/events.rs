@@ -1,6 +1,5 @@
 //! What clients send to each other: rights, size, rate, and who is told.
 
-use bytes::Bytes;
 use tidegate_backplane::{Payload, Sender};
 use tidegate_reactor::{ConnectionId, Connections};
 use tidegate_wire::pusher::{Access, ChannelKind, Code, server};
@@ -61,7 +60,7 @@ impl Core {
         let request = PublishRequest {
             channel,
             event: Some(event.into()),
-            payload: Payload::Text(Bytes::copy_from_slice(data.as_bytes())),
+            payload: Payload::Text((&*data).into()),
             idempotency_key: None,
             sender: Some(Box::new(Sender { connection: Some(socket_id.into()), user })),
             history: PublishHistory::Never,
