@@ -233,11 +233,11 @@ impl Batch {
             if messages == 0 {
                 return (Written::Sent, 0);
             }
-            let shared = Shared { bytes: &bytes, messages, last_at, key, overflow };
+            let shared = Shared { head: &[], bytes: &bytes, messages, last_at, key, overflow };
             return (delivery.connections.write_shared(slot, &shared), messages);
         }
         let (bytes, messages, last_at) = (&self.bytes, self.messages, self.last_at);
-        let shared = Shared { bytes, messages, last_at, key, overflow };
+        let shared = Shared { head: &[], bytes, messages, last_at, key, overflow };
         let written = match encoding.is_individual() {
             true => Session::write_individual(delivery, slot, &self.items[0], encoding, &shared),
             false => delivery.connections.write_shared(slot, &shared),
@@ -309,7 +309,7 @@ impl Tally {
         metrics.messages_sent.add(self.sent);
         let by_policy = match overflow {
             Overflow::Latest => DropReason::Superseded,
-            Overflow::Drop | Overflow::Disconnect => DropReason::QueueFull,
+            Overflow::Drop | Overflow::Disconnect | Overflow::Never => DropReason::QueueFull,
         };
         for (reason, count) in [(by_policy, self.dropped), (DropReason::Disconnected, self.disconnected)] {
             if count > 0 {

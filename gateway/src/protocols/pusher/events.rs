@@ -60,7 +60,7 @@ impl Core {
         let request = PublishRequest {
             channel,
             event: Some(event.into()),
-            payload: Payload::Text((&*data).into()),
+            payload: Payload::Text(data.into()),
             idempotency_key: None,
             sender: Some(Box::new(Sender { connection: Some(socket_id.into()), user })),
             history: PublishHistory::Never,
