@@ -31,7 +31,7 @@ pub use auth::{ApiKeyEntry, AuthConfig, JwksUrl, JwtKey, KeyProblem};
 pub use redis::{BackplaneUrl, Redis, RedisAddress, RedisPrefix, Replicas};
 pub use reference::reference;
 pub use sections::{
-    BackplaneAway, ClientPublish, Drain, Heartbeat, Limits, Namespace, Namespaces, SlowReader,
+    BackplaneAway, ClientPublish, Drain, Heartbeat, Limits, Namespace, Namespaces, SlowReader, UntoldGap,
 };
 pub use tidegate_ops::{
     config::{

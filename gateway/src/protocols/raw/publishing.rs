@@ -7,10 +7,10 @@ use tidegate_wire::{
     raw::{self, ClientPublication, ClientPublicationError},
 };
 
+use super::forms::ENVELOPED;
 use crate::{
     config::ClientPublish,
     event::{self, EventNameError},
-    hub::outgoing::Encoding,
     metrics::DropReason,
     node::{PublishError, PublishHistory, PublishRequest},
     session::{
@@ -42,7 +42,7 @@ pub(super) enum Refused {
 impl Ctx<'_> {
     pub(super) fn client_text(&mut self, text: &str) {
         let Some(open) = self.connections.get(self.id).and_then(Session::open) else { return };
-        let enveloped = matches!(open.encoding, Encoding::Envelope | Encoding::EnvelopeDeflated);
+        let enveloped = open.form.plain() == ENVELOPED;
         if !enveloped {
             let payload = Payload::Text(text.into());
             return self.client_publish(None, None, payload);
