@@ -37,8 +37,7 @@ use crate::{
     node::drain,
     node::shards::{Order, ShardPort},
     node::{Node, Relay},
-    protocols::FORMS,
-    protocols::{self, PROTOCOLS},
+    protocols::{self, FORMS, PROTOCOLS},
     session::core::Shared,
     shard::ShardDriver,
 };

@@ -166,6 +166,7 @@ impl Config {
             settle: Duration::ZERO,
             period: Duration::from_secs(1),
             close_wait: Duration::from_secs(1),
+            gap_period: Duration::from_secs(1),
         };
         config.namespaces.default = Namespace {
             anonymous_subscribe: true,

@@ -106,10 +106,6 @@ impl Encoder {
         Self { forms, deflater: Deflater::new(3), scratch: Vec::new(), deflated: Vec::new() }
     }
 
-    pub(crate) fn forms(&self) -> Forms {
-        self.forms
-    }
-
     /// What a form says, uncompressed; empty when that is nothing.
     pub(crate) fn encode(&mut self, channel: &Channel, content: &Content, form: FormId) -> Bytes {
         self.scratch.clear();

@@ -216,7 +216,7 @@ impl Hub {
         let delivered = self.channels[key as usize].delivered;
         let waits =
             self.ordinary_lane(key, form).is_some_and(|lane| !self.lanes[lane as usize].pending.is_empty());
-        let settled = seen.has_nothing() || (!waits && seen.is_settled(delivered));
+        let settled = seen.has_nothing(delivered) || (!waits && seen.is_settled(delivered));
         let lane_key = match settled {
             true => self.lane(key, form, |kind| matches!(kind, Kind::Ordinary), || Kind::Ordinary),
             false => self.following_lane(key, form),

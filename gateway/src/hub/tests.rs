@@ -161,7 +161,7 @@ impl Bench {
     }
 
     fn follow(&mut self, slot: u32, form: FormId, seen: Seen) {
-        self.hub.hold(&self.channel, Terms::default());
+        drop(self.hub.hold(&self.channel, Terms::default()));
         let place = self.hub.join(self.key, form, seen, slot, self.now);
         assert_eq!(self.members.places.insert(slot, place), None);
     }

@@ -6,7 +6,7 @@ use tidegate_backplane::{DisconnectTarget, GapReason};
 use tidegate_reactor::{ConnectionId, Connections};
 use tidegate_wire::{
     decoder::{DecodeError, Decoder},
-    frame::{self, CloseCode},
+    frame::CloseCode,
 };
 
 use super::{Ctx, Open, Phase, Present, Session, core::Core, protocol::Transport, refusal::Refusal};

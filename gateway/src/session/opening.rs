@@ -373,12 +373,11 @@ impl Ctx<'_> {
             if let Some(recovering) = entered.recovering {
                 self.core.hub.unwatch(entered.key, self.id);
                 let has_nothing = recovering.has_nothing();
-                let mut standing = seen;
                 told_all &=
-                    self.write_recovered(entered.key, &mut standing, recovering, form, &mut rare, &mut out);
-                last_id = self.standing_id(entered.key, standing, &mut rare).or(last_id);
-                if !has_nothing {
-                    seen = standing;
+                    self.write_recovered(entered.key, &mut seen, recovering, form, &mut rare, &mut out);
+                last_id = self.standing_id(entered.key, seen, &mut rare).or(last_id);
+                if has_nothing {
+                    seen.set_new();
                 }
             }
             let now = self.connections.now();

@@ -44,11 +44,6 @@ impl Seen {
         self.census = Some(sequence);
     }
 
-    /// It was told of a presence event after the list.
-    pub(super) fn advance_census(&mut self, sequence: u64) {
-        self.census = self.census.max(Some(sequence));
-    }
-
     /// It joins a lane in which so many deliveries wait.
     pub(crate) fn set_skip(&mut self, waiting: usize) {
         self.skip = u32::try_from(waiting).unwrap_or(u32::MAX);
@@ -63,7 +58,7 @@ impl Seen {
     }
 
     /// It was told where the channel stands, and sent nothing.
-    pub(super) fn set_new(&mut self) {
+    pub(crate) fn set_new(&mut self) {
         self.is_new = true;
     }
 

@@ -124,7 +124,7 @@ impl Ctx<'_> {
         };
         self.core.metrics.messages_dropped.add(reason, 1);
         let Some(open) = self.connections.get(self.id).and_then(Session::open) else { return };
-        if open.encoding.carries_notices() {
+        if open.form.plain() == ENVELOPED {
             let mut notice = Vec::new();
             raw::encode_error(code, &refused.to_string(), &mut notice);
             return self.write_frame(Opcode::Text, &notice);
