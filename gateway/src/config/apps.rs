@@ -8,8 +8,7 @@ use std::{
 
 use tidegate_ops::{choice, section};
 
-use super::{ByteSize, ConfigError, Entry, List, Load, Node, Secret, Setting, read_secret};
-use crate::app::apps::AppId;
+use super::{AppId, ByteSize, ConfigError, Entry, List, Load, Node, Secret, Setting, read_secret};
 
 section! {
     /// One app: what its clients and servers sign with, what it may do, who is told of its events. Exactly one of

@@ -9,7 +9,7 @@ use tidegate_wire::{head::Head as RequestHead, pusher, raw::Query, upgrade::Upgr
 
 use crate::session::{self, Head, Phase, Protocol, Session, opening::Request, refusal::Refusal};
 use crate::{
-    app::apps::AppId,
+    app::{self, apps::AppId},
     auth::{Claims, Scope, Verdict, bearer},
     edge::admission::Over,
     http::serve::HandOff,
@@ -184,10 +184,8 @@ impl Core {
             }
             // On its way out already: its end is still to be reported.
             Ok(None) => {}
-            Err(error) => {
-                self.count_out(connections, address);
-                tracing::warn!(%error, "a socket could not leave the reactor");
-            }
+            // The reactor ends it, and counts it out when it reports that.
+            Err(error) => tracing::warn!(%error, "a socket could not leave the reactor"),
         }
     }
 
@@ -259,7 +257,9 @@ impl Core {
         let (claims, app) = self.authorise(head, &query, &channels)?;
         let channels = channels
             .into_iter()
-            .map(|channel| AppId::channel(app.as_ref(), channel).map_err(Refusal::from))
+            .map(|channel| {
+                AppId::channel(app.as_ref().map(AppId::as_str), channel.name()).map_err(Refusal::from)
+            })
             .collect::<Result<Vec<_>, _>>()?;
         let since = since(protocol, head, &query, channels.len())?;
         let cross_origin = origin.filter(|_| protocol == Protocol::Sse).map(Box::from);
@@ -305,7 +305,8 @@ impl Core {
         for channel in channels {
             let config = self.shared.node.config();
             // What Pusher's clients need a signature for nobody has without credentials.
-            let is_restricted = !config.dev && pusher::ChannelKind::of(channel.name()).is_restricted();
+            let is_restricted =
+                !config.dev && app::kind_of(config, channel).is_some_and(|kind| kind.is_restricted());
             let open = config.namespaces.of(channel).anonymous_subscribe && !is_restricted;
             match &credentials {
                 Credentials::Token(claims) if open || claims.may_subscribe(channel) => {}

@@ -1,6 +1,9 @@
 //! What clients publish over their connection: rights, rates, order.
 
-use std::collections::{HashMap, VecDeque};
+use std::{
+    collections::{HashMap, VecDeque},
+    fmt,
+};
 
 use bytes::Bytes;
 use tidegate_backplane::{Channel, Payload};
@@ -22,7 +25,16 @@ use crate::{
 };
 
 /// What clients had sent before they left, while a publish of theirs was under way: it is still published.
-pub(crate) type Legacies = HashMap<ConnectionId, VecDeque<PublishRequest>>;
+pub(crate) type Legacies = HashMap<ConnectionId, VecDeque<Waiting>>;
+
+/// Called when a publish was accepted, from whichever thread learns it.
+pub(crate) type Accepted = Box<dyn FnOnce() + Send>;
+
+/// A publish that waits for the one before it.
+pub(crate) struct Waiting {
+    request: PublishRequest,
+    accepted: Option<Accepted>,
+}
 
 /// State of a connection that publishes.
 #[derive(Debug)]
@@ -31,7 +43,7 @@ pub(crate) struct Publisher {
     bytes_left: f64,
     filled: Tick,
     /// What came while a publish was under way. Reading is paused then, so it is at most what one read held.
-    waiting: VecDeque<PublishRequest>,
+    waiting: VecDeque<Waiting>,
     under_way: bool,
 }
 
@@ -59,6 +71,12 @@ enum Refused {
     Rate,
     #[error(transparent)]
     Failed(#[from] PublishError),
+}
+
+impl fmt::Debug for Waiting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Waiting").field("request", &self.request).finish_non_exhaustive()
+    }
 }
 
 impl Publisher {
@@ -164,7 +182,7 @@ impl Core {
         &mut self,
         connections: &mut Connections<Session>,
         id: ConnectionId,
-    ) -> Option<PublishRequest> {
+    ) -> Option<Waiting> {
         if let Some(publisher) = publisher(connections, id) {
             return publisher.waiting.pop_front();
         }
@@ -193,7 +211,7 @@ impl Core {
                     sender: None,
                     history: PublishHistory::Namespace,
                 };
-                self.start_publish(connections, id, request);
+                self.start_publish(connections, id, request, None);
             }
             Err(refused) => self.refuse_publish(connections, id, &refused),
         }
@@ -241,13 +259,15 @@ impl Core {
         connections: &mut Connections<Session>,
         id: ConnectionId,
         request: PublishRequest,
+        accepted: Option<Accepted>,
     ) {
         let Some(publisher) = publisher(connections, id) else { return };
+        let next = Waiting { request, accepted };
         if publisher.under_way {
-            publisher.waiting.push_back(request);
+            publisher.waiting.push_back(next);
             return;
         }
-        match self.publish(id, request) {
+        match self.publish(id, next) {
             Some(Ok(())) => {}
             Some(Err(error)) => self.fail_publish(connections, id, error),
             None => {
@@ -258,9 +278,16 @@ impl Core {
     }
 
     /// Publishes; the outcome when it is there at once, else [`Command::Published`] brings it.
-    fn publish(&self, id: ConnectionId, request: PublishRequest) -> Option<Result<(), PublishError>> {
+    fn publish(&self, id: ConnectionId, next: Waiting) -> Option<Result<(), PublishError>> {
         let node = self.shared.node.clone();
-        match self.begin(async move { node.publish(request).await.map(|_| ()) }) {
+        let publish = async move {
+            node.publish(next.request).await?;
+            if let Some(accepted) = next.accepted {
+                accepted();
+            }
+            Ok(())
+        };
+        match self.begin(publish) {
             Ok(result) => Some(result),
             Err(waits) => {
                 let mailbox = self.mailbox.clone();

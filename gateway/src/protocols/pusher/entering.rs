@@ -22,7 +22,7 @@ use tidegate_wire::pusher::{
     session::{Action, Answer, Place, Refusal},
 };
 
-use super::{Entering, channel_in, frame_of, messages::shown};
+use super::{Entering, frame_of, messages::shown};
 use crate::{
     app::apps::App,
     app::webhooks::Event,
@@ -192,7 +192,7 @@ impl Core {
             }
             _ => Kind::Plain,
         };
-        Ok((channel_in(app, name)?, kind))
+        Ok((app.channel(name)?, kind))
     }
 
     fn enter(

@@ -1,20 +1,21 @@
 //! What clients send to each other: rights, size, rate, and who is told.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use tidegate_backplane::{Payload, Sender};
 use tidegate_reactor::{ConnectionId, Connections};
 use tidegate_wire::pusher::{Access, ChannelKind, Code, server};
 
-use super::channel_in;
 use crate::{
-    app::apps::App,
+    app::apps::{App, WebhookEvent},
     app::webhooks::Event,
     hub::ChannelKey,
     metrics::DropReason,
     node::{PublishError, PublishHistory, PublishRequest},
     session::{
         Session,
-        publishing::{Publisher, Rates},
+        publishing::{Accepted, Publisher, Rates},
     },
     shard::Core,
 };
@@ -43,21 +44,24 @@ impl Core {
         data: &str,
     ) {
         let Some(app) = self.app_of(connections, id) else { return };
-        let Ok(channel) = channel_in(&app, name) else { return };
+        let Ok(channel) = app.channel(name) else { return };
         let Some(key) = self.hub.key_of(channel.as_str()) else { return };
         if let Err(refused) = self.check_event(connections, id, &app, data.len()) {
             return self.refuse_event(connections, id, Some(name), &refused);
         }
         let socket_id = self.socket_ids.name(id);
         let user = self.member(connections, id, key, name);
-        let told = Event::ClientEvent {
-            channel: name,
-            event,
-            data,
-            socket_id: &socket_id,
-            user_id: user.as_deref(),
-        };
-        self.shared.webhooks.notify(&app, told);
+        let accepted = app.tells(WebhookEvent::ClientEvent).then(|| {
+            let (webhooks, told) = (Arc::clone(&self.shared.webhooks), Arc::clone(&app));
+            let [name, event, data, socket_id] = [name, event, data, &socket_id].map(Box::<str>::from);
+            let user = user.clone();
+            let tell = move || {
+                let (channel, user_id) = (&*name, user.as_deref());
+                let (event, data, socket_id) = (&*event, &*data, &*socket_id);
+                webhooks.notify(&told, Event::ClientEvent { channel, event, data, socket_id, user_id });
+            };
+            Box::new(tell) as Accepted
+        });
         let request = PublishRequest {
             channel,
             event: Some(event.into()),
@@ -66,7 +70,7 @@ impl Core {
             sender: Some(Box::new(Sender { connection: Some(socket_id.into()), user })),
             history: PublishHistory::Never,
         };
-        self.start_publish(connections, id, request);
+        self.start_publish(connections, id, request, accepted);
     }
 
     fn check_event(

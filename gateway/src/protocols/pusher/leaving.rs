@@ -4,7 +4,7 @@ use tidegate_backplane::{Attend, Channel};
 use tidegate_reactor::{ConnectionId, Connections};
 use tidegate_wire::pusher::{Access, ChannelKind, session::Place, watched_user};
 
-use super::{channel_in, users::watch_channel, warn_attending};
+use super::{users::watch_channel, warn_attending};
 use crate::{
     hub::ChannelKey,
     session::{Open, Session},
@@ -19,7 +19,7 @@ impl Core {
         id: ConnectionId,
         name: &str,
     ) {
-        let channel = self.app_of(connections, id).and_then(|app| channel_in(&app, name).ok());
+        let channel = self.app_of(connections, id).and_then(|app| app.channel(name).ok());
         let Some(key) = channel.and_then(|channel| self.hub.key_of(channel.as_str())) else { return };
         let Some(open) = connections.get_mut(id).and_then(Session::open_mut) else { return };
         if let Some(pusher) = open.rare.as_mut().and_then(|rare| rare.pusher.as_mut())

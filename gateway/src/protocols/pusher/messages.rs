@@ -5,9 +5,9 @@ use tidegate_wire::pusher::{
     ClientMessage, ClientMessageError, EVENT_NAME_BYTES_MAX,
     server::{self, ErrorKind},
     session::{Action, Input, Place, Refusal, Stage, decide},
+    watched_user,
 };
 
-use super::channel_in;
 use crate::{metrics::DropReason, session::Session, shard::Core};
 
 impl Core {
@@ -58,7 +58,9 @@ impl Core {
             Ok(ClientMessage::Unsubscribe { channel } | ClientMessage::Event { channel, .. }) => &**channel,
             _ => return (open.stage(), Place::Outside),
         };
-        let channel = self.apps.get(open.app).and_then(|app| channel_in(app, name).ok());
+        // Who watches whom is the gateway's own: a client is in no channel of such a name.
+        let app = self.apps.get(open.app).filter(|_| watched_user(name).is_none());
+        let channel = app.and_then(|app| app.channel(name).ok());
         let key = channel.and_then(|channel| self.hub.key_of(channel.as_str()));
         (open.stage(), self.place_in(open, key))
     }

@@ -4,7 +4,7 @@ use tidegate_backplane::{Attend, Channel, ChannelError, User};
 use tidegate_reactor::{ConnectionId, Connections};
 use tidegate_wire::pusher::{Code, Identity, WATCH, auth, server};
 
-use super::{channel_in, entering::is_signed};
+use super::entering::is_signed;
 use crate::{
     app::apps::App,
     session::{Session, leaving::Leave},
@@ -82,5 +82,5 @@ impl Core {
 
 /// What a user attends while signed in.
 pub(super) fn watch_channel(app: &App, user: &str) -> Result<Channel, ChannelError> {
-    channel_in(app, &format!("{WATCH}{user}"))
+    app.channel(&format!("{WATCH}{user}"))
 }
