@@ -11,12 +11,13 @@ use std::{
 };
 
 use slab::Slab;
-use tidegate_backplane::{BackplaneError, Channel, DisconnectTarget, Epoch, GapReason, History, Roll};
+use tidegate_backplane::{BackplaneError, Channel, DisconnectTarget, Epoch, GapReason, History};
 use tidegate_ops::{edge::Edge, sweep::Sweep, tls::TlsHandshake};
 use tidegate_reactor::{Closed, ConnectionId, Connections, Counters, Driver, Mail, Mailbox, Tick, Turn};
 use tidegate_wire::deflate::{Deflater, Inflater};
 use tokio::runtime::Handle;
 
+use crate::node::roster::List;
 use crate::{
     app::apps::Apps,
     app::webhooks::Webhooks,
@@ -45,7 +46,7 @@ pub(crate) enum Command {
     /// The backplane has answered a subscription of a client of Pusher Channels.
     Entered { token: EntranceToken, entered: Box<Entered> },
     /// Who is in a presence channel was read.
-    ListRead { token: EntranceToken, list: Result<Arc<Roll>, BackplaneError> },
+    ListRead { token: EntranceToken, list: Result<Arc<List>, BackplaneError> },
     /// The last event of a cache channel was read after a gap.
     LastRead { channel: Channel, result: Result<History, BackplaneError> },
     /// A client's publish has ended.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use futures_util::FutureExt as _;
 use tidegate_backplane::{
-    Attend, AttendError, BackplaneError, Channel, ChannelError, History, HistoryQuery, Roll, User,
+    Attend, AttendError, BackplaneError, Channel, ChannelError, History, HistoryQuery, User,
 };
 use tidegate_reactor::{ConnectionId, Connections};
 use tidegate_wire::pusher::{
@@ -26,10 +26,10 @@ use super::{Entering, frame_of, messages::shown};
 use crate::{
     app::apps::App,
     app::webhooks::Event,
-    config::WebhookEvent,
     hub::outgoing::Encoding,
     hub::{ChannelKey, Subscription},
     metrics::DropReason,
+    node::roster::{List, ListForm},
     session::{
         Open, Session,
         leaving::Leave,
@@ -320,7 +320,7 @@ impl Core {
         &mut self,
         connections: &mut Connections<Session>,
         token: EntranceToken,
-        list: Result<Arc<Roll>, BackplaneError>,
+        list: Result<Arc<List>, BackplaneError>,
     ) {
         self.end_entrance(connections, token, list.map(Some).map_err(EntranceError::from));
     }
@@ -372,7 +372,7 @@ impl Core {
         &mut self,
         connections: &mut Connections<Session>,
         token: EntranceToken,
-        result: Result<Option<Arc<Roll>>, EntranceError>,
+        result: Result<Option<Arc<List>>, EntranceError>,
     ) {
         let Some(entrance) = self.entrances.try_remove(token as usize) else { return };
         let id = entrance.id;
@@ -460,7 +460,7 @@ impl Core {
         &mut self,
         connections: &mut Connections<Session>,
         entrance: Entrance,
-        waited: Option<(Option<Arc<Roll>>, Option<Recovering>)>,
+        waited: Option<(Option<Arc<List>>, Option<Recovering>)>,
     ) {
         let Entrance { id, key, kind, last, .. } = entrance;
         let (list, recovering) = waited.unwrap_or_default();
@@ -485,10 +485,10 @@ impl Core {
                     &mut out,
                 );
             }
-            (_, Some(list)) => {
-                let members = list.users.iter().map(|user| (&*user.id, user.info.as_deref()));
-                frame_of(|text| server::presence_succeeded(name, members, text), &mut out);
-            }
+            (_, Some(list)) => out.extend_from_slice(list.said(PRESENCE_LIST, |roll, said| {
+                let members = roll.users.iter().map(|user| (&*user.id, user.info.as_deref()));
+                frame_of(|text| server::presence_succeeded(name, members, text), said);
+            })),
             (_, None) => frame_of(|text| server::subscription_succeeded(name, text), &mut out),
         }
         let mut recovery = Recovery::new(key);
@@ -530,7 +530,7 @@ impl Core {
         let counts = ChannelKind::of(channel.name()).access != Access::User;
         if let (Kind::Plain, true, Some(app)) = (kind, counts, self.apps.get(app)) {
             // Who is told of counts must be subscribed before its own is counted.
-            let tells_counts = app.subscription_count || app.tells(WebhookEvent::SubscriptionCount);
+            let tells_counts = app.subscription_count;
             self.attend(channel, Attend::Enter { user: None, users_max: None, tells_counts });
         }
     }
@@ -561,6 +561,9 @@ impl Core {
         recovery
     }
 }
+
+/// How a list is said here: the frame that a subscription to a presence channel is answered with.
+const PRESENCE_LIST: ListForm = ListForm::new(0);
 
 /// The newest publication.
 pub(super) const LAST: HistoryQuery = HistoryQuery { since: None, limit: 1 };
