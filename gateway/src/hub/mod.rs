@@ -12,10 +12,8 @@
 
 mod batch;
 mod following;
-pub(crate) mod form;
 mod lane;
 mod members;
-pub(crate) mod outgoing;
 #[cfg(test)]
 mod tests;
 
@@ -29,15 +27,18 @@ use slab::Slab;
 use tidegate_backplane::{Backplane, Channel, Gap, Position};
 use tidegate_reactor::{ConnectionId, Overflow, Shared, Tick, Turn, Written};
 
+pub(crate) use crate::node::{form, outgoing};
 use crate::{
     metrics::ShardMetrics,
-    node::interest::{Confirmation, Interest, Interests, Load},
+    node::{
+        form::{Encoder, FormId, Forms},
+        interest::{Confirmation, Interest, Interests, Load},
+        outgoing::{Content, Outgoing},
+    },
     subscription::Seen,
 };
 use following::Followers;
-use form::{Encoder, FormId, Forms};
 use lane::{Kind, Lane, Pending};
-use outgoing::{Content, Outgoing};
 
 /// Names a channel within a shard.
 pub(crate) type ChannelKey = u32;

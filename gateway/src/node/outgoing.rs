@@ -9,8 +9,11 @@ use std::{
 use bytes::Bytes;
 use tidegate_backplane::{CensusEvent, Channel, Gap, GapReason, Position, Publication, Sender};
 
-use super::form::{Encoder, FormId};
-use crate::{node::interest::Load, subscription::Arrival};
+use super::{
+    form::{Encoder, FormId},
+    interest::Load,
+};
+use crate::subscription::Arrival;
 
 /// What is told to the subscribers of a channel.
 #[derive(Debug, Clone)]

@@ -96,7 +96,9 @@ impl FormId {
 
 impl Forms {
     pub(crate) fn get(self, id: FormId) -> &'static dyn Form {
-        self.0[usize::from(id.plain().0)]
+        let form = self.0[usize::from(id.plain().0)];
+        debug_assert_eq!(form.id(), id.plain());
+        form
     }
 }
 
