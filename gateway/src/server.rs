@@ -12,7 +12,7 @@ use tidegate_backplane::{Epoch, RedisStartError, Sink};
 use tidegate_ops::{
     edge::Edge,
     listener::{ACCEPT_BACKLOG, ListenError, listen},
-    log::Seldom,
+    seldom::Seldom,
     stopping,
     tls::{Certificates, TlsCollector},
     trust::{Networks, Trust},
@@ -38,7 +38,7 @@ use crate::{
     node::drain,
     node::shards::{Order, ShardPort},
     node::{Node, Relay},
-    protocols::{self, PROTOCOLS},
+    protocols::{self, FORMS, PROTOCOLS},
     session::core::Shared,
     shard::ShardDriver,
 };
@@ -280,7 +280,7 @@ impl Parts {
         shard: Shard<ShardDriver>,
     ) -> Result<thread::JoinHandle<()>, StartError> {
         let interests = Arc::clone(&self.relay.interests);
-        let hub = Hub::new(index, interests, Arc::clone(self.shared.node.backplane()));
+        let hub = Hub::new(index, interests, Arc::clone(self.shared.node.backplane()), FORMS);
         let driver = ShardDriver::new(
             index,
             Arc::clone(&self.shared),

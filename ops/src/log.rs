@@ -1,11 +1,11 @@
 //! Where log events go: standard error, as text or JSON.
 
-use std::{
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
-    time::{Duration, Instant},
-};
+use std::{io::IsTerminal as _, sync::OnceLock};
 
-use tracing_subscriber::EnvFilter;
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::{
+    EnvFilter, Layer as _, Registry, layer::SubscriberExt as _, reload, util::SubscriberInitExt as _,
+};
 
 use crate::{choice, config::Setting, section};
 
@@ -57,61 +57,56 @@ impl Setting for LogFilter {
     }
 }
 
-/// Lets one of many like events into the log: at most one in [`SELDOM`], with the number of those before it that were
-/// left out.
+/// Lines that may wait for standard error: at 200 bytes each, 1.6 MiB. Whoever logs never waits for whoever reads: a
+/// terminal that is stopped, or a log collector that is behind, would hold a shard with all its connections.
+const LINES_WAITING_MAX: usize = 8192;
+
+/// Keeps logging; what waits is written when it ends.
 #[derive(Debug)]
-pub struct Seldom {
-    begin: Instant,
-    /// Milliseconds since `begin`; 0: none yet.
-    last_ms: AtomicU64,
-    left_out: AtomicU64,
+#[must_use = "lines are written for as long as it is kept"]
+pub struct Logging {
+    _writer: Option<WorkerGuard>,
 }
 
-/// What anybody on the network can cause fills no log: 1,440 lines a day.
-pub const SELDOM: Duration = Duration::from_secs(60);
-
-impl Default for Seldom {
-    fn default() -> Self {
-        Self { begin: Instant::now(), last_ms: AtomicU64::new(0), left_out: AtomicU64::new(0) }
-    }
+struct Running {
+    dropped: ErrorCounter,
+    filter: reload::Handle<EnvFilter, Registry>,
 }
 
-impl Seldom {
-    /// `Some`: this event is to be logged, and so many were left out since the last one.
-    pub fn ask(&self) -> Option<u64> {
-        let now_ms = u64::try_from(self.begin.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
-        let last_ms = self.last_ms.load(Relaxed);
-        let is_due = last_ms == 0 || now_ms - last_ms.min(now_ms) >= SELDOM.as_millis() as u64;
-        if is_due && self.last_ms.compare_exchange(last_ms, now_ms, Relaxed, Relaxed).is_ok() {
-            return Some(self.left_out.swap(0, Relaxed));
-        }
-        self.left_out.fetch_add(1, Relaxed);
-        None
-    }
-}
+static RUNNING: OnceLock<Running> = OnceLock::new();
 
 /// Begins to log. A second call changes nothing, so that tests may run several of them in one process.
-pub fn init(log: &Log) {
-    let filter = EnvFilter::builder().parse_lossy(log.level.as_str());
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let result = match log.format {
-        LogFormat::Text => builder.try_init(),
-        LogFormat::Json => builder.json().try_init(),
+pub fn init(log: &Log) -> Logging {
+    let (writer, guard) = NonBlockingBuilder::default()
+        .lossy(true)
+        .buffered_lines_limit(LINES_WAITING_MAX)
+        .thread_name("log")
+        .finish(std::io::stderr());
+    let dropped = writer.error_counter();
+    let (filter, handle) = reload::Layer::new(EnvFilter::builder().parse_lossy(log.level.as_str()));
+    let colours = std::io::stderr().is_terminal();
+    let lines = tracing_subscriber::fmt::layer().with_ansi(colours).with_writer(writer);
+    let lines = match log.format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines.json().boxed(),
     };
-    if result.is_err() {
+    if tracing_subscriber::registry().with(filter).with(lines).try_init().is_err() {
         tracing::debug!("logging was set up before");
+        return Logging { _writer: None };
     }
+    RUNNING.get_or_init(|| Running { dropped, filter: handle });
+    Logging { _writer: Some(guard) }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Lines that were not written because too many waited.
+pub fn lines_dropped() -> u64 {
+    RUNNING.get().map_or(0, |running| running.dropped.dropped_lines() as u64)
+}
 
-    #[test]
-    fn one_of_many_is_logged() {
-        let seldom = Seldom::default();
-        let asked: Vec<_> = (0..5).map(|_| seldom.ask()).collect();
-        assert_eq!(asked, [Some(0), None, None, None, None]);
-        assert_eq!(seldom.left_out.load(Relaxed), 4);
+/// Keeps other events from now on.
+pub fn set_level(level: &LogFilter) {
+    let filter = EnvFilter::builder().parse_lossy(level.as_str());
+    if let Some(Err(error)) = RUNNING.get().map(|running| running.filter.reload(filter)) {
+        tracing::error!(%error, "the log level stays as it is");
     }
 }

@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use tidegate_ops::{
     edge::{Edge, Preamble},
-    log::Seldom,
+    seldom::Seldom,
 };
 use tidegate_reactor::{Intake, Mail};
 

@@ -12,7 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use tidegate_ops::{bucket::Bucket, edge::Edge, log::Seldom};
+use tidegate_ops::{bucket::Bucket, edge::Edge, seldom::Seldom};
 use tidegate_reactor::{Mail, Mailbox};
 use tidegate_wire::proxy_v2::Addresses;
 

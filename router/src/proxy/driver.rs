@@ -7,7 +7,7 @@ use std::{
 };
 
 use tidegate_ops::{
-    log::Seldom,
+    seldom::Seldom,
     sweep::{SWEEP_PORTION, Sweep},
     tls::TlsHandshake,
 };

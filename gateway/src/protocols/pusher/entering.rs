@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use futures_util::FutureExt as _;
 use tidegate_backplane::{
-    Attend, AttendError, BackplaneError, Channel, ChannelError, History, HistoryQuery, Roll, User,
+    Attend, AttendError, BackplaneError, Channel, ChannelError, History, HistoryQuery, User,
 };
 use tidegate_wire::pusher::{
     Access, ChannelKind, Code, MemberError, NameError, PresenceMember, Subscribe, auth, check_name,
@@ -21,19 +21,19 @@ use tidegate_wire::pusher::{
     session::{Action, Answer, Place, Refusal},
 };
 
-use super::{AppKey, Entering, Pusher, channel_in, frame_of, leave_with, messages::shown};
+use super::{AppKey, Entering, Pusher, frame_of, leave_with, messages::shown};
 use crate::{
     app::apps::App,
     app::webhooks::Event,
-    config::WebhookEvent,
-    hub::outgoing::Encoding,
-    hub::{ChannelKey, Subscription},
+    hub::{ChannelKey, Subscription, form::FormId},
     metrics::DropReason,
+    node::roster::{List, ListForm},
     session::{
         Ctx, Open, Session,
-        opening::overflow,
-        recovery::{Kept, Recovering, Recovery, Want},
+        opening::terms,
+        recovery::{Kept, Recovering, Want},
     },
+    subscription::Seen,
 };
 
 /// Names an entrance within its shard while it lasts.
@@ -174,7 +174,7 @@ impl Ctx<'_> {
             }
             _ => Kind::Plain,
         };
-        Ok((channel_in(app, name)?, kind))
+        Ok((app.channel(name)?, kind))
     }
 
     fn enter(&mut self, app: &App, channel: &Channel, kind: Kind) {
@@ -184,8 +184,8 @@ impl Ctx<'_> {
             }
             return;
         }
-        let policy = overflow(self.core.shared.node.namespaces().of(channel).slow_reader);
-        let (key, confirmation) = self.core.hub.enter(channel, policy);
+        let terms = terms(self.core.shared.node.namespaces().of(channel));
+        let (key, confirmation) = self.core.hub.hold(channel, terms);
         let is_cache = ChannelKind::of(channel.name()).is_cache;
         if let (Kind::Plain, false, Some(Ok(()))) = (&kind, is_cache, confirmation.clone().now_or_never()) {
             let entrance = Entrance { key, kind, attended: false, sequence: 0, last: None };
@@ -202,7 +202,7 @@ impl Ctx<'_> {
         let entrance = Entrance { key, kind, attended: false, sequence: 0, last: None };
         let token = self.core.rooms.pusher_mut().entrances.insert(entrance) as EntranceToken;
         if is_cache {
-            self.core.hub.begin_reading(key, self.id);
+            self.core.hub.watch(key, self.id);
         }
         if let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) {
             let recovering = is_cache.then(|| Recovering::new(Want::Now));
@@ -281,7 +281,7 @@ impl Ctx<'_> {
     }
 
     /// The list of a presence channel was read.
-    fn list_read(&mut self, token: EntranceToken, list: Result<Arc<Roll>, BackplaneError>) {
+    fn list_read(&mut self, token: EntranceToken, list: Result<Arc<List>, BackplaneError>) {
         self.end_entrance(token, list.map(Some).map_err(EntranceError::from));
     }
 
@@ -329,7 +329,7 @@ impl Ctx<'_> {
     }
 
     /// Everything has been answered: lets the client in, or tells it why not, or gives back what nobody wants now.
-    fn end_entrance(&mut self, token: EntranceToken, result: Result<Option<Arc<Roll>>, EntranceError>) {
+    fn end_entrance(&mut self, token: EntranceToken, result: Result<Option<Arc<List>>, EntranceError>) {
         let Some(entrance) = self.core.rooms.pusher_mut().entrances.try_remove(token as usize) else {
             return;
         };
@@ -359,7 +359,7 @@ impl Ctx<'_> {
         let at = pusher.entering.iter().position(|entering| entering.token == token)?;
         let entering = pusher.entering.swap_remove(at);
         if entering.recovering.is_some() {
-            self.core.hub.end_reading(entering.key, self.id);
+            self.core.hub.unwatch(entering.key, self.id);
         }
         open.drop_empty_rare();
         Some(entering)
@@ -369,7 +369,7 @@ impl Ctx<'_> {
         if let (true, Kind::Presence(user)) = (entrance.attended, entrance.kind) {
             self.attend_no_more(entrance.key, Some(user.id));
         }
-        self.core.hub.leave(entrance.key, self.connections.now());
+        self.core.hub.release(entrance.key, self.connections.now());
     }
 
     /// Clients do not ask again for a channel that they were refused, so one that only cannot be had now has the
@@ -395,15 +395,15 @@ impl Ctx<'_> {
 
     /// Writes the answer and joins the lane, in one turn. `waited`: the list of a presence channel, and what came while
     /// the last event was read.
-    fn grant(&mut self, entrance: Entrance, waited: Option<(Option<Arc<Roll>>, Option<Recovering>)>) {
+    fn grant(&mut self, entrance: Entrance, waited: Option<(Option<Arc<List>>, Option<Recovering>)>) {
         let Entrance { key, kind, last, .. } = entrance;
         let (list, recovering) = waited.unwrap_or_default();
         let channel = self.core.hub.channel(key).clone();
         let name = channel.name();
         let Some(open) = self.connections.get(self.id).and_then(Session::open) else { return };
-        let encoding = match self.core.shared.node.namespaces().of(&channel).compression {
-            true => open.encoding,
-            false => open.encoding.plain(),
+        let form = match self.core.shared.node.namespaces().of(&channel).compression {
+            true => open.form,
+            false => open.form.plain(),
         };
         let mut out = std::mem::take(&mut self.core.scratch);
         out.clear();
@@ -419,39 +419,33 @@ impl Ctx<'_> {
                     &mut out,
                 );
             }
-            (_, Some(list)) => {
-                let members = list.users.iter().map(|user| (&*user.id, user.info.as_deref()));
-                frame_of(|text| server::presence_succeeded(name, members, text), &mut out);
-            }
+            (_, Some(list)) => out.extend_from_slice(list.said(PRESENCE_LIST, |roll, said| {
+                let members = roll.users.iter().map(|user| (&*user.id, user.info.as_deref()));
+                frame_of(|text| server::presence_succeeded(name, members, text), said);
+            })),
             (_, None) => frame_of(|text| server::subscription_succeeded(name, text), &mut out),
         }
-        let mut recovery = Recovery::new(key);
-        recovery.census = list.as_ref().map(|list| list.sequence);
+        let mut seen = Seen::default();
+        if let Some(list) = &list {
+            seen.set_census(list.sequence);
+        }
         if let Some(recovering) = recovering {
-            recovery = self.write_last(encoding, recovery, recovering, last, &mut out);
+            self.write_last(form, key, &mut seen, recovering, last, &mut out);
         }
         self.connections.write_beyond_bound(self.id, &out);
         self.core.keep_scratch(out);
         // As in `tell`: who subscribes again and again and reads nothing is not read either.
         self.connections.pause_until_flushed(self.id);
-        let (subscription, follows) = self.core.hub.resume(encoding, &recovery, self.id.slot);
-        self.granted(subscription, follows.then_some(recovery), &kind, &channel);
+        let now = self.connections.now();
+        let subscription = self.core.hub.join(key, form, seen, self.id.slot, now);
+        self.granted(subscription, &kind, &channel);
     }
 
     /// Notes a subscription that stands now.
-    fn granted(
-        &mut self,
-        subscription: Subscription,
-        follows: Option<Recovery>,
-        kind: &Kind,
-        channel: &Channel,
-    ) {
+    fn granted(&mut self, subscription: Subscription, kind: &Kind, channel: &Channel) {
         let key = self.core.hub.channel_of(subscription);
         let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) else { return };
         open.subscriptions.push(subscription);
-        if let Some(recovery) = follows {
-            open.rare_mut().recoveries.push(recovery);
-        }
         if let Kind::Presence(user) = kind {
             open.pusher_mut().members.push((key, user.id.clone()));
         }
@@ -462,7 +456,7 @@ impl Ctx<'_> {
         let counts = ChannelKind::of(channel.name()).access != Access::User;
         if let (Kind::Plain, true, Some(app)) = (kind, counts, self.core.rooms.pusher().apps.get(app)) {
             // Who is told of counts must be subscribed before its own is counted.
-            let tells_counts = app.subscription_count || app.tells(WebhookEvent::SubscriptionCount);
+            let tells_counts = app.subscription_count;
             self.attend(channel, Attend::Enter { user: None, users_max: None, tells_counts });
         }
     }
@@ -470,16 +464,16 @@ impl Ctx<'_> {
     /// Appends the last event of a cache channel, or that there is none.
     fn write_last(
         &mut self,
-        encoding: Encoding,
-        recovery: Recovery,
+        form: FormId,
+        key: ChannelKey,
+        seen: &mut Seen,
         recovering: Recovering,
         last: Option<History>,
         out: &mut Vec<u8>,
-    ) -> Recovery {
+    ) {
         let before = out.len();
         let recovering = Recovering { history: last, ..recovering };
-        let (key, mut none) = (recovery.key, Default::default());
-        let (recovery, _) = self.write_recovered(recovery, recovering, encoding, &mut none, out);
+        self.write_recovered(key, seen, recovering, form, &mut Default::default(), out);
         if out.len() == before {
             let channel = self.core.hub.channel(key).clone();
             frame_of(|text| server::cache_miss(channel.name(), text), out);
@@ -487,9 +481,11 @@ impl Ctx<'_> {
                 self.core.shared.webhooks.notify(&app, Event::CacheMiss { channel: channel.name() });
             }
         }
-        recovery
     }
 }
+
+/// How a list is said here: the frame that a subscription to a presence channel is answered with.
+const PRESENCE_LIST: ListForm = ListForm::new(0);
 
 /// The newest publication.
 pub(super) const LAST: HistoryQuery = HistoryQuery { since: None, limit: 1 };

@@ -3,7 +3,7 @@
 use tidegate_backplane::{Attend, Channel};
 use tidegate_wire::pusher::{Access, ChannelKind, session::Place, watched_user};
 
-use super::{AppKey, Pusher, channel_in, users::watch_channel, warn_attending};
+use super::{AppKey, Pusher, users::watch_channel, warn_attending};
 use crate::{
     hub::ChannelKey,
     session::{Ctx, Open, Session},
@@ -12,7 +12,7 @@ use crate::{
 impl Ctx<'_> {
     /// Ends a subscription, or one that waits. The client is not answered.
     pub(super) fn pusher_unsubscribe(&mut self, name: &str) {
-        let channel = self.app_of().and_then(|app| channel_in(&app, name).ok());
+        let channel = self.app_of().and_then(|app| app.channel(name).ok());
         let Some(key) = channel.and_then(|channel| self.core.hub.key_of(channel.as_str())) else { return };
         let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) else { return };
         if let Some(pusher) = open.state_mut::<Pusher>()
@@ -24,9 +24,6 @@ impl Ctx<'_> {
         let hub = &self.core.hub;
         let Some(subscription) = open.subscriptions.take(|own| hub.channel_of(own) == key) else { return };
         let mut user = None;
-        if let Some(rare) = &mut open.rare {
-            rare.recoveries.retain(|recovery| recovery.key != key);
-        }
         if let Some(pusher) = open.state_mut::<Pusher>() {
             let at = pusher.members.iter().position(|(own, _)| *own == key);
             user = at.map(|at| pusher.members.swap_remove(at).1);
@@ -36,7 +33,7 @@ impl Ctx<'_> {
             self.connections.set_merging(self.id, false);
         }
         self.leave_census(key, user);
-        self.core.hub.part(subscription, self.connections);
+        self.part(subscription);
     }
 
     /// Gives back what an open connection had beside its places in the hub.
@@ -52,7 +49,7 @@ impl Ctx<'_> {
         // What waits is given back when its answer comes.
         for entering in pusher.entering {
             if entering.recovering.is_some() {
-                self.core.hub.end_reading(entering.key, self.id);
+                self.core.hub.unwatch(entering.key, self.id);
             }
         }
         if let Some(user) = pusher.user
