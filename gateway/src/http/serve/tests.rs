@@ -1,6 +1,8 @@
 //! Connections that keep the server waiting, with real sockets and short patience.
 #![allow(clippy::unwrap_used)]
 
+mod contract;
+
 use std::net::{Ipv4Addr, SocketAddr};
 
 use bytes::Bytes;
