@@ -51,7 +51,6 @@ fn server(patience: Patience) -> Arc<HttpServer> {
         patience,
         head_bytes_max: limits.head_bytes.bytes(),
         front: Arc::new(Front::new(limits)),
-        is_shards: crate::protocols::serve,
         runtime: Handle::current(),
         stop: CancellationToken::new(),
         tasks: TaskTracker::new(),
