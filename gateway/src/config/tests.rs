@@ -233,7 +233,7 @@ fn bad_values_name_key_value_source_and_expectation() {
     );
     refused_file(
         "[auth]\nallowed_origins = ['https://a.example', 'example.org']",
-        r#"bad value (a list) for `auth.allowed_origins` in FILE: expected a list of origins: "https://app.example.org", "https://*.example.org", "same-origin", "*""#,
+        r#"bad value (a list) for `auth.allowed_origins` in FILE: expected a list of origins: "https://app.example.org", "https://*.example.org", "same-origin", "localhost", "null", "*""#,
     );
     refused_variable(
         "TIDEGATE__LIMITS__MESSAGE_BYTES",
