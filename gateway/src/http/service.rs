@@ -29,11 +29,6 @@ impl PublicService {
         Self { state, router }
     }
 
-    /// The same with a router that has more routes than [`public_router`].
-    pub fn with_router(state: HttpState, router: Router) -> Self {
-        Self { state, router }
-    }
-
     /// Answers one request. Never fails: what goes wrong is a problem document.
     pub async fn call<B>(&self, request: Request<B>) -> Response
     where

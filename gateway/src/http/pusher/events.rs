@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures_util::future::{join_all, try_join_all};
 use serde::Deserialize;
 use serde_json::{Map, Value, json, value::RawValue};
-use tidegate_backplane::{Channel, Payload, Sender};
+use tidegate_backplane::{Channel, Payload, Sender, Text};
 use tidegate_wire::pusher::ChannelKind;
 
 use super::{Call, NOTHING, PusherError, channels::Info};
@@ -43,7 +43,7 @@ struct Data<'b>(#[serde(borrow)] &'b RawValue);
 #[derive(Debug)]
 struct Event {
     name: Box<str>,
-    payload: Bytes,
+    payload: Text,
     channels: Vec<(Channel, ChannelKind)>,
     sender: Option<Box<Sender>>,
     info: Info,
@@ -54,11 +54,11 @@ impl Call<'_> {
     pub(super) async fn events(&self, body: &[u8]) -> Result<Bytes, PusherError> {
         // A string, as every SDK sends it, is unescaped once and into its place.
         let event = match serde_json::from_slice::<EventFields<String>>(body) {
-            Ok(fields) => self.event(fields, |data| Ok(data.into_bytes()))?,
+            Ok(fields) => self.event(fields, |data: String| Ok(data.into()))?,
             Err(_) => {
                 let fields: EventFields<Data<'_>> =
                     serde_json::from_slice(body).map_err(PusherError::Json)?;
-                self.event(fields, Data::into_bytes)?
+                self.event(fields, Data::into_text)?
             }
         };
         self.publish_fields(event).await
@@ -76,7 +76,7 @@ impl Call<'_> {
             socket_id: own("socket_id"),
             info: own("info"),
         };
-        self.publish_fields(self.event(fields, |data| Ok(data.into_bytes()))?).await
+        self.publish_fields(self.event(fields, |data: String| Ok(data.into()))?).await
     }
 
     async fn publish_fields(&self, event: Event) -> Result<Bytes, PusherError> {
@@ -101,7 +101,7 @@ impl Call<'_> {
             .into_iter()
             .map(|fields| match fields.channels {
                 Some(_) => Err(PusherError::Missing("channel")),
-                None => self.event(fields, Data::into_bytes),
+                None => self.event(fields, Data::into_text),
             })
             .collect::<Result<_, _>>()?;
         self.take_events(events.len())?;
@@ -121,28 +121,26 @@ impl Call<'_> {
 
     /// `POST /channels/{channel}/events`
     pub(super) async fn channel_events(&self, segment: &str, body: Bytes) -> Result<Bytes, PusherError> {
-        if std::str::from_utf8(&body).is_err() {
-            return Err(PusherError::Text);
-        }
+        let data = Text::try_from(body).map_err(|_| PusherError::Text)?;
         let own = |name: &str| self.parameters.get(name).map(str::to_owned);
         let fields = EventFields {
             name: own("name"),
-            data: Some(body),
+            data: Some(data),
             channels: None,
             channel: Some(super::decoded(segment).into_owned()),
             socket_id: own("socket_id"),
             info: None,
         };
-        let event = self.event(fields, |data: Bytes| Ok(data))?;
+        let event = self.event(fields, Ok)?;
         self.take_events(1)?;
         self.publish(&event).await?;
         Ok(NOTHING)
     }
 
-    fn event<D, B: Into<Bytes>>(
+    fn event<D>(
         &self,
         fields: EventFields<D>,
-        bytes: impl FnOnce(D) -> Result<B, PusherError>,
+        text: impl FnOnce(D) -> Result<Text, PusherError>,
     ) -> Result<Event, PusherError> {
         let name = fields.name.ok_or(PusherError::Missing("name"))?;
         match event::check_name(&name) {
@@ -150,7 +148,7 @@ impl Call<'_> {
             Err(EventNameError::Reserved) if !self.app.has_raw_clients => {}
             checked => checked.map_err(PusherError::Event)?,
         }
-        let payload: Bytes = bytes(fields.data.ok_or(PusherError::Missing("data"))?)?.into();
+        let payload = text(fields.data.ok_or(PusherError::Missing("data"))?)?;
         let max = self.app.limits.event_bytes.bytes();
         if payload.len() > max {
             return Err(PusherError::TooLarge { max });
@@ -220,14 +218,14 @@ impl Call<'_> {
 }
 
 impl Data<'_> {
-    fn into_bytes(self) -> Result<Vec<u8>, PusherError> {
+    fn into_text(self) -> Result<Text, PusherError> {
         let json = self.0.get();
         if !json.starts_with('"') {
             return Ok(json.into());
         }
         // A string may still be none: half of a surrogate pair is no character.
         let text: Cow<'_, str> = serde_json::from_str(json).map_err(PusherError::Json)?;
-        Ok(text.into_owned().into_bytes())
+        Ok(text.into_owned().into())
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod apart;
 mod browsers;
+mod failing;
 mod leaving;
 mod publishing;
 mod pusher;
