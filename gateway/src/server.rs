@@ -239,6 +239,8 @@ impl Parts {
                     .with_local_hosts_only(config.serves_this_machine_only()),
             ),
             metrics: Arc::clone(&metrics),
+            apis: protocols::APIS,
+            is_shards: if config.dev { protocols::serve_dev } else { protocols::serve },
             dev: config.dev,
         });
         let stop_http = CancellationToken::new();
@@ -249,7 +251,6 @@ impl Parts {
             metrics: Arc::clone(&metrics),
             patience: Patience { head: config.limits.handshake_timeout, quiet: QUIET_MAX },
             head_bytes_max: config.limits.head_bytes.bytes(),
-            is_shards: if config.dev { protocols::serve_dev } else { protocols::serve },
             runtime: runtime.handle().clone(),
             stop: stop_http.clone(),
             tasks: tasks.clone(),

@@ -251,7 +251,7 @@ const ARROWS: [Arrow; 10] = [
             TESTKIT,
         ],
     },
-    Arrow { of: OPS, not: &["clap", "tungstenite", WIRE, BACKPLANE, GATEWAY, BENCH, TESTKIT] },
+    Arrow { of: OPS, not: &["clap", "tungstenite", BACKPLANE, GATEWAY, BENCH, TESTKIT] },
     Arrow { of: BACKPLANE, not: &["hyper", "axum", WIRE, REACTOR, OPS, GATEWAY, BENCH, TESTKIT] },
     Arrow { of: GATEWAY, not: &["clap", "tungstenite", ROUTER, BENCH, TESTKIT] },
     Arrow { of: ROUTER, not: &["clap", "tungstenite", GATEWAY, BENCH, TESTKIT] },

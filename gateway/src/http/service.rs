@@ -1,4 +1,4 @@
-//! The public port as hyper calls it: publishes and Pusher's API go straight to their handlers, all else to the router.
+//! The public port as hyper calls it: publishes and the interfaces of protocols go straight to their handlers, all else to the router.
 
 use std::{convert::Infallible, sync::Arc};
 
@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http::{Method, Request};
 use tower::ServiceExt;
 
-use super::{ApiError, HttpState, access, public_router, pusher, rest::publish};
+use super::{ApiError, HttpState, access, public_router, rest::publish};
 
 /// One per process, cloned per connection: two shared pointers.
 ///
@@ -29,6 +29,11 @@ impl PublicService {
         Self { state, router }
     }
 
+    /// Whether a request without a body, by its method and path, is one of a shard's.
+    pub(crate) fn is_shards(&self) -> fn(&str, &str) -> bool {
+        self.state.is_shards
+    }
+
     /// Answers one request. Never fails: what goes wrong is a problem document.
     pub async fn call<B>(&self, request: Request<B>) -> Response
     where
@@ -41,9 +46,9 @@ impl PublicService {
         if *request.method() == Method::POST && publish::segment(request.uri().path()).is_some() {
             return self.publish(request).await;
         }
-        if pusher::is_path(request.uri().path()) {
+        if let Some(api) = self.state.api_of(request.uri().path()) {
             let (parts, body) = request.into_parts();
-            return pusher::answer(&self.state, &parts, body).await;
+            return api.answer(&self.state, &parts, Body::new(body)).await;
         }
         match self.router.clone().oneshot(request.map(Body::new)).await {
             Ok(response) => response,
