@@ -73,13 +73,17 @@ impl Ctx<'_> {
             Err(error) => self.refuse(&error.into()),
             Ok(Some(Judged { head, .. })) => match (arrival, self.route(&head)) {
                 (Arrival::TurnedAway(over), Route::Shard(protocol)) => {
-                    self.refuse_to(protocol, &head, &Refusal::Over(over));
+                    self.refuse_request(protocol, &head, &Refusal::Over(over));
                 }
-                (Arrival::TurnedAway(over), Route::Http) => self.refuse(&Refusal::Over(over)),
+                (Arrival::TurnedAway(over), Route::Http) => {
+                    let origin = self.core.readable_origin(&head);
+                    self.refuse_to(&Refusal::Over(over), origin);
+                }
                 (_, Route::Http) => self.hand_to_http(received),
                 (_, Route::Shard(protocol)) => {
                     if let Err(refusal) = self.name_client(&head) {
-                        return self.refuse(&refusal);
+                        let origin = self.core.readable_origin(&head);
+                        return self.refuse_to(&refusal, origin);
                     }
                     self.accept(arrival, protocol, &head, received);
                 }
@@ -136,15 +140,16 @@ impl Ctx<'_> {
     fn accept(&mut self, arrival: Arrival, protocol: ProtocolId, head: &RequestHead<'_>, received: &[u8]) {
         match self.check(arrival, protocol, head) {
             Ok(request) => self.begin_opening(request, &received[head.len..]),
-            Err(Stop::Refused(refusal)) => self.refuse_to(protocol, head, &refusal),
+            Err(Stop::Refused(refusal)) => self.refuse_request(protocol, head, &refusal),
             Err(Stop::NeedsKeys(fetch)) => self.wait_for_keys(fetch, received),
         }
     }
 
-    fn refuse_to(&mut self, protocol: ProtocolId, head: &RequestHead<'_>, refusal: &Refusal) {
+    fn refuse_request(&mut self, protocol: ProtocolId, head: &RequestHead<'_>, refusal: &Refusal) {
+        let origin = self.core.readable_origin(head);
         match protocol.of_list(self.core.shared.protocols).transport() {
-            Transport::Stream => self.refuse_stream(refusal, head.header("origin")),
-            Transport::WebSocket => self.refuse(refusal),
+            Transport::Stream => self.refuse_stream(refusal, origin),
+            Transport::WebSocket => self.refuse_to(refusal, origin),
         }
     }
 
