@@ -166,9 +166,9 @@ impl Ctx<'_> {
         let backplane = Arc::clone(self.core.shared.node.backplane());
         let channel = self.core.hub.channel(key).clone();
         let query = match want {
-            Want::After(position) => HistoryQuery { since: Some(position), limit: usize::MAX },
-            Want::Fresh(_) => HistoryQuery { since: None, limit: usize::MAX },
-            Want::Now => HistoryQuery { since: None, limit: 0 },
+            Want::After(position) => HistoryQuery::page(position, usize::MAX),
+            Want::Fresh(_) => HistoryQuery::newest(usize::MAX),
+            Want::Now => HistoryQuery::newest(0),
         };
         let read = async move { backplane.history(&channel, query).await };
         self.run(read, move |ctx, result| ctx.history_read(key, result));

@@ -492,7 +492,7 @@ impl Ctx<'_> {
 }
 
 /// The newest publication.
-pub(super) const LAST: HistoryQuery = HistoryQuery { since: None, limit: 1 };
+pub(super) const LAST: HistoryQuery = HistoryQuery { since: None, limit: 1, bytes: usize::MAX };
 
 /// Whether an `auth` value is this app's signature of a text.
 pub(super) fn is_signed(app: &App, auth: &str, signed: &str) -> bool {
