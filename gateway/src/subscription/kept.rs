@@ -1,0 +1,79 @@
+//! What is delivered while history is read.
+
+use super::{Item, seen::Seen};
+
+/// Most that is kept for one channel of one connection: what a busy channel publishes during one read. Payloads are
+/// shared with everyone else who has them, so the usual cost is a pointer for each.
+pub(crate) const KEPT_BYTES_MAX: usize = 64 * 1024;
+
+/// Live publications and gaps that wait for the page which is being read. They do not count as load of the channel:
+/// its publishers must not wait for one client's history.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    items: Vec<Item>,
+    bytes: usize,
+    overflowed: bool,
+    /// As the code before this machine did: the overflow is not looked at.
+    #[cfg(test)]
+    forgets_overflow: bool,
+}
+
+impl Kept {
+    /// Keeps an item. Once there is no room for one, all are let go of: history has them.
+    pub(super) fn keep(&mut self, item: &Item) {
+        if self.overflowed {
+            return;
+        }
+        self.bytes += item.bytes();
+        if self.bytes <= KEPT_BYTES_MAX {
+            return self.items.push(item.clone());
+        }
+        self.overflowed = true;
+        self.items = Vec::new();
+    }
+
+    /// Some of what was delivered is not here: history has to be read once more.
+    pub(super) fn has_overflowed(&self) -> bool {
+        #[cfg(test)]
+        if self.forgets_overflow {
+            return false;
+        }
+        self.overflowed
+    }
+
+    /// Keeps a gap and the newest publication after it: enough to know where the channel stands.
+    pub(super) fn keep_newest(&mut self, item: &Item) {
+        match item {
+            Item::Gap(_) => self.items.clear(),
+            Item::Publication(_) => self.items.retain(|kept| matches!(kept, Item::Gap(_))),
+        }
+        self.items.push(item.clone());
+    }
+
+    /// The read may be from before a gap, and nothing has come since to say where the channel stands.
+    pub(super) fn ends_with_gap(&self) -> bool {
+        matches!(self.items.last(), Some(Item::Gap(_)))
+    }
+
+    /// What is newer than what the client has.
+    pub(super) fn into_news(self, seen: &mut Seen) -> Vec<Item> {
+        let mut items = self.items;
+        items.retain(|item| seen.take(item.arrival()));
+        items
+    }
+
+    #[cfg(test)]
+    pub(super) fn set_forgets_overflow(&mut self, forgets: bool) {
+        self.forgets_overflow = forgets;
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> usize {
+        self.items.iter().map(Item::bytes).sum()
+    }
+}
