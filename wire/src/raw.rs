@@ -193,6 +193,15 @@ pub fn encode_gap(channel: &str, reason: &str, position: Option<(&str, u64)>, ou
     out.extend_from_slice(b"}}");
 }
 
+/// Appends the notice of where the client is in a channel that it is subscribed to, and whether what it missed follows.
+pub fn encode_subscribed(channel: &str, position: Option<(&str, u64)>, recovered: bool, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"{\"channel\":");
+    push_str(channel, out);
+    out.extend_from_slice(b",\"subscribed\":{");
+    push_position(position, out);
+    out.extend_from_slice(if recovered { b",\"recovered\":true}}" } else { b",\"recovered\":false}}" });
+}
+
 /// Appends the notice that a slow reader missed `count` publications.
 pub fn encode_dropped(channel: &str, count: u64, out: &mut Vec<u8>) {
     out.extend_from_slice(b"{\"channel\":");

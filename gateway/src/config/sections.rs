@@ -43,6 +43,9 @@ section! {
         /// Bytes that may wait for one connection that reads too slowly, before its namespace's `slow_reader`
         /// policy applies. At 1 MiB, 1000 stuck readers hold at most 1 GiB.
         send_queue_bytes: ByteSize = ByteSize::mib(1);
+        /// Bytes of history that may be read at once for clients that recover, in pages of 64 KiB; when it is used up,
+        /// reads wait their turn. What was read and written counts in `send_queue_bytes` of its connection.
+        recovery_bytes: ByteSize = ByteSize::mib(32);
     }
 }
 

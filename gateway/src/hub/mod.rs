@@ -1,7 +1,6 @@
 //! The channels of one shard: who is subscribed, in which encoding, and what is on its way to them.
 //!
-//! The way of a publication: [`Hub::deliver`] has those keep it whose history is being read, and appends it to the
-//! *lane* of each encoding that has members. [`Hub::run`] takes what has piled up in a lane as one batch, builds
+//! The way of a publication: [`Hub::deliver`] appends it to the *lane* of each encoding that has members. [`Hub::run`] takes what has piled up in a lane as one batch, builds
 //! one contiguous buffer, and writes it to each member, a slice per turn, lanes in rotation.
 //!
 //! Who was sent history may still be handed some of it. It joins a *following* lane, which looks at each member
@@ -28,7 +27,8 @@ use crate::{
     hub::outgoing::{Content, Encoder, Encoding, Outgoing},
     metrics::ShardMetrics,
     node::interest::{Confirmation, Interest, Interests},
-    session::{Recovery, Session, SocketIds},
+    session::{Session, SocketIds},
+    subscription::Seen,
 };
 
 /// Names a channel within a shard.
@@ -159,17 +159,19 @@ impl Hub {
     /// that may still be handed to its lane, so it follows, and its session has to know the position.
     pub(crate) fn resume(
         &mut self,
+        key: ChannelKey,
         encoding: Encoding,
-        recovery: &Recovery,
+        seen: &mut Seen,
         slot: u32,
     ) -> (Subscription, bool) {
-        let state = &self.channels[recovery.key as usize];
+        let state = &self.channels[key as usize];
         let waits =
             state.lanes[encoding as usize].is_some_and(|lane| !self.lanes[lane as usize].pending.is_empty());
-        if recovery.has_nothing() || (!waits && recovery.is_through(state.delivered)) {
-            return (self.join(recovery.key, encoding, slot), false);
+        if seen.has_nothing(state.delivered) || (!waits && seen.is_settled(state.delivered)) {
+            return (self.join(key, encoding, slot), false);
         }
-        let lane = self.following_lane(recovery.key, encoding);
+        let lane = self.following_lane(key, encoding);
+        seen.set_skip(self.lanes[lane as usize].pending.len());
         (self.join_lane(lane, slot), true)
     }
 
@@ -223,15 +225,19 @@ impl Hub {
         }
     }
 
+    /// Connections that have to be told what is delivered of a channel, since they read its history.
+    pub(crate) fn readers(&self, channel: &Channel) -> Option<(ChannelKey, Vec<ConnectionId>)> {
+        let &key = self.keys.get(channel)?;
+        let reading = &self.channels[key as usize].reading;
+        (!reading.is_empty()).then(|| (key, reading.clone()))
+    }
+
     /// What a publication or gap of this node means for this shard.
-    pub(crate) fn deliver(&mut self, outgoing: &Arc<Outgoing>, connections: &mut Connections<Session>) {
+    pub(crate) fn deliver(&mut self, outgoing: &Arc<Outgoing>) {
         let Some(&key) = self.keys.get(&outgoing.channel) else { return };
         let state = &mut self.channels[key as usize];
         state.delivered = outgoing.position().or(state.delivered);
         let is_census = matches!(outgoing.content, Content::Census(_));
-        for &id in state.reading.iter().filter(|_| !is_census) {
-            Session::keep(connections, id, key, &outgoing.content);
-        }
         for &lane_key in state.lanes.iter().flatten().chain(&state.following) {
             let lane = &mut self.lanes[lane_key as usize];
             if lane.members.is_empty() || (is_census && !lane.encoding.tells_census()) {

@@ -100,6 +100,8 @@ pub(crate) struct Core {
     pub(crate) farewells: Vec<(ConnectionId, GapReason)>,
     pub(crate) legacies: Legacies,
     pub(crate) socket_ids: SocketIds,
+    /// Numbers the attempts to subscribe.
+    pub(crate) attempts: u32,
     /// What each protocol keeps in a shard.
     pub(crate) rooms: Rooms,
     /// Reused for answers.
@@ -135,6 +137,7 @@ impl Core {
             farewells: Vec::new(),
             legacies: Legacies::new(),
             socket_ids: SocketIds::new(shared.life, shard),
+            attempts: 0,
             rooms: Rooms(shared.protocols.iter().map(|protocol| protocol.room()).collect()),
             scratch: Vec::new(),
             resumed: Vec::new(),
@@ -176,7 +179,12 @@ impl Core {
         let is_told = matches!(outgoing.content, Content::Publication(_))
             || self.protocols().all(|protocol| protocol.on_notice(self, outgoing));
         if is_told {
-            self.hub.deliver(outgoing, connections);
+            if let Some((key, readers)) = self.hub.readers(&outgoing.channel) {
+                for id in readers {
+                    self.ctx(connections, id).delivered(key, &outgoing.content);
+                }
+            }
+            self.hub.deliver(outgoing);
         }
     }
 

@@ -20,17 +20,17 @@ pub(crate) mod leaving;
 pub(crate) mod opening;
 pub(crate) mod protocol;
 pub(crate) mod publishing;
-pub(crate) mod recovery;
 pub(crate) mod refusal;
 pub(crate) mod socket;
 mod socket_id;
+pub(crate) mod subscribing;
 
 use std::{any::Any, sync::Arc};
 
 use futures_util::future::{BoxFuture, Shared};
 use tidegate_backplane::Position;
 use tidegate_ops::edge::Preamble;
-use tidegate_reactor::{ConnectionId, Connections, Shared as SharedBytes, Tick, Written};
+use tidegate_reactor::{Connections, Shared as SharedBytes, Tick, Written};
 use tidegate_wire::decoder::Decoder;
 
 use crate::{
@@ -44,8 +44,8 @@ pub(crate) use ctx::Ctx;
 use opening::Opening;
 use protocol::{ProtocolId, ProtocolState};
 use publishing::Publisher;
-pub(crate) use recovery::Recovery;
 pub(crate) use socket_id::SocketIds;
+use subscribing::Unsettled;
 
 /// State of one connection: 72 bytes at most, see the assertion below; everything rare is boxed.
 #[derive(Debug)]
@@ -110,8 +110,8 @@ pub(crate) enum Subscriptions {
 pub(crate) struct Rare {
     pub(crate) claims: Option<Arc<Claims>>,
     pub(crate) expires: Option<Tick>,
-    /// Channels that it follows.
-    pub(crate) recoveries: Vec<Recovery>,
+    /// Subscriptions that are not an ordinary place in a lane.
+    pub(crate) unsettled: Vec<Unsettled>,
     /// An event stream of several channels: in the order of its URL, the last position of each.
     pub(crate) positions: Vec<(ChannelKey, Option<Position>)>,
     pub(crate) publisher: Option<Publisher>,
@@ -163,20 +163,6 @@ impl Session {
         }
     }
 
-    /// Its history is being read: it keeps what is delivered meanwhile.
-    pub(crate) fn keep(
-        connections: &mut Connections<Session>,
-        id: ConnectionId,
-        key: ChannelKey,
-        content: &Content,
-    ) {
-        match connections.get_mut(id).map(|session| &mut session.phase) {
-            Some(Phase::Opening(opening)) => opening.keep(key, content),
-            Some(Phase::Open(open)) => open.keep(key, content),
-            _ => {}
-        }
-    }
-
     /// Whether something in its lane is news to a connection that follows.
     pub(crate) fn follow(
         connections: &mut Connections<Session>,
@@ -185,14 +171,14 @@ impl Session {
         content: &Content,
     ) -> bool {
         let session = connections.in_slot_mut(slot);
-        let recovery = session.and_then(|session| session.open_mut()?.recovery(key));
-        recovery.is_some_and(|recovery| recovery.take(content))
+        let seen = session.and_then(|session| session.open_mut()?.unsettled(key)?.seen());
+        seen.is_some_and(|seen| seen.follow(content.into()))
     }
 
     /// Whether what it was sent from history has passed.
     pub(crate) fn is_through(&mut self, key: ChannelKey, delivered: Option<Position>) -> bool {
-        let recovery = self.open_mut().and_then(|open| open.recovery(key));
-        recovery.is_some_and(|recovery| recovery.is_through(delivered))
+        let seen = self.open_mut().and_then(|open| open.unsettled(key)?.seen());
+        seen.is_some_and(|seen| seen.is_settled(delivered))
     }
 
     /// It follows no longer and is a subscriber like any other now.
@@ -200,7 +186,7 @@ impl Session {
         self.moved(lane, to);
         let Some(open) = self.open_mut() else { return };
         if let Some(rare) = &mut open.rare {
-            rare.recoveries.retain(|recovery| recovery.key != key);
+            rare.unsettled.retain(|it| it.attempt.key != key);
         }
         open.drop_empty_rare();
     }
@@ -233,14 +219,24 @@ impl Session {
 }
 
 impl Open {
-    fn recovery(&mut self, key: ChannelKey) -> Option<&mut Recovery> {
-        self.rare.as_mut()?.recoveries.iter_mut().find(|recovery| recovery.key == key)
+    /// Whether a subscription to a channel is under way, and not in a lane yet.
+    pub(crate) fn is_subscribing(&self, key: ChannelKey) -> bool {
+        self.under_way().any(|it| it.attempt.key == key)
     }
 
-    fn keep(&mut self, key: ChannelKey, content: &Content) {
-        if let Some(state) = self.rare.as_mut().and_then(|rare| rare.state.as_mut()) {
-            state.keep(key, content);
-        }
+    /// Subscriptions that it has or is about to have.
+    pub(crate) fn subscription_count(&self) -> usize {
+        self.subscriptions.as_slice().len() + self.under_way().count()
+    }
+
+    fn under_way(&self) -> impl Iterator<Item = &Unsettled> {
+        let unsettled = self.rare.as_ref().map_or(&[][..], |rare| &rare.unsettled);
+        unsettled.iter().filter(|it| it.is_before())
+    }
+
+    /// The subscription to a channel, while it is not an ordinary place in a lane.
+    fn unsettled(&mut self, key: ChannelKey) -> Option<&mut Unsettled> {
+        self.rare.as_mut()?.unsettled.iter_mut().find(|it| it.attempt.key == key)
     }
 
     pub(crate) fn rare_mut(&mut self) -> &mut Rare {
@@ -289,7 +285,7 @@ impl Rare {
     fn is_empty(&self) -> bool {
         self.claims.is_none()
             && self.expires.is_none()
-            && self.recoveries.is_empty()
+            && self.unsettled.is_empty()
             && self.positions.is_empty()
             && self.publisher.is_none()
             && self.reason.is_none()

@@ -50,6 +50,10 @@ impl Kept {
         self.items.push(item.clone());
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
     /// The read may be from before a gap, and nothing has come since to say where the channel stands.
     pub(super) fn ends_with_gap(&self) -> bool {
         matches!(self.items.last(), Some(Item::Gap(_)))

@@ -82,7 +82,7 @@ pub(crate) enum Output {
     Tell(Vec<Item>),
     /// Turn the hold into a place in a lane.
     Join(Seen),
-    /// It cannot be had.
+    /// It cannot be had; the hold was given back.
     Refuse(BackplaneError),
     /// Give the hold back.
     Release,
@@ -154,13 +154,19 @@ impl Machine {
         }
     }
 
-    /// Whether the client was answered: from then on what cannot be had is told as a gap.
-    pub(crate) fn is_answered(&self) -> bool {
-        self.answered
+    /// It waits for [`room`](Self::room).
+    pub(crate) fn is_due(&self) -> bool {
+        matches!(self.state, State::Due)
     }
 
-    pub(crate) fn is_over(&self) -> bool {
-        matches!(self.state, State::Live | State::Gone)
+    /// A page of its history is being read.
+    pub(crate) fn reads_page(&self) -> bool {
+        matches!(self.state, State::Reading { read: Read::Page(_), .. })
+    }
+
+    /// Nothing has to be read before it is live.
+    pub(crate) fn has_no_past(&self) -> bool {
+        matches!(self.want, Want::Live)
     }
 
     /// The backplane has confirmed: everything accepted from now on is delivered.
@@ -189,7 +195,7 @@ impl Machine {
             _ if self.answered => Outputs::new(),
             _ => {
                 self.state = State::Gone;
-                vec![Output::Refuse(error), Output::Release]
+                vec![Output::Release, Output::Refuse(error)]
             }
         }
     }
@@ -214,7 +220,7 @@ impl Machine {
         match page {
             Ok(page) if self.lists && !self.answered => self.list(Some((read, page)), kept),
             Ok(page) => self.take(read, page, kept),
-            Err(error) if !self.answered => vec![Output::Refuse(error), Output::Release],
+            Err(error) if !self.answered => vec![Output::Release, Output::Refuse(error)],
             // It was promised, and cannot be had.
             Err(_) => {
                 let told = self.lost(None);
@@ -331,6 +337,9 @@ impl Machine {
             }
             _ => {
                 self.seen.advance(top);
+                if kept.is_empty() {
+                    self.seen.set_new();
+                }
                 // What came by meanwhile may be newer than the read.
                 drop(kept.into_news(&mut self.seen));
                 self.finish(Kept::default(), false, Outputs::new())

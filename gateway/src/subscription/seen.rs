@@ -17,6 +17,8 @@ pub(crate) struct Seen {
     census: Option<u64>,
     /// Deliveries that waited in its lane when it joined. The machine has seen all of them already.
     skip: u32,
+    /// It was sent nothing: `through` is only where the channel stood.
+    is_new: bool,
 }
 
 /// A delivery, as far as the comparison needs it.
@@ -60,9 +62,16 @@ impl Seen {
         }
     }
 
-    /// Whether nothing that comes by can be a repetition.
-    pub(crate) fn has_nothing(&self) -> bool {
-        self.through.is_none() && self.census.is_none()
+    /// It was told where the channel stands, and sent nothing.
+    pub(super) fn set_new(&mut self) {
+        self.is_new = true;
+    }
+
+    /// Whether nothing that comes by can be a repetition. Of a channel that has delivered nothing yet that goes for a new
+    /// client too: it need not follow, which would cost an idle one a box until the channel's next publication.
+    pub(crate) fn has_nothing(&self, delivered: Option<Position>) -> bool {
+        let has_none = self.through.is_none() || (self.is_new && delivered.is_none());
+        has_none && self.census.is_none()
     }
 
     /// Whether something that its lane brings is news. It counts as told from now on.
@@ -171,9 +180,9 @@ mod tests {
     #[test]
     fn changes_that_are_in_its_list_are_no_news() {
         let mut seen = Seen::default();
-        assert!(seen.has_nothing() && seen.take(Arrival::Census(1)));
+        assert!(seen.has_nothing(None) && seen.take(Arrival::Census(1)));
         seen.set_census(7);
-        assert!(!seen.has_nothing());
+        assert!(!seen.has_nothing(None));
         assert_eq!([6, 7, 8].map(|number| seen.take(Arrival::Census(number))), [false, false, true]);
     }
 

@@ -122,7 +122,7 @@ fn a_failed_read_refuses_before_the_answer_and_is_a_gap_after_it() {
     let mut machine = Machine::new(Want::After(at(2)), false);
     machine.confirmed();
     machine.room();
-    check(&machine.page(lost()), "refuse, release");
+    check(&machine.page(lost()), "release, refuse");
     let mut machine = Machine::new(Want::After(at(2)), false);
     machine.confirmed();
     machine.room();

@@ -3,10 +3,9 @@
 
 use std::sync::Arc;
 
-use tidegate_backplane::{BackplaneError, CensusKind, Channel, History};
+use tidegate_backplane::{BackplaneError, CensusKind, Channel, History, HistoryQuery};
 use tidegate_wire::pusher::ChannelKind;
 
-use super::entering::LAST;
 use crate::{
     hub::outgoing::{Content, Outgoing},
     session::core::Core,
@@ -33,7 +32,7 @@ fn read_last(core: &Core, channel: &Channel) {
     }
     let (backplane, channel) = (Arc::clone(core.shared.node.backplane()), channel.clone());
     let read = async move {
-        let result = backplane.history(&channel, LAST).await;
+        let result = backplane.history(&channel, HistoryQuery::newest(1)).await;
         (channel, result)
     };
     core.run(read, |core, _, (channel, result)| last_read(core, &channel, result));

@@ -2,6 +2,7 @@
 
 pub(crate) mod echo;
 mod publishing;
+mod subscribing;
 
 use tidegate_backplane::Position;
 use tidegate_wire::{
@@ -54,6 +55,11 @@ impl Protocol for Raw {
         }
     }
 
+    /// Verbatim clients have no words for it.
+    fn tells_positions(&self, request: &Request) -> bool {
+        request.envelope
+    }
+
     fn on_text(&self, ctx: &mut Ctx<'_>, text: &str) {
         ctx.client_text(text);
     }
@@ -73,7 +79,11 @@ impl Protocol for Raw {
                 }
             }
             Event::Silent => ctx.give_up_silent(),
-            Event::Opened { .. } | Event::HeartbeatDue => {}
+            Event::Subscribed { key, position, recovered, .. } => {
+                ctx.raw_subscribed(key, position, recovered)
+            }
+            Event::Refused { key, error } => ctx.raw_refused(key, error),
+            Event::Opened { .. } | Event::Begun | Event::ListWanted { .. } | Event::HeartbeatDue => {}
         }
     }
 }
