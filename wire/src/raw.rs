@@ -1,5 +1,7 @@
 //! The raw endpoints (`/ws`, `/sse`): what their query asks for, and the JSON they speak with `envelope=json`.
 
+pub mod command;
+
 use std::borrow::Cow;
 
 use base64::Engine as _;

@@ -73,6 +73,11 @@ fn messages(page: &mut Page<'_>, shards: &[Arc<ShardMetrics>]) -> fmt::Result {
             "Messages written or queued for clients.",
             counters(shards, |shard| &shard.messages_sent),
         ),
+        (
+            "gaps_untold",
+            "Clients that could not be told of a gap, and stayed.",
+            counters(shards, |shard| &shard.gaps_untold),
+        ),
         ("bytes_received", "Bytes from clients.", counters(shards, |shard| &shard.bytes_received)),
         ("bytes_sent", "Bytes written to clients.", counters(shards, |shard| &shard.bytes_sent)),
     ];

@@ -14,6 +14,7 @@
 pub(crate) mod access;
 pub(crate) mod core;
 pub(crate) mod ctx;
+pub(crate) mod fanout;
 pub(crate) mod hand_off;
 pub(crate) mod ids;
 pub(crate) mod leaving;
@@ -30,14 +31,13 @@ use std::{any::Any, sync::Arc};
 use futures_util::future::{BoxFuture, Shared};
 use tidegate_backplane::Position;
 use tidegate_ops::edge::Preamble;
-use tidegate_reactor::{Connections, Shared as SharedBytes, Tick, Written};
+use tidegate_reactor::Tick;
 use tidegate_wire::decoder::Decoder;
 
 use crate::{
     admission::{AddressKey, Over},
     auth::Claims,
-    hub::outgoing::{Content, Encoding, Outgoing},
-    hub::{ChannelKey, Delivery, Subscription},
+    hub::{ChannelKey, Subscription, form::FormId},
     metrics::DisconnectReason,
 };
 pub(crate) use ctx::Ctx;
@@ -45,7 +45,7 @@ use opening::Opening;
 use protocol::{ProtocolId, ProtocolState};
 use publishing::Publisher;
 pub(crate) use socket_id::SocketIds;
-use subscribing::Unsettled;
+use subscribing::{Attempt, Unsettled};
 
 /// State of one connection: 72 bytes at most, see the assertion below; everything rare is boxed.
 #[derive(Debug)]
@@ -86,7 +86,7 @@ pub(crate) struct Head {
 #[derive(Debug)]
 pub(crate) struct Open {
     pub(crate) protocol: ProtocolId,
-    pub(crate) encoding: Encoding,
+    pub(crate) form: FormId,
     /// A ping is under way; it was sent at the tick its timer was set from.
     pub(crate) pinged: bool,
     /// A number that means something to its protocol; 0 at first.
@@ -110,7 +110,7 @@ pub(crate) enum Subscriptions {
 pub(crate) struct Rare {
     pub(crate) claims: Option<Arc<Claims>>,
     pub(crate) expires: Option<Tick>,
-    /// Subscriptions that are not an ordinary place in a lane.
+    /// Subscriptions that are not in a lane yet.
     pub(crate) unsettled: Vec<Unsettled>,
     /// An event stream of several channels: in the order of its URL, the last position of each.
     pub(crate) positions: Vec<(ChannelKey, Option<Position>)>,
@@ -162,81 +162,34 @@ impl Session {
             *own = to;
         }
     }
-
-    /// Whether something in its lane is news to a connection that follows.
-    pub(crate) fn follow(
-        connections: &mut Connections<Session>,
-        slot: u32,
-        key: ChannelKey,
-        content: &Content,
-    ) -> bool {
-        let session = connections.in_slot_mut(slot);
-        let seen = session.and_then(|session| session.open_mut()?.unsettled(key)?.seen());
-        seen.is_some_and(|seen| seen.follow(content.into()))
-    }
-
-    /// Whether what it was sent from history has passed.
-    pub(crate) fn is_through(&mut self, key: ChannelKey, delivered: Option<Position>) -> bool {
-        let seen = self.open_mut().and_then(|open| open.unsettled(key)?.seen());
-        seen.is_some_and(|seen| seen.is_settled(delivered))
-    }
-
-    /// It follows no longer and is a subscriber like any other now.
-    pub(crate) fn settled(&mut self, lane: u32, to: Subscription, key: ChannelKey) {
-        self.moved(lane, to);
-        let Some(open) = self.open_mut() else { return };
-        if let Some(rare) = &mut open.rare {
-            rare.unsettled.retain(|it| it.attempt.key != key);
-        }
-        open.drop_empty_rare();
-    }
-
-    /// Writes a publication in an encoding that is this connection's own.
-    pub(crate) fn write_individual(
-        delivery: &mut Delivery<'_>,
-        slot: u32,
-        outgoing: &Outgoing,
-        encoding: Encoding,
-        shared: &SharedBytes<'_>,
-    ) -> Written {
-        let Some(session) = delivery.connections.in_slot_mut(slot) else { return Written::Closed };
-        let Some(rare) = session.open_mut().and_then(|open| open.rare.as_mut()) else {
-            return Written::Closed;
-        };
-        let id = rare.advance(shared.key, outgoing.position());
-        let mut out = Vec::new();
-        delivery.encoder.encode_sse(&outgoing.channel, &outgoing.content, encoding, id.as_deref(), &mut out);
-        let bytes = bytes::Bytes::from(out);
-        delivery.connections.write_shared(slot, &SharedBytes { bytes: &bytes, last_at: 0, ..*shared })
-    }
-
-    /// Its protocol cannot say that there is a gap.
-    pub(crate) fn close_for_gap(delivery: &mut Delivery<'_>, slot: u32, content: &Content) {
-        if let (Content::Gap(gap), Some(id)) = (content, delivery.connections.in_slot(slot)) {
-            leaving::close_for_gap(delivery, id, gap.reason);
-        }
-    }
 }
 
 impl Open {
     /// Whether a subscription to a channel is under way, and not in a lane yet.
     pub(crate) fn is_subscribing(&self, key: ChannelKey) -> bool {
-        self.under_way().any(|it| it.attempt.key == key)
+        self.under_way().iter().any(|it| it.attempt.key == key)
     }
 
     /// Subscriptions that it has or is about to have.
     pub(crate) fn subscription_count(&self) -> usize {
-        self.subscriptions.as_slice().len() + self.under_way().count()
+        self.subscriptions.as_slice().len() + self.under_way().len()
     }
 
-    fn under_way(&self) -> impl Iterator<Item = &Unsettled> {
-        let unsettled = self.rare.as_ref().map_or(&[][..], |rare| &rare.unsettled);
-        unsettled.iter().filter(|it| it.is_before())
+    fn under_way(&self) -> &[Unsettled] {
+        self.rare.as_ref().map_or(&[], |rare| &rare.unsettled)
     }
 
-    /// The subscription to a channel, while it is not an ordinary place in a lane.
+    /// The subscription to a channel, while it is not in a lane.
     fn unsettled(&mut self, key: ChannelKey) -> Option<&mut Unsettled> {
         self.rare.as_mut()?.unsettled.iter_mut().find(|it| it.attempt.key == key)
+    }
+
+    fn take_unsettled(&mut self, attempt: Attempt) -> Option<Unsettled> {
+        let unsettled = &mut self.rare.as_mut()?.unsettled;
+        let at = unsettled.iter().position(|it| it.attempt == attempt)?;
+        let taken = unsettled.remove(at);
+        self.drop_empty_rare();
+        Some(taken)
     }
 
     pub(crate) fn rare_mut(&mut self) -> &mut Rare {
@@ -354,7 +307,5 @@ mod tests {
         assert!(size_of::<Decoder>() <= 16, "{}", size_of::<Decoder>());
         assert!(size_of::<Open>() <= 48, "{}", size_of::<Open>());
         assert!(size_of::<Session>() <= 64, "{}", size_of::<Session>());
-        // 10 encodings of 40 bytes are most of it; it is shared by all subscribers of a node.
-        assert!(size_of::<Outgoing>() <= 480, "{}", size_of::<Outgoing>());
     }
 }

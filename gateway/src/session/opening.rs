@@ -11,7 +11,7 @@ use std::{
 
 use futures_util::{FutureExt as _, future::join_all};
 use tidegate_backplane::{BackplaneError, Channel, Member, Position};
-use tidegate_reactor::Tick;
+use tidegate_reactor::{Overflow, Tick};
 use tidegate_wire::{decoder::Decoder, upgrade::Upgrade};
 
 use super::{
@@ -22,7 +22,8 @@ use super::{
 };
 use crate::{
     auth::{Claims, KeyFetch, TokenError},
-    hub::ChannelKey,
+    hub::{ChannelKey, Terms},
+    config::{Namespace, SlowReader, UntoldGap},
     metrics::HandshakeResult,
     node::histories::Page,
     subscription::{Output, Read},
@@ -184,9 +185,10 @@ impl Subscribing {
         let mut has_page = false;
         for unsettled in &mut self.unsettled {
             let attempt = unsettled.attempt;
-            let Some(machine) = unsettled.machine().filter(|machine| !machine.has_no_past()) else {
+            let machine = &mut unsettled.machine;
+            if machine.has_no_past() {
                 continue;
-            };
+            }
             let mut outputs = machine.confirmed();
             if machine.is_due() && !std::mem::replace(&mut has_page, true) {
                 outputs = machine.room();
@@ -302,10 +304,10 @@ impl Ctx<'_> {
         let compression =
             request.channels.iter().all(|channel| self.core.shared.node.namespaces().of(channel).compression);
         let protocol = request.protocol.of_list(self.core.shared.protocols);
-        let encoding = protocol.encoding(&request, compression);
+        let form = protocol.form(&request, compression);
         let attempts: Vec<Attempt> = unsettled.iter().map(|it| it.attempt).collect();
         let mut rare = Rare { unsettled, ..Rare::default() };
-        if encoding.is_individual() {
+        if self.core.hub.forms().get(form).has_heads() {
             // Every id names every channel from the first on: whoever is cut off in between comes back to all.
             rare.positions = attempts.iter().map(|it| it.key).zip(request.since.iter().copied()).collect();
         }
@@ -313,7 +315,7 @@ impl Ctx<'_> {
         self.take_claims(self.connections.now(), request.claims.take(), &mut rare);
         let mut open = Open {
             protocol: request.protocol,
-            encoding,
+            form,
             pinged: false,
             tag: 0,
             decoder: Decoder::new(request.upgrade.is_some_and(|upgrade| upgrade.deflate.is_some())),
@@ -400,4 +402,14 @@ impl Ctx<'_> {
         open.rare_mut().present = Some(present.clone());
         self.core.detach(present);
     }
+}
+
+/// What a namespace says of the subscribers of its channels.
+pub(crate) fn terms(namespace: &Namespace) -> Terms {
+    let overflow = match namespace.slow_reader {
+        SlowReader::Disconnect => Overflow::Disconnect,
+        SlowReader::Drop => Overflow::Drop,
+        SlowReader::Latest => Overflow::Latest,
+    };
+    Terms { overflow, stays_at_gaps: namespace.untold_gap == UntoldGap::Stay }
 }

@@ -1,6 +1,9 @@
 //! What clients publish over their connection: rates and order, whatever the protocol.
 
-use std::collections::{HashMap, VecDeque};
+use std::{
+    collections::{HashMap, VecDeque},
+    fmt,
+};
 
 use tidegate_reactor::{ConnectionId, Tick};
 
@@ -11,7 +14,16 @@ use crate::{
 };
 
 /// What clients had sent before they left, while a publish of theirs was under way: it is still published.
-pub(crate) type Legacies = HashMap<ConnectionId, VecDeque<PublishRequest>>;
+pub(crate) type Legacies = HashMap<ConnectionId, VecDeque<Waiting>>;
+
+/// Called when a publish was accepted, from whichever thread learns it.
+pub(crate) type Accepted = Box<dyn FnOnce() + Send>;
+
+/// A publish that waits for the one before it.
+pub(crate) struct Waiting {
+    request: PublishRequest,
+    accepted: Option<Accepted>,
+}
 
 /// State of a connection that publishes.
 #[derive(Debug)]
@@ -20,7 +32,7 @@ pub(crate) struct Publisher {
     bytes_left: f64,
     filled: Tick,
     /// What came while a publish was under way. Reading is paused then, so it is at most what one read held.
-    waiting: VecDeque<PublishRequest>,
+    waiting: VecDeque<Waiting>,
     under_way: bool,
 }
 
@@ -29,6 +41,12 @@ pub(crate) struct Publisher {
 pub(crate) struct Rates {
     pub(crate) messages: u32,
     pub(crate) bytes: usize,
+}
+
+impl fmt::Debug for Waiting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Waiting").field("request", &self.request).finish_non_exhaustive()
+    }
 }
 
 impl Publisher {
@@ -93,7 +111,7 @@ impl Ctx<'_> {
         }
     }
 
-    fn next_to_publish(&mut self) -> Option<PublishRequest> {
+    fn next_to_publish(&mut self) -> Option<Waiting> {
         if let Some(publisher) = self.publisher() {
             return publisher.waiting.pop_front();
         }
@@ -105,13 +123,14 @@ impl Ctx<'_> {
     }
 
     /// Publishes now, or after what the connection published before.
-    pub(crate) fn start_publish(&mut self, request: PublishRequest) {
+    pub(crate) fn start_publish(&mut self, request: PublishRequest, accepted: Option<Accepted>) {
         let Some(publisher) = self.publisher() else { return };
+        let next = Waiting { request, accepted };
         if publisher.under_way {
-            publisher.waiting.push_back(request);
+            publisher.waiting.push_back(next);
             return;
         }
-        match self.publish(request) {
+        match self.publish(next) {
             Some(Ok(())) => {}
             Some(Err(error)) => self.tell_protocol(Event::PublishFailed(error)),
             None => {
@@ -124,9 +143,16 @@ impl Ctx<'_> {
     }
 
     /// Publishes; the outcome when it is there at once, else [`published`](Self::published) is called with it.
-    fn publish(&self, request: PublishRequest) -> Option<Result<(), PublishError>> {
+    fn publish(&self, next: Waiting) -> Option<Result<(), PublishError>> {
         let node = self.core.shared.node.clone();
-        match self.core.begin(async move { node.publish(request).await.map(|_| ()) }) {
+        let publish = async move {
+            node.publish(next.request).await?;
+            if let Some(accepted) = next.accepted {
+                accepted();
+            }
+            Ok(())
+        };
+        match self.core.begin(publish) {
             Ok(result) => Some(result),
             Err(waits) => {
                 let reply = self.reply(|ctx, result| ctx.published(result));

@@ -1,7 +1,7 @@
 //! The driver of the subscription machines: tells each what has happened to its connection and channel, and does what
 //! it answers. Every way of subscribing comes through here, whatever the protocol.
 //!
-//! While a connection is open, its subscriptions that are not an ordinary place in a lane yet are in
+//! While a connection is open, its subscriptions that are not in a lane yet are in
 //! [`Rare::unsettled`](super::Rare); before that, in its opening. History is written a page at a time: the next is read
 //! when the socket has taken everything, so a client that reads nothing costs one page, however many channels it
 //! recovers.
@@ -9,17 +9,14 @@
 use std::sync::Arc;
 
 use tidegate_backplane::{BackplaneError, Channel, Position};
-use tidegate_reactor::{Overflow, Shared as SharedBytes};
+use tidegate_reactor::Shared as SharedBytes;
+use tidegate_wire::sse;
 
-use super::{Ctx, Open, Phase, core::Core, ids::Fresh, leaving::Leave, protocol::Event};
+use super::{Ctx, Open, Phase, Session, core::Core, ids::Fresh, leaving::Leave, opening::terms, protocol::Event};
 use crate::{
-    config::SlowReader,
-    hub::{
-        ChannelKey,
-        outgoing::{Content, Encoding},
-    },
+    hub::{ChannelKey, form::FormId, outgoing::Content},
     node::{histories::Page, interest::Confirmation},
-    subscription::{Arrival, Item, Machine, Output, Outputs, Read, Seen, Want},
+    subscription::{Item, Machine, Output, Outputs, Read, Seen, Want},
 };
 
 /// One attempt of a connection to subscribe to a channel. An answer that comes late names an attempt that is over.
@@ -29,42 +26,13 @@ pub(crate) struct Attempt {
     serial: u32,
 }
 
-/// A subscription that is not an ordinary place in a lane.
+/// A subscription that is not in a lane yet. It holds its channel.
 #[derive(Debug)]
 pub(crate) struct Unsettled {
     pub(crate) attempt: Attempt,
-    stage: Stage,
+    pub(super) machine: Machine,
     /// The hub tells the machine what is delivered.
-    reads: bool,
-}
-
-#[derive(Debug)]
-enum Stage {
-    /// It holds its channel.
-    Before(Machine),
-    /// It is in the lane of those who may be handed what they have.
-    Follows(Seen),
-}
-
-impl Unsettled {
-    pub(crate) fn machine(&mut self) -> Option<&mut Machine> {
-        match &mut self.stage {
-            Stage::Before(machine) => Some(machine),
-            Stage::Follows(_) => None,
-        }
-    }
-
-    /// What the client has, once it is in a lane.
-    pub(super) fn seen(&mut self) -> Option<&mut Seen> {
-        match &mut self.stage {
-            Stage::Before(_) => None,
-            Stage::Follows(seen) => Some(seen),
-        }
-    }
-
-    pub(crate) fn is_before(&self) -> bool {
-        matches!(self.stage, Stage::Before(_))
-    }
+    watches: bool,
 }
 
 impl Core {
@@ -93,10 +61,10 @@ impl Core {
     }
 
     /// The form in which a connection gets a channel.
-    pub(crate) fn form(&self, open: &Open, channel: &Channel) -> Encoding {
+    pub(crate) fn form(&self, open: &Open, channel: &Channel) -> FormId {
         match self.shared.node.namespaces().of(channel).compression {
-            true => open.encoding,
-            false => open.encoding.plain(),
+            true => open.form,
+            false => open.form.plain(),
         }
     }
 }
@@ -104,12 +72,11 @@ impl Core {
 impl Ctx<'_> {
     /// Holds a channel for the connection. `lists`: it is answered with the list of who is there.
     pub(super) fn hold(&mut self, channel: &Channel, want: Want, lists: bool) -> (Unsettled, Confirmation) {
-        let policy = overflow(self.core.shared.node.namespaces().of(channel).slow_reader);
-        let (key, confirmation) = self.core.hub.enter(channel, policy);
+        let terms = terms(self.core.shared.node.namespaces().of(channel));
+        let (key, confirmation) = self.core.hub.hold(channel, terms);
         self.core.attempts = self.core.attempts.wrapping_add(1);
         let attempt = Attempt { key, serial: self.core.attempts };
-        let stage = Stage::Before(Machine::new(want, lists));
-        (Unsettled { attempt, stage, reads: false }, confirmation)
+        (Unsettled { attempt, machine: Machine::new(want, lists), watches: false }, confirmation)
     }
 
     /// Begins a subscription of an open connection. Whoever asks waits for the confirmation, and for what its protocol
@@ -144,46 +111,34 @@ impl Ctx<'_> {
     /// Whether an attempt is still under way.
     pub(crate) fn is_under_way(&self, attempt: Attempt) -> bool {
         let rare = self.open().and_then(|open| open.rare.as_ref());
-        rare.is_some_and(|rare| rare.unsettled.iter().any(|it| it.attempt == attempt && it.is_before()))
+        rare.is_some_and(|rare| rare.unsettled.iter().any(|it| it.attempt == attempt))
     }
 
     /// Ends a subscription, or one that is under way; what the protocol has beside it is its own.
     pub(crate) fn end_subscription(&mut self, key: ChannelKey) {
-        let Some(open) = self.open_mut() else { return };
-        let rare = open.rare.as_ref();
-        let under_way =
-            rare.and_then(|it| it.unsettled.iter().find(|it| it.attempt.key == key && it.is_before()));
-        if let Some(attempt) = under_way.map(|it| it.attempt) {
+        let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) else { return };
+        if let Some(attempt) = open.unsettled(key).map(|it| it.attempt) {
             return self.step(attempt, Machine::end);
         }
-        let Some(open) = self.connections.get_mut(self.id).and_then(super::Session::open_mut) else { return };
         let hub = &self.core.hub;
         let Some(subscription) = open.subscriptions.take(|own| hub.channel_of(own) == key) else { return };
-        if let Some(rare) = &mut open.rare {
-            rare.unsettled.retain(|it| it.attempt.key != key);
-        }
-        open.drop_empty_rare();
         if open.subscriptions.as_slice().len() <= 1 {
             self.connections.set_merging(self.id, false);
         }
-        self.core.hub.part(subscription, self.connections);
+        self.part(subscription);
     }
 
     /// Gives back what a subscription holds that its connection takes with it.
     pub(super) fn abandon(&mut self, mut unsettled: Unsettled) {
-        let key = unsettled.attempt.key;
-        // A place in a lane is given back as such.
-        let Some(machine) = unsettled.machine() else { return };
-        if !machine.end().is_empty() {
-            self.release(key, unsettled.reads);
+        if !unsettled.machine.end().is_empty() {
+            self.release(unsettled.attempt.key, unsettled.watches);
         }
     }
 
     /// Something was delivered of a channel whose history the connection reads.
     pub(super) fn delivered(&mut self, key: ChannelKey, content: &Content) {
         let Some(unsettled) = self.unsettled(key) else { return };
-        let attempt = unsettled.attempt;
-        let Some(machine) = unsettled.machine() else { return };
+        let (attempt, machine) = (unsettled.attempt, &mut unsettled.machine);
         let item = match content {
             Content::Publication(publication) => Item::Publication(Arc::clone(publication)),
             Content::Gap(gap) => Item::Gap(*gap),
@@ -203,34 +158,36 @@ impl Ctx<'_> {
 
     /// The socket has taken everything: one of the subscriptions that wait for that reads its next page.
     pub(crate) fn on_room(&mut self) {
-        let Some(open) = self.connections.get_mut(self.id).and_then(super::Session::open_mut) else { return };
-        let Some(rare) = &mut open.rare else { return };
-        let reads_page = |it: &Unsettled| matches!(&it.stage, Stage::Before(machine) if machine.reads_page());
-        if rare.unsettled.iter().any(reads_page) {
+        let Some(rare) = self.open().and_then(|open| open.rare.as_ref()) else { return };
+        if rare.unsettled.iter().any(|it| it.machine.reads_page()) {
             return;
         }
-        let next =
-            rare.unsettled.iter().find(|it| matches!(&it.stage, Stage::Before(machine) if machine.is_due()));
-        let Some(next) = next.map(|it| it.attempt) else { return };
-        if self.connections.queued_bytes(self.id) > 0 {
-            return self.connections.tell_flushed(self.id);
+        let Some(next) = rare.unsettled.iter().find(|it| it.machine.is_due()) else { return };
+        let attempt = next.attempt;
+        match self.connections.queued_bytes(self.id) {
+            0 => self.step(attempt, Machine::room),
+            _ => self.connections.tell_flushed(self.id),
         }
-        self.step(next, Machine::room);
     }
 
     /// History was read.
     pub(super) fn history_read(&mut self, attempt: Attempt, result: Result<Arc<Page>, BackplaneError>) {
-        match self.session().map(|session| &session.phase) {
-            Some(Phase::Opening(_)) => self.opening_read(attempt, result),
-            _ => self.step(attempt, |machine| machine.page(result.map(|page| page.history.clone()))),
+        if let Some(Phase::Opening(_)) = self.session().map(|session| &session.phase) {
+            return self.opening_read(attempt, result);
+        }
+        self.step(attempt, |machine| machine.page(result.map(|page| page.history.clone())));
+        // Another one may have waited for this page.
+        let rare = self.open().and_then(|open| open.rare.as_ref());
+        if rare.is_some_and(|rare| rare.unsettled.iter().any(|it| it.machine.is_due())) {
+            self.connections.tell_flushed(self.id);
         }
     }
 
     /// Asks for history. What is delivered from now on is told to the machine.
     pub(super) fn read_history(&mut self, attempt: Attempt, read: Read) {
-        let begins = self.unsettled(attempt.key).is_some_and(|it| !std::mem::replace(&mut it.reads, true));
+        let begins = self.unsettled(attempt.key).is_some_and(|it| !std::mem::replace(&mut it.watches, true));
         if begins {
-            self.core.hub.begin_reading(attempt.key, self.id);
+            self.core.hub.watch(attempt.key, self.id);
         }
         let reading = self.core.shared.node.histories().read(self.core.hub.channel(attempt.key), read);
         self.run(reading, move |ctx, result| ctx.history_read(attempt, result));
@@ -241,8 +198,7 @@ impl Ctx<'_> {
         let Some(open) = self.open_mut() else { return };
         let Some(rare) = &mut open.rare else { return };
         let Some(unsettled) = rare.unsettled.iter_mut().find(|it| it.attempt == attempt) else { return };
-        let Some(machine) = unsettled.machine() else { return };
-        let outputs = input(machine);
+        let outputs = input(&mut unsettled.machine);
         self.perform(attempt, outputs);
     }
 
@@ -270,27 +226,15 @@ impl Ctx<'_> {
     ///
     /// It counts against the bound of the queue, which is empty, unless it alone is more: then it is one page.
     fn tell_items(&mut self, key: ChannelKey, items: Vec<Item>) {
-        let channel = self.core.hub.channel(key).clone();
-        let Some(open) = self.connections.get_mut(self.id).and_then(super::Session::open_mut) else { return };
-        let encoding = self.core.form(open, &channel).plain();
         let mut out = std::mem::take(&mut self.core.scratch);
         out.clear();
         let mut untold = None;
         for item in items {
             let content = Content::from(item);
-            let before = out.len();
-            match encoding.is_individual() {
-                true => {
-                    let id = open.rare.as_mut().and_then(|rare| rare.advance(key, content.position()));
-                    self.core.encoder.encode_sse(&channel, &content, encoding, id.as_deref(), &mut out);
-                }
-                false => out.extend_from_slice(&self.core.encoder.encode(&channel, &content, encoding)),
-            }
-            if out.len() == before {
+            if !self.say(key, &content, &mut out) {
                 untold = Some(content);
                 break;
             }
-            self.core.metrics.messages_sent.add(1);
         }
         let bound = self.core.shared.node.config().limits.send_queue_bytes.bytes();
         match out.len() <= bound {
@@ -305,68 +249,62 @@ impl Ctx<'_> {
 
     /// Writes something live to a client that is not in a lane yet, by the policy of the channel's namespace.
     fn tell_live(&mut self, key: ChannelKey, content: &Content) {
-        let channel = self.core.hub.channel(key).clone();
-        let Some(open) = self.open() else { return };
-        let encoding = self.core.form(open, &channel).plain();
         let mut out = Vec::new();
-        match encoding.is_individual() {
-            true => {
-                let id = self.open_mut().and_then(|open| open.rare.as_mut()?.advance(key, None));
-                self.core.encoder.encode_sse(&channel, content, encoding, id.as_deref(), &mut out);
-            }
-            false => out.extend_from_slice(&self.core.encoder.encode(&channel, content, encoding)),
+        if self.say(key, content, &mut out) {
+            let overflow = terms(self.core.shared.node.namespaces().of(self.core.hub.channel(key))).overflow;
+            let shared = SharedBytes { head: &[], bytes: &out.into(), messages: 1, last_at: 0, key, overflow };
+            self.connections.write_shared(self.id.slot, &shared);
         }
-        if out.is_empty() {
-            return;
+    }
+
+    /// Appends what the connection is told of a content. False: its form cannot say it.
+    fn say(&mut self, key: ChannelKey, content: &Content, out: &mut Vec<u8>) -> bool {
+        let core = &mut *self.core;
+        let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) else { return true };
+        let form = open.form.plain();
+        let said = core.encoder.encode(core.hub.channel(key), content, form);
+        if said.is_empty() {
+            return false;
         }
-        let overflow = overflow(self.core.shared.node.namespaces().of(&channel).slow_reader);
-        let shared = SharedBytes { bytes: &out.into(), messages: 1, last_at: 0, key, overflow };
-        self.connections.write_shared(self.id.slot, &shared);
-        self.core.metrics.messages_sent.add(1);
+        if core.hub.forms().get(form).has_heads()
+            && let Some(id) = open.rare.as_mut().and_then(|rare| rare.advance(key, content.position()))
+        {
+            sse::begin_event(&id, out);
+        }
+        out.extend_from_slice(&said);
+        core.metrics.messages_sent.add(1);
+        true
     }
 
     /// Turns the hold into a place in a lane.
-    fn join(&mut self, attempt: Attempt, mut seen: Seen) {
-        let key = attempt.key;
-        let channel = self.core.hub.channel(key);
+    fn join(&mut self, attempt: Attempt, seen: Seen) {
+        let (key, now) = (attempt.key, self.connections.now());
         // One that left meanwhile has given its hold back.
-        let Some(open) = self.connections.get(self.id).and_then(super::Session::open) else { return };
-        let encoding = self.core.form(open, channel);
-        let (subscription, follows) = self.core.hub.resume(key, encoding, &mut seen, self.id.slot);
-        let Some(open) = self.connections.get_mut(self.id).and_then(super::Session::open_mut) else { return };
+        let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) else { return };
+        let form = self.core.form(open, self.core.hub.channel(key));
+        let subscription = self.core.hub.join(key, form, seen, self.id.slot, now);
         open.subscriptions.push(subscription);
         let has_many = open.subscriptions.as_slice().len() > 1;
-        let all = &mut open.rare_mut().unsettled;
-        let at = all.iter().position(|it| it.attempt == attempt);
-        let reads = at.is_some_and(|at| all[at].reads);
-        match (at, follows) {
-            (Some(at), true) => all[at].stage = Stage::Follows(seen),
-            (Some(at), false) => drop(all.remove(at)),
-            (None, _) => debug_assert!(false, "a machine that nobody has"),
-        }
-        open.drop_empty_rare();
+        let watches = open.take_unsettled(attempt).is_some_and(|it| it.watches);
         if has_many {
             self.connections.set_merging(self.id, true);
         }
-        if reads {
-            self.core.hub.end_reading(key, self.id);
+        if watches {
+            self.core.hub.unwatch(key, self.id);
         }
     }
 
     fn release_attempt(&mut self, attempt: Attempt) {
-        let Some(open) = self.connections.get_mut(self.id).and_then(super::Session::open_mut) else { return };
-        let Some(rare) = &mut open.rare else { return };
-        let Some(at) = rare.unsettled.iter().position(|it| it.attempt == attempt) else { return };
-        let reads = rare.unsettled.remove(at).reads;
-        open.drop_empty_rare();
-        self.release(attempt.key, reads);
+        if let Some(unsettled) = self.open_mut().and_then(|open| open.take_unsettled(attempt)) {
+            self.release(attempt.key, unsettled.watches);
+        }
     }
 
-    fn release(&mut self, key: ChannelKey, reads: bool) {
-        if reads {
-            self.core.hub.end_reading(key, self.id);
+    fn release(&mut self, key: ChannelKey, watches: bool) {
+        if watches {
+            self.core.hub.unwatch(key, self.id);
         }
-        self.core.hub.leave(key, self.connections.now());
+        self.core.hub.release(key, self.connections.now());
     }
 
     /// The subscription to a channel, wherever its connection is.
@@ -385,23 +323,5 @@ impl From<Item> for Content {
             Item::Publication(publication) => Self::Publication(publication),
             Item::Gap(gap) => Self::Gap(gap),
         }
-    }
-}
-
-impl From<&Content> for Arrival {
-    fn from(content: &Content) -> Self {
-        match content {
-            Content::Publication(publication) => Self::Publication(publication.position),
-            Content::Gap(gap) => Self::Gap(gap.top),
-            Content::Census(event) => Self::Census(event.sequence),
-        }
-    }
-}
-
-fn overflow(policy: SlowReader) -> Overflow {
-    match policy {
-        SlowReader::Disconnect => Overflow::Disconnect,
-        SlowReader::Drop => Overflow::Drop,
-        SlowReader::Latest => Overflow::Latest,
     }
 }

@@ -31,6 +31,7 @@ pub(crate) enum Arrival {
 }
 
 impl Seen {
+    #[cfg(test)]
     pub(crate) fn through(position: Option<Position>) -> Self {
         Self { through: position, ..Self::default() }
     }

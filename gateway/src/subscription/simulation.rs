@@ -7,7 +7,6 @@
 
 use std::collections::{HashSet, VecDeque};
 
-use bytes::Bytes;
 use tidegate_backplane::{Epoch, Payload};
 
 use super::*;
@@ -548,7 +547,7 @@ impl Client {
 }
 
 fn publication(position: Option<Position>, text: &str) -> Arc<Publication> {
-    let payload = Payload::Text(Bytes::copy_from_slice(text.as_bytes()));
+    let payload = Payload::Text(text.to_owned().into());
     Arc::new(Publication { position, event: None, payload, sender: None })
 }
 

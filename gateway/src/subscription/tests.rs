@@ -1,7 +1,6 @@
 //! What the machine answers, one rule a test; [`simulation`](super::simulation) plays the orders.
 
-use bytes::Bytes;
-use tidegate_backplane::{Epoch, Payload};
+use tidegate_backplane::{Epoch, Payload, Text};
 
 use super::*;
 
@@ -14,7 +13,7 @@ fn item(offset: u64, bytes: usize) -> Item {
 }
 
 fn publication(offset: u64, bytes: usize) -> Arc<Publication> {
-    let payload = Payload::Text(Bytes::from(vec![b'x'; bytes]));
+    let payload = Payload::Text("x".repeat(bytes).into());
     Arc::new(Publication { position: Some(at(offset)), event: None, payload, sender: None })
 }
 
@@ -98,7 +97,7 @@ fn an_overflow_is_seen_whatever_else_is_awaited() {
 fn what_is_not_in_history_is_told_at_once_after_the_answer() {
     let mut machine = Machine::new(Want::After(at(2)), false);
     machine.confirmed();
-    let payload = Payload::Text(Bytes::new());
+    let payload = Payload::Text(Text::new());
     let plain =
         Item::Publication(Arc::new(Publication { position: None, event: None, payload, sender: None }));
     check(&machine.delivered(&plain), "");

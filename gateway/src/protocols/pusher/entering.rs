@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use futures_util::FutureExt as _;
-use tidegate_backplane::{Attend, AttendError, BackplaneError, Channel, ChannelError, Roll, User};
+use tidegate_backplane::{Attend, AttendError, BackplaneError, Channel, ChannelError, User};
 use tidegate_wire::pusher::{
     Access, ChannelKind, Code, MemberError, NameError, PresenceMember, Subscribe, auth, check_name,
     server::{self, ErrorKind, SubscriptionError},
@@ -14,12 +14,12 @@ use tidegate_wire::pusher::{
     session::{Action, Refusal},
 };
 
-use super::{Pusher, channel_in, leave_with, messages::shown};
+use super::{Pusher, frame_of, leave_with, messages::shown};
 use crate::{
     app::apps::App,
     app::webhooks::Event,
-    config::WebhookEvent,
     hub::ChannelKey,
+    node::roster::{List, ListForm},
     session::{Ctx, Session, subscribing::Attempt},
     subscription::Want,
 };
@@ -31,7 +31,7 @@ pub(super) struct Entering {
     kind: Kind,
     /// It counts as a member, under this number of the census: the list has to be as new as that.
     attended: Option<u64>,
-    list: Option<Arc<Roll>>,
+    list: Option<Arc<List>>,
 }
 
 /// What is entered.
@@ -132,7 +132,7 @@ impl Ctx<'_> {
             }
             _ => Kind::Plain,
         };
-        Ok((channel_in(app, name)?, kind))
+        Ok((app.channel(name)?, kind))
     }
 
     fn enter(&mut self, app: &App, channel: &Channel, kind: Kind) {
@@ -210,7 +210,7 @@ impl Ctx<'_> {
     }
 
     /// The list of a presence channel was read.
-    fn list_read(&mut self, attempt: Attempt, list: Result<Arc<Roll>, BackplaneError>) {
+    fn list_read(&mut self, attempt: Attempt, list: Result<Arc<List>, BackplaneError>) {
         match list {
             Ok(list) if self.is_under_way(attempt) => {
                 let sequence = list.sequence;
@@ -278,20 +278,23 @@ impl Ctx<'_> {
             Some(pusher.entering.swap_remove(at))
         });
         let (kind, list) = entering.map_or((Kind::Plain, None), |entering| (entering.kind, entering.list));
-        self.tell(|text| match (&kind, &list) {
+        self.answer(|out| match (&kind, &list) {
             (Kind::Watch, list) => {
                 let user = tidegate_wire::pusher::watched_user(name).into_iter();
                 let is_online = list.as_ref().is_some_and(|list| !list.users.is_empty());
-                match is_online {
-                    true => server::watchlist(user, [].into_iter(), text),
-                    false => server::watchlist([].into_iter(), user, text),
-                }
+                frame_of(
+                    |text| match is_online {
+                        true => server::watchlist(user, [].into_iter(), text),
+                        false => server::watchlist([].into_iter(), user, text),
+                    },
+                    out,
+                );
             }
-            (_, Some(list)) => {
-                let members = list.users.iter().map(|user| (&*user.id, user.info.as_deref()));
-                server::presence_succeeded(name, members, text);
-            }
-            (_, None) => server::subscription_succeeded(name, text),
+            (_, Some(list)) => out.extend_from_slice(list.said(PRESENCE_LIST, |roll, said| {
+                let members = roll.users.iter().map(|user| (&*user.id, user.info.as_deref()));
+                frame_of(|text| server::presence_succeeded(name, members, text), said);
+            })),
+            (_, None) => frame_of(|text| server::subscription_succeeded(name, text), out),
         });
         let channel_kind = ChannelKind::of(name);
         if channel_kind.is_cache && is_new {
@@ -307,17 +310,17 @@ impl Ctx<'_> {
                 }
             }
             Kind::Plain if channel_kind.access != Access::User => {
-                let app = self.app_of();
-                let tells =
-                    |app: Arc<App>| app.subscription_count || app.tells(WebhookEvent::SubscriptionCount);
                 // It joins its lane in this turn: before its own count is told.
-                let tells_counts = app.is_some_and(tells);
+                let tells_counts = self.app_of().is_some_and(|app| app.subscription_count);
                 self.attend(&channel, Attend::Enter { user: None, users_max: None, tells_counts });
             }
             Kind::Plain | Kind::Watch => {}
         }
     }
 }
+
+/// How a list is said here: the frame that a subscription to a presence channel is answered with.
+const PRESENCE_LIST: ListForm = ListForm::new(0);
 
 /// Whether an `auth` value is this app's signature of a text.
 pub(super) fn is_signed(app: &App, auth: &str, signed: &str) -> bool {

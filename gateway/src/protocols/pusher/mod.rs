@@ -8,6 +8,7 @@
 mod delivering;
 mod entering;
 mod events;
+pub(super) mod forms;
 mod leaving;
 mod messages;
 mod opening;
@@ -15,7 +16,7 @@ mod users;
 
 use std::{any::Any, sync::Arc};
 
-use tidegate_backplane::{BackplaneError, Channel, ChannelError};
+use tidegate_backplane::BackplaneError;
 use tidegate_reactor::Connections;
 use tidegate_wire::{
     frame::{self, CloseCode, Opcode},
@@ -34,7 +35,8 @@ use crate::{
     app::apps::App,
     hub::{
         ChannelKey,
-        outgoing::{Encoding, Outgoing},
+        form::FormId,
+        outgoing::Outgoing,
     },
     metrics::DisconnectReason,
     session::{
@@ -179,8 +181,8 @@ impl Protocol for PusherChannels {
     }
 
     /// Its channels come later, each with its namespace, which may not allow compression.
-    fn encoding(&self, request: &Request, _compression: bool) -> Encoding {
-        if request.shares_deflate() { Encoding::PusherDeflated } else { Encoding::Pusher }
+    fn form(&self, request: &Request, _compression: bool) -> FormId {
+        if request.shares_deflate() { forms::EVENT.deflated() } else { forms::EVENT }
     }
 
     fn on_text(&self, ctx: &mut Ctx<'_>, text: &str) {
@@ -275,14 +277,6 @@ fn frame_of(write: impl FnOnce(&mut Vec<u8>), out: &mut Vec<u8>) {
     let mut text = Vec::new();
     write(&mut text);
     frame::encode(Opcode::Text, &text, out);
-}
-
-/// The channel of a name in an app.
-fn channel_in(app: &App, name: &str) -> Result<Channel, ChannelError> {
-    match app.prefix() {
-        None => Channel::new(name),
-        Some(prefix) => Channel::in_app(prefix, name),
-    }
 }
 
 /// Logs what nobody waits for and could not be done.

@@ -1,5 +1,7 @@
 //! Event streams (WHATWG HTML, section 9.2), `GET /sse`.
 
+pub(super) mod forms;
+
 use tidegate_backplane::Position;
 use tidegate_wire::{
     frame::CloseCode,
@@ -11,7 +13,7 @@ use tidegate_wire::{
 use super::raw::since;
 use crate::{
     event,
-    hub::{ChannelKey, outgoing::Encoding},
+    hub::{ChannelKey, form::FormId},
     session::{
         Ctx,
         core::Core,
@@ -56,12 +58,12 @@ impl Protocol for Sse {
         Ok(Request { envelope, channels, since, claims, cross_origin, ..Request::bare(None) })
     }
 
-    fn encoding(&self, request: &Request, _compression: bool) -> Encoding {
+    fn form(&self, request: &Request, _compression: bool) -> FormId {
         match (request.envelope, request.channels.len() > 1) {
-            (false, false) => Encoding::Sse,
-            (true, false) => Encoding::SseEnvelope,
-            (false, true) => Encoding::SseMany,
-            (true, true) => Encoding::SseManyEnvelope,
+            (false, false) => forms::EVENT,
+            (true, false) => forms::ENVELOPED,
+            (false, true) => forms::EVENT_OF_MANY,
+            (true, true) => forms::ENVELOPED_OF_MANY,
         }
     }
 
@@ -126,7 +128,7 @@ impl Protocol for Sse {
 fn subscribed(ctx: &mut Ctx<'_>, key: ChannelKey, position: Option<Position>, is_new: bool) {
     let Some(place) = ctx.core.place(key, position) else { return };
     let Some(open) = ctx.open_mut() else { return };
-    if open.encoding.is_individual() {
+    if matches!(open.form, forms::EVENT_OF_MANY | forms::ENVELOPED_OF_MANY) {
         open.rare_mut().advance(key, Some(place));
     } else if is_new {
         ctx.write(|out| sse::encode_id(&place.to_string(), out));
