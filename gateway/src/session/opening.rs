@@ -22,8 +22,8 @@ use super::{
 };
 use crate::{
     auth::{Claims, KeyFetch, TokenError},
-    hub::{ChannelKey, Terms},
     config::{Namespace, SlowReader, UntoldGap},
+    hub::{ChannelKey, Terms},
     metrics::HandshakeResult,
     node::histories::Page,
     subscription::{Output, Read},

@@ -19,11 +19,7 @@ use super::{
     subscribing::Attempt,
 };
 use crate::{
-    hub::{
-        ChannelKey,
-        form::FormId,
-        outgoing::Outgoing,
-    },
+    hub::{ChannelKey, form::FormId, outgoing::Outgoing},
     node::PublishError,
 };
 

@@ -12,7 +12,9 @@ use tidegate_backplane::{BackplaneError, Channel, Position};
 use tidegate_reactor::Shared as SharedBytes;
 use tidegate_wire::sse;
 
-use super::{Ctx, Open, Phase, Session, core::Core, ids::Fresh, leaving::Leave, opening::terms, protocol::Event};
+use super::{
+    Ctx, Open, Phase, Session, core::Core, ids::Fresh, leaving::Leave, opening::terms, protocol::Event,
+};
 use crate::{
     hub::{ChannelKey, form::FormId, outgoing::Content},
     node::{histories::Page, interest::Confirmation},
@@ -252,7 +254,8 @@ impl Ctx<'_> {
         let mut out = Vec::new();
         if self.say(key, content, &mut out) {
             let overflow = terms(self.core.shared.node.namespaces().of(self.core.hub.channel(key))).overflow;
-            let shared = SharedBytes { head: &[], bytes: &out.into(), messages: 1, last_at: 0, key, overflow };
+            let shared =
+                SharedBytes { head: &[], bytes: &out.into(), messages: 1, last_at: 0, key, overflow };
             self.connections.write_shared(self.id.slot, &shared);
         }
     }

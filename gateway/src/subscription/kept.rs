@@ -13,6 +13,7 @@ pub(super) struct Kept {
     items: Vec<Item>,
     bytes: usize,
     overflowed: bool,
+    begins_late: bool,
     /// As the code before this machine did: the overflow is not looked at.
     #[cfg(test)]
     forgets_overflow: bool,
@@ -41,13 +42,22 @@ impl Kept {
         self.overflowed
     }
 
-    /// Keeps a gap and the newest publication after it: enough to know where the channel stands.
+    /// Keeps an item for who wants the newest and what follows it: what came before a gap is let go of, and what does
+    /// not fit but for the newest.
     pub(super) fn keep_newest(&mut self, item: &Item) {
-        match item {
-            Item::Gap(_) => self.items.clear(),
-            Item::Publication(_) => self.items.retain(|kept| matches!(kept, Item::Gap(_))),
+        self.bytes += item.bytes();
+        let is_gap = matches!(item, Item::Gap(_));
+        if is_gap || self.bytes > KEPT_BYTES_MAX {
+            self.items.retain(|kept| !is_gap && matches!(kept, Item::Gap(_)));
+            self.bytes = item.bytes();
+            self.begins_late = true;
         }
         self.items.push(item.clone());
+    }
+
+    /// Some of what followed the read was let go of: what is here does not continue it.
+    pub(super) fn begins_late(&self) -> bool {
+        self.begins_late
     }
 
     pub(super) fn is_empty(&self) -> bool {

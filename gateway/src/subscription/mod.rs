@@ -349,10 +349,17 @@ impl Machine {
 
     fn take_newest(&mut self, page: History, kept: Kept) -> Outputs {
         self.seen.advance(page.top);
-        let newer = kept.into_news(&mut self.seen).pop();
-        let read = || page.publications.last().cloned().map(Item::Publication);
-        let newest = newer.or_else(read).into_iter().collect();
-        let told = self.answer_at(self.seen.position(), false, newest);
+        let begins_late = kept.begins_late();
+        let mut newer = kept.into_news(&mut self.seen);
+        newer.retain(|item| matches!(item, Item::Publication(_)));
+        let read = page.publications.into_iter().next_back().map(Item::Publication);
+        let newest: Vec<Item> = match begins_late && !newer.is_empty() {
+            true => newer,
+            false => read.into_iter().chain(newer).collect(),
+        };
+        // What is told says where it is.
+        let position = self.seen.position().filter(|_| newest.is_empty());
+        let told = self.answer_at(position, false, newest);
         self.finish(Kept::default(), false, told)
     }
 

@@ -253,7 +253,7 @@ impl World {
         };
         if is_news {
             match &mail {
-                Mail::Item(item) => self.client.told(item, Want::Live),
+                Mail::Item(item) => self.client.told(item),
                 Mail::Census(sequence) => self.client.told_census(*sequence),
                 Mail::List(_) => {}
             }
@@ -376,7 +376,7 @@ impl World {
                     self.client.subscribed(position);
                 }
                 Output::Tell(items) => {
-                    items.iter().for_each(|item| self.client.told(item, self.machine.want));
+                    items.iter().for_each(|item| self.client.told(item));
                 }
                 Output::Join(mut seen) => {
                     assert!(self.joined.is_none() && self.client.answered);
@@ -502,7 +502,7 @@ impl Client {
         self.anything = position.is_none();
     }
 
-    fn told(&mut self, item: &Item, want: Want) {
+    fn told(&mut self, item: &Item) {
         assert!(self.answered, "told before the answer");
         if !matches!(item.arrival(), Arrival::Publication(None)) {
             self.last_was_gap = matches!(item, Item::Gap(_));
@@ -521,8 +521,6 @@ impl Client {
             }
             Item::Publication(publication) => match (self.at, publication.position) {
                 (_, None) => assert!(self.plain.insert(number(publication)), "a plain one twice"),
-                // The newest is what `at` is about.
-                (Some(at), Some(position)) if want == Want::Newest && at == position => {}
                 (Some(at), Some(position)) => {
                     let follows = at.epoch == position.epoch && at.offset + 1 == position.offset;
                     let is_newer = at.epoch != position.epoch || at.offset < position.offset;

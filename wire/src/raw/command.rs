@@ -8,7 +8,9 @@ use std::borrow::Cow;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{ClientPublication, ClientPublicationError, Since, Text, parse_client_publication, push_position};
+use super::{
+    ClientPublication, ClientPublicationError, Since, Text, parse_client_publication, push_position,
+};
 use crate::json::{push_str, push_u64};
 
 /// A client's text.
@@ -28,11 +30,23 @@ pub struct Command<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CommandKind<'a> {
     /// `token`: may stand in for that of the connection, for this channel.
-    Subscribe { channel: Cow<'a, str>, since: Option<Since>, token: Option<Cow<'a, str>> },
-    Unsubscribe { channel: Cow<'a, str> },
+    Subscribe {
+        channel: Cow<'a, str>,
+        since: Option<Since>,
+        token: Option<Cow<'a, str>>,
+    },
+    Unsubscribe {
+        channel: Cow<'a, str>,
+    },
     Publish(ClientPublication<'a>),
-    Presence { channel: Cow<'a, str> },
-    History { channel: Cow<'a, str>, limit: Option<usize>, since: Option<Since> },
+    Presence {
+        channel: Cow<'a, str>,
+    },
+    History {
+        channel: Cow<'a, str>,
+        limit: Option<usize>,
+        since: Option<Since>,
+    },
     /// The connection's token from now on.
     Token(Cow<'a, str>),
     Ping,
@@ -166,10 +180,7 @@ impl<'a> Members<'a> {
     }
 }
 
-fn member<'a, T: Deserialize<'a>>(
-    member: &'static str,
-    value: &'a RawValue,
-) -> Result<T, ClientTextProblem> {
+fn member<'a, T: Deserialize<'a>>(member: &'static str, value: &'a RawValue) -> Result<T, ClientTextProblem> {
     serde_json::from_str(value.get()).map_err(|error| ClientTextProblem::Member { member, error })
 }
 
@@ -259,7 +270,10 @@ mod tests {
         let publication = ClientPublication { channel: Some("a".into()), event: None, data: "[1]".into() };
         let kind = CommandKind::Publish(publication);
         check(r#"{"publish":{"channel":"a","data":[1]},"id":7}"#, Command { id, kind });
-        check(r#"{"presence":"a","id":7}"#, Command { id, kind: CommandKind::Presence { channel: "a".into() } });
+        check(
+            r#"{"presence":"a","id":7}"#,
+            Command { id, kind: CommandKind::Presence { channel: "a".into() } },
+        );
         let kind = CommandKind::History { channel: "a".into(), limit: Some(3), since: since("e", 0) };
         check(r#"{"history":{"channel":"a","limit":3,"since":"e:0"},"id":7}"#, Command { id, kind });
         check(r#"{"token":"t","id":7}"#, Command { id, kind: CommandKind::Token("t".into()) });

@@ -33,11 +33,7 @@ use opening::Wanted;
 
 use crate::{
     app::apps::App,
-    hub::{
-        ChannelKey,
-        form::FormId,
-        outgoing::Outgoing,
-    },
+    hub::{ChannelKey, form::FormId, outgoing::Outgoing},
     metrics::DisconnectReason,
     session::{
         Ctx, Open, Session,

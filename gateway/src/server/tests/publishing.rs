@@ -61,6 +61,7 @@ fn what_a_client_sent_at_once_is_published_though_it_is_gone_before_there_is_roo
 fn a_message_that_may_not_be_published_is_counted() {
     let rig = Rig::start(config());
     let mut client = WsClient::connect(rig.address, "/ws?channel=a&envelope=json");
+    assert!(client.expect_json()["subscribed"]["epoch"].is_string());
     client.send_text(r#"{"data":1}"#);
     assert_eq!(client.expect_json()["error"]["code"], 403);
     client.send_text("{");
