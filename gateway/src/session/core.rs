@@ -176,7 +176,9 @@ impl Core {
         let sender = outgoing.content.sender().and_then(|sender| sender.connection.as_deref());
         let except = sender.and_then(|name| self.socket_ids.find(name));
         let Some((key, watching)) = self.hub.deliver(outgoing, except) else { return };
-        for id in watching.to_vec() {
+        // Nearly always there is none.
+        let watching = watching.to_vec();
+        for id in watching {
             self.ctx(connections, id).delivered(key, &outgoing.content);
         }
     }

@@ -28,7 +28,8 @@ use std::{sync::Arc, time::Duration};
 use kept::Kept;
 use tidegate_backplane::{BackplaneError, Gap, GapReason, History, Position, Publication};
 
-pub(crate) use kept::KEPT_BYTES_MAX;
+#[cfg(test)]
+use kept::KEPT_BYTES_MAX;
 pub(crate) use seen::{Arrival, Seen};
 
 /// Payload bytes of one page of history. A publication that is larger is a page of its own.
