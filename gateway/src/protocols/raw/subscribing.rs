@@ -3,7 +3,7 @@
 use tidegate_backplane::{BackplaneError, Position};
 use tidegate_wire::{frame::Opcode, raw};
 
-use super::forms;
+use super::{V1, forms};
 use crate::{
     hub::ChannelKey,
     session::{Ctx, leaving::Leave},
@@ -12,7 +12,7 @@ use crate::{
 impl Ctx<'_> {
     /// Tells where the client is in the channel, so that it can come back before the first message.
     pub(super) fn raw_subscribed(&mut self, key: ChannelKey, position: Option<Position>, recovered: bool) {
-        if !self.open().is_some_and(|open| open.form.plain() == forms::ENVELOPED) {
+        if !self.open().is_some_and(|open| open.tag == V1 && open.form.plain() == forms::ENVELOPED) {
             return;
         }
         let Some(place) = self.core.place(key, position) else { return };
