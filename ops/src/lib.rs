@@ -7,9 +7,9 @@
 //! - [`edge`], [`tls`], [`trust`]: what comes before a client's first request; certificates of a listening port;
 //!   which proxies may say who a client is
 //! - [`listener`], [`descriptors`]: what the process takes from the operating system
-//! - [`bucket`]: how many handshakes a second; [`stopping`], [`sweep`]: being told to stop, and closing everyone evenly
+//! - [`budget`]: rates, of a connection, of an address, of all; [`stopping`], [`sweep`]: being told to stop, and closing everyone evenly
 
-pub mod bucket;
+pub mod budget;
 pub mod config;
 pub mod descriptors;
 pub mod edge;

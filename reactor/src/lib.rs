@@ -11,11 +11,13 @@
 //! An idle connection owns one slab entry: no task, no timer object, no buffer, no queue.
 
 mod acceptor;
+mod answers;
 mod connections;
 mod entry;
 mod mailbox;
 mod outbound;
 mod peering;
+mod rests;
 mod shard;
 mod slab;
 mod tls;

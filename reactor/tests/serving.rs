@@ -325,3 +325,60 @@ fn an_idle_shard_takes_no_turns() {
     });
     assert!(turns <= ticks + 2 * questions + 8, "{turns} turns for {questions} questions in {ticks} ticks");
 }
+
+/// The attacker's cost: whatever one connection sends at once, it has one part in a turn, and the others' come first.
+#[test]
+fn what_is_beyond_a_part_comes_in_later_turns() {
+    let mut shard = Running::start(QUEUE_BYTES);
+    shard.ask(|scribe, _| scribe.share = Some(100));
+    let (mut client, name) = shard.client();
+    let sent = pattern(60_000);
+    client.write_all(&sent).unwrap();
+    shut(&client);
+    assert_eq!(shard.eventually_closed(name), Closed::Peer);
+    let (received, reads, turns) =
+        shard.ask(move |scribe, _| (scribe.received[&name].clone(), scribe.reads[&name].1, scribe.turns));
+    assert!(received == sent, "whole and in order");
+    assert_eq!(reads, 1, "a part a turn");
+    assert!(turns >= 600, "{turns}");
+    shard.stop();
+}
+
+#[test]
+fn a_rest_waits_for_the_tick_and_for_the_end_of_a_pause() {
+    let mut shard = Running::start(QUEUE_BYTES);
+    shard.ask(|scribe, _| (scribe.share, scribe.rests_until_tick) = (Some(100), true));
+    let (mut client, name) = shard.client();
+    client.write_all(&pattern(300)).unwrap();
+    let first = shard.eventually("a part has come", move |scribe, connections| {
+        (scribe.received[&name].len() == 100).then_some(connections.now())
+    });
+    let id = shard.ask(move |scribe, connections| {
+        let id = scribe.ids[&name];
+        connections.set_paused(id, true);
+        id
+    });
+    shard.eventually("two ticks have passed", move |_, connections| {
+        (connections.now().0 > first.0 + 2).then_some(())
+    });
+    assert_eq!(shard.ask(move |scribe, _| scribe.received[&name].len()), 100);
+    shard.ask(move |_, connections| connections.set_paused(id, false));
+    let last = shard.eventually("the rest has come", move |scribe, connections| {
+        (scribe.received[&name].len() == 300).then_some(connections.now())
+    });
+    assert!(last.0 > first.0 + 2);
+    assert_eq!(shard.ask(move |scribe, _| scribe.received[&name].clone()), pattern(300));
+    shard.stop();
+}
+
+#[test]
+fn answers_to_one_read_are_one_write() {
+    let mut shard = Running::start(QUEUE_BYTES);
+    shard.ask(|scribe, _| scribe.answers_each = true);
+    let (mut client, _) = shard.client();
+    let before = shard.ask(|_, connections| connections.counters().writes);
+    client.write_all(b"a thousand pings").unwrap();
+    assert_eq!(read_exact(&mut client, 16), b"a thousand pings");
+    assert_eq!(shard.ask(|_, connections| connections.counters().writes) - before, 1);
+    shard.stop();
+}

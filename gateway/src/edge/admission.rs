@@ -14,7 +14,7 @@ use std::{
 use bytes::Bytes;
 use slab::Slab;
 use tidegate_ops::{
-    bucket::Bucket,
+    budget::{AddressBudgets, SharedBudget},
     edge::{Edge, Preamble},
 };
 use tidegate_reactor::{Intake, Mail, Mailbox};
@@ -42,7 +42,13 @@ impl AddressKey {
 pub(crate) enum Over {
     Node,
     Address,
-    Rate { retry_after: Duration },
+    Rate {
+        retry_after: Duration,
+    },
+    /// Handshakes of one address.
+    AddressRate {
+        retry_after: Duration,
+    },
 }
 
 /// The node's limits and what is used of them.
@@ -53,7 +59,8 @@ pub(crate) struct Front {
     /// Connections that are only told that there is no room.
     turned_away: AtomicU32,
     addresses: Mutex<Addresses>,
-    handshakes: Bucket,
+    handshakes: SharedBudget,
+    address_handshakes: AddressBudgets,
 }
 
 #[derive(Debug, Default)]
@@ -72,13 +79,14 @@ const NO_ROOM: &[u8] =
 
 impl Front {
     pub(crate) fn new(limits: Limits) -> Self {
-        let handshakes = Bucket::new(limits.handshakes_per_second, limits.handshakes_burst, Instant::now());
+        let address_handshakes = AddressBudgets::new(limits.address_handshakes());
         Self {
             limits,
             connections: AtomicU64::new(0),
             turned_away: AtomicU32::new(0),
             addresses: Mutex::default(),
-            handshakes,
+            handshakes: SharedBudget::default(),
+            address_handshakes,
         }
     }
 
@@ -115,9 +123,22 @@ impl Front {
         }
     }
 
-    /// Takes a handshake's token, or says when there will be one.
+    /// Takes one of the node's handshakes, or says when there will be one.
     pub(crate) fn take_handshake(&self) -> Result<(), Over> {
-        self.handshakes.take(Instant::now()).map_err(|retry_after| Over::Rate { retry_after })
+        self.handshakes.take(self.limits.handshakes(), 1).map_err(|retry_after| Over::Rate { retry_after })
+    }
+
+    /// Takes one of the handshakes of a connection's address, if it is known whose it is.
+    pub(crate) fn take_handshake_of(&self, key: AddressKey) -> Result<(), Over> {
+        let address = match key {
+            AddressKey::TURNED_AWAY | AddressKey::UNNAMED => return Ok(()),
+            AddressKey(at) => lock(&self.addresses).entries[at as usize].0,
+        };
+        self.take_address_handshake(address)
+    }
+
+    fn take_address_handshake(&self, address: IpAddr) -> Result<(), Over> {
+        self.address_handshakes.take(address).map_err(|retry_after| Over::AddressRate { retry_after })
     }
 
     /// Gives a connection its place in both limits.
@@ -234,6 +255,10 @@ impl Intake for Doorkeeper {
         let peer = peer.ip().to_canonical();
         let admitted = match self.edge.names_later(peer) {
             true => self.front.admit_unnamed(),
+            // A TLS handshake costs more than all that may follow it.
+            false if self.edge.tls.is_some() => {
+                self.front.take_address_handshake(peer).and_then(|()| self.front.admit(peer))
+            }
             false => self.front.admit(peer),
         };
         let (key, over) = match admitted {
@@ -270,11 +295,12 @@ impl Doorkeeper {
 }
 
 impl Over {
-    fn result(self) -> HandshakeResult {
+    pub(crate) fn result(self) -> HandshakeResult {
         match self {
             Self::Node => HandshakeResult::NodeLimit,
             Self::Address => HandshakeResult::AddressLimit,
             Self::Rate { .. } => HandshakeResult::RateLimit,
+            Self::AddressRate { .. } => HandshakeResult::AddressRate,
         }
     }
 }

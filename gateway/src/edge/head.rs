@@ -13,7 +13,7 @@ use crate::{
     auth::{Claims, Scope, Verdict, bearer},
     edge::admission::Over,
     http::serve::HandOff,
-    metrics::HandshakeResult,
+    metrics::{Budgeted, HandshakeResult},
     node::Stage,
     shard::{Command, Core},
 };
@@ -89,6 +89,24 @@ impl Core {
             true => RequestHead::parse(received),
             false => Ok(None),
         };
+        // Heads that are refused count, too; those of HTTP have budgets of their own.
+        let dev = self.shared.node.config().dev;
+        let is_handshake = match &parsed {
+            Ok(Some(head)) => matches!(route(head, dev), Route::Shard(_)),
+            Ok(None) => received.len() > max,
+            Err(_) => true,
+        };
+        if is_handshake && matches!(arrival, Arrival::New) {
+            let named = match &parsed {
+                Ok(Some(head)) => self.name_client(connections, id, head),
+                _ => Ok(()),
+            };
+            let taken = named.and_then(|()| self.take_address_handshake(connections, id));
+            if let Err(over) = taken {
+                self.refuse(connections, id, &Refusal::Over(over));
+                return None;
+            }
+        }
         match parsed {
             Ok(None) if received.len() > max => self.refuse(connections, id, &Refusal::HeadTooLarge { max }),
             Ok(None) => {
@@ -103,10 +121,6 @@ impl Core {
                 (Arrival::TurnedAway(over), _) => self.refuse(connections, id, &Refusal::Over(over)),
                 (_, Route::Http) => self.hand_to_http(connections, id, received),
                 (_, Route::Shard(protocol)) => {
-                    if let Err(refusal) = self.name_client(connections, id, &head) {
-                        self.refuse(connections, id, &refusal);
-                        return None;
-                    }
                     return self.open(connections, id, arrival, protocol, &head, received);
                 }
             },
@@ -236,12 +250,11 @@ impl Core {
         if self.shared.node.stage() == Stage::Closing {
             return Err(Refusal::Draining.into());
         }
-        if !matches!(arrival, Arrival::Resumed) {
-            self.shared.front.take_handshake().map_err(Refusal::Over)?;
-        }
         head.check_host().map_err(Refusal::from)?;
         if protocol == Protocol::Pusher {
-            return self.check_pusher(head);
+            let request = self.check_pusher(head)?;
+            self.take_node_handshake(arrival)?;
+            return Ok(request);
         }
         let origin = head.header("origin");
         if !self.shared.origins.allows(origin, head.header("host").unwrap_or_default()) {
@@ -249,13 +262,18 @@ impl Core {
         }
         let upgrade = match protocol {
             Protocol::Sse => None,
-            Protocol::Raw | Protocol::Echo | Protocol::Pusher => Some(upgrade(head)?),
+            Protocol::Raw | Protocol::Echo | Protocol::Pusher => {
+                Some(upgrade(head, self.shared.node.config().limits.compression)?)
+            }
         };
         let query = Query::parse(head.query).map_err(Refusal::from)?;
         if protocol == Protocol::Echo {
+            self.take_node_handshake(arrival)?;
             return Ok(Request::echo(upgrade));
         }
-        let channels = self.channels(&query)?;
+        let is_anonymous = query.token.is_none() && head.header("authorization").and_then(bearer).is_none();
+        let channels = self.channels(&query, is_anonymous)?;
+        self.take_node_handshake(arrival)?;
         let (claims, app) = self.authorise(head, &query, &channels)?;
         let channels = channels
             .into_iter()
@@ -267,21 +285,52 @@ impl Core {
         Ok(Request { protocol, upgrade, envelope, channels, since, claims, cross_origin, app: None })
     }
 
+    /// The node's handshakes are for those that could be accepted: whoever sends what is not is out of its own.
+    fn take_node_handshake(&self, arrival: Arrival) -> Result<(), Refusal> {
+        match arrival {
+            Arrival::Resumed => Ok(()),
+            _ => self.shared.front.take_handshake().map_err(Refusal::Over),
+        }
+    }
+
+    /// Where this node ends TLS it was taken when the connection was accepted. A trusted proxy's client is known now.
+    fn take_address_handshake(
+        &self,
+        connections: &Connections<Session>,
+        id: ConnectionId,
+    ) -> Result<(), Over> {
+        match connections.get(id) {
+            Some(session) if self.shared.edge.tls.is_none() => {
+                self.shared.front.take_handshake_of(session.address)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Pages of any origin may connect: nothing is granted for what a browser sends along, but for signatures that a
     /// page has to ask its own server for.
     fn check_pusher(&self, head: &RequestHead<'_>) -> Result<Request, Stop> {
-        let upgrade = Some(upgrade(head)?);
+        let upgrade = Some(upgrade(head, self.shared.node.config().limits.compression)?);
         let app = Some(self.wanted_app(head));
         Ok(Request { protocol: Protocol::Pusher, app, ..Request::echo(upgrade) })
     }
 
-    fn channels(&self, query: &Query) -> Result<Vec<Channel>, Refusal> {
-        let (given, max) = (query.channels.len(), self.shared.node.config().limits.subscriptions as usize);
+    fn channels(&self, query: &Query, is_anonymous: bool) -> Result<Vec<Channel>, Refusal> {
+        let limits = &self.shared.node.config().limits;
+        let max = match is_anonymous {
+            true => limits.subscriptions.min(limits.anonymous_subscriptions),
+            false => limits.subscriptions,
+        };
+        let (given, max) = (query.channels.len(), max as usize);
         if given == 0 {
             return Err(Refusal::NoChannel);
         }
         if given > max {
             return Err(Refusal::TooManyChannels { given, max });
+        }
+        if !self.has_room_for_channels() {
+            self.metrics.budgets_spent.add(Budgeted::Channels, 1);
+            return Err(Refusal::NoChannels);
         }
         let channels = query.channels.iter().map(|name| Channel::new(name)).collect::<Result<Vec<_>, _>>()?;
         for (at, channel) in channels.iter().enumerate() {
@@ -363,9 +412,9 @@ pub(crate) fn protocol_of(method: &str, path: &str, dev: bool) -> Option<Protoco
     }
 }
 
-/// What clients send may always be deflated; what they are sent follows the namespace.
-fn upgrade(head: &RequestHead<'_>) -> Result<Upgrade, Refusal> {
-    Ok(Upgrade::negotiate(head.method, head.minor_version, |name| head.header_joined(name), true)?)
+/// `compression`: whether what clients send may be deflated; what they are sent follows the namespace then.
+fn upgrade(head: &RequestHead<'_>, compression: bool) -> Result<Upgrade, Refusal> {
+    Ok(Upgrade::negotiate(head.method, head.minor_version, |name| head.header_joined(name), compression)?)
 }
 
 /// Positions to recover from, one place for each channel. An event stream sends its last id as a header when it

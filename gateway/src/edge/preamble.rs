@@ -6,8 +6,12 @@ use tidegate_ops::edge::Preamble;
 use tidegate_reactor::{ConnectionId, Connections, TlsSession};
 use tidegate_wire::{head::Head as RequestHead, proxy_v2::Header};
 
-use crate::session::{Phase, Session, refusal::Refusal};
-use crate::{edge::admission::AddressKey, metrics::HandshakeResult, shard::Core};
+use crate::session::{Phase, Session};
+use crate::{
+    edge::admission::{AddressKey, Over},
+    metrics::HandshakeResult,
+    shard::Core,
+};
 
 impl Core {
     /// A connection was adopted: the session it speaks in begins, or goes on.
@@ -68,7 +72,7 @@ impl Core {
         connections: &mut Connections<Session>,
         id: ConnectionId,
         head: &RequestHead<'_>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), Over> {
         let trust = &self.shared.edge.trust;
         let Some(session) = connections.get_mut(id).filter(|session| session.address == AddressKey::UNNAMED)
         else {
@@ -76,7 +80,10 @@ impl Core {
         };
         let values: Vec<&str> = head.headers_named(trust.header()).collect();
         if let Some(client) = trust.client(values.into_iter()) {
-            session.address = self.shared.front.name(client).map_err(Refusal::Over)?;
+            session.address = self.shared.front.name(client)?;
+            if self.shared.edge.tls.is_some() {
+                self.shared.front.take_handshake_of(session.address)?;
+            }
         }
         Ok(())
     }
@@ -98,10 +105,13 @@ impl Core {
         if self.shared.edge.trust.covers(ip) {
             return;
         }
-        match (self.shared.front.name(ip), &mut session.phase) {
-            (Ok(key), _) => session.address = key,
-            (Err(over), Phase::Head(head)) => head.over = Some(over),
-            (Err(_), _) => {}
+        let front = &self.shared.front;
+        let counted = front.name(ip).and_then(|key| {
+            session.address = key;
+            if self.shared.edge.tls.is_some() { front.take_handshake_of(key) } else { Ok(()) }
+        });
+        if let (Err(over), Phase::Head(head)) = (counted, &mut session.phase) {
+            head.over = Some(over);
         }
     }
 

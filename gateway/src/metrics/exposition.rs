@@ -73,6 +73,11 @@ fn messages(page: &mut Page<'_>, shards: &[Arc<ShardMetrics>]) -> fmt::Result {
             "Messages written or queued for clients.",
             counters(shards, |shard| &shard.messages_sent),
         ),
+        (
+            "inflated_bytes",
+            "Bytes that compressed messages of clients inflated to.",
+            counters(shards, |shard| &shard.inflated_bytes),
+        ),
         ("bytes_received", "Bytes from clients.", counters(shards, |shard| &shard.bytes_received)),
         ("bytes_sent", "Bytes written to clients.", counters(shards, |shard| &shard.bytes_sent)),
     ];
@@ -81,6 +86,12 @@ fn messages(page: &mut Page<'_>, shards: &[Arc<ShardMetrics>]) -> fmt::Result {
     }
     let dropped = shards.iter().map(|shard| &shard.messages_dropped);
     page.counters("messages_dropped", "Messages that were not delivered, by reason.", dropped)?;
+    let spent = shards.iter().map(|shard| &shard.budgets_spent);
+    page.counters(
+        "budgets_spent",
+        "Times that a connection, or the node, had spent a budget, by budget.",
+        spent,
+    )?;
     let queued = gauges(shards, |shard| &shard.send_queue_bytes);
     page.gauge("send_queue_bytes", "Bytes that wait for a socket.", queued)?;
     let fanouts = shards.iter().map(|shard| &shard.fanout_seconds);

@@ -10,6 +10,7 @@
 //! clients, `publishing` takes what they publish, `pusher` is all of that for Pusher Channels, `leaving` says goodbye. All of them are parts of
 //! [`ShardDriver`](crate::shard::ShardDriver)'s work; this file holds the state and what the hub does with it.
 
+pub(crate) mod budget;
 pub(crate) mod leaving;
 pub(crate) mod opening;
 pub(crate) mod publishing;
@@ -21,7 +22,7 @@ use std::sync::Arc;
 
 use futures_util::future::{BoxFuture, Shared};
 use tidegate_backplane::Position;
-use tidegate_ops::edge::Preamble;
+use tidegate_ops::{budget::Budget, edge::Preamble};
 use tidegate_reactor::{ConnectionId, Connections, Shared as SharedBytes, Tick, Written};
 use tidegate_wire::decoder::Decoder;
 
@@ -32,8 +33,9 @@ use crate::{
     edge::admission::AddressKey,
     hub::outgoing::{Content, Encoding, Outgoing},
     hub::{ChannelKey, Delivery, Subscription},
-    metrics::DisconnectReason,
+    metrics::{Budgeted, DisconnectReason},
 };
+use budget::Budgets;
 use opening::Opening;
 use publishing::Publisher;
 pub(crate) use recovery::Recovery;
@@ -93,6 +95,7 @@ pub(crate) struct Open {
     pub(crate) pinged: bool,
     /// Of a client of Pusher Channels.
     pub(crate) app: AppKey,
+    pub(crate) budgets: Budgets,
     pub(crate) decoder: Decoder,
     pub(crate) subscriptions: Subscriptions,
     pub(crate) rare: Option<Box<Rare>>,
@@ -117,6 +120,8 @@ pub(crate) struct Rare {
     /// An event stream of several channels: in the order of its URL, the last position of each.
     pub(crate) positions: Vec<(ChannelKey, Option<Position>)>,
     pub(crate) publisher: Option<Publisher>,
+    /// What its compressed messages inflated to.
+    pub(crate) inflated_bytes: Budget,
     /// Why it is about to be closed, for the count; set by whoever dooms it.
     pub(crate) reason: Option<DisconnectReason>,
     /// It is present in those of its channels that track members; ready when all of them know.
@@ -251,6 +256,20 @@ impl Open {
         }
     }
 
+    /// What stands in the way of one more message now.
+    pub(crate) fn spent(&self, rates: &budget::Rates, now: std::time::Duration) -> Option<Budgeted> {
+        let inflated_bytes = self.rare.as_ref().map(|rare| rare.inflated_bytes).unwrap_or_default();
+        self.budgets.spent(inflated_bytes, rates, now)
+    }
+
+    /// So much came out of what it compressed.
+    pub(crate) fn spend_inflated(&mut self, bytes: u64, rates: &budget::Rates, now: std::time::Duration) {
+        if bytes > 0 && !rates.inflated_bytes.is_unlimited() {
+            let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+            self.rare_mut().inflated_bytes.spend(rates.inflated_bytes, now, bytes);
+        }
+    }
+
     pub(crate) fn rare_mut(&mut self) -> &mut Rare {
         self.rare.get_or_insert_default()
     }
@@ -282,6 +301,7 @@ impl Rare {
             && self.recoveries.is_empty()
             && self.positions.is_empty()
             && self.publisher.is_none()
+            && self.inflated_bytes == Budget::default()
             && self.reason.is_none()
             && self.present.is_none()
             && self.pusher.is_none()

@@ -18,6 +18,7 @@ use tidegate_wire::{decoder::Decoder, sse, upgrade::Upgrade};
 
 use super::{
     Open, Phase, Protocol, Rare, Recovery, Session, Subscriptions,
+    budget::Budgets,
     leaving::Leave,
     recovery::{Kept, Recovering, Want},
     refusal::Refusal,
@@ -424,6 +425,7 @@ impl Core {
         connections.write(id, &out);
         out.clear();
         let mut open = Open {
+            budgets: Budgets::default(),
             protocol: request.protocol,
             encoding,
             pinged: false,

@@ -1,10 +1,14 @@
 //! What clients publish over their connection: rights, rates, order.
 
-use std::collections::{HashMap, VecDeque};
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use tidegate_backplane::{Channel, Payload};
-use tidegate_reactor::{ConnectionId, Connections, Mail, Tick};
+use tidegate_ops::budget::{Budget, Rate};
+use tidegate_reactor::{ConnectionId, Connections, Mail};
 use tidegate_wire::{
     frame::Opcode,
     raw::{self, ClientPublication, ClientPublicationError},
@@ -25,21 +29,20 @@ use crate::{
 pub(crate) type Legacies = HashMap<ConnectionId, VecDeque<PublishRequest>>;
 
 /// State of a connection that publishes.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Publisher {
-    messages_left: f64,
-    bytes_left: f64,
-    filled: Tick,
+    messages: Budget,
+    bytes: Budget,
     /// What came while a publish was under way. Reading is paused then, so it is at most what one read held.
     waiting: VecDeque<PublishRequest>,
     under_way: bool,
 }
 
-/// What a connection may publish in a second, with one second's worth at once. 0: no limit.
+/// What a connection may publish.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rates {
-    pub(crate) messages: u32,
-    pub(crate) bytes: usize,
+    pub(crate) messages: Rate,
+    pub(crate) bytes: Rate,
 }
 
 /// Why a client's message is not published.
@@ -62,29 +65,14 @@ enum Refused {
 }
 
 impl Publisher {
-    pub(crate) fn new(rates: Rates, now: Tick) -> Self {
-        Self {
-            messages_left: f64::from(rates.messages),
-            bytes_left: rates.bytes as f64,
-            filled: now,
-            waiting: VecDeque::new(),
-            under_way: false,
-        }
-    }
-
-    /// Takes the tokens of a message, if there are any. The buckets hold one second's worth.
-    pub(crate) fn take(&mut self, rates: Rates, now: Tick, bytes: usize) -> bool {
-        let passed = now.since(self.filled).as_secs_f64();
-        self.filled = now;
-        let fill = |left: &mut f64, per_second: f64, cost: f64| {
-            *left = (*left + passed * per_second).min(per_second);
-            per_second == 0.0 || *left >= cost
-        };
-        let fits = fill(&mut self.messages_left, f64::from(rates.messages), 1.0)
-            & fill(&mut self.bytes_left, rates.bytes as f64, bytes as f64);
+    /// Takes a message with so many bytes from both rates, or nothing.
+    pub(crate) fn take(&mut self, rates: Rates, now: Duration, bytes: usize) -> bool {
+        let mut messages = self.messages;
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let fits =
+            messages.take(rates.messages, now, 1).is_ok() && self.bytes.take(rates.bytes, now, bytes).is_ok();
         if fits {
-            self.messages_left -= 1.0;
-            self.bytes_left -= bytes as f64;
+            self.messages = messages;
         }
         fits
     }
@@ -92,7 +80,11 @@ impl Publisher {
 
 impl From<&Limits> for Rates {
     fn from(limits: &Limits) -> Self {
-        Self { messages: limits.publishes_per_second, bytes: limits.publish_bytes_per_second.bytes() }
+        let bytes_per_second = u32::try_from(limits.publish_bytes_per_second.bytes()).unwrap_or(u32::MAX);
+        Self {
+            messages: Rate::per_second(limits.publishes_per_second),
+            bytes: Rate::per_second(bytes_per_second),
+        }
     }
 }
 
@@ -206,7 +198,7 @@ impl Core {
         channel: Option<&str>,
         bytes: usize,
     ) -> Result<Channel, Refused> {
-        let now = connections.now();
+        let now = connections.now().duration();
         let Some(open) = connections.get_mut(id).and_then(Session::open_mut) else {
             return Err(Refused::NotSubscribed);
         };
@@ -231,7 +223,7 @@ impl Core {
             return Err(Refused::Forbidden);
         }
         let rates = Rates::from(&self.shared.node.config().limits);
-        let publisher = open.rare_mut().publisher.get_or_insert_with(|| Publisher::new(rates, now));
+        let publisher = open.rare_mut().publisher.get_or_insert_default();
         if publisher.take(rates, now, bytes) { Ok(channel) } else { Err(Refused::Rate) }
     }
 

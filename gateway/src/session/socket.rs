@@ -10,10 +10,10 @@ use tidegate_wire::{
     raw, sse,
 };
 
-use super::{Open, Phase, Protocol, Session, leaving::Leave};
+use super::{Open, Phase, Protocol, Session, budget::Share, leaving::Leave};
 use crate::{
     event,
-    metrics::{self, DisconnectReason},
+    metrics::{self, Budgeted, DisconnectReason},
     shard::{Core, ShardDriver},
 };
 
@@ -21,27 +21,53 @@ use crate::{
 const PING_BYTES: usize = 8;
 
 impl ShardDriver {
-    /// Bytes of an open WebSocket.
+    /// Bytes of an open WebSocket; how many of them its part in this turn was enough for.
     pub(crate) fn read_socket(
         &mut self,
         connections: &mut Connections<Session>,
         id: ConnectionId,
         bytes: &mut [u8],
-    ) {
-        let Some(open) = connections.get_mut(id).and_then(Session::open_mut) else { return };
+    ) -> usize {
+        let now = connections.now().duration();
+        let all = bytes.len();
+        let Some(open) = connections.get_mut(id).and_then(Session::open_mut) else { return all };
+        if let Some(budget) = open.spent(&self.core.rates, now) {
+            self.core.metrics.budgets_spent.add(budget, 1);
+            connections.rest_until_tick();
+            return 0;
+        }
         // The decoder is taken out while its messages are handled, since they may change the session.
         let mut decoder = std::mem::replace(&mut open.decoder, Decoder::new(false));
         let max = self.core.shared.node.config().limits.message_bytes.bytes();
         let core = &mut self.core;
-        let decoded = decoder
-            .decode(bytes, max, &mut self.inflater, |message| core.on_message(connections, id, message));
+        let inflated_before = self.inflater.inflated_bytes();
+        let mut share = Share::begin();
+        let decoded = decoder.decode(bytes, max, &mut self.inflater, |message| {
+            core.on_message(connections, id, message)?;
+            core.spend_message(connections, id)?;
+            share.count()
+        });
+        let inflated = self.inflater.inflated_bytes() - inflated_before;
         match connections.get_mut(id).map(|session| &mut session.phase) {
-            Some(Phase::Open(open)) => open.decoder = decoder,
+            Some(Phase::Open(open)) => {
+                open.decoder = decoder;
+                open.spend_inflated(inflated, &self.core.rates, now);
+            }
             Some(Phase::Leaving(Some(left))) => *left = decoder,
             _ => {}
         }
-        if let Err(error) = decoded {
-            self.core.leave(connections, id, Leave::Protocol(error));
+        self.core.metrics.inflated_bytes.add(inflated);
+        match decoded {
+            Ok(used) => {
+                if used < all && !connections.is_paused(id) {
+                    self.core.metrics.budgets_spent.add(Budgeted::Turn, 1);
+                }
+                used
+            }
+            Err(error) => {
+                self.core.leave(connections, id, Leave::Protocol(error));
+                all
+            }
         }
     }
 
@@ -106,8 +132,23 @@ impl Core {
             }
         }
         match connections.get(id).and_then(Session::open) {
+            // What it asked for waits for somebody: so does what it says next.
+            Some(_) if connections.is_paused(id) => ControlFlow::Break(()),
             Some(_) => ControlFlow::Continue(()),
             None => ControlFlow::Break(()),
+        }
+    }
+
+    /// A message was handled, whatever it was; whether its connection may have another handled now.
+    fn spend_message(&self, connections: &mut Connections<Session>, id: ConnectionId) -> ControlFlow<()> {
+        let now = connections.now().duration();
+        let Some(open) = connections.get_mut(id).and_then(Session::open_mut) else {
+            return ControlFlow::Break(());
+        };
+        open.budgets.messages.spend(self.rates.messages, now, 1);
+        match open.budgets.messages.is_spent(self.rates.messages, now) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
         }
     }
 

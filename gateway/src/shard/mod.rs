@@ -28,7 +28,9 @@ use crate::{
     metrics::{DisconnectReason, DropReason, HandshakeResult, Metrics, ShardMetrics},
     node::{Node, PublishError},
     protocols::pusher::{AppTable, Entered, Entrance, EntranceToken},
-    session::{Open, Phase, Protocol, Session, SocketIds, leaving::Leave, publishing::Legacies},
+    session::{
+        Open, Phase, Protocol, Session, SocketIds, budget::Rates, leaving::Leave, publishing::Legacies,
+    },
 };
 
 /// What other threads ask of a shard.
@@ -88,6 +90,8 @@ pub(crate) struct ShardDriver {
 pub(crate) struct Core {
     pub(crate) shard: usize,
     pub(crate) shared: Arc<Shared>,
+    /// What one connection may cost.
+    pub(crate) rates: Rates,
     pub(crate) hub: Hub,
     pub(crate) encoder: Encoder,
     /// Deflates what is echoed.
@@ -124,6 +128,7 @@ impl ShardDriver {
         let socket_ids = SocketIds::new(shared.life, shard);
         let core = Core {
             shard,
+            rates: Rates::from(&shared.node.config().limits),
             shared,
             hub,
             encoder: Encoder::new(),
@@ -156,12 +161,18 @@ impl Driver for ShardDriver {
         self.core.begin_preamble(connections, id);
     }
 
-    fn on_bytes(&mut self, connections: &mut Connections<Session>, id: ConnectionId, bytes: &mut [u8]) {
-        let Some(session) = connections.get_mut(id) else { return };
+    fn on_bytes(
+        &mut self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+        bytes: &mut [u8],
+    ) -> usize {
+        let all = bytes.len();
+        let Some(session) = connections.get_mut(id) else { return all };
         match &mut session.phase {
             Phase::Head(_) => {
-                if let Some(mut rest) = self.core.read_head(connections, id, bytes) {
-                    self.on_bytes(connections, id, &mut rest);
+                if let Some(rest) = self.core.read_head(connections, id, bytes) {
+                    connections.give_back(id, &rest);
                 }
             }
             Phase::Opening(opening) => {
@@ -170,9 +181,10 @@ impl Driver for ShardDriver {
                 }
             }
             Phase::Open(Open { protocol: Protocol::Sse, .. }) | Phase::Leaving(None) => {}
-            Phase::Open(_) => self.read_socket(connections, id, bytes),
+            Phase::Open(_) => return self.read_socket(connections, id, bytes),
             Phase::Leaving(Some(_)) => self.read_last(connections, id, bytes),
         }
+        all
     }
 
     fn on_timer(&mut self, connections: &mut Connections<Session>, id: ConnectionId) {
@@ -192,18 +204,18 @@ impl Driver for ShardDriver {
         match command {
             Command::Deliver(outgoing) => self.core.deliver(connections, &outgoing),
             Command::KeysFetched(id) => {
-                if let Some(mut rest) = self.core.resume_head(connections, id) {
-                    self.on_bytes(connections, id, &mut rest);
+                if let Some(rest) = self.core.resume_head(connections, id) {
+                    connections.give_back(id, &rest);
                 }
             }
             Command::Confirmed { id, result } => {
-                if let Some(mut rest) = self.core.confirmed(connections, id, result) {
-                    self.on_bytes(connections, id, &mut rest);
+                if let Some(rest) = self.core.confirmed(connections, id, result) {
+                    connections.give_back(id, &rest);
                 }
             }
             Command::HistoryRead { id, key, result } => {
-                if let Some(mut rest) = self.core.history_read(connections, id, key, result) {
-                    self.on_bytes(connections, id, &mut rest);
+                if let Some(rest) = self.core.history_read(connections, id, key, result) {
+                    connections.give_back(id, &rest);
                 }
             }
             Command::Published { id, result } => self.core.published(connections, id, result),
@@ -248,6 +260,12 @@ impl Driver for ShardDriver {
 }
 
 impl Core {
+    /// Whether this node has fewer channels than it may have, as of the last second.
+    pub(crate) fn has_room_for_channels(&self) -> bool {
+        let max = i64::from(self.shared.node.config().limits.channels);
+        max == 0 || self.shared.metrics.node.channels.get() < max
+    }
+
     /// Milliseconds on the clock of [`Session::accepted_ms`].
     pub(crate) fn now_ms(&self) -> u32 {
         self.shared.started.elapsed().as_millis() as u32

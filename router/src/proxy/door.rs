@@ -3,16 +3,19 @@
 use std::{
     fmt,
     io::Write,
-    net::{SocketAddr, TcpStream},
+    net::{IpAddr, SocketAddr, TcpStream},
     sync::{
         Arc,
         atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
-use tidegate_ops::{bucket::Bucket, edge::Edge};
+use tidegate_ops::{
+    budget::{AddressBudgets, Rate, SharedBudget},
+    edge::Edge,
+};
 use tidegate_reactor::{Mail, Mailbox};
 use tidegate_wire::proxy_v2::Addresses;
 
@@ -29,7 +32,9 @@ pub(super) struct Door {
     connections: AtomicU64,
     /// Clients that are only told that there is no room.
     turned_away: AtomicU32,
-    handshakes: Bucket,
+    handshakes: SharedBudget,
+    handshake_rate: Rate,
+    address_handshakes: AddressBudgets,
     shards: Vec<ShardDoor>,
     last: AtomicUsize,
     edge: Arc<Edge>,
@@ -63,12 +68,13 @@ impl Door {
         listener: SocketAddr,
         shards: Vec<ShardDoor>,
     ) -> Self {
-        let now = Instant::now();
         Self {
             connections_max: options.connections_max,
             connections: AtomicU64::new(0),
             turned_away: AtomicU32::new(0),
-            handshakes: Bucket::new(options.handshakes_per_second, options.handshakes_burst, now),
+            handshakes: SharedBudget::default(),
+            handshake_rate: options.handshakes,
+            address_handshakes: AddressBudgets::new(options.address_handshakes),
             shards,
             last: AtomicUsize::new(0),
             edge,
@@ -87,9 +93,10 @@ impl Door {
         &self.metrics
     }
 
-    /// Takes a handshake's token, or says how long until there is one.
-    pub(super) fn take_handshake(&self) -> Result<(), Duration> {
-        self.handshakes.take(Instant::now())
+    /// Takes a handshake of the client's address and one of the router's, or says how long until there are both.
+    pub(super) fn take_handshake(&self, client: IpAddr) -> Result<(), Duration> {
+        self.address_handshakes.take(client)?;
+        self.handshakes.take(self.handshake_rate, 1)
     }
 
     /// A client has left the shard: gone, or to HTTP.

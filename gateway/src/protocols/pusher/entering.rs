@@ -29,7 +29,7 @@ use crate::{
     config::WebhookEvent,
     hub::outgoing::Encoding,
     hub::{ChannelKey, Subscription},
-    metrics::DropReason,
+    metrics::{Budgeted, DropReason},
     session::{
         Open, Session,
         leaving::Leave,
@@ -89,6 +89,10 @@ enum EntranceError {
     Channel(#[from] ChannelError),
     #[error("this connection has {max} subscriptions, more are not allowed")]
     TooMany { max: usize },
+    #[error("subscribing faster than allowed: {per_second} a second")]
+    TooFast { per_second: u32 },
+    #[error("this node has subscribers in as many channels as it is configured for")]
+    NodeFull,
     #[error("the signature of the subscription is missing or wrong")]
     Signature,
     #[error(transparent)]
@@ -113,7 +117,10 @@ impl EntranceError {
             Self::Name(_) | Self::Channel(_) | Self::NoMember | Self::Member(_) | Self::OtherMember => {
                 ErrorKind::Request
             }
-            Self::TooMany { .. } | Self::Census(AttendError::Full { .. }) => ErrorKind::Limit,
+            Self::TooMany { .. }
+            | Self::TooFast { .. }
+            | Self::NodeFull
+            | Self::Census(AttendError::Full { .. }) => ErrorKind::Limit,
             Self::Signature | Self::User(_) => ErrorKind::Auth,
             Self::Census(AttendError::Backplane(_)) | Self::Backplane(_) | Self::Busy => {
                 ErrorKind::Unavailable
@@ -131,10 +138,32 @@ impl Core {
         action: Action,
     ) {
         let Some(app) = self.app_of(connections, id) else { return };
-        match self.check_subscribe(connections, id, &app, subscribe, action) {
+        let checked = self
+            .spend_subscribe(connections, id)
+            .and_then(|()| self.check_subscribe(connections, id, &app, subscribe, action));
+        match checked {
             Ok((channel, kind)) => self.enter(connections, id, &app, &channel, kind),
             Err(error) => self.deny(connections, id, &subscribe.channel, error.kind(), &error.to_string()),
         }
+    }
+
+    /// Refused subscriptions count, too: what they cost is the check.
+    fn spend_subscribe(
+        &self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+    ) -> Result<(), EntranceError> {
+        if !self.has_room_for_channels() {
+            self.metrics.budgets_spent.add(Budgeted::Channels, 1);
+            return Err(EntranceError::NodeFull);
+        }
+        let (now, rate) = (connections.now().duration(), self.rates.subscribes);
+        let open = connections.get_mut(id).and_then(Session::open_mut);
+        let taken = open.map_or(Ok(()), |open| open.budgets.subscribes.take(rate, now, 1));
+        taken.map_err(|_| {
+            self.metrics.budgets_spent.add(Budgeted::Subscribes, 1);
+            EntranceError::TooFast { per_second: rate.per_second }
+        })
     }
 
     /// Subscribes to the presence of a user on the watchlist.

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use tidegate_backplane::{Payload, Sender};
+use tidegate_ops::budget::Rate;
 use tidegate_reactor::{ConnectionId, Connections};
 use tidegate_wire::pusher::{Access, ChannelKind, Code, server};
 
@@ -12,10 +13,7 @@ use crate::{
     hub::ChannelKey,
     metrics::DropReason,
     node::{PublishError, PublishHistory, PublishRequest},
-    session::{
-        Session,
-        publishing::{Publisher, Rates},
-    },
+    session::{Session, publishing::Rates},
     shard::Core,
 };
 
@@ -83,12 +81,15 @@ impl Core {
         if bytes > max {
             return Err(EventRefused::TooLarge { bytes, max });
         }
-        let now = connections.now();
+        let now = connections.now().duration();
         let Some(open) = connections.get_mut(id).and_then(Session::open_mut) else {
             return Err(EventRefused::Off);
         };
-        let rates = Rates { messages: app.limits.client_events_per_second, bytes: 0 };
-        let publisher = open.rare_mut().publisher.get_or_insert_with(|| Publisher::new(rates, now));
+        let rates = Rates {
+            messages: Rate::per_second(app.limits.client_events_per_second),
+            bytes: Rate::per_second(0),
+        };
+        let publisher = open.rare_mut().publisher.get_or_insert_default();
         if publisher.take(rates, now, bytes) { Ok(()) } else { Err(EventRefused::Rate) }
     }
 
