@@ -221,9 +221,11 @@ impl<D: Driver> Shard<D> {
         }
     }
 
-    /// Those that sent more than they may have done at once. They come after all that did not.
+    /// Those that sent more than they may have done at once. They come after all that did not: while others still wait
+    /// for their first part, only one of them has its next, so that none is left out for good.
     fn serve_rests(&mut self, driver: &mut D, waiting: usize) {
         let portion = Portion::begin();
+        let waiting = if self.connections.unread.is_empty() { waiting } else { waiting.min(1) };
         for _ in 0..waiting {
             if portion.is_used_up() {
                 return;

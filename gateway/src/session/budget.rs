@@ -12,11 +12,11 @@ use tidegate_ops::budget::{Budget, Rate};
 
 use crate::{config::Limits, metrics::Budgeted};
 
-/// Messages that one connection may have handled in a turn.
-const MESSAGES_PER_TURN: u32 = 64;
-
-/// And the time they may take. A message is 0.3 to 5 µs; one that inflates to 64 KiB is some 60.
-const TIME_PER_TURN: Duration = Duration::from_micros(200);
+/// Messages that one connection may have handled in a turn, and the time they may take. A message is 0.3 to 5 µs; one that
+/// inflates to 64 KiB is some 60. When 500 send too much at the same moment, one that does not waits for 500 reads and
+/// first parts at worst: at 15 µs and 16 messages of 1.5 µs each, 20 ms. With 64 messages it were 55 ms.
+const MESSAGES_PER_TURN: u32 = 16;
+const TIME_PER_TURN: Duration = Duration::from_micros(50);
 
 /// What a connection has used of its budgets. In every open connection: 8 bytes.
 #[derive(Debug, Default, Clone, Copy)]
@@ -74,5 +74,48 @@ impl Budgets {
             return Some(Budgeted::Messages);
         }
         inflated_bytes.is_spent(rates.inflated_bytes, now).then_some(Budgeted::InflatedBytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_of_a_turn_is_16_messages_at_most() {
+        let mut share = Share::begin();
+        let counted = (1..=1_000).take_while(|_| share.count().is_continue()).count();
+        assert!(counted < MESSAGES_PER_TURN as usize, "{counted}");
+    }
+
+    /// The attacker's cost: 10 seconds of nothing but messages are a second's worth at once and ten seconds' worth.
+    #[test]
+    fn a_flood_is_served_at_its_rate() {
+        let limits = Limits::default();
+        let rates = Rates::from(&limits);
+        let mut budgets = Budgets::default();
+        let mut served = 0;
+        // In ticks of a quarter of a second, as a shard's clock goes; in each as many turns as it takes.
+        for tick in 0..40 {
+            let now = Duration::from_millis(250) * tick;
+            while budgets.spent(Budget::default(), &rates, now).is_none() {
+                budgets.messages.spend(rates.messages, now, 1);
+                served += 1;
+            }
+        }
+        assert!((2_600..=2_760).contains(&served), "{served}");
+    }
+
+    #[test]
+    fn what_was_inflated_is_paid_before_the_next() {
+        let rates = Rates::from(&Limits::default());
+        let mut inflated = Budget::default();
+        let now = Duration::from_secs(1);
+        inflated.spend(rates.inflated_bytes, now, 64 << 10);
+        assert_eq!(Budgets::default().spent(inflated, &rates, now), None);
+        inflated.spend(rates.inflated_bytes, now, 1 << 20);
+        assert_eq!(Budgets::default().spent(inflated, &rates, now), Some(Budgeted::InflatedBytes));
+        // 1088 KiB at 256 KiB a second, of which a second's worth may be owed.
+        assert_eq!(Budgets::default().spent(inflated, &rates, now + Duration::from_millis(3_251)), None);
     }
 }

@@ -366,8 +366,8 @@ mod tests {
         assert_eq!(size_of::<Subscription>(), 8);
         assert_eq!(size_of::<Subscriptions>(), 16);
         assert!(size_of::<Decoder>() <= 16, "{}", size_of::<Decoder>());
-        assert!(size_of::<Open>() <= 48, "{}", size_of::<Open>());
-        assert!(size_of::<Session>() <= 64, "{}", size_of::<Session>());
+        assert!(size_of::<Open>() <= 56, "{}", size_of::<Open>());
+        assert!(size_of::<Session>() <= 72, "{}", size_of::<Session>());
         // 10 encodings of 40 bytes are most of it; it is shared by all subscribers of a node.
         assert!(size_of::<Outgoing>() <= 480, "{}", size_of::<Outgoing>());
     }

@@ -94,9 +94,16 @@ impl Door {
     }
 
     /// Takes a handshake of the client's address and one of the router's, or says how long until there are both.
-    pub(super) fn take_handshake(&self, client: IpAddr) -> Result<(), Duration> {
-        self.address_handshakes.take(client)?;
+    pub(super) fn take_handshake(&self, peer: IpAddr, client: IpAddr) -> Result<(), Duration> {
+        if !self.is_taken_at_accept(peer) {
+            self.address_handshakes.take(client)?;
+        }
         self.handshakes.take(self.handshake_rate, 1)
+    }
+
+    /// A TLS handshake costs more than all that may follow it.
+    fn is_taken_at_accept(&self, peer: IpAddr) -> bool {
+        self.edge.tls.is_some() && !self.edge.names_later(peer)
     }
 
     /// A client has left the shard: gone, or to HTTP.
@@ -173,6 +180,11 @@ impl ShardDoor {
 
 impl tidegate_reactor::Intake for Intake {
     fn on_connection(&mut self, socket: TcpStream, peer: SocketAddr) {
+        let door = &self.0;
+        if door.is_taken_at_accept(peer.ip()) && door.address_handshakes.take(peer.ip()).is_err() {
+            door.metrics.refusals.add(RefusalReason::RateLimit, 1);
+            return;
+        }
         let Some(over) = self.0.admit() else {
             self.0.metrics.refusals.add(RefusalReason::NoCapacity, 1);
             return self.0.answer_no_room(&socket);

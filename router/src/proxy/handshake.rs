@@ -86,7 +86,7 @@ impl ProxyDriver {
             Route::Pair(kind) => {
                 let limited = |retry_after| Refusal::RateLimit { retry_after };
                 let client = request::client_address(head, ends.source, &self.shared.edge.trust);
-                self.shared.door.take_handshake(client.ip()).map_err(limited)?;
+                self.shared.door.take_handshake(ends.source.ip(), client.ip()).map_err(limited)?;
                 let attempt = self.plan(head, kind, ends, &received[head.len..]);
                 self.begin(links, id, attempt);
                 Ok(())
