@@ -120,6 +120,15 @@ impl SharedBudget {
         }
     }
 
+    /// Whether one may be taken now, or how long until it may; nothing is taken.
+    pub fn check(&self, rate: Rate) -> Result<(), Duration> {
+        if rate.is_unlimited() {
+            return Ok(());
+        }
+        let debt_ns = self.paid_until_ns.load(Ordering::Relaxed).saturating_sub(process_ns());
+        rate.take(debt_ns, 1).map(drop)
+    }
+
     fn take_at(&self, rate: Rate, now_ns: u64, amount: u32) -> Result<(), Duration> {
         let mut wait = Duration::ZERO;
         let taken = |paid_until_ns: u64| match rate.take(paid_until_ns.saturating_sub(now_ns), amount) {

@@ -27,13 +27,10 @@ use super::{
 use crate::{
     app::apps::AppId,
     auth::{ApiKeyError, Scope},
-    http::{
-        HttpState, access, body,
-        error::{ApiError, Problem},
-        query::Query,
-    },
+    http::{HttpState, access, body, error::ApiError, query::Query},
     metrics::PublishCode,
     node::{Limits, PublishError, PublishHistory, PublishOutcome, PublishRequest},
+    problem::Problem,
 };
 
 /// Channels in one publish; Pusher's limit.

@@ -18,16 +18,13 @@ use std::{
 
 use tidegate_backplane::{Backplane, BackplaneError, CensusEvent, CensusKind, Channel, Roll};
 use tidegate_ops::metrics::{Collector, DescriptorEncoder, Page};
-use tidegate_reactor::{Mail, Mailbox};
 use tokio::runtime::Handle;
 
 use self::replica::{Cause, Next, Outlet, Replica};
 use crate::{
     hub::outgoing::Content,
     node::interest::{Interest, Interests},
-    node::spread,
-    session::Session,
-    shard::Command,
+    node::{shards::Shards, spread},
 };
 
 /// How long a change is waited for whose number somebody was told. It comes over another connection than the number,
@@ -40,8 +37,8 @@ const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// A reading is put off for so long when what it would tell has no room.
 const ROOM_PATIENCE: Duration = Duration::from_secs(5);
 
-type Shards = Vec<Mailbox<Mail<Session, Command>>>;
-type Reply = Box<dyn FnOnce(Result<Arc<Roll>, BackplaneError>) -> Command + Send>;
+/// Puts the list into the mailbox of the shard that asked.
+type Reply = Box<dyn FnOnce(Result<Arc<Roll>, BackplaneError>) + Send>;
 
 /// The replicas of this node.
 pub(crate) struct Rosters {
@@ -59,11 +56,8 @@ struct Roster {
     replica: Mutex<Replica<Asker>>,
 }
 
-/// Who asked, and how the answer is put.
-struct Asker {
-    shard: usize,
-    reply: Reply,
-}
+/// Who asked: takes the answer.
+struct Asker(Reply);
 
 #[derive(Debug, Default)]
 struct Counters {
@@ -89,16 +83,15 @@ impl Rosters {
         }
     }
 
-    /// Puts the list of a channel into the mailbox of a shard, with everything up to a number (that of the asker's own
+    /// Gives a shard the list of a channel, by a `reply` that puts it into its mailbox, with everything up to a number (that of the asker's own
     /// entry), and from then on each change. The shard holds the channel.
     pub(crate) fn read(
         self: &Arc<Self>,
         channel: &Channel,
         at_least: u64,
-        shard: usize,
-        reply: impl FnOnce(Result<Arc<Roll>, BackplaneError>) -> Command + Send + 'static,
+        reply: impl FnOnce(Result<Arc<Roll>, BackplaneError>) + Send + 'static,
     ) {
-        let asker = Asker { shard, reply: Box::new(reply) };
+        let asker = Asker(Box::new(reply));
         let (Some(interest), Some((_, runtime))) = (self.interests.get(channel), self.source.get()) else {
             return self.answer(asker, Err(not_subscribed()));
         };
@@ -226,7 +219,7 @@ impl Rosters {
 
     fn answer(&self, asker: Asker, list: Result<Arc<Roll>, BackplaneError>) {
         self.counters.lists.fetch_add(1, Relaxed);
-        self.shards[asker.shard].send(Mail::Command((asker.reply)(list)));
+        (asker.0)(list);
     }
 
     fn spout<'a>(&'a self, roster: &'a Roster) -> Spout<'a> {
@@ -303,7 +296,7 @@ impl fmt::Debug for Rosters {
 
 impl fmt::Debug for Asker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Asker").field("shard", &self.shard).finish_non_exhaustive()
+        f.debug_struct("Asker").finish_non_exhaustive()
     }
 }
 

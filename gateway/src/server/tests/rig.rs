@@ -23,9 +23,9 @@ use tokio::{runtime::Runtime, sync::watch};
 use tokio_util::task::TaskTracker;
 
 use crate::{
+    admission::Front,
     app::apps::Apps,
     config::{Config, Namespace},
-    edge::admission::Front,
     metrics::Metrics,
     node::carrier::Carrier,
     node::{Node, PublishError, PublishHistory, PublishRequest, Relay},
