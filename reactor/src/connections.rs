@@ -258,12 +258,8 @@ impl<C> Connections<C> {
         }
     }
 
-    /// Whether its bytes are not handed on now.
-    pub fn is_paused(&self, id: ConnectionId) -> bool {
-        self.entry(id).is_some_and(|entry| entry.is_paused())
-    }
-
-    /// Stops or resumes handing its bytes to the driver; what the peer sends meanwhile waits in the kernel.
+    /// Stops or resumes reading it; what the peer sends meanwhile waits in the kernel. What was read before, and not used
+    /// yet, is still handed on.
     pub fn set_paused(&mut self, id: ConnectionId, paused: bool) {
         let Some(entry) = self.entry_mut(id) else { return };
         entry.flags.paused = paused;

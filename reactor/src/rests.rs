@@ -22,7 +22,7 @@ pub(crate) struct Rest {
 #[derive(Debug, Default)]
 pub(crate) struct Rests {
     kept: HashMap<ConnectionId, Rest>,
-    /// Each connection with a rest once, unless it is paused or rests until the next tick.
+    /// Each connection with a rest once, unless its answers wait for its socket, or it rests until the next tick.
     turns: VecDeque<ConnectionId>,
     /// Served again from the next tick on.
     until_tick: Vec<ConnectionId>,
@@ -96,8 +96,8 @@ impl<C> Connections<C> {
             }
             let now = self.now();
             match self.entry_mut(id) {
-                // It comes back when it is resumed.
-                Some(entry) if entry.is_paused() => {
+                // It comes back when its answers have been sent.
+                Some(entry) if entry.awaits_flush() => {
                     entry.flags.readable = true;
                     if let Some(rest) = self.rests.kept.get_mut(&id) {
                         rest.is_queued = false;
@@ -132,7 +132,7 @@ impl<C> Connections<C> {
         }
     }
 
-    /// It is not paused any more: its rest, if it has one, is served again.
+    /// Its bytes are taken again: its rest, if it has one, has its turn.
     pub(crate) fn resume_rest(&mut self, id: ConnectionId) -> bool {
         let Some(rest) = self.rests.kept.get_mut(&id) else { return false };
         if !std::mem::replace(&mut rest.is_queued, true) {

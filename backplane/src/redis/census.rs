@@ -34,8 +34,8 @@ use super::{
     scripts::{self, Answer},
 };
 use crate::{
-    Attend, AttendError, Attended, BackplaneError, COUNTS_EACH_MAX, COUNTS_INTERVAL, CensusChannel, Channel,
-    Roll, Sink, Sums, Transition, User,
+    Attend, AttendError, Attended, BackplaneError, COUNTS_INTERVAL, COUNTS_SMALL_INTERVAL, COUNTS_SMALL_MAX,
+    CensusChannel, Channel, Roll, Sink, Sums, Transition, User,
 };
 
 /// Longest id of a user in bytes: its length has two bytes in an event.
@@ -373,7 +373,7 @@ impl Census {
             verb.to_owned(),
             self.prefix.pubsub(tag),
             self.settle.as_millis().to_string(),
-            COUNTS_EACH_MAX.to_string(),
+            COUNTS_SMALL_MAX.to_string(),
             COUNTS_INTERVAL.as_millis().to_string(),
             part.mode.to_owned(),
             part.instance.to_owned(),
@@ -381,6 +381,7 @@ impl Census {
             part.subscriptions.to_string(),
             part.tells_counts.map_or("", flag).to_owned(),
             flag(part.is_told).to_owned(),
+            COUNTS_SMALL_INTERVAL.as_millis().to_string(),
         ];
         let args: Vec<&[u8]> = head.iter().map(String::as_bytes).chain(users.iter().copied()).collect();
         let answer = scripts::CENSUS.call(&*self.commands, tag, &keys, &args).await?;

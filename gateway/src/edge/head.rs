@@ -130,10 +130,8 @@ impl Ctx<'_> {
             }
             // On its way out already: its end is still to be reported.
             Ok(None) => {}
-            Err(error) => {
-                self.core.count_out(self.connections, address);
-                tracing::warn!(%error, "a socket could not leave the reactor");
-            }
+            // The reactor ends it, and counts it out when it reports that.
+            Err(error) => tracing::warn!(%error, "a socket could not leave the reactor"),
         }
     }
 

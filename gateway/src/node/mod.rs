@@ -22,12 +22,11 @@ use tidegate_backplane::{
     Sender, Sink, Transition,
 };
 use tidegate_reactor::waking_once;
-use tidegate_wire::pusher::ChannelKind;
 use tokio::sync::Notify;
 
 use crate::{
     admission::Front,
-    app::webhooks::TransitionHooks,
+    app::{self, webhooks::TransitionHooks},
     config::{BackplaneAway, Config, Namespaces},
     hub::outgoing::{Content, Outgoing},
     metrics::Metrics,
@@ -50,7 +49,7 @@ pub struct PublishRequest {
 /// What is kept of a publication.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum PublishHistory {
-    /// What the channel's namespace says.
+    /// What the channel's namespace says, or its app where the channel is of one that has a rule for it.
     #[default]
     Namespace,
     /// It is in no history and has no position.
@@ -145,9 +144,6 @@ pub(crate) struct Relay {
     /// Set once, before there is a backplane that tells of them.
     pub(crate) transition_hooks: OnceLock<TransitionHooks>,
 }
-
-/// What a cache channel of Pusher Channels keeps, whoever publishes to it: its last event, for as long as hosted Pusher.
-const CACHE: HistoryPolicy = HistoryPolicy { size: 1, age: Duration::from_secs(30 * 60) };
 
 /// Publications of one channel that go to the backplane together, and their payloads: as much as the channel takes
 /// before its publishers wait.
@@ -252,8 +248,9 @@ impl Node {
         let namespace = self.namespaces().of(&request.channel);
         let local = (namespace.backplane_away == BackplaneAway::Local).then(|| request.clone());
         let history = match request.history {
-            PublishHistory::Namespace if ChannelKind::of(request.channel.name()).is_cache => Some(CACHE),
-            PublishHistory::Namespace => namespace.history(),
+            PublishHistory::Namespace => {
+                app::kept_of(&self.config, &request.channel).or_else(|| namespace.history())
+            }
             PublishHistory::Never => None,
             PublishHistory::Policy(policy) => Some(policy),
         };

@@ -3,11 +3,11 @@
 use std::time::SystemTime;
 
 use tidegate_backplane::Channel;
-use tidegate_wire::{head::Head, pusher, raw::Query, upgrade::Upgrade};
+use tidegate_wire::{head::Head, raw::Query, upgrade::Upgrade};
 
 use super::{core::Core, opening::Stop, refusal::Refusal};
 use crate::{
-    app::apps::AppId,
+    app::{self, apps::AppId},
     auth::{Claims, Scope, Verdict, bearer},
     metrics::Budgeted,
 };
@@ -40,7 +40,8 @@ impl Core {
         let is_anonymous = query.token.is_none() && head.header("authorization").and_then(bearer).is_none();
         let channels = self.url_channels(query, is_anonymous)?;
         let (claims, app) = self.authorise(head, query, &channels)?;
-        let channels = channels.into_iter().map(|channel| AppId::channel(app.as_ref(), channel));
+        let app = app.as_ref().map(AppId::as_str);
+        let channels = channels.into_iter().map(|channel| AppId::channel(app, channel.name()));
         Ok((channels.collect::<Result<_, _>>().map_err(Refusal::from)?, claims))
     }
 
@@ -83,7 +84,8 @@ impl Core {
         for channel in channels {
             let config = self.shared.node.config();
             // What Pusher's clients need a signature for nobody has without credentials.
-            let is_restricted = !config.dev && pusher::ChannelKind::of(channel.name()).is_restricted();
+            let is_restricted =
+                !config.dev && app::kind_of(config, channel).is_some_and(|kind| kind.is_restricted());
             let open = config.namespaces.of(channel).anonymous_subscribe && !is_restricted;
             match &credentials {
                 Credentials::Token(claims) if open || claims.may_subscribe(channel) => {}

@@ -25,6 +25,7 @@ use super::{
     ctx::Ctx,
     hand_off::TakesHandOffs,
     protocol::{Protocol, Protocols},
+    publishing::Legacies,
 };
 use crate::{
     admission::{AddressKey, Front},
@@ -100,6 +101,7 @@ pub(crate) struct Core {
     pub(crate) metrics: Arc<ShardMetrics>,
     /// Told of a gap in the fan-out under way; empty between calls.
     pub(crate) farewells: Vec<(ConnectionId, GapReason)>,
+    pub(crate) legacies: Legacies,
     pub(crate) socket_ids: SocketIds,
     /// What each protocol keeps in a shard.
     pub(crate) rooms: Rooms,
@@ -133,6 +135,7 @@ impl Core {
             mailbox,
             metrics,
             farewells: Vec::new(),
+            legacies: Legacies::default(),
             socket_ids: SocketIds::new(shared.life, shard),
             rooms: Rooms(shared.protocols.iter().map(|protocol| protocol.room()).collect()),
             scratch: Vec::new(),

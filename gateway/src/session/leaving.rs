@@ -173,6 +173,9 @@ impl Ctx<'_> {
         for &subscription in open.subscriptions.as_slice() {
             self.core.hub.part(subscription, self.connections);
         }
+        if let Some(publisher) = rare.publisher {
+            self.publish_rest(publisher);
+        }
     }
 
     fn leave_presence(&self, key: ChannelKey, present: Present) {

@@ -50,7 +50,7 @@ impl Ctx<'_> {
         }
         match (decoded, self.session().map(|session| &session.phase)) {
             (Ok(used), _) => {
-                if used < all && !self.connections.is_paused(self.id) {
+                if used < all {
                     self.core.metrics.budgets_spent.add(Budgeted::Turn, 1);
                 }
                 return used;
@@ -62,15 +62,13 @@ impl Ctx<'_> {
         all
     }
 
-    /// A message was handled, whatever it was; whether the next may be now. What it asked for may wait for somebody: then
-    /// what it says next waits, too.
+    /// A message was handled, whatever it was; whether the next may be now.
     fn spend_message(&mut self) -> ControlFlow<()> {
         let (rate, now) = (self.core.rates.messages, self.connections.now().duration());
-        let is_paused = self.connections.is_paused(self.id);
         // One that was told to go is listened to for its close frame.
         let Some(open) = self.open_mut() else { return ControlFlow::Continue(()) };
         open.budgets.messages.spend(rate, now, 1);
-        match is_paused || open.budgets.messages.is_spent(rate, now) {
+        match open.budgets.messages.is_spent(rate, now) {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
         }

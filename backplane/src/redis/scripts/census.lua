@@ -7,11 +7,12 @@
 --       4 hash P:{C}:n:I   user -> subscriptions of the instance
 --       5 the same of the instance that this one goes on for, if there is one
 -- ARGV  1 PUBLISH or SPUBLISH, 2 pub/sub channel
---       3 time after which an end is told (ms), 4 counts up to which all are told, 5 interval above that (ms)
+--       3 time after which an end is told (ms), 4 small counts, 5 how often others are told (ms)
 --       6 mode: change (users that are not given stay), whole (they are gone), clear (the same for a dead instance),
 --         settle (only what has lasted)
 --       7 instance, 8 instance that it goes on for or empty, 9 its subscriptions, 10 whether counts are told (0, 1, or
---         empty: as before), 11 whether the channel was told to be occupied (0 or 1)
+--         empty: as before), 11 whether the channel was told to be occupied (0 or 1), 12 how often small counts are told
+--         (ms)
 --       then for each user: id, subscriptions, most users of the channel or empty, whether it was told to have joined
 --         (0 or 1), info
 -- Returns {number of the newest event, subscriptions, users, ms until something is to be settled by the caller or 0,
@@ -114,8 +115,8 @@ local function tell_count(total)
     return
   end
   local told_at = number(redis.call('HGET', state, 'w'))
-  local interval = tonumber(ARGV[5])
-  if total <= tonumber(ARGV[4]) or now - told_at >= interval then
+  local interval = tonumber(total <= tonumber(ARGV[4]) and ARGV[12] or ARGV[5])
+  if now - told_at >= interval then
     redis.call('HSET', state, 'l', digits(total), 'w', digits(now))
     unmark('c')
     event('\3', struct.pack('>I8', total))
@@ -131,7 +132,7 @@ local function change()
   if mode == 'change' and was_told and redis.call('HEXISTS', state, 'i:' .. ARGV[7]) == 0 then
     is_lost = 1
   end
-  for i = 12, #ARGV, 5 do
+  for i = 13, #ARGV, 5 do
     local id, count, was_told = ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 3] == '1'
     kept[id] = true
     if not set_user(KEYS[4], id, count, tonumber(ARGV[i + 2]), was_told, ARGV[i + 4]) then

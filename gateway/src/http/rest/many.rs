@@ -210,7 +210,7 @@ where
                 return Err(access::refuse(state, ApiKeyError::Channel));
             }
             orders.push(PublishRequest {
-                channel: AppId::channel(key.app(), channel)?,
+                channel: AppId::channel(key.app().map(AppId::as_str), channel.name())?,
                 event: many.event.as_ref().map(|event| event.0.clone()),
                 payload: payload.clone(),
                 idempotency_key: many.idempotency_key.as_ref().map(|key| key.0.clone()),

@@ -4,6 +4,7 @@
 //! Lists and changes of a channel go into the mailboxes of shards under the lock of its replica. So a shard that joins a
 //! subscriber to its lane in the same turn in which it gets the list hands it every later change, and no earlier one.
 
+mod list;
 mod replica;
 
 use std::{
@@ -16,10 +17,11 @@ use std::{
     time::Duration,
 };
 
-use tidegate_backplane::{Backplane, BackplaneError, CensusEvent, CensusKind, Channel, Roll};
+use tidegate_backplane::{Backplane, BackplaneError, CensusEvent, CensusKind, Channel};
 use tidegate_ops::metrics::{Collector, DescriptorEncoder, Page};
 use tokio::runtime::Handle;
 
+pub(crate) use self::list::{List, ListForm};
 use self::replica::{Cause, Next, Outlet, Replica};
 use crate::{
     hub::outgoing::Content,
@@ -34,11 +36,14 @@ const OVERDUE: Duration = Duration::from_secs(1);
 /// A backplane that did not answer is asked again after this.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
+/// In a large channel, those who ask within this time get one list.
+const GATHER: Duration = Duration::from_millis(5);
+
 /// A reading is put off for so long when what it would tell has no room.
 const ROOM_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Puts the list into the mailbox of the shard that asked.
-type Reply = Box<dyn FnOnce(Result<Arc<Roll>, BackplaneError>) + Send>;
+type Reply = Box<dyn FnOnce(Result<Arc<List>, BackplaneError>) + Send>;
 
 /// The replicas of this node.
 pub(crate) struct Rosters {
@@ -89,7 +94,7 @@ impl Rosters {
         self: &Arc<Self>,
         channel: &Channel,
         at_least: u64,
-        reply: impl FnOnce(Result<Arc<Roll>, BackplaneError>) + Send + 'static,
+        reply: impl FnOnce(Result<Arc<List>, BackplaneError>) + Send + 'static,
     ) {
         let asker = Asker(Box::new(reply));
         let (Some(interest), Some((_, runtime))) = (self.interests.get(channel), self.source.get()) else {
@@ -101,6 +106,9 @@ impl Rosters {
             let is_late = cause.is_none() && replica.is_waited_for();
             if is_late {
                 runtime.spawn(Arc::clone(self).see_to_overdue(Arc::clone(&roster)));
+            }
+            if replica.begins_to_gather() {
+                runtime.spawn(Arc::clone(self).gather(Arc::clone(&roster)));
             }
             cause
         });
@@ -121,7 +129,13 @@ impl Rosters {
                 CensusKind::Joined(_) | CensusKind::Left { .. } => {}
             };
         };
-        let cause = roster.with(|replica| replica.event(event, has_room, &mut self.spout(&roster)));
+        let cause = roster.with(|replica| {
+            let cause = replica.event(event, has_room, &mut self.spout(&roster));
+            if let (true, Some((_, runtime))) = (replica.begins_to_gather(), self.source.get()) {
+                runtime.spawn(Arc::clone(self).gather(Arc::clone(&roster)));
+            }
+            cause
+        });
         self.begin_reading(&roster, cause);
     }
 
@@ -182,6 +196,11 @@ impl Rosters {
         }
     }
 
+    async fn gather(self: Arc<Self>, roster: Arc<Roster>) {
+        tokio::time::sleep(GATHER).await;
+        roster.with(|replica| replica.gathered(&mut self.spout(&roster)));
+    }
+
     async fn see_to_overdue(self: Arc<Self>, roster: Arc<Roster>) {
         tokio::time::sleep(OVERDUE).await;
         let cause = roster.with(Replica::overdue);
@@ -217,7 +236,7 @@ impl Rosters {
         spread(&self.shards, interest, &interest.channel, Content::Census(event), 0);
     }
 
-    fn answer(&self, asker: Asker, list: Result<Arc<Roll>, BackplaneError>) {
+    fn answer(&self, asker: Asker, list: Result<Arc<List>, BackplaneError>) {
         self.counters.lists.fetch_add(1, Relaxed);
         (asker.0)(list);
     }
@@ -238,7 +257,7 @@ impl Outlet<Asker> for Spout<'_> {
         self.rosters.deliver(self.interest, event);
     }
 
-    fn answer(&mut self, asker: Asker, list: Result<Arc<Roll>, BackplaneError>) {
+    fn answer(&mut self, asker: Asker, list: Result<Arc<List>, BackplaneError>) {
         self.rosters.answer(asker, list);
     }
 }

@@ -48,7 +48,7 @@ impl Rig {
         self.backplane.attend(&channel(), attend).now_or_never().unwrap().unwrap().sequence
     }
 
-    fn read(&self, at_least: u64) -> oneshot::Receiver<Result<Arc<Roll>, BackplaneError>> {
+    fn read(&self, at_least: u64) -> oneshot::Receiver<Result<Arc<List>, BackplaneError>> {
         let (send, list) = oneshot::channel();
         self.relay.rosters.read(&channel(), at_least, move |list| send.send(list).unwrap());
         list
@@ -67,7 +67,7 @@ fn channel() -> Channel {
     Channel::in_app("1", "presence-c").unwrap()
 }
 
-fn ids(list: &Roll) -> Vec<&str> {
+fn ids(list: &List) -> Vec<&str> {
     list.users.iter().map(|user| &*user.id).collect()
 }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use futures_util::FutureExt as _;
 use tidegate_backplane::{
-    Attend, AttendError, BackplaneError, Channel, ChannelError, History, HistoryQuery, Roll, User,
+    Attend, AttendError, BackplaneError, Channel, ChannelError, History, HistoryQuery, User,
 };
 use tidegate_wire::pusher::{
     Access, ChannelKind, Code, MemberError, NameError, PresenceMember, Subscribe, auth, check_name,
@@ -21,14 +21,14 @@ use tidegate_wire::pusher::{
     session::{Action, Answer, Place, Refusal},
 };
 
-use super::{AppKey, Entering, Pusher, channel_in, frame_of, leave_with, messages::shown};
+use super::{AppKey, Entering, Pusher, frame_of, leave_with, messages::shown};
 use crate::{
     app::apps::App,
     app::webhooks::Event,
-    config::WebhookEvent,
     hub::outgoing::Encoding,
     hub::{ChannelKey, Subscription},
     metrics::{Budgeted, DropReason},
+    node::roster::{List, ListForm},
     session::{
         Ctx, Open, Session,
         opening::overflow,
@@ -191,7 +191,7 @@ impl Ctx<'_> {
             }
             _ => Kind::Plain,
         };
-        Ok((channel_in(app, name)?, kind))
+        Ok((app.channel(name)?, kind))
     }
 
     fn enter(&mut self, app: &App, channel: &Channel, kind: Kind) {
@@ -298,7 +298,7 @@ impl Ctx<'_> {
     }
 
     /// The list of a presence channel was read.
-    fn list_read(&mut self, token: EntranceToken, list: Result<Arc<Roll>, BackplaneError>) {
+    fn list_read(&mut self, token: EntranceToken, list: Result<Arc<List>, BackplaneError>) {
         self.end_entrance(token, list.map(Some).map_err(EntranceError::from));
     }
 
@@ -346,7 +346,7 @@ impl Ctx<'_> {
     }
 
     /// Everything has been answered: lets the client in, or tells it why not, or gives back what nobody wants now.
-    fn end_entrance(&mut self, token: EntranceToken, result: Result<Option<Arc<Roll>>, EntranceError>) {
+    fn end_entrance(&mut self, token: EntranceToken, result: Result<Option<Arc<List>>, EntranceError>) {
         let Some(entrance) = self.core.rooms.pusher_mut().entrances.try_remove(token as usize) else {
             return;
         };
@@ -412,7 +412,7 @@ impl Ctx<'_> {
 
     /// Writes the answer and joins the lane, in one turn. `waited`: the list of a presence channel, and what came while
     /// the last event was read.
-    fn grant(&mut self, entrance: Entrance, waited: Option<(Option<Arc<Roll>>, Option<Recovering>)>) {
+    fn grant(&mut self, entrance: Entrance, waited: Option<(Option<Arc<List>>, Option<Recovering>)>) {
         let Entrance { key, kind, last, .. } = entrance;
         let (list, recovering) = waited.unwrap_or_default();
         let channel = self.core.hub.channel(key).clone();
@@ -436,10 +436,10 @@ impl Ctx<'_> {
                     &mut out,
                 );
             }
-            (_, Some(list)) => {
-                let members = list.users.iter().map(|user| (&*user.id, user.info.as_deref()));
-                frame_of(|text| server::presence_succeeded(name, members, text), &mut out);
-            }
+            (_, Some(list)) => out.extend_from_slice(list.said(PRESENCE_LIST, |roll, said| {
+                let members = roll.users.iter().map(|user| (&*user.id, user.info.as_deref()));
+                frame_of(|text| server::presence_succeeded(name, members, text), said);
+            })),
             (_, None) => frame_of(|text| server::subscription_succeeded(name, text), &mut out),
         }
         let mut recovery = Recovery::new(key);
@@ -479,7 +479,7 @@ impl Ctx<'_> {
         let counts = ChannelKind::of(channel.name()).access != Access::User;
         if let (Kind::Plain, true, Some(app)) = (kind, counts, self.core.rooms.pusher().apps.get(app)) {
             // Who is told of counts must be subscribed before its own is counted.
-            let tells_counts = app.subscription_count || app.tells(WebhookEvent::SubscriptionCount);
+            let tells_counts = app.subscription_count;
             self.attend(channel, Attend::Enter { user: None, users_max: None, tells_counts });
         }
     }
@@ -507,6 +507,9 @@ impl Ctx<'_> {
         recovery
     }
 }
+
+/// How a list is said here: the frame that a subscription to a presence channel is answered with.
+const PRESENCE_LIST: ListForm = ListForm::new(0);
 
 /// The newest publication.
 pub(super) const LAST: HistoryQuery = HistoryQuery { since: None, limit: 1 };

@@ -1,18 +1,22 @@
 //! What clients send to each other: rights, size, rate, and who is told.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use tidegate_backplane::{Payload, Sender};
 use tidegate_ops::budget::Rate;
 use tidegate_wire::pusher::{Access, ChannelKind, Code, server};
 
-use super::channel_in;
 use crate::{
-    app::apps::App,
+    app::apps::{App, WebhookEvent},
     app::webhooks::Event,
     hub::ChannelKey,
     metrics::DropReason,
     node::{PublishError, PublishHistory, PublishRequest},
-    session::{Ctx, Session, publishing::Rates},
+    session::{
+        Ctx, Session,
+        publishing::{Accepted, Rates},
+    },
 };
 
 /// Why an event of a client is not published.
@@ -32,21 +36,24 @@ impl Ctx<'_> {
     /// Publishes to a channel that the connection is in.
     pub(super) fn pusher_publish(&mut self, name: &str, event: &str, data: &str) {
         let Some(app) = self.app_of() else { return };
-        let Ok(channel) = channel_in(&app, name) else { return };
+        let Ok(channel) = app.channel(name) else { return };
         let Some(key) = self.core.hub.key_of(channel.as_str()) else { return };
         if let Err(refused) = self.check_event(&app, data.len()) {
             return self.refuse_event(Some(name), &refused);
         }
         let socket_id = self.core.socket_ids.name(self.id);
         let user = self.member(key, name);
-        let told = Event::ClientEvent {
-            channel: name,
-            event,
-            data,
-            socket_id: &socket_id,
-            user_id: user.as_deref(),
-        };
-        self.core.shared.webhooks.notify(&app, told);
+        let accepted = app.tells(WebhookEvent::ClientEvent).then(|| {
+            let (webhooks, told) = (Arc::clone(&self.core.shared.webhooks), Arc::clone(&app));
+            let [name, event, data, socket_id] = [name, event, data, &socket_id].map(Box::<str>::from);
+            let user = user.clone();
+            let tell = move || {
+                let (channel, user_id) = (&*name, user.as_deref());
+                let (event, data, socket_id) = (&*event, &*data, &*socket_id);
+                webhooks.notify(&told, Event::ClientEvent { channel, event, data, socket_id, user_id });
+            };
+            Box::new(tell) as Accepted
+        });
         let request = PublishRequest {
             channel,
             event: Some(event.into()),
@@ -55,7 +62,7 @@ impl Ctx<'_> {
             sender: Some(Box::new(Sender { connection: Some(socket_id.into()), user })),
             history: PublishHistory::Never,
         };
-        self.start_publish(request);
+        self.start_publish(request, accepted);
     }
 
     fn check_event(&mut self, app: &App, bytes: usize) -> Result<(), EventRefused> {

@@ -3,7 +3,7 @@
 use tidegate_backplane::{Attend, Channel};
 use tidegate_wire::pusher::{Access, ChannelKind, session::Place, watched_user};
 
-use super::{AppKey, Pusher, channel_in, users::watch_channel, warn_attending};
+use super::{AppKey, Pusher, users::watch_channel, warn_attending};
 use crate::{
     hub::ChannelKey,
     session::{Ctx, Open, Session},
@@ -12,7 +12,7 @@ use crate::{
 impl Ctx<'_> {
     /// Ends a subscription, or one that waits. The client is not answered.
     pub(super) fn pusher_unsubscribe(&mut self, name: &str) {
-        let channel = self.app_of().and_then(|app| channel_in(&app, name).ok());
+        let channel = self.app_of().and_then(|app| app.channel(name).ok());
         let Some(key) = channel.and_then(|channel| self.core.hub.key_of(channel.as_str())) else { return };
         let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) else { return };
         if let Some(pusher) = open.state_mut::<Pusher>()

@@ -4,9 +4,10 @@ use tidegate_wire::pusher::{
     ClientMessage, ClientMessageError, EVENT_NAME_BYTES_MAX,
     server::{self, ErrorKind},
     session::{Action, Input, Place, Refusal, Stage, decide},
+    watched_user,
 };
 
-use super::{AppKey, channel_in};
+use super::AppKey;
 use crate::{
     metrics::DropReason,
     session::{Ctx, Session},
@@ -50,8 +51,10 @@ impl Ctx<'_> {
             Ok(ClientMessage::Unsubscribe { channel } | ClientMessage::Event { channel, .. }) => &**channel,
             _ => return (open.stage(), Place::Outside),
         };
-        let channel =
-            self.core.rooms.pusher().apps.get(AppKey(open.tag)).and_then(|app| channel_in(app, name).ok());
+        // Who watches whom is the gateway's own: a client is in no channel of such a name.
+        let app = self.core.rooms.pusher().apps.get(AppKey(open.tag));
+        let app = app.filter(|_| watched_user(name).is_none());
+        let channel = app.and_then(|app| app.channel(name).ok());
         let key = channel.and_then(|channel| self.core.hub.key_of(channel.as_str()));
         (open.stage(), self.place_in(open, key))
     }

@@ -16,7 +16,7 @@ mod users;
 use std::{any::Any, sync::Arc};
 
 use slab::Slab;
-use tidegate_backplane::{BackplaneError, Channel, ChannelError};
+use tidegate_backplane::BackplaneError;
 use tidegate_reactor::Connections;
 use tidegate_wire::{
     frame::{self, CloseCode, Opcode},
@@ -297,14 +297,6 @@ fn frame_of(write: impl FnOnce(&mut Vec<u8>), out: &mut Vec<u8>) {
     let mut text = Vec::new();
     write(&mut text);
     frame::encode(Opcode::Text, &text, out);
-}
-
-/// The channel of a name in an app.
-fn channel_in(app: &App, name: &str) -> Result<Channel, ChannelError> {
-    match app.prefix() {
-        None => Channel::new(name),
-        Some(prefix) => Channel::in_app(prefix, name),
-    }
 }
 
 /// Logs what nobody waits for and could not be done.

@@ -3,7 +3,7 @@
 use tidegate_backplane::{Attend, Channel, ChannelError, User};
 use tidegate_wire::pusher::{Code, Identity, WATCH, auth, server};
 
-use super::{channel_in, entering::is_signed, leave_with};
+use super::{entering::is_signed, leave_with};
 use crate::{
     app::apps::App,
     session::{Ctx, Session},
@@ -64,5 +64,5 @@ impl Ctx<'_> {
 
 /// What a user attends while signed in.
 pub(super) fn watch_channel(app: &App, user: &str) -> Result<Channel, ChannelError> {
-    channel_in(app, &format!("{WATCH}{user}"))
+    app.channel(&format!("{WATCH}{user}"))
 }

@@ -69,7 +69,7 @@ impl Ctx<'_> {
                     sender: None,
                     history: PublishHistory::Namespace,
                 };
-                self.start_publish(request);
+                self.start_publish(request, None);
             }
             Err(refused) => self.refuse_publish(&refused),
         }

@@ -280,6 +280,11 @@ struct LateSink {
 type Handed = (Channel, Arc<Publication>);
 
 impl Held {
+    /// Tells what has lasted, as if so many seconds had passed.
+    pub(super) fn sweep_after(&self, seconds: u64) {
+        self.memory.sweep(std::time::Instant::now() + Duration::from_secs(seconds));
+    }
+
     fn new(sink: Arc<dyn Sink>) -> Self {
         let sink = Arc::new(LateSink { sink, kept: Mutex::default() });
         let memory = MemoryBackplane::new(Arc::clone(&sink) as Arc<dyn Sink>, MemoryOptions::default());
