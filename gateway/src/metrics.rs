@@ -76,6 +76,8 @@ pub struct ShardMetrics {
     pub bytes_received: Counter,
     pub bytes_sent: Counter,
     pub messages_dropped: Counters<DropReason>,
+    /// Clients that could not be told of a gap, and stay.
+    pub gaps_untold: Counter,
     /// Bytes that wait in outbound queues now.
     pub send_queue_bytes: Gauge,
     pub ping_rtt_seconds: Histogram,
@@ -187,6 +189,7 @@ impl Default for ShardMetrics {
             bytes_received: Counter::default(),
             bytes_sent: Counter::default(),
             messages_dropped: Counters::default(),
+            gaps_untold: Counter::default(),
             send_queue_bytes: Gauge::default(),
             ping_rtt_seconds: Histogram::new(PING_BOUNDS),
             fanout_seconds: Histogram::new(FANOUT_BOUNDS),

@@ -37,7 +37,7 @@ use crate::{
     node::drain,
     node::shards::{Order, ShardPort},
     node::{Node, Relay},
-    protocols::{self, PROTOCOLS},
+    protocols::{self, FORMS, PROTOCOLS},
     session::core::Shared,
     shard::ShardDriver,
 };
@@ -276,7 +276,7 @@ impl Parts {
         shard: Shard<ShardDriver>,
     ) -> Result<thread::JoinHandle<()>, StartError> {
         let interests = Arc::clone(&self.relay.interests);
-        let hub = Hub::new(index, interests, Arc::clone(self.shared.node.backplane()));
+        let hub = Hub::new(index, interests, Arc::clone(self.shared.node.backplane()), FORMS);
         let driver = ShardDriver::new(
             index,
             Arc::clone(&self.shared),

@@ -78,6 +78,11 @@ fn messages(page: &mut Page<'_>, shards: &[Arc<ShardMetrics>]) -> fmt::Result {
             "Bytes that compressed messages of clients inflated to.",
             counters(shards, |shard| &shard.inflated_bytes),
         ),
+        (
+            "gaps_untold",
+            "Clients that could not be told of a gap, and stayed.",
+            counters(shards, |shard| &shard.gaps_untold),
+        ),
         ("bytes_received", "Bytes from clients.", counters(shards, |shard| &shard.bytes_received)),
         ("bytes_sent", "Bytes written to clients.", counters(shards, |shard| &shard.bytes_sent)),
     ];

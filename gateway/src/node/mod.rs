@@ -3,7 +3,9 @@
 
 pub(crate) mod carrier;
 pub(crate) mod drain;
+pub(crate) mod form;
 pub(crate) mod interest;
+pub(crate) mod outgoing;
 pub(crate) mod roster;
 pub(crate) mod shards;
 
@@ -28,9 +30,9 @@ use crate::{
     admission::Front,
     app::{self, webhooks::TransitionHooks},
     config::{BackplaneAway, Config, Namespaces},
-    hub::outgoing::{Content, Outgoing},
     metrics::Metrics,
     node::interest::{Interest, Interests},
+    node::outgoing::{Content, Outgoing},
     node::roster::Rosters,
     node::shards::{Order, ShardPort, Shards},
 };

@@ -10,7 +10,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use futures_util::{FutureExt, future::BoxFuture};
 use tidegate_backplane::{
     Attend, AttendError, Attended, Backplane, BackplaneError, CensusChannel, CensusEvent, Channel, Control,
@@ -108,7 +107,7 @@ impl Rig {
         let request = PublishRequest {
             channel: Channel::new(channel).unwrap(),
             event: event.map(Box::from),
-            payload: Payload::Text(Bytes::copy_from_slice(text.as_bytes())),
+            payload: Payload::Text(text.into()),
             idempotency_key: None,
             sender,
             history: PublishHistory::Namespace,
@@ -128,7 +127,7 @@ impl Rig {
 
     /// Hands the node a publication that the backplane below does not know.
     pub(super) fn hand_over(&self, channel: &str, position: Option<Position>, text: &str) -> Intake {
-        let payload = Payload::Text(Bytes::copy_from_slice(text.as_bytes()));
+        let payload = Payload::Text(text.into());
         let publication = Arc::new(Publication { position, event: None, payload, sender: None });
         self.relay.publication(&Channel::new(channel).unwrap(), publication)
     }
