@@ -20,6 +20,6 @@ mod watch;
 pub use channels::{churn, churn_counted, join_names};
 pub use doors::{bare_requests, knock};
 pub use frames::{braces, compressed_burst, compressed_stream, pings};
-pub use rows::{Outcome, Row, play, table};
+pub use rows::{Outcome, Row, TABLE_HEAD, play};
 pub use scene::Scene;
 pub use watch::{Felt, Watch};

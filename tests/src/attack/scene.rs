@@ -21,6 +21,8 @@ channels = ["*"]
 anonymous_subscribe = true
 history_size = 100
 history_age = "300s"
+[namespaces.open]
+client_publish = "anyone"
 [apps.1]
 key = "dev-key"
 secret = "dev-secret"

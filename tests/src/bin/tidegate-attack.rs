@@ -2,7 +2,7 @@
 //! The gateway's program is that of `TIDEGATE_BIN`, as in the tests.
 
 use clap::{Parser, ValueEnum};
-use tidegate_tests::attack::{Row, play, table};
+use tidegate_tests::attack::{Row, TABLE_HEAD, play};
 
 #[derive(Debug, Parser)]
 #[command(name = "tidegate-attack", about = "What hostile clients do, and what the others feel of it")]
@@ -19,12 +19,8 @@ fn main() {
         [] => Row::value_variants(),
         only => only,
     };
-    let outcomes: Vec<_> = rows
-        .iter()
-        .map(|&row| {
-            eprintln!("{row:?}");
-            (row, play(row))
-        })
-        .collect();
-    println!("{}", table(&outcomes));
+    println!("{TABLE_HEAD}");
+    for &row in rows {
+        println!("{}", play(row).line(row));
+    }
 }
