@@ -108,6 +108,12 @@ impl Front {
         }
     }
 
+    /// The places of connections that are gone with a shard that failed. What they count as in the limits of their
+    /// addresses is lost: the process is about to end.
+    pub(crate) fn forget(&self, connections: u64) {
+        self.connections.fetch_sub(connections, Ordering::AcqRel);
+    }
+
     /// Whether the node has a handshake left, or when it will.
     pub(crate) fn check_handshake(&self) -> Result<(), Over> {
         self.handshakes.check(self.limits.handshakes()).map_err(|retry_after| Over::Rate { retry_after })

@@ -101,6 +101,8 @@ pub struct NodeMetrics {
     pub send_queue_permille: Gauge,
     /// 1 while draining.
     pub draining: Gauge,
+    /// Shards that have failed; the process drains and ends.
+    pub shards_failed: Gauge,
     pub auth_failures: Counters<AuthFailure>,
     /// Publishes that went to this node's subscribers only.
     pub publishes_local: Counter,
@@ -122,6 +124,7 @@ impl Metrics {
                 channels: Gauge::default(),
                 send_queue_permille: Gauge::default(),
                 draining: Gauge::default(),
+                shards_failed: Gauge::default(),
                 auth_failures: Counters::default(),
                 publishes_local: Counter::default(),
                 handshakes: Counters::default(),

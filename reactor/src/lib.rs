@@ -15,6 +15,9 @@ mod answers;
 mod connections;
 mod entry;
 mod mailbox;
+#[cfg(test)]
+#[path = "mailbox/tests.rs"]
+mod mailbox_tests;
 mod outbound;
 mod peering;
 mod rests;
@@ -22,6 +25,16 @@ mod shard;
 mod slab;
 mod tls;
 mod wheel;
+
+/// What the mailbox is made of.
+mod sync {
+    pub(crate) use std::{
+        sync::{Arc, Mutex, MutexGuard, PoisonError, atomic},
+        thread_local as per_thread,
+    };
+
+    pub(crate) use mio::Waker;
+}
 
 pub use acceptor::{Acceptor, AcceptorHandle, Intake};
 pub use connections::{Closed, Connections, Counters, Released, Written};

@@ -358,8 +358,8 @@ mod tests {
         for room in 0..9 {
             let mut queue = Outbound::default();
             let (a, b) = (Bytes::from_static(b"abcd"), Bytes::from_static(b"efg"));
-            assert_eq!(queue.push_shared(&shared(&a, 1, 0, Overflow::Disconnect), 1, 100), Queued::Kept);
-            assert_eq!(queue.push_own(b, Bound::Counts, 100), Queued::Kept);
+            assert_eq!(queue.push_shared(&shared(&a, 1, 0, Overflow::Disconnect), 1, 1000), Queued::Kept);
+            assert_eq!(queue.push_own(b, Bound::Counts, 1000), Queued::Kept);
             let mut pipe = Pipe { taken: Vec::new(), room };
             let done = queue.write_to(&mut pipe).expect("writes");
             assert_eq!((queue.bytes(), done), (6 - room.min(6), room >= 6));

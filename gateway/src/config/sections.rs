@@ -66,6 +66,10 @@ section! {
         /// Bytes that may wait for one connection that reads too slowly, before its namespace's `slow_reader`
         /// policy applies. At 1 MiB, 1000 stuck readers hold at most 1 GiB.
         send_queue_bytes: ByteSize = ByteSize::mib(1);
+        /// Bytes that clients had sent before they left and that wait to be published, in the whole node. It
+        /// fills only while publishes wait for a backplane or for room. What is more is dropped, counted as
+        /// `publish_failed`.
+        left_behind_bytes: ByteSize = ByteSize::mib(8);
     }
 }
 

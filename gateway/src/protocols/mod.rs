@@ -5,6 +5,7 @@ mod raw;
 mod sse;
 
 use crate::{
+    http::Apis,
     hub::form::Forms,
     session::protocol::{ProtocolId, Protocols},
 };
@@ -23,6 +24,9 @@ pub(crate) static FORMS: Forms = Forms(&[
     &StreamEvent { id: sse::forms::ENVELOPED_OF_MANY, is_enveloped: true, is_of_many: true },
     &pusher::forms::PusherEvent,
 ]);
+
+/// What they answer over HTTP, each under paths of its own.
+pub(crate) static APIS: Apis = &[&pusher::http::SignedApi];
 
 /// Whether a request without a body is one of theirs.
 pub(crate) fn serve(method: &str, path: &str) -> bool {

@@ -128,7 +128,7 @@ impl Ctx<'_> {
             self.connections.shut_when_flushed(self.id);
         } else if let Some(session) = self.connections.get_mut(self.id) {
             session.phase = Phase::Leaving(Some(decoder));
-            // A publish under way had paused it, and its answer would never be read.
+            // Publishes that wait may have paused it, and its answer would never be read.
             self.connections.set_paused(self.id, false);
         }
     }

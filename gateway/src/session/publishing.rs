@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     fmt,
+    sync::atomic::Ordering,
     time::Duration,
 };
 
@@ -17,15 +18,7 @@ use crate::{
 };
 
 /// What clients had sent before they left, while a publish of theirs was under way: it is still published.
-#[derive(Debug, Default)]
-pub(crate) struct Legacies {
-    waiting: HashMap<ConnectionId, VecDeque<Waiting>>,
-    bytes: usize,
-}
-
-/// What legacies of a shard may hold, those of 16 connections that had sent as much as they may at once; what is beyond is
-/// dropped and counted. Else clients that come, publish and leave while the backplane hangs would fill the memory.
-const LEGACY_BYTES_MAX: usize = 4 << 20;
+pub(crate) type Legacies = HashMap<ConnectionId, Queue>;
 
 /// Called when a publish was accepted, from whichever thread learns it.
 pub(crate) type Accepted = Box<dyn FnOnce() + Send>;
@@ -41,10 +34,25 @@ pub(crate) struct Waiting {
 pub(crate) struct Publisher {
     messages: Budget,
     bytes: Budget,
-    /// What came while a publish was under way. Reading is paused then, so it is at most what one read held.
-    waiting: VecDeque<Waiting>,
+    waiting: Queue,
     under_way: bool,
+    /// So much waits that the connection is not read.
+    paused: bool,
 }
+
+/// What came while a publish was under way. A connection whose publishes wait is read on, since its pongs and its close
+/// frame come between them, until this is full; then its own sending waits, in the kernel.
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    requests: VecDeque<Waiting>,
+    bytes: usize,
+}
+
+/// Publishes of one connection that may wait: as many bytes as a channel takes on its way out, and so many messages that
+/// their own 200 bytes or so add little to that. One read more may be in it: it stops a connection's reading, not the
+/// messages that were read already.
+const WAITING_BYTES_MAX: usize = 64 * 1024;
+const WAITING_MESSAGES_MAX: usize = 64;
 
 /// What a connection may publish.
 #[derive(Debug, Clone, Copy)]
@@ -73,37 +81,32 @@ impl Publisher {
     }
 }
 
-impl Waiting {
-    fn bytes(&self) -> usize {
-        self.request.payload.bytes().len()
+impl Queue {
+    fn push(&mut self, next: Waiting) {
+        self.bytes += next.cost();
+        self.requests.push_back(next);
+    }
+
+    fn pop(&mut self) -> Option<Waiting> {
+        let next = self.requests.pop_front()?;
+        self.bytes -= next.cost();
+        Some(next)
+    }
+
+    fn is_full(&self) -> bool {
+        self.bytes >= WAITING_BYTES_MAX || self.requests.len() >= WAITING_MESSAGES_MAX
+    }
+
+    /// Whether there is room for about as much again as may wait.
+    fn has_room(&self) -> bool {
+        self.bytes <= WAITING_BYTES_MAX / 2 && self.requests.len() <= WAITING_MESSAGES_MAX / 2
     }
 }
 
-impl Legacies {
-    /// Keeps what a connection leaves; how many publications there was no room for.
-    fn leave(&mut self, id: ConnectionId, mut waiting: VecDeque<Waiting>) -> u64 {
-        let all = waiting.len();
-        let mut bytes = self.bytes;
-        let fits = waiting.iter().take_while(|next| {
-            bytes += next.bytes();
-            bytes <= LEGACY_BYTES_MAX
-        });
-        let kept = fits.count();
-        waiting.truncate(kept);
-        self.bytes += waiting.iter().map(Waiting::bytes).sum::<usize>();
-        if !waiting.is_empty() {
-            self.waiting.insert(id, waiting);
-        }
-        (all - kept) as u64
-    }
-
-    fn next(&mut self, id: ConnectionId) -> Option<Waiting> {
-        let next = self.waiting.get_mut(&id)?.pop_front();
-        match &next {
-            Some(next) => self.bytes -= next.bytes(),
-            None => drop(self.waiting.remove(&id)),
-        }
-        next
+impl Waiting {
+    /// Bytes that it holds, about.
+    fn cost(&self) -> usize {
+        size_of::<Self>() + self.request.payload.bytes().len()
     }
 }
 
@@ -132,24 +135,51 @@ impl Ctx<'_> {
         }
         if let Some(publisher) = self.publisher() {
             publisher.under_way = false;
-            self.connections.set_paused(self.id, false);
         }
+    }
+
+    /// Whether so many publishes of the connection wait that it is not read.
+    pub(super) fn is_publishing_paused(&self) -> bool {
+        let publisher = self.open().and_then(|open| open.rare.as_ref()?.publisher.as_ref());
+        publisher.is_some_and(|publisher| publisher.paused)
     }
 
     /// A connection that publishes has left: what it sent before goes on, one after the other.
     pub(crate) fn publish_rest(&mut self, publisher: Publisher) {
-        // It waits for a publish under way, whose end brings `published`.
-        let dropped = self.core.legacies.leave(self.id, publisher.waiting);
-        if dropped > 0 {
-            self.core.metrics.messages_dropped.add(DropReason::Disconnected, dropped);
+        let waiting = publisher.waiting;
+        if waiting.requests.is_empty() {
+            return;
         }
+        let max = self.core.shared.node.config().limits.left_behind_bytes.bytes();
+        let node_wide = &self.core.shared.legacy_bytes;
+        if node_wide.fetch_add(waiting.bytes, Ordering::Relaxed) + waiting.bytes > max {
+            node_wide.fetch_sub(waiting.bytes, Ordering::Relaxed);
+            let lost = waiting.requests.len() as u64;
+            return self.core.metrics.messages_dropped.add(DropReason::PublishFailed, lost);
+        }
+        // It waits for a publish under way, whose end brings `published`.
+        self.core.legacies.insert(self.id, waiting);
     }
 
     fn next_to_publish(&mut self) -> Option<Waiting> {
         if let Some(publisher) = self.publisher() {
-            return publisher.waiting.pop_front();
+            let next = publisher.waiting.pop();
+            if publisher.paused && publisher.waiting.has_room() {
+                publisher.paused = false;
+                self.connections.set_paused(self.id, false);
+            }
+            return next;
         }
-        self.core.legacies.next(self.id)
+        let next = self.core.legacies.get_mut(&self.id)?.pop();
+        match &next {
+            Some(next) => {
+                self.core.shared.legacy_bytes.fetch_sub(next.cost(), Ordering::Relaxed);
+            }
+            None => {
+                self.core.legacies.remove(&self.id);
+            }
+        }
+        next
     }
 
     /// Publishes now, or after what the connection published before.
@@ -157,7 +187,10 @@ impl Ctx<'_> {
         let Some(publisher) = self.publisher() else { return };
         let next = Waiting { request, accepted };
         if publisher.under_way {
-            publisher.waiting.push_back(next);
+            publisher.waiting.push(next);
+            if publisher.waiting.is_full() && !std::mem::replace(&mut publisher.paused, true) {
+                self.connections.set_paused(self.id, true);
+            }
             return;
         }
         match self.publish(next) {
@@ -167,7 +200,6 @@ impl Ctx<'_> {
                 if let Some(publisher) = self.publisher() {
                     publisher.under_way = true;
                 }
-                self.connections.set_paused(self.id, true);
             }
         }
     }
@@ -194,40 +226,5 @@ impl Ctx<'_> {
 
     fn publisher(&mut self) -> Option<&mut Publisher> {
         self.open_mut()?.rare.as_mut()?.publisher.as_mut()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use tidegate_backplane::{Channel, Payload};
-
-    use super::*;
-    use crate::node::PublishHistory;
-
-    fn waiting(bytes: usize) -> Waiting {
-        let request = PublishRequest {
-            channel: Channel::new("a").expect("a name"),
-            event: None,
-            payload: Payload::Binary(vec![0; bytes].into()),
-            idempotency_key: None,
-            sender: None,
-            history: PublishHistory::Namespace,
-        };
-        Waiting { request, accepted: None }
-    }
-
-    /// The attacker's cost: who comes, publishes and leaves, again and again while the backplane hangs, has no more kept.
-    #[test]
-    fn legacies_are_bounded_in_bytes() {
-        let mut legacies = Legacies::default();
-        let id = |slot| ConnectionId { slot, generation: 1 };
-        let mut dropped = 0;
-        for slot in 0..100 {
-            dropped += legacies.leave(id(slot), (0..4).map(|_| waiting(64 << 10)).collect());
-        }
-        assert_eq!((legacies.bytes, dropped), (LEGACY_BYTES_MAX, 400 - 64));
-        while legacies.next(id(0)).is_some() {}
-        assert_eq!(legacies.bytes, LEGACY_BYTES_MAX - (256 << 10));
-        assert_eq!(legacies.leave(id(200), (0..4).map(|_| waiting(64 << 10)).collect()), 0);
     }
 }

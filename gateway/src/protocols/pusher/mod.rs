@@ -9,6 +9,7 @@ mod delivering;
 mod entering;
 mod events;
 pub(super) mod forms;
+pub(super) mod http;
 mod leaving;
 mod messages;
 mod opening;

@@ -25,9 +25,10 @@ use crate::{
     admission::Front,
     app::apps::Apps,
     config::{Config, Namespace},
+    edge::door::Dealer,
     metrics::Metrics,
-    node::carrier::Carrier,
     node::{Node, PublishError, PublishHistory, PublishRequest, Relay},
+    server::carrier::Carrier,
     server::{Parts, runtime},
 };
 
@@ -38,6 +39,7 @@ pub(super) struct Rig {
     pub(super) front: Arc<Front>,
     pub(super) backplane: Arc<Held>,
     pub(super) apps: Arc<Apps>,
+    pub(super) dealer: Arc<Dealer>,
     metrics: Arc<Metrics>,
     runtime: Option<Runtime>,
     acceptor: Option<AcceptorHandle>,
@@ -73,6 +75,7 @@ impl Rig {
         };
         let mut parts = Parts::build(&config, address, &runtime, TaskTracker::new(), carry).unwrap();
         let shards = parts.start_shards().unwrap();
+        let dealer = Arc::clone(&parts.doorkeeper.dealer);
         let acceptor = Acceptor::new(listener).unwrap().spawn(parts.doorkeeper).unwrap();
         Self {
             address,
@@ -81,6 +84,7 @@ impl Rig {
             front: Arc::clone(&parts.shared.front),
             backplane: held.unwrap(),
             apps: Arc::clone(&parts.shared.apps),
+            dealer,
             metrics: Arc::clone(&parts.shared.metrics),
             runtime: Some(runtime),
             acceptor: Some(acceptor),
