@@ -356,7 +356,7 @@ fn a_rest_waits_for_the_tick() {
         })
     };
     let (first, last) = (part(100), part(300));
-    assert!(last.0 >= first.0 + 1, "{first:?} {last:?}");
+    assert!(last.0 > first.0, "{first:?} {last:?}");
     assert_eq!(shard.ask(move |scribe, _| scribe.received[&name].clone()), pattern(300));
     shard.stop();
 }
