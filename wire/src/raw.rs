@@ -20,6 +20,8 @@ pub struct Query {
     pub since: Option<Since>,
     /// `token` or `access_token`.
     pub token: Option<String>,
+    /// `lastEventId`: what clients that cannot set headers send for `Last-Event-ID`.
+    pub last_event_id: Option<String>,
 }
 
 /// The last position a client has seen.
@@ -99,6 +101,9 @@ impl Query {
                 "token" => set_once(&mut parsed.token, decode(value, "token")?, "token")?,
                 "access_token" => {
                     set_once(&mut parsed.token, decode(value, "access_token")?, "access_token")?
+                }
+                "lastEventId" => {
+                    set_once(&mut parsed.last_event_id, decode(value, "lastEventId")?, "lastEventId")?
                 }
                 _ => {}
             }

@@ -67,7 +67,11 @@ impl Ctx<'_> {
         if matches!(arrival, Arrival::New)
             && let Err(over) = self.take_address_handshake(&parsed, received.len() > max)
         {
-            return self.refuse(&Refusal::Over(over));
+            let origin = match &parsed {
+                Ok(Some(head)) => self.core.readable_origin(head),
+                _ => None,
+            };
+            return self.refuse_to(&Refusal::Over(over), origin);
         }
         match parsed {
             Ok(None) if received.len() > max => self.refuse(&Refusal::HeadTooLarge { max }),
@@ -82,7 +86,10 @@ impl Ctx<'_> {
             Err(error) => self.refuse(&error.into()),
             Ok(Some(head)) if head.len > max => self.refuse(&Refusal::HeadTooLarge { max }),
             Ok(Some(head)) => match (arrival, self.route(&head)) {
-                (Arrival::TurnedAway(over), _) => self.refuse(&Refusal::Over(over)),
+                (Arrival::TurnedAway(over), _) => {
+                    let origin = self.core.readable_origin(&head);
+                    self.refuse_to(&Refusal::Over(over), origin);
+                }
                 (_, Route::Http) => self.hand_to_http(received),
                 (_, Route::Shard(protocol)) => self.accept(arrival, protocol, &head, received),
             },
@@ -138,7 +145,10 @@ impl Ctx<'_> {
     fn accept(&mut self, arrival: Arrival, protocol: ProtocolId, head: &RequestHead<'_>, received: &[u8]) {
         match self.check(arrival, protocol, head) {
             Ok(request) => self.begin_opening(request, &received[head.len..]),
-            Err(Stop::Refused(refusal)) => self.refuse(&refusal),
+            Err(Stop::Refused(refusal)) => {
+                let origin = self.core.readable_origin(head);
+                self.refuse_to(&refusal, origin);
+            }
             Err(Stop::NeedsKeys(fetch)) => self.wait_for_keys(fetch, received),
         }
     }

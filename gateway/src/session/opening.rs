@@ -125,6 +125,14 @@ impl Request {
 }
 
 impl Opening {
+    /// Origin of the page that reads the answer.
+    pub(crate) fn cross_origin(&self) -> Option<&str> {
+        match &self.state {
+            State::Subscribing(subscribing) => subscribing.request.cross_origin.as_deref(),
+            State::Keys { .. } => None,
+        }
+    }
+
     pub(crate) fn before_keys(head: Vec<u8>) -> Self {
         let bytes_max = head.len() + EARLY_BYTES_MAX;
         Self { state: State::Keys { head, bytes_max }, received: Vec::new() }

@@ -93,7 +93,7 @@ enum EntranceError {
     Signature,
     #[error(transparent)]
     User(Refusal),
-    #[error("a presence channel needs channel_data")]
+    #[error("a presence channel needs channel_data, or a user who is signed in")]
     NoMember,
     #[error(transparent)]
     Member(#[from] MemberError),
@@ -185,9 +185,23 @@ impl Ctx<'_> {
         }
         let kind = match kind.access {
             Access::Presence => {
-                let data = channel_data.ok_or(EntranceError::NoMember)?;
-                let member = PresenceMember::parse(data, app.limits.presence_user_bytes.bytes())?;
-                Kind::Presence(User { id: member.user_id, info: member.user_info })
+                let max = app.limits.presence_user_bytes.bytes();
+                let signed_in = open.pusher().and_then(|pusher| pusher.user.as_ref());
+                Kind::Presence(match (channel_data, signed_in) {
+                    (Some(data), _) => {
+                        let member = PresenceMember::parse(data, max)?;
+                        User { id: member.user_id, info: member.user_info }
+                    }
+                    // Who is signed in needs to say no more.
+                    (None, Some(user)) => {
+                        let bytes = user.info.as_deref().map_or(0, str::len);
+                        if bytes > max {
+                            return Err(MemberError::TooLarge { bytes, max }.into());
+                        }
+                        User { id: user.id.clone(), info: user.info.clone() }
+                    }
+                    (None, None) => return Err(EntranceError::NoMember),
+                })
             }
             _ => Kind::Plain,
         };
