@@ -1,5 +1,7 @@
 //! The raw endpoints (`/ws`, `/sse`): what their query asks for, and the JSON they speak with `envelope=json`.
 
+pub mod command;
+
 use std::borrow::Cow;
 
 use base64::Engine as _;
@@ -196,6 +198,15 @@ pub fn encode_gap(channel: &str, reason: &str, position: Option<(&str, u64)>, ou
     out.push(b',');
     push_position(position, out);
     out.extend_from_slice(b"}}");
+}
+
+/// Appends the notice of where the client is in a channel that it is subscribed to, and whether what it missed follows.
+pub fn encode_subscribed(channel: &str, position: Option<(&str, u64)>, recovered: bool, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"{\"channel\":");
+    push_str(channel, out);
+    out.extend_from_slice(b",\"subscribed\":{");
+    push_position(position, out);
+    out.extend_from_slice(if recovered { b",\"recovered\":true}}" } else { b",\"recovered\":false}}" });
 }
 
 /// Appends the notice that a slow reader missed `count` publications.

@@ -126,7 +126,14 @@ impl Core {
             }
             header => header.and_then(bearer),
         };
-        let Some(text) = query.token.as_deref().or(header) else { return Ok(Credentials::Anonymous) };
+        // Browsers can set no header but this one, and it stands in no log of URLs.
+        let offered = head.header_joined("sec-websocket-protocol");
+        let entry = offered.as_deref().and_then(|offered| {
+            tidegate_wire::upgrade::protocols(offered).find_map(|name| name.strip_prefix("bearer."))
+        });
+        let Some(text) = query.token.as_deref().or(header).or(entry) else {
+            return Ok(Credentials::Anonymous);
+        };
         // Two dots make a token (RFC 7515 section 7.1); API keys come in the header only, not in URLs.
         let is_token = text.bytes().filter(|&byte| byte == b'.').count() == 2;
         if !is_token && query.token.is_none() {
