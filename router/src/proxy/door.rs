@@ -15,12 +15,14 @@ use bytes::Bytes;
 use tidegate_ops::{
     budget::{AddressBudgets, Rate, SharedBudget},
     edge::Edge,
+    seldom::Seldom,
 };
 use tidegate_reactor::{Mail, Mailbox};
 use tidegate_wire::proxy_v2::Addresses;
 
 use super::{
     Options,
+    budget::RetryBudget,
     driver::Command,
     link::Link,
     metrics::{ProxyMetrics, RefusalReason},
@@ -35,6 +37,8 @@ pub(super) struct Door {
     handshakes: SharedBudget,
     handshake_rate: Rate,
     address_handshakes: AddressBudgets,
+    pub(super) retries: RetryBudget,
+    strangers: Seldom,
     shards: Vec<ShardDoor>,
     last: AtomicUsize,
     edge: Arc<Edge>,
@@ -75,6 +79,8 @@ impl Door {
             handshakes: SharedBudget::default(),
             handshake_rate: options.handshakes,
             address_handshakes: AddressBudgets::new(options.address_handshakes),
+            retries: RetryBudget::new(options.retries_percent, options.retries_burst),
+            strangers: Seldom::default(),
             shards,
             last: AtomicUsize::new(0),
             edge,
@@ -136,6 +142,17 @@ impl Door {
         }
     }
 
+    /// A peer that is no balancer could say that it is anybody. Its connection is closed with the socket.
+    fn note_stranger(&self, peer: SocketAddr) {
+        self.metrics.refusals.add(RefusalReason::ProxyPeer, 1);
+        if let Some(left_out) = self.strangers.ask() {
+            tracing::warn!(
+                %peer, left_out,
+                "closed a connection that does not come from a balancer: add its network to proxy_protocol_from"
+            );
+        }
+    }
+
     /// Whether the client is only to be told; `None`: there is not even room for that.
     fn admit(&self) -> Option<bool> {
         if self.connections.fetch_add(1, Ordering::AcqRel) < self.connections_max {
@@ -180,6 +197,9 @@ impl ShardDoor {
 
 impl tidegate_reactor::Intake for Intake {
     fn on_connection(&mut self, socket: TcpStream, peer: SocketAddr) {
+        if !self.0.edge.admits(peer.ip()) {
+            return self.0.note_stranger(peer);
+        }
         let door = &self.0;
         if door.is_taken_at_accept(peer.ip()) && door.address_handshakes.take(peer.ip()).is_err() {
             door.metrics.refusals.add(RefusalReason::RateLimit, 1);
