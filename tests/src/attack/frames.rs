@@ -68,18 +68,18 @@ pub fn braces(address: SocketAddr, connections: usize) -> usize {
 fn flood(address: SocketAddr, path: &str, connections: usize, bytes: &[u8]) -> usize {
     let mut sockets: Vec<TcpStream> = (0..connections).map(|_| upgraded(address, path)).collect();
     let cut = sockets.iter_mut().filter_map(|socket| socket.write_all(bytes).err()).count();
-    // They stay until the gateway has got to the last of them, or let them go.
-    for socket in &mut sockets {
-        linger(socket);
+    // They stay until the gateway has got to the last of them, let them go, or has had long enough.
+    let give_up = Instant::now() + WRITE_TIMEOUT;
+    for socket in sockets.iter_mut().take_while(|_| Instant::now() < give_up) {
+        linger(socket, give_up);
     }
     cut
 }
 
 /// Waits for the answer to a last ping, or for the end of the connection.
-fn linger(socket: &mut TcpStream) {
+fn linger(socket: &mut TcpStream, give_up: Instant) {
     let asked = socket.write_all(&masked_frame(0x89, b"last"));
     let mut answers = vec![0; BURST_BYTES];
-    let give_up = Instant::now() + WRITE_TIMEOUT;
     let mut tail = Vec::new();
     while asked.is_ok() && Instant::now() < give_up && !tail.ends_with(b"last") {
         match socket.read(&mut answers) {

@@ -14,8 +14,9 @@ use super::Scene;
 /// The channel of the bystanders.
 const CHANNEL: &str = "bystander";
 
-/// Between an answer and the next ping: short against any wait worth telling.
-const PING_GAP: Duration = Duration::from_millis(1);
+/// Between an answer and the next ping: short against any wait worth telling, and no more than half of what a connection
+/// may send (`limits.messages_per_second`).
+const PING_GAP: Duration = Duration::from_millis(8);
 
 /// Between a delivery and the next publish.
 const PUBLISH_GAP: Duration = Duration::from_millis(10);
