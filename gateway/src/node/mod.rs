@@ -331,6 +331,11 @@ impl Node {
         if reasons.is_empty() { Ok(()) } else { Err(NotReady { reasons }) }
     }
 
+    /// What does not work though the rest does, one sentence each.
+    pub fn missing(&self) -> Vec<String> {
+        self.backplane.missing()
+    }
+
     /// Begins to drain; the process ends when it is done. More calls change nothing.
     pub fn drain(&self) {
         if self.stage() == Stage::Serving {

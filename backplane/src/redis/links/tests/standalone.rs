@@ -6,7 +6,7 @@ use tidegate_testkit::{DEADLINE, eventually};
 
 use super::{Event, Rig, channel};
 use crate::BackplaneError;
-use crate::redis::contract::Subscribing;
+use crate::redis::contract::{Commands, Subscribing};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_are_answered_and_messages_arrive() {
