@@ -9,10 +9,14 @@ use crate::{BackplaneError, Channel};
 /// reloads its page, or moves to another node, is back in less.
 pub const CENSUS_SETTLE: Duration = Duration::from_secs(3);
 
-/// Up to so many subscriptions of a channel, every change of their number is told. Pusher's number.
-pub const COUNTS_EACH_MAX: u64 = 100;
+/// Above so many subscriptions their number is told less often. Pusher's number.
+pub const COUNTS_SMALL_MAX: u64 = 100;
 
-/// Above [`COUNTS_EACH_MAX`], a number is told at most so often, the last one always. Pusher's interval.
+/// Up to [`COUNTS_SMALL_MAX`], a number is told at most so often, the first at once and the last one always. Told at each
+/// change, a join of 60 bytes would be a message of 120 to each of 100 subscribers.
+pub const COUNTS_SMALL_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The same above [`COUNTS_SMALL_MAX`]. Pusher's interval.
 pub const COUNTS_INTERVAL: Duration = Duration::from_secs(5);
 
 /// One subscription more or less of this node in a channel.
@@ -123,7 +127,7 @@ pub struct CensusChannel {
     pub sums: Sums,
 }
 
-/// Whether the number of subscriptions is told now, or when the interval has passed.
-pub(crate) fn tells_count_now(subscriptions: u64, since_told: Option<Duration>) -> bool {
-    subscriptions <= COUNTS_EACH_MAX || since_told.is_none_or(|since| since >= COUNTS_INTERVAL)
+/// How long after one number of subscriptions the next one is told.
+pub(crate) fn counts_interval(subscriptions: u64) -> Duration {
+    if subscriptions <= COUNTS_SMALL_MAX { COUNTS_SMALL_INTERVAL } else { COUNTS_INTERVAL }
 }

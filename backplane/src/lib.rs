@@ -22,8 +22,8 @@ mod types;
 use std::sync::Arc;
 
 pub use census::{
-    Attend, AttendError, Attended, CENSUS_SETTLE, COUNTS_EACH_MAX, COUNTS_INTERVAL, CensusChannel,
-    CensusEvent, CensusKind, Roll, Sums, Transition, User,
+    Attend, AttendError, Attended, CENSUS_SETTLE, COUNTS_INTERVAL, COUNTS_SMALL_INTERVAL, COUNTS_SMALL_MAX,
+    CensusChannel, CensusEvent, CensusKind, Roll, Sums, Transition, User,
 };
 pub use clock::{Clock, ManualClock, SystemClock};
 use futures_util::future::BoxFuture;

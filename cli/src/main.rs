@@ -68,7 +68,7 @@ fn gateway(args: GatewayArgs) -> Result<ExitCode, Failure> {
         println!("the configuration is good");
         return Ok(ExitCode::SUCCESS);
     }
-    log::init(&config.log);
+    let _logging = log::init(&config.log);
     let (dev, scheme) = (config.dev, if config.tls.is_on() { "https" } else { "http" });
     let server = Server::bind(config).map_err(|error| Failure::serve(&error))?;
     let (public, internal) = (server.public_address(), server.internal_address());
@@ -94,7 +94,7 @@ fn run_router(args: RouterArgs) -> Result<ExitCode, Failure> {
         println!("the configuration is good");
         return Ok(ExitCode::SUCCESS);
     }
-    log::init(&config.log);
+    let _logging = log::init(&config.log);
     let scheme = if config.tls.is_on() { "https" } else { "http" };
     let server = RouterServer::bind(config).map_err(|error| Failure::start(&error))?;
     let (public, internal) = (server.public_address(), server.internal_address());

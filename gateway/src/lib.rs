@@ -5,6 +5,7 @@
 //! port, `auth`, `apps` and `config` say who may do what, `webhooks` tell servers what
 //! happens, `metrics` counts, `drain` stops.
 
+pub(crate) mod admission;
 pub mod app;
 pub mod auth;
 pub mod config;
@@ -14,6 +15,7 @@ pub mod http;
 mod hub;
 pub mod metrics;
 pub mod node;
+pub mod problem;
 mod protocols;
 pub mod server;
 mod session;

@@ -21,11 +21,12 @@ use tokio::{runtime::Runtime, time::MissedTickBehavior};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    admission::Front,
     app::apps::{self, AppCollector, Apps},
     app::webhooks::{TransitionHooks, Webhooks},
     auth::{ApiKeys, Authenticator, Origins},
     config::{Config, ConfigError},
-    edge::admission::{Dealer, Doorkeeper, Front, ShardDoor},
+    edge::door::{Dealer, Doorkeeper, ShardDoor},
     http::{
         HttpContext, PublicService, internal_router,
         serve::{HttpServer, Patience, QUIET_MAX},
@@ -34,8 +35,11 @@ use crate::{
     metrics::{Bounds, Collector, Listener, Metrics},
     node::carrier::Carrier,
     node::drain,
+    node::shards::{Order, ShardPort},
     node::{Node, Relay},
-    shard::{Command, ShardDriver, Shared},
+    protocols::{self, PROTOCOLS},
+    session::core::Shared,
+    shard::ShardDriver,
 };
 
 /// Why a gateway did not start.
@@ -127,7 +131,7 @@ impl Server {
         let authenticator = Arc::clone(&parts.shared.authenticator);
         runtime.spawn(async move { authenticator.keep_fresh().await });
         let relay = Arc::clone(&parts.relay);
-        let tell = move || relay.to_all(|| Command::AppsChanged);
+        let tell = move || relay.to_all(&Order::AppsChanged);
         runtime.spawn(apps::keep_fresh(Arc::clone(&parts.context.apps), tell));
         if let Some(certificates) = parts.certificates {
             runtime.spawn(certificates.keep_fresh());
@@ -136,7 +140,7 @@ impl Server {
         runtime.block_on(async {
             stopping::asked(node.drain_asked()).await.map_err(system("signals"))?;
             tokio::select! {
-                () = drain::run(&node, &parts.relay, &parts.shared.http.stop, &tasks) => {}
+                () = drain::run(&node, &parts.relay, &parts.stop_http, &tasks) => {}
                 _ = stopping::insisted() => tracing::info!("stopping at once"),
             }
             parts.shared.webhooks.close(WEBHOOKS_CLOSE).await;
@@ -165,6 +169,8 @@ struct Parts {
     doorkeeper: Doorkeeper,
     certificates: Option<Arc<Certificates>>,
     shards: Vec<Shard<ShardDriver>>,
+    /// Has HTTP connections finish.
+    stop_http: CancellationToken,
 }
 
 impl Parts {
@@ -182,7 +188,8 @@ impl Parts {
             .map(|_| Shard::<ShardDriver>::new(config.limits.send_queue_bytes.bytes()))
             .collect::<io::Result<Vec<_>>>()
             .map_err(system("a shard"))?;
-        let relay = Arc::new(Relay::new(shards.iter().map(Shard::mailbox).collect()));
+        let ports = shards.iter().map(|shard| Box::new(shard.mailbox()) as Box<dyn ShardPort>);
+        let relay = Arc::new(Relay::new(ports.collect()));
         let webhooks = Arc::new(Webhooks::new(config.webhooks.clone(), runtime.handle().clone())?);
         metrics.register(webhooks.collector());
         let apps = Arc::new(Apps::new(config, Arc::clone(&webhooks))?);
@@ -215,6 +222,7 @@ impl Parts {
             metrics: Arc::clone(&metrics),
             dev: config.dev,
         });
+        let stop_http = CancellationToken::new();
         let http = HttpServer {
             service: PublicService::new(Arc::clone(&context)),
             front: Arc::clone(&front),
@@ -222,9 +230,9 @@ impl Parts {
             metrics: Arc::clone(&metrics),
             patience: Patience { head: config.limits.handshake_timeout, quiet: QUIET_MAX },
             head_bytes_max: config.limits.head_bytes.bytes(),
-            dev: config.dev,
+            is_shards: if config.dev { protocols::serve_dev } else { protocols::serve },
             runtime: runtime.handle().clone(),
-            stop: CancellationToken::new(),
+            stop: stop_http.clone(),
             tasks: tasks.clone(),
         };
         let tls = config.tls.server()?;
@@ -238,6 +246,7 @@ impl Parts {
         ));
         let shared = Arc::new(Shared {
             node,
+            protocols: PROTOCOLS,
             front: Arc::clone(&front),
             authenticator: Arc::new(Authenticator::new(&config.auth, tasks)?),
             api_keys: Arc::clone(&context.keys),
@@ -253,7 +262,7 @@ impl Parts {
         });
         let doorkeeper = Doorkeeper { front, metrics, dealer, edge };
         let certificates = tls.map(|tls| tls.certificates);
-        Ok(Self { shared, context, relay, carrier, doorkeeper, certificates, shards })
+        Ok(Self { shared, context, relay, carrier, doorkeeper, certificates, shards, stop_http })
     }
 
     fn start_shards(&mut self) -> Result<Vec<thread::JoinHandle<()>>, StartError> {

@@ -6,6 +6,7 @@
 //! - [`probes`]: the internal port
 //! - [`edge`], [`tls`], [`trust`]: what comes before a client's first request; certificates of a listening port;
 //!   which proxies may say who a client is
+//! - [`http`]: the socket between hyper and the kernel, where each request head is judged
 //! - [`listener`], [`descriptors`]: what the process takes from the operating system
 //! - [`bucket`]: how many handshakes a second; [`stopping`], [`sweep`]: being told to stop, and closing everyone evenly
 
@@ -13,6 +14,7 @@ pub mod bucket;
 pub mod config;
 pub mod descriptors;
 pub mod edge;
+pub mod http;
 pub mod listener;
 pub mod log;
 pub mod metrics;

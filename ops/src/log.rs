@@ -1,6 +1,11 @@
 //! Where log events go: standard error, as text or JSON.
 
-use tracing_subscriber::EnvFilter;
+use std::{io::IsTerminal as _, sync::OnceLock};
+
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::{
+    EnvFilter, Layer as _, Registry, layer::SubscriberExt as _, reload, util::SubscriberInitExt as _,
+};
 
 use crate::{choice, config::Setting, section};
 
@@ -52,15 +57,56 @@ impl Setting for LogFilter {
     }
 }
 
+/// Lines that may wait for standard error: at 200 bytes each, 1.6 MiB. Whoever logs never waits for whoever reads: a
+/// terminal that is stopped, or a log collector that is behind, would hold a shard with all its connections.
+const LINES_WAITING_MAX: usize = 8192;
+
+/// Keeps logging; what waits is written when it ends.
+#[derive(Debug)]
+#[must_use = "lines are written for as long as it is kept"]
+pub struct Logging {
+    _writer: Option<WorkerGuard>,
+}
+
+struct Running {
+    dropped: ErrorCounter,
+    filter: reload::Handle<EnvFilter, Registry>,
+}
+
+static RUNNING: OnceLock<Running> = OnceLock::new();
+
 /// Begins to log. A second call changes nothing, so that tests may run several of them in one process.
-pub fn init(log: &Log) {
-    let filter = EnvFilter::builder().parse_lossy(log.level.as_str());
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let result = match log.format {
-        LogFormat::Text => builder.try_init(),
-        LogFormat::Json => builder.json().try_init(),
+pub fn init(log: &Log) -> Logging {
+    let (writer, guard) = NonBlockingBuilder::default()
+        .lossy(true)
+        .buffered_lines_limit(LINES_WAITING_MAX)
+        .thread_name("log")
+        .finish(std::io::stderr());
+    let dropped = writer.error_counter();
+    let (filter, handle) = reload::Layer::new(EnvFilter::builder().parse_lossy(log.level.as_str()));
+    let colours = std::io::stderr().is_terminal();
+    let lines = tracing_subscriber::fmt::layer().with_ansi(colours).with_writer(writer);
+    let lines = match log.format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines.json().boxed(),
     };
-    if result.is_err() {
+    if tracing_subscriber::registry().with(filter).with(lines).try_init().is_err() {
         tracing::debug!("logging was set up before");
+        return Logging { _writer: None };
+    }
+    RUNNING.get_or_init(|| Running { dropped, filter: handle });
+    Logging { _writer: Some(guard) }
+}
+
+/// Lines that were not written because too many waited.
+pub fn lines_dropped() -> u64 {
+    RUNNING.get().map_or(0, |running| running.dropped.dropped_lines() as u64)
+}
+
+/// Keeps other events from now on.
+pub fn set_level(level: &LogFilter) {
+    let filter = EnvFilter::builder().parse_lossy(level.as_str());
+    if let Some(Err(error)) = RUNNING.get().map(|running| running.filter.reload(filter)) {
+        tracing::error!(%error, "the log level stays as it is");
     }
 }

@@ -2,8 +2,13 @@
 
 use std::borrow::Cow;
 
+use crate::framing::Framing;
+
 /// Headers beyond this refuse the request. Browsers send 15 to 25.
 pub const HEADERS_MAX: usize = 64;
+
+/// hyper counts a target's bytes with 16 bits.
+const TARGET_BYTES_MAX: usize = 65_534;
 
 /// A request head that borrows the buffer it was read from.
 pub struct Head<'b> {
@@ -109,14 +114,11 @@ impl<'b> Head<'b> {
         }
     }
 
-    /// Whether a body follows the head (RFC 9112 §6.3). `Content-Length: 0` counts as none; anything unclear
-    /// counts as a body, so that nothing which might be one is read as the next protocol.
+    /// Whether a body follows the head (RFC 9112 §6.3). A length of zero counts as none, however it is written; anything
+    /// unclear counts as a body, so that nothing which might be one is read as the next protocol.
     #[must_use]
     pub fn has_body(&self) -> bool {
-        self.headers().any(|(name, value)| {
-            name.eq_ignore_ascii_case("transfer-encoding")
-                || (name.eq_ignore_ascii_case("content-length") && value.trim_ascii() != b"0")
-        })
+        !Framing::of(self).is_ok_and(Framing::is_over)
     }
 }
 
@@ -191,8 +193,11 @@ fn split_target(target: &str) -> Result<(&str, Option<&str>), HeadError> {
         _ if target.starts_with('/') => target,
         _ => strip_authority(target).ok_or(HeadError::Target)?,
     };
-    // A fragment never belongs into a request; RFC 9112 §3.2 has no place for it.
-    if origin.contains('#') {
+    let (path, query) = origin.split_once('?').unwrap_or((origin, ""));
+    // A fragment never belongs into a request; RFC 9112 §3.2 has no place for it. The others are what neither RFC 3986
+    // nor browsers leave unescaped. hyper takes exactly what is left.
+    let is_clear = |part: &str, unclear: &[u8]| !part.bytes().any(|byte| unclear.contains(&byte));
+    if target.len() > TARGET_BYTES_MAX || !is_clear(path, b"#<>`") || !is_clear(query, b"#<>\"") {
         return Err(HeadError::Target);
     }
     match origin.split_once('?') {
@@ -211,7 +216,26 @@ fn strip_authority(target: &str) -> Option<&str> {
         return None;
     }
     let authority_len = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-    (authority_len > 0).then(|| &rest[authority_len..])
+    let (authority, rest) = rest.split_at(authority_len);
+    is_authority(authority).then_some(rest)
+}
+
+/// `HOST` or `HOST:PORT`, the host a name or an address. User names have no meaning here.
+fn is_authority(text: &str) -> bool {
+    let (host, port) = match text.strip_prefix('[').map(|rest| rest.split_once(']')) {
+        Some(Some((host, port))) => (host, port.strip_prefix(':').or(port.is_empty().then_some(""))),
+        Some(None) => return false,
+        None => match text.split_once(':') {
+            Some((host, port)) => (host, Some(port)),
+            None => (text, Some("")),
+        },
+    };
+    let of_host = |byte: u8| {
+        byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) || (text.starts_with('[') && byte == b':')
+    };
+    !host.is_empty()
+        && host.bytes().all(of_host)
+        && port.is_some_and(|port| port.len() <= 5 && port.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 #[cfg(test)]
@@ -289,6 +313,15 @@ mod tests {
             ("?x", Err(HeadError::Target)),
             ("/a#b", Err(HeadError::Target)),
             ("http://h#b", Err(HeadError::Target)),
+            ("http://a@h/", Err(HeadError::Target)),
+            ("http://h:x/", Err(HeadError::Target)),
+            ("http://[::1/", Err(HeadError::Target)),
+            ("http://[::1]:80/a", Ok(("/a", None))),
+            ("/a\"{|}^\\?`{|}^\\", Ok(("/a\"{|}^\\", Some("`{|}^\\")))),
+            ("/a<", Err(HeadError::Target)),
+            ("/a`", Err(HeadError::Target)),
+            ("/a?\"", Err(HeadError::Target)),
+            ("/a?<", Err(HeadError::Target)),
         ];
         for (target, expected) in cases {
             let text = format!("GET {target} HTTP/1.1\r\n\r\n");
@@ -332,6 +365,9 @@ mod tests {
     fn bodies() {
         for (header, expected) in [
             ("Content-Length: 0", false),
+            ("Content-Length: 00", false),
+            ("Content-Length: x", true),
+            ("Content-Length: 0\r\nContent-Length: 0", true),
             ("Content-Length: 5", true),
             ("content-length: 0, 5", true),
             ("Transfer-Encoding: chunked", true),

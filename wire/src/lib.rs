@@ -1,6 +1,7 @@
 //! Tidegate's protocols as pure codecs: bytes in, typed messages out, and back again.
 //!
-//! The way of the data: a connection's first bytes go through [`head`]; a WebSocket request is negotiated by
+//! The way of the data: a connection's first bytes are judged by [`request`]: [`head`] reads what is asked,
+//! [`framing`] where the body ends; a WebSocket request is negotiated by
 //! [`upgrade`]; from then on every byte read goes through the connection's [`decoder::Decoder`], which unmasks,
 //! joins, inflates ([`deflate`]) and validates in place. What goes out is encoded once by [`frame`] (WebSocket) or
 //! [`sse`] (event streams) around the JSON of [`raw`] or [`pusher`], and shared by every connection it is for.
@@ -14,11 +15,13 @@
 pub mod decoder;
 pub mod deflate;
 pub mod frame;
+pub mod framing;
 pub mod head;
 pub mod http_answer;
 pub mod proxy_v2;
 pub mod pusher;
 pub mod raw;
+pub mod request;
 pub mod sse;
 pub mod upgrade;
 

@@ -6,8 +6,8 @@ use futures_util::future::join_all;
 
 use super::{Bench, Subject, eventually, pair, unique, unique_channel};
 use crate::{
-    Attend, AttendError, Attended, COUNTS_EACH_MAX, COUNTS_INTERVAL, CensusEvent, CensusKind, Channel, Sums,
-    Transition, User,
+    Attend, AttendError, Attended, COUNTS_INTERVAL, COUNTS_SMALL_INTERVAL, COUNTS_SMALL_MAX, CensusEvent,
+    CensusKind, Channel, Sums, Transition, User,
 };
 
 /// Events are numbered without holes and come once for a user; transitions come once, ends when they have lasted.
@@ -87,24 +87,33 @@ pub async fn a_full_channel_refuses_new_users(subject: &dyn Subject) {
     assert_eq!(bench.backplane.sums(&crowd).await, Ok(Sums { subscriptions: 10, users: 10 }));
 }
 
-/// The number of subscriptions is told at every change while it is small, and always the last one.
+/// The number of subscriptions is told at once, then so often, and always the last one.
 pub async fn counts_are_told(subject: &dyn Subject) {
     let (bench, channel) = Bench::subscribed(subject, "census-counts").await;
     let attend = |attend| bench.backplane.attend(&channel, attend);
     let enter = || attend(Attend::Enter { user: None, users_max: None, tells_counts: true });
-    for _ in 0..2 {
+    let count = |subscriptions| CensusKind::Count { subscriptions };
+    for _ in 0..20 {
         enter().await.expect("attend");
     }
+    for _ in 0..19 {
+        attend(Attend::Leave { user: None }).await.expect("attend");
+    }
+    let told = kinds(&bench.recorder.until_census(&channel, 1).await);
+    assert_eq!(told[0], count(1));
+    assert!(told.len() <= 10, "{told:?}");
+    let joined = enter().await.expect("attend");
+    assert_eq!(joined.sums.subscriptions, 2);
+    subject.pass(COUNTS_SMALL_INTERVAL).await;
+    let newest = async || bench.recorder.census(&channel).last().map(|event| event.kind.clone());
+    eventually("the newest small count is told", newest, |newest| *newest == Some(count(2))).await;
     attend(Attend::Leave { user: None }).await.expect("attend");
-    let count = |subscriptions| CensusKind::Count { subscriptions };
-    assert_eq!(kinds(&bench.recorder.until_census(&channel, 3).await), [count(1), count(2), count(1)]);
-    let all = 2 * COUNTS_EACH_MAX;
+    let all = 2 * COUNTS_SMALL_MAX;
     for answer in join_all((1..all).map(|_| enter())).await {
         answer.expect("attend");
     }
     enter().await.expect("attend");
     subject.pass(COUNTS_INTERVAL).await;
-    let newest = async || bench.recorder.census(&channel).last().map(|event| event.kind.clone());
     eventually("the last count is told", newest, |newest| *newest == Some(count(all + 1))).await;
     let of_transitions = bench.recorder.transitions(&channel);
     assert_eq!(of_transitions.last(), Some(&Transition::Count { subscriptions: all + 1 }));

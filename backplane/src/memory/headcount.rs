@@ -6,9 +6,7 @@ use std::{
 };
 
 use super::census::Told;
-use crate::{
-    Attend, AttendError, Attended, COUNTS_INTERVAL, CensusKind, Roll, Sums, Transition, User, census,
-};
+use crate::{Attend, AttendError, Attended, CensusKind, Roll, Sums, Transition, User, census};
 
 /// `scripts/census.lua` has the same rules for many nodes; a property test compares the two.
 #[derive(Debug)]
@@ -167,9 +165,9 @@ impl Headcount {
             self.count.due = None;
             return;
         }
-        let since = self.count.told_at.map(|at| now.saturating_duration_since(at));
-        if !census::tells_count_now(self.subscriptions, since) {
-            self.count.due = self.count.told_at.map(|at| at + COUNTS_INTERVAL);
+        let due = self.count.told_at.map(|at| at + census::counts_interval(self.subscriptions));
+        if due.is_some_and(|due| now < due) {
+            self.count.due = due;
             return;
         }
         self.count = Count { told: self.subscriptions, told_at: Some(now), due: None };

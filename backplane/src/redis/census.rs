@@ -35,8 +35,8 @@ use super::{
     scripts::{self, Answer},
 };
 use crate::{
-    Attend, AttendError, Attended, BackplaneError, COUNTS_EACH_MAX, COUNTS_INTERVAL, CensusChannel, Channel,
-    Roll, Sink, Sums, Transition, User,
+    Attend, AttendError, Attended, BackplaneError, COUNTS_INTERVAL, COUNTS_SMALL_INTERVAL, COUNTS_SMALL_MAX,
+    CensusChannel, Channel, Roll, Sink, Sums, Transition, User,
 };
 
 /// Longest id of a user in bytes: its length has two bytes in an event.
@@ -506,8 +506,9 @@ impl Census {
             verb.to_owned(),
             self.prefix.pubsub(tag),
             self.settle.as_millis().to_string(),
-            COUNTS_EACH_MAX.to_string(),
+            COUNTS_SMALL_MAX.to_string(),
             COUNTS_INTERVAL.as_millis().to_string(),
+            COUNTS_SMALL_INTERVAL.as_millis().to_string(),
         ];
         let args: Vec<&[u8]> = head.iter().map(String::as_bytes).chain(more.iter().copied()).collect();
         read_verdict(script.call(&*self.commands, tag, &keys, &args).await?)

@@ -6,10 +6,7 @@ use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
 use tidegate_backplane::Channel;
 
 use super::{Pattern, Scope};
-use crate::{
-    app::apps::AppId,
-    config::{ApiKeyEntry, ConfigError, Empty, Sha256},
-};
+use crate::config::{ApiKeyEntry, AppId, ConfigError, Empty, Sha256};
 
 /// The configured API keys.
 #[derive(Debug, Clone)]

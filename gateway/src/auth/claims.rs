@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use tidegate_backplane::Channel;
 
 use super::{Pattern, token::TokenError};
-use crate::{app::apps::AppId, config::JwtKey};
+use crate::config::{AppId, JwtKey};
 
 /// The claims of a valid token.
 #[derive(Debug, Clone)]

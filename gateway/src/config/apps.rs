@@ -8,8 +8,7 @@ use std::{
 
 use tidegate_ops::{choice, section};
 
-use super::{ByteSize, ConfigError, Entry, List, Load, Node, Secret, Setting, read_secret};
-use crate::app::apps::AppId;
+use super::{AppId, ByteSize, ConfigError, Entry, List, Load, Node, Secret, Setting, read_secret};
 
 section! {
     /// One app: what its clients and servers sign with, what it may do, who is told of its events. Exactly one of
@@ -30,8 +29,9 @@ section! {
         /// Whether clients may send `client-` events to each other, in private and presence channels. As with Pusher,
         /// off until asked for.
         client_events: bool = false;
-        /// Whether subscribers are told how many there are (`pusher_internal:subscription_count`). Every change is a
-        /// message to every subscriber of the channel, so it is off until asked for.
+        /// Whether subscribers, and webhooks, are told how many there are (`pusher_internal:subscription_count`). A change
+        /// is a message to every subscriber of the channel, at most one each second, above 100 subscriptions one in
+        /// 5 s; so it is off until asked for.
         subscription_count: bool = false;
         /// See `apps.ID.limits.*`.
         limits: AppLimits = AppLimits::default();
@@ -77,16 +77,21 @@ section! {
         events: Vec<WebhookEvent> = WebhookEvent::ALL.to_vec();
         /// Only channels whose names begin with one of these. Empty: all.
         channel_prefixes: Vec<Box<str>> = Vec::new();
+        /// Whether a request may have several events, up to 100. Off, as with Pusher: a handler that reads only the first
+        /// event of a request would lose the others. Switch it on where many events come: one request for each is as
+        /// many as an address answers one after the other.
+        batch: bool = false;
     }
 }
 
 section! {
     /// How webhooks are sent. Every address has a queue and a sender of its own, so one that hangs delays nobody else.
     WebhookSending {
-        /// Events that wait for one address, in bytes. At the bound the oldest are dropped and counted. An event is
-        /// some 100 bytes, a client event up to 11 KiB.
+        /// Events that wait for one address, in bytes: so much for occupied, vacated and members, and as much again for
+        /// the others, which clients can make many of. At the bound the oldest are dropped and counted. An event is some
+        /// 100 bytes, a client event up to 11 KiB.
         queue_bytes: ByteSize = ByteSize::mib(4);
-        /// How long the first event of a request waits for others. A request has up to 100 events.
+        /// How long the first event of a request waits for others, where an address takes several (`batch`).
         batch_wait: Duration = Duration::from_millis(50);
         /// How long an address may take to answer.
         timeout: Duration = Duration::from_secs(10);

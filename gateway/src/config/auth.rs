@@ -5,12 +5,11 @@ use std::{
     time::Duration,
 };
 
-use tidegate_ops::section;
+use tidegate_ops::{choice, section};
 
-use super::{AppProblem, ConfigError, List, Node, Origin, Secret, Setting, Sha256, read_secret};
-use crate::{
-    app::apps::AppId,
-    auth::{Algorithm, OriginRule, Pattern, Scope},
+use super::{
+    AppId, AppProblem, ConfigError, List, Node, Origin, OriginRule, Pattern, Secret, Setting, Sha256,
+    read_secret,
 };
 
 section! {
@@ -25,6 +24,27 @@ section! {
         jwt: List<JwtKey> = List::default();
         /// Keys for the REST API.
         api_keys: List<ApiKeyEntry> = List::default();
+    }
+}
+
+choice! {
+    /// How a token is signed (RFC 7518 section 3.1, RFC 8037). `none` is not among them.
+    Algorithm, r#""HS256", "RS256", "ES256" or "EdDSA""#, "a list of algorithms", {
+        Hs256 = "HS256",
+        Rs256 = "RS256",
+        Es256 = "ES256",
+        EdDsa = "EdDSA",
+    }
+}
+
+choice! {
+    /// What an API key may do.
+    Scope, r#""publish", "read" or "admin""#, r#"a list of "publish", "read", "admin""#, {
+        Publish = "publish",
+        /// Channels, history, presence, nodes.
+        Read = "read",
+        /// Disconnect clients.
+        Admin = "admin",
     }
 }
 

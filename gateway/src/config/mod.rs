@@ -7,9 +7,12 @@
 //! - `flags`: which keys have a flag
 //! - `reference`: `docs/configuration.md`
 
+mod app_id;
 mod apps;
 mod auth;
 pub mod flags;
+mod origin;
+mod pattern;
 mod redis;
 mod reference;
 mod sections;
@@ -23,11 +26,14 @@ use std::{
     time::Duration,
 };
 
+pub use app_id::AppId;
 pub(crate) use apps::AppSource;
 pub use apps::{
     AppEntry, AppLimits, AppProblem, AppTables, WebhookEntry, WebhookEvent, WebhookSending, WebhookUrl,
 };
-pub use auth::{ApiKeyEntry, AuthConfig, JwksUrl, JwtKey, KeyProblem};
+pub use auth::{Algorithm, ApiKeyEntry, AuthConfig, JwksUrl, JwtKey, KeyProblem, Scope};
+pub use origin::{OriginRule, Origins};
+pub use pattern::{PATTERN_BYTES_MAX, Pattern, PatternError};
 pub use redis::{BackplaneUrl, Redis, RedisAddress, RedisPrefix, Replicas};
 pub use reference::reference;
 pub use sections::{
@@ -47,10 +53,6 @@ use tidegate_ops::{
     section,
 };
 
-use crate::{
-    app::apps::AppId,
-    auth::{OriginRule, Pattern, Scope},
-};
 use tidegate_backplane::RedisOptions;
 
 section! {

@@ -1,5 +1,5 @@
 //! Before a connection has a protocol: who may come in, what precedes the request, the request's head.
 
-pub(crate) mod admission;
+pub(crate) mod door;
 pub(crate) mod head;
 pub(crate) mod preamble;

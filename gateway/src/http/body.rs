@@ -13,7 +13,8 @@ use http_body_util::BodyExt;
 use hyper::body::Body;
 use serde::Deserialize;
 
-use super::error::{ApiError, Place};
+use super::error::ApiError;
+use crate::problem::Place;
 
 /// How long a body may take. A payload at the default bound of 64 KiB passes at 53 kbit/s.
 pub(super) const BODY_DEADLINE: Duration = Duration::from_secs(10);

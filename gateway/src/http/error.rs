@@ -1,22 +1,20 @@
 //! Every refusal over HTTP as one typed error, and its RFC 9457 problem document.
 
-use std::{borrow::Cow, time::Duration};
+use std::time::Duration;
 
 use axum::{
     body::Body,
     response::{IntoResponse, Response},
 };
 use http::{HeaderValue, StatusCode, header};
-use serde::Serialize;
 use tidegate_backplane::{BackplaneError, ChannelError};
 
-use crate::{auth::ApiKeyError, event::EventNameError, node::PublishError};
-
-/// Media type of RFC 9457 section 3.
-pub const PROBLEM_MEDIA_TYPE: &str = "application/problem+json";
-
-/// Begin of every problem type; the names are listed in `docs/errors.md`.
-const TYPE_PREFIX: &str = "urn:tidegate:problem:";
+use crate::{
+    auth::ApiKeyError,
+    event::EventNameError,
+    node::PublishError,
+    problem::{PROBLEM_MEDIA_TYPE, Place, Problem},
+};
 
 /// What a client is told to wait when the backplane is away: reconnects to it are tried within a second.
 const BACKPLANE_RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -64,17 +62,6 @@ pub enum ApiError {
     Backplane(BackplaneError),
 }
 
-/// Where in a JSON body the fault is. Line and column count from 1, as editors do.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
-pub struct Place {
-    #[schema(minimum = 1)]
-    pub line: usize,
-    #[schema(minimum = 0)]
-    pub column: usize,
-    /// Members and indices from the root, for example `channels[2]`; `.` is the root.
-    pub path: Box<str>,
-}
-
 /// Which part of the request held the parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ParameterPlace {
@@ -107,33 +94,6 @@ impl std::fmt::Display for ParameterPlace {
             Self::Query => "query parameter",
             Self::Header => "header",
         })
-    }
-}
-
-/// The body of an error response (RFC 9457).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
-pub struct Problem {
-    /// Stable name of the kind of problem; docs/errors.md lists them.
-    #[serde(rename = "type")]
-    #[schema(value_type = String, pattern = "^urn:tidegate:problem:[a-z-]+$")]
-    pub kind: Cow<'static, str>,
-    /// The kind in words; the same for every occurrence.
-    #[schema(value_type = String)]
-    pub title: &'static str,
-    /// The HTTP status code.
-    #[schema(minimum = 400, maximum = 599)]
-    pub status: u16,
-    /// This occurrence in words.
-    pub detail: String,
-    /// Where in a JSON body the fault is.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(nullable = false)]
-    pub at: Option<Place>,
-}
-
-impl Problem {
-    pub(crate) fn new(name: &str, title: &'static str, status: u16, detail: String) -> Self {
-        Self { kind: Cow::Owned(format!("{TYPE_PREFIX}{name}")), title, status, detail, at: None }
     }
 }
 
@@ -219,8 +179,7 @@ impl ApiError {
             Self::InvalidJson { at, .. } => Some(at.clone()),
             _ => None,
         };
-        let kind = Cow::Owned(format!("{TYPE_PREFIX}{name}"));
-        Problem { kind, title, status: self.status().as_u16(), detail: self.to_string(), at }
+        Problem { at, ..Problem::new(name, title, self.status().as_u16(), self.to_string()) }
     }
 
     /// RFC 6750 section 3: the challenge names the error only when a key was given.

@@ -29,7 +29,7 @@ use http::{HeaderValue, Method, StatusCode, header};
 use tidegate_ops::probes;
 
 pub use self::{
-    error::{ApiError, PROBLEM_MEDIA_TYPE, ParameterFault, ParameterPlace, Place, Problem},
+    error::{ApiError, ParameterFault, ParameterPlace},
     service::PublicService,
 };
 use crate::{

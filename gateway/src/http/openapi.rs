@@ -10,10 +10,14 @@ use tidegate_backplane::{BackplaneError, ChannelError};
 use utoipa::OpenApi;
 
 use super::{
-    error::{ApiError, PROBLEM_MEDIA_TYPE, ParameterFault, ParameterPlace, Place, Problem},
+    error::{ApiError, ParameterFault, ParameterPlace},
     rest,
 };
-use crate::{auth::ApiKeyError, event};
+use crate::{
+    auth::ApiKeyError,
+    event,
+    problem::{PROBLEM_MEDIA_TYPE, Place, Problem},
+};
 
 #[derive(OpenApi)]
 #[openapi(

@@ -46,7 +46,7 @@ fn admitted_channel(
     match query::channel(segment) {
         Ok(channel) => {
             let key = access::authorize(state, headers, scope, Some(&channel))?;
-            Ok(AppId::channel(key.app(), channel)?)
+            Ok(AppId::channel(key.app().map(AppId::as_str), channel.name())?)
         }
         Err(error) => access::authorize(state, headers, scope, None).and(Err(error)),
     }

@@ -15,7 +15,6 @@ use std::{
     convert::Infallible,
     fmt,
     future::{Future, pending, poll_fn},
-    net::TcpStream as StdTcpStream,
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
@@ -23,7 +22,6 @@ use std::{
 };
 
 use axum::response::Response;
-use bytes::Bytes;
 use http::Request;
 use hyper::{
     body::Incoming,
@@ -35,7 +33,6 @@ use tidegate_ops::{
     edge::Preamble,
     tls::{Link, LinkParts},
 };
-use tidegate_reactor::TlsSession;
 use tokio::{
     runtime::Handle,
     time::{Instant, Sleep, sleep_until},
@@ -48,21 +45,14 @@ use self::{
 };
 use super::PublicService;
 use crate::{
-    edge::admission::{AddressKey, Dealer, Front},
+    admission::{AddressKey, Front},
+    edge::door::Dealer,
     metrics::Metrics,
-    session::refusal::Refusal,
+    session::{
+        hand_off::{HandOff, TakesHandOffs},
+        refusal::Refusal,
+    },
 };
-
-/// A connection that a shard hands over.
-#[derive(Debug)]
-pub(crate) struct HandOff {
-    pub(crate) socket: StdTcpStream,
-    /// What was read from it.
-    pub(crate) received: Bytes,
-    /// Its TLS session, if it has one; `received` is plaintext.
-    pub(crate) tls: Option<Box<TlsSession>>,
-    pub(crate) address: AddressKey,
-}
 
 /// How long a connection may keep the server waiting.
 #[derive(Debug, Clone, Copy)]
@@ -88,8 +78,8 @@ pub(crate) struct HttpServer {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) patience: Patience,
     pub(crate) head_bytes_max: usize,
-    /// `/echo` is served, by the shards.
-    pub(crate) dev: bool,
+    /// Whether a request without a body, by its method and path, is one of a shard's.
+    pub(crate) is_shards: fn(&str, &str) -> bool,
     pub(crate) runtime: Handle,
     /// Connections finish the request they are in, and end. Those that come later get one answer.
     pub(crate) stop: CancellationToken,
@@ -111,14 +101,15 @@ enum End {
     Overdue(Overdue),
 }
 
-impl HttpServer {
-    /// Serves a connection from now on. Does not block.
-    pub(crate) fn take(self: &Arc<Self>, hand_off: HandOff) {
+impl TakesHandOffs for HttpServer {
+    fn take(self: Arc<Self>, hand_off: HandOff) {
         let place = Place { front: Arc::clone(&self.front), address: Some(hand_off.address) };
-        let serving = Arc::clone(self).serve(hand_off, place);
+        let serving = Arc::clone(&self).serve(hand_off, place);
         self.tasks.spawn_on(serving, &self.runtime);
     }
+}
 
+impl HttpServer {
     async fn serve(self: Arc<Self>, hand_off: HandOff, place: Place) {
         let HandOff { socket, received: unread, tls, .. } = hand_off;
         let socket = match Link::new(socket, tls) {
@@ -167,7 +158,7 @@ impl HttpServer {
     }
 
     async fn answer(&self, request: Request<Incoming>, progress: &Progress) -> Result<Response, Infallible> {
-        if let Some(head) = head::of_shard(&request, self.dev) {
+        if let Some(head) = head::of_shard(&request, self.is_shards) {
             progress.return_at_flush(head);
             // Dropped when the connection is taken apart.
             return pending().await;

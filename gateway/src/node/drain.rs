@@ -5,10 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{
-    node::{Node, Relay, Stage},
-    shard::Command,
-};
+use crate::node::{Node, Relay, Stage, shards::Order};
 
 /// Drains the node; what is left afterwards is cut.
 pub(crate) async fn run(node: &Arc<Node>, relay: &Relay, http: &CancellationToken, tasks: &TaskTracker) {
@@ -20,7 +17,7 @@ pub(crate) async fn run(node: &Arc<Node>, relay: &Relay, http: &CancellationToke
     sleep(drain.settle).await;
     node.set_stage(Stage::Closing);
     tracing::info!(connections = node.connections(), period = ?drain.period, "closing connections");
-    relay.to_all(|| Command::Drain { over: drain.period });
+    relay.to_all(&Order::Drain { over: drain.period });
     // HTTP connections finish the request they are in; idle ones close now.
     http.cancel();
     tasks.close();

@@ -2,7 +2,7 @@
 //! is subscribed on the backplane exactly to the channels in this table.
 
 use std::{
-    collections::HashMap,
+    collections::{BinaryHeap, HashMap},
     fmt,
     hash::{BuildHasher, RandomState},
     sync::{
@@ -42,8 +42,9 @@ const OUTGOING_BYTES: usize = 128;
 /// A set of shards is one word.
 const _: () = assert!(THREADS_MAX.get() <= u64::BITS as usize);
 
-/// Tables are split to keep publishers of different channels out of each other's way.
-const STRIPES: usize = 64;
+/// Tables are split to keep publishers of different channels out of each other's way, and so that a listing holds few
+/// channels at a time: 1,000 of a million.
+const STRIPES: usize = 1024;
 
 /// A channel with subscribers on this node.
 #[derive(Debug)]
@@ -51,8 +52,9 @@ pub(crate) struct Interest {
     pub(crate) channel: Channel,
     /// Bit n: shard n has subscribers, or had some a moment ago.
     shards: AtomicU64,
-    /// Subscriptions, counted by the hubs.
-    pub(crate) subscribers: AtomicU64,
+    /// Subscriptions, counted by the hubs. An entry that replaces a failed one goes on with its number: a shard may
+    /// count in on the one and out on the other.
+    pub(crate) subscribers: Arc<AtomicU64>,
     load_bytes: AtomicUsize,
     relieved: Notify,
     node: Arc<NodeLoad>,
@@ -130,23 +132,26 @@ impl Interests {
         after: Option<&str>,
         limit: usize,
     ) -> Vec<(Channel, u64)> {
-        let mut found: Vec<(Channel, u64)> = Vec::new();
+        // The first `limit` in order so far, the last of them on top: shards wait for a stripe while it is looked
+        // through, so nothing is copied that is not among them.
+        let mut found: BinaryHeap<(Channel, u64)> = BinaryHeap::new();
         for stripe in &self.stripes {
             let stripe = stripe.read().unwrap_or_else(PoisonError::into_inner);
-            found.extend(
-                stripe
-                    .values()
-                    .map(|interest| (interest.channel.clone(), interest.subscribers.load(Ordering::Relaxed)))
-                    .filter(|(channel, subscribers)| {
-                        let name = channel.name();
-                        let is_wanted = *subscribers > 0 && channel.app() == app;
-                        is_wanted && name.starts_with(prefix) && after.is_none_or(|after| name > after)
-                    }),
-            );
+            for interest in stripe.values() {
+                let subscribers = interest.subscribers.load(Ordering::Relaxed);
+                let (channel, name) = (&interest.channel, interest.channel.name());
+                let is_wanted = subscribers > 0 && channel.app() == app && name.starts_with(prefix);
+                if !is_wanted || after.is_some_and(|after| name <= after) {
+                    continue;
+                }
+                if found.len() < limit {
+                    found.push((channel.clone(), subscribers));
+                } else if let Some(mut last) = found.peek_mut().filter(|last| *channel < last.0) {
+                    *last = (channel.clone(), subscribers);
+                }
+            }
         }
-        found.sort_unstable();
-        found.truncate(limit);
-        found
+        found.into_sorted_vec()
     }
 
     /// How full, since the last call, the fullest channel or the node was, in thousandths of what makes
@@ -174,8 +179,9 @@ impl Interests {
         }
         // Shards that hold an entry whose subscription has failed leave through the one that replaces it.
         let marks = before.map_or(0, |failed| failed.shards.load(Ordering::Acquire)) | 1 << shard;
+        let subscribers = before.map(|failed| Arc::clone(&failed.subscribers)).unwrap_or_default();
         let (begin, subscribing) = oneshot::channel();
-        let interest = Arc::new(self.interest(channel, marks, subscribing));
+        let interest = Arc::new(self.interest(channel, marks, subscribers, subscribing));
         stripe.insert(channel.clone(), Arc::clone(&interest));
         (interest, Some(begin))
     }
@@ -193,6 +199,7 @@ impl Interests {
         &self,
         channel: &Channel,
         marks: u64,
+        subscribers: Arc<AtomicU64>,
         subscribing: oneshot::Receiver<Subscribing>,
     ) -> Interest {
         let confirmation = async move {
@@ -204,7 +211,7 @@ impl Interests {
         Interest {
             channel: channel.clone(),
             shards: AtomicU64::new(marks),
-            subscribers: AtomicU64::new(0),
+            subscribers,
             load_bytes: AtomicUsize::new(0),
             relieved: Notify::new(),
             node: Arc::clone(&self.node),
@@ -323,6 +330,43 @@ mod tests {
         fn control(&self, _: Control) {}
         fn census(&self, _: &Channel, _: Arc<CensusEvent>) {}
         fn transition(&self, _: &Channel, _: Transition) {}
+    }
+
+    /// A shard that counted somebody in before the subscription failed counts it out after another shard has subscribed
+    /// anew: the number must come back to nothing and not below.
+    #[test]
+    fn a_replaced_entry_goes_on_with_the_number_of_subscribers() {
+        let interests = Interests::new();
+        let channel = Channel::new("cache-a").expect("a name");
+        let (failed, begin) = interests.stand(&channel, 0);
+        failed.subscribers.fetch_add(1, Ordering::Relaxed);
+        let refused = Err(BackplaneError::Unavailable("away".into()));
+        assert!(begin.expect("new").send(std::future::ready(refused).boxed()).is_ok());
+        assert!(failed.confirmation().now_or_never().expect("answered").is_err());
+        let (replaced, begin) = interests.stand(&channel, 1);
+        assert!(begin.is_some() && !Arc::ptr_eq(&failed, &replaced));
+        assert_eq!(interests.list(None, "", None, 10), [(channel.clone(), 1)]);
+        replaced.subscribers.fetch_sub(1, Ordering::Relaxed);
+        assert_eq!(interests.list(None, "", None, 10), []);
+    }
+
+    #[test]
+    fn a_listing_has_the_first_names_in_order() {
+        let interests = Interests::new();
+        let names: Vec<String> = (0..2000).map(|n| format!("c{n:04}")).collect();
+        for name in names.iter().rev() {
+            let (interest, _) = interests.stand(&Channel::new(name).expect("a name"), 0);
+            interest.subscribers.fetch_add(1, Ordering::Relaxed);
+        }
+        interests.stand(&Channel::new("c0000-empty").expect("a name"), 0);
+        let listed = |prefix: &str, after: Option<&str>, limit: usize| -> Vec<String> {
+            let found = interests.list(None, prefix, after, limit).into_iter();
+            found.map(|(channel, _)| channel.name().to_owned()).collect()
+        };
+        assert_eq!(listed("", None, 5000), names);
+        assert_eq!(listed("", None, 3), names[..3]);
+        assert_eq!(listed("c1", Some("c1500"), 2), names[1501..1503]);
+        assert!(listed("", None, 0).is_empty() && listed("d", None, 3).is_empty());
     }
 
     /// The backplane holds a channel while it hands out, and the table while it looks up: whoever subscribes must

@@ -5,6 +5,7 @@ pub(crate) mod carrier;
 pub(crate) mod drain;
 pub(crate) mod interest;
 pub(crate) mod roster;
+pub(crate) mod shards;
 
 use std::{
     fmt,
@@ -20,20 +21,18 @@ use tidegate_backplane::{
     HistoryQuery, Intake, Member, NewPublication, NodeRecord, Payload, Position, Publication, Published,
     Sender, Sink, Transition,
 };
-use tidegate_reactor::{Mail, Mailbox, waking_once};
-use tidegate_wire::pusher::ChannelKind;
+use tidegate_reactor::waking_once;
 use tokio::sync::Notify;
 
 use crate::{
-    app::webhooks::TransitionHooks,
+    admission::Front,
+    app::{self, webhooks::TransitionHooks},
     config::{BackplaneAway, Config, Namespaces},
-    edge::admission::Front,
     hub::outgoing::{Content, Outgoing},
     metrics::Metrics,
     node::interest::{Interest, Interests},
     node::roster::Rosters,
-    session::Session,
-    shard::Command,
+    node::shards::{Order, ShardPort, Shards},
 };
 
 /// A publish as a front end asks for it.
@@ -50,7 +49,7 @@ pub struct PublishRequest {
 /// What is kept of a publication.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum PublishHistory {
-    /// What the channel's namespace says.
+    /// What the channel's namespace says, or its app where the channel is of one that has a rule for it.
     #[default]
     Namespace,
     /// It is in no history and has no position.
@@ -139,15 +138,12 @@ pub(crate) struct Relay {
     local_order: Mutex<()>,
     pub(crate) interests: Arc<Interests>,
     pub(crate) rosters: Arc<Rosters>,
-    shards: Vec<Mailbox<Mail<Session, Command>>>,
+    shards: Shards,
     /// Publications handed over for channels that nobody here is subscribed to any more.
     pub(crate) unwanted: AtomicU64,
     /// Set once, before there is a backplane that tells of them.
     pub(crate) transition_hooks: OnceLock<TransitionHooks>,
 }
-
-/// What a cache channel of Pusher Channels keeps, whoever publishes to it: its last event, for as long as hosted Pusher.
-const CACHE: HistoryPolicy = HistoryPolicy { size: 1, age: Duration::from_secs(30 * 60) };
 
 /// Publications of one channel that go to the backplane together, and their payloads: as much as the channel takes
 /// before its publishers wait.
@@ -252,8 +248,9 @@ impl Node {
         let namespace = self.namespaces().of(&request.channel);
         let local = (namespace.backplane_away == BackplaneAway::Local).then(|| request.clone());
         let history = match request.history {
-            PublishHistory::Namespace if ChannelKind::of(request.channel.name()).is_cache => Some(CACHE),
-            PublishHistory::Namespace => namespace.history(),
+            PublishHistory::Namespace => {
+                app::kept_of(&self.config, &request.channel).or_else(|| namespace.history())
+            }
             PublishHistory::Never => None,
             PublishHistory::Policy(policy) => Some(policy),
         };
@@ -422,9 +419,10 @@ impl From<Published> for PublishOutcome {
 }
 
 impl Relay {
-    pub(crate) fn new(shards: Vec<Mailbox<Mail<Session, Command>>>) -> Self {
+    pub(crate) fn new(shards: Vec<Box<dyn ShardPort>>) -> Self {
+        let shards: Shards = shards.into();
         let (interests, unwanted) = (Arc::new(Interests::new()), AtomicU64::new(0));
-        let rosters = Arc::new(Rosters::new(Arc::clone(&interests), shards.clone()));
+        let rosters = Arc::new(Rosters::new(Arc::clone(&interests), Arc::clone(&shards)));
         let transition_hooks = OnceLock::new();
         Self { local_order: Mutex::default(), interests, rosters, shards, unwanted, transition_hooks }
     }
@@ -442,22 +440,22 @@ impl Relay {
         spread(&self.shards, interest, channel, content, payload_bytes);
     }
 
-    pub(crate) fn to_all(&self, command: impl Fn() -> Command) {
-        for shard in &self.shards {
-            shard.send(Mail::Command(command()));
+    pub(crate) fn to_all(&self, order: &Order) {
+        for shard in self.shards.iter() {
+            shard.order(order.clone());
         }
     }
 
     pub(crate) fn stop_shards(&self) {
-        for shard in &self.shards {
-            shard.send(Mail::Stop);
+        for shard in self.shards.iter() {
+            shard.stop();
         }
     }
 }
 
 /// Puts content into the mailboxes of the shards that have subscribers of its channel.
 pub(crate) fn spread(
-    shards: &[Mailbox<Mail<Session, Command>>],
+    shards: &Shards,
     interest: &Arc<Interest>,
     channel: &Channel,
     content: Content,
@@ -466,7 +464,7 @@ pub(crate) fn spread(
     let load = interest.load(payload_bytes);
     let outgoing = Arc::new(Outgoing::new(channel.clone(), content, load));
     for shard in interest.shards() {
-        shards[shard].send(Mail::Command(Command::Deliver(Arc::clone(&outgoing))));
+        shards[shard].order(Order::Deliver(Arc::clone(&outgoing)));
     }
 }
 
@@ -497,7 +495,7 @@ impl Sink for Relay {
     fn control(&self, control: Control) {
         match control {
             Control::Disconnect { target, reason } => {
-                self.to_all(|| Command::Disconnect { target: target.clone(), reason: reason.clone() });
+                self.to_all(&Order::Disconnect { target, reason });
             }
         }
     }

@@ -6,18 +6,26 @@
 //!   └──► handed to HTTP    └───────┘
 //! ```
 //!
-//! `preamble` sees to what comes before a request, `head` reads the request, `opening` authorises, subscribes and recovers, `socket` and `stream` speak with open
-//! clients, `publishing` takes what they publish, `pusher` is all of that for Pusher Channels, `leaving` says goodbye. All of them are parts of
-//! [`ShardDriver`](crate::shard::ShardDriver)'s work; this file holds the state and what the hub does with it.
+//! `access` says who may have what, `opening` subscribes and recovers, `socket` speaks with open WebSockets, `publishing`
+//! takes what clients publish, `leaving` says goodbye; [`Ctx`] is a connection while something is done with it, and
+//! [`Protocol`](protocol::Protocol) what a client's protocol decides. This file holds the state of a connection and what
+//! the hub does with it.
 
+pub(crate) mod access;
+pub(crate) mod core;
+pub(crate) mod ctx;
+pub(crate) mod hand_off;
+pub(crate) mod ids;
 pub(crate) mod leaving;
 pub(crate) mod opening;
+pub(crate) mod protocol;
 pub(crate) mod publishing;
 pub(crate) mod recovery;
 pub(crate) mod refusal;
 pub(crate) mod socket;
+mod socket_id;
 
-use std::sync::Arc;
+use std::{any::Any, sync::Arc};
 
 use futures_util::future::{BoxFuture, Shared};
 use tidegate_backplane::Position;
@@ -25,18 +33,19 @@ use tidegate_ops::edge::Preamble;
 use tidegate_reactor::{ConnectionId, Connections, Shared as SharedBytes, Tick, Written};
 use tidegate_wire::decoder::Decoder;
 
-pub(crate) use crate::protocols::pusher::SocketIds;
-use crate::protocols::pusher::{AppKey, Pusher};
 use crate::{
+    admission::{AddressKey, Over},
     auth::Claims,
-    edge::admission::AddressKey,
     hub::outgoing::{Content, Encoding, Outgoing},
     hub::{ChannelKey, Delivery, Subscription},
     metrics::DisconnectReason,
 };
+pub(crate) use ctx::Ctx;
 use opening::Opening;
+use protocol::{ProtocolId, ProtocolState};
 use publishing::Publisher;
 pub(crate) use recovery::Recovery;
+pub(crate) use socket_id::SocketIds;
 
 /// State of one connection: 72 bytes at most, see the assertion below; everything rare is boxed.
 #[derive(Debug)]
@@ -68,31 +77,20 @@ pub(crate) struct Head {
     #[expect(clippy::box_collection, reason = "16 bytes less in every session; heads rarely come in pieces")]
     pub(crate) received: Option<Box<Vec<u8>>>,
     /// It was let in only to be told that there is no room.
-    pub(crate) over: Option<crate::edge::admission::Over>,
+    pub(crate) over: Option<Over>,
     /// What is still to come before the head.
     pub(crate) preamble: Preamble,
-}
-
-/// What an open connection speaks.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Protocol {
-    Raw,
-    /// `/echo` in `--dev`.
-    Echo,
-    Sse,
-    /// Pusher Channels.
-    Pusher,
 }
 
 /// A connection that is served.
 #[derive(Debug)]
 pub(crate) struct Open {
-    pub(crate) protocol: Protocol,
+    pub(crate) protocol: ProtocolId,
     pub(crate) encoding: Encoding,
     /// A ping is under way; it was sent at the tick its timer was set from.
     pub(crate) pinged: bool,
-    /// Of a client of Pusher Channels.
-    pub(crate) app: AppKey,
+    /// A number that means something to its protocol; 0 at first.
+    pub(crate) tag: u32,
     pub(crate) decoder: Decoder,
     pub(crate) subscriptions: Subscriptions,
     pub(crate) rare: Option<Box<Rare>>,
@@ -121,8 +119,8 @@ pub(crate) struct Rare {
     pub(crate) reason: Option<DisconnectReason>,
     /// It is present in those of its channels that track members; ready when all of them know.
     pub(crate) present: Option<Present>,
-    /// What it has beside public channels as a client of Pusher Channels.
-    pub(crate) pusher: Option<Box<Pusher>>,
+    /// What its protocol keeps of it.
+    pub(crate) state: Option<Box<dyn ProtocolState>>,
 }
 
 /// Whether a connection's presence entries were written, or failed to be. To leave a channel has to wait for that: a
@@ -130,12 +128,7 @@ pub(crate) struct Rare {
 pub(crate) type Present = Shared<BoxFuture<'static, ()>>;
 
 impl Session {
-    pub(crate) fn new(
-        address: AddressKey,
-        accepted_ms: u32,
-        over: Option<crate::edge::admission::Over>,
-        preamble: Preamble,
-    ) -> Self {
+    pub(crate) fn new(address: AddressKey, accepted_ms: u32, over: Option<Over>, preamble: Preamble) -> Self {
         Self { address, accepted_ms, phase: Phase::Head(Head { received: None, over, preamble }) }
     }
 
@@ -245,9 +238,8 @@ impl Open {
     }
 
     fn keep(&mut self, key: ChannelKey, content: &Content) {
-        let pusher = self.rare.as_mut().and_then(|rare| rare.pusher.as_mut());
-        if let Some(recovering) = pusher.and_then(|pusher| pusher.recovering(key)) {
-            recovering.kept.keep(content);
+        if let Some(state) = self.rare.as_mut().and_then(|rare| rare.state.as_mut()) {
+            state.keep(key, content);
         }
     }
 
@@ -259,9 +251,27 @@ impl Open {
         self.rare.as_ref()?.claims.as_ref()
     }
 
+    /// What its protocol keeps of it, where it keeps anything.
+    pub(crate) fn state<S: ProtocolState>(&self) -> Option<&S> {
+        let state: &dyn Any = &**self.rare.as_ref()?.state.as_ref()?;
+        state.downcast_ref()
+    }
+
+    pub(crate) fn state_mut<S: ProtocolState>(&mut self) -> Option<&mut S> {
+        let state: &mut dyn Any = &mut **self.rare.as_mut()?.state.as_mut()?;
+        state.downcast_mut()
+    }
+
+    /// The same, made when there is none.
+    pub(crate) fn state_or_default<S: ProtocolState + Default>(&mut self) -> &mut S {
+        let state = self.rare_mut().state.get_or_insert_with(|| Box::<S>::default());
+        let state: &mut dyn Any = &mut **state;
+        state.downcast_mut().expect("a connection keeps the state of its own protocol only")
+    }
+
     pub(crate) fn drop_empty_rare(&mut self) {
         if let Some(rare) = &mut self.rare {
-            rare.pusher.take_if(|pusher| pusher.is_empty());
+            rare.state.take_if(|state| state.is_empty());
         }
         self.rare.take_if(|rare| rare.is_empty());
     }
@@ -273,7 +283,7 @@ impl Rare {
         for (_, known) in self.positions.iter_mut().filter(|(own, _)| *own == key) {
             *known = position.or(*known);
         }
-        crate::protocols::sse::ids::event_id(self.positions.iter().map(|(_, position)| *position))
+        ids::event_id(self.positions.iter().map(|(_, position)| *position))
     }
 
     fn is_empty(&self) -> bool {
@@ -284,7 +294,7 @@ impl Rare {
             && self.publisher.is_none()
             && self.reason.is_none()
             && self.present.is_none()
-            && self.pusher.is_none()
+            && self.state.is_none()
     }
 }
 

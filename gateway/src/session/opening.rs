@@ -4,41 +4,37 @@
 //! is known, so whoever publishes after seeing it reaches this client, and nothing is written before it.
 
 use std::{
-    future::Future,
-    pin::Pin,
+    any::Any,
     sync::Arc,
-    task::{Context, Poll, Waker},
     time::{Duration, SystemTime},
 };
 
 use futures_util::{FutureExt as _, future::join_all};
 use tidegate_backplane::{BackplaneError, Channel, GapReason, History, Member, Position};
-use tidegate_reactor::{ConnectionId, Connections, Mail, Overflow, Tick};
+use tidegate_reactor::{Overflow, Tick};
 use tidegate_wire::{decoder::Decoder, sse, upgrade::Upgrade};
 
 use super::{
-    Open, Phase, Protocol, Rare, Recovery, Session, Subscriptions,
+    Ctx, Open, Phase, Rare, Recovery, Session, Subscriptions,
+    ids::Fresh,
     leaving::Leave,
+    protocol::{Event, ProtocolId},
     recovery::{Kept, Recovering, Want},
     refusal::Refusal,
 };
-use crate::protocols::{
-    pusher::{AppKey, Wanted},
-    sse::ids::Fresh,
-};
 use crate::{
-    auth::{Claims, TokenError},
+    auth::{Claims, KeyFetch, TokenError},
     config::SlowReader,
     hub::ChannelKey,
-    hub::outgoing::{Content, Encoding},
+    hub::outgoing::Content,
     metrics::{DropReason, HandshakeResult},
-    shard::{Command, Core},
 };
 
 /// What a client asked for and may have.
 #[derive(Debug)]
 pub(crate) struct Request {
-    pub(crate) protocol: Protocol,
+    /// Set by whoever asked the protocol.
+    pub(crate) protocol: ProtocolId,
     /// `None` for an event stream.
     pub(crate) upgrade: Option<Upgrade>,
     pub(crate) envelope: bool,
@@ -48,8 +44,20 @@ pub(crate) struct Request {
     pub(crate) claims: Option<Claims>,
     /// Origin of the page that reads an event stream.
     pub(crate) cross_origin: Option<Box<str>>,
-    /// Of Pusher Channels: the app, or why there is none.
-    pub(crate) app: Option<Wanted>,
+    /// What the protocol wants to know again when the connection is open.
+    pub(crate) state: Option<Box<dyn Any + Send>>,
+}
+
+/// Why an opening goes no further now.
+pub(crate) enum Stop {
+    Refused(Refusal),
+    NeedsKeys(KeyFetch),
+}
+
+impl From<Refusal> for Stop {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
 }
 
 /// A connection between its request and its answer.
@@ -90,47 +98,28 @@ struct Entered {
     recovering: Option<Recovering>,
 }
 
-/// The buffer that is kept between answers; a history is often larger.
-const SCRATCH_BYTES_KEPT: usize = 64 * 1024;
-
 /// A client that goes on sending before it is answered may send so much: a few small messages.
 const EARLY_BYTES_MAX: usize = 16 * 1024;
 
 impl Request {
-    pub(crate) fn echo(upgrade: Option<Upgrade>) -> Self {
+    /// One that asks for no channel.
+    pub(crate) fn bare(upgrade: Option<Upgrade>) -> Self {
         Self {
-            protocol: Protocol::Echo,
+            protocol: ProtocolId::default(),
             upgrade,
             envelope: false,
             channels: Vec::new(),
             since: Vec::new(),
             claims: None,
             cross_origin: None,
-            app: None,
+            state: None,
         }
     }
 
-    fn encoding(&self, compression: bool) -> Encoding {
-        // A client with a window of its own could not read what is deflated once for everyone.
-        let shared_deflate = self
-            .upgrade
-            .and_then(|upgrade| upgrade.deflate)
-            .is_some_and(|deflate| deflate.can_share(usize::MAX));
-        // Echo has no channel, and Pusher's come later, each with its namespace.
-        let chooses = matches!(self.protocol, Protocol::Echo | Protocol::Pusher);
-        let deflated = shared_deflate && (compression || chooses);
-        match (self.protocol, self.envelope, self.channels.len() > 1) {
-            (Protocol::Sse, false, false) => Encoding::Sse,
-            (Protocol::Sse, true, false) => Encoding::SseEnvelope,
-            (Protocol::Sse, false, true) => Encoding::SseMany,
-            (Protocol::Sse, true, true) => Encoding::SseManyEnvelope,
-            (Protocol::Pusher, ..) if deflated => Encoding::PusherDeflated,
-            (Protocol::Pusher, ..) => Encoding::Pusher,
-            (_, false, _) if deflated => Encoding::RawDeflated,
-            (_, false, _) => Encoding::Raw,
-            (_, true, _) if deflated => Encoding::EnvelopeDeflated,
-            (_, true, _) => Encoding::Envelope,
-        }
+    /// Whether the client reads what is deflated once for everyone: not with a window of its own.
+    pub(crate) fn shares_deflate(&self) -> bool {
+        let deflate = self.upgrade.and_then(|upgrade| upgrade.deflate);
+        deflate.is_some_and(|deflate| deflate.can_share(usize::MAX))
     }
 }
 
@@ -194,79 +183,63 @@ impl Subscribing {
     }
 }
 
-impl Core {
-    /// Subscribes to what was asked for. `Some`: open already, and these bytes came after the head.
-    pub(crate) fn begin_opening(
-        &mut self,
-        connections: &mut Connections<Session>,
-        id: ConnectionId,
-        request: Request,
-        rest: &[u8],
-    ) -> Option<Vec<u8>> {
+impl Ctx<'_> {
+    /// Subscribes to what was asked for; `rest` came after the head.
+    pub(crate) fn begin_opening(&mut self, request: Request, rest: &[u8]) {
         let mut subscribing = Subscribing { request, entered: Vec::new(), waiting: 0 };
         let mut refused = None;
         for channel in &subscribing.request.channels {
-            let overflow = overflow(self.shared.node.namespaces().of(channel).slow_reader);
-            let (key, confirmation) = self.hub.enter(channel, overflow);
+            let overflow = overflow(self.core.shared.node.namespaces().of(channel).slow_reader);
+            let (key, confirmation) = self.core.hub.enter(channel, overflow);
             subscribing.entered.push(Entered { key, recovering: None });
             match confirmation.clone().now_or_never() {
                 Some(Ok(())) => {}
                 Some(Err(error)) => refused = Some(Refusal::Backplane(error)),
                 None => {
                     subscribing.waiting += 1;
-                    self.then(confirmation, move |result| Command::Confirmed { id, result });
+                    self.run(confirmation, |ctx, result| ctx.confirmed(result));
                 }
             }
         }
         let opening = Opening { state: State::Subscribing(subscribing), received: rest.to_vec() };
         match refused {
             Some(refusal) => {
-                self.set_opening(connections, id, opening);
-                self.refuse(connections, id, &refusal);
-                None
+                self.set_opening(opening);
+                self.refuse(&refusal);
             }
-            None => self.advance(connections, id, opening),
+            None => self.advance(opening),
         }
     }
 
-    pub(crate) fn confirmed(
-        &mut self,
-        connections: &mut Connections<Session>,
-        id: ConnectionId,
-        result: Result<(), BackplaneError>,
-    ) -> Option<Vec<u8>> {
+    pub(crate) fn confirmed(&mut self, result: Result<(), BackplaneError>) {
         if let Err(error) = result {
-            if self.is_opening(connections, id) {
-                self.refuse(connections, id, &Refusal::Backplane(error));
+            if self.is_opening() {
+                self.refuse(&Refusal::Backplane(error));
             }
-            return None;
+            return;
         }
-        self.answered(connections, id)
+        self.answered();
     }
 
-    pub(crate) fn history_read(
-        &mut self,
-        connections: &mut Connections<Session>,
-        id: ConnectionId,
-        key: ChannelKey,
-        result: Result<History, BackplaneError>,
-    ) -> Option<Vec<u8>> {
-        let Some(Phase::Opening(opening)) = connections.get_mut(id).map(|session| &mut session.phase) else {
-            return None;
+    pub(crate) fn history_read(&mut self, key: ChannelKey, result: Result<History, BackplaneError>) {
+        let Some(Phase::Opening(opening)) =
+            self.connections.get_mut(self.id).map(|session| &mut session.phase)
+        else {
+            return;
         };
-        let State::Subscribing(subscribing) = &mut opening.state else { return None };
-        let recovering = subscribing.recovering(key)?;
+        let State::Subscribing(subscribing) = &mut opening.state else { return };
+        let Some(recovering) = subscribing.recovering(key) else { return };
         match result {
             Err(error) => {
-                self.refuse(connections, id, &Refusal::Backplane(error));
-                return None;
+                self.refuse(&Refusal::Backplane(error));
+                return;
             }
             Ok(history) => match recovering.kept.overflow {
                 None => {
-                    let channel = self.hub.channel(key);
-                    let age = self.shared.node.namespaces().of(channel).history_age;
+                    let channel = self.core.hub.channel(key);
+                    let age = self.core.shared.node.namespaces().of(channel).history_age;
                     recovering.history = Some(match recovering.want {
-                        Want::Fresh(fresh) => fresh.missed(history, self.shared.started.elapsed(), age),
+                        Want::Fresh(fresh) => fresh.missed(history, self.core.shared.started.elapsed(), age),
                         Want::After(_) | Want::Now => history,
                     });
                 }
@@ -274,142 +247,103 @@ impl Core {
                     recovering.reads_left -= 1;
                     recovering.kept = Kept::default();
                     let want = recovering.want;
-                    self.read_history(id, key, want);
-                    return None;
+                    self.read_history(key, want);
+                    return;
                 }
                 // It cannot be had without a hole: say so.
                 Some(lost) => {
-                    self.metrics.messages_dropped.add(DropReason::RecoveryOverflow, lost.messages);
+                    self.core.metrics.messages_dropped.add(DropReason::RecoveryOverflow, lost.messages);
                     recovering.kept = Kept::default();
                     let top = lost.through.or(history.top);
                     recovering.history = Some(History { publications: Vec::new(), top, continuous: false });
                 }
             },
         }
-        self.answered(connections, id)
+        self.answered();
     }
 
     /// Lets go of what a connection that was never answered had asked for.
-    pub(crate) fn abandon_opening(
-        &mut self,
-        connections: &mut Connections<Session>,
-        id: ConnectionId,
-        opening: Opening,
-    ) {
+    pub(crate) fn abandon_opening(&mut self, opening: Opening) {
         let State::Subscribing(subscribing) = opening.state else { return };
         for entered in subscribing.entered {
             if entered.recovering.is_some() {
-                self.hub.end_reading(entered.key, id);
+                self.core.hub.end_reading(entered.key, self.id);
             }
-            self.hub.leave(entered.key, connections.now());
+            self.core.hub.leave(entered.key, self.connections.now());
         }
     }
 
-    fn is_opening(&self, connections: &Connections<Session>, id: ConnectionId) -> bool {
-        connections.get(id).is_some_and(|session| matches!(session.phase, Phase::Opening(_)))
+    fn is_opening(&self) -> bool {
+        self.connections.get(self.id).is_some_and(|session| matches!(session.phase, Phase::Opening(_)))
     }
 
-    fn set_opening(&self, connections: &mut Connections<Session>, id: ConnectionId, opening: Opening) {
-        if let Some(session) = connections.get_mut(id) {
+    fn set_opening(&mut self, opening: Opening) {
+        if let Some(session) = self.connections.get_mut(self.id) {
             session.phase = Phase::Opening(Box::new(opening));
         }
     }
 
     /// One of the answers it waits for has come.
-    fn answered(&mut self, connections: &mut Connections<Session>, id: ConnectionId) -> Option<Vec<u8>> {
-        let session = connections.get_mut(id)?;
-        let Phase::Opening(opening) = &mut session.phase else { return None };
-        let State::Subscribing(subscribing) = &mut opening.state else { return None };
+    fn answered(&mut self) {
+        let Some(session) = self.connections.get_mut(self.id) else { return };
+        let Phase::Opening(opening) = &mut session.phase else { return };
+        let State::Subscribing(subscribing) = &mut opening.state else { return };
         subscribing.waiting -= 1;
         if subscribing.waiting > 0 {
-            return None;
+            return;
         }
         let phase = std::mem::replace(&mut session.phase, Phase::Leaving(None));
-        let Phase::Opening(opening) = phase else { return None };
-        self.advance(connections, id, *opening)
+        let Phase::Opening(opening) = phase else { return };
+        self.advance(*opening);
     }
 
     /// Nothing is waited for: reads history if that is still to be done, else answers.
-    fn advance(
-        &mut self,
-        connections: &mut Connections<Session>,
-        id: ConnectionId,
-        mut opening: Opening,
-    ) -> Option<Vec<u8>> {
-        let State::Subscribing(subscribing) = &mut opening.state else { return None };
+    fn advance(&mut self, mut opening: Opening) {
+        let State::Subscribing(subscribing) = &mut opening.state else { return };
         if subscribing.waiting == 0 {
-            self.begin_recoveries(id, subscribing);
+            self.begin_recoveries(subscribing);
         }
         if subscribing.waiting > 0 {
-            self.set_opening(connections, id, opening);
-            return None;
+            self.set_opening(opening);
+            return;
         }
-        Some(self.answer(connections, id, opening))
+        self.finish(opening);
     }
 
     /// Starts a read of history for each channel that has a position, or needs one, and was not read yet.
-    fn begin_recoveries(&mut self, id: ConnectionId, subscribing: &mut Subscribing) {
-        let is_stream = subscribing.request.protocol == Protocol::Sse;
+    fn begin_recoveries(&mut self, subscribing: &mut Subscribing) {
+        let protocols = self.core.shared.protocols;
+        let tells_positions = subscribing.request.protocol.of_list(protocols).tells_positions();
         for (entered, since) in subscribing.entered.iter_mut().zip(&mut subscribing.request.since) {
             if entered.recovering.is_some() {
                 continue;
             }
-            let keeps_history =
-                || self.shared.node.namespaces().of(self.hub.channel(entered.key)).history().is_some();
+            let keeps_history = || {
+                self.core.shared.node.namespaces().of(self.core.hub.channel(entered.key)).history().is_some()
+            };
             let want = match since.take() {
-                Some(position) => match Fresh::of(position, self.shared.life) {
+                Some(position) => match Fresh::of(position, self.core.shared.life) {
                     Some(fresh) => Want::Fresh(fresh),
                     None => Want::After(position),
                 },
-                None if is_stream && keeps_history() => Want::Now,
+                None if tells_positions && keeps_history() => Want::Now,
                 None => continue,
             };
             entered.recovering = Some(Recovering::new(want));
-            self.hub.begin_reading(entered.key, id);
+            self.core.hub.begin_reading(entered.key, self.id);
             subscribing.waiting += 1;
-            self.read_history(id, entered.key, want);
-        }
-    }
-
-    /// Runs a future and posts its outcome to this shard. One that is ready at once, as the memory backplane's
-    /// are, never leaves the thread; its outcome still queues up behind what was delivered before it.
-    pub(crate) fn then<F>(&self, future: F, outcome: impl FnOnce(F::Output) -> Command + Send + 'static)
-    where
-        F: Future + Send + 'static,
-        F::Output: Send,
-    {
-        let mailbox = self.mailbox.clone();
-        let posted = async move { mailbox.send(Mail::Command(outcome(future.await))) };
-        if let Err(waits) = self.begin(posted) {
-            self.shared.runtime.spawn(waits);
-        }
-    }
-
-    /// Polls a future once, as the runtime would: a shard's thread is in it. An error is the future, which has to
-    /// wait.
-    pub(crate) fn begin<F>(&self, future: F) -> Result<F::Output, Pin<Box<F>>>
-    where
-        F: Future + Send + 'static,
-    {
-        let mut future = Box::pin(future);
-        match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(output) => Ok(output),
-            Poll::Pending => Err(future),
+            self.read_history(entered.key, want);
         }
     }
 
     /// Everything is there: answers and serves.
-    fn answer(
-        &mut self,
-        connections: &mut Connections<Session>,
-        id: ConnectionId,
-        opening: Opening,
-    ) -> Vec<u8> {
-        let Opening { state: State::Subscribing(subscribing), received } = opening else { return Vec::new() };
+    fn finish(&mut self, opening: Opening) {
+        let Opening { state: State::Subscribing(subscribing), received } = opening else { return };
         let Subscribing { mut request, entered, .. } = subscribing;
         let compression =
-            request.channels.iter().all(|channel| self.shared.node.namespaces().of(channel).compression);
-        let encoding = request.encoding(compression);
+            request.channels.iter().all(|channel| self.core.shared.node.namespaces().of(channel).compression);
+        let protocol = request.protocol.of_list(self.core.shared.protocols);
+        let encoding = protocol.encoding(&request, compression);
         let mut rare = Rare::default();
         if encoding.is_individual() {
             // Every id names every channel from the first on: whoever is cut off in between comes back to all.
@@ -418,16 +352,16 @@ impl Core {
                 .map(|entered| (entered.key, entered.recovering.as_ref().and_then(|it| self.place(it))))
                 .collect();
         }
-        let mut out = std::mem::take(&mut self.scratch);
+        let mut out = std::mem::take(&mut self.core.scratch);
         out.clear();
-        write_head(&request, &mut out);
-        connections.write(id, &out);
+        protocol.write_answer(&request, &mut out);
+        self.connections.write(self.id, &out);
         out.clear();
         let mut open = Open {
             protocol: request.protocol,
             encoding,
             pinged: false,
-            app: AppKey::default(),
+            tag: 0,
             decoder: Decoder::new(request.upgrade.is_some_and(|upgrade| upgrade.deflate.is_some())),
             subscriptions: Subscriptions::None,
             rare: None,
@@ -436,9 +370,9 @@ impl Core {
         let mut last_id = None;
         for entered in entered {
             match entered.recovering {
-                None => open.subscriptions.push(self.hub.join(entered.key, encoding, id.slot)),
+                None => open.subscriptions.push(self.core.hub.join(entered.key, encoding, self.id.slot)),
                 Some(recovering) => {
-                    self.hub.end_reading(entered.key, id);
+                    self.core.hub.end_reading(entered.key, self.id);
                     let has_nothing = recovering.has_nothing();
                     let recovery = Recovery::new(entered.key);
                     let (recovery, told) =
@@ -446,8 +380,8 @@ impl Core {
                     told_all &= told;
                     last_id = self.standing_id(&recovery, &mut rare).or(last_id);
                     let (subscription, follows) = match has_nothing {
-                        true => (self.hub.join(entered.key, encoding, id.slot), false),
-                        false => self.hub.resume(encoding, &recovery, id.slot),
+                        true => (self.core.hub.join(entered.key, encoding, self.id.slot), false),
+                        false => self.core.hub.resume(encoding, &recovery, self.id.slot),
                     };
                     open.subscriptions.push(subscription);
                     rare.recoveries.extend(follows.then_some(recovery));
@@ -458,39 +392,31 @@ impl Core {
             sse::encode_id(&last_id, &mut out);
         }
         if !out.is_empty() {
-            connections.write_beyond_bound(id, &out);
+            self.connections.write_beyond_bound(self.id, &out);
         }
-        self.keep_scratch(out);
-        self.take_claims(connections.now(), request.claims.take(), &mut rare);
+        self.core.keep_scratch(out);
+        self.take_claims(self.connections.now(), request.claims.take(), &mut rare);
         open.rare = Some(Box::new(rare));
         open.drop_empty_rare();
-        connections.set_merging(id, request.channels.len() > 1);
-        self.opened(connections, id, open, &request.channels);
-        if let Some(wanted) = request.app.take() {
-            self.establish(connections, id, wanted);
-        }
+        self.connections.set_merging(self.id, request.channels.len() > 1);
+        self.opened(open, &request.channels);
+        protocol.on_event(self, Event::Opened { state: request.state.take() });
         if !told_all {
-            self.leave(connections, id, Leave::Gap(GapReason::Unrecoverable));
+            self.leave(Leave::Gap(GapReason::Unrecoverable));
         }
-        received
+        self.resume(received);
     }
 
-    fn opened(
-        &mut self,
-        connections: &mut Connections<Session>,
-        id: ConnectionId,
-        open: Open,
-        channels: &[Channel],
-    ) {
-        let Some(session) = connections.get_mut(id) else { return };
+    fn opened(&mut self, open: Open, channels: &[Channel]) {
+        let Some(session) = self.connections.get_mut(self.id) else { return };
         session.phase = Phase::Open(open);
-        let took = self.shared.started.elapsed().as_millis() as u32;
+        let took = self.core.shared.started.elapsed().as_millis() as u32;
         let took = Duration::from_millis(u64::from(took.wrapping_sub(session.accepted_ms)));
-        self.metrics.handshakes.add(HandshakeResult::Accepted, 1);
-        self.metrics.handshake_seconds.observe(took);
-        self.metrics.connections_opened.add(1);
-        self.begin_beating(connections, id);
-        self.join_presence(connections, id, channels);
+        self.core.metrics.handshakes.add(HandshakeResult::Accepted, 1);
+        self.core.metrics.handshake_seconds.observe(took);
+        self.core.metrics.connections_opened.add(1);
+        self.begin_beating();
+        self.join_presence(channels);
     }
 
     fn take_claims(&self, now: Tick, claims: Option<Claims>, rare: &mut Rare) {
@@ -502,22 +428,17 @@ impl Core {
         rare.claims = Some(Arc::new(claims));
     }
 
-    fn join_presence(
-        &mut self,
-        connections: &mut Connections<Session>,
-        id: ConnectionId,
-        channels: &[Channel],
-    ) {
-        let node = &self.shared.node;
+    fn join_presence(&mut self, channels: &[Channel]) {
+        let node = &self.core.shared.node;
         let with_presence: Vec<&Channel> =
             channels.iter().filter(|channel| node.namespaces().of(channel).presence).collect();
         if with_presence.is_empty() {
             return;
         }
-        let Some(open) = connections.get_mut(id).and_then(Session::open_mut) else { return };
+        let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) else { return };
         let Some(claims) = open.claims().cloned() else { return };
         let Some(user) = claims.user.clone() else { return };
-        let name = self.connection_name(id);
+        let name = self.core.connection_name(self.id);
         let joining: Vec<_> = with_presence
             .into_iter()
             .map(|channel| {
@@ -534,36 +455,7 @@ impl Core {
         };
         let present = joined.boxed().shared();
         open.rare_mut().present = Some(present.clone());
-        self.detach(present);
-    }
-
-    /// Keeps a buffer for the next answer, unless this one made it large.
-    pub(crate) fn keep_scratch(&mut self, scratch: Vec<u8>) {
-        if scratch.capacity() <= SCRATCH_BYTES_KEPT {
-            self.scratch = scratch;
-        }
-    }
-
-    /// Runs a future that nobody waits for.
-    pub(crate) fn detach<F>(&self, future: F)
-    where
-        F: Future<Output = ()> + Send + 'static,
-    {
-        if let Err(waits) = self.begin(future) {
-            self.shared.runtime.spawn(waits);
-        }
-    }
-}
-
-fn write_head(request: &Request, out: &mut Vec<u8>) {
-    if let Some(upgrade) = &request.upgrade {
-        return upgrade.write_response(out, None);
-    }
-    match &request.cross_origin {
-        Some(origin) => {
-            sse::write_response_head(out, &[("Access-Control-Allow-Origin", &**origin), ("Vary", "Origin")]);
-        }
-        None => sse::write_response_head(out, &[]),
+        self.core.detach(present);
     }
 }
 

@@ -7,14 +7,11 @@
 use std::sync::Arc;
 
 use tidegate_backplane::{Gap, GapReason, History, HistoryQuery, Position};
-use tidegate_reactor::ConnectionId;
 
-use super::Rare;
-use crate::protocols::sse::ids::Fresh;
+use super::{Ctx, Rare, ids::Fresh};
 use crate::{
     hub::ChannelKey,
     hub::outgoing::{Content, Encoding},
-    shard::{Command, Core},
 };
 
 /// A channel whose history was sent to the connection.
@@ -164,17 +161,17 @@ impl Recovering {
     }
 }
 
-impl Core {
-    pub(crate) fn read_history(&mut self, id: ConnectionId, key: ChannelKey, want: Want) {
-        let backplane = Arc::clone(self.shared.node.backplane());
-        let channel = self.hub.channel(key).clone();
+impl Ctx<'_> {
+    pub(crate) fn read_history(&mut self, key: ChannelKey, want: Want) {
+        let backplane = Arc::clone(self.core.shared.node.backplane());
+        let channel = self.core.hub.channel(key).clone();
         let query = match want {
             Want::After(position) => HistoryQuery { since: Some(position), limit: usize::MAX },
             Want::Fresh(_) => HistoryQuery { since: None, limit: usize::MAX },
             Want::Now => HistoryQuery { since: None, limit: 0 },
         };
         let read = async move { backplane.history(&channel, query).await };
-        self.then(read, move |result| Command::HistoryRead { id, key, result });
+        self.run(read, move |ctx, result| ctx.history_read(key, result));
     }
 
     /// Where a channel stands for the client before anything of it is written.
@@ -182,15 +179,18 @@ impl Core {
         let top = recovering.history.as_ref().and_then(|history| history.top);
         Some(match recovering.want {
             Want::After(position) => position,
-            Want::Fresh(fresh) => fresh.position(self.shared.life),
-            Want::Now => top.unwrap_or_else(|| Fresh::place(self.shared.life, self.shared.started.elapsed())),
+            Want::Fresh(fresh) => fresh.position(self.core.shared.life),
+            Want::Now => {
+                top.unwrap_or_else(|| Fresh::place(self.core.shared.life, self.core.shared.started.elapsed()))
+            }
         })
     }
 
     /// The id that an event stream comes back with when nothing else is sent to it.
     pub(crate) fn standing_id(&self, recovery: &Recovery, rare: &mut Rare) -> Option<String> {
-        let place =
-            recovery.through.unwrap_or_else(|| Fresh::place(self.shared.life, self.shared.started.elapsed()));
+        let place = recovery
+            .through
+            .unwrap_or_else(|| Fresh::place(self.core.shared.life, self.core.shared.started.elapsed()));
         match rare.positions.is_empty() {
             true => Some(place.to_string()),
             false => rare.advance(recovery.key, Some(place)),
@@ -213,20 +213,22 @@ impl Core {
             false => vec![Content::Gap(Gap { reason: GapReason::Unrecoverable, top: history.top })],
         };
         contents.extend(recovering.kept.into_news(&mut recovery));
-        let channel = self.hub.channel(recovery.key).clone();
+        let channel = self.core.hub.channel(recovery.key).clone();
         let told = contents.iter().take_while(|content| {
             let before = out.len();
             match encoding.is_individual() {
                 true => {
                     let id = rare.advance(recovery.key, content.position());
-                    self.encoder.encode_sse(&channel, content, encoding, id.as_deref(), out);
+                    self.core.encoder.encode_sse(&channel, content, encoding, id.as_deref(), out);
                 }
-                false => out.extend_from_slice(&self.encoder.encode(&channel, content, encoding.plain())),
+                false => {
+                    out.extend_from_slice(&self.core.encoder.encode(&channel, content, encoding.plain()))
+                }
             }
             out.len() > before
         });
         let told = told.count();
-        self.metrics.messages_sent.add(told as u64);
+        self.core.metrics.messages_sent.add(told as u64);
         (recovery, told == contents.len())
     }
 }

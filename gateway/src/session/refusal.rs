@@ -5,11 +5,12 @@ use std::{borrow::Cow, time::Duration};
 use tidegate_backplane::{BackplaneError, ChannelError, PositionError};
 use tidegate_wire::{head::HeadError, http_answer, raw::QueryError, upgrade::UpgradeError};
 
+use super::{Ctx, Phase};
 use crate::{
+    admission::Over,
     auth::{ApiKeyError, TokenError},
-    edge::admission::Over,
-    http::{PROBLEM_MEDIA_TYPE, Problem},
     metrics::{AuthFailure, HandshakeResult},
+    problem::{PROBLEM_MEDIA_TYPE, Problem},
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +59,29 @@ pub(crate) enum Refusal {
 
 /// How long refused clients are told to wait: between 1 and 4 s, spread so that they do not all come back at once.
 const RETRY_AFTER_S: std::ops::RangeInclusive<u64> = 1..=4;
+
+impl Ctx<'_> {
+    /// Answers and ends a handshake.
+    pub(crate) fn refuse(&mut self, refusal: &Refusal) {
+        self.core.metrics.handshakes.add(refusal.result(), 1);
+        if let Some(failure) = refusal.auth_failure() {
+            self.core.shared.metrics.node.auth_failures.add(failure, 1);
+        }
+        tracing::debug!(%refusal, "handshake refused");
+        let mut out = std::mem::take(&mut self.core.scratch);
+        out.clear();
+        refusal.write(u64::from(self.id.generation), &mut out);
+        self.connections.write(self.id, &out);
+        self.core.scratch = out;
+        if let Some(session) = self.connections.get_mut(self.id)
+            && let Phase::Opening(opening) = std::mem::replace(&mut session.phase, Phase::Leaving(None))
+        {
+            self.abandon_opening(*opening);
+        }
+        self.connections.shut_when_flushed(self.id);
+        self.set_leave_timer();
+    }
+}
 
 impl Refusal {
     /// Status, reason phrase, and name of the problem type (see `docs/errors.md`).

@@ -1,293 +1,192 @@
 //! Open WebSockets: messages in, heartbeats, notices.
 
-use std::ops::ControlFlow;
+use std::{ops::ControlFlow, time::Duration};
 
-use tidegate_reactor::{ConnectionId, Connections, Tick};
+use tidegate_reactor::Tick;
 use tidegate_wire::{
     decoder::{Decoder, Message},
+    deflate::Inflater,
     frame::{self, CloseCode, Opcode},
-    pusher::{Code, server},
-    raw, sse,
 };
 
-use super::{Open, Phase, Protocol, Session, leaving::Leave};
-use crate::{
-    event,
-    metrics::{self, DisconnectReason},
-    shard::{Core, ShardDriver},
+use super::{
+    Ctx, Phase, Session,
+    leaving::Leave,
+    protocol::{Event, Transport},
 };
+use crate::metrics::{self, DisconnectReason};
 
 /// A ping carries when it was sent, in microseconds of the shard's clock.
 const PING_BYTES: usize = 8;
 
-impl ShardDriver {
-    /// Bytes of an open WebSocket.
-    pub(crate) fn read_socket(
-        &mut self,
-        connections: &mut Connections<Session>,
-        id: ConnectionId,
-        bytes: &mut [u8],
-    ) {
-        let Some(open) = connections.get_mut(id).and_then(Session::open_mut) else { return };
+impl Ctx<'_> {
+    /// Bytes of a connection that was answered: messages, or, when it was told to go, its close frame.
+    pub(crate) fn read_socket(&mut self, bytes: &mut [u8], inflater: &mut Inflater) {
         // The decoder is taken out while its messages are handled, since they may change the session.
-        let mut decoder = std::mem::replace(&mut open.decoder, Decoder::new(false));
+        let Some(decoder) = self.decoder_mut() else { return };
+        let mut decoder = std::mem::replace(decoder, Decoder::new(false));
         let max = self.core.shared.node.config().limits.message_bytes.bytes();
-        let core = &mut self.core;
-        let decoded = decoder
-            .decode(bytes, max, &mut self.inflater, |message| core.on_message(connections, id, message));
-        match connections.get_mut(id).map(|session| &mut session.phase) {
-            Some(Phase::Open(open)) => open.decoder = decoder,
-            Some(Phase::Leaving(Some(left))) => *left = decoder,
+        let decoded = decoder.decode(bytes, max, inflater, |message| self.on_message(message));
+        if let Some(left) = self.decoder_mut() {
+            *left = decoder;
+        }
+        match (decoded, self.session().map(|session| &session.phase)) {
+            (Err(error), Some(Phase::Open(_))) => self.leave(Leave::Protocol(error)),
+            (Err(_), Some(Phase::Leaving(Some(_)))) => self.connections.close_when_flushed(self.id),
             _ => {}
         }
-        if let Err(error) = decoded {
-            self.core.leave(connections, id, Leave::Protocol(error));
+    }
+
+    fn decoder_mut(&mut self) -> Option<&mut Decoder> {
+        match &mut self.session_mut()?.phase {
+            Phase::Open(open) => Some(&mut open.decoder),
+            Phase::Leaving(decoder) => decoder.as_mut(),
+            Phase::Head(_) | Phase::Opening(_) => None,
         }
     }
 
-    /// Bytes of a WebSocket that was told to go: only its close frame matters.
-    pub(crate) fn read_last(
-        &mut self,
-        connections: &mut Connections<Session>,
-        id: ConnectionId,
-        bytes: &mut [u8],
-    ) {
-        let Some(Phase::Leaving(Some(decoder))) = connections.get_mut(id).map(|session| &mut session.phase)
-        else {
-            return;
-        };
-        let max = self.core.shared.node.config().limits.message_bytes.bytes();
-        let mut closed = false;
-        let decoded = decoder.decode(bytes, max, &mut self.inflater, |message| match message {
-            Message::Close(_) => {
-                closed = true;
-                ControlFlow::Break(())
-            }
-            _ => ControlFlow::Continue(()),
-        });
-        if closed || decoded.is_err() {
-            connections.close_when_flushed(id);
-        }
-    }
-}
-
-impl Core {
-    fn on_message(
-        &mut self,
-        connections: &mut Connections<Session>,
-        id: ConnectionId,
-        message: Message<'_>,
-    ) -> ControlFlow<()> {
-        let Some(protocol) = connections.get(id).and_then(Session::open).map(|open| open.protocol) else {
-            return ControlFlow::Break(());
+    /// A message of a client. One that comes after the client was told to go matters only when it is the close frame: it
+    /// may have been read together with the message for which the client has to go.
+    fn on_message(&mut self, message: Message<'_>) -> ControlFlow<()> {
+        let protocol = match self.session().map(|session| &session.phase) {
+            Some(Phase::Open(open)) => open.protocol.of_list(self.core.shared.protocols),
+            Some(Phase::Leaving(Some(_))) => return self.on_last_message(message),
+            _ => return ControlFlow::Break(()),
         };
         match message {
-            Message::Ping(payload) => self.write_frame(connections, id, Opcode::Pong, payload),
+            Message::Ping(payload) => self.write_frame(Opcode::Pong, payload),
             Message::Pong(payload) => self.observe_pong(payload),
             Message::Close(close) => {
-                self.close_as_asked(connections, id, close.map(|(code, _)| code));
+                self.close_as_asked(close.map(|(code, _)| code));
                 return ControlFlow::Break(());
             }
             Message::Text(text) => {
-                self.metrics.messages_received.add(1);
-                match protocol {
-                    Protocol::Echo => self.echo(connections, id, Opcode::Text, text.as_bytes()),
-                    Protocol::Pusher => self.pusher_text(connections, id, text),
-                    _ => self.client_text(connections, id, text),
-                }
+                self.core.metrics.messages_received.add(1);
+                protocol.on_text(self, text);
             }
             Message::Binary(bytes) => {
-                self.metrics.messages_received.add(1);
-                match protocol {
-                    Protocol::Echo => self.echo(connections, id, Opcode::Binary, bytes),
-                    Protocol::Pusher => self.pusher_binary(connections, id),
-                    _ => self.client_binary(connections, id, bytes),
-                }
+                self.core.metrics.messages_received.add(1);
+                protocol.on_binary(self, bytes);
             }
         }
-        match connections.get(id).and_then(Session::open) {
-            Some(_) => ControlFlow::Continue(()),
-            None => ControlFlow::Break(()),
-        }
+        ControlFlow::Continue(())
     }
 
-    pub(crate) fn write_frame(
-        &mut self,
-        connections: &mut Connections<Session>,
-        id: ConnectionId,
-        opcode: Opcode,
-        payload: &[u8],
-    ) {
-        let mut out = std::mem::take(&mut self.scratch);
-        out.clear();
-        frame::encode(opcode, payload, &mut out);
-        connections.write(id, &out);
-        self.scratch = out;
-    }
-
-    /// What is echoed is bounded by the message it answers; a client that does not read is not read either.
-    fn echo(
-        &mut self,
-        connections: &mut Connections<Session>,
-        id: ConnectionId,
-        opcode: Opcode,
-        payload: &[u8],
-    ) {
-        let deflates = connections
-            .get(id)
-            .and_then(Session::open)
-            .is_some_and(|open| open.encoding == crate::hub::outgoing::Encoding::RawDeflated);
-        let mut out = std::mem::take(&mut self.scratch);
-        out.clear();
-        if deflates {
-            let mut deflated = Vec::new();
-            self.deflater.compress(payload, &mut deflated);
-            frame::encode_compressed(opcode, &deflated, &mut out);
-        } else {
-            frame::encode(opcode, payload, &mut out);
+    fn on_last_message(&mut self, message: Message<'_>) -> ControlFlow<()> {
+        match message {
+            Message::Close(_) => {
+                self.connections.close_when_flushed(self.id);
+                ControlFlow::Break(())
+            }
+            _ => ControlFlow::Continue(()),
         }
-        connections.write_beyond_bound(id, &out);
-        self.keep_scratch(out);
-        self.metrics.messages_sent.add(1);
-        connections.pause_until_flushed(id);
     }
 
     /// The client says goodbye: its code comes back (RFC 6455 section 5.5.1), and the connection ends.
-    fn close_as_asked(
-        &mut self,
-        connections: &mut Connections<Session>,
-        id: ConnectionId,
-        code: Option<CloseCode>,
-    ) {
-        let mut out = std::mem::take(&mut self.scratch);
-        out.clear();
-        match code {
-            Some(code) => frame::encode_close(code, "", &mut out),
-            None => frame::encode(Opcode::Close, &[], &mut out),
-        }
-        connections.write(id, &out);
-        self.scratch = out;
-        self.metrics.close_frames.add(metrics::CloseCode::of(code.unwrap_or(CloseCode::NORMAL).0), 1);
-        self.metrics.disconnects.add(DisconnectReason::ClientClosed, 1);
-        self.observe_duration(connections, id);
-        let Some(session) = connections.get_mut(id) else { return };
+    fn close_as_asked(&mut self, code: Option<CloseCode>) {
+        self.write(|out| match code {
+            Some(code) => frame::encode_close(code, "", out),
+            None => frame::encode(Opcode::Close, &[], out),
+        });
+        self.core.metrics.close_frames.add(metrics::CloseCode::of(code.unwrap_or(CloseCode::NORMAL).0), 1);
+        self.core.metrics.disconnects.add(DisconnectReason::ClientClosed, 1);
+        self.observe_duration();
+        let Some(session) = self.connections.get_mut(self.id) else { return };
         if let Phase::Open(open) = std::mem::replace(&mut session.phase, Phase::Leaving(None)) {
-            self.unsubscribe(connections, id, open);
+            self.unsubscribe(open);
         }
-        connections.close_when_flushed(id);
-        self.set_leave_timer(connections, id);
+        self.connections.close_when_flushed(self.id);
+        self.set_leave_timer();
     }
 
     fn observe_pong(&self, payload: &[u8]) {
         // A pong that nobody asked for is legal (RFC 6455 section 5.5.3) and means nothing.
         let Ok(sent_us) = <[u8; PING_BYTES]>::try_from(payload).map(u64::from_be_bytes) else { return };
-        let now_us = self.shared.started.elapsed().as_micros() as u64;
+        let now_us = self.core.shared.started.elapsed().as_micros() as u64;
         if let Some(rtt) = now_us.checked_sub(sent_us).filter(|&us| us < 600_000_000) {
-            self.metrics.ping_rtt_seconds.observe(std::time::Duration::from_micros(rtt));
+            self.core.metrics.ping_rtt_seconds.observe(Duration::from_micros(rtt));
         }
     }
 
     /// Sets the first heartbeat. Half to a whole interval from now, so that clients which came together are not
     /// pinged together.
-    pub(crate) fn begin_beating(&self, connections: &mut Connections<Session>, id: ConnectionId) {
-        let interval = self.shared.node.config().heartbeat.interval;
-        let spread = id.generation.wrapping_mul(2_654_435_761) % 1024;
+    pub(crate) fn begin_beating(&mut self) {
+        let interval = self.core.shared.node.config().heartbeat.interval;
+        let spread = self.id.generation.wrapping_mul(2_654_435_761) % 1024;
         let first = interval / 2 + interval / 2 * spread / 1024;
         #[cfg(target_os = "linux")]
-        self.bound_silence(connections, id);
-        self.beat_at(connections, id, connections.now().after(first));
+        self.bound_silence();
+        self.beat_at(self.connections.now().after(first));
     }
 
     /// An event stream answers no ping. A client that vanished shows in what it does not acknowledge, and that
     /// takes the kernel a quarter of an hour by default. A client that is there but reads nothing looks the same
     /// to the kernel, so it has two heartbeats and a time-out, a minute by default, before it counts as gone.
     #[cfg(target_os = "linux")]
-    fn bound_silence(&self, connections: &Connections<Session>, id: ConnectionId) {
-        let is_stream =
-            connections.get(id).and_then(Session::open).is_some_and(|open| open.protocol == Protocol::Sse);
-        let heartbeat = &self.shared.node.config().heartbeat;
+    fn bound_silence(&self) {
+        let is_stream = self.protocol().is_some_and(|protocol| protocol.transport() == Transport::Stream);
+        let heartbeat = &self.core.shared.node.config().heartbeat;
         let limit = heartbeat.interval * 2 + heartbeat.timeout;
-        if is_stream && let Err(error) = connections.set_unacknowledged_max(id, limit) {
+        if is_stream && let Err(error) = self.connections.set_unacknowledged_max(self.id, limit) {
             tracing::debug!(%error, "a vanished event stream will be noticed late");
         }
     }
 
     /// The heartbeat of an open connection.
-    pub(crate) fn beat(&mut self, connections: &mut Connections<Session>, id: ConnectionId) {
-        let now = connections.now();
-        let silent = now.since(connections.heard(id));
-        let Some(open) = connections.get_mut(id).and_then(Session::open_mut) else { return };
+    pub(crate) fn beat(&mut self) {
+        let now = self.connections.now();
+        let silent = now.since(self.connections.heard(self.id));
+        let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) else { return };
         let rare = open.rare.as_ref();
         if rare.and_then(|rare| rare.expires).is_some_and(|expires| expires <= now) {
-            return self.leave(connections, id, Leave::TokenExpired);
+            return self.leave(Leave::TokenExpired);
         }
-        let heartbeat = &self.shared.node.config().heartbeat;
+        let heartbeat = &self.core.shared.node.config().heartbeat;
         let (interval, timeout) = (heartbeat.interval, heartbeat.timeout);
-        if open.protocol == Protocol::Sse {
-            connections.write(id, sse::COMMENT_HEARTBEAT);
-            return self.beat_at(connections, id, now.after(interval));
+        if open.protocol.of_list(self.core.shared.protocols).transport() == Transport::Stream {
+            self.tell_protocol(Event::HeartbeatDue);
+            return self.beat_at(now.after(interval));
         }
         if std::mem::take(&mut open.pinged) {
             // Before the ping it had been silent for half an interval at least: silence that long and a timeout
             // means that the ping was not answered.
             if silent >= timeout + interval / 2 {
-                if open.protocol == Protocol::Pusher {
-                    return self.leave(connections, id, Leave::Pusher(Code::NO_PONG));
-                }
-                open.rare_mut().reason = Some(DisconnectReason::PingTimeout);
-                return connections.close(id);
+                return self.tell_protocol(Event::Silent);
             }
         } else if silent >= interval / 2 {
             open.pinged = true;
-            let now_us = self.shared.started.elapsed().as_micros() as u64;
-            self.write_frame(connections, id, Opcode::Ping, &now_us.to_be_bytes());
-            return self.beat_at(connections, id, now.after(timeout));
+            let now_us = self.core.shared.started.elapsed().as_micros() as u64;
+            self.write_frame(Opcode::Ping, &now_us.to_be_bytes());
+            return self.beat_at(now.after(timeout));
         }
-        let next = connections.heard(id).after(interval).max(Tick(now.0 + 1));
-        self.beat_at(connections, id, next);
+        let next = self.connections.heard(self.id).after(interval).max(Tick(now.0 + 1));
+        self.beat_at(next);
     }
 
     /// The next look at a connection: its heartbeat, or the end of its token if that is sooner.
-    fn beat_at(&self, connections: &mut Connections<Session>, id: ConnectionId, due: Tick) {
-        let expires = connections
-            .get(id)
-            .and_then(Session::open)
-            .and_then(|open: &Open| open.rare.as_ref()?.expires)
-            .unwrap_or(Tick::NEVER);
-        connections.set_timer(id, due.min(expires.max(Tick(connections.now().0 + 1))));
+    fn beat_at(&mut self, due: Tick) {
+        let expires = self.open().and_then(|open| open.rare.as_ref()?.expires).unwrap_or(Tick::NEVER);
+        let soonest = Tick(self.connections.now().0 + 1);
+        self.connections.set_timer(self.id, due.min(expires.max(soonest)));
     }
 
-    /// Says how many messages did not fit, where the protocol can.
-    pub(crate) fn tell_dropped(
-        &mut self,
-        connections: &mut Connections<Session>,
-        id: ConnectionId,
-        dropped: u64,
-    ) {
-        let Some(open) = connections.get(id).and_then(Session::open) else { return };
-        if !open.encoding.carries_notices() {
-            return;
+    /// Closes a connection that does not answer pings.
+    pub(crate) fn give_up_silent(&mut self) {
+        if let Some(open) = self.open_mut() {
+            open.rare_mut().reason = Some(DisconnectReason::PingTimeout);
         }
-        let (is_stream, is_pusher) = (open.encoding.is_sse(), open.encoding.is_pusher());
-        // The queue is the connection's, so the notice names a channel only where there is just one.
+        self.connections.close(self.id);
+    }
+
+    /// Says how many messages did not fit, where the protocol can. The queue is the connection's, so the notice names a
+    /// channel only where there is just one.
+    pub(crate) fn tell_dropped(&mut self, messages: u64) {
+        let Some(open) = self.open() else { return };
+        let hub = &self.core.hub;
         let channel = match open.subscriptions.as_slice() {
-            [only] => self.hub.channel(self.hub.channel_of(*only)).name().to_owned(),
+            [only] => hub.channel(hub.channel_of(*only)).name().to_owned(),
             _ => String::new(),
         };
-        let mut notice = Vec::new();
-        if is_pusher {
-            let channel = (!channel.is_empty()).then_some(&*channel);
-            let text = format!("{dropped} messages were dropped: this connection reads too slowly");
-            server::error(None, &text, channel, &mut notice);
-            return self.write_frame(connections, id, Opcode::Text, &notice);
-        }
-        raw::encode_dropped(&channel, dropped, &mut notice);
-        if is_stream {
-            let mut out = Vec::new();
-            sse::encode_event(None, Some(event::DROPPED), &String::from_utf8_lossy(&notice), &mut out);
-            connections.write(id, &out);
-        } else {
-            self.write_frame(connections, id, Opcode::Text, &notice);
-        }
+        self.tell_protocol(Event::Dropped { messages, channel: &channel });
     }
 }

@@ -13,6 +13,7 @@ use prometheus_client::{
 };
 
 use super::{Counters, Histogram, Label, Resource, process::Process};
+use crate::log;
 
 /// Everything as OpenMetrics text, the end mark included: the families of the process, and under the prefix `tidegate`
 /// those of the collectors.
@@ -20,6 +21,7 @@ pub fn openmetrics(collectors: impl IntoIterator<Item = Arc<dyn Collector>>) -> 
     let mut registry = Registry::default();
     registry.register_collector(Box::new(ProcessCollector));
     let ours = registry.sub_registry_with_prefix("tidegate");
+    ours.register_collector(Box::new(LogCollector));
     for collector in collectors {
         ours.register_collector(Box::new(Shared(collector)));
     }
@@ -61,6 +63,10 @@ pub fn to_prometheus(openmetrics: &str) -> String {
 /// The families of the process, under the names every Prometheus client library uses.
 #[derive(Debug)]
 struct ProcessCollector;
+
+/// What the log counts.
+#[derive(Debug)]
+struct LogCollector;
 
 /// A collector that the registry does not own.
 #[derive(Debug)]
@@ -109,6 +115,13 @@ impl Collector for ProcessCollector {
             }
         }
         Ok(())
+    }
+}
+
+impl Collector for LogCollector {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "Log lines that were not written because too many waited for standard error.";
+        Page::new(encoder).counter("log_lines_dropped", help, log::lines_dropped())
     }
 }
 

@@ -6,7 +6,11 @@ use std::{
 };
 
 use tidegate_reactor::{Closed, ConnectionId, Written};
-use tidegate_wire::{head::Head as RequestHead, proxy_v2::Addresses};
+use tidegate_wire::{
+    head::Head as RequestHead,
+    proxy_v2::Addresses,
+    request::{Judged, judge},
+};
 
 use super::{
     ConnectResult,
@@ -41,21 +45,14 @@ impl ProxyDriver {
     /// `fresh` are the last bytes of `received`.
     fn take_head(&mut self, links: &mut Links, id: ConnectionId, received: &[u8], fresh: &[u8]) {
         let max = self.shared.options.head_bytes_max;
-        // Without a line end among the fresh bytes the head cannot be complete now and was not before.
-        let parsed = match fresh.contains(&b'\n') || received.len() > max {
-            true => RequestHead::parse(received),
-            false => Ok(None),
-        };
-        match parsed {
-            Ok(None) if received.len() > max => self.refuse(links, id, Refusal::HeadTooLarge { max }),
-            Ok(Some(head)) if head.len > max => self.refuse(links, id, Refusal::HeadTooLarge { max }),
+        match judge(received, fresh.len(), max) {
             Ok(None) => {
                 if let Some(Phase::Head(head)) = links.get_mut(id).map(|link| &mut link.phase) {
                     head.received = received.to_vec();
                 }
             }
             Err(error) => self.refuse(links, id, error.into()),
-            Ok(Some(head)) => {
+            Ok(Some(Judged { head, .. })) => {
                 if let Err(refusal) = self.take_request(links, id, &head, received) {
                     self.refuse(links, id, refusal);
                 }
@@ -78,7 +75,7 @@ impl ProxyDriver {
         if self.is_draining() {
             return Err(Refusal::Draining);
         }
-        match request::route(head, received.len() > head.len)? {
+        match request::route(head, received.len() > head.len) {
             Route::Http | Route::Assign => {
                 self.hand_to_http(links, id, received);
                 Ok(())

@@ -1,15 +1,12 @@
 //! Requests that do not stay in a shard: hyper serves the client's connection, and each request of it goes to the
 //! node of its own key.
 //!
-//! Each head is read by the rules of a shard before hyper has it (`gate`), and hyper writes each request anew for the
+//! Each head is judged as in a shard before hyper has it (`ops::http::Gate`), and hyper writes each request anew for the
 //! node. So nothing that is the body of one request can become another one, whatever it looks like. A request for an
 //! upgrade or an event stream goes back to a shard, with the socket and all that was read after it: pairs live there
 //! and nowhere else.
 
 mod body;
-mod exchange;
-mod framing;
-mod gate;
 mod nodes;
 
 use std::{
@@ -35,12 +32,14 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tidegate_ops::{
     edge::{Edge, Preamble},
+    http::{AnswerBody, End, Exchange, Gate},
     tls::{Link as SocketLink, LinkParts},
 };
 use tidegate_reactor::TlsSession;
 use tidegate_wire::{
     head::{Head, HeadError},
     proxy_v2::Addresses,
+    request::RequestError,
 };
 use tokio::runtime::Handle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -48,8 +47,6 @@ use tower::ServiceExt as _;
 
 use self::{
     body::Lent,
-    exchange::{AnswerBody, End, Exchange},
-    gate::Gate,
     nodes::{Kept, NodeClient, Nodes},
 };
 use super::{
@@ -172,7 +169,7 @@ impl HttpProxy {
             Err(error) => return tracing::warn!(%error, "a handed-over socket could not be registered"),
         };
         let exchange = Arc::new(Exchange::default());
-        let gate = Gate::new(socket, &received, self.head_bytes_max, Arc::clone(&exchange));
+        let gate = Gate::new(socket, &received, self.head_bytes_max, is_shards, Arc::clone(&exchange));
         drop(received);
         let origin = Origin {
             peer: ends.source,
@@ -205,7 +202,8 @@ impl HttpProxy {
         match left {
             Left::Gate(End::Returning) if read_buf.is_empty() => self.give_back(gate, ends, place),
             Left::Gate(End::Returning) => tracing::warn!("hyper has kept bytes of a request"),
-            Left::Gate(End::Refused(refusal)) => {
+            Left::Gate(End::Refused(error)) => {
+                let refusal = Refusal::from(error);
                 self.door.metrics().refusals.add(refusal.reason(), 1);
                 let mut answer = Vec::new();
                 refusal.write(u64::from(ends.source.port()), &mut answer);
@@ -309,12 +307,18 @@ impl HttpProxy {
 
     fn read(&self, head: &[u8], origin: Origin) -> Result<Reading, Refusal> {
         // The gate has found it whole.
-        let head = Head::parse(head)?.ok_or(HeadError::Target)?;
-        let route = request::route(&head, false)?;
+        let head =
+            Head::parse(head).transpose().unwrap_or(Err(HeadError::Target)).map_err(RequestError::Head)?;
+        let route = request::route(&head, false);
         let client = request::client_address(&head, origin.peer, &self.edge.trust);
         let key = self.key.key_of(&head, client);
         Ok(Reading { route, client, candidates: self.chooser.candidates(&key.bytes, Instant::now()) })
     }
+}
+
+/// Whether a request is a pair's.
+fn is_shards(head: &Head<'_>, followed: bool) -> bool {
+    matches!(request::route(head, followed), Route::Pair(_))
 }
 
 /// Drives a connection and looks where it stands.

@@ -2,18 +2,14 @@
 
 use std::time::Duration;
 
-use tidegate_wire::{head::HeadError, http_answer};
+use tidegate_wire::{http_answer, request::RequestError};
 
 use super::metrics::RefusalReason;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Refusal {
     #[error("{0}")]
-    Head(#[from] HeadError),
-    #[error("{0}")]
-    Framing(#[from] FramingError),
-    #[error("the request head is larger than {max} bytes")]
-    HeadTooLarge { max: usize },
+    Request(#[from] RequestError),
     #[error("the request head did not arrive in time")]
     HeadTimeout,
     #[error("the body of the request broke off, or is not in chunks as it says")]
@@ -34,21 +30,6 @@ pub(super) enum Refusal {
     NoAnswer,
 }
 
-/// A request of which it is not certain where its body ends (RFC 9112 §6.3): two readers may see two requests in it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum FramingError {
-    #[error("Content-Length is given twice")]
-    LengthRepeated,
-    #[error("Content-Length is not a number")]
-    Length,
-    #[error("both Content-Length and Transfer-Encoding are given")]
-    LengthAndEncoding,
-    #[error("Transfer-Encoding is not `chunked`, or is given in HTTP/1.0")]
-    Encoding,
-    #[error("the body is not in chunks")]
-    Chunk,
-}
-
 pub(super) const PROBLEM_MEDIA_TYPE: &str = "application/problem+json";
 
 /// Refused clients are told to wait between 1 and 4 s, so that they do not all come back at once.
@@ -58,9 +39,12 @@ impl Refusal {
     /// Status, reason phrase, and name of the problem type.
     fn answer(self) -> (u16, &'static str, &'static str) {
         match self {
-            Self::Head(error) => (error.status().0, error.status().1, "malformed-request"),
-            Self::Framing(_) | Self::Body => (400, "Bad Request", "malformed-request"),
-            Self::HeadTooLarge { .. } => (431, "Request Header Fields Too Large", "head-too-large"),
+            Self::Request(error) => {
+                let (status, reason) = error.status();
+                let too_large = matches!(error, RequestError::TooLarge { .. });
+                (status, reason, if too_large { "head-too-large" } else { "malformed-request" })
+            }
+            Self::Body => (400, "Bad Request", "malformed-request"),
             Self::HeadTimeout => (408, "Request Timeout", "head-timeout"),
             Self::RateLimit { .. } => (429, "Too Many Requests", "too-many-handshakes"),
             Self::NoCapacity | Self::Descriptors => (503, "Service Unavailable", "no-capacity"),
@@ -77,8 +61,8 @@ impl Refusal {
 
     pub(super) fn reason(self) -> RefusalReason {
         match self {
-            Self::Head(_) | Self::Framing(_) | Self::Body => RefusalReason::Malformed,
-            Self::HeadTooLarge { .. } => RefusalReason::TooLarge,
+            Self::Request(RequestError::TooLarge { .. }) => RefusalReason::TooLarge,
+            Self::Request(_) | Self::Body => RefusalReason::Malformed,
             Self::HeadTimeout => RefusalReason::Timeout,
             Self::RateLimit { .. } => RefusalReason::RateLimit,
             Self::NoCapacity => RefusalReason::NoCapacity,
@@ -121,6 +105,8 @@ impl Refusal {
 
 #[cfg(test)]
 mod tests {
+    use tidegate_wire::{framing::FramingError, head::HeadError};
+
     use super::*;
 
     #[track_caller]
@@ -139,10 +125,10 @@ mod tests {
 
     #[test]
     fn each_reason_has_its_answer() {
-        check(HeadError::Host.into(), 400, None, "malformed-request");
-        check(FramingError::LengthAndEncoding.into(), 400, None, "malformed-request");
-        check(FramingError::Encoding.into(), 400, None, "malformed-request");
-        check(Refusal::HeadTooLarge { max: 16384 }, 431, None, "head-too-large");
+        check(Refusal::Request(HeadError::Host.into()), 400, None, "malformed-request");
+        check(Refusal::Request(FramingError::Encoding.into()), 400, None, "malformed-request");
+        check(Refusal::Request(FramingError::CodingUnknown.into()), 501, None, "malformed-request");
+        check(RequestError::TooLarge { max: 16384 }.into(), 431, None, "head-too-large");
         check(Refusal::HeadTimeout, 408, None, "head-timeout");
         check(
             Refusal::RateLimit { retry_after: Duration::from_secs(2) },

@@ -1,4 +1,4 @@
-//! A client's request: what it is for, whether its end is certain, and the head that a node is sent. Pure.
+//! A client's request: what it is for, and the head that a node is sent. Pure.
 
 use std::{
     borrow::Cow,
@@ -8,10 +8,7 @@ use std::{
 use tidegate_ops::trust::Trust;
 use tidegate_wire::head::Head;
 
-use super::{
-    link::Kind,
-    refusal::{FramingError, Refusal},
-};
+use super::link::Kind;
 use crate::assign;
 
 /// What is known of a client beside its request.
@@ -57,23 +54,21 @@ pub(super) const FORWARDING_HEADERS: [&str; 6] = [
 
 /// `followed`: bytes came after the head. For a request that is an upgrade they wait until the node has switched. For
 /// any other they are the next request, and only HTTP knows what to do with that.
-pub(super) fn route(head: &Head<'_>, followed: bool) -> Result<Route, Refusal> {
-    head.check_host()?;
-    check_framing(head)?;
+pub(super) fn route(head: &Head<'_>, followed: bool) -> Route {
     if head.path == assign::PATH {
-        return Ok(Route::Assign);
+        return Route::Assign;
     }
     if head.method != "GET" || head.has_body() {
-        return Ok(Route::Http);
+        return Route::Http;
     }
     if head.minor_version == 1
         && has_token(head, "upgrade", "websocket")
         && has_token(head, "connection", "upgrade")
     {
-        return Ok(Route::Pair(Kind::Upgrade));
+        return Route::Pair(Kind::Upgrade);
     }
     let streams = head.path == "/sse" || has_token(head, "accept", "text/event-stream");
-    Ok(if streams && !followed { Route::Pair(Kind::Stream) } else { Route::Http })
+    if streams && !followed { Route::Pair(Kind::Stream) } else { Route::Http }
 }
 
 /// The address that counts as the client's. One that a proxy has named comes without a port.
@@ -155,31 +150,6 @@ fn is_dropped(name: &str, connection: &str, trusted: bool) -> bool {
     }
     // A host that is of one hop would leave the node without one.
     HOP_HEADERS.iter().any(is) || (names_token(connection, name) && !is(&"host"))
-}
-
-fn check_framing(head: &Head<'_>) -> Result<(), FramingError> {
-    let named = |name: &'static str| {
-        head.headers()
-            .filter(move |(own, _)| own.eq_ignore_ascii_case(name))
-            .map(|(_, value)| value.trim_ascii())
-    };
-    let (mut lengths, mut encodings) = (named("content-length"), named("transfer-encoding"));
-    let (length, encoding) = (lengths.next(), encodings.next());
-    if lengths.next().is_some() {
-        return Err(FramingError::LengthRepeated);
-    }
-    if length.is_some() && encoding.is_some() {
-        return Err(FramingError::LengthAndEncoding);
-    }
-    if length.is_some_and(|value| value.is_empty() || !value.iter().all(u8::is_ascii_digit)) {
-        return Err(FramingError::Length);
-    }
-    let chunked = |value: &[u8]| value.eq_ignore_ascii_case(b"chunked");
-    match (encoding, encodings.next()) {
-        (None, _) => Ok(()),
-        (Some(value), None) if head.minor_version == 1 && chunked(value) => Ok(()),
-        _ => Err(FramingError::Encoding),
-    }
 }
 
 fn has_token(head: &Head<'_>, name: &str, token: &str) -> bool {

@@ -5,7 +5,8 @@
 --       2 hash P:{C}:u     user -> subscriptions, a line feed, info
 --       3 zset P:{C}:e     what is told when it lasts -> from when on (ms): u:USER left, v vacated, c count
 -- ARGV  1 PUBLISH or SPUBLISH, 2 pub/sub channel
---       3 time after which an end is told (ms), 4 counts up to which all are told, 5 interval above that (ms)
+--       3 time after which an end is told (ms), 4 small counts, 5 how often others are told (ms), 6 how often small ones
+--         are (ms)
 --
 -- What was told before and is not known here was lost with the server's data: it is not told again.
 
@@ -95,8 +96,8 @@ local function tell_count(total)
     return
   end
   local told_at = number(redis.call('HGET', state, 'w'))
-  local interval = tonumber(ARGV[5])
-  if total <= tonumber(ARGV[4]) or now - told_at >= interval then
+  local interval = tonumber(total <= tonumber(ARGV[4]) and ARGV[6] or ARGV[5])
+  if now - told_at >= interval then
     redis.call('HSET', state, 'l', digits(total), 'w', digits(now))
     unmark('c')
     event('\3', struct.pack('>I8', total))

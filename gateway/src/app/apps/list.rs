@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     path::Path,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -24,6 +24,9 @@ pub struct Apps {
     /// Grows with every snapshot.
     generation: AtomicU64,
     source: AppSource,
+    /// What apps use, for as long as anybody holds one: an app that is taken from the list and put back while its
+    /// connections are still open goes on with their number.
+    usages: Mutex<HashMap<AppId, Weak<Usage>>>,
     webhooks: Arc<Webhooks>,
     pub(super) metrics: AppMetrics,
     /// What the file was when it was last read.
@@ -43,6 +46,7 @@ impl Apps {
             snapshot: ArcSwap::default(),
             generation: AtomicU64::new(0),
             source: config.app_source(),
+            usages: Mutex::default(),
             webhooks,
             metrics: AppMetrics::default(),
             stamp: Mutex::default(),
@@ -75,12 +79,20 @@ impl Apps {
         // Before it is read: what changes while it is read is seen at the next look.
         *self.stamp() = self.file().and_then(Stamp::of);
         let tables = self.source.read()?;
-        let before = self.snapshot.load();
-        let apps = tables.0.into_iter().map(|(id, entry)| {
-            let usage = before.by_id.get(&id).map(|app| Arc::clone(&app.usage)).unwrap_or_default();
-            Arc::new(self.app(id, entry, usage))
-        });
-        let by_id: HashMap<_, _> = apps.map(|app| (app.id.clone(), app)).collect();
+        let by_id: HashMap<_, _> = {
+            let mut usages = self.usages.lock().unwrap_or_else(PoisonError::into_inner);
+            usages.retain(|_, usage| usage.strong_count() > 0);
+            let apps = tables.0.into_iter().map(|(id, entry)| {
+                let known = usages.get(&id).and_then(Weak::upgrade);
+                let usage = known.unwrap_or_else(|| {
+                    let usage = Arc::default();
+                    usages.insert(id.clone(), Arc::downgrade(&usage));
+                    usage
+                });
+                Arc::new(self.app(id, entry, usage))
+            });
+            apps.map(|app| (app.id.clone(), app)).collect()
+        };
         let by_key = by_id.values().map(|app| (app.key.clone(), Arc::clone(app))).collect();
         self.webhooks.keep_only(by_id.values().flat_map(|app| &app.webhooks));
         self.snapshot.store(Arc::new(Snapshot { by_id, by_key }));

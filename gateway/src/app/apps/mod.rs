@@ -16,12 +16,9 @@ pub(crate) mod signature;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
 };
 
 use tidegate_backplane::{Channel, ChannelError};
@@ -30,33 +27,7 @@ pub use self::list::Apps;
 pub(crate) use self::{metrics::AppCollector, reload::keep_fresh};
 use self::{rate::Rate, signature::Signer};
 use crate::app::webhooks::Endpoint;
-pub use crate::config::{AppLimits, WebhookEvent};
-
-/// Names an app inside: 1 to [`AppId::BYTES_MAX`] bytes of `[A-Za-z0-9_-]`. Shared by reference.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct AppId(Arc<str>);
-
-impl AppId {
-    /// In names of channels it stands before the `!`; see `docs/adr/0012-pusher.md`.
-    pub const BYTES_MAX: usize = 32;
-
-    pub fn new(id: &str) -> Option<Self> {
-        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
-        ((1..=Self::BYTES_MAX).contains(&id.len()) && id.bytes().all(allowed)).then(|| Self(id.into()))
-    }
-
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    /// The channel of the same name in this app; `None`: in the default one, where it is.
-    pub(crate) fn channel(app: Option<&Self>, channel: Channel) -> Result<Channel, ChannelError> {
-        match app {
-            None => Ok(channel),
-            Some(app) => Channel::in_app(app.as_str(), channel.name()),
-        }
-    }
-}
+pub use crate::config::{AppId, AppLimits, WebhookEvent};
 
 /// One app, as one snapshot of the configuration has it.
 #[derive(Debug)]
@@ -103,6 +74,11 @@ impl App {
         (!self.is_default).then_some(self.id.as_str())
     }
 
+    /// The app's channel of this name.
+    pub fn channel(&self, name: &str) -> Result<Channel, ChannelError> {
+        AppId::channel(self.prefix(), name)
+    }
+
     /// Takes one of the app's connections, or says that there is none left. Every one that was taken is given back
     /// with [`App::release`], to this snapshot's app or to a later one's.
     pub fn admit(&self) -> bool {
@@ -129,23 +105,5 @@ impl App {
     /// Whether one more reading request may be answered now.
     pub(crate) fn takes_read(&self) -> bool {
         self.usage.reads.take(self.limits.reads_per_second, 1)
-    }
-}
-
-impl fmt::Debug for AppId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(self.as_str(), f)
-    }
-}
-
-impl fmt::Display for AppId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl std::borrow::Borrow<str> for AppId {
-    fn borrow(&self) -> &str {
-        self.as_str()
     }
 }

@@ -125,6 +125,24 @@ fn a_changed_file_replaces_all_its_apps_or_none() {
     assert_eq!((watched.reloads(ReloadResult::Replaced), watched.reloads(ReloadResult::Refused)), (2, 1));
 }
 
+/// A shard looks at the list when it is told that it changed; by then the app may be back.
+#[test]
+fn an_app_that_was_gone_for_a_moment_counts_on() {
+    let watched = Watched::new(&app("a", "[apps.a.limits]\nconnections = 2"));
+    let held = watched.apps.by_key("key-a").unwrap();
+    assert!(held.admit() && held.admit());
+    watched.swap("without", &app("b", ""));
+    watched.eventually("no app a", |apps| apps.by_id("a").is_none());
+    watched.swap("again", &app("a", "[apps.a.limits]\nconnections = 2"));
+    watched.eventually("app a", |apps| apps.by_id("a").is_some());
+    let back = watched.apps.by_id("a").unwrap();
+    assert_eq!(back.connections(), 2);
+    assert!(!back.admit());
+    back.release();
+    held.release();
+    assert_eq!((back.connections(), held.connections()), (0, 0));
+}
+
 #[test]
 fn a_file_that_is_gone_leaves_the_apps_as_they_are() {
     let watched = Watched::new(&app("a", ""));

@@ -39,6 +39,8 @@ label!(
 #[derive(Debug, Default)]
 pub(crate) struct WebhookMetrics {
     pub(super) events: Counter,
+    /// Left out because another event says the same.
+    pub(super) coalesced: Counter,
     pub(super) dropped: Counters<WebhookDrop>,
     pub(super) requests: Counters<WebhookResult>,
     pub(super) retries: Counter,
@@ -55,6 +57,11 @@ impl Collector for WebhookCollector {
         let mut page = Page::new(encoder);
         page.counter("webhook_events", "Events that a webhook was to be told.", metrics.events.get())?;
         page.counters("webhook_events_dropped", "Events that a webhook was not told.", [&metrics.dropped])?;
+        page.counter(
+            "webhook_events_coalesced",
+            "Cache misses told a moment before, and numbers of subscriptions that a newer one replaced.",
+            metrics.coalesced.get(),
+        )?;
         page.counters("webhook_requests", "Requests to webhooks.", [&metrics.requests])?;
         page.counter("webhook_retries", "Requests that repeat a failed one.", metrics.retries.get())?;
         page.gauge(

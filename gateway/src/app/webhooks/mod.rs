@@ -99,7 +99,7 @@ impl Webhooks {
         let mut json: Option<Arc<[u8]>> = None;
         for endpoint in app.webhooks.iter().filter(|endpoint| endpoint.wants(&event)) {
             let json = json.get_or_insert_with(|| event.to_json());
-            endpoint.queue.push(Arc::clone(json));
+            endpoint.queue.push(&event, Arc::clone(json));
         }
     }
 
@@ -115,7 +115,9 @@ impl Webhooks {
             // An entry without an address was refused when the configuration was loaded.
             let Some(url) = &entry.url else { continue };
             let nth = entries[..index].iter().filter(|before| before.url.as_ref() == Some(url)).count();
-            endpoints.push(Endpoint::new(entry, self.queue((app.clone(), url.clone(), nth), signer)));
+            let queue = self.queue((app.clone(), url.clone(), nth), signer);
+            queue.configure(Arc::clone(signer), entry.batch);
+            endpoints.push(Endpoint::new(entry, queue));
         }
         endpoints
     }
@@ -151,7 +153,6 @@ impl Webhooks {
     fn queue(&self, key: QueueKey, signer: &Arc<Signer>) -> Arc<Queue> {
         let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(queue) = queues.get(&key) {
-            queue.sign_with(Arc::clone(signer));
             return Arc::clone(queue);
         }
         let bytes_max = self.sending.queue_bytes.bytes();
@@ -215,6 +216,17 @@ impl<'a> Event<'a> {
             | Self::CacheMiss { channel }
             | Self::SubscriptionCount { channel, .. } => channel,
         }
+    }
+
+    /// Whether it is a change of a channel, which comes once and is missed if it is lost. The rest are what clients do.
+    const fn is_change(&self) -> bool {
+        matches!(
+            self,
+            Self::ChannelOccupied { .. }
+                | Self::ChannelVacated { .. }
+                | Self::MemberAdded { .. }
+                | Self::MemberRemoved { .. }
+        )
     }
 
     fn to_json(self) -> Arc<[u8]> {

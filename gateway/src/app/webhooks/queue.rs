@@ -1,29 +1,50 @@
 //! The events that wait for one address: bounded in bytes; at the bound the oldest make room.
+//!
+//! What happened to channels (occupied, vacated, members) has room of its own, which nothing that a client can cause by
+//! the thousand takes from it. A cache miss is told once while the last one of its channel is fresh; of numbers of
+//! subscriptions that wait only the newest is kept. Events leave in the order in which they came.
 
 use std::{
-    collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    collections::{HashMap, VecDeque},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::metrics::{WebhookDrop, WebhookMetrics};
+use super::{
+    Event,
+    metrics::{WebhookDrop, WebhookMetrics},
+};
 use crate::app::apps::signature::Signer;
 
 /// One event as JSON.
 pub(super) type EventJson = Arc<[u8]>;
 
-/// Events in one request at most.
-pub(super) const BATCH_EVENTS_MAX: usize = 100;
+/// Events in one request at most, where an address takes several.
+const BATCH_EVENTS_MAX: usize = 100;
 
 /// Bytes in one request, unless one event is larger: under the 100 kB that Express takes by default, which with nginx's
 /// 1 MiB is the smallest of the common bounds. A request that is too large would be sent in vain until it is given up.
 const BATCH_BYTES_MAX: usize = 64 * 1024;
 
-/// What an event costs beside its bytes: 16 for the pointer in the queue, 16 for the counts of its `Arc`.
-const EVENT_OVERHEAD_BYTES: usize = 32;
+/// What an event costs beside its bytes: 56 for its place in the queue, 16 for the counts of its `Arc`.
+const EVENT_OVERHEAD_BYTES: usize = 72;
+
+/// What the topic of an event costs beside the channel's name: a place in the table (48), and the counts of its `Arc`.
+const TOPIC_OVERHEAD_BYTES: usize = 64;
+
+/// A miss of one channel is told once in so long: the app's server publishes what was missed, which takes a moment, and
+/// everybody who subscribes meanwhile misses it too.
+const MISS_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Channels whose last miss is remembered; a miss of a further one is told each time. Some 300 KiB at 60 bytes a name.
+const MISSES_MAX: usize = 4096;
 
 #[derive(Debug)]
 pub(super) struct Queue {
@@ -32,24 +53,69 @@ pub(super) struct Queue {
     pushed: Notify,
     /// Nothing is to be sent any more.
     abandoned: CancellationToken,
+    /// Of each lane.
     bytes_max: usize,
+    /// Events in one request.
+    batch_events: AtomicUsize,
     signer: ArcSwap<Signer>,
     metrics: Arc<WebhookMetrics>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    events: VecDeque<EventJson>,
-    /// Of `events` and of the batch that is being sent.
+    /// Number of the event that comes next.
+    next: u64,
+    /// What happened to channels, and all else.
+    lanes: [Lane; 2],
+    /// Topics that wait, and the numbers of their events.
+    topics: HashMap<Topic, u64>,
+    /// When a channel's miss was told last.
+    misses: HashMap<Arc<str>, Instant>,
+    /// When those that are no longer fresh were last taken out of it.
+    swept: Option<Instant>,
+}
+
+#[derive(Debug, Default)]
+struct Lane {
+    events: VecDeque<Waiting>,
+    /// Of `events` and of those that are being sent.
     bytes: usize,
     /// Of `events`.
     bytes_waiting: usize,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    number: u64,
+    topic: Option<Topic>,
+    json: EventJson,
+}
+
+/// What only one event that waits is about.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Topic {
+    Miss(Arc<str>),
+    Count(Arc<str>),
+}
+
+/// What became of an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pushed {
+    /// So many older ones were dropped for it.
+    Added {
+        dropped: u64,
+    },
+    /// Another one says the same.
+    Coalesced,
+    NoRoom,
 }
 
 /// Events that are being sent. They count as queued until they are settled or dropped.
 #[derive(Debug)]
 pub(super) struct Batch<'q> {
     pub(super) events: Vec<EventJson>,
+    /// What they cost, by lane.
+    bytes: [usize; 2],
     queue: &'q Queue,
     /// What to count if they are not sent after all.
     reason: WebhookDrop,
@@ -62,26 +128,31 @@ impl Queue {
             pushed: Notify::new(),
             abandoned: CancellationToken::new(),
             bytes_max,
+            batch_events: AtomicUsize::new(1),
             signer: ArcSwap::new(signer),
             metrics,
         }
     }
 
     /// Adds an event; what finds no room is counted.
-    pub(super) fn push(&self, event: EventJson) {
+    pub(super) fn push(&self, event: &Event<'_>, json: EventJson) {
         self.metrics.events.add(1);
         let mut state = self.state();
         if self.abandoned.is_cancelled() {
             drop(state);
             return self.metrics.dropped.add(WebhookDrop::Removed, 1);
         }
-        let before = state.bytes;
-        let (added, dropped) = state.push(event, self.bytes_max);
-        self.metrics.queue_bytes.add(state.bytes as i64 - before as i64);
+        let before = state.bytes();
+        let pushed = state.push(event, json, self.bytes_max, Instant::now());
+        self.metrics.queue_bytes.add(state.bytes() as i64 - before as i64);
         drop(state);
-        self.metrics.dropped.add(WebhookDrop::QueueFull, dropped);
-        if added {
-            self.pushed.notify_one();
+        match pushed {
+            Pushed::Added { dropped } => {
+                self.metrics.dropped.add(WebhookDrop::QueueFull, dropped);
+                self.pushed.notify_one();
+            }
+            Pushed::Coalesced => self.metrics.coalesced.add(1),
+            Pushed::NoRoom => self.metrics.dropped.add(WebhookDrop::QueueFull, 1),
         }
     }
 
@@ -96,48 +167,64 @@ impl Queue {
         self.abandoned.cancelled().await;
     }
 
-    pub(super) fn sign_with(&self, signer: Arc<Signer>) {
+    /// What the newest configuration says.
+    pub(super) fn configure(&self, signer: Arc<Signer>, batch: bool) {
         self.signer.store(signer);
+        self.batch_events.store(if batch { BATCH_EVENTS_MAX } else { 1 }, Relaxed);
     }
 
     pub(super) fn signer(&self) -> Arc<Signer> {
         self.signer.load_full()
     }
 
+    /// Events in one request at most.
+    pub(super) fn batch_events(&self) -> usize {
+        self.batch_events.load(Relaxed)
+    }
+
     /// Resolves when so many events wait, or more.
     pub(super) async fn filled(&self, events: usize) {
         loop {
             let pushed = self.pushed.notified();
-            if self.state().events.len() >= events {
+            if self.len() >= events {
                 return;
             }
             pushed.await;
         }
     }
 
-    /// Takes what waits, up to [`BATCH_EVENTS_MAX`] events or [`BATCH_BYTES_MAX`].
+    /// Takes what waits, as much as fits into one request.
     pub(super) fn take(&self) -> Batch<'_> {
         let mut state = self.state();
-        let mut bytes = 0;
-        let fits = |event: &&EventJson| {
-            bytes += event.len();
-            bytes <= BATCH_BYTES_MAX
-        };
-        let fitting = state.events.iter().take(BATCH_EVENTS_MAX).take_while(fits).count();
-        let number = fitting.max(1).min(state.events.len());
-        let events: Vec<_> = state.events.drain(..number).collect();
-        state.bytes_waiting -= events.iter().map(cost).sum::<usize>();
-        Batch { events, queue: self, reason: WebhookDrop::Drain }
+        let mut batch = Batch { events: Vec::new(), bytes: [0; 2], queue: self, reason: WebhookDrop::Drain };
+        let mut body_bytes = 0;
+        while batch.events.len() < self.batch_events()
+            && let Some((lane, event_bytes)) = state.oldest()
+        {
+            body_bytes += event_bytes;
+            if body_bytes > BATCH_BYTES_MAX && !batch.events.is_empty() {
+                break;
+            }
+            if let Some(event) = state.pop(lane) {
+                batch.bytes[lane] += event.cost();
+                batch.events.push(event.json);
+            }
+        }
+        batch
     }
 
     /// Events that wait, and those that are being sent are not among them.
     pub(super) fn len(&self) -> usize {
-        self.state().events.len()
+        self.state().lanes.iter().map(|lane| lane.events.len()).sum()
     }
 
-    fn release(&self, bytes: usize) {
-        self.state().bytes -= bytes;
-        self.metrics.queue_bytes.add(-(bytes as i64));
+    fn release(&self, bytes: [usize; 2]) {
+        let mut state = self.state();
+        for (lane, bytes) in state.lanes.iter_mut().zip(bytes) {
+            lane.bytes -= bytes;
+        }
+        drop(state);
+        self.metrics.queue_bytes.add(-(bytes.iter().sum::<usize>() as i64));
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -148,8 +235,7 @@ impl Queue {
 impl Batch<'_> {
     /// They were taken.
     pub(super) fn settle(mut self) {
-        let bytes = self.events.drain(..).map(|event| cost(&event)).sum();
-        self.queue.release(bytes);
+        self.events.clear();
     }
 
     /// They will not be sent.
@@ -165,36 +251,124 @@ impl Drop for Batch<'_> {
             let removed = self.queue.abandoned.is_cancelled();
             let reason = if removed { WebhookDrop::Removed } else { self.reason };
             self.queue.metrics.dropped.add(reason, self.events.len() as u64);
-            self.queue.release(self.events.iter().map(cost).sum());
         }
+        self.queue.release(self.bytes);
     }
 }
 
 impl State {
-    /// Whether it was added, and how many were dropped for it.
-    fn push(&mut self, event: EventJson, bytes_max: usize) -> (bool, u64) {
-        let cost_new = cost(&event);
-        let bytes_under_way = self.bytes - self.bytes_waiting;
-        if bytes_under_way + cost_new > bytes_max {
-            return (false, 1);
+    fn push(&mut self, event: &Event<'_>, json: EventJson, bytes_max: usize, now: Instant) -> Pushed {
+        let topic = Topic::of(event);
+        if self.coalesce(topic.as_ref(), &json, now) {
+            return Pushed::Coalesced;
+        }
+        let lane = usize::from(!event.is_change());
+        let waiting = Waiting { number: self.next, topic, json };
+        let cost = waiting.cost();
+        let bytes_under_way = self.lanes[lane].bytes - self.lanes[lane].bytes_waiting;
+        if bytes_under_way + cost > bytes_max {
+            return Pushed::NoRoom;
         }
         let mut dropped = 0;
-        while self.bytes + cost_new > bytes_max
-            && let Some(oldest) = self.events.pop_front()
+        while self.lanes[lane].bytes + cost > bytes_max
+            && let Some(oldest) = self.pop(lane)
         {
-            self.bytes -= cost(&oldest);
-            self.bytes_waiting -= cost(&oldest);
+            self.lanes[lane].bytes -= oldest.cost();
             dropped += 1;
         }
-        self.bytes += cost_new;
-        self.bytes_waiting += cost_new;
-        self.events.push_back(event);
-        (true, dropped)
+        self.next += 1;
+        match &waiting.topic {
+            Some(Topic::Miss(channel)) => self.note_miss(channel, now),
+            Some(count @ Topic::Count(_)) => drop(self.topics.insert(count.clone(), waiting.number)),
+            None => {}
+        }
+        let lane = &mut self.lanes[lane];
+        lane.bytes += cost;
+        lane.bytes_waiting += cost;
+        lane.events.push_back(waiting);
+        Pushed::Added { dropped }
+    }
+
+    /// Whether nothing has to be added: a miss that was told a moment ago, or a number that takes the place of one that
+    /// waits.
+    fn coalesce(&mut self, topic: Option<&Topic>, json: &EventJson, now: Instant) -> bool {
+        match topic {
+            Some(Topic::Miss(channel)) => {
+                self.misses.get(channel).is_some_and(|told| now.duration_since(*told) < MISS_INTERVAL)
+            }
+            Some(count @ Topic::Count(_)) => {
+                let Some(number) = self.topics.get(count) else { return false };
+                let lane = &mut self.lanes[1];
+                let Ok(at) = lane.events.binary_search_by_key(number, |waiting| waiting.number) else {
+                    return false;
+                };
+                let waiting = &mut lane.events[at];
+                let before = waiting.cost();
+                waiting.json = Arc::clone(json);
+                // A digit more or less.
+                let after = waiting.cost();
+                lane.bytes = lane.bytes + after - before;
+                lane.bytes_waiting = lane.bytes_waiting + after - before;
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn note_miss(&mut self, channel: &Arc<str>, now: Instant) {
+        let is_due = self.swept.is_none_or(|swept| now.duration_since(swept) >= MISS_INTERVAL);
+        if self.misses.len() >= MISSES_MAX && is_due {
+            self.swept = Some(now);
+            self.misses.retain(|_, told| now.duration_since(*told) < MISS_INTERVAL);
+        }
+        if self.misses.len() < MISSES_MAX {
+            self.misses.insert(Arc::clone(channel), now);
+        }
+    }
+
+    /// The lane whose first event came first, and that event's bytes.
+    fn oldest(&self) -> Option<(usize, usize)> {
+        let firsts = self.lanes.iter().enumerate();
+        let firsts = firsts.filter_map(|(lane, it)| it.events.front().map(|first| (first, lane)));
+        let (first, lane) = firsts.min_by_key(|(first, _)| first.number)?;
+        Some((lane, first.json.len()))
+    }
+
+    /// Takes the first event of a lane out of those that wait. It still counts in the lane's `bytes`.
+    fn pop(&mut self, lane: usize) -> Option<Waiting> {
+        let event = self.lanes[lane].events.pop_front()?;
+        self.lanes[lane].bytes_waiting -= event.cost();
+        if let Some(topic) = &event.topic {
+            self.topics.remove(topic);
+        }
+        Some(event)
+    }
+
+    fn bytes(&self) -> usize {
+        self.lanes.iter().map(|lane| lane.bytes).sum()
     }
 }
 
-fn cost(event: &EventJson) -> usize {
-    event.len() + EVENT_OVERHEAD_BYTES
+impl Waiting {
+    fn cost(&self) -> usize {
+        let topic = self.topic.as_ref().map_or(0, |topic| TOPIC_OVERHEAD_BYTES + topic.channel().len());
+        self.json.len() + EVENT_OVERHEAD_BYTES + topic
+    }
+}
+
+impl Topic {
+    fn of(event: &Event<'_>) -> Option<Self> {
+        match *event {
+            Event::CacheMiss { channel } => Some(Self::Miss(channel.into())),
+            Event::SubscriptionCount { channel, .. } => Some(Self::Count(channel.into())),
+            _ => None,
+        }
+    }
+
+    fn channel(&self) -> &str {
+        let (Self::Miss(channel) | Self::Count(channel)) = self;
+        channel
+    }
 }
 
 #[cfg(test)]
@@ -203,18 +377,35 @@ mod tests {
 
     fn queue(bytes_max: usize) -> Queue {
         let signer = Arc::new(Signer::new("key".into(), std::iter::empty()));
-        Queue::new(bytes_max, signer, Arc::default())
+        let queue = Queue::new(bytes_max, Arc::clone(&signer), Arc::default());
+        queue.configure(signer, true);
+        queue
     }
+
+    const CHANGE: Event<'static> = Event::ChannelOccupied { channel: "c" };
+    const CLIENT: Event<'static> =
+        Event::ClientEvent { channel: "c", event: "e", data: "", socket_id: "1.1", user_id: None };
 
     fn event(bytes: usize) -> EventJson {
         vec![b'e'; bytes].into()
     }
 
+    fn text(text: &str) -> EventJson {
+        text.as_bytes().into()
+    }
+
+    fn taken(queue: &Queue) -> Vec<String> {
+        let batch = queue.take();
+        let events = batch.events.iter().map(|event| String::from_utf8_lossy(event).into_owned()).collect();
+        batch.settle();
+        events
+    }
+
     #[test]
     fn a_request_is_bounded_in_bytes() {
         let queue = queue(1024 * 1024);
-        (0..10).for_each(|_| queue.push(event(10 * 1024)));
-        queue.push(event(BATCH_BYTES_MAX + 1));
+        (0..10).for_each(|_| queue.push(&CHANGE, event(10 * 1024)));
+        queue.push(&CHANGE, event(BATCH_BYTES_MAX + 1));
         let batches: Vec<usize> = (0..4)
             .map(|_| {
                 let batch = queue.take();
@@ -224,21 +415,87 @@ mod tests {
             })
             .collect();
         assert_eq!(batches, [6, 4, 1, 0], "one that is too large goes alone");
-        assert_eq!(queue.state().bytes, 0);
+        assert_eq!(queue.state().bytes(), 0);
     }
 
     #[test]
     fn what_could_not_fit_anyway_drops_nothing_else() {
         let queue = queue(30 * 1024);
-        queue.push(event(10 * 1024));
+        queue.push(&CHANGE, event(10 * 1024));
         let under_way = queue.take();
-        queue.push(event(15 * 1024));
-        queue.push(event(25 * 1024));
+        queue.push(&CHANGE, event(15 * 1024));
+        queue.push(&CHANGE, event(25 * 1024));
         assert_eq!((under_way.events.len(), queue.len()), (1, 1));
         under_way.settle();
-        queue.push(event(25 * 1024));
+        queue.push(&CHANGE, event(25 * 1024));
         assert_eq!(queue.len(), 1, "now the older one makes room");
         assert_eq!(queue.take().events[0].len(), 25 * 1024);
-        assert_eq!(queue.state().bytes, 0, "given up, and released");
+        assert_eq!(queue.state().bytes(), 0, "given up, and released");
+    }
+
+    /// An anonymous client may subscribe to cache channels by the thousand, and one with rights send events.
+    #[test]
+    fn what_happened_to_channels_keeps_its_room() {
+        let queue = queue(10 * 1024);
+        queue.push(&CHANGE, text("occupied"));
+        for number in 0..1000 {
+            queue.push(&Event::CacheMiss { channel: &format!("cache-{number}") }, event(100));
+            queue.push(&CLIENT, event(100));
+        }
+        assert_eq!(queue.take().events[0], text("occupied"));
+        assert!(queue.state().bytes() <= 10 * 1024);
+        assert!(queue.metrics.dropped.get(WebhookDrop::QueueFull) > 1900);
+    }
+
+    #[test]
+    fn events_of_both_kinds_leave_in_their_order() {
+        let queue = queue(1024 * 1024);
+        for (kind, name) in [(&CLIENT, "1"), (&CHANGE, "2"), (&CHANGE, "3"), (&CLIENT, "4")] {
+            queue.push(kind, text(name));
+        }
+        assert_eq!(taken(&queue), ["1", "2", "3", "4"]);
+    }
+
+    #[test]
+    fn a_miss_is_told_once_while_it_is_fresh() {
+        let (mut state, now) = (State::default(), Instant::now());
+        let mut miss = |channel: &str, after: Duration| {
+            state.push(&Event::CacheMiss { channel }, text(channel), 1 << 24, now + after)
+        };
+        let (added, moment) = (Pushed::Added { dropped: 0 }, Duration::from_millis(1));
+        assert_eq!(miss("a", Duration::ZERO), added);
+        assert_eq!(miss("a", MISS_INTERVAL - moment), Pushed::Coalesced);
+        assert_eq!(miss("b", Duration::ZERO), added);
+        assert_eq!(miss("a", MISS_INTERVAL), added);
+        for number in 0..2 * MISSES_MAX {
+            assert_eq!(miss(&format!("c{number}"), MISS_INTERVAL), added);
+        }
+        assert_eq!(state.misses.len(), MISSES_MAX);
+    }
+
+    #[test]
+    fn of_numbers_that_wait_the_newest_is_told() {
+        let queue = queue(1024 * 1024);
+        let count = |channel: &str, json: &str| {
+            queue.push(&Event::SubscriptionCount { channel, subscription_count: 1 }, text(json));
+        };
+        count("a", "a 9");
+        count("b", "b 1");
+        count("a", "a 10");
+        count("a", "a 11");
+        assert_eq!(taken(&queue), ["a 11", "b 1"]);
+        count("a", "a 12");
+        assert_eq!(taken(&queue), ["a 12"]);
+        assert_eq!(queue.state().bytes(), 0);
+        assert!(queue.state().topics.is_empty());
+        assert_eq!(queue.metrics.coalesced.get(), 2);
+    }
+
+    #[test]
+    fn a_request_has_one_event_where_no_more_are_wanted() {
+        let queue = queue(1024 * 1024);
+        queue.configure(queue.signer(), false);
+        (0..3).for_each(|number| queue.push(&CHANGE, text(&number.to_string())));
+        assert_eq!([taken(&queue), taken(&queue), taken(&queue)], [["0"], ["1"], ["2"]]);
     }
 }

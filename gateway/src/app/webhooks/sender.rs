@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     metrics::{WebhookDrop, WebhookMetrics, WebhookResult},
-    queue::{BATCH_EVENTS_MAX, Batch, EventJson, Queue},
+    queue::{Batch, EventJson, Queue},
 };
 use crate::config::{ConfigError, WebhookSending};
 
@@ -71,7 +71,7 @@ impl Sender {
                 _ => {}
             }
             tokio::select! {
-                () = self.queue.filled(BATCH_EVENTS_MAX) => {}
+                () = self.queue.filled(self.queue.batch_events()) => {}
                 () = sleep(self.sending.batch_wait) => {}
                 () = self.closing.cancelled() => {}
             }

@@ -141,7 +141,7 @@ fn sending() -> WebhookSending {
 }
 
 fn entry(url: &str) -> WebhookEntry {
-    WebhookEntry { url: WebhookUrl::from_text(url), ..WebhookEntry::default() }
+    WebhookEntry { url: WebhookUrl::from_text(url), batch: true, ..WebhookEntry::default() }
 }
 
 impl Rig {
@@ -186,6 +186,7 @@ fn app(secret: &str, webhooks: Vec<WebhookEntry>) -> AppEntry {
         key: Some("the-key".into()),
         secret: Some(Secret::new(secret.as_bytes())),
         webhooks: List(webhooks),
+        subscription_count: true,
         ..AppEntry::default()
     }
 }

@@ -27,7 +27,12 @@ impl TransitionHooks {
     pub(crate) fn tell(&self, channel: &Channel, transition: &Transition) {
         let app = channel.app().map_or_else(|| self.apps.default(), |id| self.apps.by_id(id));
         let (Some(app), channel) = (app, channel.name()) else { return };
-        if !channel.starts_with(INTERNAL) {
+        let is_told = match transition {
+            // Counted for who was subscribed before it was switched off.
+            Transition::Count { .. } => app.subscription_count,
+            _ => true,
+        };
+        if is_told && !channel.starts_with(INTERNAL) {
             self.webhooks.notify(&app, event(channel, transition));
         }
     }

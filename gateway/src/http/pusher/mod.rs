@@ -136,10 +136,7 @@ impl Call<'_> {
     fn named(&self, name: &str) -> Result<(Channel, ChannelKind), PusherError> {
         let kind = check_name(name, self.app.limits.channel_name_bytes as usize)
             .map_err(|error| PusherError::Channel { name: name.chars().take(64).collect(), error })?;
-        let channel = match self.app.prefix() {
-            None => Channel::new(name),
-            Some(app) => Channel::in_app(app, name),
-        };
+        let channel = self.app.channel(name);
         Ok((channel.map_err(PusherError::Inside)?, kind))
     }
 

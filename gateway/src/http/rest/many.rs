@@ -27,13 +27,10 @@ use super::{
 use crate::{
     app::apps::AppId,
     auth::{ApiKeyError, Scope},
-    http::{
-        HttpState, access, body,
-        error::{ApiError, Problem},
-        query::Query,
-    },
+    http::{HttpState, access, body, error::ApiError, query::Query},
     metrics::PublishCode,
     node::{Limits, PublishError, PublishHistory, PublishOutcome, PublishRequest},
+    problem::Problem,
 };
 
 /// Channels in one publish; Pusher's limit.
@@ -213,7 +210,7 @@ where
                 return Err(access::refuse(state, ApiKeyError::Channel));
             }
             orders.push(PublishRequest {
-                channel: AppId::channel(key.app(), channel)?,
+                channel: AppId::channel(key.app().map(AppId::as_str), channel.name())?,
                 event: many.event.as_ref().map(|event| event.0.clone()),
                 payload: payload.clone(),
                 idempotency_key: many.idempotency_key.as_ref().map(|key| key.0.clone()),

@@ -3,6 +3,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
+use bytes::Bytes;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -30,7 +31,7 @@ async fn client_with(server: &Arc<HttpServer>, request: &'static [u8]) -> TcpStr
     let (socket, peer) = listener.accept().await.unwrap();
     let address = place(server, peer);
     let received = Bytes::from_static(request);
-    server.take(HandOff { socket: socket.into_std().unwrap(), received, tls: None, address });
+    Arc::clone(server).take(HandOff { socket: socket.into_std().unwrap(), received, tls: None, address });
     client
 }
 
@@ -48,7 +49,7 @@ fn server(patience: Patience) -> Arc<HttpServer> {
         patience,
         head_bytes_max: limits.head_bytes.bytes(),
         front: Arc::new(Front::new(limits)),
-        dev: false,
+        is_shards: crate::protocols::serve,
         runtime: Handle::current(),
         stop: CancellationToken::new(),
         tasks: TaskTracker::new(),

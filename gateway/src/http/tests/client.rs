@@ -9,7 +9,8 @@ use http_body_util::BodyExt;
 use serde_json::Value;
 use tower::ServiceExt;
 
-use super::{ALL, HttpState, PROBLEM_MEDIA_TYPE, public_router};
+use super::{ALL, HttpState, public_router};
+use crate::problem::PROBLEM_MEDIA_TYPE;
 
 /// A request with the key that may do everything, unless its headers say otherwise.
 pub(super) struct Ask(pub(super) Request<Body>);

@@ -16,11 +16,11 @@ use tokio::runtime::Handle;
 
 use super::{ALL, BODY_MAX, HttpContext, HttpState, NEWS, ORIGIN, PAYLOAD_MAX, READER};
 use crate::{
+    admission::Front,
     app::apps::Apps,
     app::webhooks::Webhooks,
     auth::{ApiKeys, OriginRule, Origins, Pattern, Scope},
     config::{ApiKeyEntry, BackplaneAway, ByteSize, Config, Namespace, Secret},
-    edge::admission::Front,
     metrics::{Bounds, Metrics},
     node::interest::Load,
     node::{Node, Relay},

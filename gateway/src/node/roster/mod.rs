@@ -4,6 +4,7 @@
 //! Lists and changes of a channel go into the mailboxes of shards under the lock of its replica. So a shard that joins a
 //! subscriber to its lane in the same turn in which it gets the list hands it every later change, and no earlier one.
 
+mod list;
 mod replica;
 
 use std::{
@@ -16,18 +17,16 @@ use std::{
     time::Duration,
 };
 
-use tidegate_backplane::{Backplane, BackplaneError, CensusEvent, CensusKind, Channel, Roll};
+use tidegate_backplane::{Backplane, BackplaneError, CensusEvent, CensusKind, Channel};
 use tidegate_ops::metrics::{Collector, DescriptorEncoder, Page};
-use tidegate_reactor::{Mail, Mailbox};
 use tokio::runtime::Handle;
 
+pub(crate) use self::list::{List, ListForm};
 use self::replica::{Cause, Next, Outlet, Replica};
 use crate::{
     hub::outgoing::Content,
     node::interest::{Interest, Interests},
-    node::spread,
-    session::Session,
-    shard::Command,
+    node::{shards::Shards, spread},
 };
 
 /// How long a change is waited for whose number somebody was told. It comes over another connection than the number,
@@ -37,11 +36,14 @@ const OVERDUE: Duration = Duration::from_secs(1);
 /// A backplane that did not answer is asked again after this.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
+/// In a large channel, those who ask within this time get one list.
+const GATHER: Duration = Duration::from_millis(5);
+
 /// A reading is put off for so long when what it would tell has no room.
 const ROOM_PATIENCE: Duration = Duration::from_secs(5);
 
-type Shards = Vec<Mailbox<Mail<Session, Command>>>;
-type Reply = Box<dyn FnOnce(Result<Arc<Roll>, BackplaneError>) -> Command + Send>;
+/// Puts the list into the mailbox of the shard that asked.
+type Reply = Box<dyn FnOnce(Result<Arc<List>, BackplaneError>) + Send>;
 
 /// The replicas of this node.
 pub(crate) struct Rosters {
@@ -59,11 +61,8 @@ struct Roster {
     replica: Mutex<Replica<Asker>>,
 }
 
-/// Who asked, and how the answer is put.
-struct Asker {
-    shard: usize,
-    reply: Reply,
-}
+/// Who asked: takes the answer.
+struct Asker(Reply);
 
 #[derive(Debug, Default)]
 struct Counters {
@@ -89,16 +88,15 @@ impl Rosters {
         }
     }
 
-    /// Puts the list of a channel into the mailbox of a shard, with everything up to a number (that of the asker's own
+    /// Gives a shard the list of a channel, by a `reply` that puts it into its mailbox, with everything up to a number (that of the asker's own
     /// entry), and from then on each change. The shard holds the channel.
     pub(crate) fn read(
         self: &Arc<Self>,
         channel: &Channel,
         at_least: u64,
-        shard: usize,
-        reply: impl FnOnce(Result<Arc<Roll>, BackplaneError>) -> Command + Send + 'static,
+        reply: impl FnOnce(Result<Arc<List>, BackplaneError>) + Send + 'static,
     ) {
-        let asker = Asker { shard, reply: Box::new(reply) };
+        let asker = Asker(Box::new(reply));
         let (Some(interest), Some((_, runtime))) = (self.interests.get(channel), self.source.get()) else {
             return self.answer(asker, Err(not_subscribed()));
         };
@@ -108,6 +106,9 @@ impl Rosters {
             let is_late = cause.is_none() && replica.is_waited_for();
             if is_late {
                 runtime.spawn(Arc::clone(self).see_to_overdue(Arc::clone(&roster)));
+            }
+            if replica.begins_to_gather() {
+                runtime.spawn(Arc::clone(self).gather(Arc::clone(&roster)));
             }
             cause
         });
@@ -128,7 +129,13 @@ impl Rosters {
                 CensusKind::Joined(_) | CensusKind::Left { .. } => {}
             };
         };
-        let cause = roster.with(|replica| replica.event(event, has_room, &mut self.spout(&roster)));
+        let cause = roster.with(|replica| {
+            let cause = replica.event(event, has_room, &mut self.spout(&roster));
+            if let (true, Some((_, runtime))) = (replica.begins_to_gather(), self.source.get()) {
+                runtime.spawn(Arc::clone(self).gather(Arc::clone(&roster)));
+            }
+            cause
+        });
         self.begin_reading(&roster, cause);
     }
 
@@ -189,6 +196,11 @@ impl Rosters {
         }
     }
 
+    async fn gather(self: Arc<Self>, roster: Arc<Roster>) {
+        tokio::time::sleep(GATHER).await;
+        roster.with(|replica| replica.gathered(&mut self.spout(&roster)));
+    }
+
     async fn see_to_overdue(self: Arc<Self>, roster: Arc<Roster>) {
         tokio::time::sleep(OVERDUE).await;
         let cause = roster.with(Replica::overdue);
@@ -224,9 +236,9 @@ impl Rosters {
         spread(&self.shards, interest, &interest.channel, Content::Census(event), 0);
     }
 
-    fn answer(&self, asker: Asker, list: Result<Arc<Roll>, BackplaneError>) {
+    fn answer(&self, asker: Asker, list: Result<Arc<List>, BackplaneError>) {
         self.counters.lists.fetch_add(1, Relaxed);
-        self.shards[asker.shard].send(Mail::Command((asker.reply)(list)));
+        (asker.0)(list);
     }
 
     fn spout<'a>(&'a self, roster: &'a Roster) -> Spout<'a> {
@@ -245,7 +257,7 @@ impl Outlet<Asker> for Spout<'_> {
         self.rosters.deliver(self.interest, event);
     }
 
-    fn answer(&mut self, asker: Asker, list: Result<Arc<Roll>, BackplaneError>) {
+    fn answer(&mut self, asker: Asker, list: Result<Arc<List>, BackplaneError>) {
         self.rosters.answer(asker, list);
     }
 }
@@ -303,7 +315,7 @@ impl fmt::Debug for Rosters {
 
 impl fmt::Debug for Asker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Asker").field("shard", &self.shard).finish_non_exhaustive()
+        f.debug_struct("Asker").finish_non_exhaustive()
     }
 }
 

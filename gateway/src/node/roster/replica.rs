@@ -11,16 +11,22 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use tidegate_backplane::{BackplaneError, CensusEvent, CensusKind, Roll, User};
 
+use super::list::List;
+
 /// Changes that may wait for a reading, which takes a round trip: at 10,000 a second, 100 ms of them. If there are more,
 /// the channel is read again.
 const KEPT_MAX: usize = 1024;
+
+/// From so many users on, those who ask are gathered before a list is made that has changed since: in a channel that
+/// 10,000 users join at once, a list for each of them would be 50 million users copied and written.
+const GATHERED_FROM: usize = 64;
 
 /// What a replica hands out.
 pub(super) trait Outlet<A> {
     /// To all who were given a list.
     fn deliver(&mut self, event: Arc<CensusEvent>);
     /// To one who asked.
-    fn answer(&mut self, asker: A, list: Result<Arc<Roll>, BackplaneError>);
+    fn answer(&mut self, asker: A, list: Result<Arc<List>, BackplaneError>);
 }
 
 #[derive(Debug)]
@@ -28,11 +34,13 @@ pub(super) struct Replica<A> {
     sequence: u64,
     users: BTreeMap<Box<str>, Option<Box<str>>>,
     /// As it is given to those who ask, until it changes.
-    list: Option<Arc<Roll>>,
+    list: Option<Arc<List>>,
     phase: Phase,
     waiting: Vec<Waiting<A>>,
     /// Somebody was given a list, and is told what changes.
     is_told: bool,
+    /// Somebody will call [`gathered`](Replica::gathered).
+    is_gathering: bool,
 }
 
 #[derive(Debug)]
@@ -90,12 +98,14 @@ impl<A> Replica<A> {
             phase: Phase::Unread,
             waiting: Vec::new(),
             is_told: false,
+            is_gathering: false,
         }
     }
 
     /// Somebody wants the list with everything up to a number. `Some`: a reading is to be begun.
     pub(super) fn ask(&mut self, at_least: u64, asker: A, out: &mut impl Outlet<A>) -> Option<Cause> {
-        if matches!(self.phase, Phase::Current) && self.sequence >= at_least {
+        let is_there = matches!(self.phase, Phase::Current) && self.sequence >= at_least;
+        if is_there && (self.list.is_some() || !self.gathers()) {
             let list = self.list();
             out.answer(asker, Ok(list));
             return None;
@@ -126,7 +136,9 @@ impl<A> Replica<A> {
                     }
                     return Some(cause);
                 }
-                self.answer_ready(out);
+                if !self.gathers() {
+                    self.answer_ready(out);
+                }
                 None
             }
         }
@@ -146,7 +158,7 @@ impl<A> Replica<A> {
 
     /// Somebody may have waited for too long. `Some`: a reading is to be begun.
     pub(super) fn overdue(&mut self) -> Option<Cause> {
-        let waits = matches!(self.phase, Phase::Current) && !self.waiting.is_empty();
+        let waits = matches!(self.phase, Phase::Current) && self.is_waited_for();
         waits.then(|| self.begin(Cause::Overdue))
     }
 
@@ -202,8 +214,30 @@ impl<A> Replica<A> {
         }
     }
 
+    /// Whether somebody waits for a change that is not there yet.
     pub(super) fn is_waited_for(&self) -> bool {
-        !self.waiting.is_empty()
+        self.waiting.iter().any(|waiting| waiting.at_least > self.sequence)
+    }
+
+    /// Whether somebody could be answered and waits for others; `true` once, until [`gathered`](Self::gathered).
+    pub(super) fn begins_to_gather(&mut self) -> bool {
+        let is_ready = |waiting: &Waiting<A>| waiting.at_least <= self.sequence;
+        let begins =
+            !self.is_gathering && matches!(self.phase, Phase::Current) && self.waiting.iter().any(is_ready);
+        self.is_gathering |= begins;
+        begins
+    }
+
+    /// Others have had time to come: all get the same list.
+    pub(super) fn gathered(&mut self, out: &mut impl Outlet<A>) {
+        self.is_gathering = false;
+        if matches!(self.phase, Phase::Current) {
+            self.answer_ready(out);
+        }
+    }
+
+    fn gathers(&self) -> bool {
+        self.users.len() >= GATHERED_FROM
     }
 
     fn begin(&mut self, cause: Cause) -> Cause {
@@ -271,13 +305,13 @@ impl<A> Replica<A> {
         }
     }
 
-    fn list(&mut self) -> Arc<Roll> {
+    fn list(&mut self) -> Arc<List> {
         self.is_told = true;
         let make = || {
             let users = self.users.iter();
             let users = users.map(|(id, info)| User { id: id.clone(), info: info.clone() }).collect();
             // The number of subscriptions is not replicated.
-            Arc::new(Roll { sequence: self.sequence, subscriptions: 0, users })
+            Arc::new(List::new(Roll { sequence: self.sequence, subscriptions: 0, users }))
         };
         Arc::clone(self.list.get_or_insert_with(make))
     }

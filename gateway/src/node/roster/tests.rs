@@ -4,27 +4,38 @@
 
 use futures_util::{FutureExt, future::join_all};
 use tidegate_backplane::{Attend, MemoryBackplane, MemoryOptions, User};
-use tidegate_reactor::Shard;
 use tokio::sync::oneshot;
 
 use super::*;
-use crate::{node::Relay, shard::ShardDriver};
+use crate::node::{
+    Relay,
+    shards::{Order, ShardPort},
+};
+
+/// Carries out nothing: what is put into it stays.
+#[derive(Default)]
+struct Keeping(Mutex<Vec<Order>>);
+
+impl ShardPort for Keeping {
+    fn order(&self, order: Order) {
+        self.0.lock().unwrap().push(order);
+    }
+
+    fn stop(&self) {}
+}
 
 struct Rig {
     relay: Arc<Relay>,
     backplane: Arc<dyn Backplane>,
-    /// Nothing is taken out of its mailbox: what is put there stays.
-    _shard: Shard<ShardDriver>,
 }
 
 impl Rig {
     fn new() -> Self {
-        let shard = Shard::<ShardDriver>::new(1 << 20).unwrap();
-        let relay = Arc::new(Relay::new(vec![shard.mailbox()]));
+        let relay = Arc::new(Relay::new(vec![Box::<Keeping>::default()]));
         let memory = MemoryBackplane::new(relay.clone(), MemoryOptions::default());
         let backplane: Arc<dyn Backplane> = Arc::new(memory);
         relay.rosters.begin(&backplane, Handle::current());
-        Self { relay, backplane, _shard: shard }
+        Self { relay, backplane }
     }
 
     fn subscribe(&self) {
@@ -37,12 +48,9 @@ impl Rig {
         self.backplane.attend(&channel(), attend).now_or_never().unwrap().unwrap().sequence
     }
 
-    fn read(&self, at_least: u64) -> oneshot::Receiver<Result<Arc<Roll>, BackplaneError>> {
+    fn read(&self, at_least: u64) -> oneshot::Receiver<Result<Arc<List>, BackplaneError>> {
         let (send, list) = oneshot::channel();
-        self.relay.rosters.read(&channel(), at_least, 0, move |list| {
-            send.send(list).unwrap();
-            Command::Drain { over: Duration::ZERO }
-        });
+        self.relay.rosters.read(&channel(), at_least, move |list| send.send(list).unwrap());
         list
     }
 
@@ -59,7 +67,7 @@ fn channel() -> Channel {
     Channel::in_app("1", "presence-c").unwrap()
 }
 
-fn ids(list: &Roll) -> Vec<&str> {
+fn ids(list: &List) -> Vec<&str> {
     list.users.iter().map(|user| &*user.id).collect()
 }
 

@@ -12,9 +12,8 @@ use std::sync::Arc;
 
 use futures_util::FutureExt as _;
 use tidegate_backplane::{
-    Attend, AttendError, BackplaneError, Channel, ChannelError, History, HistoryQuery, Roll, User,
+    Attend, AttendError, BackplaneError, Channel, ChannelError, History, HistoryQuery, User,
 };
-use tidegate_reactor::{ConnectionId, Connections};
 use tidegate_wire::pusher::{
     Access, ChannelKind, Code, MemberError, NameError, PresenceMember, Subscribe, auth, check_name,
     server::{self, ErrorKind, SubscriptionError},
@@ -22,31 +21,28 @@ use tidegate_wire::pusher::{
     session::{Action, Answer, Place, Refusal},
 };
 
-use super::{Entering, channel_in, frame_of, messages::shown};
+use super::{AppKey, Entering, Pusher, frame_of, leave_with, messages::shown};
 use crate::{
     app::apps::App,
     app::webhooks::Event,
-    config::WebhookEvent,
     hub::outgoing::Encoding,
     hub::{ChannelKey, Subscription},
     metrics::DropReason,
+    node::roster::{List, ListForm},
     session::{
-        Open, Session,
-        leaving::Leave,
+        Ctx, Open, Session,
         opening::overflow,
         recovery::{Kept, Recovering, Recovery, Want},
     },
-    shard::{Command, Core},
 };
 
 /// Names an entrance within its shard while it lasts.
-pub(crate) type EntranceToken = u32;
+pub(super) type EntranceToken = u32;
 
 /// A subscription that waits, and what it holds meanwhile: a place in the hub and, from when the answer came, one in the
 /// census.
 #[derive(Debug)]
-pub(crate) struct Entrance {
-    id: ConnectionId,
+pub(super) struct Entrance {
     key: ChannelKey,
     kind: Kind,
     attended: bool,
@@ -67,7 +63,7 @@ enum Kind {
 
 /// What the backplane has answered.
 #[derive(Debug)]
-pub(crate) struct Entered {
+struct Entered {
     /// There is something to leave again.
     attended: bool,
     result: Result<Admission, EntranceError>,
@@ -122,44 +118,30 @@ impl EntranceError {
     }
 }
 
-impl Core {
-    pub(super) fn pusher_subscribe(
-        &mut self,
-        connections: &mut Connections<Session>,
-        id: ConnectionId,
-        subscribe: &Subscribe<'_>,
-        action: Action,
-    ) {
-        let Some(app) = self.app_of(connections, id) else { return };
-        match self.check_subscribe(connections, id, &app, subscribe, action) {
-            Ok((channel, kind)) => self.enter(connections, id, &app, &channel, kind),
-            Err(error) => self.deny(connections, id, &subscribe.channel, error.kind(), &error.to_string()),
+impl Ctx<'_> {
+    pub(super) fn pusher_subscribe(&mut self, subscribe: &Subscribe<'_>, action: Action) {
+        let Some(app) = self.app_of() else { return };
+        match self.check_subscribe(&app, subscribe, action) {
+            Ok((channel, kind)) => self.enter(&app, &channel, kind),
+            Err(error) => self.deny(&subscribe.channel, error.kind(), &error.to_string()),
         }
     }
 
     /// Subscribes to the presence of a user on the watchlist.
-    pub(super) fn watch(
-        &mut self,
-        connections: &mut Connections<Session>,
-        id: ConnectionId,
-        app: &App,
-        channel: &Channel,
-    ) {
-        self.enter(connections, id, app, channel, Kind::Watch);
+    pub(super) fn watch(&mut self, app: &App, channel: &Channel) {
+        self.enter(app, channel, Kind::Watch);
     }
 
     fn check_subscribe(
         &self,
-        connections: &Connections<Session>,
-        id: ConnectionId,
         app: &App,
         subscribe: &Subscribe<'_>,
         action: Action,
     ) -> Result<(Channel, Kind), EntranceError> {
         let name = &*subscribe.channel;
         let kind = check_name(name, app.limits.channel_name_bytes as usize)?;
-        let max = self.shared.node.config().limits.subscriptions as usize;
-        let Some(open) = connections.get(id).and_then(Session::open) else {
+        let max = self.core.shared.node.config().limits.subscriptions as usize;
+        let Some(open) = self.connections.get(self.id).and_then(Session::open) else {
             return Err(EntranceError::TooMany { max });
         };
         let entering = open.pusher().map_or(0, |pusher| pusher.entering.len());
@@ -171,7 +153,7 @@ impl Core {
         let channel_data = subscribe.channel_data.as_deref();
         match action {
             Action::VerifyThenEnter => {
-                let signed = auth::subscription(&self.socket_ids.name(id), name, channel_data);
+                let signed = auth::subscription(&self.core.socket_ids.name(self.id), name, channel_data);
                 if !is_signed(app, &subscribe.auth, &signed) {
                     return Err(EntranceError::Signature);
                 }
@@ -192,29 +174,22 @@ impl Core {
             }
             _ => Kind::Plain,
         };
-        Ok((channel_in(app, name)?, kind))
+        Ok((app.channel(name)?, kind))
     }
 
-    fn enter(
-        &mut self,
-        connections: &mut Connections<Session>,
-        id: ConnectionId,
-        app: &App,
-        channel: &Channel,
-        kind: Kind,
-    ) {
-        if let Some(result) = self.enter_again(connections, id, channel, &kind) {
+    fn enter(&mut self, app: &App, channel: &Channel, kind: Kind) {
+        if let Some(result) = self.enter_again(channel, &kind) {
             if let Err(error) = result {
-                self.deny(connections, id, channel.name(), error.kind(), &error.to_string());
+                self.deny(channel.name(), error.kind(), &error.to_string());
             }
             return;
         }
-        let policy = overflow(self.shared.node.namespaces().of(channel).slow_reader);
-        let (key, confirmation) = self.hub.enter(channel, policy);
+        let policy = overflow(self.core.shared.node.namespaces().of(channel).slow_reader);
+        let (key, confirmation) = self.core.hub.enter(channel, policy);
         let is_cache = ChannelKind::of(channel.name()).is_cache;
         if let (Kind::Plain, false, Some(Ok(()))) = (&kind, is_cache, confirmation.clone().now_or_never()) {
-            let entrance = Entrance { id, key, kind, attended: false, sequence: 0, last: None };
-            return self.grant(connections, entrance, None);
+            let entrance = Entrance { key, kind, attended: false, sequence: 0, last: None };
+            return self.grant(entrance, None);
         }
         let attend = match &kind {
             Kind::Presence(user) => Some(Attend::Enter {
@@ -224,17 +199,17 @@ impl Core {
             }),
             Kind::Plain | Kind::Watch => None,
         };
-        let entrance = Entrance { id, key, kind, attended: false, sequence: 0, last: None };
-        let token = self.entrances.insert(entrance) as EntranceToken;
+        let entrance = Entrance { key, kind, attended: false, sequence: 0, last: None };
+        let token = self.core.rooms.pusher_mut().entrances.insert(entrance) as EntranceToken;
         if is_cache {
-            self.hub.begin_reading(key, id);
+            self.core.hub.begin_reading(key, self.id);
         }
-        if let Some(open) = connections.get_mut(id).and_then(Session::open_mut) {
+        if let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) {
             let recovering = is_cache.then(|| Recovering::new(Want::Now));
             let entering = Entering { token, key, place: Place::Entering, recovering };
             open.pusher_mut().entering.push(entering);
         }
-        let (backplane, channel) = (Arc::clone(self.shared.node.backplane()), channel.clone());
+        let (backplane, channel) = (Arc::clone(self.core.shared.node.backplane()), channel.clone());
         let entered = async move {
             let mut attended = false;
             let admission = async {
@@ -254,22 +229,16 @@ impl Core {
             let result = admission.await;
             Entered { attended, result }
         };
-        self.then(entered, move |entered| Command::Entered { token, entered: Box::new(entered) });
+        self.run(entered, move |ctx, entered| ctx.entered(token, entered));
     }
 
     /// Who had unsubscribed while its subscription waited, and subscribes again, goes on waiting.
-    fn enter_again(
-        &mut self,
-        connections: &mut Connections<Session>,
-        id: ConnectionId,
-        channel: &Channel,
-        kind: &Kind,
-    ) -> Option<Result<(), EntranceError>> {
-        let key = self.hub.key_of(channel.as_str())?;
-        let open = connections.get_mut(id).and_then(Session::open_mut)?;
-        let pusher = open.rare.as_mut()?.pusher.as_mut()?;
+    fn enter_again(&mut self, channel: &Channel, kind: &Kind) -> Option<Result<(), EntranceError>> {
+        let key = self.core.hub.key_of(channel.as_str())?;
+        let open = self.connections.get_mut(self.id).and_then(Session::open_mut)?;
+        let pusher = open.state_mut::<Pusher>()?;
         let entering = pusher.entering.iter_mut().find(|entering| entering.key == key)?;
-        let same = match (&self.entrances.get(entering.token as usize)?.kind, kind) {
+        let same = match (&self.core.rooms.pusher().entrances.get(entering.token as usize)?.kind, kind) {
             (Kind::Presence(before), Kind::Presence(now)) => before == now,
             _ => true,
         };
@@ -281,65 +250,57 @@ impl Core {
     }
 
     /// The backplane has answered.
-    pub(crate) fn entered(
-        &mut self,
-        connections: &mut Connections<Session>,
-        token: EntranceToken,
-        entered: Entered,
-    ) {
-        let Some(entrance) = self.entrances.get_mut(token as usize) else { return };
+    fn entered(&mut self, token: EntranceToken, entered: Entered) {
+        let Some(entrance) = self.core.rooms.pusher_mut().entrances.get_mut(token as usize) else { return };
         entrance.attended |= entered.attended;
         // Of a second read it is 0.
         let attended_at = entered.result.as_ref().map_or(0, |admission| admission.sequence);
         entrance.sequence = entrance.sequence.max(attended_at);
         let needs_list = !matches!(entrance.kind, Kind::Plain);
         match entered.result {
-            Ok(admission) if self.is_wanted(connections, token) => {
-                let overflowed = self.overflowed(connections, token);
+            Ok(admission) if self.is_wanted(token) => {
+                let overflowed = self.overflowed(token);
                 match overflowed {
-                    Some(true) => self.read_last_again(connections, token),
-                    Some(false) => self.end_entrance(connections, token, Err(EntranceError::Busy)),
+                    Some(true) => self.read_last_again(token),
+                    Some(false) => self.end_entrance(token, Err(EntranceError::Busy)),
                     None => {
-                        if let Some(entrance) = self.entrances.get_mut(token as usize) {
+                        if let Some(entrance) = self.core.rooms.pusher_mut().entrances.get_mut(token as usize)
+                        {
                             entrance.last = admission.last;
                         }
                         match needs_list {
                             true => self.read_list(token),
-                            false => self.end_entrance(connections, token, Ok(None)),
+                            false => self.end_entrance(token, Ok(None)),
                         }
                     }
                 }
             }
-            Ok(_) => self.end_entrance(connections, token, Ok(None)),
-            Err(error) => self.end_entrance(connections, token, Err(error)),
+            Ok(_) => self.end_entrance(token, Ok(None)),
+            Err(error) => self.end_entrance(token, Err(error)),
         }
     }
 
     /// The list of a presence channel was read.
-    pub(crate) fn list_read(
-        &mut self,
-        connections: &mut Connections<Session>,
-        token: EntranceToken,
-        list: Result<Arc<Roll>, BackplaneError>,
-    ) {
-        self.end_entrance(connections, token, list.map(Some).map_err(EntranceError::from));
+    fn list_read(&mut self, token: EntranceToken, list: Result<Arc<List>, BackplaneError>) {
+        self.end_entrance(token, list.map(Some).map_err(EntranceError::from));
     }
 
-    fn is_wanted(&self, connections: &Connections<Session>, token: EntranceToken) -> bool {
-        let Some(entrance) = self.entrances.get(token as usize) else { return false };
-        let open = connections.get(entrance.id).and_then(Session::open);
+    fn is_wanted(&self, token: EntranceToken) -> bool {
+        if !self.core.rooms.pusher().entrances.contains(token as usize) {
+            return false;
+        }
+        let open = self.open();
         let entering = open.and_then(Open::pusher).map_or(&[][..], |pusher| &pusher.entering);
         entering.iter().any(|entering| entering.token == token && entering.place == Place::Entering)
     }
 
     /// Whether more was published than could be kept while the last event was read; `true`: it may be read again.
-    fn overflowed(&mut self, connections: &mut Connections<Session>, token: EntranceToken) -> Option<bool> {
-        let entrance = self.entrances.get(token as usize)?;
-        let open = connections.get_mut(entrance.id).and_then(Session::open_mut)?;
-        let recovering = open.pusher_mut().recovering(entrance.key)?;
+    fn overflowed(&mut self, token: EntranceToken) -> Option<bool> {
+        let key = self.core.rooms.pusher().entrances.get(token as usize)?.key;
+        let recovering = self.open_mut()?.pusher_mut().recovering(key)?;
         let lost = recovering.kept.overflow?;
         if recovering.reads_left == 0 {
-            self.metrics.messages_dropped.add(DropReason::RecoveryOverflow, lost.messages);
+            self.core.metrics.messages_dropped.add(DropReason::RecoveryOverflow, lost.messages);
             return Some(false);
         }
         recovering.reads_left -= 1;
@@ -347,131 +308,104 @@ impl Core {
         Some(true)
     }
 
-    fn read_last_again(&mut self, connections: &Connections<Session>, token: EntranceToken) {
-        debug_assert!(self.is_wanted(connections, token));
-        let Some(entrance) = self.entrances.get(token as usize) else { return };
+    fn read_last_again(&mut self, token: EntranceToken) {
+        debug_assert!(self.is_wanted(token));
+        let Some(entrance) = self.core.rooms.pusher().entrances.get(token as usize) else { return };
         let (backplane, channel) =
-            (Arc::clone(self.shared.node.backplane()), self.hub.channel(entrance.key).clone());
+            (Arc::clone(self.core.shared.node.backplane()), self.core.hub.channel(entrance.key).clone());
         let read = async move {
             let last = backplane.history(&channel, LAST).await;
             let result = last.map(|last| Admission { sequence: 0, last: Some(last) });
             Entered { attended: false, result: result.map_err(EntranceError::from) }
         };
-        self.then(read, move |entered| Command::Entered { token, entered: Box::new(entered) });
+        self.run(read, move |ctx, entered| ctx.entered(token, entered));
     }
 
     fn read_list(&mut self, token: EntranceToken) {
-        let Some(entrance) = self.entrances.get(token as usize) else { return };
-        let channel = self.hub.channel(entrance.key);
-        let reply = move |list| Command::ListRead { token, list };
-        self.shared.node.rosters().read(channel, entrance.sequence, self.shard, reply);
+        let Some(entrance) = self.core.rooms.pusher().entrances.get(token as usize) else { return };
+        let channel = self.core.hub.channel(entrance.key);
+        let reply = self.reply(move |ctx, list| ctx.list_read(token, list));
+        self.core.shared.node.rosters().read(channel, entrance.sequence, reply);
     }
 
     /// Everything has been answered: lets the client in, or tells it why not, or gives back what nobody wants now.
-    fn end_entrance(
-        &mut self,
-        connections: &mut Connections<Session>,
-        token: EntranceToken,
-        result: Result<Option<Arc<Roll>>, EntranceError>,
-    ) {
-        let Some(entrance) = self.entrances.try_remove(token as usize) else { return };
-        let id = entrance.id;
-        let entering = self.take_entering(connections, id, token);
+    fn end_entrance(&mut self, token: EntranceToken, result: Result<Option<Arc<List>>, EntranceError>) {
+        let Some(entrance) = self.core.rooms.pusher_mut().entrances.try_remove(token as usize) else {
+            return;
+        };
+        let entering = self.take_entering(token);
         let answer = if result.is_ok() { Answer::Granted } else { Answer::Denied };
         let next = entering.as_ref().map_or(Place::Outside, |entering| entering.place.next(answer));
         let was_wanted = entering.as_ref().is_some_and(|entering| entering.place == Place::Entering);
         match (next, result) {
             (Place::Inside, Ok(list)) => {
                 let recovering = entering.and_then(|entering| entering.recovering);
-                self.grant(connections, entrance, Some((list, recovering)));
+                self.grant(entrance, Some((list, recovering)));
             }
             (_, result) => {
-                let name = self.hub.channel(entrance.key).name().to_owned();
-                self.give_back(connections, entrance);
+                let name = self.core.hub.channel(entrance.key).name().to_owned();
+                self.give_back(entrance);
                 if let (true, Err(error)) = (was_wanted, result) {
-                    self.fail_entrance(connections, id, &name, &error);
+                    self.fail_entrance(&name, &error);
                 }
             }
         }
     }
 
     /// Takes a waiting subscription from its connection, which reads no history any more.
-    fn take_entering(
-        &mut self,
-        connections: &mut Connections<Session>,
-        id: ConnectionId,
-        token: EntranceToken,
-    ) -> Option<Entering> {
-        let open = connections.get_mut(id).and_then(Session::open_mut)?;
-        let pusher = open.rare.as_mut()?.pusher.as_mut()?;
+    fn take_entering(&mut self, token: EntranceToken) -> Option<Entering> {
+        let open = self.connections.get_mut(self.id).and_then(Session::open_mut)?;
+        let pusher = open.state_mut::<Pusher>()?;
         let at = pusher.entering.iter().position(|entering| entering.token == token)?;
         let entering = pusher.entering.swap_remove(at);
         if entering.recovering.is_some() {
-            self.hub.end_reading(entering.key, id);
+            self.core.hub.end_reading(entering.key, self.id);
         }
         open.drop_empty_rare();
         Some(entering)
     }
 
-    fn give_back(&mut self, connections: &Connections<Session>, entrance: Entrance) {
+    fn give_back(&mut self, entrance: Entrance) {
         if let (true, Kind::Presence(user)) = (entrance.attended, entrance.kind) {
             self.attend_no_more(entrance.key, Some(user.id));
         }
-        self.hub.leave(entrance.key, connections.now());
+        self.core.hub.leave(entrance.key, self.connections.now());
     }
 
     /// Clients do not ask again for a channel that they were refused, so one that only cannot be had now has the
     /// connection closed with a code after which they come back.
-    fn fail_entrance(
-        &mut self,
-        connections: &mut Connections<Session>,
-        id: ConnectionId,
-        name: &str,
-        error: &EntranceError,
-    ) {
+    fn fail_entrance(&mut self, name: &str, error: &EntranceError) {
         let kind = error.kind();
-        self.deny(connections, id, name, kind, &error.to_string());
+        self.deny(name, kind, &error.to_string());
         if kind == ErrorKind::Unavailable {
-            self.leave(connections, id, Leave::Pusher(Code::OVER_CAPACITY));
+            self.leave(leave_with(Code::OVER_CAPACITY));
         }
     }
 
     /// Refuses a subscription, as a `pusher:subscription_error`, which channels of pusher-js are told, and as the
     /// `pusher:error` that hosted Pusher sends.
-    pub(super) fn deny(
-        &mut self,
-        connections: &mut Connections<Session>,
-        id: ConnectionId,
-        name: &str,
-        kind: ErrorKind,
-        text: &str,
-    ) {
+    pub(super) fn deny(&mut self, name: &str, kind: ErrorKind, text: &str) {
         let name = shown(name);
-        self.metrics.subscriptions_refused.add(kind.into(), 1);
-        self.tell(connections, id, |out| {
+        self.core.metrics.subscriptions_refused.add(kind.into(), 1);
+        self.tell(|out| {
             server::subscription_error(name, SubscriptionError { kind, message: text }, out);
         });
-        self.tell(connections, id, |out| server::error(None, &format!("{name}: {text}"), None, out));
+        self.tell(|out| server::error(None, &format!("{name}: {text}"), None, out));
     }
 
     /// Writes the answer and joins the lane, in one turn. `waited`: the list of a presence channel, and what came while
     /// the last event was read.
-    fn grant(
-        &mut self,
-        connections: &mut Connections<Session>,
-        entrance: Entrance,
-        waited: Option<(Option<Arc<Roll>>, Option<Recovering>)>,
-    ) {
-        let Entrance { id, key, kind, last, .. } = entrance;
+    fn grant(&mut self, entrance: Entrance, waited: Option<(Option<Arc<List>>, Option<Recovering>)>) {
+        let Entrance { key, kind, last, .. } = entrance;
         let (list, recovering) = waited.unwrap_or_default();
-        let channel = self.hub.channel(key).clone();
+        let channel = self.core.hub.channel(key).clone();
         let name = channel.name();
-        let Some(open) = connections.get(id).and_then(Session::open) else { return };
-        let encoding = match self.shared.node.namespaces().of(&channel).compression {
+        let Some(open) = self.connections.get(self.id).and_then(Session::open) else { return };
+        let encoding = match self.core.shared.node.namespaces().of(&channel).compression {
             true => open.encoding,
             false => open.encoding.plain(),
         };
-        let mut out = std::mem::take(&mut self.scratch);
+        let mut out = std::mem::take(&mut self.core.scratch);
         out.clear();
         match (&kind, &list) {
             (Kind::Watch, list) => {
@@ -485,37 +419,35 @@ impl Core {
                     &mut out,
                 );
             }
-            (_, Some(list)) => {
-                let members = list.users.iter().map(|user| (&*user.id, user.info.as_deref()));
-                frame_of(|text| server::presence_succeeded(name, members, text), &mut out);
-            }
+            (_, Some(list)) => out.extend_from_slice(list.said(PRESENCE_LIST, |roll, said| {
+                let members = roll.users.iter().map(|user| (&*user.id, user.info.as_deref()));
+                frame_of(|text| server::presence_succeeded(name, members, text), said);
+            })),
             (_, None) => frame_of(|text| server::subscription_succeeded(name, text), &mut out),
         }
         let mut recovery = Recovery::new(key);
         recovery.census = list.as_ref().map(|list| list.sequence);
         if let Some(recovering) = recovering {
-            recovery = self.write_last(connections, id, encoding, recovery, recovering, last, &mut out);
+            recovery = self.write_last(encoding, recovery, recovering, last, &mut out);
         }
-        connections.write_beyond_bound(id, &out);
-        self.keep_scratch(out);
+        self.connections.write_beyond_bound(self.id, &out);
+        self.core.keep_scratch(out);
         // As in `tell`: who subscribes again and again and reads nothing is not read either.
-        connections.pause_until_flushed(id);
-        let (subscription, follows) = self.hub.resume(encoding, &recovery, id.slot);
-        self.granted(connections, id, subscription, follows.then_some(recovery), &kind, &channel);
+        self.connections.pause_until_flushed(self.id);
+        let (subscription, follows) = self.core.hub.resume(encoding, &recovery, self.id.slot);
+        self.granted(subscription, follows.then_some(recovery), &kind, &channel);
     }
 
     /// Notes a subscription that stands now.
     fn granted(
         &mut self,
-        connections: &mut Connections<Session>,
-        id: ConnectionId,
         subscription: Subscription,
         follows: Option<Recovery>,
         kind: &Kind,
         channel: &Channel,
     ) {
-        let key = self.hub.channel_of(subscription);
-        let Some(open) = connections.get_mut(id).and_then(Session::open_mut) else { return };
+        let key = self.core.hub.channel_of(subscription);
+        let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) else { return };
         open.subscriptions.push(subscription);
         if let Some(recovery) = follows {
             open.rare_mut().recoveries.push(recovery);
@@ -523,24 +455,21 @@ impl Core {
         if let Kind::Presence(user) = kind {
             open.pusher_mut().members.push((key, user.id.clone()));
         }
-        let (app, has_many) = (open.app, open.subscriptions.as_slice().len() > 1);
+        let (app, has_many) = (AppKey(open.tag), open.subscriptions.as_slice().len() > 1);
         if has_many {
-            connections.set_merging(id, true);
+            self.connections.set_merging(self.id, true);
         }
         let counts = ChannelKind::of(channel.name()).access != Access::User;
-        if let (Kind::Plain, true, Some(app)) = (kind, counts, self.apps.get(app)) {
+        if let (Kind::Plain, true, Some(app)) = (kind, counts, self.core.rooms.pusher().apps.get(app)) {
             // Who is told of counts must be subscribed before its own is counted.
-            let tells_counts = app.subscription_count || app.tells(WebhookEvent::SubscriptionCount);
+            let tells_counts = app.subscription_count;
             self.attend(channel, Attend::Enter { user: None, users_max: None, tells_counts });
         }
     }
 
     /// Appends the last event of a cache channel, or that there is none.
-    #[expect(clippy::too_many_arguments, reason = "all of them are parts of one entrance")]
     fn write_last(
         &mut self,
-        connections: &Connections<Session>,
-        id: ConnectionId,
         encoding: Encoding,
         recovery: Recovery,
         recovering: Recovering,
@@ -552,15 +481,18 @@ impl Core {
         let (key, mut none) = (recovery.key, Default::default());
         let (recovery, _) = self.write_recovered(recovery, recovering, encoding, &mut none, out);
         if out.len() == before {
-            let channel = self.hub.channel(key).clone();
+            let channel = self.core.hub.channel(key).clone();
             frame_of(|text| server::cache_miss(channel.name(), text), out);
-            if let Some(app) = self.app_of(connections, id) {
-                self.shared.webhooks.notify(&app, Event::CacheMiss { channel: channel.name() });
+            if let Some(app) = self.app_of() {
+                self.core.shared.webhooks.notify(&app, Event::CacheMiss { channel: channel.name() });
             }
         }
         recovery
     }
 }
+
+/// How a list is said here: the frame that a subscription to a presence channel is answered with.
+const PRESENCE_LIST: ListForm = ListForm::new(0);
 
 /// The newest publication.
 pub(super) const LAST: HistoryQuery = HistoryQuery { since: None, limit: 1 };

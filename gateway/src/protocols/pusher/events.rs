@@ -1,22 +1,21 @@
 //! What clients send to each other: rights, size, rate, and who is told.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use tidegate_backplane::{Payload, Sender};
-use tidegate_reactor::{ConnectionId, Connections};
 use tidegate_wire::pusher::{Access, ChannelKind, Code, server};
 
-use super::channel_in;
 use crate::{
-    app::apps::App,
+    app::apps::{App, WebhookEvent},
     app::webhooks::Event,
     hub::ChannelKey,
     metrics::DropReason,
     node::{PublishError, PublishHistory, PublishRequest},
     session::{
-        Session,
-        publishing::{Publisher, Rates},
+        Ctx, Session,
+        publishing::{Accepted, Publisher, Rates},
     },
-    shard::Core,
 };
 
 /// Why an event of a client is not published.
@@ -32,32 +31,28 @@ pub(crate) enum EventRefused {
     Failed(PublishError),
 }
 
-impl Core {
+impl Ctx<'_> {
     /// Publishes to a channel that the connection is in.
-    pub(super) fn pusher_publish(
-        &mut self,
-        connections: &mut Connections<Session>,
-        id: ConnectionId,
-        name: &str,
-        event: &str,
-        data: &str,
-    ) {
-        let Some(app) = self.app_of(connections, id) else { return };
-        let Ok(channel) = channel_in(&app, name) else { return };
-        let Some(key) = self.hub.key_of(channel.as_str()) else { return };
-        if let Err(refused) = self.check_event(connections, id, &app, data.len()) {
-            return self.refuse_event(connections, id, Some(name), &refused);
+    pub(super) fn pusher_publish(&mut self, name: &str, event: &str, data: &str) {
+        let Some(app) = self.app_of() else { return };
+        let Ok(channel) = app.channel(name) else { return };
+        let Some(key) = self.core.hub.key_of(channel.as_str()) else { return };
+        if let Err(refused) = self.check_event(&app, data.len()) {
+            return self.refuse_event(Some(name), &refused);
         }
-        let socket_id = self.socket_ids.name(id);
-        let user = self.member(connections, id, key, name);
-        let told = Event::ClientEvent {
-            channel: name,
-            event,
-            data,
-            socket_id: &socket_id,
-            user_id: user.as_deref(),
-        };
-        self.shared.webhooks.notify(&app, told);
+        let socket_id = self.core.socket_ids.name(self.id);
+        let user = self.member(key, name);
+        let accepted = app.tells(WebhookEvent::ClientEvent).then(|| {
+            let (webhooks, told) = (Arc::clone(&self.core.shared.webhooks), Arc::clone(&app));
+            let [name, event, data, socket_id] = [name, event, data, &socket_id].map(Box::<str>::from);
+            let user = user.clone();
+            let tell = move || {
+                let (channel, user_id) = (&*name, user.as_deref());
+                let (event, data, socket_id) = (&*event, &*data, &*socket_id);
+                webhooks.notify(&told, Event::ClientEvent { channel, event, data, socket_id, user_id });
+            };
+            Box::new(tell) as Accepted
+        });
         let request = PublishRequest {
             channel,
             event: Some(event.into()),
@@ -66,16 +61,10 @@ impl Core {
             sender: Some(Box::new(Sender { connection: Some(socket_id.into()), user })),
             history: PublishHistory::Never,
         };
-        self.start_publish(connections, id, request);
+        self.start_publish(request, accepted);
     }
 
-    fn check_event(
-        &mut self,
-        connections: &mut Connections<Session>,
-        id: ConnectionId,
-        app: &App,
-        bytes: usize,
-    ) -> Result<(), EventRefused> {
+    fn check_event(&mut self, app: &App, bytes: usize) -> Result<(), EventRefused> {
         if !app.client_events {
             return Err(EventRefused::Off);
         }
@@ -83,8 +72,8 @@ impl Core {
         if bytes > max {
             return Err(EventRefused::TooLarge { bytes, max });
         }
-        let now = connections.now();
-        let Some(open) = connections.get_mut(id).and_then(Session::open_mut) else {
+        let now = self.connections.now();
+        let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) else {
             return Err(EventRefused::Off);
         };
         let rates = Rates { messages: app.limits.client_events_per_second, bytes: 0 };
@@ -93,32 +82,20 @@ impl Core {
     }
 
     /// Who the connection is in a presence channel.
-    fn member(
-        &self,
-        connections: &Connections<Session>,
-        id: ConnectionId,
-        key: ChannelKey,
-        name: &str,
-    ) -> Option<Box<str>> {
-        let open = connections.get(id).and_then(Session::open)?;
+    fn member(&self, key: ChannelKey, name: &str) -> Option<Box<str>> {
+        let open = self.connections.get(self.id).and_then(Session::open)?;
         let is_presence = ChannelKind::of(name).access == Access::Presence;
         open.pusher()?.member_of(key).filter(|_| is_presence).map(Box::from)
     }
 
-    pub(crate) fn refuse_event(
-        &mut self,
-        connections: &mut Connections<Session>,
-        id: ConnectionId,
-        channel: Option<&str>,
-        refused: &EventRefused,
-    ) {
+    pub(crate) fn refuse_event(&mut self, channel: Option<&str>, refused: &EventRefused) {
         let (reason, code) = match refused {
             EventRefused::Rate => (DropReason::RateLimit, Some(Code::CLIENT_EVENT_RATE)),
             EventRefused::Off => (DropReason::Forbidden, None),
             EventRefused::TooLarge { .. } | EventRefused::Failed(_) => (DropReason::PublishFailed, None),
         };
-        self.metrics.messages_dropped.add(reason, 1);
+        self.core.metrics.messages_dropped.add(reason, 1);
         let text = refused.to_string();
-        self.tell(connections, id, |out| server::error(code, &text, channel, out));
+        self.tell(|out| server::error(code, &text, channel, out));
     }
 }

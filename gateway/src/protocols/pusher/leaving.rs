@@ -1,65 +1,58 @@
 //! Giving back: a channel, or everything that a connection had.
 
 use tidegate_backplane::{Attend, Channel};
-use tidegate_reactor::{ConnectionId, Connections};
 use tidegate_wire::pusher::{Access, ChannelKind, session::Place, watched_user};
 
-use super::{channel_in, users::watch_channel, warn_attending};
+use super::{AppKey, Pusher, users::watch_channel, warn_attending};
 use crate::{
     hub::ChannelKey,
-    session::{Open, Session},
-    shard::Core,
+    session::{Ctx, Open, Session},
 };
 
-impl Core {
+impl Ctx<'_> {
     /// Ends a subscription, or one that waits. The client is not answered.
-    pub(super) fn pusher_unsubscribe(
-        &mut self,
-        connections: &mut Connections<Session>,
-        id: ConnectionId,
-        name: &str,
-    ) {
-        let channel = self.app_of(connections, id).and_then(|app| channel_in(&app, name).ok());
-        let Some(key) = channel.and_then(|channel| self.hub.key_of(channel.as_str())) else { return };
-        let Some(open) = connections.get_mut(id).and_then(Session::open_mut) else { return };
-        if let Some(pusher) = open.rare.as_mut().and_then(|rare| rare.pusher.as_mut())
+    pub(super) fn pusher_unsubscribe(&mut self, name: &str) {
+        let channel = self.app_of().and_then(|app| app.channel(name).ok());
+        let Some(key) = channel.and_then(|channel| self.core.hub.key_of(channel.as_str())) else { return };
+        let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) else { return };
+        if let Some(pusher) = open.state_mut::<Pusher>()
             && let Some(entering) = pusher.entering.iter_mut().find(|entering| entering.key == key)
         {
             entering.place = Place::Withdrawn;
             return;
         }
-        let hub = &self.hub;
+        let hub = &self.core.hub;
         let Some(subscription) = open.subscriptions.take(|own| hub.channel_of(own) == key) else { return };
         let mut user = None;
         if let Some(rare) = &mut open.rare {
             rare.recoveries.retain(|recovery| recovery.key != key);
-            if let Some(pusher) = &mut rare.pusher {
-                let at = pusher.members.iter().position(|(own, _)| *own == key);
-                user = at.map(|at| pusher.members.swap_remove(at).1);
-            }
+        }
+        if let Some(pusher) = open.state_mut::<Pusher>() {
+            let at = pusher.members.iter().position(|(own, _)| *own == key);
+            user = at.map(|at| pusher.members.swap_remove(at).1);
         }
         open.drop_empty_rare();
         if open.subscriptions.as_slice().len() <= 1 {
-            connections.set_merging(id, false);
+            self.connections.set_merging(self.id, false);
         }
         self.leave_census(key, user);
-        self.hub.part(subscription, connections);
+        self.core.hub.part(subscription, self.connections);
     }
 
     /// Gives back what an open connection had beside its places in the hub.
-    pub(crate) fn pusher_left(&mut self, id: ConnectionId, open: &mut Open) {
-        let Some(app) = self.apps.get(open.app).cloned() else { return };
+    pub(crate) fn pusher_left(&mut self, open: &mut Open) {
+        let Some(app) = self.core.rooms.pusher().apps.get(AppKey(open.tag)).cloned() else { return };
         app.release();
-        let mut pusher = open.rare.as_mut().and_then(|rare| rare.pusher.take()).unwrap_or_default();
+        let mut pusher = open.state_mut::<Pusher>().map(std::mem::take).unwrap_or_default();
         for &subscription in open.subscriptions.as_slice() {
-            let key = self.hub.channel_of(subscription);
+            let key = self.core.hub.channel_of(subscription);
             let at = pusher.members.iter().position(|(own, _)| *own == key);
             self.leave_census(key, at.map(|at| pusher.members.swap_remove(at).1));
         }
         // What waits is given back when its answer comes.
         for entering in pusher.entering {
             if entering.recovering.is_some() {
-                self.hub.end_reading(entering.key, id);
+                self.core.hub.end_reading(entering.key, self.id);
             }
         }
         if let Some(user) = pusher.user
@@ -71,7 +64,7 @@ impl Core {
 
     /// Takes a subscription out of the census, where it is in it.
     fn leave_census(&self, key: ChannelKey, user: Option<Box<str>>) {
-        let name = self.hub.channel(key).name();
+        let name = self.core.hub.channel(key).name();
         let watches = watched_user(name).is_some();
         if !watches && ChannelKind::of(name).access != Access::User {
             self.attend_no_more(key, user);
@@ -79,13 +72,13 @@ impl Core {
     }
 
     pub(super) fn attend_no_more(&self, key: ChannelKey, user: Option<Box<str>>) {
-        self.attend(self.hub.channel(key), Attend::Leave { user });
+        self.attend(self.core.hub.channel(key), Attend::Leave { user });
     }
 
     /// Changes the census; nobody waits for the answer.
     pub(super) fn attend(&self, channel: &Channel, attend: Attend) {
-        let attended = self.shared.node.backplane().attend(channel, attend);
-        self.detach(async move {
+        let attended = self.core.shared.node.backplane().attend(channel, attend);
+        self.core.detach(async move {
             match attended.await {
                 Ok(_) | Err(tidegate_backplane::AttendError::Full { .. }) => {}
                 Err(tidegate_backplane::AttendError::Backplane(error)) => warn_attending(&error),

@@ -11,45 +11,71 @@ mod events;
 mod leaving;
 mod messages;
 mod opening;
-mod socket_id;
 mod users;
 
-use std::sync::Arc;
+use std::{any::Any, sync::Arc};
 
-use tidegate_backplane::{BackplaneError, Channel, ChannelError};
-use tidegate_reactor::{ConnectionId, Connections};
+use slab::Slab;
+use tidegate_backplane::BackplaneError;
+use tidegate_reactor::Connections;
 use tidegate_wire::{
-    frame::{self, Opcode},
+    frame::{self, CloseCode, Opcode},
+    head::Head,
     pusher::{
-        Identity,
+        Code, Identity, is_pusher_path, server,
         session::{Place, Stage},
     },
 };
 
-pub(crate) use entering::{Entered, Entrance, EntranceToken};
-pub(crate) use events::EventRefused;
-pub(crate) use opening::Wanted;
-pub(crate) use socket_id::SocketIds;
+use entering::Entrance;
+use events::EventRefused;
+use opening::Wanted;
 
-use crate::session::{Open, Session, recovery::Recovering};
-use crate::{app::apps::App, hub::ChannelKey, shard::Core};
+use crate::{
+    app::apps::App,
+    hub::{
+        ChannelKey,
+        outgoing::{Content, Encoding, Outgoing},
+    },
+    metrics::DisconnectReason,
+    session::{
+        Ctx, Open, Session,
+        access::upgrade,
+        core::{Core, Rooms},
+        leaving::Leave,
+        opening::{Request, Stop},
+        protocol::{Event, Protocol, ProtocolState},
+        recovery::Recovering,
+    },
+};
 
 /// Seconds that a client is silent before it pings, as hosted Pusher tells them. The gateway pings sooner itself.
 const ACTIVITY_TIMEOUT_S: u64 = 120;
 
-/// An app, as the sessions of a shard name it.
+#[derive(Debug)]
+pub(crate) struct PusherChannels;
+
+/// What a shard has for this protocol.
+#[derive(Debug, Default)]
+struct Room {
+    apps: AppTable,
+    /// Subscriptions that wait for the backplane: at most as many as one connection may have, for each.
+    entrances: Slab<Entrance>,
+}
+
+/// An app, as the sessions of a shard name it in [`Open::tag`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct AppKey(u32);
+struct AppKey(u32);
 
 /// The apps that connections of this shard belong to or did: as many as were ever configured.
 #[derive(Debug, Default)]
-pub(crate) struct AppTable(Vec<Arc<App>>);
+struct AppTable(Vec<Arc<App>>);
 
 /// What few connections have.
 #[derive(Debug, Default)]
-pub(crate) struct Pusher {
+struct Pusher {
     /// Who it is, when it is signed in.
-    pub(crate) user: Option<Identity>,
+    user: Option<Identity>,
     /// Who it is in its presence channels.
     members: Vec<(ChannelKey, Box<str>)>,
     /// Subscriptions that wait for an answer.
@@ -59,7 +85,7 @@ pub(crate) struct Pusher {
 /// A subscription that waits for an answer.
 #[derive(Debug)]
 struct Entering {
-    token: EntranceToken,
+    token: entering::EntranceToken,
     key: ChannelKey,
     /// What the client knows the channel by; whether it has unsubscribed meanwhile.
     place: Place,
@@ -80,18 +106,36 @@ impl AppTable {
     }
 
     /// `None`: of a connection that belongs to no app.
-    pub(crate) fn get(&self, key: AppKey) -> Option<&Arc<App>> {
+    fn get(&self, key: AppKey) -> Option<&Arc<App>> {
         self.0.get((key.0 as usize).checked_sub(1)?)
     }
 }
 
-impl Pusher {
-    pub(crate) fn is_empty(&self) -> bool {
+impl Rooms {
+    fn pusher(&self) -> &Room {
+        self.get()
+    }
+
+    fn pusher_mut(&mut self) -> &mut Room {
+        self.get_mut()
+    }
+}
+
+impl ProtocolState for Pusher {
+    fn is_empty(&self) -> bool {
         self.user.is_none() && self.members.is_empty() && self.entering.is_empty()
     }
 
+    fn keep(&mut self, key: ChannelKey, content: &Content) {
+        if let Some(recovering) = self.recovering(key) {
+            recovering.kept.keep(content);
+        }
+    }
+}
+
+impl Pusher {
     /// Where a cache channel's last event is being read.
-    pub(crate) fn recovering(&mut self, key: ChannelKey) -> Option<&mut Recovering> {
+    fn recovering(&mut self, key: ChannelKey) -> Option<&mut Recovering> {
         self.entering.iter_mut().find(|entering| entering.key == key)?.recovering.as_mut()
     }
 
@@ -101,12 +145,12 @@ impl Pusher {
 }
 
 impl Open {
-    pub(crate) fn pusher(&self) -> Option<&Pusher> {
-        self.rare.as_ref()?.pusher.as_deref()
+    fn pusher(&self) -> Option<&Pusher> {
+        self.state()
     }
 
-    pub(crate) fn pusher_mut(&mut self) -> &mut Pusher {
-        self.rare_mut().pusher.get_or_insert_default()
+    fn pusher_mut(&mut self) -> &mut Pusher {
+        self.state_or_default()
     }
 
     fn stage(&self) -> Stage {
@@ -117,11 +161,11 @@ impl Open {
     }
 }
 
-impl Core {
+impl Ctx<'_> {
     /// The app of an open connection.
-    fn app_of(&self, connections: &Connections<Session>, id: ConnectionId) -> Option<Arc<App>> {
-        let open = connections.get(id).and_then(Session::open)?;
-        self.apps.get(open.app).cloned()
+    fn app_of(&self) -> Option<Arc<App>> {
+        let open = self.connections.get(self.id).and_then(Session::open)?;
+        self.core.rooms.pusher().apps.get(AppKey(open.tag)).cloned()
     }
 
     /// A connection's place in a channel.
@@ -130,28 +174,123 @@ impl Core {
         let entering = open.pusher().and_then(|it| it.entering.iter().find(|entering| entering.key == key));
         match entering {
             Some(entering) => entering.place,
-            None if open.subscriptions.as_slice().iter().any(|&own| self.hub.channel_of(own) == key) => {
+            None if open.subscriptions.as_slice().iter().any(|&own| self.core.hub.channel_of(own) == key) => {
                 Place::Inside
             }
             None => Place::Outside,
         }
     }
 
-    /// Writes one message to one client. An answer to what it sent does not count against the bound of its queue; a
-    /// client that does not read is not read either.
-    fn tell(
-        &mut self,
-        connections: &mut Connections<Session>,
-        id: ConnectionId,
-        write: impl FnOnce(&mut Vec<u8>),
-    ) {
-        let mut out = std::mem::take(&mut self.scratch);
-        out.clear();
-        frame_of(write, &mut out);
-        connections.write_beyond_bound(id, &out);
-        self.keep_scratch(out);
-        connections.pause_until_flushed(id);
+    /// Writes one message to one client, as an [`answer`](Ctx::answer).
+    fn tell(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        self.answer(|out| frame_of(write, out));
     }
+}
+
+impl Protocol for PusherChannels {
+    fn name(&self) -> &'static str {
+        "pusher"
+    }
+
+    fn serves(&self, method: &str, path: &str, _dev: bool) -> bool {
+        method == "GET" && is_pusher_path(path)
+    }
+
+    /// Pages of any origin may connect: nothing is granted for what a browser sends along, but for signatures that a
+    /// page has to ask its own server for.
+    fn accept(&self, core: &Core, head: &Head<'_>) -> Result<Request, Stop> {
+        let upgrade = upgrade(head)?;
+        let wanted: Wanted = opening::wanted_app(core, head);
+        Ok(Request { state: Some(Box::new(wanted)), ..Request::bare(Some(upgrade)) })
+    }
+
+    /// Its channels come later, each with its namespace, which may not allow compression.
+    fn encoding(&self, request: &Request, _compression: bool) -> Encoding {
+        if request.shares_deflate() { Encoding::PusherDeflated } else { Encoding::Pusher }
+    }
+
+    fn on_text(&self, ctx: &mut Ctx<'_>, text: &str) {
+        ctx.pusher_text(text);
+    }
+
+    fn on_binary(&self, ctx: &mut Ctx<'_>, _bytes: &[u8]) {
+        ctx.pusher_binary();
+    }
+
+    fn on_event(&self, ctx: &mut Ctx<'_>, event: Event<'_>) {
+        match event {
+            Event::Opened { state } => {
+                if let Some(wanted) = state.and_then(|state| state.downcast::<Wanted>().ok()) {
+                    ctx.establish(*wanted);
+                }
+            }
+            Event::PublishFailed(error) => ctx.refuse_event(None, &EventRefused::Failed(error)),
+            Event::Dropped { messages, channel } => {
+                let text = format!("{messages} messages were dropped: this connection reads too slowly");
+                let channel = (!channel.is_empty()).then_some(channel);
+                ctx.write(|out| frame_of(|notice| server::error(None, &text, channel, notice), out));
+            }
+            Event::Silent => ctx.leave(leave_with(Code::NO_PONG)),
+            Event::HeartbeatDue => {}
+        }
+    }
+
+    fn on_end(&self, ctx: &mut Ctx<'_>, open: &mut Open) {
+        ctx.pusher_left(open);
+    }
+
+    fn on_notice(&self, core: &Core, outgoing: &Outgoing) -> bool {
+        delivering::on_notice(core, outgoing)
+    }
+
+    fn on_apps_changed(&self, core: &mut Core, connections: &mut Connections<Session>) {
+        opening::apps_changed(core, connections);
+    }
+
+    /// Its clients come back at once after 4200, without any wait of their own, so a drain says 'going away': after that
+    /// they wait for a second, and no page is told of an error.
+    fn close_code(&self, why: &Leave) -> Option<CloseCode> {
+        Some(match why {
+            Leave::Drain => CloseCode::GOING_AWAY,
+            Leave::Ordered(_) => Code::UNAUTHORIZED.into(),
+            other => other.code(),
+        })
+    }
+
+    /// Before the close frame goes an error, but for a drain.
+    fn write_farewell(&self, why: &Leave, _spread: u64, out: &mut Vec<u8>) {
+        let Some(code) = self.close_code(why) else { return };
+        let text = why.text();
+        if !matches!(why, Leave::Drain) {
+            frame_of(|error| server::error(Some(Code(code.0)), &text, None, error), out);
+        }
+        frame::encode_close(code, &text, out);
+    }
+
+    fn is_user(&self, core: &Core, open: &Open, app: Option<&str>, user: &str) -> bool {
+        let own_app = core.rooms.pusher().apps.get(AppKey(open.tag));
+        let own_user = open.pusher().and_then(|pusher| pusher.user.as_ref());
+        own_app.is_some_and(|own| own.prefix() == app) && own_user.is_some_and(|own| &*own.id == user)
+    }
+
+    fn room(&self) -> Box<dyn Any + Send> {
+        Box::<Room>::default()
+    }
+}
+
+/// Whether a connection speaks this protocol: the number in its tag is an app only then.
+fn is_pusher(core: &Core, open: &Open) -> bool {
+    open.protocol.of_list(core.shared.protocols).name() == PusherChannels.name()
+}
+
+/// A client is told one of Pusher's codes.
+fn leave_with(code: Code) -> Leave {
+    let reason = match code {
+        Code::NO_PONG => DisconnectReason::PingTimeout,
+        Code::OVER_CAPACITY => DisconnectReason::Unavailable,
+        _ => DisconnectReason::Forbidden,
+    };
+    Leave::Own { code: code.into(), text: code.message().into(), reason }
 }
 
 /// Appends a text frame.
@@ -159,14 +298,6 @@ fn frame_of(write: impl FnOnce(&mut Vec<u8>), out: &mut Vec<u8>) {
     let mut text = Vec::new();
     write(&mut text);
     frame::encode(Opcode::Text, &text, out);
-}
-
-/// The channel of a name in an app.
-fn channel_in(app: &App, name: &str) -> Result<Channel, ChannelError> {
-    match app.prefix() {
-        None => Channel::new(name),
-        Some(prefix) => Channel::in_app(prefix, name),
-    }
 }
 
 /// Logs what nobody waits for and could not be done.

@@ -1,71 +1,53 @@
 //! Users: signing in, and who is told that they are online.
 
 use tidegate_backplane::{Attend, Channel, ChannelError, User};
-use tidegate_reactor::{ConnectionId, Connections};
 use tidegate_wire::pusher::{Code, Identity, WATCH, auth, server};
 
-use super::{channel_in, entering::is_signed};
+use super::{entering::is_signed, leave_with};
 use crate::{
     app::apps::App,
-    session::{Session, leaving::Leave},
-    shard::Core,
+    session::{Ctx, Session},
 };
 
-impl Core {
-    pub(super) fn pusher_sign_in(
-        &mut self,
-        connections: &mut Connections<Session>,
-        id: ConnectionId,
-        auth: &str,
-        user_data: &str,
-    ) {
-        let Some(app) = self.app_of(connections, id) else { return };
-        let signed = auth::signin(&self.socket_ids.name(id), user_data);
+impl Ctx<'_> {
+    pub(super) fn pusher_sign_in(&mut self, auth: &str, user_data: &str) {
+        let Some(app) = self.app_of() else { return };
+        let signed = auth::signin(&self.core.socket_ids.name(self.id), user_data);
         if !is_signed(&app, auth, &signed) {
-            return self.leave(connections, id, Leave::Pusher(Code::UNAUTHORIZED));
+            return self.leave(leave_with(Code::UNAUTHORIZED));
         }
         let (identity, too_long) = match Identity::parse(user_data) {
             Ok(identity) => identity,
             Err(error) => {
-                return self.tell_error(connections, id, None, &format!("signing in failed: {error}"));
+                return self.tell_error(None, &format!("signing in failed: {error}"));
             }
         };
-        let before = self.user(connections, id);
+        let before = self.user();
         match before.map(|before| before.id == identity.id) {
             Some(false) => {
                 let text = "signing in failed: this connection is signed in as another user";
-                self.tell_error(connections, id, None, text);
+                self.tell_error(None, text);
             }
             // Once more: what it watches stays.
-            Some(true) => self.tell(connections, id, |out| server::signin_success(user_data, out)),
+            Some(true) => self.tell(|out| server::signin_success(user_data, out)),
             None => {
-                self.tell(connections, id, |out| server::signin_success(user_data, out));
+                self.tell(|out| server::signin_success(user_data, out));
                 if too_long {
                     let code = Code::WATCHLIST;
-                    self.tell(connections, id, |out| server::error(Some(code), code.message(), None, out));
+                    self.tell(|out| server::error(Some(code), code.message(), None, out));
                 }
-                self.signed_in(connections, id, &app, identity);
+                self.signed_in(&app, identity);
             }
         }
     }
 
     /// Who an open connection is.
-    pub(crate) fn user<'c>(
-        &self,
-        connections: &'c Connections<Session>,
-        id: ConnectionId,
-    ) -> Option<&'c Identity> {
-        connections.get(id).and_then(Session::open)?.pusher()?.user.as_ref()
+    fn user(&self) -> Option<&Identity> {
+        self.connections.get(self.id).and_then(Session::open)?.pusher()?.user.as_ref()
     }
 
-    fn signed_in(
-        &mut self,
-        connections: &mut Connections<Session>,
-        id: ConnectionId,
-        app: &App,
-        identity: Identity,
-    ) {
-        let Some(open) = connections.get_mut(id).and_then(Session::open_mut) else { return };
+    fn signed_in(&mut self, app: &App, identity: Identity) {
+        let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) else { return };
         let watchlist = identity.watchlist.clone();
         let user = User { id: identity.id.clone(), info: None };
         open.pusher_mut().user = Some(identity);
@@ -74,7 +56,7 @@ impl Core {
         }
         for watched in watchlist {
             if let Ok(channel) = watch_channel(app, &watched) {
-                self.watch(connections, id, app, &channel);
+                self.watch(app, &channel);
             }
         }
     }
@@ -82,5 +64,5 @@ impl Core {
 
 /// What a user attends while signed in.
 pub(super) fn watch_channel(app: &App, user: &str) -> Result<Channel, ChannelError> {
-    channel_in(app, &format!("{WATCH}{user}"))
+    app.channel(&format!("{WATCH}{user}"))
 }

@@ -1,3 +1,112 @@
-//! Event streams (WHATWG HTML, section 9.2).
+//! Event streams (WHATWG HTML, section 9.2), `GET /sse`.
 
-pub(crate) mod ids;
+use tidegate_wire::{
+    frame::CloseCode,
+    head::Head,
+    raw::{self, Query},
+    sse,
+};
+
+use super::raw::since;
+use crate::{
+    event,
+    hub::outgoing::Encoding,
+    session::{
+        Ctx,
+        core::Core,
+        ids::parse_event_id,
+        leaving::Leave,
+        opening::{Request, Stop},
+        protocol::{Event, Protocol, Transport},
+        refusal::Refusal,
+    },
+};
+
+/// Clients that are sent away by a drain are told to wait between 1 and 5 s, so that they spread.
+const DRAIN_RETRY_MS: (u64, u64) = (1000, 4000);
+
+#[derive(Debug)]
+pub(crate) struct Sse;
+
+impl Protocol for Sse {
+    fn name(&self) -> &'static str {
+        "sse"
+    }
+
+    fn serves(&self, method: &str, path: &str, _dev: bool) -> bool {
+        method == "GET" && path == "/sse"
+    }
+
+    fn accept(&self, core: &Core, head: &Head<'_>) -> Result<Request, Stop> {
+        core.check_origin(head)?;
+        let query = Query::parse(head.query).map_err(Refusal::from)?;
+        let (channels, claims) = core.authorised_channels(head, &query)?;
+        // A browser sends its last id as a header when it reconnects; a parameter is set by hand.
+        let since = match head.header("last-event-id").filter(|id| !id.is_empty()) {
+            Some(id) => {
+                let mut positions = parse_event_id(id);
+                positions.resize(channels.len(), None);
+                positions
+            }
+            None => since(&query, channels.len())?,
+        };
+        let cross_origin = head.header("origin").map(Box::from);
+        let envelope = query.envelope;
+        Ok(Request { envelope, channels, since, claims, cross_origin, ..Request::bare(None) })
+    }
+
+    fn encoding(&self, request: &Request, _compression: bool) -> Encoding {
+        match (request.envelope, request.channels.len() > 1) {
+            (false, false) => Encoding::Sse,
+            (true, false) => Encoding::SseEnvelope,
+            (false, true) => Encoding::SseMany,
+            (true, true) => Encoding::SseManyEnvelope,
+        }
+    }
+
+    fn transport(&self) -> Transport {
+        Transport::Stream
+    }
+
+    fn tells_positions(&self) -> bool {
+        true
+    }
+
+    fn write_answer(&self, request: &Request, out: &mut Vec<u8>) {
+        match &request.cross_origin {
+            Some(origin) => {
+                let headers = [("Access-Control-Allow-Origin", &**origin), ("Vary", "Origin")];
+                sse::write_response_head(out, &headers);
+            }
+            None => sse::write_response_head(out, &[]),
+        }
+    }
+
+    fn on_event(&self, ctx: &mut Ctx<'_>, event: Event<'_>) {
+        match event {
+            Event::Dropped { messages, channel } => {
+                let mut notice = Vec::new();
+                raw::encode_dropped(channel, messages, &mut notice);
+                let text = String::from_utf8_lossy(&notice);
+                ctx.write(|out| sse::encode_event(None, Some(event::DROPPED), &text, out));
+            }
+            Event::HeartbeatDue => ctx.write(|out| out.extend_from_slice(sse::COMMENT_HEARTBEAT)),
+            Event::Opened { .. } | Event::PublishFailed(_) | Event::Silent => {}
+        }
+    }
+
+    fn close_code(&self, _why: &Leave) -> Option<CloseCode> {
+        None
+    }
+
+    fn write_farewell(&self, why: &Leave, spread: u64, out: &mut Vec<u8>) {
+        match why {
+            Leave::Drain => {
+                let (least, range) = DRAIN_RETRY_MS;
+                // A multiplicative hash spreads neighbours over the whole range.
+                sse::encode_retry(least + spread.wrapping_mul(2_654_435_761) % range, out);
+            }
+            _ => sse::encode_event(None, Some(event::DISCONNECT), &why.text(), out),
+        }
+    }
+}

@@ -46,7 +46,7 @@ fn what_a_client_sent_at_once_is_published_though_it_is_gone_before_there_is_roo
     writer.send(&frames);
     rig.eventually_metric("tidegate_messages_received_total ", 20.0);
     // The order to go does not wait for the publish, the connection is not paused while it leaves.
-    rig.relay.to_all(|| crate::shard::Command::Drain { over: std::time::Duration::ZERO });
+    rig.relay.to_all(&crate::node::shards::Order::Drain { over: std::time::Duration::ZERO });
     rig.eventually_metric("tidegate_disconnects_total{reason=\"drain\"}", 2.0);
     drop(writer);
     let mut again = WsClient::connect(rig.address, "/ws?channel=plain:a");

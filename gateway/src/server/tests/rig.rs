@@ -23,9 +23,9 @@ use tokio::{runtime::Runtime, sync::watch};
 use tokio_util::task::TaskTracker;
 
 use crate::{
+    admission::Front,
     app::apps::Apps,
     config::{Config, Namespace},
-    edge::admission::Front,
     metrics::Metrics,
     node::carrier::Carrier,
     node::{Node, PublishError, PublishHistory, PublishRequest, Relay},
@@ -280,6 +280,11 @@ struct LateSink {
 type Handed = (Channel, Arc<Publication>);
 
 impl Held {
+    /// Tells what has lasted, as if so many seconds had passed.
+    pub(super) fn sweep_after(&self, seconds: u64) {
+        self.memory.sweep(std::time::Instant::now() + Duration::from_secs(seconds));
+    }
+
     fn new(sink: Arc<dyn Sink>) -> Self {
         let sink = Arc::new(LateSink { sink, kept: Mutex::default() });
         let memory = MemoryBackplane::new(Arc::clone(&sink) as Arc<dyn Sink>, MemoryOptions::default());

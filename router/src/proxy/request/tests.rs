@@ -12,7 +12,7 @@ fn parse(text: &str) -> Head<'_> {
 }
 
 #[track_caller]
-fn check(lines: &str, expect: Result<Route, Refusal>) {
+fn check(lines: &str, expect: Route) {
     let text = format!("{}\r\n\r\n", lines.replace('\n', "\r\n"));
     assert_eq!(route(&parse(&text), false), expect, "{lines}");
 }
@@ -21,11 +21,12 @@ const UPGRADE: &str = "GET /ws HTTP/1.1\nHost: h\nUpgrade: websocket\nConnection
 
 #[test]
 fn upgrades_and_streams_are_piped_and_the_rest_is_for_http() {
-    check(UPGRADE, Ok(Route::Pair(Kind::Upgrade)));
-    check(&UPGRADE.replace("websocket", "WebSocket"), Ok(Route::Pair(Kind::Upgrade)));
-    check("GET /sse?channel=a HTTP/1.1\nHost: h", Ok(Route::Pair(Kind::Stream)));
-    check("GET /sse HTTP/1.0", Ok(Route::Pair(Kind::Stream)));
-    check("GET /x HTTP/1.1\nHost: h\nAccept: text/event-stream;q=1, */*", Ok(Route::Pair(Kind::Stream)));
+    check(UPGRADE, Route::Pair(Kind::Upgrade));
+    check(&UPGRADE.replace("websocket", "WebSocket"), Route::Pair(Kind::Upgrade));
+    check("GET /sse?channel=a HTTP/1.1\nHost: h", Route::Pair(Kind::Stream));
+    check("GET /sse HTTP/1.1\nHost: h\nContent-Length: 00", Route::Pair(Kind::Stream));
+    check("GET /sse HTTP/1.0", Route::Pair(Kind::Stream));
+    check("GET /x HTTP/1.1\nHost: h\nAccept: text/event-stream;q=1, */*", Route::Pair(Kind::Stream));
     for other in [
         UPGRADE.replace("HTTP/1.1", "HTTP/1.0"),
         UPGRADE.replace("GET", "POST"),
@@ -37,40 +38,16 @@ fn upgrades_and_streams_are_piped_and_the_rest_is_for_http() {
         "GET /ssel HTTP/1.1\nHost: h".to_owned(),
         "GET /sse HTTP/1.1\nHost: h\nContent-Length: 1".to_owned(),
     ] {
-        check(&other, Ok(Route::Http));
+        check(&other, Route::Http);
     }
 }
 
 #[test]
 fn what_follows_a_request_for_a_stream_is_a_matter_of_http() {
     let text = "GET /sse HTTP/1.1\r\nHost: h\r\n\r\n";
-    assert_eq!(route(&parse(text), true), Ok(Route::Http));
+    assert_eq!(route(&parse(text), true), Route::Http);
     let text = format!("{}\r\n\r\n", UPGRADE.replace('\n', "\r\n"));
-    assert_eq!(route(&parse(&text), true), Ok(Route::Pair(Kind::Upgrade)));
-}
-
-#[test]
-fn a_body_whose_end_is_not_certain_is_refused() {
-    let cases = [
-        ("Content-Length: 5\nContent-Length: 5", FramingError::LengthRepeated),
-        ("Content-Length: 5\nContent-Length: 6", FramingError::LengthRepeated),
-        ("Content-Length: 5, 5", FramingError::Length),
-        ("Content-Length: +5", FramingError::Length),
-        ("Content-Length: 0x5", FramingError::Length),
-        ("Content-Length:", FramingError::Length),
-        ("Content-Length: 5\nTransfer-Encoding: chunked", FramingError::LengthAndEncoding),
-        ("Transfer-Encoding: chunked\nContent-Length: 0", FramingError::LengthAndEncoding),
-        ("Transfer-Encoding: chunked\nTransfer-Encoding: chunked", FramingError::Encoding),
-        ("Transfer-Encoding: gzip, chunked", FramingError::Encoding),
-        ("Transfer-Encoding: xchunked", FramingError::Encoding),
-    ];
-    for (lines, error) in cases {
-        check(&format!("POST / HTTP/1.1\nHost: h\n{lines}"), Err(error.into()));
-        check(&format!("{UPGRADE}\n{lines}"), Err(error.into()));
-    }
-    check("POST / HTTP/1.0\nTransfer-Encoding: chunked", Err(FramingError::Encoding.into()));
-    check("POST / HTTP/1.1\nHost: h\nTransfer-Encoding: Chunked", Ok(Route::Http));
-    check("GET / HTTP/1.1", Err(tidegate_wire::head::HeadError::Host.into()));
+    assert_eq!(route(&parse(&text), true), Route::Pair(Kind::Upgrade));
 }
 
 const PEER: &str = "10.0.0.1:5000";

@@ -9,7 +9,7 @@ use super::*;
 /// Applies what it is told as a client does, from the first list on.
 #[derive(Default)]
 struct Told {
-    lists: Vec<(u64, Result<Arc<Roll>, BackplaneError>)>,
+    lists: Vec<(u64, Result<Arc<List>, BackplaneError>)>,
     /// Each with the number of lists that were given before it.
     events: Vec<(usize, Arc<CensusEvent>)>,
 }
@@ -19,7 +19,7 @@ impl Outlet<u64> for Told {
         self.events.push((self.lists.len(), event));
     }
 
-    fn answer(&mut self, asker: u64, list: Result<Arc<Roll>, BackplaneError>) {
+    fn answer(&mut self, asker: u64, list: Result<Arc<List>, BackplaneError>) {
         self.lists.push((asker, list));
     }
 }
@@ -76,7 +76,7 @@ fn a_list_is_given_when_it_has_the_askers_own_entry() {
     assert_eq!(replica.ask(6, 1, &mut told), None);
     assert_eq!(told.lists.len(), 1, "6 did not come by yet");
     assert_eq!(replica.event(joined(6, "b"), true, &mut told), None);
-    assert_eq!(told.lists[1].1, Ok(Arc::new(roll(6, &["a", "b"]))));
+    assert_eq!(told.lists[1].1, Ok(Arc::new(List::new(roll(6, &["a", "b"])))));
     assert_eq!(replica.ask(3, 2, &mut told), None);
     assert!(Arc::ptr_eq(told.lists[1].1.as_ref().unwrap(), told.lists[2].1.as_ref().unwrap()));
     assert_eq!(told.events, [(1, joined(6, "b"))], "those who ask later have it in their list");
@@ -141,6 +141,32 @@ fn a_reading_that_is_not_sufficient_is_made_again() {
     assert_eq!(told.final_users(0), [user("c")]);
 }
 
+/// Everybody who joins a large channel at once asks for the list, each for one with a change of its own.
+#[test]
+fn who_asks_at_once_in_a_large_channel_gets_one_list() {
+    let (mut replica, mut told) = (Replica::new(), Told::default());
+    let many: Vec<String> = (0..GATHERED_FROM).map(|n| format!("u{n:03}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    replica.ask(0, 0, &mut told);
+    replica.read(Ok(roll(7, &many)), &mut told);
+    let mut gatherings = 0;
+    for sequence in 8..108 {
+        let kind = CensusKind::Joined(user(&format!("v{sequence}")));
+        replica.event(Arc::new(CensusEvent { sequence, kind }), true, &mut told);
+        replica.ask(sequence, sequence, &mut told);
+        gatherings += usize::from(replica.begins_to_gather());
+    }
+    assert_eq!((told.lists.len(), gatherings), (1, 1));
+    replica.gathered(&mut told);
+    let lists: Vec<_> = told.lists[1..].iter().map(|(_, list)| list.as_ref().unwrap()).collect();
+    assert_eq!(lists.len(), 100);
+    assert!(lists.iter().all(|list| Arc::ptr_eq(list, lists[0])));
+    assert_eq!((lists[0].sequence, lists[0].users.len()), (107, GATHERED_FROM + 100));
+    // The list is current: it is given at once.
+    replica.ask(107, 0, &mut told);
+    assert_eq!(told.lists.len(), 102);
+}
+
 #[test]
 fn who_asks_is_answered_an_error_and_those_who_come_later_the_list() {
     let mut told = Told::default();
@@ -153,7 +179,7 @@ fn who_asks_is_answered_an_error_and_those_who_come_later_the_list() {
     assert_eq!(told.lists, [(0, Err(error.clone()))]);
     replica.begin_read();
     assert_eq!(replica.read(Ok(roll(2, &["a"])), &mut told), Next::Current);
-    assert_eq!(told.lists[1], (1, Ok(Arc::new(roll(2, &["a"])))));
+    assert_eq!(told.lists[1], (1, Ok(Arc::new(List::new(roll(2, &["a"]))))));
     assert_eq!(replica.ask(9, 2, &mut told), None);
     replica.end(&error, &mut told);
     assert_eq!(told.lists[2], (2, Err(error)));

@@ -240,9 +240,14 @@ fn counts_are_told_where_the_app_wants_it() {
     count(&mut first, 1);
     let mut second = Client::connect(&rig);
     second.subscribe("a");
+    rig.eventually_attending("a", (2, 0));
+    first.expect_nothing();
+    rig.backplane.sweep_after(2);
     count(&mut second, 2);
     count(&mut first, 2);
     drop(second);
+    rig.eventually_attending("a", (1, 0));
+    rig.backplane.sweep_after(4);
     count(&mut first, 1);
     // A presence channel has its own events.
     assert_eq!(first.subscribe_as("presence-a", "u"), ["u"]);
@@ -259,4 +264,41 @@ fn others_cannot_read_what_needs_a_signature() {
         assert_eq!(refusal.map(|refusal| refusal.status), Some(401), "{channel}");
     }
     WsClient::connect(rig.address, "/ws?channel=cache-a");
+}
+
+/// Without an app the names are nobody's but the raw clients'.
+#[test]
+fn names_say_nothing_where_there_is_no_app() {
+    let mut config = super::super::rig::config();
+    (config.dev, config.default_app) = (false, None);
+    config.apps.0.clear();
+    let rig = Rig::start(config);
+    for name in ["cache-a", "private-cache-a", "presence-a"] {
+        WsClient::connect(rig.address, &format!("/ws?channel={name}"));
+        for text in ["1", "2", "3"] {
+            rig.publish(name, text);
+        }
+        let all = tidegate_backplane::HistoryQuery { since: None, limit: 10 };
+        let channel = tidegate_backplane::Channel::new(name).unwrap();
+        let history = rig.block_on(rig.node.history(&channel, all)).unwrap();
+        assert_eq!(history.publications.len(), 3, "{name}");
+    }
+}
+
+#[test]
+fn who_watches_whom_is_not_a_clients_to_end() {
+    let mut config = config();
+    config.limits.subscriptions = 1;
+    let rig = Rig::start(config);
+    let mut client = Client::connect(&rig);
+    client.sign_in(&json!({ "id": "w", "watchlist": ["u"] }));
+    client.expect("pusher_internal:watchlist_events");
+    client.send("pusher:unsubscribe", json!({ "channel": "#watch-u" }));
+    assert_eq!(client.expect_error(None), "not subscribed");
+    client.subscribe("a");
+    client.ask("b");
+    client.expect_refusal("b", "LimitReached", 403);
+    let mut user = Client::connect(&rig);
+    user.sign_in(&json!({ "id": "u" }));
+    client.expect("pusher_internal:watchlist_events");
 }

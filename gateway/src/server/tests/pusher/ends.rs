@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     config::{ByteSize, SlowReader},
-    shard::Command,
+    node::shards::Order,
 };
 
 /// 1001 and no error: pusher-js waits for a second then, and shows nothing.
@@ -23,7 +23,7 @@ fn a_drain_says_going_away() {
     let rig = Rig::start(config());
     let mut clients: Vec<Client> = (0..3).map(|_| Client::connect(&rig)).collect();
     clients[0].subscribe_as("presence-a", "u");
-    rig.relay.to_all(|| Command::Drain { over: Duration::ZERO });
+    rig.relay.to_all(&Order::Drain { over: Duration::ZERO });
     for client in &mut clients {
         assert_eq!(client.socket.expect_close(1001), "this node is draining");
     }
@@ -50,7 +50,7 @@ fn whose_app_is_taken_away_or_switched_off_must_go() {
     let replace = |enabled: &str| {
         write(enabled);
         rig.apps.reload().unwrap();
-        rig.relay.to_all(|| Command::AppsChanged);
+        rig.relay.to_all(&Order::AppsChanged);
     };
     let connect = || Client::connect_to(rig.address, "/app/other?protocol=7");
     let mut stays = Client::connect(&rig);

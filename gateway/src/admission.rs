@@ -1,30 +1,19 @@
-//! The front door: how many connections may be here, how many from one address, how many handshakes a second.
+//! The limits of the node: how many connections may be here, how many from one address, how many handshakes a second.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
-    io::Write,
-    net::{IpAddr, SocketAddr, TcpStream},
+    net::IpAddr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use slab::Slab;
-use tidegate_ops::{
-    bucket::Bucket,
-    edge::{Edge, Preamble},
-};
-use tidegate_reactor::{Intake, Mail, Mailbox};
+use tidegate_ops::bucket::Bucket;
 
-use crate::{
-    config::Limits,
-    metrics::{HandshakeResult, Metrics},
-    session::Session,
-    shard::Command,
-};
+use crate::{config::Limits, metrics::HandshakeResult};
 
 /// What a connection counts as; given back with [`Front::release`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -65,10 +54,6 @@ struct Addresses {
 /// Connections over a limit that may stay until they have been told, in the reserve of descriptors (see
 /// `limits.connections`). More are closed at once, with a prepared answer.
 const TURNED_AWAY_MAX: u32 = 64;
-
-/// What a connection is sent for which there is no descriptor or no place.
-const NO_ROOM: &[u8] =
-    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 2\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 
 impl Front {
     pub(crate) fn new(limits: Limits) -> Self {
@@ -155,7 +140,8 @@ impl Front {
         Ok(AddressKey(key))
     }
 
-    fn turn_away(&self) -> Option<AddressKey> {
+    /// A place for one that is only to be told that there is no room, if there still is any.
+    pub(crate) fn turn_away(&self) -> Option<AddressKey> {
         let before = self.turned_away.fetch_add(1, Ordering::AcqRel);
         if before >= TURNED_AWAY_MAX {
             self.turned_away.fetch_sub(1, Ordering::AcqRel);
@@ -165,112 +151,8 @@ impl Front {
     }
 }
 
-/// Deals connections out to the shards: new ones, and those that come back from HTTP.
-pub(crate) struct Dealer {
-    shards: Vec<ShardDoor>,
-    /// The shard that got the last connection. Two threads that deal at once may take the same: it is a hint.
-    last: AtomicUsize,
-    /// The clock that [`Session::accepted_ms`] counts on.
-    started: Instant,
-}
-
-/// A shard as the dealer sees it.
-pub(crate) struct ShardDoor {
-    pub(crate) mailbox: Mailbox<Mail<Session, Command>>,
-    /// Connections the shard has, and those on their way to it.
-    pub(crate) connections: Arc<AtomicU64>,
-}
-
-/// Takes connections from the acceptor.
-pub(crate) struct Doorkeeper {
-    pub(crate) front: Arc<Front>,
-    pub(crate) metrics: Arc<Metrics>,
-    pub(crate) dealer: Arc<Dealer>,
-    pub(crate) edge: Arc<Edge>,
-}
-
-impl Dealer {
-    pub(crate) fn new(shards: Vec<ShardDoor>, started: Instant) -> Self {
-        Self { shards, last: AtomicUsize::new(0), started }
-    }
-
-    pub(crate) fn door(&self, shard: usize) -> &ShardDoor {
-        &self.shards[shard]
-    }
-
-    /// Gives a connection that has its place in the limits to a shard, with what was `read` from it.
-    pub(crate) fn deal(
-        &self,
-        socket: TcpStream,
-        read: Bytes,
-        address: AddressKey,
-        over: Option<Over>,
-        preamble: Preamble,
-    ) {
-        let accepted_ms = self.started.elapsed().as_millis() as u32;
-        let door = self.choose();
-        door.connections.fetch_add(1, Ordering::AcqRel);
-        let connection = Session::new(address, accepted_ms, over, preamble);
-        door.mailbox.send(Mail::Adopt { socket, read, connection });
-    }
-
-    /// The next shard in turn, unless it holds clearly more than the emptiest.
-    fn choose(&self) -> &ShardDoor {
-        let next = (self.last.load(Ordering::Relaxed) + 1) % self.shards.len();
-        let load = |door: &ShardDoor| door.connections.load(Ordering::Relaxed);
-        let least = self.shards.iter().map(load).min().unwrap_or(0);
-        // A little unevenness is cheaper than looking for the emptiest each time under churn.
-        let chosen = match load(&self.shards[next]) <= least + 16 {
-            true => next,
-            false => self.shards.iter().position(|door| load(door) == least).unwrap_or(next),
-        };
-        self.last.store(chosen, Ordering::Relaxed);
-        &self.shards[chosen]
-    }
-}
-
-impl Intake for Doorkeeper {
-    fn on_connection(&mut self, socket: TcpStream, peer: SocketAddr) {
-        let peer = peer.ip().to_canonical();
-        let admitted = match self.edge.names_later(peer) {
-            true => self.front.admit_unnamed(),
-            false => self.front.admit(peer),
-        };
-        let (key, over) = match admitted {
-            Ok(key) => (key, None),
-            Err(over) => match self.front.turn_away() {
-                Some(key) => (key, Some(over)),
-                None => {
-                    self.metrics.node.handshakes.add(over.result(), 1);
-                    return self.answer_no_room(&socket);
-                }
-            },
-        };
-        self.dealer.deal(socket, Bytes::new(), key, over, self.edge.preamble());
-    }
-
-    fn on_exhausted(&mut self, socket: Option<TcpStream>) {
-        self.metrics.node.handshakes.add(HandshakeResult::Descriptors, 1);
-        if let Some(socket) = socket {
-            self.answer_no_room(&socket);
-        }
-    }
-}
-
-impl Doorkeeper {
-    /// Best effort: the socket is fresh, so its send buffer takes the answer; a peer that is gone needs none. One that
-    /// expects a TLS handshake could not read it.
-    fn answer_no_room(&self, mut socket: &TcpStream) {
-        if self.edge.is_bare()
-            && let Err(error) = socket.write_all(NO_ROOM)
-        {
-            tracing::debug!(%error, "a connection without a place was not told");
-        }
-    }
-}
-
 impl Over {
-    fn result(self) -> HandshakeResult {
+    pub(crate) fn result(self) -> HandshakeResult {
         match self {
             Self::Node => HandshakeResult::NodeLimit,
             Self::Address => HandshakeResult::AddressLimit,

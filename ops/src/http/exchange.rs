@@ -9,12 +9,11 @@ use std::{
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
-
-use crate::proxy::refusal::Refusal;
+use tidegate_wire::request::RequestError;
 
 /// Shared by the parts of one connection, all of which one task polls: the lock is never waited for.
 #[derive(Debug, Default)]
-pub(super) struct Exchange(Mutex<State>);
+pub struct Exchange(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -29,26 +28,26 @@ struct State {
 
 /// How a connection ends being hyper's when the answers before have been sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum End {
+pub enum End {
     /// The next request is a shard's.
     Returning,
-    Refused(Refusal),
+    Refused(RequestError),
 }
 
 /// A request that is being answered, until the last of its answer was given to hyper.
 #[derive(Debug)]
-pub(super) struct Open(Arc<Exchange>);
+pub struct Open(Arc<Exchange>);
 
 /// The body of an answer.
 #[derive(Debug)]
-pub(super) struct AnswerBody {
+pub struct AnswerBody {
     body: axum::body::Body,
     _open: Open,
 }
 
 impl Exchange {
     /// hyper is given a request.
-    pub(super) fn begin(&self, head: Bytes) {
+    pub fn begin(&self, head: Bytes) {
         let mut state = self.lock();
         state.heads.push_back(head);
         state.open += 1;
@@ -56,30 +55,30 @@ impl Exchange {
     }
 
     /// The service has a request; its head as it came.
-    pub(super) fn take(self: &Arc<Self>) -> Option<(Bytes, Open)> {
+    pub fn take(self: &Arc<Self>) -> Option<(Bytes, Open)> {
         self.lock().heads.pop_front().map(|head| (head, Open(Arc::clone(self))))
     }
 
     /// hyper gets nothing more.
-    pub(super) fn end(&self, end: End) {
+    pub fn end(&self, end: End) {
         let mut state = self.lock();
         state.end = Some(end);
         state.is_flushed = false;
     }
 
     /// hyper has nothing left to send. (It flushes its socket only when its own buffer is empty.)
-    pub(super) fn flushed(&self) {
+    pub fn flushed(&self) {
         let mut state = self.lock();
         state.is_flushed = state.open == 0;
     }
 
     /// No request is under way.
-    pub(super) fn is_idle(&self) -> bool {
+    pub fn is_idle(&self) -> bool {
         self.lock().open == 0
     }
 
     /// What is to be done with the connection now.
-    pub(super) fn take_end(&self) -> Option<End> {
+    pub fn take_end(&self) -> Option<End> {
         let mut state = self.lock();
         if state.is_flushed { state.end.take() } else { None }
     }
@@ -96,7 +95,7 @@ impl Drop for Open {
 }
 
 impl AnswerBody {
-    pub(super) fn new(body: axum::body::Body, open: Open) -> Self {
+    pub fn new(body: axum::body::Body, open: Open) -> Self {
         Self { body, _open: open }
     }
 }

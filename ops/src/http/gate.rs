@@ -8,36 +8,35 @@
 //! took for a request.
 
 use std::{
-    io,
+    fmt, io,
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use bytes::BytesMut;
-use tidegate_ops::tls::Link;
-use tidegate_wire::head::{Head, HeadError};
+use tidegate_wire::{framing::Framing, head::Head, request};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::io::poll_read_buf;
 
-use super::{
-    exchange::{End, Exchange},
-    framing::Framing,
-};
-use crate::proxy::{
-    refusal::Refusal,
-    request::{self, Route},
-};
+use super::exchange::{End, Exchange};
+use crate::tls::Link;
 
-pub(super) struct Gate {
-    pub(super) socket: Link,
+/// Gives hyper what is hyper's of what comes from a socket.
+pub struct Gate {
+    pub socket: Link,
     /// Read, and not given to hyper. The first `granted` bytes may be.
-    pub(super) held: BytesMut,
+    pub held: BytesMut,
     granted: usize,
     next: Next,
     head_bytes_max: usize,
+    is_shards: IsShards,
     exchange: Arc<Exchange>,
 }
+
+/// Whether a request goes back to a shard. The second argument: bytes came after its head. For a request that is an
+/// upgrade they wait until there is a protocol that they are of; for any other they are the next request.
+pub type IsShards = fn(&Head<'_>, bool) -> bool;
 
 /// What comes after the granted bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,9 +55,15 @@ const READ_BYTES: usize = 16 * 1024;
 
 impl Gate {
     /// `received` was read from the socket by a shard.
-    pub(super) fn new(socket: Link, received: &[u8], head_bytes_max: usize, exchange: Arc<Exchange>) -> Self {
+    pub fn new(
+        socket: Link,
+        received: &[u8],
+        head_bytes_max: usize,
+        is_shards: IsShards,
+        exchange: Arc<Exchange>,
+    ) -> Self {
         let next = Next::Head { seen: 0 };
-        Self { socket, held: received.into(), granted: 0, next, head_bytes_max, exchange }
+        Self { socket, held: received.into(), granted: 0, next, head_bytes_max, is_shards, exchange }
     }
 
     /// Looks at what is held until hyper may be given something of it; `false`: more is needed.
@@ -80,21 +85,18 @@ impl Gate {
     }
 
     fn read_head(&mut self, seen: usize) {
-        let max = self.head_bytes_max;
-        // Without a line end among the fresh bytes the head cannot be complete now and was not before.
-        let parsed = match self.held[seen..].contains(&b'\n') || self.held.len() > max {
-            true => Head::parse(&self.held),
-            false => Ok(None),
-        };
-        match parsed.map(|head| head.map(|head| judge(&head, self.held.len(), max))) {
-            Ok(None) if self.held.len() > max => self.end(End::Refused(Refusal::HeadTooLarge { max })),
-            Ok(None) => self.next = Next::Head { seen: self.held.len() },
-            Ok(Some(Verdict::Granted { len, framing })) => {
+        let held = self.held.len();
+        match request::judge(&self.held, held - seen, self.head_bytes_max) {
+            Ok(None) => self.next = Next::Head { seen: held },
+            Ok(Some(judged)) if (self.is_shards)(&judged.head, held > judged.head.len) => {
+                self.end(End::Returning);
+            }
+            Ok(Some(judged)) => {
+                let (len, framing) = (judged.head.len, judged.framing);
                 self.exchange.begin(self.held[..len].to_vec().into());
                 (self.granted, self.next) = (len, Next::Body(framing));
             }
-            Ok(Some(Verdict::Ends(end))) => self.end(end),
-            Err(error) => self.end(End::Refused(error.into())),
+            Err(error) => self.end(End::Refused(error)),
         }
     }
 
@@ -111,25 +113,9 @@ impl Gate {
     }
 }
 
-enum Verdict {
-    Granted { len: usize, framing: Framing },
-    Ends(End),
-}
-
-fn judge(head: &Head<'_>, held: usize, max: usize) -> Verdict {
-    let refused = |refusal| Verdict::Ends(End::Refused(refusal));
-    if head.len > max {
-        return refused(Refusal::HeadTooLarge { max });
-    }
-    // Of the protocol itself, not of a resource: no server of ours has a meaning for it.
-    if head.path == "*" {
-        return refused(HeadError::Target.into());
-    }
-    match (request::route(head, held > head.len), Framing::of(head)) {
-        (Err(refusal), _) => refused(refusal),
-        (Ok(Route::Pair(_)), _) => Verdict::Ends(End::Returning),
-        (Ok(Route::Http | Route::Assign), Ok(framing)) => Verdict::Granted { len: head.len, framing },
-        (Ok(_), Err(error)) => refused(error.into()),
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gate").field("next", &self.next).finish_non_exhaustive()
     }
 }
 
@@ -188,5 +174,26 @@ impl AsyncWrite for Gate {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use tidegate_wire::request::judge;
+
+    proptest! {
+        /// hyper would answer a target that it does not take by itself, without a problem document.
+        #[test]
+        fn hyper_takes_every_target_that_is_granted(
+            begin in "(|/|http://[a-z.:@\\[\\]0-9-]{0,6}|ws://h:8)",
+            rest in "[!-~é]{0,12}",
+        ) {
+            let target = format!("{begin}{rest}");
+            let head = format!("GET {target} HTTP/1.1\r\nHost: h\r\n\r\n");
+            if judge(head.as_bytes(), head.len(), 4096).is_ok() {
+                prop_assert!(http::Uri::try_from(target.as_str()).is_ok(), "{target}");
+            }
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, de::Error as _};
 
-use crate::config::Setting;
+use super::Setting;
 
 /// Longest pattern in bytes: a channel name of the longest kind, and some stars.
 pub const PATTERN_BYTES_MAX: usize = 256;

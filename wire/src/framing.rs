@@ -1,19 +1,34 @@
 //! Where the body of a request ends (RFC 9112 §6.3, §7.1). Pure.
 
-use tidegate_wire::head::Head;
+use crate::head::Head;
 
-use crate::proxy::refusal::FramingError;
+/// A request of which it is not certain where its body ends (RFC 9112 §6.3): two readers may see two requests in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum FramingError {
+    #[error("Content-Length is given twice")]
+    LengthRepeated,
+    #[error("Content-Length is not a number")]
+    Length,
+    #[error("both Content-Length and Transfer-Encoding are given")]
+    LengthAndEncoding,
+    #[error("Transfer-Encoding does not end with `chunked`, has it twice, or is given in HTTP/1.0")]
+    Encoding,
+    #[error("Transfer-Encoding has a coding other than `chunked`, which this server does not decode")]
+    CodingUnknown,
+    #[error("the body is not in chunks")]
+    Chunk,
+}
 
 /// The rest of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Framing {
+pub enum Framing {
     Length(u64),
     Chunked(Chunked),
 }
 
 /// What is to come of a body in chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Chunked {
+pub enum Chunked {
     /// A size, of which so much was read. The count of digits keeps it within 64 bits.
     Size {
         digits: u8,
@@ -42,25 +57,62 @@ pub(super) enum Chunked {
 const DIGITS_MAX: u8 = 16;
 
 impl Framing {
-    /// Of a request whose headers have one meaning ([`route`](crate::proxy::request::route) has looked).
-    pub(super) fn of(head: &Head<'_>) -> Result<Self, FramingError> {
-        let named = |wanted: &str| {
-            head.headers().find(|(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, value)| value)
+    pub(crate) const CHUNKED: Self = Self::Chunked(Chunked::BEGIN);
+
+    /// Of a request.
+    ///
+    /// # Errors
+    /// [`FramingError`]: its headers have more than one meaning, or none.
+    pub fn of(head: &Head<'_>) -> Result<Self, FramingError> {
+        let named = |name: &'static str| {
+            head.headers()
+                .filter(move |(own, _)| own.eq_ignore_ascii_case(name))
+                .map(|(_, value)| value.trim_ascii())
         };
-        if named("transfer-encoding").is_some() {
-            return Ok(Self::Chunked(Chunked::BEGIN));
+        let (mut lengths, mut encodings) = (named("content-length"), named("transfer-encoding").peekable());
+        let length = lengths.next();
+        if lengths.next().is_some() {
+            return Err(FramingError::LengthRepeated);
         }
-        let Some(length) = named("content-length") else { return Ok(Self::Length(0)) };
-        let length = str::from_utf8(length).ok().and_then(|length| length.trim().parse().ok());
-        length.map(Self::Length).ok_or(FramingError::Length)
+        if length.is_some() && encodings.peek().is_some() {
+            return Err(FramingError::LengthAndEncoding);
+        }
+        if encodings.peek().is_some() {
+            let codings =
+                encodings.flat_map(|value| value.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
+            return Self::of_codings(codings, head.minor_version);
+        }
+        let Some(length) = length else { return Ok(Self::Length(0)) };
+        let digits =
+            str::from_utf8(length).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+        digits.and_then(|digits| digits.parse().ok()).map(Self::Length).ok_or(FramingError::Length)
     }
 
-    pub(super) fn is_over(self) -> bool {
+    /// RFC 9112 §6.1: chunks are the last coding, and applied once.
+    fn of_codings<'c>(
+        codings: impl Iterator<Item = &'c [u8]>,
+        minor_version: u8,
+    ) -> Result<Self, FramingError> {
+        let is_chunked: Vec<bool> = codings.map(|coding| coding.eq_ignore_ascii_case(b"chunked")).collect();
+        match is_chunked[..] {
+            _ if minor_version == 0 => Err(FramingError::Encoding),
+            [true] => Ok(Self::CHUNKED),
+            [ref others @ .., true] if !others.contains(&true) => Err(FramingError::CodingUnknown),
+            _ => Err(FramingError::Encoding),
+        }
+    }
+
+    /// Nothing more of the body is to come.
+    #[must_use]
+    pub fn is_over(self) -> bool {
         matches!(self, Self::Length(0) | Self::Chunked(Chunked::Over))
     }
 
     /// How many of these bytes belong to the body; what follows them is the next request.
-    pub(super) fn take(&mut self, bytes: &[u8]) -> Result<usize, FramingError> {
+    ///
+    /// # Errors
+    /// [`FramingError::Chunk`].
+    pub fn take(&mut self, bytes: &[u8]) -> Result<usize, FramingError> {
         match self {
             Self::Length(left) => {
                 let taken = bytes.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
@@ -174,17 +226,5 @@ mod tests {
         ] {
             check(begin, bad, Err(FramingError::Chunk));
         }
-    }
-
-    #[test]
-    fn the_head_says_which() {
-        let of = |lines: &str| {
-            let head = format!("POST / HTTP/1.1\r\nHost: h\r\n{lines}\r\n");
-            Framing::of(&Head::parse(head.as_bytes()).expect("good").expect("whole"))
-        };
-        assert_eq!(of(""), Ok(Framing::Length(0)));
-        assert_eq!(of("Content-Length: 007\r\n"), Ok(Framing::Length(7)));
-        assert_eq!(of("Content-Length: 18446744073709551616\r\n"), Err(FramingError::Length));
-        assert_eq!(of("Transfer-Encoding: chunked\r\n"), Ok(Framing::Chunked(Chunked::BEGIN)));
     }
 }

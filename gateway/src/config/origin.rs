@@ -1,6 +1,6 @@
 //! Which web pages may connect: the `Origin` header against the configured rules.
 
-use crate::config::Setting;
+use super::Setting;
 
 /// One entry of `auth.allowed_origins`.
 #[derive(Debug, Clone, PartialEq, Eq)]

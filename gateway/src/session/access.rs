@@ -1,0 +1,120 @@
+//! What a request may have: the origin of its page, its credentials, the channels that its URL names.
+
+use std::time::SystemTime;
+
+use tidegate_backplane::Channel;
+use tidegate_wire::{head::Head, raw::Query, upgrade::Upgrade};
+
+use super::{core::Core, opening::Stop, refusal::Refusal};
+use crate::{
+    app::{self, apps::AppId},
+    auth::{Claims, Scope, Verdict, bearer},
+};
+
+/// Credentials that were checked.
+enum Credentials {
+    Anonymous,
+    Token(Claims),
+    /// An API key with the scope `read`: it may subscribe to the channels that it covers.
+    ApiKey(String),
+}
+
+impl Core {
+    /// Refuses pages that may not connect.
+    pub(crate) fn check_origin(&self, head: &Head<'_>) -> Result<(), Refusal> {
+        let origin = head.header("origin");
+        match self.shared.origins.allows(origin, head.header("host").unwrap_or_default()) {
+            true => Ok(()),
+            false => Err(Refusal::Origin),
+        }
+    }
+
+    /// The channels of a URL, in the app of its credentials, and the claims of its token, if it has one. Every channel may
+    /// be subscribed to.
+    pub(crate) fn authorised_channels(
+        &self,
+        head: &Head<'_>,
+        query: &Query,
+    ) -> Result<(Vec<Channel>, Option<Claims>), Stop> {
+        let channels = self.url_channels(query)?;
+        let (claims, app) = self.authorise(head, query, &channels)?;
+        let app = app.as_ref().map(AppId::as_str);
+        let channels = channels.into_iter().map(|channel| AppId::channel(app, channel.name()));
+        Ok((channels.collect::<Result<_, _>>().map_err(Refusal::from)?, claims))
+    }
+
+    fn url_channels(&self, query: &Query) -> Result<Vec<Channel>, Refusal> {
+        let (given, max) = (query.channels.len(), self.shared.node.config().limits.subscriptions as usize);
+        if given == 0 {
+            return Err(Refusal::NoChannel);
+        }
+        if given > max {
+            return Err(Refusal::TooManyChannels { given, max });
+        }
+        let channels = query.channels.iter().map(|name| Channel::new(name)).collect::<Result<Vec<_>, _>>()?;
+        for (at, channel) in channels.iter().enumerate() {
+            if channels[..at].contains(channel) {
+                return Err(Refusal::RepeatedChannel(channel.clone()));
+            }
+        }
+        Ok(channels)
+    }
+
+    /// The claims of the token, if there is one, and the app of the token or key, if it is not the default one; checks
+    /// that every channel may be subscribed to.
+    fn authorise(
+        &self,
+        head: &Head<'_>,
+        query: &Query,
+        channels: &[Channel],
+    ) -> Result<(Option<Claims>, Option<AppId>), Stop> {
+        let credentials = self.credentials(head, query)?;
+        let mut key_app = None;
+        for channel in channels {
+            let config = self.shared.node.config();
+            // What Pusher's clients need a signature for nobody has without credentials.
+            let is_restricted =
+                !config.dev && app::kind_of(config, channel).is_some_and(|kind| kind.is_restricted());
+            let open = config.namespaces.of(channel).anonymous_subscribe && !is_restricted;
+            match &credentials {
+                Credentials::Token(claims) if open || claims.may_subscribe(channel) => {}
+                Credentials::Token(_) => return Err(Refusal::Rights { channel: channel.clone() }.into()),
+                Credentials::ApiKey(key) => {
+                    let key = self.shared.api_keys.authorize(Some(key), Scope::Read, Some(channel));
+                    key_app = key.map_err(Refusal::from)?.app().cloned();
+                }
+                Credentials::Anonymous if open => {}
+                Credentials::Anonymous => {
+                    return Err(Refusal::TokenMissing { channel: channel.clone() }.into());
+                }
+            }
+        }
+        Ok(match credentials {
+            Credentials::Token(claims) => {
+                let app = claims.app.as_deref().cloned();
+                (Some(claims), app)
+            }
+            Credentials::Anonymous | Credentials::ApiKey(_) => (None, key_app),
+        })
+    }
+
+    fn credentials(&self, head: &Head<'_>, query: &Query) -> Result<Credentials, Stop> {
+        let header = head.header("authorization").and_then(bearer);
+        let Some(text) = query.token.as_deref().or(header) else { return Ok(Credentials::Anonymous) };
+        // Two dots make a token (RFC 7515 section 7.1); API keys come in the header only, not in URLs.
+        let is_token = text.bytes().filter(|&byte| byte == b'.').count() == 2;
+        if !is_token && query.token.is_none() {
+            return Ok(Credentials::ApiKey(text.to_owned()));
+        }
+        match self.shared.authenticator.verify(text, SystemTime::now()) {
+            Verdict::Valid(claims) => Ok(Credentials::Token(claims)),
+            Verdict::Invalid(error) => Err(Refusal::Token(error).into()),
+            Verdict::NeedsKeys(fetch) => Err(Stop::NeedsKeys(fetch)),
+        }
+    }
+}
+
+/// What clients send may always be deflated; what they are sent follows the namespace.
+pub(crate) fn upgrade(head: &Head<'_>) -> Result<Upgrade, Refusal> {
+    Ok(Upgrade::negotiate(head.method, head.minor_version, |name| head.header_joined(name), true)?)
+}

@@ -1,0 +1,283 @@
+//! What a shard has beside its connections: the services that all of them use, and how other threads reach it.
+
+use std::{
+    any::Any,
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
+};
+
+use tidegate_backplane::{Epoch, GapReason};
+use tidegate_ops::edge::Edge;
+use tidegate_reactor::{ConnectionId, Connections, Mail, Mailbox};
+use tidegate_wire::deflate::Deflater;
+use tokio::runtime::Handle;
+
+use super::{
+    Session, SocketIds,
+    ctx::Ctx,
+    hand_off::TakesHandOffs,
+    protocol::{Protocol, Protocols},
+    publishing::Legacies,
+};
+use crate::{
+    admission::{AddressKey, Front},
+    app::{apps::Apps, webhooks::Webhooks},
+    auth::{ApiKeys, Authenticator, Origins},
+    hub::{
+        Delivery, Hub,
+        outgoing::{Content, Encoder, Outgoing},
+    },
+    metrics::{Metrics, ShardMetrics},
+    node::{
+        Node,
+        shards::{Order, ShardPort},
+    },
+};
+
+/// What other threads ask of a shard.
+pub(crate) enum Command {
+    Order(Order),
+    /// What a connection waited for has come.
+    Continue(Continuation),
+}
+
+/// Goes on in the shard with what was waited for.
+pub(crate) type Continuation = Box<dyn FnOnce(&mut Core, &mut Connections<Session>) + Send>;
+
+/// How a shard is reached.
+pub(crate) type ShardMailbox = Mailbox<Mail<Session, Command>>;
+
+impl ShardPort for ShardMailbox {
+    fn order(&self, order: Order) {
+        self.send(Mail::Command(Command::Order(order)));
+    }
+
+    fn stop(&self) {
+        self.send(Mail::Stop);
+    }
+}
+
+/// What all shards share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) node: Arc<Node>,
+    pub(crate) protocols: Protocols,
+    pub(crate) front: Arc<Front>,
+    pub(crate) authenticator: Arc<Authenticator>,
+    pub(crate) api_keys: Arc<ApiKeys>,
+    pub(crate) apps: Arc<Apps>,
+    pub(crate) webhooks: Arc<Webhooks>,
+    pub(crate) origins: Arc<Origins>,
+    pub(crate) edge: Arc<Edge>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) runtime: Handle,
+    /// Serves the requests that are no protocol's.
+    pub(crate) http: Arc<dyn TakesHandOffs>,
+    pub(crate) started: Instant,
+    /// Names this process's life in the ids of event streams; see [`Fresh`](super::ids::Fresh).
+    pub(crate) life: Epoch,
+}
+
+/// Everything of a shard but its connections, and the inflater, which is lent to the decoder while messages are
+/// handled.
+pub(crate) struct Core {
+    pub(crate) shard: usize,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) hub: Hub,
+    pub(crate) encoder: Encoder,
+    /// Deflates what is for one connection.
+    pub(crate) deflater: Deflater,
+    pub(crate) mailbox: ShardMailbox,
+    pub(crate) metrics: Arc<ShardMetrics>,
+    /// Told of a gap in the fan-out under way; empty between calls.
+    pub(crate) farewells: Vec<(ConnectionId, GapReason)>,
+    pub(crate) legacies: Legacies,
+    pub(crate) socket_ids: SocketIds,
+    /// What each protocol keeps in a shard.
+    pub(crate) rooms: Rooms,
+    /// Reused for answers.
+    pub(crate) scratch: Vec<u8>,
+    /// Connections that go on with bytes that were read before; empty between calls of the reactor.
+    pub(crate) resumed: Vec<(ConnectionId, Vec<u8>)>,
+    /// What the front counts for this shard.
+    pub(crate) connections_dealt: Arc<AtomicU64>,
+}
+
+/// What each protocol keeps in a shard: whatever its [`Protocol::room`] gave.
+pub(crate) struct Rooms(Vec<Box<dyn Any + Send>>);
+
+/// The buffer that is kept between answers; a history is often larger.
+const SCRATCH_BYTES_KEPT: usize = 64 * 1024;
+
+impl Core {
+    pub(crate) fn new(
+        shard: usize,
+        shared: Arc<Shared>,
+        hub: Hub,
+        mailbox: ShardMailbox,
+        metrics: Arc<ShardMetrics>,
+        connections_dealt: Arc<AtomicU64>,
+    ) -> Self {
+        Self {
+            shard,
+            hub,
+            encoder: Encoder::new(),
+            deflater: Deflater::new(1),
+            mailbox,
+            metrics,
+            farewells: Vec::new(),
+            legacies: Legacies::new(),
+            socket_ids: SocketIds::new(shared.life, shard),
+            rooms: Rooms(shared.protocols.iter().map(|protocol| protocol.room()).collect()),
+            scratch: Vec::new(),
+            resumed: Vec::new(),
+            connections_dealt,
+            shared,
+        }
+    }
+
+    /// One connection, with everything that it may use.
+    pub(crate) fn ctx<'a>(
+        &'a mut self,
+        connections: &'a mut Connections<Session>,
+        id: ConnectionId,
+    ) -> Ctx<'a> {
+        Ctx { core: self, connections, id }
+    }
+
+    pub(crate) fn protocols(&self) -> impl Iterator<Item = &'static dyn Protocol> + use<> {
+        self.shared.protocols.iter().copied()
+    }
+
+    /// Milliseconds on the clock of [`Session::accepted_ms`].
+    pub(crate) fn now_ms(&self) -> u32 {
+        self.shared.started.elapsed().as_millis() as u32
+    }
+
+    pub(crate) fn delivery<'a>(
+        &'a mut self,
+        connections: &'a mut Connections<Session>,
+    ) -> (&'a mut Hub, Delivery<'a>) {
+        let (encoder, farewells) = (&mut self.encoder, &mut self.farewells);
+        let socket_ids = self.socket_ids;
+        let delivery = Delivery { connections, encoder, metrics: &self.metrics, socket_ids, farewells };
+        (&mut self.hub, delivery)
+    }
+
+    /// Hands a publication or a notice to the hub, unless a protocol has it that nobody is told.
+    pub(crate) fn deliver(&mut self, connections: &mut Connections<Session>, outgoing: &Arc<Outgoing>) {
+        let is_told = matches!(outgoing.content, Content::Publication(_))
+            || self.protocols().all(|protocol| protocol.on_notice(self, outgoing));
+        if is_told {
+            self.hub.deliver(outgoing, connections);
+        }
+    }
+
+    /// Names a connection in the cluster. The life of the process is a part, so that a node that was started again
+    /// under its name gives no name a second time.
+    pub(crate) fn connection_name(&self, id: ConnectionId) -> String {
+        let (node, life) = (&self.shared.node.config().node, self.shared.life);
+        format!("{node}.{life}-{}-{}-{}", self.shard, id.slot, id.generation)
+    }
+
+    /// A connection is no longer this shard's, and not handed to anyone who counts it.
+    pub(crate) fn count_out(&self, connections: &Connections<Session>, address: AddressKey) {
+        self.metrics.connections.set(connections.len() as i64);
+        self.connections_dealt.fetch_sub(1, Ordering::AcqRel);
+        self.shared.front.release(address);
+    }
+
+    /// How long a connection has been here.
+    pub(crate) fn lasted(&self, session: &Session) -> Duration {
+        Duration::from_millis(u64::from(self.now_ms().wrapping_sub(session.accepted_ms)))
+    }
+
+    /// Keeps a buffer for the next answer, unless this one made it large.
+    pub(crate) fn keep_scratch(&mut self, scratch: Vec<u8>) {
+        if scratch.capacity() <= SCRATCH_BYTES_KEPT {
+            self.scratch = scratch;
+        }
+    }
+
+    /// What other threads call to have the shard go on with `then`.
+    pub(crate) fn reply<T: Send + 'static>(
+        &self,
+        then: impl FnOnce(&mut Core, &mut Connections<Session>, T) + Send + 'static,
+    ) -> impl FnOnce(T) + Send + 'static {
+        let mailbox = self.mailbox.clone();
+        move |output| {
+            let go_on: Continuation = Box::new(move |core, connections| then(core, connections, output));
+            mailbox.send(Mail::Command(Command::Continue(go_on)));
+        }
+    }
+
+    /// Runs a future and goes on in the shard with its output. One that is ready at once, as the memory backplane's
+    /// are, never leaves the thread; its output still queues up behind what was delivered before it.
+    pub(crate) fn run<F>(
+        &self,
+        future: F,
+        then: impl FnOnce(&mut Core, &mut Connections<Session>, F::Output) + Send + 'static,
+    ) where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        let reply = self.reply(then);
+        self.detach(async move { reply(future.await) });
+    }
+
+    /// Polls a future once, as the runtime would: a shard's thread is in it. An error is the future, which has to
+    /// wait.
+    pub(crate) fn begin<F>(&self, future: F) -> Result<F::Output, Pin<Box<F>>>
+    where
+        F: Future + Send + 'static,
+    {
+        let mut future = Box::pin(future);
+        match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(output) => Ok(output),
+            Poll::Pending => Err(future),
+        }
+    }
+
+    /// Runs a future that nobody waits for.
+    pub(crate) fn detach<F>(&self, future: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        if let Err(waits) = self.begin(future) {
+            self.shared.runtime.spawn(waits);
+        }
+    }
+}
+
+impl Rooms {
+    /// A protocol's own room, by its type.
+    pub(crate) fn get<R: Any>(&self) -> &R {
+        self.0.iter().find_map(|room| room.downcast_ref()).expect("the room of a protocol in the list")
+    }
+
+    pub(crate) fn get_mut<R: Any>(&mut self) -> &mut R {
+        self.0.iter_mut().find_map(|room| room.downcast_mut()).expect("the room of a protocol in the list")
+    }
+}
+
+impl fmt::Debug for Core {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Core").field("shard", &self.shard).field("hub", &self.hub).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Order(order) => order.fmt(f),
+            Self::Continue(_) => f.write_str("Continue"),
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! One connection for as long as something is done with it: all that protocol code sees of the shard.
+
+use std::future::Future;
+
+use tidegate_reactor::{ConnectionId, Connections};
+use tidegate_wire::frame::{self, Opcode};
+
+use super::{
+    Open, Session,
+    core::Core,
+    protocol::{Event, Protocol},
+};
+
+/// A connection with the services of its shard. The connection may be gone, as when something was waited for meanwhile:
+/// then reads give `None`, and writes do nothing.
+pub(crate) struct Ctx<'a> {
+    pub(crate) core: &'a mut Core,
+    pub(crate) connections: &'a mut Connections<Session>,
+    pub(crate) id: ConnectionId,
+}
+
+impl Ctx<'_> {
+    pub(crate) fn session(&self) -> Option<&Session> {
+        self.connections.get(self.id)
+    }
+
+    pub(crate) fn session_mut(&mut self) -> Option<&mut Session> {
+        self.connections.get_mut(self.id)
+    }
+
+    /// Its state while it is open.
+    pub(crate) fn open(&self) -> Option<&Open> {
+        self.connections.get(self.id).and_then(Session::open)
+    }
+
+    pub(crate) fn open_mut(&mut self) -> Option<&mut Open> {
+        self.connections.get_mut(self.id).and_then(Session::open_mut)
+    }
+
+    /// What it speaks, while it is open.
+    pub(crate) fn protocol(&self) -> Option<&'static dyn Protocol> {
+        self.open().map(|open| open.protocol.of_list(self.core.shared.protocols))
+    }
+
+    /// Tells the protocol what happened; nothing where the connection is not open any more.
+    pub(crate) fn tell_protocol(&mut self, event: Event<'_>) {
+        if let Some(protocol) = self.protocol() {
+            protocol.on_event(self, event);
+        }
+    }
+
+    /// Runs a future, and goes on with its output in this shard, also when the connection is gone by then.
+    pub(crate) fn run<F>(&self, future: F, then: impl FnOnce(&mut Ctx<'_>, F::Output) + Send + 'static)
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        let id = self.id;
+        self.core.run(future, move |core, connections, output| then(&mut core.ctx(connections, id), output));
+    }
+
+    /// What another thread calls to have this shard go on with `then`.
+    pub(crate) fn reply<T: Send + 'static>(
+        &self,
+        then: impl FnOnce(&mut Ctx<'_>, T) + Send + 'static,
+    ) -> impl FnOnce(T) + Send + 'static {
+        let id = self.id;
+        self.core.reply(move |core, connections, output| then(&mut core.ctx(connections, id), output))
+    }
+
+    /// Writes bytes of this connection alone.
+    pub(crate) fn write(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        let mut out = std::mem::take(&mut self.core.scratch);
+        out.clear();
+        write(&mut out);
+        self.connections.write(self.id, &out);
+        self.core.keep_scratch(out);
+    }
+
+    /// Writes one WebSocket message.
+    pub(crate) fn write_frame(&mut self, opcode: Opcode, payload: &[u8]) {
+        self.write(|out| frame::encode(opcode, payload, out));
+    }
+
+    /// Writes an answer to what the client sent. It does not count against the bound of its queue; a client that does not
+    /// read is not read either.
+    pub(crate) fn answer(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        let mut out = std::mem::take(&mut self.core.scratch);
+        out.clear();
+        write(&mut out);
+        self.connections.write_beyond_bound(self.id, &out);
+        self.core.keep_scratch(out);
+        self.connections.pause_until_flushed(self.id);
+    }
+
+    /// Has the driver go on with bytes that were read before the connection could take them.
+    pub(crate) fn resume(&mut self, bytes: Vec<u8>) {
+        if !bytes.is_empty() {
+            self.core.resumed.push((self.id, bytes));
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! What a protocol is to the session core: how its requests are accepted, what its messages do, and how its clients are
+//! told what happens. `protocols/mod.rs` has the list; nothing else names one.
+
+use std::any::Any;
+
+use tidegate_reactor::Connections;
+use tidegate_wire::{
+    frame::{self, CloseCode},
+    head::Head,
+};
+
+use super::{
+    Open, Session,
+    core::Core,
+    ctx::Ctx,
+    leaving::Leave,
+    opening::{Request, Stop},
+};
+use crate::{
+    hub::ChannelKey,
+    hub::outgoing::{Content, Encoding, Outgoing},
+    node::PublishError,
+};
+
+/// The protocols of a process; a connection names its own by its index.
+pub(crate) type Protocols = &'static [&'static dyn Protocol];
+
+/// An index into [`Protocols`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct ProtocolId(u8);
+
+/// What carries a protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Transport {
+    /// Messages both ways (RFC 6455). The core answers pings, sends its own, and waits for the client's close frame.
+    WebSocket,
+    /// An answer without an end. What the client sends after its request is ignored.
+    Stream,
+}
+
+/// What happens to an open connection.
+#[derive(Debug)]
+pub(crate) enum Event<'e> {
+    /// Its request was answered and it is open. `state`: what [`Protocol::accept`] left in the [`Request`].
+    Opened { state: Option<Box<dyn Any + Send>> },
+    /// A message that it sent was not published.
+    PublishFailed(PublishError),
+    /// So many messages did not fit into its queue; of one channel, or of any (then the name is empty).
+    Dropped { messages: u64, channel: &'e str },
+    /// Its ping was not answered in time.
+    Silent,
+    /// The time between two heartbeats has passed; streams only.
+    HeartbeatDue,
+}
+
+/// A protocol. It keeps nothing itself: state of a shard is in [`room`](Self::room), that of a connection in
+/// [`ProtocolState`] and [`Open::tag`].
+pub(crate) trait Protocol: Sync + std::fmt::Debug {
+    /// One word, for logs and tests.
+    fn name(&self) -> &'static str;
+
+    /// Whether a request without a body is for it.
+    fn serves(&self, method: &str, path: &str, dev: bool) -> bool;
+
+    /// What the request asks for and may have. Nothing that waits: what needs the backplane comes after.
+    fn accept(&self, core: &Core, head: &Head<'_>) -> Result<Request, Stop>;
+
+    /// The form in which its publications come. `compression`: all of its channels allow it.
+    fn encoding(&self, request: &Request, compression: bool) -> Encoding;
+
+    fn on_text(&self, ctx: &mut Ctx<'_>, text: &str) {
+        let _ = (ctx, text);
+    }
+
+    fn on_binary(&self, ctx: &mut Ctx<'_>, bytes: &[u8]) {
+        let _ = (ctx, bytes);
+    }
+
+    fn on_event(&self, ctx: &mut Ctx<'_>, event: Event<'_>);
+
+    /// Gives back what an open connection has beside its places in the hub. It is not open any more, or gone.
+    fn on_end(&self, ctx: &mut Ctx<'_>, open: &mut Open) {
+        let _ = (ctx, open);
+    }
+
+    /// Whether a gap, or a change of who is in a channel, is told to this shard's subscribers at all.
+    fn on_notice(&self, core: &Core, outgoing: &Outgoing) -> bool {
+        let _ = (core, outgoing);
+        true
+    }
+
+    /// The list of apps is another one.
+    fn on_apps_changed(&self, core: &mut Core, connections: &mut Connections<Session>) {
+        let _ = (core, connections);
+    }
+
+    fn transport(&self) -> Transport {
+        Transport::WebSocket
+    }
+
+    /// Whether a client is told where its channels stand, also where nothing was published yet.
+    fn tells_positions(&self) -> bool {
+        false
+    }
+
+    /// Appends what the client is answered before anything else.
+    fn write_answer(&self, request: &Request, out: &mut Vec<u8>) {
+        if let Some(upgrade) = &request.upgrade {
+            upgrade.write_response(out, None);
+        }
+    }
+
+    /// The code of the close frame, where there is one.
+    fn close_code(&self, why: &Leave) -> Option<CloseCode> {
+        Some(why.code())
+    }
+
+    /// Appends the last that a client is told. `spread` is any number that differs between clients.
+    fn write_farewell(&self, why: &Leave, spread: u64, out: &mut Vec<u8>) {
+        let _ = spread;
+        if let Some(code) = self.close_code(why) {
+            frame::encode_close(code, &why.text(), out);
+        }
+    }
+
+    /// Whether an open connection is signed in as a user of an app in the protocol's own way.
+    fn is_user(&self, core: &Core, open: &Open, app: Option<&str>, user: &str) -> bool {
+        let _ = (core, open, app, user);
+        false
+    }
+
+    /// What it keeps in a shard, found again by its type ([`Rooms::get`](super::core::Rooms::get)).
+    fn room(&self) -> Box<dyn Any + Send> {
+        Box::new(())
+    }
+}
+
+/// What a protocol keeps of a connection that few of its connections need: a box in [`Rare`](super::Rare).
+pub(crate) trait ProtocolState: Any + Send + std::fmt::Debug {
+    /// Whether nothing is in it, so that the box can go.
+    fn is_empty(&self) -> bool;
+
+    /// A live publication comes while the connection reads the channel's history.
+    fn keep(&mut self, key: ChannelKey, content: &Content) {
+        let _ = (key, content);
+    }
+}
+
+impl ProtocolId {
+    /// The protocol that serves a request without a body.
+    pub(crate) fn of(protocols: Protocols, method: &str, path: &str, dev: bool) -> Option<Self> {
+        let at = protocols.iter().position(|protocol| protocol.serves(method, path, dev))?;
+        u8::try_from(at).ok().map(Self)
+    }
+
+    pub(crate) fn of_list(self, protocols: Protocols) -> &'static dyn Protocol {
+        protocols[usize::from(self.0)]
+    }
+}

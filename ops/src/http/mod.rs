@@ -1,0 +1,13 @@
+//! HTTP connections whose requests are hyper's one by one: each head is judged before hyper has it, and a connection
+//! can leave hyper again with a request that is a shard's.
+//!
+//! - [`gate`]: the socket between hyper and the kernel
+//! - [`exchange`]: what the gate, the service and the task of a connection tell each other
+
+mod exchange;
+mod gate;
+
+pub use self::{
+    exchange::{AnswerBody, End, Exchange, Open},
+    gate::{Gate, IsShards},
+};
