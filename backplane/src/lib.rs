@@ -30,8 +30,8 @@ use futures_util::future::BoxFuture;
 pub use memory::{MemoryBackplane, MemoryCounters, MemoryOptions, SWEEPS_PER_ROUND};
 pub use redis::{
     GapsTold, IDEMPOTENCY_WINDOW, LEASE, LinkCounters, OperationCounters, Prefix, PrefixError, REFUSALS,
-    REPEATS, REPLACEMENTS, RedisBackplane, RedisCounters, RedisFiles, RedisOptions, RedisStartError, RedisUrl,
-    RedisUrlError, Repairs, SentinelLogin, SubscriptionCounters, Undecodable,
+    REPEATS, REPLACEMENTS, RedisBackplane, RedisCounters, RedisFiles, RedisOptions, RedisStartError,
+    RedisUrl, RedisUrlError, Repairs, SentinelLogin, SubscriptionCounters, Undecodable,
 };
 pub use types::*;
 

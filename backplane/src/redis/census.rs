@@ -173,8 +173,7 @@ impl Census {
         for channel in of_app {
             routes.entry(self.commands.route(channel.as_str())).or_default().push(channel);
         }
-        let questions: Vec<Vec<Channel>> =
-            routes.into_values().flat_map(|channels| portions(channels)).collect();
+        let questions: Vec<Vec<Channel>> = routes.into_values().flat_map(portions).collect();
         let asked = stream::iter(questions).map(|channels| self.sums_of(channels));
         let answers: Vec<_> = asked.buffer_unordered(QUESTIONS_AT_ONCE).collect().await;
         let mut all = Vec::new();

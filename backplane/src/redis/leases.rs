@@ -230,7 +230,5 @@ fn set_command(name: &str, set: &str, channel: &str) -> Cmd {
 }
 
 fn not_ours() -> BackplaneError {
-    BackplaneError::Refused(
-        "a key holds something else than ours; do others use the same key prefix?".into(),
-    )
+    BackplaneError::Refused("a key holds something else than ours; do others use the same key prefix?".into())
 }

@@ -134,7 +134,8 @@ impl Presence {
         let mut cursor = "0".to_owned();
         loop {
             let page = leases::hash_page(&*self.commands, channel.as_str(), &key, &cursor).await?;
-            let decoded = page.1.into_iter().filter_map(|(connection, value)| self.decode(connection, &value));
+            let decoded =
+                page.1.into_iter().filter_map(|(connection, value)| self.decode(connection, &value));
             let decoded = decoded.filter(|(instance, _)| !self.registry.is_own(instance));
             others.extend(decoded.map(|other| (other.1.connection.clone(), other)));
             if page.0 == "0" {
@@ -436,7 +437,8 @@ impl Own {
             if state.members.is_empty() {
                 state.written.leave(Instant::now());
                 if is_crowded {
-                    self.channels.retain(|_, state| state.is_busy || state.is_stale || !state.written.is_left());
+                    self.channels
+                        .retain(|_, state| state.is_busy || state.is_stale || !state.written.is_left());
                 }
             }
             return None;
@@ -458,7 +460,11 @@ impl Own {
         let Some(state) = self.channels.get_mut(channel) else { return false };
         match end {
             End::Written { listed, seats, is_whole } => {
-                if is_whole { state.written.note_whole(seats) } else { state.written.note_part(seats) }
+                if is_whole {
+                    state.written.note_whole(seats)
+                } else {
+                    state.written.note_part(seats)
+                }
                 match listed {
                     // Stale again while the batch was under way: the instance may be another one.
                     Some(instance) if !state.is_stale => state.written.note_listed(instance, seats),

@@ -77,9 +77,9 @@ impl Publisher {
         let answers = self.commands.call_all(first.channel.as_str(), commands).await;
         let accepted = answers.iter().filter(|answer| answer.is_ok()).count() as u64;
         self.tallies.published_plain.fetch_add(accepted, Relaxed);
-        outcomes.fill(answers.into_iter().map(|answer| {
-            answer.map(|_| Published { position: None, duplicate: false })
-        }))
+        outcomes.fill(
+            answers.into_iter().map(|answer| answer.map(|_| Published { position: None, duplicate: false })),
+        )
     }
 
     async fn publish_scripted_flight(
@@ -87,8 +87,7 @@ impl Publisher {
         flight: &[NewPublication],
     ) -> Vec<Result<Published, BackplaneError>> {
         let mut outcomes = Outcomes::default();
-        let parts: Vec<Parts> =
-            flight.iter().filter_map(|new| outcomes.keep(self.parts(new))).collect();
+        let parts: Vec<Parts> = flight.iter().filter_map(|new| outcomes.keep(self.parts(new))).collect();
         let calls: Vec<_> = parts.iter().map(|parts| parts.call(self.verb())).collect();
         let Some(first) = flight.first() else { return Vec::new() };
         let answers = scripts::PUBLISH.call_all(&*self.kept, first.channel.as_str(), &calls).await;
@@ -190,7 +189,7 @@ struct Parts {
 }
 
 impl Parts {
-    fn call<'a>(&'a self, verb: &'a str) -> (Vec<&'a [u8]>, Vec<&'a [u8]>) {
+    fn call<'a>(&'a self, verb: &'a str) -> scripts::KeysAndArgs<'a> {
         let mut keys: Vec<&[u8]> = Vec::with_capacity(3);
         let mut args = vec![verb.as_bytes(), self.pubsub.as_bytes(), self.window.as_bytes(), &self.content];
         if let Some((meta, stream, stamp)) = &self.kept {

@@ -43,8 +43,18 @@ pub(crate) static ROLL: LazyLock<Script> =
 /// changes places with those that are under way.
 pub(crate) fn codes() -> Vec<Box<str>> {
     let all = [
-        &PUBLISH, &HISTORY, &POSITIONS, &RENEW, &RENOUNCE, &ANNOUNCE, &RETIRE, &MEMBERS, &CENSUS_CHANGE,
-        &CENSUS_SETTLE, &ROLL, &SUMS,
+        &PUBLISH,
+        &HISTORY,
+        &POSITIONS,
+        &RENEW,
+        &RENOUNCE,
+        &ANNOUNCE,
+        &RETIRE,
+        &MEMBERS,
+        &CENSUS_CHANGE,
+        &CENSUS_SETTLE,
+        &ROLL,
+        &SUMS,
     ];
     all.map(|script| script.code.as_str().into()).into()
 }
@@ -88,11 +98,12 @@ impl Script {
         &self,
         commands: &dyn Commands,
         tag: &str,
-        calls: &[(Vec<&[u8]>, Vec<&[u8]>)],
+        calls: &[KeysAndArgs<'_>],
     ) -> Vec<Result<Answer, BackplaneError>> {
         let by_digest = calls.iter().map(|(keys, args)| command("EVALSHA", &self.sha1, keys, args));
         let mut values = commands.call_all(tag, by_digest.collect()).await;
-        let is_unknown = |value: &Result<_, _>| matches!(value, Err(BackplaneError::Refused(why)) if is_no_script(why));
+        let is_unknown =
+            |value: &Result<_, _>| matches!(value, Err(BackplaneError::Refused(why)) if is_no_script(why));
         // The server came to know it in their midst: those before that would come behind the others.
         let known = values.iter().rposition(|value| !is_unknown(value)).map_or(0, |last| last + 1);
         for value in values[..known].iter_mut().filter(|value| is_unknown(value)) {
@@ -106,6 +117,9 @@ impl Script {
         values.into_iter().map(|value| Answer::new(self.name, value?)).collect()
     }
 }
+
+/// Of one call.
+pub(crate) type KeysAndArgs<'a> = (Vec<&'a [u8]>, Vec<&'a [u8]>);
 
 fn command(name: &str, script: &str, keys: &[&[u8]], args: &[&[u8]]) -> Cmd {
     // What the protocol puts around an argument is at most 16 bytes.

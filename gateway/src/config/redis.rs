@@ -25,7 +25,7 @@ section! {
         /// PEM file with the key of `cert_file`.
         key_file: Option<PathBuf> = None;
         /// Name of the user at the Sentinels. Without it, the default user.
-        sentinel_user: Option<String> = None;
+        sentinel_user: Option<Box<str>> = None;
         /// File with the password at the Sentinels. Without it, they are told the one of Redis where they ask for one.
         sentinel_password_file: Option<PathBuf> = None;
         /// For so long a node that is not heard of counts as living: then its connections are no longer present, and
@@ -60,15 +60,8 @@ pub struct RedisPrefix(Prefix);
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Replicas(u8);
 
-const SCHEMES: [&str; 7] = [
-    "redis",
-    "rediss",
-    "redis-sentinel",
-    "rediss-sentinel",
-    "redis-cluster",
-    "rediss-cluster",
-    "redis+unix",
-];
+const SCHEMES: [&str; 7] =
+    ["redis", "rediss", "redis-sentinel", "rediss-sentinel", "redis-cluster", "rediss-cluster", "redis+unix"];
 
 /// The lease is renewed ten times in its time; a server that is slow for a moment must not end it.
 const LEASE_MIN: Duration = Duration::from_secs(1);
@@ -141,7 +134,9 @@ impl Redis {
         let certificate = match (&self.cert_file, &self.key_file) {
             (None, None) => None,
             (Some(certificate), Some(key)) => Some([certificate.clone(), key.clone()]),
-            _ => return Err(contradiction("redis.cert_file", "redis.key_file belongs to it, and it to that")),
+            _ => {
+                return Err(contradiction("redis.cert_file", "redis.key_file belongs to it, and it to that"));
+            }
         };
         if certificate.is_some() && !url.is_tls() {
             return Err(contradiction("redis.cert_file", "the URL is not one over TLS, such as rediss://"));

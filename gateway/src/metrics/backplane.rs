@@ -99,7 +99,12 @@ fn links(page: &mut Page<'_>, links: &[LinkCounters]) -> fmt::Result {
     ];
     page.counters_by("backplane_calls_failed", "Commands that failed, by reason.", "reason", failed)?;
     let refused = sums(&REFUSALS, links, |link| &link.refused);
-    page.counters_by("backplane_refused", "Commands that Redis refused, by what is lacking.", "lack", refused)?;
+    page.counters_by(
+        "backplane_refused",
+        "Commands that Redis refused, by what is lacking.",
+        "lack",
+        refused,
+    )?;
     page.counter(
         "backplane_waits",
         "WAIT commands: each answers for all publications that were accepted before it was sent.",

@@ -110,9 +110,7 @@ impl Refusal {
                 BackplaneError::Unavailable(_)
                 | BackplaneError::Overloaded(_)
                 | BackplaneError::Unconfirmed(_),
-            ) => {
-                (503, "Service Unavailable", "backplane-unavailable")
-            }
+            ) => (503, "Service Unavailable", "backplane-unavailable"),
             Self::Backplane(BackplaneError::Refused(_)) => (503, "Service Unavailable", "backplane-refused"),
         }
     }
@@ -134,9 +132,7 @@ impl Refusal {
                 BackplaneError::Unavailable(_)
                 | BackplaneError::Overloaded(_)
                 | BackplaneError::Unconfirmed(_),
-            ) => {
-                HandshakeResult::BackplaneUnavailable
-            }
+            ) => HandshakeResult::BackplaneUnavailable,
             Self::Backplane(BackplaneError::Refused(_)) => HandshakeResult::BackplaneRefused,
             _ => HandshakeResult::BadRequest,
         }

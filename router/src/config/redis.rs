@@ -43,7 +43,11 @@ impl Redis {
         })?;
         // The name appears nowhere: a router writes nothing of itself.
         Ok(RedisOptions {
-            files: RedisFiles { password: self.password_file.clone(), ca: self.ca_file.clone(), certificate: None },
+            files: RedisFiles {
+                password: self.password_file.clone(),
+                ca: self.ca_file.clone(),
+                certificate: None,
+            },
             prefix: self.prefix.0.clone(),
             // A router has nobody to tell what comes of it.
             removes_instances: false,

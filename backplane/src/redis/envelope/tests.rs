@@ -105,14 +105,6 @@ fn an_event_name_has_a_bound() {
     assert_eq!(encode_plain(&new), Err(NameTooLong(65_536)));
 }
 
-#[test]
-fn the_payload_is_not_copied() {
-    let bytes = b"\x01\x00payload".to_vec();
-    let at = bytes.as_ptr() as usize;
-    let envelope = Envelope::decode(&bytes).expect("an envelope");
-    assert_eq!(envelope.publication.payload.bytes().as_ptr() as usize, at + 2);
-}
-
 fn senders() -> impl Strategy<Value = Option<Box<Sender>>> {
     let part = || proptest::option::of(".{0,8}".prop_map(Into::into));
     proptest::option::of(

@@ -46,8 +46,10 @@ impl Login {
 
 /// Line ends at its end are cut.
 fn password(path: &Path) -> Result<Box<str>, RedisStartError> {
-    let text = fs::read_to_string(path)
-        .map_err(|error| RedisStartError::Password { path: path.to_owned(), cause: error.to_string().into() })?;
+    let text = fs::read_to_string(path).map_err(|error| RedisStartError::Password {
+        path: path.to_owned(),
+        cause: error.to_string().into(),
+    })?;
     Ok(text.trim_end_matches(['\r', '\n']).into())
 }
 
@@ -73,7 +75,8 @@ fn connector(files: &RedisFiles) -> Result<TlsConnector, RedisStartError> {
                 cause: cause.into(),
             };
             let chain = certificates(certificate).map_err(|cause| refused(certificate, cause))?;
-            let private = PrivateKeyDer::from_pem_file(key).map_err(|error| refused(key, error.to_string()))?;
+            let private =
+                PrivateKeyDer::from_pem_file(key).map_err(|error| refused(key, error.to_string()))?;
             config
                 .with_client_auth_cert(chain, private)
                 .map_err(|error| refused(certificate, error.to_string()))?

@@ -88,9 +88,9 @@ impl Map {
             return Changed::All;
         };
         let id = |map: &Self, position: u16| map.links.get(usize::from(position)).map(|link| link.id);
-        let moved = (0..).zip(new_slots.iter().zip(old_slots)).filter_map(|(slot, (new, before))| {
-            (id(self, *new) != id(old, *before)).then_some(slot)
-        });
+        let moved = (0..)
+            .zip(new_slots.iter().zip(old_slots))
+            .filter_map(|(slot, (new, before))| (id(self, *new) != id(old, *before)).then_some(slot));
         Changed::Slots(moved.collect())
     }
 

@@ -60,9 +60,8 @@ impl Inbound {
 
     /// Takes the next value, if it is complete.
     pub(crate) fn take<T>(&mut self, read: impl FnOnce(Frame<'_>) -> T) -> Result<Option<T>, Malformed> {
-        if self.scan.at == 0
-            && let Some((channel, payload, end)) = message(&self.bytes)
-        {
+        if let Some((channel, payload, end)) = message(&self.bytes) {
+            self.scan = Scan::default();
             let taken = read(Frame::Message {
                 channel: &self.bytes[channel.0..channel.1],
                 payload: &self.bytes[payload.0..payload.1],
@@ -172,7 +171,9 @@ fn value(frame: &[u8]) -> Result<Value, RedisError> {
     let content = frame.get(1..frame.len().saturating_sub(2)).unwrap_or_default();
     match frame.first() {
         Some(b':') if let Some(number) = number(content) => Ok(Value::Int(number as i64)),
-        Some(b'$') if let Some((from, to)) = bulk(frame, 0) => Ok(Value::BulkString(frame[from..to].to_vec())),
+        Some(b'$') if let Some((from, to)) = bulk(frame, 0) => {
+            Ok(Value::BulkString(frame[from..to].to_vec()))
+        }
         _ => redis::parse_redis_value(frame),
     }
 }
@@ -188,7 +189,12 @@ mod tests {
 
     fn taken(inbound: &mut Inbound) -> Vec<Value> {
         let read = |frame: Frame<'_>| match frame {
-            Frame::Value(value) => value.unwrap(),
+            Frame::Value(value) => {
+                let value = value.unwrap();
+                let is_message = matches!(&value, Value::Push { kind: PushKind::Message, .. });
+                assert!(!is_message, "messages are told apart, in whatever pieces they came");
+                value
+            }
             Frame::Message { channel, payload } => {
                 let data = [channel, payload].map(|bytes| Value::BulkString(bytes.to_vec())).to_vec();
                 Value::Push { kind: PushKind::Message, data }

@@ -63,7 +63,8 @@ pub(super) async fn run(registry: Arc<Registry>) {
     let (mut questions, mut reads) = (0, 0);
     loop {
         if questions < QUESTIONS_AT_ONCE {
-            let asks = take(&registry, |asks| &mut asks.positions, POSITIONS * (QUESTIONS_AT_ONCE - questions));
+            let asks =
+                take(&registry, |asks| &mut asks.positions, POSITIONS * (QUESTIONS_AT_ONCE - questions));
             if !asks.is_empty() {
                 questions += 1;
                 running.push(ask_positions(Arc::clone(&registry), asks).map(|()| Done::Question).boxed());

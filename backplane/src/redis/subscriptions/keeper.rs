@@ -102,9 +102,8 @@ impl Keeper {
         for (seat, channel) in work.unsubscribe {
             self.unsubscribe_at(seat, channel);
         }
-        let is_concerned = |channel: &Channel| {
-            work.is_all || work.slots.contains(&slot_of(channel.as_str().as_bytes()))
-        };
+        let is_concerned =
+            |channel: &Channel| work.is_all || work.slots.contains(&slot_of(channel.as_str().as_bytes()));
         if work.is_all || !work.slots.is_empty() {
             self.registry.entries(is_concerned).iter().for_each(|entry| self.place(entry));
         }

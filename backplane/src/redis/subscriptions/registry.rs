@@ -15,9 +15,9 @@ use super::{
     counters::Counters,
     entry::{Entry, Key, State},
     flow::Flow,
-    work::{Asks, Due, Work},
     outage::Outage,
     sequence::{Ask, Outlet, Pause},
+    work::{Asks, Due, Work},
 };
 use crate::{
     CensusEvent, Channel, Gap, Intake, Publication, Sink,
@@ -285,10 +285,9 @@ impl Registry {
             return;
         }
         let ask = entry.locked(|state| state.sequence.look());
-        match ask {
-            Some(ask) => self.dispatch(entry, ask),
-            // Not live: the position is asked for when the subscription is confirmed.
-            None => {}
+        // If it is not live, the position is asked for when the subscription is confirmed.
+        if let Some(ask) = ask {
+            self.dispatch(entry, ask);
         }
     }
 

@@ -76,8 +76,7 @@ struct Node {
 impl Node {
     async fn start(server: &RedisServer, name: &str) -> Self {
         let prefix = Prefix::new("registry").expect("a prefix");
-        let login =
-            Login { credentials: None, is_tls: false, files: RedisFiles::default(), sentinel: None };
+        let login = Login { credentials: None, is_tls: false, files: RedisFiles::default(), sentinel: None };
         let options = LinkOptions {
             url: server.url().parse().expect("a URL"),
             login,

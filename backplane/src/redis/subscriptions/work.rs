@@ -35,9 +35,16 @@ pub(super) struct Work {
 pub(super) enum Due {
     /// With what was confirmed on the session when it was sent.
     Confirmation(Sent, u64),
-    Leave { generation: u64 },
-    Grace { serial: u32, top: Place },
-    Retry { serial: u32 },
+    Leave {
+        generation: u64,
+    },
+    Grace {
+        serial: u32,
+        top: Place,
+    },
+    Retry {
+        serial: u32,
+    },
     Look,
 }
 

@@ -13,7 +13,10 @@ use std::{
 use futures_util::future::{BoxFuture, FutureExt};
 use redis::{Cmd, FromRedisValue, Value, aio::MultiplexedConnection};
 
-use crate::{BackplaneError, redis::contract::{Commands, LinkId, Route, Seat, Session}};
+use crate::{
+    BackplaneError,
+    redis::contract::{Commands, LinkId, Route, Seat, Session},
+};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -39,7 +42,13 @@ impl Server {
             .spawn()
             .expect("redis-server is installed");
         let connection = tokio::time::timeout(DEADLINE, connect(socket)).await.expect("redis-server answers");
-        Arc::new(Self { child, connection, is_refusing: AtomicBool::new(false), session: AtomicU64::new(1), _directory: directory })
+        Arc::new(Self {
+            child,
+            connection,
+            is_refusing: AtomicBool::new(false),
+            session: AtomicU64::new(1),
+            _directory: directory,
+        })
     }
 
     /// Calls fail as if the link were away.

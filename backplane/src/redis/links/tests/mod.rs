@@ -173,7 +173,9 @@ impl Rig {
 
     #[track_caller]
     pub(super) fn eventually_healthy(&self) {
-        eventually("the links are up", DEADLINE, || self.links.health().is_ok());
+        eventually("the links are up", DEADLINE, || {
+            self.links.health().is_ok() && self.links.missing().is_empty()
+        });
     }
 
     pub(super) async fn stop(self) {
