@@ -11,11 +11,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use futures_util::FutureExt;
 use tidegate_backplane::{
     Backplane, CensusEvent, Channel, Control, Gap, HistoryPolicy, Intake, MemoryBackplane, MemoryOptions,
-    NewPublication, Payload, Publication, Sink, Transition,
+    NewPublication, Payload, Publication, Sink, Text, Transition,
 };
 
 const PUBLISHES: usize = 400_000;
@@ -85,7 +84,7 @@ fn measure(case: Case, channels: &[Channel], threads: usize) -> f64 {
 }
 
 fn publish_all(backplane: &MemoryBackplane, channels: &[Channel], case: Case, thread: usize) {
-    let payload = Bytes::from(vec![b'x'; 130]);
+    let payload = Text::from("x".repeat(130));
     for at in 0..PUBLISHES {
         let publication = NewPublication {
             channel: channels[(at * 7 + thread) % CHANNELS].clone(),

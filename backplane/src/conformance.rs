@@ -186,7 +186,7 @@ impl Draft {
 }
 
 fn text(channel: &Channel, text: &str) -> Draft {
-    draft(channel, Payload::Text(text.to_owned().into()))
+    draft(channel, Payload::Text(text.into()))
 }
 
 fn draft(channel: &Channel, payload: Payload) -> Draft {
@@ -219,7 +219,7 @@ fn offsets<'a>(publications: impl IntoIterator<Item = &'a Arc<Publication>>) -> 
 
 fn texts<'a>(publications: impl IntoIterator<Item = &'a Arc<Publication>>) -> Vec<&'a str> {
     let text = |publication: &'a Arc<Publication>| match &publication.payload {
-        Payload::Text(bytes) => std::str::from_utf8(bytes).expect("UTF-8"),
+        Payload::Text(text) => &**text,
         Payload::Binary(bytes) => panic!("binary payload {bytes:?} where text was published"),
     };
     publications.into_iter().map(text).collect()

@@ -3,6 +3,8 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+/// Text in shared memory; there is none that is not UTF-8.
+pub use bytestring::ByteString as Text;
 
 /// Longest channel name in bytes. Pusher's SDKs allow 200; Centrifugo 255 by default.
 pub const CHANNEL_BYTES_MAX: usize = 200;
@@ -191,17 +193,18 @@ impl std::str::FromStr for Position {
     }
 }
 
-/// What a publication carries. Text was checked to be UTF-8 when it was accepted.
+/// What a publication carries.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Payload {
-    Text(Bytes),
+    Text(Text),
     Binary(Bytes),
 }
 
 impl Payload {
     pub fn bytes(&self) -> &Bytes {
         match self {
-            Self::Text(bytes) | Self::Binary(bytes) => bytes,
+            Self::Text(text) => text.as_bytes(),
+            Self::Binary(bytes) => bytes,
         }
     }
 }

@@ -163,7 +163,7 @@ fn history_does_not_hold_the_buffer_a_payload_was_cut_from() {
     let new = NewPublication {
         channel: channel("c"),
         event: None,
-        payload: Payload::Text(buffer.slice(100..200)),
+        payload: Payload::Text(buffer.slice(100..200).try_into().expect("ASCII")),
         history: Some(HistoryPolicy { size: 10, age: HOUR }),
         idempotency_key: None,
         sender: None,

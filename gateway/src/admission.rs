@@ -100,6 +100,12 @@ impl Front {
         }
     }
 
+    /// The places of connections that are gone with a shard that failed. What they count as in the limits of their
+    /// addresses is lost: the process is about to end.
+    pub(crate) fn forget(&self, connections: u64) {
+        self.connections.fetch_sub(connections, Ordering::AcqRel);
+    }
+
     /// Takes a handshake's token, or says when there will be one.
     pub(crate) fn take_handshake(&self) -> Result<(), Over> {
         self.handshakes.take(Instant::now()).map_err(|retry_after| Over::Rate { retry_after })

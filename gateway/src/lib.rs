@@ -20,5 +20,6 @@ mod protocols;
 pub mod server;
 mod session;
 mod shard;
+mod subscription;
 #[cfg(test)]
 mod testing;

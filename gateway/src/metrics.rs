@@ -73,6 +73,8 @@ pub struct ShardMetrics {
     pub bytes_received: Counter,
     pub bytes_sent: Counter,
     pub messages_dropped: Counters<DropReason>,
+    /// Clients that could not be told of a gap, and stay.
+    pub gaps_untold: Counter,
     /// Bytes that wait in outbound queues now.
     pub send_queue_bytes: Gauge,
     pub ping_rtt_seconds: Histogram,
@@ -96,6 +98,8 @@ pub struct NodeMetrics {
     pub send_queue_permille: Gauge,
     /// 1 while draining.
     pub draining: Gauge,
+    /// Shards that have failed; the process drains and ends.
+    pub shards_failed: Gauge,
     pub auth_failures: Counters<AuthFailure>,
     /// Publishes that went to this node's subscribers only.
     pub publishes_local: Counter,
@@ -117,6 +121,7 @@ impl Metrics {
                 channels: Gauge::default(),
                 send_queue_permille: Gauge::default(),
                 draining: Gauge::default(),
+                shards_failed: Gauge::default(),
                 auth_failures: Counters::default(),
                 publishes_local: Counter::default(),
                 handshakes: Counters::default(),
@@ -182,6 +187,7 @@ impl Default for ShardMetrics {
             bytes_received: Counter::default(),
             bytes_sent: Counter::default(),
             messages_dropped: Counters::default(),
+            gaps_untold: Counter::default(),
             send_queue_bytes: Gauge::default(),
             ping_rtt_seconds: Histogram::new(PING_BOUNDS),
             fanout_seconds: Histogram::new(FANOUT_BOUNDS),

@@ -1,9 +1,15 @@
 //! The composition root: binds, builds every part, and runs them until the node is drained.
 
+mod carrier;
+
 use std::{
     io,
     net::{SocketAddr, TcpListener as StdTcpListener},
-    sync::{Arc, atomic::AtomicU64},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -20,6 +26,8 @@ use tidegate_reactor::{Acceptor, Shard};
 use tokio::{runtime::Runtime, time::MissedTickBehavior};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use carrier::Carrier;
+
 use crate::{
     admission::Front,
     app::apps::{self, AppCollector, Apps},
@@ -33,16 +41,15 @@ use crate::{
     },
     hub::Hub,
     metrics::{Bounds, Collector, Listener, Metrics},
-    node::carrier::Carrier,
     node::drain,
     node::shards::{Order, ShardPort},
     node::{Node, Relay},
-    protocols::{self, PROTOCOLS},
+    protocols::{self, FORMS, PROTOCOLS},
     session::core::Shared,
     shard::ShardDriver,
 };
 
-/// Why a gateway did not start.
+/// Why a gateway did not start, or did not end as it was asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error(transparent)]
@@ -53,6 +60,10 @@ pub enum StartError {
     Redis(#[from] RedisStartError),
     #[error("cannot set up {part}: {source}")]
     System { part: &'static str, source: io::Error },
+    #[error(
+        "{failed} of {shards} shards failed, see the log; the node has drained the others and ends, to be started again"
+    )]
+    ShardFailed { failed: u64, shards: usize },
 }
 
 impl StartError {
@@ -60,7 +71,7 @@ impl StartError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) | Self::Listen(_) | Self::Redis(_) => ConfigError::EXIT_CODE,
-            Self::System { .. } => 1,
+            Self::System { .. } | Self::ShardFailed { .. } => 1,
         }
     }
 }
@@ -149,14 +160,15 @@ impl Server {
         })?;
         acceptor.stop().map_err(system("the accept thread"))?;
         parts.relay.stop_shards();
-        for shard in shards {
-            if shard.join().is_err() {
-                tracing::error!("a shard panicked");
-            }
-        }
+        let number = shards.len();
+        // How a shard ended, its thread has told the node.
+        let _ended: Vec<thread::Result<()>> = shards.into_iter().map(thread::JoinHandle::join).collect();
         drop(_internal);
         runtime.shutdown_timeout(Duration::from_secs(1));
-        Ok(())
+        match node.shards_failed() {
+            0 => Ok(()),
+            failed => Err(StartError::ShardFailed { failed, shards: number }),
+        }
     }
 }
 
@@ -211,7 +223,11 @@ impl Parts {
         let started = Instant::now();
         let doors = shards
             .iter()
-            .map(|shard| ShardDoor { mailbox: shard.mailbox(), connections: Arc::new(AtomicU64::new(0)) })
+            .map(|shard| ShardDoor {
+                mailbox: shard.mailbox(),
+                connections: Arc::new(AtomicU64::new(0)),
+                failed: AtomicBool::new(false),
+            })
             .collect();
         let dealer = Arc::new(Dealer::new(doors, started));
         let context = Arc::new(HttpContext {
@@ -220,6 +236,8 @@ impl Parts {
             apps,
             origins: Arc::new(Origins::new(&config.auth.allowed_origins)),
             metrics: Arc::clone(&metrics),
+            apis: protocols::APIS,
+            is_shards: if config.dev { protocols::serve_dev } else { protocols::serve },
             dev: config.dev,
         });
         let stop_http = CancellationToken::new();
@@ -230,7 +248,6 @@ impl Parts {
             metrics: Arc::clone(&metrics),
             patience: Patience { head: config.limits.handshake_timeout, quiet: QUIET_MAX },
             head_bytes_max: config.limits.head_bytes.bytes(),
-            is_shards: if config.dev { protocols::serve_dev } else { protocols::serve },
             runtime: runtime.handle().clone(),
             stop: stop_http.clone(),
             tasks: tasks.clone(),
@@ -258,6 +275,7 @@ impl Parts {
             runtime: runtime.handle().clone(),
             http: Arc::new(http),
             started,
+            legacy_bytes: AtomicUsize::new(0),
             life: new_life().map_err(system("the random source"))?,
         });
         let doorkeeper = Doorkeeper { front, metrics, dealer, edge };
@@ -276,7 +294,7 @@ impl Parts {
         shard: Shard<ShardDriver>,
     ) -> Result<thread::JoinHandle<()>, StartError> {
         let interests = Arc::clone(&self.relay.interests);
-        let hub = Hub::new(index, interests, Arc::clone(self.shared.node.backplane()));
+        let hub = Hub::new(index, interests, Arc::clone(self.shared.node.backplane()), FORMS);
         let driver = ShardDriver::new(
             index,
             Arc::clone(&self.shared),
@@ -286,14 +304,19 @@ impl Parts {
             Arc::clone(&self.doorkeeper.dealer.door(index).connections),
         );
         let runtime = self.shared.runtime.clone();
+        let (node, dealer) = (Arc::clone(&self.shared.node), Arc::clone(&self.doorkeeper.dealer));
         thread::Builder::new()
             .name(format!("shard-{index}"))
             .spawn(move || {
                 // Futures of the backplane are first polled where they are made: they may set timers and spawn.
                 let _runtime = runtime.enter();
-                if let Err(error) = shard.run(driver) {
-                    tracing::error!(%error, shard = index, "a shard has failed");
+                // Nothing of the shard is used afterwards: its sockets close, its mailbox takes nothing more.
+                match catch_unwind(AssertUnwindSafe(|| shard.run(driver))) {
+                    Ok(Ok(())) => return,
+                    Ok(Err(error)) => tracing::error!(%error, shard = index, "a shard has failed: draining"),
+                    Err(_) => tracing::error!(shard = index, "a shard has panicked: draining"),
                 }
+                node.shard_failed(dealer.give_up(index));
             })
             .map_err(system("a shard's thread"))
     }

@@ -4,30 +4,41 @@ use std::time::Duration;
 
 use tidegate_reactor::{ConnectionId, Tick, Turn};
 
-/// The connections that a drain still has to close: 8 bytes each, for as long as it takes.
+/// The connections that a drain still has to close, and what is known of each: for as long as it takes.
 #[derive(Debug)]
-pub struct Sweep {
+pub struct Sweep<T = ConnectionId> {
     ends: Tick,
-    rest: Vec<ConnectionId>,
+    rest: Vec<T>,
     acted: Tick,
 }
 
 /// Connections closed in one turn: at 10 µs each, and some 20 µs for both ends of a pair, under 3 ms.
 pub const SWEEP_PORTION: usize = 128;
 
-impl Sweep {
-    pub fn new(rest: Vec<ConnectionId>, now: Tick, over: Duration) -> Self {
+impl<T> Sweep<T> {
+    pub fn new(rest: Vec<T>, now: Tick, over: Duration) -> Self {
         Self { ends: now.after(over), rest, acted: now }
     }
 
-    /// One that was opened after the drain had begun. Bounded by the handshakes that were under way.
-    pub fn join(&mut self, id: ConnectionId) {
-        self.rest.push(id);
+    /// One that is found after it has begun. In a drain, bounded by the handshakes that were under way.
+    pub fn join(&mut self, one: T) {
+        self.rest.push(one);
+    }
+
+    /// How many are left.
+    #[expect(clippy::len_without_is_empty, reason = "it is compared with a portion")]
+    pub fn len(&self) -> usize {
+        self.rest.len()
+    }
+
+    /// All that are left, at once.
+    pub fn take_rest(&mut self) -> Vec<T> {
+        std::mem::take(&mut self.rest)
     }
 
     /// Those to close now: as large a part of the rest as the time since the last call is of the time left. Behind the
     /// plan, more go in the next turn instead of with the next tick.
-    pub fn next_portion(&mut self, now: Tick) -> (Vec<ConnectionId>, Turn) {
+    pub fn next_portion(&mut self, now: Tick) -> (Vec<T>, Turn) {
         let passed = now.0.saturating_sub(self.acted.0) as usize;
         let left = self.ends.0.saturating_sub(self.acted.0).max(1) as usize;
         let due = if now >= self.ends { self.rest.len() } else { (self.rest.len() * passed).div_ceil(left) };

@@ -15,7 +15,7 @@ pub(crate) use reading::Received;
 
 use crate::{
     entry::{Entry, Flags, PeerEnd, WhenFlushed},
-    outbound::{Bound, Queued, Shared},
+    outbound::{Bound, OVER_BYTES, Queued, Shared},
     peering::Notice,
     slab::{ConnectionId, Slab},
     tls::{Sessions, TlsSession},
@@ -269,13 +269,11 @@ impl<C> Connections<C> {
     }
 
     fn write_own(&mut self, id: ConnectionId, bytes: &[u8], bound: Bound) -> Written {
-        // Its own answers may go over the bound by one read's worth: a control frame after a full queue of
-        // droppable messages must not end the connection.
-        let bytes_max = self.queue_bytes_max + MERGE_BYTES_MAX;
+        let bytes_max = self.queue_bytes_max + OVER_BYTES;
         let Some(entry) = self.entries.get_mut(id.slot).filter(|entry| entry.takes_writes(id)) else {
             return Written::Closed;
         };
-        let sent = match entry.write_now(bytes, self.sessions.encrypting(id.slot), &mut self.counters) {
+        let sent = match entry.write_now(&[], bytes, self.sessions.encrypting(id.slot), &mut self.counters) {
             Ok(sent) => sent,
             Err(error) => return self.fail(id, &error),
         };
@@ -305,7 +303,7 @@ impl<C> Connections<C> {
         if !entry.gathers() {
             return self.write_shared_now(id, shared);
         }
-        if entry.has_room(shared.bytes.len(), MERGE_BYTES_MAX, self.queue_bytes_max) {
+        if entry.has_room(shared.len(), MERGE_BYTES_MAX, self.queue_bytes_max) {
             return self.gather(id, shared);
         }
         // What was gathered may go: the bound and its policy are for sockets that would block.
@@ -317,12 +315,12 @@ impl<C> Connections<C> {
         let Some(entry) = self.entries.get_mut(id.slot).filter(|entry| entry.takes_writes(id)) else {
             return Written::Closed;
         };
-        let sent = match entry.write_now(shared.bytes, self.sessions.encrypting(id.slot), &mut self.counters)
-        {
+        let tls = self.sessions.encrypting(id.slot);
+        let sent = match entry.write_now(shared.head, shared.bytes, tls, &mut self.counters) {
             Ok(sent) => sent,
             Err(error) => return self.fail(id, &error),
         };
-        match sent == shared.bytes.len() {
+        match sent == shared.len() {
             true => Written::Sent,
             false => self.queue_shared(id, shared, sent),
         }

@@ -1,7 +1,7 @@
 //! What a shard keeps for one connection.
 
 use std::{
-    io::{self, Write},
+    io::{self, IoSlice, Write},
     net::Shutdown,
 };
 
@@ -117,10 +117,11 @@ impl<C> Entry<C> {
         }
     }
 
-    /// Writes to the socket if nothing waits before it; the number of bytes that went out, of plaintext if it is
-    /// encrypted on the way.
+    /// Writes to the socket if nothing waits before it, `head` first; the number of bytes that went out, of plaintext
+    /// if it is encrypted on the way.
     pub(crate) fn write_now(
         &mut self,
+        head: &[u8],
         bytes: &[u8],
         tls: Option<Encrypting<'_>>,
         counters: &mut Counters,
@@ -131,7 +132,7 @@ impl<C> Entry<C> {
         }
         counters.writes += 1;
         let (sent, is_flushed) = match tls {
-            None => match write_some(socket, bytes) {
+            None => match write_some(socket, head, bytes) {
                 // What BSD says of a socket that is still connecting; Linux says that it would block.
                 Err(error) if self.flags.connecting && error.kind() == io::ErrorKind::NotConnected => {
                     (0, true)
@@ -140,11 +141,11 @@ impl<C> Entry<C> {
             },
             Some(tls) => {
                 let mut writer = tls.onto(socket);
-                (write_some(&mut writer, bytes)?, writer.send_unsent()?)
+                (write_some(&mut writer, head, bytes)?, writer.send_unsent()?)
             }
         };
         counters.bytes_sent += sent as u64;
-        self.flags.blocked = sent < bytes.len() || !is_flushed;
+        self.flags.blocked = sent < head.len() + bytes.len() || !is_flushed;
         if !is_flushed {
             // What waits in the session is waited for like a queue.
             self.outbound.get_or_insert_default();
@@ -176,9 +177,13 @@ impl<C> Entry<C> {
 }
 
 /// What the socket takes now; 0 when it would block.
-fn write_some(socket: &mut impl Write, bytes: &[u8]) -> io::Result<usize> {
+fn write_some(socket: &mut impl Write, head: &[u8], bytes: &[u8]) -> io::Result<usize> {
     loop {
-        match socket.write(bytes) {
+        let sent = match head {
+            [] => socket.write(bytes),
+            head => socket.write_vectored(&[IoSlice::new(head), IoSlice::new(bytes)]),
+        };
+        match sent {
             Ok(sent) => return Ok(sent),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(0),

@@ -14,12 +14,25 @@ mod acceptor;
 mod connections;
 mod entry;
 mod mailbox;
+#[cfg(test)]
+#[path = "mailbox/tests.rs"]
+mod mailbox_tests;
 mod outbound;
 mod peering;
 mod shard;
 mod slab;
 mod tls;
 mod wheel;
+
+/// What the mailbox is made of.
+mod sync {
+    pub(crate) use std::{
+        sync::{Arc, Mutex, MutexGuard, PoisonError, atomic},
+        thread_local as per_thread,
+    };
+
+    pub(crate) use mio::Waker;
+}
 
 pub use acceptor::{Acceptor, AcceptorHandle, Intake};
 pub use connections::{Closed, Connections, Counters, Released, Written};

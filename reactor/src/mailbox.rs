@@ -1,17 +1,15 @@
 //! Messages into a shard from other threads.
 
-use std::{
-    cell::RefCell,
-    fmt, io,
-    net::TcpStream,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{cell::RefCell, fmt, io, net::TcpStream};
 
 use bytes::Bytes;
-use mio::Waker;
+
+// A test plays the orders of threads with other primitives under these names (`tests/mailbox_orders.rs`).
+use crate::sync::{
+    Arc, Mutex, MutexGuard, PoisonError, Waker,
+    atomic::{AtomicBool, Ordering},
+    per_thread,
+};
 
 /// What a shard is sent.
 #[derive(Debug)]
@@ -37,7 +35,8 @@ pub struct Mailbox<M> {
 ///
 /// What other threads post meanwhile to a shard that was posted to here is seen at the end, too: `work` is to be short.
 pub fn waking_once<R>(work: impl FnOnce() -> R) -> R {
-    let is_outermost = DEFERRED.with_borrow_mut(|deferred| {
+    let is_outermost = DEFERRED.with(|deferred| {
+        let mut deferred = deferred.borrow_mut();
         let is_outermost = deferred.is_none();
         deferred.get_or_insert_default();
         is_outermost
@@ -47,7 +46,7 @@ pub fn waking_once<R>(work: impl FnOnce() -> R) -> R {
     work()
 }
 
-thread_local! {
+per_thread! {
     /// Shards that were posted to and not woken, while that is put off.
     static DEFERRED: RefCell<Option<Vec<Arc<Bell>>>> = const { RefCell::new(None) };
 }
@@ -56,7 +55,7 @@ struct Waking;
 
 impl Drop for Waking {
     fn drop(&mut self) {
-        for bell in DEFERRED.take().into_iter().flatten() {
+        for bell in DEFERRED.with(RefCell::take).into_iter().flatten() {
             bell.ring();
         }
     }
@@ -96,7 +95,7 @@ impl<M> Mailbox<M> {
         if bell.told.swap(true, Ordering::AcqRel) {
             return;
         }
-        let is_deferred = DEFERRED.with_borrow_mut(|deferred| match deferred {
+        let is_deferred = DEFERRED.with(|deferred| match &mut *deferred.borrow_mut() {
             Some(deferred) => {
                 deferred.push(Arc::clone(bell));
                 true
@@ -110,7 +109,9 @@ impl<M> Mailbox<M> {
 
     /// Moves what has been posted to the end of `inbox`. Afterwards a sender wakes the shard again.
     pub(crate) fn drain(&self, inbox: &mut std::collections::VecDeque<M>) {
-        self.shared.bell.told.store(false, Ordering::Release);
+        // A swap and not a store: it is ordered with those of the senders, so one that posts after this look finds that
+        // the shard was not told.
+        self.shared.bell.told.swap(false, Ordering::AcqRel);
         if let Some(queue) = &mut *self.lock() {
             inbox.extend(queue.drain(..));
             if queue.capacity() > 4096 {
@@ -151,55 +152,5 @@ impl<M> Clone for Mailbox<M> {
 impl<M> fmt::Debug for Mailbox<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Mailbox").finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-
-    use std::{panic, time::Duration};
-
-    use mio::{Events, Poll, Token};
-
-    use super::*;
-
-    /// Whether the shard is woken, without waiting for it.
-    fn is_woken(poll: &mut Poll) -> bool {
-        let mut events = Events::with_capacity(4);
-        poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
-        !events.is_empty()
-    }
-
-    #[test]
-    fn what_is_posted_together_wakes_at_the_end() {
-        let mut poll = Poll::new().unwrap();
-        let mailbox = Mailbox::new(Waker::new(poll.registry(), Token(0)).unwrap());
-        let mut inbox = std::collections::VecDeque::new();
-        waking_once(|| {
-            mailbox.send(1);
-            waking_once(|| mailbox.send(2));
-            assert!(!is_woken(&mut poll));
-            // The shard was awake and has looked by itself: what follows is told like the first.
-            mailbox.drain(&mut inbox);
-            mailbox.send(3);
-        });
-        assert!(is_woken(&mut poll));
-        mailbox.drain(&mut inbox);
-        assert_eq!(inbox, [1, 2, 3]);
-        mailbox.send(4);
-        assert!(is_woken(&mut poll), "afterwards everything wakes again");
-    }
-
-    #[test]
-    fn a_panic_owes_nobody_a_wake_up() {
-        let mut poll = Poll::new().unwrap();
-        let mailbox = Mailbox::new(Waker::new(poll.registry(), Token(0)).unwrap());
-        let work = panic::AssertUnwindSafe(|| {
-            mailbox.send(1);
-            panic!("on purpose");
-        });
-        assert!(panic::catch_unwind(|| waking_once(work)).is_err());
-        assert!(is_woken(&mut poll));
     }
 }

@@ -6,7 +6,7 @@ use std::{
     io::{self, IoSlice, Write},
 };
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 
 /// What happens when a connection's queue would grow over its bound.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -18,11 +18,17 @@ pub enum Overflow {
     Drop,
     /// Of the messages of each key that wait under this policy, only the newest stays.
     Latest,
+    /// What may not be missed: it is taken a little over the bound, as a connection's own answers are, and never
+    /// dropped for something newer. When that little is used up, the connection is closed.
+    Never,
 }
 
-/// One write of a fan-out: one or more whole messages in one contiguous buffer.
+/// One write of a fan-out: one or more whole messages in one contiguous buffer, or one message whose first bytes are
+/// this connection's own.
 #[derive(Clone, Copy, Debug)]
 pub struct Shared<'a> {
+    /// What goes before `bytes` for this connection alone. Only of a single message, and copied where it has to wait.
+    pub head: &'a [u8],
     pub bytes: &'a Bytes,
     /// Messages within `bytes`.
     pub messages: u32,
@@ -52,6 +58,8 @@ pub(crate) enum Bound {
 
 #[derive(Debug)]
 struct Chunk {
+    /// What of the head has not gone out.
+    head: Bytes,
     bytes: Bytes,
     messages: u32,
     /// Where the last message begins, while nothing of the chunk has gone out.
@@ -81,6 +89,17 @@ const CHUNK_COST: usize = size_of::<Chunk>() + 16;
 /// Most buffers one `writev` takes; more gain nothing, a socket rarely takes more at once.
 const SLICES_MAX: usize = 32;
 
+/// A connection's own answers, and what may not be missed, go so far over the bound: by one read's worth. A control
+/// frame after a full queue of droppable messages must not end the connection.
+pub(crate) const OVER_BYTES: usize = 64 * 1024;
+
+impl Shared<'_> {
+    /// Bytes of the whole write.
+    pub(crate) fn len(&self) -> usize {
+        self.head.len() + self.bytes.len()
+    }
+}
+
 impl Outbound {
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
@@ -106,6 +125,7 @@ impl Outbound {
             return Queued::Overflowed;
         }
         self.push(Chunk {
+            head: Bytes::new(),
             bytes,
             messages: 0,
             last_at: 0,
@@ -119,8 +139,10 @@ impl Outbound {
 
     /// Queues what is left of a shared write, of which the first `sent` bytes have gone out.
     pub(crate) fn push_shared(&mut self, shared: &Shared<'_>, sent: usize, bytes_max: usize) -> Queued {
+        let head_sent = sent.min(shared.head.len());
         let chunk = Chunk {
-            bytes: shared.bytes.slice(sent..),
+            head: Bytes::copy_from_slice(&shared.head[head_sent..]),
+            bytes: shared.bytes.slice(sent - head_sent..),
             messages: shared.messages,
             last_at: shared.last_at as u32,
             key: shared.key,
@@ -130,7 +152,7 @@ impl Outbound {
         };
         // What has begun must go on, or the stream would break in the middle of a frame. It was the only chunk,
         // so the queue holds at most one such buffer.
-        if chunk.started || self.fits(chunk.bytes.len(), bytes_max) {
+        if chunk.started || self.fits(chunk.len(), bytes_max) {
             self.push(chunk);
             return Queued::Kept;
         }
@@ -141,6 +163,11 @@ impl Outbound {
                 Queued::Dropped(shared.messages)
             }
             Overflow::Latest => self.keep_latest(shared, bytes_max),
+            Overflow::Never if self.fits(chunk.len(), bytes_max + OVER_BYTES) => {
+                self.push(chunk);
+                Queued::Kept
+            }
+            Overflow::Never => Queued::Overflowed,
         }
     }
 
@@ -150,8 +177,8 @@ impl Outbound {
         while !self.chunks.is_empty() {
             let mut slices = [IoSlice::new(&[]); SLICES_MAX];
             let mut count = 0;
-            for (slice, chunk) in slices.iter_mut().zip(&self.chunks) {
-                *slice = IoSlice::new(&chunk.bytes);
+            for (slice, part) in slices.iter_mut().zip(self.chunks.iter().flat_map(Chunk::parts)) {
+                *slice = IoSlice::new(part);
                 count += 1;
             }
             match socket.write_vectored(&slices[..count]) {
@@ -167,7 +194,8 @@ impl Outbound {
 
     /// What was not sent, in order.
     pub(crate) fn into_unsent(self) -> Vec<Bytes> {
-        self.chunks.into_iter().map(|chunk| chunk.bytes).collect()
+        let parts = self.chunks.into_iter().flat_map(|chunk| [chunk.head, chunk.bytes]);
+        parts.filter(|part| !part.is_empty()).collect()
     }
 
     /// Whether a write of so many bytes stays within the bound.
@@ -176,7 +204,7 @@ impl Outbound {
     }
 
     fn push(&mut self, chunk: Chunk) {
-        self.bytes += chunk.bytes.len();
+        self.bytes += chunk.len();
         self.held += chunk.cost();
         self.chunks.push_back(chunk);
     }
@@ -189,15 +217,16 @@ impl Outbound {
         dropped += 1;
         // When the newest does not fit even so (what may not be dropped fills the queue), the one before it stays:
         // it is newer than what the client has.
-        if self.held - freed + last.len() <= bytes_max {
+        if self.held - freed + shared.head.len() + last.len() <= bytes_max {
             match older.and_then(|at| self.chunks.remove(at)) {
                 Some(chunk) => {
-                    self.bytes -= chunk.bytes.len();
+                    self.bytes -= chunk.len();
                     self.held -= chunk.cost();
                 }
                 None => dropped -= 1,
             }
             self.push(Chunk {
+                head: Bytes::copy_from_slice(shared.head),
                 bytes: last,
                 messages: 1,
                 last_at: 0,
@@ -225,7 +254,7 @@ impl Outbound {
             if !chunk.may_go() {
                 return true;
             }
-            *bytes -= chunk.bytes.len();
+            *bytes -= chunk.len();
             *held -= chunk.cost();
             if newest.get(&chunk.key) != Some(&this) {
                 dropped += chunk.messages;
@@ -234,7 +263,7 @@ impl Outbound {
             dropped += chunk.messages - 1;
             chunk.bytes = chunk.bytes.slice(chunk.last_at as usize..);
             (chunk.messages, chunk.last_at) = (1, 0);
-            *bytes += chunk.bytes.len();
+            *bytes += chunk.len();
             *held += chunk.cost();
             true
         });
@@ -245,25 +274,39 @@ impl Outbound {
         self.bytes -= written;
         while let Some(front) = self.chunks.front_mut() {
             self.held -= front.cost();
-            if written < front.bytes.len() {
-                if written > 0 {
-                    front.bytes = front.bytes.slice(written..);
-                    front.started = true;
-                }
+            if written < front.len() {
+                front.advance(written);
                 self.held += front.cost();
                 return;
             }
-            written -= front.bytes.len();
+            written -= front.len();
             self.chunks.pop_front();
         }
     }
 }
 
 impl Chunk {
+    fn len(&self) -> usize {
+        self.head.len() + self.bytes.len()
+    }
+
+    /// What is left of it; the head of most is empty.
+    fn parts(&self) -> impl Iterator<Item = &[u8]> {
+        [&self.head, &self.bytes].into_iter().filter(|part| !part.is_empty()).map(|part| &**part)
+    }
+
+    /// A part of it, not all, has gone out.
+    fn advance(&mut self, written: usize) {
+        let of_head = written.min(self.head.len());
+        self.head.advance(of_head);
+        self.bytes.advance(written - of_head);
+        self.started |= written > 0;
+    }
+
     /// What it counts against the bound.
     fn cost(&self) -> usize {
         match self.bound {
-            Bound::Counts => self.bytes.len() + CHUNK_COST,
+            Bound::Counts => self.len() + CHUNK_COST,
             Bound::Exempt => 0,
         }
     }
@@ -300,7 +343,7 @@ mod tests {
     }
 
     fn shared<'a>(bytes: &'a Bytes, messages: u32, last_at: usize, overflow: Overflow) -> Shared<'a> {
-        Shared { bytes, messages, last_at, key: 1, overflow }
+        Shared { head: &[], bytes, messages, last_at, key: 1, overflow }
     }
 
     fn drained(queue: &mut Outbound) -> String {
@@ -315,8 +358,8 @@ mod tests {
         for room in 0..9 {
             let mut queue = Outbound::default();
             let (a, b) = (Bytes::from_static(b"abcd"), Bytes::from_static(b"efg"));
-            assert_eq!(queue.push_shared(&shared(&a, 1, 0, Overflow::Disconnect), 1, 100), Queued::Kept);
-            assert_eq!(queue.push_own(b, Bound::Counts, 100), Queued::Kept);
+            assert_eq!(queue.push_shared(&shared(&a, 1, 0, Overflow::Disconnect), 1, 1000), Queued::Kept);
+            assert_eq!(queue.push_own(b, Bound::Counts, 1000), Queued::Kept);
             let mut pipe = Pipe { taken: Vec::new(), room };
             let done = queue.write_to(&mut pipe).expect("writes");
             assert_eq!((queue.bytes(), done), (6 - room.min(6), room >= 6));
@@ -355,6 +398,58 @@ mod tests {
         assert_eq!(queue.push_shared(&shared(&b, 1, 0, Overflow::Latest), 0, bytes_max), Queued::Kept);
         assert_eq!(queue.push_shared(&shared(&b, 1, 0, Overflow::Latest), 0, bytes_max), Queued::Dropped(1));
         assert_eq!(drained(&mut queue), "aabbbb");
+    }
+
+    #[test]
+    fn heads_of_their_own_go_before_what_is_shared() {
+        let rest = Bytes::from_static(b"rest");
+        for room in 0..13 {
+            let mut queue = Outbound::default();
+            let first = Shared { head: b"id1 ", ..shared(&rest, 1, 0, Overflow::Disconnect) };
+            let second = Shared { head: b"id22 ", ..first };
+            assert_eq!(queue.push_shared(&first, 2, 100 + CHUNK_COST), Queued::Kept);
+            assert_eq!(queue.push_shared(&second, 0, 100 + CHUNK_COST), Queued::Kept);
+            let mut pipe = Pipe { taken: Vec::new(), room };
+            let done = queue.write_to(&mut pipe).expect("writes");
+            assert_eq!((queue.bytes(), done), (15 - room, false));
+            let rest = drained(&mut queue);
+            assert_eq!([String::from_utf8(pipe.taken).expect("text"), rest].concat(), "1 restid22 rest");
+        }
+        let mut queue = Outbound::default();
+        let old = Shared { head: b"old ", ..shared(&rest, 1, 0, Overflow::Latest) };
+        queue.push_shared(&old, 0, 9);
+        assert_eq!(queue.push_shared(&Shared { head: b"newer", ..old }, 0, 9), Queued::Dropped(1));
+        assert_eq!(drained(&mut queue), "newerrest");
+    }
+
+    #[test]
+    fn what_may_not_be_missed_is_not_replaced_and_not_dropped() {
+        let bytes_max = 2 * (4 + CHUNK_COST);
+        let [old, notice, new] = ["old1", "note", "new1"].map(|text| Bytes::from_static(text.as_bytes()));
+        for overflow in [Overflow::Latest, Overflow::Drop] {
+            let mut queue = Outbound::default();
+            queue.push_shared(&shared(&old, 1, 0, overflow), 0, bytes_max);
+            queue.push_shared(&shared(&old, 1, 0, overflow), 0, bytes_max);
+            assert_eq!(
+                queue.push_shared(&shared(&notice, 1, 0, Overflow::Never), 0, bytes_max),
+                Queued::Kept
+            );
+            assert_eq!(
+                queue.push_shared(&shared(&new, 1, 0, overflow), 0, bytes_max),
+                match overflow {
+                    Overflow::Latest => Queued::Dropped(2),
+                    _ => Queued::Dropped(1),
+                }
+            );
+            let left = drained(&mut queue);
+            assert_eq!(left, if overflow == Overflow::Latest { "notenew1" } else { "old1old1note" });
+        }
+        let mut queue = Outbound::default();
+        let kept = (0..).take_while(|_| {
+            queue.push_shared(&shared(&notice, 1, 0, Overflow::Never), 0, bytes_max) == Queued::Kept
+        });
+        let kept = kept.count() * (4 + CHUNK_COST);
+        assert!(kept > OVER_BYTES && kept <= bytes_max + OVER_BYTES + CHUNK_COST, "{kept}");
     }
 
     #[test]

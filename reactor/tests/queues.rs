@@ -63,7 +63,7 @@ fn publish_round(shard: &Running, name: Name, round: u32, keys: u32, overflow: O
                 put_message(&mut out, key, round * 1000 + batch * 5 + at);
             }
             let last_at = out.len() - MESSAGE_BYTES;
-            let shared = Shared { bytes: &out.freeze(), messages: size, last_at, key, overflow };
+            let shared = Shared { head: &[], bytes: &out.freeze(), messages: size, last_at, key, overflow };
             let written = connections.write_shared(id.slot, &shared);
             let bound = QUEUE_BYTES + shared.bytes.len() + RECORD_BYTES_MAX;
             assert!(connections.queued_bytes(id) <= bound, "the queue is bounded");
@@ -354,7 +354,8 @@ fn a_connection_moves_to_another_shard_with_all_its_bytes() {
     let (written, released) = from.ask(move |scribe, connections| {
         let id = scribe.ids.remove(&name).unwrap();
         let message = Bytes::from(pattern(MESSAGE_BYTES));
-        let shared = Shared { bytes: &message, messages: 1, last_at: 0, key: 0, overflow: Overflow::Drop };
+        let shared =
+            Shared { head: &[], bytes: &message, messages: 1, last_at: 0, key: 0, overflow: Overflow::Drop };
         let dropped: u64 = (0..2000).map(|_| lost(connections.write_shared(id.slot, &shared), 1)).sum();
         let released = connections.release(id).unwrap().unwrap();
         assert_eq!((connections.len(), connections.counters().queued_bytes), (0, 0));

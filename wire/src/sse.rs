@@ -45,6 +45,11 @@ pub fn encode_event(id: Option<&str>, event: Option<&str>, data: &str, out: &mut
     out.push(b'\n');
 }
 
+/// Appends the beginning of an event: its id. The rest is an event that was encoded without one.
+pub fn begin_event(id: &str, out: &mut Vec<u8>) {
+    push_field(b"id: ", id, out);
+}
+
 /// Appends an id without an event: nothing is dispatched, but it is what the client comes back with (WHATWG HTML
 /// §9.2.6: an empty data buffer sets the last event id and ends the event).
 pub fn encode_id(id: &str, out: &mut Vec<u8>) {

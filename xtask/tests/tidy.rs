@@ -45,6 +45,18 @@ fn crates_do_not_name_what_they_must_not_know() {
     expect_none(sources.flat_map(|path| word_findings(path, &read(path))).collect());
 }
 
+#[test]
+fn folders_of_the_gateway_import_in_no_circle() {
+    let files = files_of_the_tree();
+    let sources = files.iter().filter_map(|path| Some((path.strip_prefix("gateway/src").ok()?, path)));
+    let imports = sources
+        .filter(|(inside, _)| has_extension(inside, "rs"))
+        .flat_map(|(inside, path)| imports_of(inside, &read(path)));
+    let imports: BTreeSet<Import> = imports.collect();
+    assert!(imports.len() > 20, "{} imports were found", imports.len());
+    expect_none(circle_findings(&imports));
+}
+
 // ---- rules, as functions of text ----
 
 fn rust_findings(path: &Path, text: &str) -> Vec<Finding> {
@@ -122,7 +134,7 @@ fn word_findings(path: &Path, text: &str) -> Vec<Finding> {
     if path.components().any(|part| part.as_os_str().to_string_lossy().contains("test")) {
         return Vec::new();
     }
-    let product = text.split("#[cfg(test)]").next().unwrap_or_default();
+    let product = product_of(text);
     let absences =
         ABSENCES.iter().filter(|rule| path.starts_with(rule.under) && !path.starts_with(rule.except));
     let words = absences
@@ -131,9 +143,78 @@ fn word_findings(path: &Path, text: &str) -> Vec<Finding> {
     words.map(|word| Finding(format!("{}: names {word}", path.display()))).collect()
 }
 
+/// A file without the tests at its end.
+fn product_of(text: &str) -> &str {
+    let mut marks = text.match_indices("#[cfg(test)]\nmod ");
+    let tests = marks.find(|(at, _)| text[*at..].lines().nth(1).is_some_and(|line| line.ends_with('{')));
+    &text[..tests.map_or(text.len(), |(at, _)| at)]
+}
+
 /// Lines that are neither blank nor comments.
 fn code_of(text: &str) -> impl Iterator<Item = &str> {
     text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("//"))
+}
+
+// ---- circles ----
+
+/// A folder or file at the top of the gateway's sources that imports another, and a file in which it does.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Import {
+    from: String,
+    to: String,
+    file: PathBuf,
+}
+
+/// What a file, named from the top of its crate's sources, imports from other folders, its tests left out.
+fn imports_of(path: &Path, text: &str) -> Vec<Import> {
+    let is_test = |part: &str| matches!(part, "tests" | "tests.rs" | "testing.rs" | "lib.rs");
+    let mut parts = path.iter().map(|part| part.to_string_lossy());
+    if parts.clone().any(|part| is_test(&part)) {
+        return Vec::new();
+    }
+    let from = parts.next().unwrap_or_default().trim_end_matches(".rs").to_owned();
+    let product = product_of(text);
+    let code: String = code_of(product).flat_map(|line| [line, "\n"]).collect();
+    let named = code.split("crate::").skip(1).flat_map(first_names);
+    let to = named.filter(|to| *to != from).collect::<BTreeSet<String>>();
+    to.into_iter().map(|to| Import { from: from.clone(), to, file: path.to_owned() }).collect()
+}
+
+/// The first names of `a::b` or `{a::{b, c}, d}`, with what follows `crate::`.
+fn first_names(after: &str) -> Vec<String> {
+    let word =
+        |text: &str| text.trim().split(|c: char| !c.is_alphanumeric() && c != '_').next().map(str::to_owned);
+    let Some(list) = after.strip_prefix('{') else { return word(after).into_iter().collect() };
+    let mut depth = 0;
+    let mut outer = String::new();
+    for c in list.chars() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth == 0 => break,
+            '}' => depth -= 1,
+            _ if depth == 0 => outer.push(c),
+            _ => {}
+        }
+    }
+    outer.split(',').filter_map(word).filter(|name| !name.is_empty()).collect()
+}
+
+/// Takes away, again and again, what imports nothing that is left; what stays is in a circle or above one, and of
+/// that what nothing imports is taken away too.
+fn circle_findings(imports: &BTreeSet<Import>) -> Vec<Finding> {
+    let mut left: BTreeSet<Import> = imports.clone();
+    loop {
+        let from: BTreeSet<String> = left.iter().map(|import| import.from.clone()).collect();
+        let to: BTreeSet<String> = left.iter().map(|import| import.to.clone()).collect();
+        let before = left.len();
+        left.retain(|import| from.contains(&import.to) && to.contains(&import.from));
+        if left.len() == before {
+            let lines = left
+                .iter()
+                .map(|Import { from, to, file }| format!("{from} imports {to} in {}", file.display()));
+            return lines.map(|line| Finding(format!("a circle: {line}"))).collect();
+        }
+    }
 }
 
 // ---- arrows ----
@@ -170,7 +251,7 @@ const ARROWS: [Arrow; 10] = [
             TESTKIT,
         ],
     },
-    Arrow { of: OPS, not: &["clap", "tungstenite", WIRE, BACKPLANE, GATEWAY, BENCH, TESTKIT] },
+    Arrow { of: OPS, not: &["clap", "tungstenite", BACKPLANE, GATEWAY, BENCH, TESTKIT] },
     Arrow { of: BACKPLANE, not: &["hyper", "axum", WIRE, REACTOR, OPS, GATEWAY, BENCH, TESTKIT] },
     Arrow { of: GATEWAY, not: &["clap", "tungstenite", ROUTER, BENCH, TESTKIT] },
     Arrow { of: ROUTER, not: &["clap", "tungstenite", GATEWAY, BENCH, TESTKIT] },
@@ -239,10 +320,37 @@ fn places_and_words_are_found() {
     let words = |path: &str, text: &str| word_findings(Path::new(path), text).len();
     assert_eq!(words("wire/src/a.rs", "let now = Instant::now();"), 1);
     assert_eq!(words("wire/src/a.rs", "// Instant::now is not called"), 0);
-    assert_eq!(words("wire/src/a.rs", "#[cfg(test)]\nlet now = Instant::now();"), 0);
+    assert_eq!(words("wire/src/a.rs", "#[cfg(test)]\nmod tests {\nlet now = Instant::now();\n}"), 0);
     assert_eq!(words("wire/src/a/tests.rs", "let now = Instant::now();"), 0);
     assert_eq!(words("gateway/src/node.rs", "std::env::var_os(\"A\")"), 1);
     assert_eq!(words("ops/src/config/sources.rs", "std::env::vars()"), 0);
+}
+
+#[test]
+fn a_circle_of_imports_is_found() {
+    let imports = |files: &[(&str, &str)]| -> BTreeSet<Import> {
+        files.iter().flat_map(|(path, text)| imports_of(Path::new(path), text)).collect()
+    };
+    let down = [
+        ("a/x.rs", "use crate::{\n    b::{c, d},\n    c,\n};"),
+        (
+            "b.rs",
+            "#[cfg(test)]\nmod tests;\nfn f() -> crate::c::T {}\n// crate::a\n#[cfg(test)]\nmod more {\nuse crate::a;\n}",
+        ),
+        ("b/tests.rs", "use crate::a;"),
+    ];
+    let found: Vec<(String, String)> =
+        imports(&down).into_iter().map(|import| (import.from, import.to)).collect();
+    let expect = [("a", "b"), ("a", "c"), ("b", "c")].map(|(from, to)| (from.to_owned(), to.to_owned()));
+    assert_eq!(found, expect);
+    assert_eq!(circle_findings(&imports(&down)), []);
+    let circle = [
+        ("a.rs", "use crate::b;"),
+        ("b.rs", "use crate::c::X;"),
+        ("c/d.rs", "use crate::{a::Y};"),
+        ("z.rs", "use crate::a;"),
+    ];
+    assert_eq!(circle_findings(&imports(&circle)).len(), 3);
 }
 
 #[test]

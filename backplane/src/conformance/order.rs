@@ -258,8 +258,7 @@ fn message(publisher: usize, sequence: usize) -> String {
 fn assert_in_order_of_each_publisher(publications: &[Arc<Publication>]) {
     let mut next = [0; PUBLISHERS];
     for publication in publications {
-        let Payload::Text(bytes) = &publication.payload else { panic!("not text: {publication:?}") };
-        let text = std::str::from_utf8(bytes).expect("UTF-8");
+        let Payload::Text(text) = &publication.payload else { panic!("not text: {publication:?}") };
         let (publisher, sequence) = text.split_once('/').expect("PUBLISHER/SEQUENCE");
         let next = &mut next[publisher.parse::<usize>().expect("a number")];
         assert_eq!(sequence.parse(), Ok(*next), "publisher {publisher}");

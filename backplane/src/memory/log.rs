@@ -141,7 +141,7 @@ impl Hoard for Log {
 /// history would hold all of it, and the byte bound would not be a bound.
 pub(super) fn owned(payload: Payload) -> Payload {
     match payload {
-        Payload::Text(bytes) => Payload::Text(bytes::Bytes::copy_from_slice(&bytes)),
+        Payload::Text(text) => Payload::Text((*text).into()),
         Payload::Binary(bytes) => Payload::Binary(bytes::Bytes::copy_from_slice(&bytes)),
     }
 }

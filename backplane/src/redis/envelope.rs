@@ -235,8 +235,7 @@ fn take_publication(
     };
     let payload = match flags & FLAG_BINARY {
         // Subscribers are promised UTF-8, and a WebSocket client closes on anything else.
-        0 if std::str::from_utf8(&bytes).is_err() => return Err(EnvelopeError::Text),
-        0 => Payload::Text(bytes),
+        0 => Payload::Text(bytes.try_into().map_err(|_| EnvelopeError::Text)?),
         _ => Payload::Binary(bytes),
     };
     Ok(Publication { position, event, payload, sender })

@@ -118,16 +118,6 @@ impl ApiKeyError {
             Self::Scope(_) | Self::Channel | Self::Connection => StatusCode::FORBIDDEN,
         }
     }
-
-    /// For metrics.
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Missing => "api_key_missing",
-            Self::Unknown => "api_key_unknown",
-            Self::Scope(_) => "api_key_scope",
-            Self::Channel | Self::Connection => "api_key_channel",
-        }
-    }
 }
 
 /// The credentials in an `authorization` header of the Bearer scheme (RFC 6750 section 2.1). The scheme's case

@@ -25,4 +25,4 @@ pub use authenticator::{Authenticator, KeyFetch, Verdict};
 pub use claims::Claims;
 pub use token::TokenError;
 
-pub use crate::config::{Algorithm, OriginRule, Origins, PATTERN_BYTES_MAX, Pattern, PatternError, Scope};
+pub use crate::config::{Algorithm, OriginRule, Origins, Pattern, Scope};

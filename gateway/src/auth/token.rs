@@ -34,42 +34,6 @@ pub enum TokenError {
     Audience,
 }
 
-impl TokenError {
-    /// Every label that [`label`](Self::label) can answer.
-    pub const LABELS: [&'static str; 10] = [
-        "missing",
-        "malformed",
-        "algorithm",
-        "unknown_key",
-        "signature",
-        "expired",
-        "no_expiry",
-        "not_yet_valid",
-        "issuer",
-        "audience",
-    ];
-
-    /// For metrics.
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Missing => "missing",
-            Self::Malformed(_) => "malformed",
-            Self::Algorithm => "algorithm",
-            Self::UnknownKey => "unknown_key",
-            Self::Signature => "signature",
-            Self::Expired => "expired",
-            Self::NoExpiry => "no_expiry",
-            Self::NotYetValid => "not_yet_valid",
-            Self::Issuer => "issuer",
-            Self::Audience => "audience",
-        }
-    }
-
-    pub const fn status(self) -> http::StatusCode {
-        http::StatusCode::UNAUTHORIZED
-    }
-}
-
 /// A token in its parts. Nothing in it is trusted yet.
 pub(super) struct Token<'a> {
     pub(super) algorithm: Algorithm,

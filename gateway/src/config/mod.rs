@@ -37,7 +37,7 @@ pub use pattern::{PATTERN_BYTES_MAX, Pattern, PatternError};
 pub use redis::{BackplaneUrl, Redis, RedisAddress, RedisPrefix, Replicas};
 pub use reference::reference;
 pub use sections::{
-    BackplaneAway, ClientPublish, Drain, Heartbeat, Limits, Namespace, Namespaces, SlowReader,
+    BackplaneAway, ClientPublish, Drain, Heartbeat, Limits, Namespace, Namespaces, SlowReader, UntoldGap,
 };
 pub use tidegate_ops::{
     config::{
@@ -168,6 +168,7 @@ impl Config {
             settle: Duration::ZERO,
             period: Duration::from_secs(1),
             close_wait: Duration::from_secs(1),
+            gap_period: Duration::from_secs(1),
         };
         config.namespaces.default = Namespace {
             anonymous_subscribe: true,

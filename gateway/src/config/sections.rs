@@ -43,6 +43,10 @@ section! {
         /// Bytes that may wait for one connection that reads too slowly, before its namespace's `slow_reader`
         /// policy applies. At 1 MiB, 1000 stuck readers hold at most 1 GiB.
         send_queue_bytes: ByteSize = ByteSize::mib(1);
+        /// Bytes that clients had sent before they left and that wait to be published, in the whole node. It
+        /// fills only while publishes wait for a backplane or for room. What is more is dropped, counted as
+        /// `publish_failed`.
+        left_behind_bytes: ByteSize = ByteSize::mib(8);
     }
 }
 
@@ -68,6 +72,10 @@ section! {
         period: Duration = Duration::from_secs(30);
         /// Time to wait for the clients' close frames at the end.
         close_wait: Duration = Duration::from_secs(5);
+        /// Time over which clients are closed after a gap that they cannot be told of in any other way, when more than
+        /// 128 of a shard have to be. They get nothing of the channel meanwhile. Only in namespaces whose
+        /// `untold_gap` is `close`.
+        gap_period: Duration = Duration::from_secs(10);
     }
 }
 
@@ -95,6 +103,10 @@ section! {
         /// so that it comes back and recovers; `drop` leaves out what does not fit; `latest` keeps only the
         /// newest publication per channel.
         slow_reader: SlowReader = SlowReader::Disconnect;
+        /// What happens at a gap to clients that get payloads verbatim, which leaves no way to tell them: `close` ends
+        /// the connection with 4010, so that they come back; `stay` goes on, and counts them in
+        /// `tidegate_gaps_untold_total`.
+        untold_gap: UntoldGap = UntoldGap::Close;
         /// Whether publications are deflated, once per publication, for clients that negotiated it. Off,
         /// because short messages do not shrink.
         compression: bool = false;
@@ -125,6 +137,14 @@ choice! {
         Disconnect = "disconnect",
         Drop = "drop",
         Latest = "latest",
+    }
+}
+
+choice! {
+    /// What happens at a gap to clients that cannot be told of it.
+    UntoldGap, r#""close" or "stay""#, "a list of these words", {
+        Close = "close",
+        Stay = "stay",
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     net::{SocketAddr, TcpStream},
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Instant,
 };
@@ -38,6 +38,8 @@ pub(crate) struct ShardDoor {
     pub(crate) mailbox: ShardMailbox,
     /// Connections the shard has, and those on their way to it.
     pub(crate) connections: Arc<AtomicU64>,
+    /// It has failed, and takes nobody.
+    pub(crate) failed: AtomicBool,
 }
 
 /// Takes connections from the acceptor.
@@ -55,6 +57,13 @@ impl Dealer {
 
     pub(crate) fn door(&self, shard: usize) -> &ShardDoor {
         &self.shards[shard]
+    }
+
+    /// Deals nothing more to a shard that has failed. How many connections it had, whose places nobody gives back.
+    pub(crate) fn give_up(&self, shard: usize) -> u64 {
+        let door = self.door(shard);
+        door.failed.store(true, Ordering::Release);
+        door.connections.swap(0, Ordering::AcqRel)
     }
 
     /// Gives a connection that has its place in the limits to a shard, with what was `read` from it.
@@ -76,10 +85,13 @@ impl Dealer {
     /// The next shard in turn, unless it holds clearly more than the emptiest.
     fn choose(&self) -> &ShardDoor {
         let next = (self.last.load(Ordering::Relaxed) + 1) % self.shards.len();
-        let load = |door: &ShardDoor| door.connections.load(Ordering::Relaxed);
+        let load = |door: &ShardDoor| match door.failed.load(Ordering::Relaxed) {
+            true => u64::MAX,
+            false => door.connections.load(Ordering::Relaxed),
+        };
         let least = self.shards.iter().map(load).min().unwrap_or(0);
         // A little unevenness is cheaper than looking for the emptiest each time under churn.
-        let chosen = match load(&self.shards[next]) <= least + 16 {
+        let chosen = match load(&self.shards[next]) <= least.saturating_add(16) {
             true => next,
             false => self.shards.iter().position(|door| load(door) == least).unwrap_or(next),
         };

@@ -23,7 +23,7 @@ pub(super) const BODY_DEADLINE: Duration = Duration::from_secs(10);
 ///
 /// A body that is already there (the usual case for a small publish) is taken without a timer and, when it is
 /// one frame, without a copy.
-pub(super) async fn read<B>(body: B, max: usize) -> Result<Bytes, ApiError>
+pub(crate) async fn read<B>(body: B, max: usize) -> Result<Bytes, ApiError>
 where
     B: Body<Data = Bytes> + Unpin,
 {

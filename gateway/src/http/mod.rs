@@ -1,31 +1,31 @@
 //! HTTP beside the sockets: REST with problem documents and OpenAPI, the internal endpoints, the first page.
 //!
 //! The way of a publish: [`PublicService`] sees `POST /v1/channels/{channel}/publish` and goes straight to
-//! `rest::publish`, and `/apps/` to `pusher`; every other request takes axum's router. Both answer alike: the router has the same route,
-//! and is all that tests and embedders need.
+//! `rest::publish`, and the paths of a protocol's [`Api`] to that; every other request takes axum's router. Both answer
+//! alike: the router has the same route and the same interfaces, and is all that tests need.
 
 mod access;
-mod body;
+pub(crate) mod body;
 mod error;
 mod openapi;
 mod page;
-mod pusher;
 mod query;
 mod rest;
 pub(crate) mod serve;
 mod service;
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use axum::{
     Router,
-    body::HttpBody,
-    extract::Request,
+    body::{Body, HttpBody},
+    extract::{Request, State},
     middleware,
     response::{IntoResponse, Response},
-    routing::{any, get},
+    routing::get,
 };
-use http::{HeaderValue, Method, StatusCode, header};
+use futures_util::future::BoxFuture;
+use http::{HeaderValue, Method, StatusCode, header, request::Parts};
 use tidegate_ops::probes;
 
 pub use self::{
@@ -47,12 +47,33 @@ pub struct HttpContext {
     pub apps: Arc<Apps>,
     pub origins: Arc<Origins>,
     pub metrics: Arc<Metrics>,
+    /// What protocols answer beside `/v1`.
+    pub(crate) apis: Apis,
+    /// Whether a request without a body, by its method and path, is one of a shard's.
+    pub(crate) is_shards: fn(&str, &str) -> bool,
     /// Serve the first page and what it asks for.
     pub dev: bool,
 }
 
+/// An HTTP interface that belongs to a protocol: all requests under a path of its own.
+pub(crate) trait Api: Sync + fmt::Debug {
+    fn has_path(&self, path: &str) -> bool;
+
+    /// Answers a request whose path it has.
+    fn answer<'r>(&self, state: &'r HttpState, parts: &'r Parts, body: Body) -> BoxFuture<'r, Response>;
+}
+
+/// The interfaces of all protocols.
+pub(crate) type Apis = &'static [&'static dyn Api];
+
 /// A shared [`HttpContext`].
 pub type HttpState = Arc<HttpContext>;
+
+impl HttpContext {
+    fn api_of(&self, path: &str) -> Option<&'static dyn Api> {
+        self.apis.iter().copied().find(|api| api.has_path(path))
+    }
+}
 
 impl probes::Operated for HttpContext {
     fn openmetrics(&self) -> String {
@@ -80,13 +101,11 @@ impl probes::Operated for HttpContext {
 /// Everything on the public port that is plain HTTP.
 pub fn public_router(state: HttpState) -> Router {
     let mut router = Router::new().route("/openapi.json", get(openapi::serve)).merge(rest::routes());
-    router = router.route("/apps/{*rest}", any(pusher::serve));
-    router = router.route("/ws", any(not_for_a_shard)).route("/sse", any(not_for_a_shard));
     if state.dev {
-        router = router.merge(page::routes()).route("/echo", any(not_for_a_shard));
+        router = router.merge(page::routes());
     }
     router
-        .fallback(not_found)
+        .fallback(not_ours)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(middleware::from_fn_with_state(Arc::clone(&state), access::cors))
         .with_state(state)
@@ -99,6 +118,19 @@ pub fn internal_router(state: HttpState) -> Router {
 
 async fn not_found() -> ApiError {
     ApiError::NotFound
+}
+
+/// What is under none of our own paths may be under one of a protocol's.
+async fn not_ours(State(state): State<HttpState>, request: Request) -> Response {
+    let path = request.uri().path();
+    if let Some(api) = state.api_of(path) {
+        let (parts, body) = request.into_parts();
+        return api.answer(&state, &parts, body).await;
+    }
+    match (state.is_shards)(Method::GET.as_str(), path) {
+        true => not_for_a_shard(request).await,
+        false => ApiError::NotFound.into_response(),
+    }
 }
 
 /// What comes here for a path of the shards: another method than theirs, or a body, which their protocols have no

@@ -78,8 +78,6 @@ pub(crate) struct HttpServer {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) patience: Patience,
     pub(crate) head_bytes_max: usize,
-    /// Whether a request without a body, by its method and path, is one of a shard's.
-    pub(crate) is_shards: fn(&str, &str) -> bool,
     pub(crate) runtime: Handle,
     /// Connections finish the request they are in, and end. Those that come later get one answer.
     pub(crate) stop: CancellationToken,
@@ -158,7 +156,7 @@ impl HttpServer {
     }
 
     async fn answer(&self, request: Request<Incoming>, progress: &Progress) -> Result<Response, Infallible> {
-        if let Some(head) = head::of_shard(&request, self.is_shards) {
+        if let Some(head) = head::of_shard(&request, self.service.is_shards()) {
             progress.return_at_flush(head);
             // Dropped when the connection is taken apart.
             return pending().await;

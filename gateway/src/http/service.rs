@@ -1,4 +1,4 @@
-//! The public port as hyper calls it: publishes and Pusher's API go straight to their handlers, all else to the router.
+//! The public port as hyper calls it: publishes and the interfaces of protocols go straight to their handlers, all else to the router.
 
 use std::{convert::Infallible, sync::Arc};
 
@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::{Method, Request};
 use tower::ServiceExt;
 
-use super::{HttpState, access, public_router, pusher, rest::publish};
+use super::{HttpState, access, public_router, rest::publish};
 
 /// One per process, cloned per connection: two shared pointers.
 ///
@@ -25,9 +25,9 @@ impl PublicService {
         Self { state, router }
     }
 
-    /// The same with a router that has more routes than [`public_router`].
-    pub fn with_router(state: HttpState, router: Router) -> Self {
-        Self { state, router }
+    /// Whether a request without a body, by its method and path, is one of a shard's.
+    pub(crate) fn is_shards(&self) -> fn(&str, &str) -> bool {
+        self.state.is_shards
     }
 
     /// Answers one request. Never fails: what goes wrong is a problem document.
@@ -39,9 +39,9 @@ impl PublicService {
         if *request.method() == Method::POST && publish::segment(request.uri().path()).is_some() {
             return self.publish(request).await;
         }
-        if pusher::is_path(request.uri().path()) {
+        if let Some(api) = self.state.api_of(request.uri().path()) {
             let (parts, body) = request.into_parts();
-            return pusher::answer(&self.state, &parts, body).await;
+            return api.answer(&self.state, &parts, Body::new(body)).await;
         }
         match self.router.clone().oneshot(request.map(Body::new)).await {
             Ok(response) => response,

@@ -20,6 +20,11 @@ impl Members {
         self.slots.is_empty()
     }
 
+    /// Who is at an index.
+    pub(crate) fn slot(&self, index: u32) -> u32 {
+        self.slots[index as usize]
+    }
+
     /// Adds a member; its index.
     pub(crate) fn join(&mut self, slot: u32) -> u32 {
         self.slots.push(slot);

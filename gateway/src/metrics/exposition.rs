@@ -73,6 +73,11 @@ fn messages(page: &mut Page<'_>, shards: &[Arc<ShardMetrics>]) -> fmt::Result {
             "Messages written or queued for clients.",
             counters(shards, |shard| &shard.messages_sent),
         ),
+        (
+            "gaps_untold",
+            "Clients that could not be told of a gap, and stayed.",
+            counters(shards, |shard| &shard.gaps_untold),
+        ),
         ("bytes_received", "Bytes from clients.", counters(shards, |shard| &shard.bytes_received)),
         ("bytes_sent", "Bytes written to clients.", counters(shards, |shard| &shard.bytes_sent)),
     ];
@@ -103,6 +108,11 @@ fn node(page: &mut Page<'_>, metrics: &Metrics) -> fmt::Result {
     let node = &metrics.node;
     page.gauge("channels", "Channels with a subscriber on this node.", node.channels.get() as f64)?;
     page.gauge("draining", "1 while the process drains.", node.draining.get() as f64)?;
+    page.gauge(
+        "shards_failed",
+        "Shards that have failed; the process drains and ends.",
+        node.shards_failed.get() as f64,
+    )?;
     let publishes = &metrics.http.publish_requests;
     page.counters("publish_requests", "Publish requests over REST, by status.", [publishes])?;
     let local = "Publishes that went to this node's subscribers only, because the backplane was away.";

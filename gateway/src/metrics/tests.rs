@@ -77,7 +77,7 @@ fn every_family_is_there_and_described() {
     let gateway = "connections connections_limit connections_opened_total disconnects_total close_frames_total protocol_errors_total \
                    handshakes_total handshake_seconds connection_duration_seconds subscriptions channels \
                    messages_received_total messages_sent_total bytes_received_total bytes_sent_total \
-                   messages_dropped_total send_queue_bytes ping_rtt_seconds draining fanout_seconds \
+                   messages_dropped_total gaps_untold_total send_queue_bytes ping_rtt_seconds draining fanout_seconds \
                    delivery_latency_seconds publish_requests_total publishes_local_total auth_failures_total saturation build_info";
     for family in gateway.split_ascii_whitespace() {
         assert!(text.contains(&format!("# HELP tidegate_{family} ")), "{family}");

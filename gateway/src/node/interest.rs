@@ -308,10 +308,9 @@ impl Drop for Load {
 mod tests {
     use std::{sync::OnceLock, thread};
 
-    use bytes::Bytes;
     use tidegate_backplane::{
         CensusEvent, Control, Gap, Intake, MemoryBackplane, MemoryOptions, NewPublication, Payload,
-        Publication, Sink, Transition,
+        Publication, Sink, Text, Transition,
     };
 
     use super::*;
@@ -392,7 +391,7 @@ mod tests {
                 });
                 scope.spawn(move || {
                     for _ in 0..20_000 {
-                        let payload = Payload::Text(Bytes::new());
+                        let payload = Payload::Text(Text::new());
                         let (event, history, idempotency_key) = (None, None, None);
                         let channel = channel.clone();
                         let publication = NewPublication {

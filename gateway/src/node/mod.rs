@@ -1,9 +1,10 @@
 //! One node: takes publishes, waits where there is no room, hands them to the backplane, and spreads what the
 //! backplane hands back to the shards that have subscribers.
 
-pub(crate) mod carrier;
 pub(crate) mod drain;
+pub(crate) mod form;
 pub(crate) mod interest;
+pub(crate) mod outgoing;
 pub(crate) mod roster;
 pub(crate) mod shards;
 
@@ -17,9 +18,9 @@ use std::{
 };
 
 use tidegate_backplane::{
-    Backplane, BackplaneError, CensusEvent, Channel, Control, DisconnectTarget, Gap, History, HistoryPolicy,
-    HistoryQuery, Intake, Member, NewPublication, NodeRecord, Payload, Position, Publication, Published,
-    Sender, Sink, Transition,
+    Backplane, BackplaneError, CensusEvent, Channel, Control, DisconnectTarget, Gap, History, HistoryQuery,
+    Intake, Member, NewPublication, NodeRecord, Payload, Position, Publication, Published, Sender, Sink,
+    Transition,
 };
 use tidegate_reactor::waking_once;
 use tokio::sync::Notify;
@@ -28,9 +29,9 @@ use crate::{
     admission::Front,
     app::{self, webhooks::TransitionHooks},
     config::{BackplaneAway, Config, Namespaces},
-    hub::outgoing::{Content, Outgoing},
     metrics::Metrics,
     node::interest::{Interest, Interests},
+    node::outgoing::{Content, Outgoing},
     node::roster::Rosters,
     node::shards::{Order, ShardPort, Shards},
 };
@@ -54,7 +55,6 @@ pub enum PublishHistory {
     Namespace,
     /// It is in no history and has no position.
     Never,
-    Policy(HistoryPolicy),
 }
 
 /// What became of a publish that was accepted.
@@ -96,6 +96,8 @@ pub struct NotReady {
 pub enum NotReadyReason {
     #[error("draining")]
     Draining,
+    #[error("a shard has failed: the node drains and ends, to be started again")]
+    ShardFailed,
     #[error(transparent)]
     Backplane(BackplaneError),
 }
@@ -130,6 +132,7 @@ pub struct Node {
     stage: AtomicU8,
     drain_asked: Notify,
     drain_was_asked: AtomicBool,
+    shards_failed: AtomicU64,
 }
 
 /// What the backplane calls: spreads to the shards.
@@ -173,6 +176,7 @@ impl Node {
             stage: AtomicU8::new(Stage::Serving as u8),
             drain_asked: Notify::new(),
             drain_was_asked: AtomicBool::new(false),
+            shards_failed: AtomicU64::new(0),
         }
     }
 
@@ -252,7 +256,6 @@ impl Node {
                 app::kept_of(&self.config, &request.channel).or_else(|| namespace.history())
             }
             PublishHistory::Never => None,
-            PublishHistory::Policy(policy) => Some(policy),
         };
         let PublishRequest { channel, event, payload, idempotency_key, sender, history: _ } = request;
         (NewPublication { channel, event, payload, history, idempotency_key, sender }, local)
@@ -324,7 +327,8 @@ impl Node {
     pub fn readiness(&self) -> Result<(), NotReady> {
         let draining = (self.stage() > Stage::Serving).then_some(NotReadyReason::Draining);
         let away = self.backplane.health().err().map(NotReadyReason::Backplane);
-        let reasons: Vec<_> = draining.into_iter().chain(away).collect();
+        let failed = (self.shards_failed() > 0).then_some(NotReadyReason::ShardFailed);
+        let reasons: Vec<_> = draining.into_iter().chain(failed).chain(away).collect();
         if reasons.is_empty() { Ok(()) } else { Err(NotReady { reasons }) }
     }
 
@@ -340,6 +344,19 @@ impl Node {
         }
         self.drain_was_asked.store(true, Ordering::Release);
         self.drain_asked.notify_waiters();
+    }
+
+    /// A shard has failed, with so many connections: the node serves nobody new, and drains those of the others.
+    pub(crate) fn shard_failed(&self, connections: u64) {
+        let failed = self.shards_failed.fetch_add(1, Ordering::AcqRel) + 1;
+        self.metrics.node.shards_failed.set(failed as i64);
+        self.front.forget(connections);
+        self.drain();
+    }
+
+    /// Shards that have failed.
+    pub(crate) fn shards_failed(&self) -> u64 {
+        self.shards_failed.load(Ordering::Acquire)
     }
 
     pub fn limits(&self) -> Limits {

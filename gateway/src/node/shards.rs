@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tidegate_backplane::DisconnectTarget;
 
-use crate::hub::outgoing::Outgoing;
+use super::outgoing::Outgoing;
 
 /// What the node asks of a shard.
 #[derive(Debug, Clone)]

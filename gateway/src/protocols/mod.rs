@@ -4,10 +4,29 @@ mod pusher;
 mod raw;
 mod sse;
 
-use crate::session::protocol::{ProtocolId, Protocols};
+use crate::{
+    http::Apis,
+    hub::form::Forms,
+    session::protocol::{ProtocolId, Protocols},
+};
+use sse::forms::StreamEvent;
 
 /// The first that serves a request has it.
 pub(crate) static PROTOCOLS: Protocols = &[&raw::Raw, &sse::Sse, &pusher::PusherChannels, &raw::echo::Echo];
+
+/// How all of them tell what happens in a channel.
+pub(crate) static FORMS: Forms = Forms(&[
+    &raw::forms::Verbatim,
+    &raw::forms::Enveloped,
+    &StreamEvent { id: sse::forms::EVENT, is_enveloped: false, is_of_many: false },
+    &StreamEvent { id: sse::forms::ENVELOPED, is_enveloped: true, is_of_many: false },
+    &StreamEvent { id: sse::forms::EVENT_OF_MANY, is_enveloped: false, is_of_many: true },
+    &StreamEvent { id: sse::forms::ENVELOPED_OF_MANY, is_enveloped: true, is_of_many: true },
+    &pusher::forms::PusherEvent,
+]);
+
+/// What they answer over HTTP, each under paths of its own.
+pub(crate) static APIS: Apis = &[&pusher::http::SignedApi];
 
 /// Whether a request without a body is one of theirs.
 pub(crate) fn serve(method: &str, path: &str) -> bool {
@@ -17,4 +36,32 @@ pub(crate) fn serve(method: &str, path: &str) -> bool {
 /// The same with `--dev`.
 pub(crate) fn serve_dev(method: &str, path: &str) -> bool {
     ProtocolId::of(PROTOCOLS, method, path, true).is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tidegate_backplane::{CensusEvent, CensusKind, Channel};
+
+    use super::*;
+    use crate::hub::{form::FormId, outgoing::Content};
+
+    #[test]
+    fn each_form_stands_where_its_id_says() {
+        for (place, form) in (0..).zip(FORMS.0) {
+            assert_eq!(form.id(), FormId::new(place), "{form:?}");
+        }
+    }
+
+    #[test]
+    fn others_are_not_told_who_is_there() {
+        let channel = Channel::new("a").expect("a channel");
+        let kind = CensusKind::Left { user: "u".into() };
+        let content = Content::Census(Arc::new(CensusEvent { sequence: 1, kind }));
+        for form in FORMS.0 {
+            let says = form.say(&channel, &content, &mut Vec::new()).is_some();
+            assert_eq!(says, form.says_presence(), "{form:?}");
+        }
+    }
 }

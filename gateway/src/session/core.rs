@@ -7,13 +7,13 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
 
-use tidegate_backplane::{Epoch, GapReason};
+use tidegate_backplane::Epoch;
 use tidegate_ops::edge::Edge;
 use tidegate_reactor::{ConnectionId, Connections, Mail, Mailbox};
 use tidegate_wire::deflate::Deflater;
@@ -22,6 +22,7 @@ use tokio::runtime::Handle;
 use super::{
     Session, SocketIds,
     ctx::Ctx,
+    fanout::Farewell,
     hand_off::TakesHandOffs,
     protocol::{Protocol, Protocols},
     publishing::Legacies,
@@ -31,8 +32,9 @@ use crate::{
     app::{apps::Apps, webhooks::Webhooks},
     auth::{ApiKeys, Authenticator, Origins},
     hub::{
-        Delivery, Hub,
-        outgoing::{Content, Encoder, Outgoing},
+        Hub,
+        form::Encoder,
+        outgoing::{Content, Outgoing},
     },
     metrics::{Metrics, ShardMetrics},
     node::{
@@ -81,6 +83,8 @@ pub(crate) struct Shared {
     /// Serves the requests that are no protocol's.
     pub(crate) http: Arc<dyn TakesHandOffs>,
     pub(crate) started: Instant,
+    /// What those who left had sent and is not published yet, in all shards.
+    pub(crate) legacy_bytes: AtomicUsize,
     /// Names this process's life in the ids of event streams; see [`Fresh`](super::ids::Fresh).
     pub(crate) life: Epoch,
 }
@@ -96,8 +100,8 @@ pub(crate) struct Core {
     pub(crate) deflater: Deflater,
     pub(crate) mailbox: ShardMailbox,
     pub(crate) metrics: Arc<ShardMetrics>,
-    /// Told of a gap in the fan-out under way; empty between calls.
-    pub(crate) farewells: Vec<(ConnectionId, GapReason)>,
+    /// Connections that were found in the fan-out under way and have to be closed for a gap.
+    pub(crate) farewells: Vec<Farewell>,
     pub(crate) legacies: Legacies,
     pub(crate) socket_ids: SocketIds,
     /// What each protocol keeps in a shard.
@@ -127,8 +131,8 @@ impl Core {
     ) -> Self {
         Self {
             shard,
+            encoder: Encoder::new(hub.forms()),
             hub,
-            encoder: Encoder::new(),
             deflater: Deflater::new(1),
             mailbox,
             metrics,
@@ -161,22 +165,20 @@ impl Core {
         self.shared.started.elapsed().as_millis() as u32
     }
 
-    pub(crate) fn delivery<'a>(
-        &'a mut self,
-        connections: &'a mut Connections<Session>,
-    ) -> (&'a mut Hub, Delivery<'a>) {
-        let (encoder, farewells) = (&mut self.encoder, &mut self.farewells);
-        let socket_ids = self.socket_ids;
-        let delivery = Delivery { connections, encoder, metrics: &self.metrics, socket_ids, farewells };
-        (&mut self.hub, delivery)
-    }
-
     /// Hands a publication or a notice to the hub, unless a protocol has it that nobody is told.
     pub(crate) fn deliver(&mut self, connections: &mut Connections<Session>, outgoing: &Arc<Outgoing>) {
         let is_told = matches!(outgoing.content, Content::Publication(_))
             || self.protocols().all(|protocol| protocol.on_notice(self, outgoing));
-        if is_told {
-            self.hub.deliver(outgoing, connections);
+        if !is_told {
+            return;
+        }
+        let sender = outgoing.content.sender().and_then(|sender| sender.connection.as_deref());
+        let except = sender.and_then(|name| self.socket_ids.find(name));
+        let Some((key, watching)) = self.hub.deliver(outgoing, except) else { return };
+        if !matches!(outgoing.content, Content::Census(_)) {
+            for &id in watching {
+                Session::keep(connections, id, key, &outgoing.content);
+            }
         }
     }
 

@@ -66,8 +66,7 @@ pub(crate) fn parse_event_id(id: &str) -> Vec<Option<Position>> {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-    use tidegate_backplane::{Payload, Publication};
+    use tidegate_backplane::{Payload, Publication, Text};
 
     use super::*;
 
@@ -94,7 +93,7 @@ mod tests {
             Arc::new(Publication {
                 position: Some(Position { epoch: Epoch(7), offset }),
                 event: None,
-                payload: Payload::Text(Bytes::new()),
+                payload: Payload::Text(Text::new()),
                 sender: None,
             })
         };

@@ -6,15 +6,14 @@ use tidegate_backplane::{DisconnectTarget, GapReason};
 use tidegate_reactor::{ConnectionId, Connections};
 use tidegate_wire::{
     decoder::{DecodeError, Decoder},
-    frame::{self, CloseCode},
+    frame::CloseCode,
 };
 
 use super::{Ctx, Open, Phase, Present, Session, core::Core, protocol::Transport, refusal::Refusal};
 use crate::{
     app::apps::AppId,
     auth::Claims,
-    hub::outgoing::gap_reason,
-    hub::{ChannelKey, Delivery},
+    hub::{ChannelKey, outgoing::gap_reason},
     metrics::{self, DisconnectReason},
 };
 
@@ -129,7 +128,7 @@ impl Ctx<'_> {
             self.connections.shut_when_flushed(self.id);
         } else if let Some(session) = self.connections.get_mut(self.id) {
             session.phase = Phase::Leaving(Some(decoder));
-            // A publish under way had paused it, and its answer would never be read.
+            // Publishes that wait may have paused it, and its answer would never be read.
             self.connections.set_paused(self.id, false);
         }
     }
@@ -171,7 +170,7 @@ impl Ctx<'_> {
         }
         // Leaving may move another's place, but its own others stay findable: a connection is in a lane once.
         for &subscription in open.subscriptions.as_slice() {
-            self.core.hub.part(subscription, self.connections);
+            self.part(subscription);
         }
         if let Some(publisher) = rare.publisher {
             self.publish_rest(publisher);
@@ -195,18 +194,6 @@ impl Ctx<'_> {
 }
 
 impl Core {
-    /// What follows a fan-out for those who were told of a gap in it.
-    pub(crate) fn see_off(&mut self, connections: &mut Connections<Session>) {
-        for (id, reason) in std::mem::take(&mut self.farewells) {
-            let Some(session) = connections.get_mut(id) else { continue };
-            if matches!(session.phase, Phase::Open(_))
-                && let Phase::Open(open) = std::mem::replace(&mut session.phase, Phase::Leaving(None))
-            {
-                self.ctx(connections, id).end_open(open, &Leave::Gap(reason));
-            }
-        }
-    }
-
     /// Whether it is a user's: signed in in the protocol's way, or by a token.
     fn is_of_user(&self, session: &Session, app: Option<&str>, user: &str) -> bool {
         let is_theirs = |claims: &Claims| {
@@ -241,15 +228,4 @@ impl Core {
             self.ctx(connections, id).leave(Leave::Ordered(reason.into()));
         }
     }
-}
-
-/// Says within a fan-out that there is a gap, to a client that can be told by a close frame only. Nothing is
-/// written to it afterwards; [`Core::see_off`] does the rest when the hub is free.
-pub(crate) fn close_for_gap(delivery: &mut Delivery<'_>, id: ConnectionId, reason: GapReason) {
-    let why = Leave::Gap(reason);
-    let mut out = Vec::new();
-    frame::encode_close(why.code(), &why.text(), &mut out);
-    delivery.connections.write(id, &out);
-    delivery.connections.shut_when_flushed(id);
-    delivery.farewells.push((id, reason));
 }

@@ -14,6 +14,7 @@
 pub(crate) mod access;
 pub(crate) mod core;
 pub(crate) mod ctx;
+pub(crate) mod fanout;
 pub(crate) mod hand_off;
 pub(crate) mod ids;
 pub(crate) mod leaving;
@@ -30,21 +31,19 @@ use std::{any::Any, sync::Arc};
 use futures_util::future::{BoxFuture, Shared};
 use tidegate_backplane::Position;
 use tidegate_ops::edge::Preamble;
-use tidegate_reactor::{ConnectionId, Connections, Shared as SharedBytes, Tick, Written};
+use tidegate_reactor::{ConnectionId, Connections, Tick};
 use tidegate_wire::decoder::Decoder;
 
 use crate::{
     admission::{AddressKey, Over},
     auth::Claims,
-    hub::outgoing::{Content, Encoding, Outgoing},
-    hub::{ChannelKey, Delivery, Subscription},
+    hub::{ChannelKey, Subscription, form::FormId, outgoing::Content},
     metrics::DisconnectReason,
 };
 pub(crate) use ctx::Ctx;
 use opening::Opening;
 use protocol::{ProtocolId, ProtocolState};
 use publishing::Publisher;
-pub(crate) use recovery::Recovery;
 pub(crate) use socket_id::SocketIds;
 
 /// State of one connection: 72 bytes at most, see the assertion below; everything rare is boxed.
@@ -86,7 +85,7 @@ pub(crate) struct Head {
 #[derive(Debug)]
 pub(crate) struct Open {
     pub(crate) protocol: ProtocolId,
-    pub(crate) encoding: Encoding,
+    pub(crate) form: FormId,
     /// A ping is under way; it was sent at the tick its timer was set from.
     pub(crate) pinged: bool,
     /// A number that means something to its protocol; 0 at first.
@@ -110,8 +109,6 @@ pub(crate) enum Subscriptions {
 pub(crate) struct Rare {
     pub(crate) claims: Option<Arc<Claims>>,
     pub(crate) expires: Option<Tick>,
-    /// Channels that it follows.
-    pub(crate) recoveries: Vec<Recovery>,
     /// An event stream of several channels: in the order of its URL, the last position of each.
     pub(crate) positions: Vec<(ChannelKey, Option<Position>)>,
     pub(crate) publisher: Option<Publisher>,
@@ -176,67 +173,9 @@ impl Session {
             _ => {}
         }
     }
-
-    /// Whether something in its lane is news to a connection that follows.
-    pub(crate) fn follow(
-        connections: &mut Connections<Session>,
-        slot: u32,
-        key: ChannelKey,
-        content: &Content,
-    ) -> bool {
-        let session = connections.in_slot_mut(slot);
-        let recovery = session.and_then(|session| session.open_mut()?.recovery(key));
-        recovery.is_some_and(|recovery| recovery.take(content))
-    }
-
-    /// Whether what it was sent from history has passed.
-    pub(crate) fn is_through(&mut self, key: ChannelKey, delivered: Option<Position>) -> bool {
-        let recovery = self.open_mut().and_then(|open| open.recovery(key));
-        recovery.is_some_and(|recovery| recovery.is_through(delivered))
-    }
-
-    /// It follows no longer and is a subscriber like any other now.
-    pub(crate) fn settled(&mut self, lane: u32, to: Subscription, key: ChannelKey) {
-        self.moved(lane, to);
-        let Some(open) = self.open_mut() else { return };
-        if let Some(rare) = &mut open.rare {
-            rare.recoveries.retain(|recovery| recovery.key != key);
-        }
-        open.drop_empty_rare();
-    }
-
-    /// Writes a publication in an encoding that is this connection's own.
-    pub(crate) fn write_individual(
-        delivery: &mut Delivery<'_>,
-        slot: u32,
-        outgoing: &Outgoing,
-        encoding: Encoding,
-        shared: &SharedBytes<'_>,
-    ) -> Written {
-        let Some(session) = delivery.connections.in_slot_mut(slot) else { return Written::Closed };
-        let Some(rare) = session.open_mut().and_then(|open| open.rare.as_mut()) else {
-            return Written::Closed;
-        };
-        let id = rare.advance(shared.key, outgoing.position());
-        let mut out = Vec::new();
-        delivery.encoder.encode_sse(&outgoing.channel, &outgoing.content, encoding, id.as_deref(), &mut out);
-        let bytes = bytes::Bytes::from(out);
-        delivery.connections.write_shared(slot, &SharedBytes { bytes: &bytes, last_at: 0, ..*shared })
-    }
-
-    /// Its protocol cannot say that there is a gap.
-    pub(crate) fn close_for_gap(delivery: &mut Delivery<'_>, slot: u32, content: &Content) {
-        if let (Content::Gap(gap), Some(id)) = (content, delivery.connections.in_slot(slot)) {
-            leaving::close_for_gap(delivery, id, gap.reason);
-        }
-    }
 }
 
 impl Open {
-    fn recovery(&mut self, key: ChannelKey) -> Option<&mut Recovery> {
-        self.rare.as_mut()?.recoveries.iter_mut().find(|recovery| recovery.key == key)
-    }
-
     fn keep(&mut self, key: ChannelKey, content: &Content) {
         if let Some(state) = self.rare.as_mut().and_then(|rare| rare.state.as_mut()) {
             state.keep(key, content);
@@ -289,7 +228,6 @@ impl Rare {
     fn is_empty(&self) -> bool {
         self.claims.is_none()
             && self.expires.is_none()
-            && self.recoveries.is_empty()
             && self.positions.is_empty()
             && self.publisher.is_none()
             && self.reason.is_none()
@@ -358,7 +296,5 @@ mod tests {
         assert!(size_of::<Decoder>() <= 16, "{}", size_of::<Decoder>());
         assert!(size_of::<Open>() <= 48, "{}", size_of::<Open>());
         assert!(size_of::<Session>() <= 64, "{}", size_of::<Session>());
-        // 10 encodings of 40 bytes are most of it; it is shared by all subscribers of a node.
-        assert!(size_of::<Outgoing>() <= 480, "{}", size_of::<Outgoing>());
     }
 }

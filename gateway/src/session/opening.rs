@@ -15,7 +15,7 @@ use tidegate_reactor::{Overflow, Tick};
 use tidegate_wire::{decoder::Decoder, sse, upgrade::Upgrade};
 
 use super::{
-    Ctx, Open, Phase, Rare, Recovery, Session, Subscriptions,
+    Ctx, Open, Phase, Rare, Session, Subscriptions,
     ids::Fresh,
     leaving::Leave,
     protocol::{Event, ProtocolId},
@@ -24,10 +24,10 @@ use super::{
 };
 use crate::{
     auth::{Claims, KeyFetch, TokenError},
-    config::SlowReader,
-    hub::ChannelKey,
-    hub::outgoing::Content,
+    config::{Namespace, SlowReader, UntoldGap},
+    hub::{ChannelKey, Terms, outgoing::Content},
     metrics::{DropReason, HandshakeResult},
+    subscription::Seen,
 };
 
 /// What a client asked for and may have.
@@ -189,8 +189,8 @@ impl Ctx<'_> {
         let mut subscribing = Subscribing { request, entered: Vec::new(), waiting: 0 };
         let mut refused = None;
         for channel in &subscribing.request.channels {
-            let overflow = overflow(self.core.shared.node.namespaces().of(channel).slow_reader);
-            let (key, confirmation) = self.core.hub.enter(channel, overflow);
+            let terms = terms(self.core.shared.node.namespaces().of(channel));
+            let (key, confirmation) = self.core.hub.hold(channel, terms);
             subscribing.entered.push(Entered { key, recovering: None });
             match confirmation.clone().now_or_never() {
                 Some(Ok(())) => {}
@@ -267,9 +267,9 @@ impl Ctx<'_> {
         let State::Subscribing(subscribing) = opening.state else { return };
         for entered in subscribing.entered {
             if entered.recovering.is_some() {
-                self.core.hub.end_reading(entered.key, self.id);
+                self.core.hub.unwatch(entered.key, self.id);
             }
-            self.core.hub.leave(entered.key, self.connections.now());
+            self.core.hub.release(entered.key, self.connections.now());
         }
     }
 
@@ -330,7 +330,7 @@ impl Ctx<'_> {
                 None => continue,
             };
             entered.recovering = Some(Recovering::new(want));
-            self.core.hub.begin_reading(entered.key, self.id);
+            self.core.hub.watch(entered.key, self.id);
             subscribing.waiting += 1;
             self.read_history(entered.key, want);
         }
@@ -343,9 +343,9 @@ impl Ctx<'_> {
         let compression =
             request.channels.iter().all(|channel| self.core.shared.node.namespaces().of(channel).compression);
         let protocol = request.protocol.of_list(self.core.shared.protocols);
-        let encoding = protocol.encoding(&request, compression);
+        let form = protocol.form(&request, compression);
         let mut rare = Rare::default();
-        if encoding.is_individual() {
+        if self.core.hub.forms().get(form).has_heads() {
             // Every id names every channel from the first on: whoever is cut off in between comes back to all.
             rare.positions = entered
                 .iter()
@@ -359,7 +359,7 @@ impl Ctx<'_> {
         out.clear();
         let mut open = Open {
             protocol: request.protocol,
-            encoding,
+            form,
             pinged: false,
             tag: 0,
             decoder: Decoder::new(request.upgrade.is_some_and(|upgrade| upgrade.deflate.is_some())),
@@ -369,26 +369,21 @@ impl Ctx<'_> {
         let mut told_all = true;
         let mut last_id = None;
         for entered in entered {
-            match entered.recovering {
-                None => open.subscriptions.push(self.core.hub.join(entered.key, encoding, self.id.slot)),
-                Some(recovering) => {
-                    self.core.hub.end_reading(entered.key, self.id);
-                    let has_nothing = recovering.has_nothing();
-                    let recovery = Recovery::new(entered.key);
-                    let (recovery, told) =
-                        self.write_recovered(recovery, recovering, encoding, &mut rare, &mut out);
-                    told_all &= told;
-                    last_id = self.standing_id(&recovery, &mut rare).or(last_id);
-                    let (subscription, follows) = match has_nothing {
-                        true => (self.core.hub.join(entered.key, encoding, self.id.slot), false),
-                        false => self.core.hub.resume(encoding, &recovery, self.id.slot),
-                    };
-                    open.subscriptions.push(subscription);
-                    rare.recoveries.extend(follows.then_some(recovery));
+            let mut seen = Seen::default();
+            if let Some(recovering) = entered.recovering {
+                self.core.hub.unwatch(entered.key, self.id);
+                let has_nothing = recovering.has_nothing();
+                told_all &=
+                    self.write_recovered(entered.key, &mut seen, recovering, form, &mut rare, &mut out);
+                last_id = self.standing_id(entered.key, seen, &mut rare).or(last_id);
+                if has_nothing {
+                    seen.set_new();
                 }
             }
+            let now = self.connections.now();
+            open.subscriptions.push(self.core.hub.join(entered.key, form, seen, self.id.slot, now));
         }
-        if let Some(last_id) = last_id.filter(|_| encoding.is_sse()) {
+        if let Some(last_id) = last_id.filter(|_| protocol.tells_positions()) {
             sse::encode_id(&last_id, &mut out);
         }
         if !out.is_empty() {
@@ -459,10 +454,12 @@ impl Ctx<'_> {
     }
 }
 
-pub(crate) fn overflow(policy: SlowReader) -> Overflow {
-    match policy {
+/// What a namespace says of the subscribers of its channels.
+pub(crate) fn terms(namespace: &Namespace) -> Terms {
+    let overflow = match namespace.slow_reader {
         SlowReader::Disconnect => Overflow::Disconnect,
         SlowReader::Drop => Overflow::Drop,
         SlowReader::Latest => Overflow::Latest,
-    }
+    };
+    Terms { overflow, stays_at_gaps: namespace.untold_gap == UntoldGap::Stay }
 }

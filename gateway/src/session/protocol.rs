@@ -17,8 +17,11 @@ use super::{
     opening::{Request, Stop},
 };
 use crate::{
-    hub::ChannelKey,
-    hub::outgoing::{Content, Encoding, Outgoing},
+    hub::{
+        ChannelKey,
+        form::FormId,
+        outgoing::{Content, Outgoing},
+    },
     node::PublishError,
 };
 
@@ -66,7 +69,7 @@ pub(crate) trait Protocol: Sync + std::fmt::Debug {
     fn accept(&self, core: &Core, head: &Head<'_>) -> Result<Request, Stop>;
 
     /// The form in which its publications come. `compression`: all of its channels allow it.
-    fn encoding(&self, request: &Request, compression: bool) -> Encoding;
+    fn form(&self, request: &Request, compression: bool) -> FormId;
 
     fn on_text(&self, ctx: &mut Ctx<'_>, text: &str) {
         let _ = (ctx, text);

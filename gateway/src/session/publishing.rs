@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     fmt,
+    sync::atomic::Ordering,
 };
 
 use tidegate_reactor::{ConnectionId, Tick};
@@ -10,11 +11,12 @@ use tidegate_reactor::{ConnectionId, Tick};
 use super::{Ctx, protocol::Event};
 use crate::{
     config::Limits,
+    metrics::DropReason,
     node::{PublishError, PublishRequest},
 };
 
 /// What clients had sent before they left, while a publish of theirs was under way: it is still published.
-pub(crate) type Legacies = HashMap<ConnectionId, VecDeque<Waiting>>;
+pub(crate) type Legacies = HashMap<ConnectionId, Queue>;
 
 /// Called when a publish was accepted, from whichever thread learns it.
 pub(crate) type Accepted = Box<dyn FnOnce() + Send>;
@@ -31,10 +33,25 @@ pub(crate) struct Publisher {
     messages_left: f64,
     bytes_left: f64,
     filled: Tick,
-    /// What came while a publish was under way. Reading is paused then, so it is at most what one read held.
-    waiting: VecDeque<Waiting>,
+    waiting: Queue,
     under_way: bool,
+    /// So much waits that the connection is not read.
+    paused: bool,
 }
+
+/// What came while a publish was under way. A connection whose publishes wait is read on, since its pongs and its close
+/// frame come between them, until this is full; then its own sending waits, in the kernel.
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    requests: VecDeque<Waiting>,
+    bytes: usize,
+}
+
+/// Publishes of one connection that may wait: as many bytes as a channel takes on its way out, and so many messages that
+/// their own 200 bytes or so add little to that. One read more may be in it: it stops a connection's reading, not the
+/// messages that were read already.
+const WAITING_BYTES_MAX: usize = 64 * 1024;
+const WAITING_MESSAGES_MAX: usize = 64;
 
 /// What a connection may publish in a second, with one second's worth at once. 0: no limit.
 #[derive(Debug, Clone, Copy)]
@@ -55,8 +72,9 @@ impl Publisher {
             messages_left: f64::from(rates.messages),
             bytes_left: rates.bytes as f64,
             filled: now,
-            waiting: VecDeque::new(),
+            waiting: Queue::default(),
             under_way: false,
+            paused: false,
         }
     }
 
@@ -75,6 +93,35 @@ impl Publisher {
             self.bytes_left -= bytes as f64;
         }
         fits
+    }
+}
+
+impl Queue {
+    fn push(&mut self, next: Waiting) {
+        self.bytes += next.cost();
+        self.requests.push_back(next);
+    }
+
+    fn pop(&mut self) -> Option<Waiting> {
+        let next = self.requests.pop_front()?;
+        self.bytes -= next.cost();
+        Some(next)
+    }
+
+    fn is_full(&self) -> bool {
+        self.bytes >= WAITING_BYTES_MAX || self.requests.len() >= WAITING_MESSAGES_MAX
+    }
+
+    /// Whether there is room for about as much again as may wait.
+    fn has_room(&self) -> bool {
+        self.bytes <= WAITING_BYTES_MAX / 2 && self.requests.len() <= WAITING_MESSAGES_MAX / 2
+    }
+}
+
+impl Waiting {
+    /// Bytes that it holds, about.
+    fn cost(&self) -> usize {
+        size_of::<Self>() + self.request.payload.bytes().len()
     }
 }
 
@@ -99,25 +146,49 @@ impl Ctx<'_> {
         }
         if let Some(publisher) = self.publisher() {
             publisher.under_way = false;
-            self.connections.set_paused(self.id, false);
         }
+    }
+
+    /// Whether so many publishes of the connection wait that it is not read.
+    pub(super) fn is_publishing_paused(&self) -> bool {
+        let publisher = self.open().and_then(|open| open.rare.as_ref()?.publisher.as_ref());
+        publisher.is_some_and(|publisher| publisher.paused)
     }
 
     /// A connection that publishes has left: what it sent before goes on, one after the other.
     pub(crate) fn publish_rest(&mut self, publisher: Publisher) {
-        // It waits for a publish under way, whose end brings `published`.
-        if !publisher.waiting.is_empty() {
-            self.core.legacies.insert(self.id, publisher.waiting);
+        let waiting = publisher.waiting;
+        if waiting.requests.is_empty() {
+            return;
         }
+        let max = self.core.shared.node.config().limits.left_behind_bytes.bytes();
+        let node_wide = &self.core.shared.legacy_bytes;
+        if node_wide.fetch_add(waiting.bytes, Ordering::Relaxed) + waiting.bytes > max {
+            node_wide.fetch_sub(waiting.bytes, Ordering::Relaxed);
+            let lost = waiting.requests.len() as u64;
+            return self.core.metrics.messages_dropped.add(DropReason::PublishFailed, lost);
+        }
+        // It waits for a publish under way, whose end brings `published`.
+        self.core.legacies.insert(self.id, waiting);
     }
 
     fn next_to_publish(&mut self) -> Option<Waiting> {
         if let Some(publisher) = self.publisher() {
-            return publisher.waiting.pop_front();
+            let next = publisher.waiting.pop();
+            if publisher.paused && publisher.waiting.has_room() {
+                publisher.paused = false;
+                self.connections.set_paused(self.id, false);
+            }
+            return next;
         }
-        let next = self.core.legacies.get_mut(&self.id)?.pop_front();
-        if next.is_none() {
-            self.core.legacies.remove(&self.id);
+        let next = self.core.legacies.get_mut(&self.id)?.pop();
+        match &next {
+            Some(next) => {
+                self.core.shared.legacy_bytes.fetch_sub(next.cost(), Ordering::Relaxed);
+            }
+            None => {
+                self.core.legacies.remove(&self.id);
+            }
         }
         next
     }
@@ -127,7 +198,10 @@ impl Ctx<'_> {
         let Some(publisher) = self.publisher() else { return };
         let next = Waiting { request, accepted };
         if publisher.under_way {
-            publisher.waiting.push_back(next);
+            publisher.waiting.push(next);
+            if publisher.waiting.is_full() && !std::mem::replace(&mut publisher.paused, true) {
+                self.connections.set_paused(self.id, true);
+            }
             return;
         }
         match self.publish(next) {
@@ -137,7 +211,6 @@ impl Ctx<'_> {
                 if let Some(publisher) = self.publisher() {
                     publisher.under_way = true;
                 }
-                self.connections.set_paused(self.id, true);
             }
         }
     }

@@ -147,14 +147,21 @@ impl Ctx<'_> {
             self.tell_protocol(Event::HeartbeatDue);
             return self.beat_at(now.after(interval));
         }
-        if std::mem::take(&mut open.pinged) {
+        let was_pinged = std::mem::take(&mut open.pinged);
+        // What it answers is not read, so its silence says nothing. The publishes that it waits for end in time.
+        if self.is_publishing_paused() {
+            return self.beat_at(now.after(interval));
+        }
+        if was_pinged {
             // Before the ping it had been silent for half an interval at least: silence that long and a timeout
             // means that the ping was not answered.
             if silent >= timeout + interval / 2 {
                 return self.tell_protocol(Event::Silent);
             }
         } else if silent >= interval / 2 {
-            open.pinged = true;
+            if let Some(open) = self.open_mut() {
+                open.pinged = true;
+            }
             let now_us = self.core.shared.started.elapsed().as_micros() as u64;
             self.write_frame(Opcode::Ping, &now_us.to_be_bytes());
             return self.beat_at(now.after(timeout));

@@ -7,7 +7,11 @@ use std::{
     time::Duration,
 };
 
-use tidegate_ops::{sweep::Sweep, tls::TlsHandshake};
+use tidegate_backplane::GapReason;
+use tidegate_ops::{
+    sweep::{SWEEP_PORTION, Sweep},
+    tls::TlsHandshake,
+};
 use tidegate_reactor::{Closed, ConnectionId, Connections, Counters, Driver, Tick, Turn};
 use tidegate_wire::deflate::Inflater;
 
@@ -29,6 +33,8 @@ pub(crate) struct ShardDriver {
     inflater: Inflater,
     core: Core,
     drain: Option<Sweep>,
+    /// Those who have to be closed for a gap.
+    gap_closes: Option<Sweep<(ConnectionId, GapReason)>>,
     /// Totals at the last export.
     exported: Counters,
     swept: Tick,
@@ -47,6 +53,7 @@ impl ShardDriver {
             inflater: Inflater::new(),
             core: Core::new(shard, shared, hub, mailbox, metrics, connections_dealt),
             drain: None,
+            gap_closes: None,
             exported: Counters::default(),
             swept: Tick(0),
         }
@@ -114,18 +121,17 @@ impl Driver for ShardDriver {
     }
 
     fn on_turn(&mut self, connections: &mut Connections<Session>, busy: Duration) -> Turn {
-        let (hub, mut delivery) = self.core.delivery(connections);
-        let turn = hub.run(&mut delivery);
-        self.core.see_off(connections);
+        let turn = self.core.fan_out(connections);
+        let closing = self.close_for_gaps(connections, turn);
         self.export(connections, busy);
         if connections.now() > self.swept {
             self.swept = connections.now();
-            self.core.hub.sweep(connections.now());
+            self.core.sweep_hub(connections);
             self.inflater.release();
         }
-        match self.drain_portion(connections) {
-            Turn::More => Turn::More,
-            Turn::Idle => turn,
+        match [turn, closing, self.drain_portion(connections)].contains(&Turn::More) {
+            true => Turn::More,
+            false => Turn::Idle,
         }
     }
 }
@@ -172,6 +178,29 @@ impl ShardDriver {
         self.core.metrics.send_queue_bytes.set(counters.queued_bytes as i64);
         self.core.metrics.subscriptions.set(self.core.hub.subscriptions() as i64);
         self.core.metrics.busy_ns.add(busy.as_nanos() as u64);
+    }
+
+    /// Closes those whom a gap can be told in no other way: a few at once, many over a time, as a drain does. Meanwhile
+    /// they get nothing of the channel.
+    fn close_for_gaps(&mut self, connections: &mut Connections<Session>, fan_out: Turn) -> Turn {
+        let farewells = self.core.farewells.drain(..).map(|farewell| (farewell.id, farewell.reason));
+        if self.gap_closes.is_none() && farewells.len() == 0 {
+            return Turn::Idle;
+        }
+        let period = self.core.shared.node.config().drain.gap_period;
+        let sweep = self.gap_closes.get_or_insert_with(|| Sweep::new(Vec::new(), connections.now(), period));
+        farewells.for_each(|farewell| sweep.join(farewell));
+        let (portion, turn) = match sweep.len() <= SWEEP_PORTION && fan_out == Turn::Idle {
+            true => (sweep.take_rest(), Turn::Idle),
+            false => sweep.next_portion(connections.now()),
+        };
+        if sweep.len() == 0 {
+            self.gap_closes = None;
+        }
+        for (id, reason) in portion {
+            self.core.ctx(connections, id).leave(Leave::Gap(reason));
+        }
+        turn
     }
 
     fn drain_portion(&mut self, connections: &mut Connections<Session>) -> Turn {

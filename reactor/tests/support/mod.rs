@@ -253,7 +253,7 @@ impl Drop for Running {
 
 /// One message that is written to several.
 pub(crate) fn message(bytes: &Bytes, overflow: Overflow) -> Shared<'_> {
-    Shared { bytes, messages: 1, last_at: 0, key: 0, overflow }
+    Shared { head: &[], bytes, messages: 1, last_at: 0, key: 0, overflow }
 }
 
 /// Both ends of a connection over loopback: the client's and the server's.

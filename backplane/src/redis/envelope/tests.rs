@@ -3,13 +3,14 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::Text;
 
 fn publication(position: Option<Position>, event: Option<&str>, payload: Payload) -> Publication {
     Publication { position, event: event.map(Into::into), payload, sender: None }
 }
 
 fn text(text: &'static str) -> Payload {
-    Payload::Text(Bytes::from_static(text.as_bytes()))
+    Payload::Text(Text::from_static(text))
 }
 
 const POSITION: Position = Position { epoch: Epoch(0x0102_0304_0506_0708), offset: 0x2a };

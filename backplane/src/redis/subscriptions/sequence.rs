@@ -290,7 +290,11 @@ impl Sequence {
             };
         };
         if position.epoch != last.epoch {
-            return Relation::Doubt(Cause::Epoch, position);
+            // That everything before it is gone was told when it was found: nobody is told a second time.
+            return match self.is_lost && position.offset == 1 {
+                true => Relation::Next(position, tags),
+                false => Relation::Doubt(Cause::Epoch, position),
+            };
         }
         let ahead = position.offset.cmp(&last.offset.saturating_add(1));
         match ahead {
@@ -315,7 +319,7 @@ impl Sequence {
                 outlet.publication(Arc::new(publication)) == Intake::Taken
             }
             Relation::Next(position, tags) => {
-                if self.last.is_none() {
+                if self.last.is_none_or(|last| last.position.epoch != position.epoch) {
                     self.last = Some(before(position, tags.previous));
                     self.overlap = 0;
                 }

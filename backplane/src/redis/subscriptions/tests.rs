@@ -10,7 +10,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use futures_util::future::join_all;
 use tidegate_testkit::redis::RedisServer;
 
@@ -109,7 +108,7 @@ impl Node {
         text: &str,
         history: Option<HistoryPolicy>,
     ) -> Result<(), BackplaneError> {
-        let payload = Payload::Text(Bytes::copy_from_slice(text.as_bytes()));
+        let payload = Payload::Text(text.into());
         let channel = channel.clone();
         let new =
             NewPublication { channel, event: None, payload, history, idempotency_key: None, sender: None };
@@ -212,6 +211,28 @@ async fn a_restart_is_repaired_or_told() {
     b.until_told(&plain, &[Told::Gap(GapReason::Reconnect), Told::Text("after".into())]).await;
     assert_eq!(b.counters().resubscribed, 2);
     assert!(b.counters().outage.is_some_and(|outage| outage > Duration::ZERO), "{:?}", b.counters());
+    tokio::join!(a.stop(), b.stop());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_comes_back_empty_is_told_once() {
+    let mut server = RedisServer::builder().option("appendonly", "no").start();
+    let (a, b) = (Node::start(&server, "a").await, Node::start(&server, "b").await);
+    let kept = channel("kept");
+    b.subscribe(&kept).await;
+    a.publish_numbers(&kept, 0..5).await;
+    b.until_told(&kept, &texts(0..5)).await;
+    server.kill();
+    eventually("away", async || b.subscriptions.subscribe(&channel("new"), 1).await.is_err()).await;
+    server.restart();
+    let mut expect = [&texts(0..5)[..], &[Told::Gap(GapReason::Unrecoverable)]].concat();
+    b.until_told(&kept, &expect).await;
+    // Who subscribes now has missed nothing, nor have the others since they were told.
+    for number in 5..8 {
+        a.publish_surely(&kept, &number.to_string(), Some(HISTORY)).await;
+    }
+    expect.extend(texts(5..8));
+    b.until_told(&kept, &expect).await;
     tokio::join!(a.stop(), b.stop());
 }
 

@@ -75,7 +75,7 @@ fn text(payload: &str) -> NewPublication {
     NewPublication {
         channel: channel(),
         event: None,
-        payload: Payload::Text(payload.to_owned().into()),
+        payload: Payload::Text(payload.into()),
         history: None,
         idempotency_key: None,
         sender: None,

@@ -338,7 +338,6 @@ fn key_ids() {
 #[test]
 fn without_keys_nothing_is_valid() {
     let none = authenticator(Vec::new());
-    assert!(none.is_empty());
     let token = Issuer::hs256(b"").token(&claims(json!({})));
     assert_eq!(verify(&none, &token).map(drop), Err(TokenError::Algorithm));
 }
@@ -414,24 +413,6 @@ MCowBQYDK2VwAyEA2b0oKaQSrheIWK7a7+Pt8WHSoC8O4NqWsRkwVMVpeYo=
 fn larger_rsa_keys() {
     let issuer = Issuer::rsa(KeySize::Rsa3072);
     assert!(verify(&authenticator(vec![issuer.entry()]), &issuer.token(&claims(json!({})))).is_ok());
-}
-
-#[test]
-fn labels_are_a_closed_set() {
-    let all = [
-        TokenError::Missing,
-        TokenError::Malformed("x"),
-        TokenError::Algorithm,
-        TokenError::UnknownKey,
-        TokenError::Signature,
-        TokenError::Expired,
-        TokenError::NoExpiry,
-        TokenError::NotYetValid,
-        TokenError::Issuer,
-        TokenError::Audience,
-    ];
-    assert_eq!(all.map(TokenError::label), TokenError::LABELS);
-    assert!(all.iter().all(|error| error.status() == http::StatusCode::UNAUTHORIZED));
 }
 
 proptest! {

@@ -223,7 +223,7 @@ pub(in crate::http) async fn get_presence(
 impl From<&Publication> for HistoryEntry {
     fn from(publication: &Publication) -> Self {
         let text = match &publication.payload {
-            Payload::Text(bytes) => std::str::from_utf8(bytes).ok(),
+            Payload::Text(text) => Some(&**text),
             Payload::Binary(_) => None,
         };
         Self {

@@ -15,7 +15,7 @@ use futures_util::future::join_all;
 use http::{HeaderMap, StatusCode, Uri};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use tidegate_backplane::{Channel, Payload};
+use tidegate_backplane::{Channel, Payload, Text};
 use utoipa::ToSchema;
 
 use super::{
@@ -229,14 +229,19 @@ where
 fn payload(data: &RawValue, body: &Bytes) -> Result<Payload, ApiError> {
     let json = data.get();
     if !json.starts_with('"') {
-        return Ok(Payload::Text(body.slice_ref(json.as_bytes())));
+        return text_of(body, json);
     }
     let text = body::parse_at::<Cow<'_, str>>(json.as_bytes(), "data")?;
-    Ok(Payload::Text(if json.contains('\\') {
-        Bytes::from(text.into_owned())
-    } else {
-        body.slice_ref(&json.as_bytes()[1..json.len() - 1])
-    }))
+    match json.contains('\\') {
+        true => Ok(Payload::Text(text.into_owned().into())),
+        false => text_of(body, &json[1..json.len() - 1]),
+    }
+}
+
+/// A part of the body, in its memory.
+fn text_of(body: &Bytes, part: &str) -> Result<Payload, ApiError> {
+    let text = Text::try_from(body.slice_ref(part.as_bytes()));
+    text.map(Payload::Text).map_err(|error| ApiError::InvalidText { valid_up_to: error.valid_up_to() })
 }
 
 /// Publishes to different channels at the same time, and to one channel in order.

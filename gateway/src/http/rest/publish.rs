@@ -10,7 +10,7 @@ use axum::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, header, request::Parts};
 use serde::Serialize;
-use tidegate_backplane::{Epoch, Payload};
+use tidegate_backplane::{Epoch, Payload, Text};
 use utoipa::ToSchema;
 
 use super::{CHANNELS, admitted_channel};
@@ -137,10 +137,8 @@ fn payload(headers: &HeaderMap, bytes: Bytes) -> Result<Payload, ApiError> {
     if body::is_binary(headers) {
         return Ok(Payload::Binary(bytes));
     }
-    match std::str::from_utf8(&bytes) {
-        Ok(_) => Ok(Payload::Text(bytes)),
-        Err(error) => Err(ApiError::InvalidText { valid_up_to: error.valid_up_to() }),
-    }
+    let text = Text::try_from(bytes);
+    text.map(Payload::Text).map_err(|error| ApiError::InvalidText { valid_up_to: error.valid_up_to() })
 }
 
 /// The same bytes as [`PublishAnswer`] through serde, without its detour.

@@ -1,6 +1,8 @@
 //! Connections that keep the server waiting, with real sockets and short patience.
 #![allow(clippy::unwrap_used)]
 
+mod contract;
+
 use std::net::{Ipv4Addr, SocketAddr};
 
 use bytes::Bytes;
@@ -49,7 +51,6 @@ fn server(patience: Patience) -> Arc<HttpServer> {
         patience,
         head_bytes_max: limits.head_bytes.bytes(),
         front: Arc::new(Front::new(limits)),
-        is_shards: crate::protocols::serve,
         runtime: Handle::current(),
         stop: CancellationToken::new(),
         tasks: TaskTracker::new(),

@@ -24,6 +24,7 @@ use crate::{
     metrics::{Bounds, Metrics},
     node::interest::Load,
     node::{Node, Relay},
+    protocols,
 };
 
 pub(in crate::http) struct Fixture {
@@ -46,7 +47,16 @@ impl Fixture {
         let apps = Arc::new(Apps::new(&config, Arc::clone(&webhooks)).unwrap());
         let shared = Arc::clone(&backplane) as Arc<dyn Backplane>;
         let node = Arc::new(Node::new(config, shared, Arc::clone(&relay), front, Arc::clone(&metrics)));
-        let state = Arc::new(HttpContext { node, keys, apps, origins, metrics, dev });
+        let state = Arc::new(HttpContext {
+            node,
+            keys,
+            apps,
+            origins,
+            metrics,
+            apis: protocols::APIS,
+            is_shards: if dev { protocols::serve_dev } else { protocols::serve },
+            dev,
+        });
         Self { state, backplane, relay, loads: Mutex::default() }
     }
 

@@ -1,6 +1,5 @@
 //! Pusher's HTTP API: what reaches the backplane.
 
-use bytes::Bytes;
 use tidegate_backplane::{Channel, Control, DisconnectTarget, Payload, Sender};
 
 use super::{BODY_MAX, client::*, fixture::Fixture};
@@ -21,7 +20,7 @@ async fn an_event_is_published_with_its_name_and_its_sender() {
         assert_eq!((answer.status.as_u16(), &*answer.body), (200, b"{}".as_slice()), "{body}");
         let last = fixture.publications(&Channel::new("a").unwrap()).pop().unwrap();
         assert_eq!(last.event.as_deref(), Some("e"));
-        assert_eq!(last.payload, Payload::Text(Bytes::copy_from_slice(data.as_bytes())), "{body}");
+        assert_eq!(last.payload, Payload::Text(data.into()), "{body}");
         assert_eq!(last.sender, expect, "{body}");
     }
 }

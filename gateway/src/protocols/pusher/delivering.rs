@@ -3,10 +3,10 @@
 
 use std::sync::Arc;
 
-use tidegate_backplane::{BackplaneError, CensusKind, Channel, History};
+use tidegate_backplane::{BackplaneError, CensusKind, Channel, History, Publication};
 use tidegate_wire::pusher::ChannelKind;
 
-use super::entering::LAST;
+use super::{entering::LAST, forms};
 use crate::{
     hub::outgoing::{Content, Outgoing},
     session::core::Core,
@@ -28,7 +28,11 @@ pub(super) fn on_notice(core: &Core, outgoing: &Outgoing) -> bool {
 }
 
 fn read_last(core: &Core, channel: &Channel) {
-    if !ChannelKind::of(channel.name()).is_cache || !core.hub.has_pusher(channel) {
+    let has_own = || {
+        let key = core.hub.key_of(channel.as_str());
+        key.is_some_and(|key| core.hub.is_told_in(key, |form| form == forms::EVENT))
+    };
+    if !ChannelKind::of(channel.name()).is_cache || !has_own() {
         return;
     }
     let (backplane, channel) = (Arc::clone(core.shared.node.backplane()), channel.clone());
@@ -44,11 +48,24 @@ fn last_read(core: &mut Core, channel: &Channel, result: Result<History, Backpla
     match result {
         Ok(history) => {
             if let Some(last) = history.publications.into_iter().next_back() {
-                core.hub.repeat(channel, last);
+                repeat(core, channel, last);
             }
         }
         // They were told of the gap, and the next event is the last one again.
         Err(error) => tracing::warn!(%error, %channel, "the last event of a channel could not be read"),
+    }
+}
+
+/// Tells its clients the last event of a channel again, unless they were told a newer one meanwhile.
+fn repeat(core: &mut Core, channel: &Channel, last: Arc<Publication>) {
+    let Some(key) = core.hub.key_of(channel.as_str()) else { return };
+    let is_old = core.hub.delivered(key).zip(last.position).is_some_and(|(delivered, position)| {
+        delivered.epoch == position.epoch && delivered.offset > position.offset
+    });
+    if !is_old {
+        let load = core.hub.load(key, last.payload.bytes().len());
+        let outgoing = Arc::new(Outgoing::new(channel.clone(), Content::Publication(last), load));
+        core.hub.tell_again(key, &outgoing, |form| form == forms::EVENT);
     }
 }
 

@@ -25,15 +25,15 @@ use super::{AppKey, Entering, Pusher, frame_of, leave_with, messages::shown};
 use crate::{
     app::apps::App,
     app::webhooks::Event,
-    hub::outgoing::Encoding,
-    hub::{ChannelKey, Subscription},
+    hub::{ChannelKey, Subscription, form::FormId},
     metrics::DropReason,
     node::roster::{List, ListForm},
     session::{
         Ctx, Open, Session,
-        opening::overflow,
-        recovery::{Kept, Recovering, Recovery, Want},
+        opening::terms,
+        recovery::{Kept, Recovering, Want},
     },
+    subscription::Seen,
 };
 
 /// Names an entrance within its shard while it lasts.
@@ -184,8 +184,8 @@ impl Ctx<'_> {
             }
             return;
         }
-        let policy = overflow(self.core.shared.node.namespaces().of(channel).slow_reader);
-        let (key, confirmation) = self.core.hub.enter(channel, policy);
+        let terms = terms(self.core.shared.node.namespaces().of(channel));
+        let (key, confirmation) = self.core.hub.hold(channel, terms);
         let is_cache = ChannelKind::of(channel.name()).is_cache;
         if let (Kind::Plain, false, Some(Ok(()))) = (&kind, is_cache, confirmation.clone().now_or_never()) {
             let entrance = Entrance { key, kind, attended: false, sequence: 0, last: None };
@@ -202,7 +202,7 @@ impl Ctx<'_> {
         let entrance = Entrance { key, kind, attended: false, sequence: 0, last: None };
         let token = self.core.rooms.pusher_mut().entrances.insert(entrance) as EntranceToken;
         if is_cache {
-            self.core.hub.begin_reading(key, self.id);
+            self.core.hub.watch(key, self.id);
         }
         if let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) {
             let recovering = is_cache.then(|| Recovering::new(Want::Now));
@@ -359,7 +359,7 @@ impl Ctx<'_> {
         let at = pusher.entering.iter().position(|entering| entering.token == token)?;
         let entering = pusher.entering.swap_remove(at);
         if entering.recovering.is_some() {
-            self.core.hub.end_reading(entering.key, self.id);
+            self.core.hub.unwatch(entering.key, self.id);
         }
         open.drop_empty_rare();
         Some(entering)
@@ -369,7 +369,7 @@ impl Ctx<'_> {
         if let (true, Kind::Presence(user)) = (entrance.attended, entrance.kind) {
             self.attend_no_more(entrance.key, Some(user.id));
         }
-        self.core.hub.leave(entrance.key, self.connections.now());
+        self.core.hub.release(entrance.key, self.connections.now());
     }
 
     /// Clients do not ask again for a channel that they were refused, so one that only cannot be had now has the
@@ -401,9 +401,9 @@ impl Ctx<'_> {
         let channel = self.core.hub.channel(key).clone();
         let name = channel.name();
         let Some(open) = self.connections.get(self.id).and_then(Session::open) else { return };
-        let encoding = match self.core.shared.node.namespaces().of(&channel).compression {
-            true => open.encoding,
-            false => open.encoding.plain(),
+        let form = match self.core.shared.node.namespaces().of(&channel).compression {
+            true => open.form,
+            false => open.form.plain(),
         };
         let mut out = std::mem::take(&mut self.core.scratch);
         out.clear();
@@ -425,33 +425,27 @@ impl Ctx<'_> {
             })),
             (_, None) => frame_of(|text| server::subscription_succeeded(name, text), &mut out),
         }
-        let mut recovery = Recovery::new(key);
-        recovery.census = list.as_ref().map(|list| list.sequence);
+        let mut seen = Seen::default();
+        if let Some(list) = &list {
+            seen.set_census(list.sequence);
+        }
         if let Some(recovering) = recovering {
-            recovery = self.write_last(encoding, recovery, recovering, last, &mut out);
+            self.write_last(form, key, &mut seen, recovering, last, &mut out);
         }
         self.connections.write_beyond_bound(self.id, &out);
         self.core.keep_scratch(out);
         // As in `tell`: who subscribes again and again and reads nothing is not read either.
         self.connections.pause_until_flushed(self.id);
-        let (subscription, follows) = self.core.hub.resume(encoding, &recovery, self.id.slot);
-        self.granted(subscription, follows.then_some(recovery), &kind, &channel);
+        let now = self.connections.now();
+        let subscription = self.core.hub.join(key, form, seen, self.id.slot, now);
+        self.granted(subscription, &kind, &channel);
     }
 
     /// Notes a subscription that stands now.
-    fn granted(
-        &mut self,
-        subscription: Subscription,
-        follows: Option<Recovery>,
-        kind: &Kind,
-        channel: &Channel,
-    ) {
+    fn granted(&mut self, subscription: Subscription, kind: &Kind, channel: &Channel) {
         let key = self.core.hub.channel_of(subscription);
         let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) else { return };
         open.subscriptions.push(subscription);
-        if let Some(recovery) = follows {
-            open.rare_mut().recoveries.push(recovery);
-        }
         if let Kind::Presence(user) = kind {
             open.pusher_mut().members.push((key, user.id.clone()));
         }
@@ -470,16 +464,16 @@ impl Ctx<'_> {
     /// Appends the last event of a cache channel, or that there is none.
     fn write_last(
         &mut self,
-        encoding: Encoding,
-        recovery: Recovery,
+        form: FormId,
+        key: ChannelKey,
+        seen: &mut Seen,
         recovering: Recovering,
         last: Option<History>,
         out: &mut Vec<u8>,
-    ) -> Recovery {
+    ) {
         let before = out.len();
         let recovering = Recovering { history: last, ..recovering };
-        let (key, mut none) = (recovery.key, Default::default());
-        let (recovery, _) = self.write_recovered(recovery, recovering, encoding, &mut none, out);
+        self.write_recovered(key, seen, recovering, form, &mut Default::default(), out);
         if out.len() == before {
             let channel = self.core.hub.channel(key).clone();
             frame_of(|text| server::cache_miss(channel.name(), text), out);
@@ -487,7 +481,6 @@ impl Ctx<'_> {
                 self.core.shared.webhooks.notify(&app, Event::CacheMiss { channel: channel.name() });
             }
         }
-        recovery
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use tidegate_backplane::{Payload, Sender};
 use tidegate_wire::pusher::{Access, ChannelKind, Code, server};
 
@@ -56,7 +55,7 @@ impl Ctx<'_> {
         let request = PublishRequest {
             channel,
             event: Some(event.into()),
-            payload: Payload::Text(Bytes::copy_from_slice(data.as_bytes())),
+            payload: Payload::Text(data.into()),
             idempotency_key: None,
             sender: Some(Box::new(Sender { connection: Some(socket_id.into()), user })),
             history: PublishHistory::Never,

@@ -24,9 +24,6 @@ impl Ctx<'_> {
         let hub = &self.core.hub;
         let Some(subscription) = open.subscriptions.take(|own| hub.channel_of(own) == key) else { return };
         let mut user = None;
-        if let Some(rare) = &mut open.rare {
-            rare.recoveries.retain(|recovery| recovery.key != key);
-        }
         if let Some(pusher) = open.state_mut::<Pusher>() {
             let at = pusher.members.iter().position(|(own, _)| *own == key);
             user = at.map(|at| pusher.members.swap_remove(at).1);
@@ -36,7 +33,7 @@ impl Ctx<'_> {
             self.connections.set_merging(self.id, false);
         }
         self.leave_census(key, user);
-        self.core.hub.part(subscription, self.connections);
+        self.part(subscription);
     }
 
     /// Gives back what an open connection had beside its places in the hub.
@@ -52,7 +49,7 @@ impl Ctx<'_> {
         // What waits is given back when its answer comes.
         for entering in pusher.entering {
             if entering.recovering.is_some() {
-                self.core.hub.end_reading(entering.key, self.id);
+                self.core.hub.unwatch(entering.key, self.id);
             }
         }
         if let Some(user) = pusher.user

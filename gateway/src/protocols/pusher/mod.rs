@@ -8,6 +8,8 @@
 mod delivering;
 mod entering;
 mod events;
+pub(super) mod forms;
+pub(super) mod http;
 mod leaving;
 mod messages;
 mod opening;
@@ -35,7 +37,8 @@ use crate::{
     app::apps::App,
     hub::{
         ChannelKey,
-        outgoing::{Content, Encoding, Outgoing},
+        form::FormId,
+        outgoing::{Content, Outgoing},
     },
     metrics::DisconnectReason,
     session::{
@@ -205,8 +208,8 @@ impl Protocol for PusherChannels {
     }
 
     /// Its channels come later, each with its namespace, which may not allow compression.
-    fn encoding(&self, request: &Request, _compression: bool) -> Encoding {
-        if request.shares_deflate() { Encoding::PusherDeflated } else { Encoding::Pusher }
+    fn form(&self, request: &Request, _compression: bool) -> FormId {
+        if request.shares_deflate() { forms::EVENT.deflated() } else { forms::EVENT }
     }
 
     fn on_text(&self, ctx: &mut Ctx<'_>, text: &str) {

@@ -6,8 +6,9 @@ use tidegate_wire::{
     raw::Query,
 };
 
+use super::forms::VERBATIM;
 use crate::{
-    hub::outgoing::Encoding,
+    hub::form::FormId,
     session::{
         Ctx,
         access::upgrade,
@@ -37,8 +38,8 @@ impl Protocol for Echo {
         Ok(Request::bare(Some(upgrade)))
     }
 
-    fn encoding(&self, request: &Request, _compression: bool) -> Encoding {
-        if request.shares_deflate() { Encoding::RawDeflated } else { Encoding::Raw }
+    fn form(&self, request: &Request, _compression: bool) -> FormId {
+        if request.shares_deflate() { VERBATIM.deflated() } else { VERBATIM }
     }
 
     fn on_text(&self, ctx: &mut Ctx<'_>, text: &str) {
@@ -58,7 +59,7 @@ impl Protocol for Echo {
 
 /// What is echoed is bounded by the message it answers.
 fn echo(ctx: &mut Ctx<'_>, opcode: Opcode, payload: &[u8]) {
-    let deflates = ctx.open().is_some_and(|open| open.encoding == Encoding::RawDeflated);
+    let deflates = ctx.open().is_some_and(|open| open.form.is_deflated());
     let mut deflated = Vec::new();
     if deflates {
         ctx.core.deflater.compress(payload, &mut deflated);

@@ -1,6 +1,7 @@
 //! Raw WebSockets, `GET /ws`: publications verbatim, or in a JSON envelope.
 
 pub(crate) mod echo;
+pub(super) mod forms;
 mod publishing;
 
 use tidegate_backplane::Position;
@@ -11,7 +12,7 @@ use tidegate_wire::{
 };
 
 use crate::{
-    hub::outgoing::Encoding,
+    hub::form::FormId,
     session::{
         Ctx,
         access::upgrade,
@@ -45,13 +46,9 @@ impl Protocol for Raw {
         Ok(Request { envelope, channels, since, claims, ..Request::bare(Some(upgrade)) })
     }
 
-    fn encoding(&self, request: &Request, compression: bool) -> Encoding {
-        match (request.envelope, compression && request.shares_deflate()) {
-            (false, true) => Encoding::RawDeflated,
-            (false, false) => Encoding::Raw,
-            (true, true) => Encoding::EnvelopeDeflated,
-            (true, false) => Encoding::Envelope,
-        }
+    fn form(&self, request: &Request, compression: bool) -> FormId {
+        let form = if request.envelope { forms::ENVELOPED } else { forms::VERBATIM };
+        if compression && request.shares_deflate() { form.deflated() } else { form }
     }
 
     fn on_text(&self, ctx: &mut Ctx<'_>, text: &str) {
@@ -66,7 +63,7 @@ impl Protocol for Raw {
         match event {
             Event::PublishFailed(error) => ctx.refuse_publish(&Refused::Failed(error)),
             Event::Dropped { messages, channel } => {
-                if ctx.open().is_some_and(|open| open.encoding.carries_notices()) {
+                if ctx.open().is_some_and(|open| open.form.plain() == forms::ENVELOPED) {
                     let mut notice = Vec::new();
                     raw::encode_dropped(channel, messages, &mut notice);
                     ctx.write_frame(Opcode::Text, &notice);

@@ -7,10 +7,10 @@ use tidegate_wire::{
     raw::{self, ClientPublication, ClientPublicationError},
 };
 
+use super::forms::ENVELOPED;
 use crate::{
     config::ClientPublish,
     event::{self, EventNameError},
-    hub::outgoing::Encoding,
     metrics::DropReason,
     node::{PublishError, PublishHistory, PublishRequest},
     session::{
@@ -42,14 +42,14 @@ pub(super) enum Refused {
 impl Ctx<'_> {
     pub(super) fn client_text(&mut self, text: &str) {
         let Some(open) = self.connections.get(self.id).and_then(Session::open) else { return };
-        let enveloped = matches!(open.encoding, Encoding::Envelope | Encoding::EnvelopeDeflated);
+        let enveloped = open.form.plain() == ENVELOPED;
         if !enveloped {
-            let payload = Payload::Text(Bytes::copy_from_slice(text.as_bytes()));
+            let payload = Payload::Text(text.into());
             return self.client_publish(None, None, payload);
         }
         match parse(text) {
             Ok(publication) => {
-                let payload = Payload::Text(Bytes::copy_from_slice(publication.data.as_bytes()));
+                let payload = Payload::Text((&*publication.data).into());
                 let event = publication.event.as_deref().map(Box::from);
                 self.client_publish(publication.channel.as_deref(), event, payload);
             }
@@ -124,7 +124,7 @@ impl Ctx<'_> {
         };
         self.core.metrics.messages_dropped.add(reason, 1);
         let Some(open) = self.connections.get(self.id).and_then(Session::open) else { return };
-        if open.encoding.carries_notices() {
+        if open.form.plain() == ENVELOPED {
             let mut notice = Vec::new();
             raw::encode_error(code, &refused.to_string(), &mut notice);
             return self.write_frame(Opcode::Text, &notice);

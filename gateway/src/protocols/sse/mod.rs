@@ -1,5 +1,7 @@
 //! Event streams (WHATWG HTML, section 9.2), `GET /sse`.
 
+pub(super) mod forms;
+
 use tidegate_wire::{
     frame::CloseCode,
     head::Head,
@@ -10,7 +12,7 @@ use tidegate_wire::{
 use super::raw::since;
 use crate::{
     event,
-    hub::outgoing::Encoding,
+    hub::form::FormId,
     session::{
         Ctx,
         core::Core,
@@ -55,12 +57,12 @@ impl Protocol for Sse {
         Ok(Request { envelope, channels, since, claims, cross_origin, ..Request::bare(None) })
     }
 
-    fn encoding(&self, request: &Request, _compression: bool) -> Encoding {
+    fn form(&self, request: &Request, _compression: bool) -> FormId {
         match (request.envelope, request.channels.len() > 1) {
-            (false, false) => Encoding::Sse,
-            (true, false) => Encoding::SseEnvelope,
-            (false, true) => Encoding::SseMany,
-            (true, true) => Encoding::SseManyEnvelope,
+            (false, false) => forms::EVENT,
+            (true, false) => forms::ENVELOPED,
+            (false, true) => forms::EVENT_OF_MANY,
+            (true, true) => forms::ENVELOPED_OF_MANY,
         }
     }
 

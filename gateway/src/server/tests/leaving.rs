@@ -172,3 +172,25 @@ fn an_event_stream_whose_client_does_not_take_anything_in_ends() {
     rig.eventually_metric("tidegate_disconnects_total{reason=\"ping_timeout\"}", 1.0);
     rig.eventually_subscribers("plain:a", 0);
 }
+
+/// The close frame of a client may be read together with the message for which the client has to go.
+#[test]
+fn a_close_frame_that_comes_with_the_last_message_is_seen() {
+    let mut config = config();
+    // Never over in a test: only the client's close frame ends the wait for it.
+    config.drain.close_wait = Duration::from_secs(3600);
+    let rig = Rig::start(config);
+    let mut client = RawTcp::upgraded(rig.address, "/ws?channel=a");
+    // It may not publish there, and is told so by a close frame.
+    client.send(&[masked_frame(0x81, b"x"), masked_frame(0x88, &1000u16.to_be_bytes())].concat());
+    assert_eq!(client.read_close_code(DEADLINE).unwrap(), 1008);
+    client.read_to_end(DEADLINE).unwrap();
+    rig.eventually_empty();
+    // One that comes later is seen as well.
+    let mut client = RawTcp::upgraded(rig.address, "/ws?channel=a");
+    client.send(&masked_frame(0x81, b"x"));
+    assert_eq!(client.read_close_code(DEADLINE).unwrap(), 1008);
+    client.send(&masked_frame(0x88, &1000u16.to_be_bytes()));
+    client.read_to_end(DEADLINE).unwrap();
+    rig.eventually_empty();
+}

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod apart;
+mod failing;
 mod leaving;
 mod publishing;
 mod pusher;

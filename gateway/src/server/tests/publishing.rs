@@ -1,17 +1,29 @@
 //! What clients publish: order, what is under way when they leave, and what their messages are counted as.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tidegate_backplane::Channel;
-use tidegate_testkit::{DEADLINE, WsClient, eventually};
+use tidegate_testkit::{DEADLINE, RawTcp, WsClient, eventually, masked_frame};
 
 use super::rig::{Rig, config};
-use crate::node::interest::{Interest, Load};
+use crate::{
+    config::{ByteSize, Config},
+    node::interest::{Interest, Load},
+    node::shards::Order,
+};
 
 /// Leaves a channel that has a subscriber no room for another publication.
 fn fill(rig: &Rig, channel: &str) -> Load {
     let interest: Arc<Interest> = rig.relay.interests.get(&Channel::new(channel).unwrap()).unwrap();
     interest.load(1 << 20)
+}
+
+/// Without limits on what a client publishes in a second.
+fn unlimited() -> Config {
+    let mut config = config();
+    config.limits.publishes_per_second = 0;
+    config.limits.publish_bytes_per_second = ByteSize::kib(0);
+    config
 }
 
 #[test]
@@ -40,13 +52,13 @@ fn what_a_client_sent_at_once_is_published_though_it_is_gone_before_there_is_roo
     let rig = Rig::start(config());
     let mut reader = WsClient::connect(rig.address, "/ws?channel=plain:a");
     let full = fill(&rig, "plain:a");
-    let mut writer = tidegate_testkit::RawTcp::upgrade(rig.address, "/ws?channel=plain:a");
+    let mut writer = RawTcp::upgrade(rig.address, "/ws?channel=plain:a");
     writer.read_head(DEADLINE).unwrap();
-    let frames: Vec<u8> = (1..=20).flat_map(|n| tidegate_testkit::masked_frame(0x81, &[b'a' + n])).collect();
+    let frames: Vec<u8> = (1..=20).flat_map(|n| masked_frame(0x81, &[b'a' + n])).collect();
     writer.send(&frames);
     rig.eventually_metric("tidegate_messages_received_total ", 20.0);
     // The order to go does not wait for the publish, the connection is not paused while it leaves.
-    rig.relay.to_all(&crate::node::shards::Order::Drain { over: std::time::Duration::ZERO });
+    rig.relay.to_all(&Order::Drain { over: Duration::ZERO });
     rig.eventually_metric("tidegate_disconnects_total{reason=\"drain\"}", 2.0);
     drop(writer);
     let mut again = WsClient::connect(rig.address, "/ws?channel=plain:a");
@@ -66,4 +78,64 @@ fn a_message_that_may_not_be_published_is_counted() {
     client.send_text("{");
     assert_eq!(client.expect_json()["error"]["code"], 400);
     assert_eq!(rig.metric("tidegate_messages_dropped_total{reason=\"forbidden\"}"), 2.0);
+}
+
+/// A client whose publish waits still answers pings, and may be told apart from one that is gone.
+#[test]
+fn a_client_whose_publishes_wait_is_heard() {
+    let rig = Rig::start(config());
+    let mut reader = WsClient::connect(rig.address, "/ws?channel=plain:a");
+    let mut writer = RawTcp::upgraded(rig.address, "/ws?channel=plain:a");
+    let full = fill(&rig, "plain:a");
+    writer.send(&masked_frame(0x81, b"1"));
+    rig.eventually_metric("tidegate_messages_received_total ", 1.0);
+    // A pong as if to the gateway's first ping.
+    writer.send(&masked_frame(0x8A, &[0; 8]));
+    rig.eventually_metric("tidegate_ping_rtt_seconds_count ", 1.0);
+    drop(full);
+    assert_eq!(reader.expect_text(), "1");
+}
+
+#[test]
+fn what_waits_to_be_published_is_bounded_and_nothing_of_it_is_lost() {
+    let rig = Rig::start(unlimited());
+    let mut reader = WsClient::connect(rig.address, "/ws?channel=plain:a");
+    let full = fill(&rig, "plain:a");
+    let mut writer = RawTcp::upgraded(rig.address, "/ws?channel=plain:a");
+    // Each more than a read takes: reading stops with the second one that waits.
+    let message = |n: u8| masked_frame(0x82, &vec![n; 60_000]);
+    for n in 0..12 {
+        writer.send(&message(n));
+    }
+    rig.eventually_metric("tidegate_messages_received_total ", 3.0);
+    // A connection that came later is served; by then the first has been read as far as it is.
+    WsClient::connect(rig.address, "/ws?channel=plain:b").send_ping(b"x");
+    assert!(rig.metric("tidegate_messages_received_total ") <= 4.0);
+    drop(full);
+    for n in 0..12 {
+        assert_eq!(reader.expect_binary()[0], n);
+    }
+}
+
+/// What those who left had sent takes a bounded part of the node's memory; what is more is counted.
+#[test]
+fn what_is_left_by_those_who_go_is_bounded() {
+    let mut config = unlimited();
+    config.limits.left_behind_bytes = ByteSize::kib(64);
+    let rig = Rig::start(config);
+    let mut reader = WsClient::connect(rig.address, "/ws?channel=plain:a");
+    let full = fill(&rig, "plain:a");
+    let dropped = "tidegate_messages_dropped_total{reason=\"publish_failed\"}";
+    // The first message of each is under way, the second is left; there is room for one of those.
+    for n in [1, 2] {
+        let mut writer = RawTcp::upgraded(rig.address, "/ws?channel=plain:a");
+        let close = masked_frame(0x88, &1000u16.to_be_bytes());
+        writer.send(&[masked_frame(0x82, &[n]), masked_frame(0x82, &[n; 40_000]), close].concat());
+        writer.read_to_end(DEADLINE).unwrap();
+    }
+    rig.eventually_metric(dropped, 1.0);
+    drop(full);
+    let mut sizes: Vec<usize> = (0..3).map(|_| reader.expect_binary().len()).collect();
+    sizes.sort_unstable();
+    assert_eq!(sizes, [1, 1, 40_000]);
 }

@@ -1,9 +1,12 @@
 //! Coming back while history is slow, the backplane is late, or too much is published meanwhile.
 
+use std::time::Duration;
+
 use tidegate_backplane::{Epoch, Intake, Position};
 use tidegate_testkit::{DEADLINE, SseClient, WsClient, eventually};
 
 use super::rig::{Rig, config};
+use crate::config::UntoldGap;
 
 /// Connects on a thread of its own, since the answer comes only when the test lets it.
 fn connect_later<C: Send + 'static>(
@@ -275,6 +278,36 @@ fn a_gap_is_told_in_its_place_to_everyone_as_their_protocol_can() {
     for text in ["2", "3", "4"] {
         assert_eq!(client.expect_text(), text);
     }
+}
+
+#[test]
+fn many_that_a_gap_closes_are_closed_over_a_time_and_told_nothing_meanwhile() {
+    let mut config = config();
+    config.drain.gap_period = Duration::from_secs(3600);
+    let rig = Rig::start(config);
+    let clients: Vec<_> = (0..300).map(|_| WsClient::connect(rig.address, "/ws?channel=a")).collect();
+    rig.gap("a", None);
+    let closed = || rig.metric("tidegate_close_frames_total{code=\"4010\"}");
+    eventually("the first is closed", DEADLINE, || closed() >= 1.0);
+    let mut late = WsClient::connect(rig.address, "/ws?channel=a");
+    rig.publish("a", "1");
+    assert_eq!(late.expect_text(), "1");
+    assert_eq!(rig.metric("tidegate_messages_sent_total"), 1.0);
+    assert!(rig.subscribers("a") > 128, "{} are closed", closed());
+    drop(clients);
+    rig.eventually_subscribers("a", 1);
+}
+
+#[test]
+fn where_the_namespace_says_so_a_gap_closes_nobody_and_is_counted() {
+    let mut config = config();
+    config.namespaces.default.untold_gap = UntoldGap::Stay;
+    let rig = Rig::start(config);
+    let mut client = WsClient::connect(rig.address, "/ws?channel=a");
+    rig.gap("a", None);
+    rig.publish("a", "1");
+    assert_eq!(client.expect_text(), "1");
+    assert_eq!(rig.metric("tidegate_gaps_untold_total"), 1.0);
 }
 
 #[test]

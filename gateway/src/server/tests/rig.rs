@@ -10,7 +10,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use futures_util::{FutureExt, future::BoxFuture};
 use tidegate_backplane::{
     Attend, AttendError, Attended, Backplane, BackplaneError, CensusChannel, CensusEvent, Channel, Control,
@@ -26,9 +25,10 @@ use crate::{
     admission::Front,
     app::apps::Apps,
     config::{Config, Namespace},
+    edge::door::Dealer,
     metrics::Metrics,
-    node::carrier::Carrier,
     node::{Node, PublishError, PublishHistory, PublishRequest, Relay},
+    server::carrier::Carrier,
     server::{Parts, runtime},
 };
 
@@ -39,6 +39,7 @@ pub(super) struct Rig {
     pub(super) front: Arc<Front>,
     pub(super) backplane: Arc<Held>,
     pub(super) apps: Arc<Apps>,
+    pub(super) dealer: Arc<Dealer>,
     metrics: Arc<Metrics>,
     runtime: Option<Runtime>,
     acceptor: Option<AcceptorHandle>,
@@ -74,6 +75,7 @@ impl Rig {
         };
         let mut parts = Parts::build(&config, address, &runtime, TaskTracker::new(), carry).unwrap();
         let shards = parts.start_shards().unwrap();
+        let dealer = Arc::clone(&parts.doorkeeper.dealer);
         let acceptor = Acceptor::new(listener).unwrap().spawn(parts.doorkeeper).unwrap();
         Self {
             address,
@@ -82,6 +84,7 @@ impl Rig {
             front: Arc::clone(&parts.shared.front),
             backplane: held.unwrap(),
             apps: Arc::clone(&parts.shared.apps),
+            dealer,
             metrics: Arc::clone(&parts.shared.metrics),
             runtime: Some(runtime),
             acceptor: Some(acceptor),
@@ -108,7 +111,7 @@ impl Rig {
         let request = PublishRequest {
             channel: Channel::new(channel).unwrap(),
             event: event.map(Box::from),
-            payload: Payload::Text(Bytes::copy_from_slice(text.as_bytes())),
+            payload: Payload::Text(text.into()),
             idempotency_key: None,
             sender,
             history: PublishHistory::Namespace,
@@ -128,7 +131,7 @@ impl Rig {
 
     /// Hands the node a publication that the backplane below does not know.
     pub(super) fn hand_over(&self, channel: &str, position: Option<Position>, text: &str) -> Intake {
-        let payload = Payload::Text(Bytes::copy_from_slice(text.as_bytes()));
+        let payload = Payload::Text(text.into());
         let publication = Arc::new(Publication { position, event: None, payload, sender: None });
         self.relay.publication(&Channel::new(channel).unwrap(), publication)
     }

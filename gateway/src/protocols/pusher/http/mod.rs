@@ -12,17 +12,20 @@ use std::{borrow::Cow, sync::Arc};
 
 use axum::{
     body::Body,
-    extract::{Request, State},
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
+use futures_util::{FutureExt as _, future::BoxFuture};
 use http::{HeaderValue, Method, header, request::Parts};
 use tidegate_backplane::{Channel, DisconnectTarget};
 use tidegate_wire::pusher::{ChannelKind, check_name};
 
 use self::{error::PusherError, signed::Parameters};
-use super::{HttpState, body};
-use crate::{app::apps::App, metrics::PublishCode};
+use crate::{
+    app::apps::App,
+    http::{Api, HttpState, body},
+    metrics::PublishCode,
+};
 
 /// Where every path of this API begins.
 const APPS: &str = "/apps/";
@@ -47,22 +50,20 @@ struct Call<'r> {
     parameters: Parameters<'r>,
 }
 
-/// Whether a path is of this API.
-pub(super) fn is_path(path: &str) -> bool {
-    path.starts_with(APPS)
+#[derive(Debug)]
+pub(in crate::protocols) struct SignedApi;
+
+impl Api for SignedApi {
+    fn has_path(&self, path: &str) -> bool {
+        path.starts_with(APPS)
+    }
+
+    fn answer<'r>(&self, state: &'r HttpState, parts: &'r Parts, body: Body) -> BoxFuture<'r, Response> {
+        answer(state, parts, body).boxed()
+    }
 }
 
-/// The handler of the router.
-pub(super) async fn serve(State(state): State<HttpState>, request: Request) -> Response {
-    let (parts, body) = request.into_parts();
-    answer(&state, &parts, body).await
-}
-
-/// Answers a request whose path [`is_path`].
-pub(super) async fn answer<B>(state: &HttpState, parts: &Parts, body: B) -> Response
-where
-    B: hyper::body::Body<Data = Bytes> + Unpin,
-{
+async fn answer(state: &HttpState, parts: &Parts, body: Body) -> Response {
     let response = match route(state, parts, body).await {
         Ok(body) => json(body),
         Err(error) => error.into_response(),
@@ -73,10 +74,7 @@ where
     response
 }
 
-async fn route<B>(state: &HttpState, parts: &Parts, body: B) -> Result<Bytes, PusherError>
-where
-    B: hyper::body::Body<Data = Bytes> + Unpin,
-{
+async fn route(state: &HttpState, parts: &Parts, body: Body) -> Result<Bytes, PusherError> {
     let (id, rest) = parts
         .uri
         .path()

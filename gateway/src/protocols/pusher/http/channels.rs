@@ -124,7 +124,7 @@ impl Call<'_> {
         let last = HistoryQuery { since: None, limit: 1 };
         let history = self.state.node.history(channel, last).await.map_err(PusherError::Backplane)?;
         Ok(history.publications.last().map_or(Value::Null, |publication| match &publication.payload {
-            Payload::Text(text) => json!({ "data": String::from_utf8_lossy(text) }),
+            Payload::Text(text) => json!({ "data": &**text }),
             Payload::Binary(_) => Value::Null,
         }))
     }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures_util::future::{join_all, try_join_all};
 use serde::Deserialize;
 use serde_json::{Map, Value, json, value::RawValue};
-use tidegate_backplane::{Channel, Payload, Sender};
+use tidegate_backplane::{Channel, Payload, Sender, Text};
 use tidegate_wire::pusher::ChannelKind;
 
 use super::{Call, NOTHING, PusherError, channels::Info};
@@ -43,7 +43,7 @@ struct Data<'b>(#[serde(borrow)] &'b RawValue);
 #[derive(Debug)]
 struct Event {
     name: Box<str>,
-    payload: Bytes,
+    payload: Text,
     channels: Vec<(Channel, ChannelKind)>,
     sender: Option<Box<Sender>>,
     info: Info,
@@ -54,11 +54,11 @@ impl Call<'_> {
     pub(super) async fn events(&self, body: &[u8]) -> Result<Bytes, PusherError> {
         // A string, as every SDK sends it, is unescaped once and into its place.
         let event = match serde_json::from_slice::<EventFields<String>>(body) {
-            Ok(fields) => self.event(fields, String::into_bytes)?,
+            Ok(fields) => self.event(fields, Text::from)?,
             Err(_) => {
                 let fields: EventFields<Data<'_>> =
                     serde_json::from_slice(body).map_err(PusherError::Json)?;
-                self.event(fields, Data::into_bytes)?
+                self.event(fields, Data::into_text)?
             }
         };
         self.take_events(event.channels.len())?;
@@ -82,7 +82,7 @@ impl Call<'_> {
             .into_iter()
             .map(|fields| match fields.channels {
                 Some(_) => Err(PusherError::Missing("channel")),
-                None => self.event(fields, Data::into_bytes),
+                None => self.event(fields, Data::into_text),
             })
             .collect::<Result<_, _>>()?;
         self.take_events(events.len())?;
@@ -102,32 +102,26 @@ impl Call<'_> {
 
     /// `POST /channels/{channel}/events`
     pub(super) async fn channel_events(&self, segment: &str, body: Bytes) -> Result<Bytes, PusherError> {
-        if std::str::from_utf8(&body).is_err() {
-            return Err(PusherError::Text);
-        }
+        let data = Text::try_from(body).map_err(|_| PusherError::Text)?;
         let own = |name: &str| self.parameters.get(name).map(str::to_owned);
         let fields = EventFields {
             name: own("name"),
-            data: Some(body),
+            data: Some(data),
             channels: None,
             channel: Some(super::decoded(segment).into_owned()),
             socket_id: own("socket_id"),
             info: None,
         };
-        let event = self.event(fields, |data: Bytes| data)?;
+        let event = self.event(fields, |data| data)?;
         self.take_events(1)?;
         self.publish(&event).await?;
         Ok(NOTHING)
     }
 
-    fn event<D, B: Into<Bytes>>(
-        &self,
-        fields: EventFields<D>,
-        bytes: impl FnOnce(D) -> B,
-    ) -> Result<Event, PusherError> {
+    fn event<D>(&self, fields: EventFields<D>, text: impl FnOnce(D) -> Text) -> Result<Event, PusherError> {
         let name = fields.name.ok_or(PusherError::Missing("name"))?;
         event::check_name(&name).map_err(PusherError::Event)?;
-        let payload: Bytes = bytes(fields.data.ok_or(PusherError::Missing("data"))?).into();
+        let payload = text(fields.data.ok_or(PusherError::Missing("data"))?);
         let max = self.app.limits.event_bytes.bytes();
         if payload.len() > max {
             return Err(PusherError::TooLarge { max });
@@ -191,10 +185,11 @@ impl Call<'_> {
 }
 
 impl Data<'_> {
-    fn into_bytes(self) -> Vec<u8> {
+    fn into_text(self) -> Text {
         let json = self.0.get();
         // Only a string can be read as one.
-        serde_json::from_str::<Cow<'_, str>>(json).map_or_else(|_| json.into(), Cow::into_owned).into_bytes()
+        serde_json::from_str::<Cow<'_, str>>(json)
+            .map_or_else(|_| json.into(), |text| text.into_owned().into())
     }
 }
 
