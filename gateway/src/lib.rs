@@ -23,3 +23,11 @@ mod shard;
 mod subscription;
 #[cfg(test)]
 mod testing;
+
+/// What the table of channels is made of.
+mod sync {
+    pub(crate) use std::{
+        hash::RandomState,
+        sync::{RwLock, atomic},
+    };
+}

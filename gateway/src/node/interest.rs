@@ -4,11 +4,8 @@
 use std::{
     collections::{BinaryHeap, HashMap},
     fmt,
-    hash::{BuildHasher, RandomState},
-    sync::{
-        Arc, PoisonError, RwLock,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
-    },
+    hash::BuildHasher,
+    sync::{Arc, PoisonError},
     time::Duration,
 };
 
@@ -19,6 +16,12 @@ use futures_util::{
 use tidegate_backplane::{Backplane, BackplaneError, Channel};
 use tidegate_ops::config::THREADS_MAX;
 use tokio::sync::{Notify, oneshot};
+
+// A test plays the orders of threads with other primitives under these names (`tests/interest_orders.rs`).
+use crate::sync::{
+    RandomState, RwLock,
+    atomic::{AtomicU64, AtomicUsize, Ordering},
+};
 
 /// The answer of the backplane to a subscription, shared by everyone who waits for it.
 pub(crate) type Confirmation = Shared<Subscribing>;
