@@ -8,6 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crate::net::{SocketOptions, connect};
+use crate::wait::observe;
 
 const TICKS_PER_SECOND: usize = 50;
 const TICK: Duration = Duration::from_millis(1_000 / TICKS_PER_SECOND as u64);
@@ -188,7 +189,7 @@ fn pump((mut from, mut to): (TcpStream, TcpStream), wire: &Wire) {
         let sent = match wire.slowness() {
             None => to.write_all(bytes),
             Some(portion) => bytes.chunks(portion).try_for_each(|portion| {
-                thread::sleep(TICK);
+                observe(TICK);
                 to.write_all(portion)
             }),
         };
