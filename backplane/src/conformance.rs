@@ -90,6 +90,7 @@ pub async fn run(subject: &dyn Subject) {
     history_is_bounded_by_size(subject).await;
     history_is_bounded_by_age(subject).await;
     a_query_is_limited(subject).await;
+    a_query_is_limited_in_bytes(subject).await;
     a_position_that_cannot_be_continued_is_told(subject).await;
     a_channel_without_state_continues_nothing(subject).await;
     an_unused_channel_begins_a_new_epoch(subject).await;
@@ -161,7 +162,10 @@ impl Bench {
     }
 
     async fn history(&self, channel: &Channel, since: Option<Position>, limit: usize) -> History {
-        self.backplane.history(channel, HistoryQuery { since, limit }).await.expect("history")
+        self.backplane
+            .history(channel, HistoryQuery { since, limit, bytes: usize::MAX })
+            .await
+            .expect("history")
     }
 }
 

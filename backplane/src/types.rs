@@ -273,6 +273,29 @@ pub struct HistoryQuery {
     pub since: Option<Position>,
     /// At most so many publications: the oldest of those after `since`, or, without `since`, the newest.
     pub limit: usize,
+    /// Of those, the oldest that are together no more than so many bytes, or the first one if it alone is more. Each
+    /// counts as [`Publication::history_bytes`], or a little more where it is kept in another form.
+    pub bytes: usize,
+}
+
+impl HistoryQuery {
+    /// What came after a position, as far as it fits: the next page begins after the last of it.
+    pub fn page(since: Position, bytes: usize) -> Self {
+        Self { since: Some(since), limit: usize::MAX, bytes }
+    }
+
+    /// The newest publications.
+    pub fn newest(limit: usize) -> Self {
+        Self { since: None, limit, bytes: usize::MAX }
+    }
+}
+
+impl Publication {
+    /// What it counts as in a read of history that is bounded in bytes: its texts, and 64 for what is written around
+    /// them, so that empty publications are bounded too.
+    pub fn history_bytes(&self) -> usize {
+        self.payload.bytes().len() + self.event.as_ref().map_or(0, |event| event.len()) + 64
+    }
 }
 
 /// A part of a channel's history, oldest first, and where the channel stood when it was read.
@@ -290,7 +313,7 @@ pub struct History {
     pub publications: Vec<Arc<Publication>>,
     /// Position of the newest publication; `None` when the channel has never had one (or lost its state).
     pub top: Option<Position>,
-    /// With `since`: what followed it is here without a hole (up to `limit`). Without `since`: always true.
+    /// With `since`: what followed it is here without a hole (up to `limit` and `bytes`). Without `since`: always true.
     pub continuous: bool,
 }
 

@@ -43,7 +43,7 @@ impl Bench {
     }
 
     fn history(&self, name: &str, since: Option<Position>) -> History {
-        let query = HistoryQuery { since, limit: usize::MAX };
+        let query = HistoryQuery { since, limit: usize::MAX, bytes: usize::MAX };
         self.backplane.history(&channel(name), query).now_or_never().expect("ready").expect("read")
     }
 

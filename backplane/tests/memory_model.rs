@@ -232,7 +232,7 @@ impl Run {
                 (!model.positions.is_empty()).then(|| model.positions[index % model.positions.len()])
             }
         };
-        let query = HistoryQuery { since, limit };
+        let query = HistoryQuery { since, limit, bytes: usize::MAX };
         let (expected, continuous) = model.query(&query);
         let history =
             self.backplane.history(&self.names[at], query).now_or_never().expect("ready").expect("read");

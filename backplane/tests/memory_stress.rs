@@ -76,7 +76,7 @@ fn publish(backplane: &MemoryBackplane, channel: &Channel, key: Option<String>, 
 /// Reads history as a recovering client would: what is answered as continuous has no hole.
 fn read(backplane: &MemoryBackplane, channel: &Channel) -> bool {
     let history = |since| {
-        let query = HistoryQuery { since, limit: 5 };
+        let query = HistoryQuery { since, limit: 5, bytes: usize::MAX };
         backplane.history(channel, query).now_or_never().expect("ready").expect("read")
     };
     let newest = history(None);

@@ -37,7 +37,7 @@ impl Node {
     }
 
     async fn kept(&self) -> usize {
-        let query = HistoryQuery { since: None, limit: 1_000 };
+        let query = HistoryQuery::newest(1_000);
         self.0.history(&channel(), query).await.expect("history").publications.len()
     }
 }

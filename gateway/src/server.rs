@@ -234,7 +234,10 @@ impl Parts {
             node: Arc::clone(&node),
             keys: Arc::new(ApiKeys::new(&config.auth.api_keys)?),
             apps,
-            origins: Arc::new(Origins::new(&config.auth.allowed_origins)),
+            origins: Arc::new(
+                Origins::new(&config.auth.allowed_origins)
+                    .with_local_hosts_only(config.serves_this_machine_only()),
+            ),
             metrics: Arc::clone(&metrics),
             apis: protocols::APIS,
             is_shards: if config.dev { protocols::serve_dev } else { protocols::serve },

@@ -59,6 +59,11 @@ pub fn routes(process: Arc<dyn Operated>) -> Router {
         .with_state(process)
 }
 
+/// The probes without details, for a public port: `/livez` and `/readyz`.
+pub fn public_routes<S: Clone + Send + Sync + 'static>(process: Arc<dyn Operated>) -> Router<S> {
+    Router::new().route("/livez", get(livez)).route("/readyz", get(public_readyz)).with_state(process)
+}
+
 /// OpenMetrics for who asks for it, as Prometheus does; else the older text format, which everybody reads.
 async fn metrics(State(process): Process, headers: HeaderMap) -> Response {
     let openmetrics = headers
@@ -81,6 +86,14 @@ async fn readyz(State(process): Process) -> (StatusCode, Json<Readiness>) {
     let ready = reasons.is_empty();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(Readiness { ready, reasons, missing: process.missing() }))
+}
+
+/// Whether new connections should come here, and not why not.
+async fn public_readyz(State(process): Process) -> (StatusCode, &'static str) {
+    match process.not_ready().is_empty() {
+        true => (StatusCode::OK, "ready\n"),
+        false => (StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
+    }
 }
 
 /// Begins the drain; a second call changes nothing.

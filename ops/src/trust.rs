@@ -63,14 +63,22 @@ impl Trust {
     ///
     /// Each proxy appends the address that it was connected from, so what is right of an address is known from the
     /// trusted ones, and what is left of the first untrusted one anybody may have written.
-    pub fn client<'a>(&self, values: impl DoubleEndedIterator<Item = &'a str>) -> Option<IpAddr> {
+    ///
+    /// Values are octets, and are read from the right: what a client wrote on the left, whatever it is, changes nothing of
+    /// what a proxy appended.
+    pub fn client<'a>(&self, values: impl DoubleEndedIterator<Item = &'a [u8]>) -> Option<IpAddr> {
+        let has_quotes = matches!(self.header, ForwardedHeader::Forwarded);
         let mut client = None;
-        for value in values.rev() {
-            for element in elements(value).into_iter().rev() {
-                let named = match self.header {
+        for mut value in values.rev() {
+            while let Some(element) = take_last(&mut value, has_quotes) {
+                let element = str::from_utf8(element).ok().map(str::trim);
+                if element == Some("") {
+                    continue;
+                }
+                let named = element.and_then(|element| match self.header {
                     ForwardedHeader::XForwardedFor => address(element),
                     ForwardedHeader::Forwarded => forwarded_for(element).and_then(address),
-                };
+                });
                 // Hidden or garbled: who wrote it, the one to the right, is as far as can be seen.
                 let Some(named) = named else { return client };
                 client = Some(named);
@@ -83,10 +91,26 @@ impl Trust {
     }
 }
 
-/// The elements of a list, split at commas that are not within quotes (RFC 9110 section 5.6.1). Empty ones are left
-/// out.
-fn elements(value: &str) -> Vec<&str> {
-    split_unquoted(value, ',').map(str::trim).filter(|element| !element.is_empty()).collect()
+/// Takes the last element of a list, what follows its last comma that is not within quotes (RFC 9110 section 5.6.1).
+/// A quote that nothing closes can only be left of what a proxy wrote.
+fn take_last<'a>(list: &mut &'a [u8], has_quotes: bool) -> Option<&'a [u8]> {
+    if list.is_empty() {
+        return None;
+    }
+    let mut is_quoted = false;
+    let comma = (0..list.len()).rev().find(|&at| {
+        let escapes = list[..at].iter().rev().take_while(|&&byte| byte == b'\\').count();
+        if has_quotes && list[at] == b'"' && escapes % 2 == 0 {
+            is_quoted = !is_quoted;
+        }
+        list[at] == b',' && !is_quoted
+    });
+    let (rest, element) = match comma {
+        Some(at) => (&list[..at], &list[at + 1..]),
+        None => (&list[..0], *list),
+    };
+    *list = rest;
+    Some(element)
 }
 
 /// The `for` parameter of an element of `Forwarded` (RFC 7239 section 4), without quotes.
@@ -138,7 +162,7 @@ mod tests {
 
     #[track_caller]
     fn check(header: ForwardedHeader, values: &[&str], expect: Option<&str>) {
-        let client = trust(header).client(values.iter().copied());
+        let client = trust(header).client(values.iter().map(|value| value.as_bytes()));
         assert_eq!(client, expect.map(|address| address.parse().unwrap()), "{values:?}");
     }
 
@@ -191,6 +215,20 @@ mod tests {
         check(header, &["for=_hidden, for=10.0.0.2"], Some("10.0.0.2"));
         check(header, &["by=10.0.0.2"], None);
         check(header, &["198.51.100.1"], None);
+    }
+
+    /// A proxy appends its own element to whatever the client sent.
+    #[test]
+    fn what_a_client_wrote_does_not_hide_what_a_proxy_appended() {
+        let check = |header, value: &[u8]| {
+            let client = trust(header).client(std::iter::once(value));
+            assert_eq!(client, Some("198.51.100.1".parse().unwrap()), "{}", value.escape_ascii());
+        };
+        check(ForwardedHeader::XForwardedFor, b"\xff, 198.51.100.1");
+        check(ForwardedHeader::XForwardedFor, b"\", 198.51.100.1");
+        check(ForwardedHeader::Forwarded, b"for=\"6.6.6.6, for=198.51.100.1");
+        check(ForwardedHeader::Forwarded, b"for=\xff, for=\"198.51.100.1\", for=10.0.0.1");
+        check(ForwardedHeader::Forwarded, b"for=\"\\\", for=198.51.100.1");
     }
 
     #[test]

@@ -12,6 +12,10 @@ pub const HEADERS_MAX: usize = 64;
 /// hyper counts a target's bytes with 16 bits.
 const TARGET_BYTES_MAX: usize = 65_534;
 
+/// Stands for a header value that is not UTF-8. No header of ours has a meaning for it, so it is refused where its value
+/// counts, and is never taken for a header that is not there.
+pub const UNREADABLE: &str = "\u{fffd}";
+
 /// A request head that borrows the buffer it was read from.
 pub struct Head<'b> {
     pub method: &'b str,
@@ -69,17 +73,20 @@ impl<'b> Head<'b> {
         Ok(Some(Self { method, path, query, minor_version, len, headers, headers_len }))
     }
 
-    /// The first header of that name; `None` when there is none or it is not UTF-8.
+    /// The first header of that name. One that is not UTF-8 is there all the same: it reads as [`UNREADABLE`].
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&'b str> {
         self.headers_named(name).next()
     }
 
-    /// Every header of that name, in order; those that are not UTF-8 are left out.
+    /// Every header of that name, in order; for one that is not UTF-8 stands [`UNREADABLE`].
     pub fn headers_named<'n>(&'n self, name: &'n str) -> impl Iterator<Item = &'b str> + 'n {
-        self.headers()
-            .filter(move |(own, _)| own.eq_ignore_ascii_case(name))
-            .filter_map(|(_, value)| simdutf8::basic::from_utf8(value).ok())
+        self.octets_named(name).map(|value| simdutf8::basic::from_utf8(value).unwrap_or(UNREADABLE))
+    }
+
+    /// Every header of that name, in order, as the octets that it is (RFC 9110 §5.5).
+    pub fn octets_named<'n>(&'n self, name: &'n str) -> impl Iterator<Item = &'b [u8]> + 'n {
+        self.headers().filter(move |(own, _)| own.eq_ignore_ascii_case(name)).map(|(_, value)| value)
     }
 
     /// The headers of that name as one list (RFC 9110 §5.3): what [`crate::upgrade::Upgrade::negotiate`] asks for.
@@ -149,23 +156,28 @@ impl HeadError {
     }
 }
 
-/// Decodes a key or value of a query (`application/x-www-form-urlencoded`).
+/// Decodes a path segment. `+` stays what it is.
 ///
 /// # Errors
 /// [`PercentError`]: a broken escape or bytes that are not UTF-8. Nothing is guessed: two spellings of a bad name
 /// must not become one good name, so what the decoder would leave as it stands is an error here.
-pub(crate) fn form_decode(text: &str) -> Result<Cow<'_, str>, PercentError> {
+pub fn percent_decode(segment: &str) -> Result<Cow<'_, str>, PercentError> {
     let begins_with_digits = |rest: &str| matches!(rest.as_bytes(), [high, low, ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit());
-    if !text.split('%').skip(1).all(begins_with_digits) {
+    if !segment.split('%').skip(1).all(begins_with_digits) {
         return Err(PercentError);
     }
+    percent_decode_str(segment).decode_utf8().map_err(|_| PercentError)
+}
+
+/// Decodes a key or value of a query (`application/x-www-form-urlencoded`): as [`percent_decode`], and `+` is a
+/// space.
+///
+/// # Errors
+/// The same.
+pub fn form_decode(text: &str) -> Result<Cow<'_, str>, PercentError> {
     match text.contains('+') {
-        false => percent_decode_str(text).decode_utf8().map_err(|_| PercentError),
-        true => {
-            let spaced = text.replace('+', " ");
-            let decoded = percent_decode_str(&spaced).decode_utf8().map_err(|_| PercentError)?;
-            Ok(Cow::Owned(decoded.into_owned()))
-        }
+        false => percent_decode(text),
+        true => percent_decode(&text.replace('+', " ")).map(|decoded| Cow::Owned(decoded.into_owned())),
     }
 }
 

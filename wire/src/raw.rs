@@ -1,5 +1,7 @@
 //! The raw endpoints (`/ws`, `/sse`): what their query asks for, and the JSON they speak with `envelope=json`.
 
+pub mod command;
+
 use std::borrow::Cow;
 
 use base64::Engine as _;
@@ -20,6 +22,8 @@ pub struct Query {
     pub since: Option<Since>,
     /// `token` or `access_token`.
     pub token: Option<String>,
+    /// `lastEventId`: what clients that cannot set headers send for `Last-Event-ID`.
+    pub last_event_id: Option<String>,
 }
 
 /// The last position a client has seen.
@@ -99,6 +103,9 @@ impl Query {
                 "token" => set_once(&mut parsed.token, decode(value, "token")?, "token")?,
                 "access_token" => {
                     set_once(&mut parsed.token, decode(value, "access_token")?, "access_token")?
+                }
+                "lastEventId" => {
+                    set_once(&mut parsed.last_event_id, decode(value, "lastEventId")?, "lastEventId")?
                 }
                 _ => {}
             }
@@ -191,6 +198,15 @@ pub fn encode_gap(channel: &str, reason: &str, position: Option<(&str, u64)>, ou
     out.push(b',');
     push_position(position, out);
     out.extend_from_slice(b"}}");
+}
+
+/// Appends the notice of where the client is in a channel that it is subscribed to, and whether what it missed follows.
+pub fn encode_subscribed(channel: &str, position: Option<(&str, u64)>, recovered: bool, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"{\"channel\":");
+    push_str(channel, out);
+    out.extend_from_slice(b",\"subscribed\":{");
+    push_position(position, out);
+    out.extend_from_slice(if recovered { b",\"recovered\":true}}" } else { b",\"recovered\":false}}" });
 }
 
 /// Appends the notice that a slow reader missed `count` publications.

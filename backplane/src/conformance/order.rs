@@ -246,7 +246,7 @@ async fn publish_all(
 async fn assert_readable(backplane: &dyn Backplane, channel: &Channel, published: Published) {
     let position = published.position.expect("a position");
     let before = Position { offset: position.offset - 1, ..position };
-    let query = HistoryQuery { since: Some(before), limit: 1 };
+    let query = HistoryQuery { since: Some(before), limit: 1, bytes: usize::MAX };
     let history = backplane.history(channel, query).await.expect("history");
     assert_eq!(offsets(&history.publications), [position.offset]);
 }

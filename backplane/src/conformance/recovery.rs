@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{AGE_LONG, AGE_SHORT, Bench, Subject, eventually, offsets, policy, text, texts, unique_channel};
-use crate::{Epoch, Position};
+use crate::{Epoch, HistoryQuery, Position};
 
 /// The newest publications are kept, as many as the policy says.
 pub async fn history_is_bounded_by_size(subject: &dyn Subject) {
@@ -61,6 +61,27 @@ pub async fn a_query_is_limited(subject: &dyn Subject) {
         assert!(history.continuous);
         assert_eq!(history.top, Some(top));
     }
+}
+
+/// A page is as large as it may be, and no larger but for one publication; page by page nothing is missing.
+pub async fn a_query_is_limited_in_bytes(subject: &dyn Subject) {
+    let bench = Bench::new(subject).await;
+    let channel = unique_channel("bytes");
+    let mut top = None;
+    for size in [1_000, 1_000, 1_000, 1_000, 9_000, 1_000, 0, 0, 1_000] {
+        let draft = text(&channel, &"x".repeat(size)).with_history(policy(100, AGE_LONG));
+        top = bench.publish(draft.0).await.position;
+    }
+    let top = top.expect("a position");
+    let mut at = Position { offset: 0, ..top };
+    for expected in [vec![1, 2, 3], vec![4], vec![5], vec![6, 7, 8, 9], vec![]] {
+        let page = bench.backplane.history(&channel, HistoryQuery::page(at, 3_500)).await.expect("history");
+        assert_eq!(offsets(&page.publications), expected, "after {at}");
+        assert!(page.continuous && page.top == Some(top));
+        at = page.publications.last().and_then(|last| last.position).unwrap_or(at);
+    }
+    let all = bench.history(&channel, Some(Position { offset: 0, ..top }), 100).await;
+    assert_eq!(all.publications.len(), 9);
 }
 
 /// Every position that is not continued by what is kept is answered so.

@@ -92,7 +92,13 @@ impl Log {
             Some(since) if since.epoch != self.epoch || since.offset > self.top => (0..0, false),
             Some(since) => self.after(since.offset, query.limit),
         };
-        let publications = self.kept.range(range).map(|kept| Arc::clone(&kept.publication)).collect();
+        let mut bytes_left = Some(query.bytes);
+        let publications = self.kept.range(range).map(|kept| &kept.publication).enumerate();
+        let fits = publications.take_while(|(nth, publication)| {
+            bytes_left = bytes_left.and_then(|left| left.checked_sub(publication.history_bytes()));
+            *nth == 0 || bytes_left.is_some()
+        });
+        let publications = fits.map(|(_, publication)| Arc::clone(publication)).collect();
         History { publications, top: Some(top), continuous }
     }
 

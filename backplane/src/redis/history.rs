@@ -82,6 +82,12 @@ impl Reader {
         since: Option<Position>,
         limit: usize,
     ) -> Result<Page, BackplaneError> {
+        self.bounded(channel, HistoryQuery { since, limit, bytes: usize::MAX }).await
+    }
+
+    /// One answer of the server, which is no larger than the query allows.
+    async fn bounded(&self, channel: &Channel, query: HistoryQuery) -> Result<Page, BackplaneError> {
+        let HistoryQuery { since, limit, bytes } = query;
         let tag = channel.as_str();
         let (meta, stream) = (self.prefix.meta(tag), self.prefix.stream(tag));
         let epoch = since.map(|since| since.epoch.0.to_be_bytes());
@@ -89,9 +95,10 @@ impl Reader {
         let offset = since.map_or(0, |since| since.offset).to_string();
         // Above any stream; numbers in Lua are exact up to 2^53.
         let limit = limit.min(u32::MAX as usize).to_string();
+        let room = bytes.min(u32::MAX as usize).to_string();
         let bytes = PAGE_BYTES.to_string();
         let keys = [meta.as_bytes(), stream.as_bytes()];
-        let args = [epoch, offset.as_bytes(), limit.as_bytes(), bytes.as_bytes()];
+        let args = [epoch, offset.as_bytes(), limit.as_bytes(), bytes.as_bytes(), room.as_bytes()];
         let answer = scripts::HISTORY.call(&*self.commands, tag, &keys, &args).await?;
         self.read_page(answer, since)
     }
@@ -138,16 +145,18 @@ impl Reader {
 
     /// All that a query asks for, up to where the channel stood at first. `None`: what was still to be read is gone.
     async fn whole(&self, channel: &Channel, query: HistoryQuery) -> Result<Option<History>, BackplaneError> {
-        let first = self.page(channel, query.since, query.limit).await?;
+        let first = self.bounded(channel, query).await?;
         let top = first.standing.map(|standing| standing.top.position);
         let mut undecodable = first.undecodable;
         let mut history = History { publications: Vec::new(), top, continuous: first.continuous };
         let (Some(top), Some(mut last)) = (top, first.last) else { return Ok(Some(history)) };
         history.publications.extend(first.publications.into_iter().map(|(_, publication)| publication));
         let mut left = query.limit.saturating_sub(history.publications.len());
-        while last < top.offset && left > 0 {
-            let at = Position { offset: last, ..top };
-            let page = self.page(channel, Some(at), left).await?;
+        // A bounded read is one answer: whoever bounds it reads on by itself.
+        let is_whole = query.bytes <= PAGE_BYTES;
+        while last < top.offset && left > 0 && !is_whole {
+            let since = Some(Position { offset: last, ..top });
+            let page = self.page(channel, since, left).await?;
             let Some(read) = page.last.filter(|_| page.continuous) else { return Ok(None) };
             last = read;
             undecodable += page.undecodable;

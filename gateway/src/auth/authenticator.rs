@@ -95,6 +95,11 @@ impl Authenticator {
         }
         Verdict::Invalid(match tried {
             true => TokenError::Signature,
+            false
+                if token.key_id.is_none() && self.issuers_of(token.algorithm).any(|it| it.keys.need_id()) =>
+            {
+                TokenError::Malformed("its header has no kid, and the keys here have ids")
+            }
             false if self.issuers_of(token.algorithm).next().is_none() => TokenError::Algorithm,
             false => TokenError::UnknownKey,
         })
@@ -189,6 +194,14 @@ impl Keys {
         }
     }
 
+    /// Whether a token must name its key.
+    fn need_id(&self) -> bool {
+        match self {
+            Self::One(_, key) => key.has_id(),
+            Self::Set(set) => set.snapshot().keys.iter().any(Key::has_id),
+        }
+    }
+
     /// Whether one of these keys signed the token, and whether one could have.
     fn try_all(&self, token: &Token<'_>) -> (bool, bool) {
         let try_in = |keys: &[Key]| {
@@ -198,6 +211,10 @@ impl Keys {
         };
         match self {
             Self::One(_, key) => try_in(std::slice::from_ref(key)),
+            // In a set with ids a token says which key it means: to try all would cost a signature for each of them.
+            Self::Set(set) if token.key_id.is_none() && set.snapshot().keys.iter().any(Key::has_id) => {
+                (false, false)
+            }
             Self::Set(set) => try_in(&set.snapshot().keys),
         }
     }
@@ -206,7 +223,9 @@ impl Keys {
     /// wrong, and reading the key again would not mend it.
     fn fetch_for(&self, token: &Token<'_>, now: SystemTime) -> Option<KeyFetch> {
         let Self::Set(set) = self else { return None };
-        if set.snapshot().keys.iter().any(|key| key.is_named_by(token)) {
+        let keys = &set.snapshot().keys;
+        let is_here = keys.iter().any(|key| key.is_named_by(token));
+        if is_here || (token.key_id.is_none() && keys.iter().any(Key::has_id)) {
             return None;
         }
         set.next_read(now).map(|read| KeyFetch { set: Arc::clone(set), read })

@@ -61,6 +61,10 @@ impl Key {
         self.algorithm == token.algorithm && same_id
     }
 
+    pub(super) fn has_id(&self) -> bool {
+        self.id.is_some()
+    }
+
     /// Whether the token names exactly this key.
     pub(super) fn is_named_by(&self, token: &Token<'_>) -> bool {
         self.id.is_some() && self.id == token.key_id

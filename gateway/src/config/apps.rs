@@ -1,7 +1,7 @@
 //! The sections about apps: `[apps.ID]`, their limits and webhooks, `[webhooks]`, and the file of apps that is reloaded.
 
 use std::{
-    collections::{BTreeMap, btree_map},
+    collections::{BTreeMap, BTreeSet, btree_map},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -27,11 +27,12 @@ section! {
         /// Whether the app serves. When it is switched off its connections are closed.
         enabled: bool = true;
         /// Whether clients may send `client-` events to each other, in private and presence channels. As with Pusher,
-        /// off until asked for.
+        /// off until asked for; the app of `--dev` has it on.
         client_events: bool = false;
         /// Whether subscribers, and webhooks, are told how many there are (`pusher_internal:subscription_count`). A change
         /// is a message to every subscriber of the channel, at most one each second, above 100 subscriptions one in
-        /// 5 s; so it is off until asked for.
+        /// 5 s; so it is off until asked for; the app of `--dev`
+        /// has it on.
         subscription_count: bool = false;
         /// See `apps.ID.limits.*`.
         limits: AppLimits = AppLimits::default();
@@ -190,6 +191,8 @@ pub(crate) struct AppSource {
     pub(crate) file: Option<PathBuf>,
     /// `default_app`
     pub(crate) default: Option<AppId>,
+    /// Apps that tokens or API keys are for: they may have raw clients and event streams.
+    pub(crate) raw: BTreeSet<AppId>,
 }
 
 impl AppSource {

@@ -16,7 +16,8 @@ section! {
     /// Who may connect, subscribe, publish and administrate.
     AuthConfig {
         /// Web pages that may connect: `https://app.example.org`, `https://*.example.org` (any depth of
-        /// subdomain, not the domain itself), `same-origin` (the page's host is the request's `Host`), `*`.
+        /// subdomain, not the domain itself), `same-origin` (the page's host is the request's `Host`), `localhost` (pages
+        /// of this machine on any port), `null` and `file://` (pages without a host, as files are), `*`.
         /// Clients that send no `Origin` are not browsers and are not held to it. An empty list keeps every
         /// web page out.
         allowed_origins: Vec<OriginRule> = vec![OriginRule::SameOrigin];

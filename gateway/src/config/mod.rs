@@ -53,7 +53,7 @@ use tidegate_ops::{
     section,
 };
 
-use tidegate_backplane::RedisOptions;
+use tidegate_backplane::{CHANNEL_BYTES_MAX, RedisOptions};
 
 section! {
     /// The settings of a gateway node.
@@ -156,8 +156,9 @@ impl Config {
         let mut config = Self { dev: true, ..Self::default() };
         // Loopback only, so that there is nobody to protect from a handshake rate; load tests are usual.
         config.limits.handshakes_per_second = 0;
-        // A page served by any local development server may connect.
-        config.auth.allowed_origins = vec![OriginRule::Any];
+        // A page served by any local development server may connect; one from the network could read and publish with
+        // the fixed key.
+        config.auth.allowed_origins = vec![OriginRule::SameOrigin, OriginRule::Localhost];
         config.auth.api_keys.0.push(dev_key());
         if let Some(id) = AppId::new(DEV_APP) {
             config.default_app = Some(id.clone());
@@ -179,6 +180,11 @@ impl Config {
         config
     }
 
+    /// Whether only programs of this machine are to reach it: its credentials are known to everybody.
+    pub fn serves_this_machine_only(&self) -> bool {
+        self.dev && self.listen.ip().is_loopback()
+    }
+
     /// `HOST:PORT` where clients and routers reach this node.
     pub fn advertised(&self) -> Box<str> {
         match &self.advertise {
@@ -192,7 +198,10 @@ impl Config {
 
     /// Where the apps come from.
     pub(crate) fn app_source(&self) -> AppSource {
+        let of_tokens = self.auth.jwt.iter().filter_map(|key| key.app.clone());
+        let of_keys = self.auth.api_keys.iter().filter_map(|key| key.app.clone());
         AppSource {
+            raw: of_tokens.chain(of_keys).collect(),
             tables: self.apps.clone(),
             file: self.apps_file.clone(),
             default: self.default_app.clone(),
@@ -216,6 +225,7 @@ impl Config {
         self.tls.server()?;
         self.check_dev()?;
         self.check_limits()?;
+        apps.0.iter().try_for_each(|(id, app)| self.check_app_limits(id, &app.limits))?;
         self.check_history()?;
         self.redis_options().map(drop)
     }
@@ -230,6 +240,34 @@ impl Config {
             }),
             None => Ok(()),
         }
+    }
+
+    /// What an app may do must fit into what the node takes at all: it would be refused in words of the other limit.
+    fn check_app_limits(&self, id: &AppId, app: &AppLimits) -> Result<(), ConfigError> {
+        let limits = &self.limits;
+        let (key, other, rule) = match () {
+            () if app.event_bytes > limits.publish_bytes => {
+                ("event_bytes", "limits.publish_bytes", "an event is a publication")
+            }
+            () if app.event_bytes > limits.body_bytes => {
+                ("event_bytes", "limits.body_bytes", "an event must fit in a request body")
+            }
+            () if app.event_bytes > limits.message_bytes => {
+                ("event_bytes", "limits.message_bytes", "an event of a client must fit in a message")
+            }
+            () if app.presence_user_bytes > limits.message_bytes => {
+                ("presence_user_bytes", "limits.message_bytes", "a user's object comes in a message")
+            }
+            () if app.event_bytes > self.webhooks.queue_bytes => {
+                ("event_bytes", "webhooks.queue_bytes", "an event must fit in the queue of a webhook")
+            }
+            () if app.channel_name_bytes as usize > CHANNEL_BYTES_MAX => {
+                ("channel_name_bytes", "200", "no channel has a longer name")
+            }
+            () => return Ok(()),
+        };
+        let key = format!("apps.{id}.limits.{key}").into();
+        Err(ConfigError::Contradiction { key, other: other.into(), rule })
     }
 
     fn check_limits(&self) -> Result<(), ConfigError> {

@@ -9,15 +9,25 @@ pub enum OriginRule {
     Any,
     /// `same-origin`: the page's host and port are those of the request's `Host`.
     SameOrigin,
-    /// `https://app.example.org`, in lower case and without a default port.
+    /// `localhost`: pages of this machine, whatever their scheme and port: `localhost`, names below it, and loopback
+    /// addresses.
+    Localhost,
+    /// `https://app.example.org`, in lower case and without a default port; or one of [`OPAQUE`].
     Exact(Box<str>),
     /// `https://*.example.org`: `https`, `.example.org` and the port, if it is not the default one.
     Subdomains { scheme: Box<str>, suffix: Box<str>, port: Option<u16> },
 }
 
+/// What browsers send for pages that have no host: sandboxed ones and files, and files of some embedded browsers.
+const OPAQUE: [&str; 2] = ["null", "file://"];
+
 /// The configured rules.
 #[derive(Debug, Clone)]
-pub struct Origins(Vec<OriginRule>);
+pub struct Origins {
+    rules: Vec<OriginRule>,
+    /// Only names that nobody on the internet can have are taken for this host.
+    local_hosts_only: bool,
+}
 
 /// The parts of an origin, RFC 6454 section 6.2.
 struct Parts {
@@ -29,17 +39,35 @@ struct Parts {
 
 impl Origins {
     pub fn new(rules: &[OriginRule]) -> Self {
-        Self(rules.to_vec())
+        Self { rules: rules.to_vec(), local_hosts_only: false }
+    }
+
+    /// Takes requests for addresses and local names only. A page whose own name was made to mean this machine (DNS
+    /// rebinding) is of the same origin as what it then reaches.
+    #[must_use]
+    pub fn with_local_hosts_only(self, local_hosts_only: bool) -> Self {
+        Self { local_hosts_only, ..self }
+    }
+
+    /// Whether requests for this `Host` are served.
+    pub fn allows_host(&self, host: &str) -> bool {
+        !self.local_hosts_only || is_local_name(host)
     }
 
     /// Whether a request with this `Origin` and `Host` may go on. A request without an `Origin` does not come
     /// from a web page, and a program can send any `Origin` it likes: there is nothing to protect.
     pub fn allows(&self, origin: Option<&str>, host: &str) -> bool {
+        if !self.allows_host(host) {
+            return false;
+        }
         let Some(origin) = origin else { return true };
-        if self.0.contains(&OriginRule::Any) {
+        if self.rules.contains(&OriginRule::Any) {
             return true;
         }
-        Parts::parse(origin).is_some_and(|parts| self.0.iter().any(|rule| rule.allows(&parts, host)))
+        if let Some(opaque) = OPAQUE.into_iter().find(|opaque| *opaque == origin) {
+            return self.rules.contains(&OriginRule::Exact(opaque.into()));
+        }
+        Parts::parse(origin).is_some_and(|parts| self.rules.iter().any(|rule| rule.allows(&parts, host)))
     }
 }
 
@@ -49,6 +77,7 @@ impl OriginRule {
             Self::Any => true,
             Self::SameOrigin => Parts::parse(&format!("{}://{host}", origin.scheme))
                 .is_some_and(|own| own.text() == origin.text()),
+            Self::Localhost => is_loopback_host(&origin.host),
             Self::Exact(text) => **text == origin.text(),
             Self::Subdomains { scheme, suffix, port } => {
                 **scheme == origin.scheme
@@ -92,6 +121,30 @@ impl Parts {
     }
 }
 
+/// Whether a `Host` is empty, an address, a name without dots, or below a name that the internet does not have.
+pub(crate) fn is_local_name(host: &str) -> bool {
+    const LOCAL: [&str; 8] = ["localhost", "local", "internal", "svc", "lan", "home.arpa", "test", "invalid"];
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if !port.ends_with(']') => name,
+        _ => host,
+    };
+    let name = name.trim_end_matches('.').to_ascii_lowercase();
+    let is_below = |local: &&str| name.strip_suffix(*local).is_some_and(|head| head.ends_with('.'));
+    !name.contains('.')
+        || name.starts_with('[')
+        || name.parse::<std::net::IpAddr>().is_ok()
+        || LOCAL.iter().any(is_below)
+}
+
+/// Whether a host, as it stands in an origin, is this machine.
+fn is_loopback_host(host: &str) -> bool {
+    let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    match address.parse::<std::net::IpAddr>() {
+        Ok(address) => address.to_canonical().is_loopback(),
+        Err(_) => host == "localhost" || host.ends_with(".localhost"),
+    }
+}
+
 fn is_scheme(scheme: &str) -> bool {
     scheme.starts_with(|c: char| c.is_ascii_alphabetic())
         && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b))
@@ -108,13 +161,14 @@ fn is_host(host: &str) -> bool {
 impl Setting for OriginRule {
     const EXPECTED: &'static str =
         r#"an origin such as "https://app.example.org" or "https://*.example.org""#;
-    const EXPECTED_LIST: &'static str =
-        r#"a list of origins: "https://app.example.org", "https://*.example.org", "same-origin", "*""#;
+    const EXPECTED_LIST: &'static str = r#"a list of origins: "https://app.example.org", "https://*.example.org", "same-origin", "localhost", "null", "*""#;
 
     fn from_text(text: &str) -> Option<Self> {
         match text {
             "*" => return Some(Self::Any),
             "same-origin" => return Some(Self::SameOrigin),
+            "localhost" => return Some(Self::Localhost),
+            _ if OPAQUE.contains(&text) => return Some(Self::Exact(text.into())),
             _ => {}
         }
         match text.split_once("://*.") {
@@ -134,6 +188,7 @@ impl Setting for OriginRule {
         match self {
             Self::Any => "\"*\"".to_owned(),
             Self::SameOrigin => "\"same-origin\"".to_owned(),
+            Self::Localhost => "\"localhost\"".to_owned(),
             Self::Exact(text) => format!("\"{text}\""),
             Self::Subdomains { scheme, suffix, port } => {
                 format!("\"{scheme}://*{suffix}{}\"", port.map(|port| format!(":{port}")).unwrap_or_default())
@@ -164,6 +219,53 @@ mod tests {
     fn empty_list_keeps_pages_out() {
         check(&[], Some("https://a.example"), false);
         check(&[], Some("http://gate.example.org:8000"), false);
+    }
+
+    #[test]
+    fn a_rebound_name_is_no_local_one() {
+        let rules = [OriginRule::SameOrigin, OriginRule::Localhost];
+        let origins = Origins::new(&rules).with_local_hosts_only(true);
+        for host in [
+            "",
+            "localhost:8000",
+            "127.0.0.1:8000",
+            "[::1]:8000",
+            "[::1]",
+            "gateway",
+            "app.localhost",
+            "x.svc.cluster.local",
+        ] {
+            assert!(origins.allows(None, host), "{host}");
+        }
+        for host in ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost.evil.example."]
+        {
+            assert!(!origins.allows(None, host), "{host}");
+            assert!(!origins.allows(Some(&format!("http://{host}")), host), "{host}");
+        }
+        assert!(Origins::new(&rules).allows(Some("http://a.example"), "a.example"));
+    }
+
+    #[test]
+    fn pages_without_a_host() {
+        for origin in ["null", "file://"] {
+            check(&[origin], Some(origin), true);
+            check(&["same-origin", "localhost"], Some(origin), false);
+        }
+        check(&["null"], Some("file://"), false);
+    }
+
+    #[test]
+    fn localhost() {
+        for origin in
+            ["http://localhost:5173", "https://127.0.0.1", "http://[::1]:3000", "http://app.localhost"]
+        {
+            check(&["localhost"], Some(origin), true);
+        }
+        for origin in
+            ["http://localhost.example.org", "http://notlocalhost", "http://10.0.0.1", "http://128.0.0.1"]
+        {
+            check(&["localhost"], Some(origin), false);
+        }
     }
 
     #[test]

@@ -47,6 +47,9 @@ section! {
         /// fills only while publishes wait for a backplane or for room. What is more is dropped, counted as
         /// `publish_failed`.
         left_behind_bytes: ByteSize = ByteSize::mib(8);
+        /// Bytes of history that may be read at once for clients that recover, in pages of 64 KiB; when it is used up,
+        /// reads wait their turn. What was read and written counts in `send_queue_bytes` of its connection.
+        recovery_bytes: ByteSize = ByteSize::mib(32);
     }
 }
 

@@ -233,7 +233,7 @@ fn bad_values_name_key_value_source_and_expectation() {
     );
     refused_file(
         "[auth]\nallowed_origins = ['https://a.example', 'example.org']",
-        r#"bad value (a list) for `auth.allowed_origins` in FILE: expected a list of origins: "https://app.example.org", "https://*.example.org", "same-origin", "*""#,
+        r#"bad value (a list) for `auth.allowed_origins` in FILE: expected a list of origins: "https://app.example.org", "https://*.example.org", "same-origin", "localhost", "null", "*""#,
     );
     refused_variable(
         "TIDEGATE__LIMITS__MESSAGE_BYTES",
@@ -267,6 +267,18 @@ fn redis_urls() {
         "http://user:pass@host",
         r#"bad value "http://…@host" for `backplane` in the flag --backplane: expected "memory", or a URL such as "redis://h:6379", "redis-sentinel://s1,s2/NAME" or "redis-cluster://a,b""#,
     );
+    // Also where it is no URL at all: a password comes before the last @.
+    for (url, shown) in [
+        (":hunter2@h:6379", "…@h:6379"),
+        ("redis:/me:hunter2@h", "…@h"),
+        ("redis//:hunter2@h:6379", "…@h:6379"),
+        ("http://me:hun@ter2@h", "http://…@h"),
+        ("me:hunter2@http://h", "…@http://h"),
+    ] {
+        let (config, _path) = Given { flags: &[(flags::BACKPLANE, url)], ..Given::default() }.load();
+        let text = config.unwrap_err().to_string();
+        assert!(text.starts_with(&format!("bad value {shown:?} for `backplane`")), "{text}");
+    }
     refused("redis://user:pass@", "`backplane` cannot be used: the Redis URL names no host, or an empty one");
     refused(
         "redis://pass@host",
@@ -419,6 +431,22 @@ fn settings_that_do_not_fit_together() {
         (
             "[limits]\npublish_bytes_per_second = '1KiB'",
             "`limits.publish_bytes_per_second` and `limits.message_bytes` do not fit together: the rate must admit one whole message",
+        ),
+        (
+            "[apps.a]\nkey = 'k'\nsecret = 's'\nlimits.event_bytes = '2MiB'",
+            "`apps.a.limits.event_bytes` and `limits.publish_bytes` do not fit together: an event is a publication",
+        ),
+        (
+            "[apps.a]\nkey = 'k'\nsecret = 's'\nlimits.presence_user_bytes = '2MiB'",
+            "`apps.a.limits.presence_user_bytes` and `limits.message_bytes` do not fit together: a user's object comes in a message",
+        ),
+        (
+            "[apps.a]\nkey = 'k'\nsecret = 's'\nlimits.channel_name_bytes = 300",
+            "`apps.a.limits.channel_name_bytes` and `200` do not fit together: no channel has a longer name",
+        ),
+        (
+            "webhooks.queue_bytes = '1KiB'\n[apps.a]\nkey = 'k'\nsecret = 's'",
+            "`apps.a.limits.event_bytes` and `webhooks.queue_bytes` do not fit together: an event must fit in the queue of a webhook",
         ),
         (
             "[namespaces.chat]\nhistory_size = 10",

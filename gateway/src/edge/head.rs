@@ -77,11 +77,15 @@ impl Ctx<'_> {
             Err(error) => self.refuse(&error.into()),
             Ok(Some(head)) if head.len > max => self.refuse(&Refusal::HeadTooLarge { max }),
             Ok(Some(head)) => match (arrival, self.route(&head)) {
-                (Arrival::TurnedAway(over), _) => self.refuse(&Refusal::Over(over)),
+                (Arrival::TurnedAway(over), _) => {
+                    let origin = self.core.readable_origin(&head);
+                    self.refuse_to(&Refusal::Over(over), origin);
+                }
                 (_, Route::Http) => self.hand_to_http(received),
                 (_, Route::Shard(protocol)) => {
                     if let Err(refusal) = self.name_client(&head) {
-                        return self.refuse(&refusal);
+                        let origin = self.core.readable_origin(&head);
+                        return self.refuse_to(&refusal, origin);
                     }
                     self.accept(arrival, protocol, &head, received);
                 }
@@ -138,7 +142,10 @@ impl Ctx<'_> {
     fn accept(&mut self, arrival: Arrival, protocol: ProtocolId, head: &RequestHead<'_>, received: &[u8]) {
         match self.check(arrival, protocol, head) {
             Ok(request) => self.begin_opening(request, &received[head.len..]),
-            Err(Stop::Refused(refusal)) => self.refuse(&refusal),
+            Err(Stop::Refused(refusal)) => {
+                let origin = self.core.readable_origin(head);
+                self.refuse_to(&refusal, origin);
+            }
             Err(Stop::NeedsKeys(fetch)) => self.wait_for_keys(fetch, received),
         }
     }

@@ -70,7 +70,7 @@ impl Ctx<'_> {
         else {
             return Ok(());
         };
-        let values: Vec<&str> = head.headers_named(trust.header()).collect();
+        let values: Vec<&[u8]> = head.octets_named(trust.header()).collect();
         if let Some(client) = trust.client(values.into_iter()) {
             session.address = self.core.shared.front.name(client).map_err(Refusal::Over)?;
         }

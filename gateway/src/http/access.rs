@@ -18,7 +18,7 @@ use crate::{
 /// How long a browser may keep the answer to a preflight. Chromium caps it at 7,200 s.
 const PREFLIGHT_AGE_S: &str = "7200";
 const PREFLIGHT_METHODS: &str = "GET, HEAD, POST";
-const PREFLIGHT_HEADERS: &str = "authorization, content-type, idempotency-key";
+const PREFLIGHT_HEADERS: &str = "authorization, cache-control, content-type, idempotency-key, last-event-id";
 const EXPOSED_HEADERS: &str = "retry-after, www-authenticate";
 
 /// The request's API key, if it has the scope and, where the request names a channel, covers it.
@@ -55,6 +55,12 @@ pub(super) async fn cors(State(state): State<HttpState>, request: Request, next:
     let mut response = next.run(request).await;
     allow(response.headers_mut(), origin);
     response
+}
+
+/// Whether requests for the host that this one names are served.
+pub(super) fn allows_host(state: &HttpState, headers: &HeaderMap) -> bool {
+    let host = headers.get(header::HOST).map(HeaderValue::as_bytes).unwrap_or_default();
+    state.origins.allows_host(&String::from_utf8_lossy(host))
 }
 
 /// The request's origin, when it has one that may read the answer.

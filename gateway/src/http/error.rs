@@ -76,6 +76,8 @@ pub enum ParameterFault {
     Unknown,
     #[error("given more than once")]
     Repeated,
+    #[error("has a malformed percent-encoding, or is not UTF-8")]
+    Encoding,
     #[error("must be a whole number from {min} to {max}")]
     Number { min: usize, max: usize },
     #[error("must be a position of the form EPOCH:OFFSET")]

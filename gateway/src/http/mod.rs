@@ -101,6 +101,7 @@ impl probes::Operated for HttpContext {
 /// Everything on the public port that is plain HTTP.
 pub fn public_router(state: HttpState) -> Router {
     let mut router = Router::new().route("/openapi.json", get(openapi::serve)).merge(rest::routes());
+    router = router.merge(probes::public_routes(Arc::clone(&state) as Arc<dyn probes::Operated>));
     if state.dev {
         router = router.merge(page::routes());
     }

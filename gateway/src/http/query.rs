@@ -7,6 +7,7 @@ use tidegate_backplane::{CHANNEL_BYTES_MAX, Channel, Position};
 
 use super::error::{ApiError, ParameterFault, ParameterPlace};
 use crate::event;
+use tidegate_wire::head::form_decode;
 
 /// Longest idempotency key in bytes; room for a UUID with a prefix.
 pub(super) const IDEMPOTENCY_KEY_BYTES_MAX: usize = 128;
@@ -20,7 +21,13 @@ impl<'a> Query<'a> {
     pub(super) fn parse(uri: &'a Uri, known: &[&'static str]) -> Result<Self, ApiError> {
         let Some(query) = uri.query() else { return Ok(Self(Vec::new())) };
         let mut parameters: Vec<(&'static str, Cow<'a, str>)> = Vec::new();
-        for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let decode = |text: &'a str| {
+                let bad = |_| fault(ParameterPlace::Query, name, ParameterFault::Encoding);
+                form_decode(text).map_err(bad)
+            };
+            let (name, value) = (decode(name)?, decode(value)?);
             let Some(known) = known.iter().copied().find(|known| *known == name) else {
                 return Err(fault(ParameterPlace::Query, &name, ParameterFault::Unknown));
             };

@@ -186,7 +186,7 @@ impl HttpServer {
         let refusal = Refusal::HeadTimeout;
         self.metrics.node.handshakes.add(refusal.result(), 1);
         let mut answer = Vec::new();
-        refusal.write(0, &mut answer);
+        refusal.write(0, None, &mut answer);
         socket.end_with(&answer).await;
     }
 }

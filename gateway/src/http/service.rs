@@ -2,12 +2,16 @@
 
 use std::{convert::Infallible, sync::Arc};
 
-use axum::{Router, body::Body, response::Response};
+use axum::{
+    Router,
+    body::Body,
+    response::{IntoResponse as _, Response},
+};
 use bytes::Bytes;
 use http::{Method, Request};
 use tower::ServiceExt;
 
-use super::{HttpState, access, public_router, rest::publish};
+use super::{ApiError, HttpState, access, public_router, rest::publish};
 
 /// One per process, cloned per connection: two shared pointers.
 ///
@@ -36,6 +40,9 @@ impl PublicService {
         B: hyper::body::Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<axum::BoxError>,
     {
+        if !access::allows_host(&self.state, request.headers()) {
+            return ApiError::OriginRefused.into_response();
+        }
         if *request.method() == Method::POST && publish::segment(request.uri().path()).is_some() {
             return self.publish(request).await;
         }

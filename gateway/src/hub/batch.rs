@@ -83,7 +83,7 @@ impl Gatherer {
         self.items.push(item);
     }
 
-    pub(super) fn finish(self) -> Option<Batch> {
+    pub(super) fn finish(self) -> Option<Box<Batch>> {
         let first = self.items.first()?;
         let overflow = match first.outgoing.content.is_publication() || self.overflow == Overflow::Disconnect
         {
@@ -95,7 +95,7 @@ impl Gatherer {
         let has_exceptions = self.items.iter().any(|item| item.except.is_some());
         let parts = if has_exceptions { self.parts } else { Vec::new() };
         let (unsaid_gap, began) = (self.unsaid_gap, Instant::now());
-        Some(Batch { items: self.items, parts, whole, unsaid_gap, overflow, reached: 0, began })
+        Some(Box::new(Batch { items: self.items, parts, whole, unsaid_gap, overflow, reached: 0, began }))
     }
 }
 

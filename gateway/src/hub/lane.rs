@@ -24,7 +24,8 @@ pub(super) struct Lane {
     has_heads: bool,
     pub(super) members: Members,
     pub(super) pending: VecDeque<Pending>,
-    batch: Option<Batch>,
+    /// Boxed, as whatever few lanes have: there are as many lanes as channels.
+    batch: Option<Box<Batch>>,
     /// Named in the hub's rotation.
     pub(super) runnable: bool,
 }
@@ -35,7 +36,7 @@ pub(super) enum Kind {
     /// Everyone gets everything.
     Ordinary,
     /// Each gets what it does not have from history.
-    Following(Followers),
+    Following(Box<Followers>),
     /// Nobody gets anything: they are about to be closed, because of a gap that their form cannot say.
     Silent,
 }
@@ -71,6 +72,8 @@ struct Tally {
     /// Members that stay although they cannot be told of a gap.
     untold: u64,
 }
+
+const _: () = assert!(size_of::<Lane>() <= 120, "each channel has one");
 
 impl Lane {
     pub(super) fn new(channel: ChannelKey, id: FormId, form: &dyn Form, kind: Kind) -> Self {
@@ -166,7 +169,7 @@ impl Lane {
         &mut self,
         overflow: Overflow,
         delivery: &mut Delivery<'_, R>,
-    ) -> Option<Batch> {
+    ) -> Option<Box<Batch>> {
         let one_by_one = self.follows() || self.has_heads;
         let mut gatherer = Gatherer::new(overflow, one_by_one);
         while let Some(next) = self.pending.front() {

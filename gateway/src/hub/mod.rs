@@ -37,7 +37,6 @@ use crate::{
     },
     subscription::Seen,
 };
-use following::Followers;
 use lane::{Kind, Lane, Pending};
 
 /// Names a channel within a shard.
@@ -450,7 +449,7 @@ impl Hub {
         if let Some(lane) = self.find_lane(key, form, is_following) {
             return lane;
         }
-        let lane = self.lane(key, form, is_following, || Kind::Following(Followers::default()));
+        let lane = self.lane(key, form, is_following, || Kind::Following(Box::default()));
         self.following.push(lane);
         lane
     }

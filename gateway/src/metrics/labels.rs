@@ -112,8 +112,6 @@ label!(
         Disconnected = "disconnected",
         /// The shard's mailbox was full.
         MailboxFull = "mailbox_full",
-        /// The buffer of a recovering subscriber was full.
-        RecoveryOverflow = "recovery_overflow",
         /// A client published faster than it may.
         RateLimit = "rate_limit",
         /// A client published what it may not.

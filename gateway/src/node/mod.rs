@@ -3,6 +3,7 @@
 
 pub(crate) mod drain;
 pub(crate) mod form;
+pub(crate) mod histories;
 pub(crate) mod interest;
 pub(crate) mod outgoing;
 pub(crate) mod roster;
@@ -30,6 +31,7 @@ use crate::{
     app::{self, webhooks::TransitionHooks},
     config::{BackplaneAway, Config, Namespaces},
     metrics::Metrics,
+    node::histories::Histories,
     node::interest::{Interest, Interests},
     node::outgoing::{Content, Outgoing},
     node::roster::Rosters,
@@ -126,6 +128,7 @@ pub(crate) enum Stage {
 pub struct Node {
     config: Arc<Config>,
     backplane: Arc<dyn Backplane>,
+    histories: Arc<Histories>,
     relay: Arc<Relay>,
     front: Arc<Front>,
     metrics: Arc<Metrics>,
@@ -167,9 +170,13 @@ impl Node {
         front: Arc<Front>,
         metrics: Arc<Metrics>,
     ) -> Self {
+        let limits = &config.limits;
+        let largest = limits.message_bytes.max(limits.publish_bytes).bytes();
+        let histories = Histories::new(Arc::clone(&backplane), limits.recovery_bytes.bytes(), largest);
         Self {
             config,
             backplane,
+            histories: Arc::new(histories),
             relay,
             front,
             metrics,
@@ -304,6 +311,11 @@ impl Node {
 
     pub async fn history(&self, channel: &Channel, query: HistoryQuery) -> Result<History, BackplaneError> {
         self.backplane.history(channel, query).await
+    }
+
+    /// Reads of history for subscriptions that recover.
+    pub(crate) fn histories(&self) -> &Arc<Histories> {
+        &self.histories
     }
 
     /// The members of a channel; `None` where its namespace keeps no presence.

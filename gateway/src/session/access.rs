@@ -3,12 +3,16 @@
 use std::time::SystemTime;
 
 use tidegate_backplane::Channel;
-use tidegate_wire::{head::Head, raw::Query, upgrade::Upgrade};
+use tidegate_wire::{
+    head::{Head, UNREADABLE},
+    raw::Query,
+    upgrade::Upgrade,
+};
 
 use super::{core::Core, opening::Stop, refusal::Refusal};
 use crate::{
     app::{self, apps::AppId},
-    auth::{Claims, Scope, Verdict, bearer},
+    auth::{Claims, Scope, TokenError, Verdict, bearer},
 };
 
 /// Credentials that were checked.
@@ -27,6 +31,11 @@ impl Core {
             true => Ok(()),
             false => Err(Refusal::Origin),
         }
+    }
+
+    /// The origin of the page that may read the answer to this request.
+    pub(crate) fn readable_origin<'h>(&self, head: &Head<'h>) -> Option<&'h str> {
+        head.header("origin").filter(|_| self.check_origin(head).is_ok())
     }
 
     /// The channels of a URL, in the app of its credentials, and the claims of its token, if it has one. Every channel may
@@ -99,8 +108,21 @@ impl Core {
     }
 
     fn credentials(&self, head: &Head<'_>, query: &Query) -> Result<Credentials, Stop> {
-        let header = head.header("authorization").and_then(bearer);
-        let Some(text) = query.token.as_deref().or(header) else { return Ok(Credentials::Anonymous) };
+        let header = match head.header("authorization") {
+            Some(UNREADABLE) => {
+                let unreadable = TokenError::Malformed("the Authorization header is not UTF-8");
+                return Err(Refusal::Token(unreadable).into());
+            }
+            header => header.and_then(bearer),
+        };
+        // Browsers can set no header but this one, and it stands in no log of URLs.
+        let offered = head.header_joined("sec-websocket-protocol");
+        let entry = offered.as_deref().and_then(|offered| {
+            tidegate_wire::upgrade::protocols(offered).find_map(|name| name.strip_prefix("bearer."))
+        });
+        let Some(text) = query.token.as_deref().or(header).or(entry) else {
+            return Ok(Credentials::Anonymous);
+        };
         // Two dots make a token (RFC 7515 section 7.1); API keys come in the header only, not in URLs.
         let is_token = text.bytes().filter(|&byte| byte == b'.').count() == 2;
         if !is_token && query.token.is_none() {

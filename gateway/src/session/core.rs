@@ -104,6 +104,8 @@ pub(crate) struct Core {
     pub(crate) farewells: Vec<Farewell>,
     pub(crate) legacies: Legacies,
     pub(crate) socket_ids: SocketIds,
+    /// Numbers the attempts to subscribe.
+    pub(crate) attempts: u32,
     /// What each protocol keeps in a shard.
     pub(crate) rooms: Rooms,
     /// Reused for answers.
@@ -139,6 +141,7 @@ impl Core {
             farewells: Vec::new(),
             legacies: Legacies::new(),
             socket_ids: SocketIds::new(shared.life, shard),
+            attempts: 0,
             rooms: Rooms(shared.protocols.iter().map(|protocol| protocol.room()).collect()),
             scratch: Vec::new(),
             resumed: Vec::new(),
@@ -175,10 +178,10 @@ impl Core {
         let sender = outgoing.content.sender().and_then(|sender| sender.connection.as_deref());
         let except = sender.and_then(|name| self.socket_ids.find(name));
         let Some((key, watching)) = self.hub.deliver(outgoing, except) else { return };
-        if !matches!(outgoing.content, Content::Census(_)) {
-            for &id in watching {
-                Session::keep(connections, id, key, &outgoing.content);
-            }
+        // Nearly always there is none.
+        let watching = watching.to_vec();
+        for id in watching {
+            self.ctx(connections, id).delivered(key, &outgoing.content);
         }
     }
 

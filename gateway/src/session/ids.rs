@@ -4,9 +4,9 @@
 //! `k3:5` for one channel, `k3:5,,z9:7` for three. A browser sends the last id back when it reconnects to the
 //! same URL, so the order is all that both sides need.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use tidegate_backplane::{Epoch, History, Position};
+use tidegate_backplane::{Epoch, Position};
 
 /// The place of a channel that had no publication yet when the stream was opened. It is written like a position:
 /// the life of the process instead of an epoch, and when it was, in milliseconds of the shard's clock.
@@ -23,28 +23,14 @@ impl Fresh {
         Position { epoch: life, offset: now.as_millis() as u64 }
     }
 
-    /// As it was written.
-    pub(crate) fn position(self, life: Epoch) -> Position {
-        Position { epoch: life, offset: self.since_ms }
-    }
-
     /// What a client's position says, if it is such a place of this process.
     pub(crate) fn of(position: Position, life: Epoch) -> Option<Self> {
         (position.epoch == life).then_some(Self { since_ms: position.offset })
     }
 
-    /// What the whole history of a channel means for a client that had nothing of it: all of it was missed, and
-    /// all of it is there if it begins with the first publication and nothing can have aged out before that one. Where
-    /// the channel is empty, a stream that was away for longer than the age cannot know.
-    pub(crate) fn missed(self, history: History, now: Duration, age: Duration) -> History {
-        let away = now.saturating_sub(Duration::from_millis(self.since_ms));
-        let first = history.publications.first().and_then(|first: &Arc<_>| first.position);
-        let is_whole = match history.top {
-            // Nothing is known of the channel: nothing was published, or it was and has aged out since.
-            None => away < age,
-            Some(_) => first.is_some_and(|first| first.offset == 1) && away < age,
-        };
-        History { continuous: is_whole, ..history }
+    /// For how long the client has been away at most.
+    pub(crate) fn away(self, now: Duration) -> Duration {
+        now.saturating_sub(Duration::from_millis(self.since_ms))
     }
 }
 
@@ -66,8 +52,6 @@ pub(crate) fn parse_event_id(id: &str) -> Vec<Option<Position>> {
 
 #[cfg(test)]
 mod tests {
-    use tidegate_backplane::{Payload, Publication, Text};
-
     use super::*;
 
     #[test]
@@ -85,29 +69,11 @@ mod tests {
     }
 
     #[test]
-    fn a_fresh_client_missed_what_is_there_from_the_first_on() {
+    fn a_fresh_place_is_of_this_life_and_knows_its_age() {
         let life = Epoch(99);
         let fresh = Fresh::of(Fresh::place(life, Duration::from_secs(5)), life).expect("ours");
+        assert_eq!(fresh.away(Duration::from_secs(20)), Duration::from_secs(15));
         assert_eq!(Fresh::of(Position { epoch: Epoch(98), offset: 5000 }, life), None);
-        let publication = |offset| {
-            Arc::new(Publication {
-                position: Some(Position { epoch: Epoch(7), offset }),
-                event: None,
-                payload: Payload::Text(Text::new()),
-                sender: None,
-            })
-        };
-        let whole = |offsets: &[u64], now_s| {
-            let publications: Vec<_> = offsets.iter().copied().map(publication).collect();
-            let top = publications.last().and_then(|last| last.position);
-            let history = History { publications, top, continuous: true };
-            fresh.missed(history, Duration::from_secs(now_s), Duration::from_secs(60)).continuous
-        };
-        assert!(whole(&[], 20), "nothing was published");
-        assert!(!whole(&[], 1000), "what was published may have aged out");
-        assert!(whole(&[1, 2], 20));
-        assert!(!whole(&[2, 3], 20), "the first is gone");
-        assert!(!whole(&[1, 2], 66), "an earlier epoch may have aged out");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
-use tidegate_backplane::{DisconnectTarget, GapReason};
+use tidegate_backplane::{BackplaneError, DisconnectTarget, GapReason};
 use tidegate_reactor::{ConnectionId, Connections};
 use tidegate_wire::{
     decoder::{DecodeError, Decoder},
@@ -44,6 +44,12 @@ pub(crate) enum Leave {
 }
 
 impl Leave {
+    /// The backplane cannot do what the connection lives on; the client may come back.
+    pub(crate) fn unavailable(error: &BackplaneError) -> Self {
+        let (code, reason) = (CloseCode::TRY_AGAIN_LATER, DisconnectReason::Unavailable);
+        Self::Own { code, text: error.to_string().into(), reason }
+    }
+
     pub(crate) fn code(&self) -> CloseCode {
         match self {
             Self::Drain => CloseCode::SERVICE_RESTART,
@@ -162,7 +168,10 @@ impl Ctx<'_> {
     /// Gives back what an open connection held in the hub and in presence.
     pub(crate) fn unsubscribe(&mut self, mut open: Open) {
         open.protocol.of_list(self.core.shared.protocols).on_end(self, &mut open);
-        let rare = open.rare.unwrap_or_default();
+        let mut rare = open.rare.unwrap_or_default();
+        for unsettled in std::mem::take(&mut rare.unsettled) {
+            self.abandon(unsettled);
+        }
         if let Some(present) = rare.present {
             for &subscription in open.subscriptions.as_slice() {
                 self.leave_presence(self.core.hub.channel_of(subscription), present.clone());

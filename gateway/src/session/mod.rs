@@ -21,23 +21,23 @@ pub(crate) mod leaving;
 pub(crate) mod opening;
 pub(crate) mod protocol;
 pub(crate) mod publishing;
-pub(crate) mod recovery;
 pub(crate) mod refusal;
 pub(crate) mod socket;
 mod socket_id;
+pub(crate) mod subscribing;
 
 use std::{any::Any, sync::Arc};
 
 use futures_util::future::{BoxFuture, Shared};
 use tidegate_backplane::Position;
 use tidegate_ops::edge::Preamble;
-use tidegate_reactor::{ConnectionId, Connections, Tick};
+use tidegate_reactor::Tick;
 use tidegate_wire::decoder::Decoder;
 
 use crate::{
     admission::{AddressKey, Over},
     auth::Claims,
-    hub::{ChannelKey, Subscription, form::FormId, outgoing::Content},
+    hub::{ChannelKey, Subscription, form::FormId},
     metrics::DisconnectReason,
 };
 pub(crate) use ctx::Ctx;
@@ -45,6 +45,7 @@ use opening::Opening;
 use protocol::{ProtocolId, ProtocolState};
 use publishing::Publisher;
 pub(crate) use socket_id::SocketIds;
+use subscribing::{Attempt, Unsettled};
 
 /// State of one connection: 72 bytes at most, see the assertion below; everything rare is boxed.
 #[derive(Debug)]
@@ -109,6 +110,8 @@ pub(crate) enum Subscriptions {
 pub(crate) struct Rare {
     pub(crate) claims: Option<Arc<Claims>>,
     pub(crate) expires: Option<Tick>,
+    /// Subscriptions that are not in a lane yet.
+    pub(crate) unsettled: Vec<Unsettled>,
     /// An event stream of several channels: in the order of its URL, the last position of each.
     pub(crate) positions: Vec<(ChannelKey, Option<Position>)>,
     pub(crate) publisher: Option<Publisher>,
@@ -159,27 +162,34 @@ impl Session {
             *own = to;
         }
     }
-
-    /// Its history is being read: it keeps what is delivered meanwhile.
-    pub(crate) fn keep(
-        connections: &mut Connections<Session>,
-        id: ConnectionId,
-        key: ChannelKey,
-        content: &Content,
-    ) {
-        match connections.get_mut(id).map(|session| &mut session.phase) {
-            Some(Phase::Opening(opening)) => opening.keep(key, content),
-            Some(Phase::Open(open)) => open.keep(key, content),
-            _ => {}
-        }
-    }
 }
 
 impl Open {
-    fn keep(&mut self, key: ChannelKey, content: &Content) {
-        if let Some(state) = self.rare.as_mut().and_then(|rare| rare.state.as_mut()) {
-            state.keep(key, content);
-        }
+    /// Whether a subscription to a channel is under way, and not in a lane yet.
+    pub(crate) fn is_subscribing(&self, key: ChannelKey) -> bool {
+        self.under_way().iter().any(|it| it.attempt.key == key)
+    }
+
+    /// Subscriptions that it has or is about to have.
+    pub(crate) fn subscription_count(&self) -> usize {
+        self.subscriptions.as_slice().len() + self.under_way().len()
+    }
+
+    fn under_way(&self) -> &[Unsettled] {
+        self.rare.as_ref().map_or(&[], |rare| &rare.unsettled)
+    }
+
+    /// The subscription to a channel, while it is not in a lane.
+    fn unsettled(&mut self, key: ChannelKey) -> Option<&mut Unsettled> {
+        self.rare.as_mut()?.unsettled.iter_mut().find(|it| it.attempt.key == key)
+    }
+
+    fn take_unsettled(&mut self, attempt: Attempt) -> Option<Unsettled> {
+        let unsettled = &mut self.rare.as_mut()?.unsettled;
+        let at = unsettled.iter().position(|it| it.attempt == attempt)?;
+        let taken = unsettled.remove(at);
+        self.drop_empty_rare();
+        Some(taken)
     }
 
     pub(crate) fn rare_mut(&mut self) -> &mut Rare {
@@ -228,6 +238,7 @@ impl Rare {
     fn is_empty(&self) -> bool {
         self.claims.is_none()
             && self.expires.is_none()
+            && self.unsettled.is_empty()
             && self.positions.is_empty()
             && self.publisher.is_none()
             && self.reason.is_none()

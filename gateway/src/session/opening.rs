@@ -10,24 +10,23 @@ use std::{
 };
 
 use futures_util::{FutureExt as _, future::join_all};
-use tidegate_backplane::{BackplaneError, Channel, GapReason, History, Member, Position};
+use tidegate_backplane::{BackplaneError, Channel, Member, Position};
 use tidegate_reactor::{Overflow, Tick};
-use tidegate_wire::{decoder::Decoder, sse, upgrade::Upgrade};
+use tidegate_wire::{decoder::Decoder, upgrade::Upgrade};
 
 use super::{
     Ctx, Open, Phase, Rare, Session, Subscriptions,
-    ids::Fresh,
-    leaving::Leave,
     protocol::{Event, ProtocolId},
-    recovery::{Kept, Recovering, Want},
     refusal::Refusal,
+    subscribing::{Attempt, Unsettled},
 };
 use crate::{
     auth::{Claims, KeyFetch, TokenError},
     config::{Namespace, SlowReader, UntoldGap},
-    hub::{ChannelKey, Terms, outgoing::Content},
-    metrics::{DropReason, HandshakeResult},
-    subscription::Seen,
+    hub::{ChannelKey, Terms},
+    metrics::HandshakeResult,
+    node::histories::Page,
+    subscription::{Output, Read},
 };
 
 /// What a client asked for and may have.
@@ -85,17 +84,15 @@ enum State {
 #[derive(Debug)]
 struct Subscribing {
     request: Request,
-    /// For each channel.
-    entered: Vec<Entered>,
+    /// For each channel of the request. Their machines are told nothing but confirmations before the answer is
+    /// written, so that each goes on keeping what is delivered until it can tell it.
+    unsettled: Vec<Unsettled>,
     /// Answers to wait for.
     waiting: usize,
-}
-
-/// A channel held for the connection.
-#[derive(Debug)]
-struct Entered {
-    key: ChannelKey,
-    recovering: Option<Recovering>,
+    /// All are confirmed, and what has to be read was asked for.
+    is_reading: bool,
+    /// What was read.
+    pages: Vec<(Attempt, Arc<Page>)>,
 }
 
 /// A client that goes on sending before it is answered may send so much: a few small messages.
@@ -124,6 +121,14 @@ impl Request {
 }
 
 impl Opening {
+    /// Origin of the page that reads the answer.
+    pub(crate) fn cross_origin(&self) -> Option<&str> {
+        match &self.state {
+            State::Subscribing(subscribing) => subscribing.request.cross_origin.as_deref(),
+            State::Keys { .. } => None,
+        }
+    }
+
     pub(crate) fn before_keys(head: Vec<u8>) -> Self {
         let bytes_max = head.len() + EARLY_BYTES_MAX;
         Self { state: State::Keys { head, bytes_max }, received: Vec::new() }
@@ -167,114 +172,108 @@ impl Opening {
         }
     }
 
-    /// Keeps a live publication while history is read.
-    pub(crate) fn keep(&mut self, key: ChannelKey, content: &Content) {
-        if let State::Subscribing(subscribing) = &mut self.state
-            && let Some(recovering) = subscribing.recovering(key)
-        {
-            recovering.kept.keep(content);
+    /// The subscription to a channel.
+    pub(super) fn unsettled(&mut self, key: ChannelKey) -> Option<&mut Unsettled> {
+        self.subscribing()?.unsettled.iter_mut().find(|it| it.attempt.key == key)
+    }
+
+    fn subscribing(&mut self) -> Option<&mut Subscribing> {
+        match &mut self.state {
+            State::Keys { .. } => None,
+            State::Subscribing(subscribing) => Some(subscribing),
         }
     }
 }
 
 impl Subscribing {
-    fn recovering(&mut self, key: ChannelKey) -> Option<&mut Recovering> {
-        self.entered.iter_mut().find(|entered| entered.key == key)?.recovering.as_mut()
+    /// What is read before the answer: where channels stand, and the first page of one of those that recover. The
+    /// answer and that page leave together, so a client of one channel never sees a connection without its past.
+    fn first_reads(&mut self) -> Vec<(Attempt, Read)> {
+        let mut reads = Vec::new();
+        let mut has_page = false;
+        for unsettled in &mut self.unsettled {
+            let attempt = unsettled.attempt;
+            let machine = &mut unsettled.machine;
+            if machine.has_no_past() {
+                continue;
+            }
+            let mut outputs = machine.confirmed();
+            if machine.is_due() && !std::mem::replace(&mut has_page, true) {
+                outputs = machine.room();
+            }
+            reads.extend(outputs.into_iter().filter_map(|output| match output {
+                Output::Read(read) => Some((attempt, read)),
+                _ => None,
+            }));
+        }
+        reads
     }
 }
 
 impl Ctx<'_> {
     /// Subscribes to what was asked for; `rest` came after the head.
     pub(crate) fn begin_opening(&mut self, request: Request, rest: &[u8]) {
-        let mut subscribing = Subscribing { request, entered: Vec::new(), waiting: 0 };
-        let mut refused = None;
-        for channel in &subscribing.request.channels {
-            let terms = terms(self.core.shared.node.namespaces().of(channel));
-            let (key, confirmation) = self.core.hub.hold(channel, terms);
-            subscribing.entered.push(Entered { key, recovering: None });
+        let protocol = request.protocol.of_list(self.core.shared.protocols);
+        let tells_place = protocol.tells_positions(&request);
+        let (mut unsettled, mut waiting, mut refused) = (Vec::new(), 0, None);
+        for (channel, since) in request.channels.iter().zip(&request.since) {
+            let want = self.core.want(channel, *since, tells_place);
+            let (held, confirmation) = self.hold(channel, want, false);
+            unsettled.push(held);
             match confirmation.clone().now_or_never() {
                 Some(Ok(())) => {}
                 Some(Err(error)) => refused = Some(Refusal::Backplane(error)),
                 None => {
-                    subscribing.waiting += 1;
-                    self.run(confirmation, |ctx, result| ctx.confirmed(result));
+                    waiting += 1;
+                    self.run(confirmation, |ctx, result| ctx.opening_confirmed(result));
                 }
             }
         }
-        let opening = Opening { state: State::Subscribing(subscribing), received: rest.to_vec() };
+        let subscribing = Subscribing { request, unsettled, waiting, is_reading: false, pages: Vec::new() };
+        self.set_opening(Opening { state: State::Subscribing(subscribing), received: rest.to_vec() });
         match refused {
-            Some(refusal) => {
-                self.set_opening(opening);
-                self.refuse(&refusal);
-            }
-            None => self.advance(opening),
+            Some(refusal) => self.refuse(&refusal),
+            None => self.advance_opening(),
         }
     }
 
-    pub(crate) fn confirmed(&mut self, result: Result<(), BackplaneError>) {
-        if let Err(error) = result {
-            if self.is_opening() {
-                self.refuse(&Refusal::Backplane(error));
-            }
-            return;
-        }
-        self.answered();
-    }
-
-    pub(crate) fn history_read(&mut self, key: ChannelKey, result: Result<History, BackplaneError>) {
-        let Some(Phase::Opening(opening)) =
-            self.connections.get_mut(self.id).map(|session| &mut session.phase)
-        else {
-            return;
-        };
-        let State::Subscribing(subscribing) = &mut opening.state else { return };
-        let Some(recovering) = subscribing.recovering(key) else { return };
+    fn opening_confirmed(&mut self, result: Result<(), BackplaneError>) {
+        let Some(subscribing) = self.subscribing() else { return };
         match result {
-            Err(error) => {
-                self.refuse(&Refusal::Backplane(error));
-                return;
+            Ok(()) => {
+                subscribing.waiting -= 1;
+                self.advance_opening();
             }
-            Ok(history) => match recovering.kept.overflow {
-                None => {
-                    let channel = self.core.hub.channel(key);
-                    let age = self.core.shared.node.namespaces().of(channel).history_age;
-                    recovering.history = Some(match recovering.want {
-                        Want::Fresh(fresh) => fresh.missed(history, self.core.shared.started.elapsed(), age),
-                        Want::After(_) | Want::Now => history,
-                    });
-                }
-                Some(_) if recovering.reads_left > 0 => {
-                    recovering.reads_left -= 1;
-                    recovering.kept = Kept::default();
-                    let want = recovering.want;
-                    self.read_history(key, want);
-                    return;
-                }
-                // It cannot be had without a hole: say so.
-                Some(lost) => {
-                    self.core.metrics.messages_dropped.add(DropReason::RecoveryOverflow, lost.messages);
-                    recovering.kept = Kept::default();
-                    let top = lost.through.or(history.top);
-                    recovering.history = Some(History { publications: Vec::new(), top, continuous: false });
-                }
-            },
+            Err(error) => self.refuse(&Refusal::Backplane(error)),
         }
-        self.answered();
+    }
+
+    /// What was read of history waits until everything is there.
+    pub(super) fn opening_read(&mut self, attempt: Attempt, result: Result<Arc<Page>, BackplaneError>) {
+        let Some(subscribing) = self.subscribing() else { return };
+        match result {
+            Ok(page) => {
+                subscribing.pages.push((attempt, page));
+                subscribing.waiting -= 1;
+                self.advance_opening();
+            }
+            Err(error) => self.refuse(&Refusal::Backplane(error)),
+        }
     }
 
     /// Lets go of what a connection that was never answered had asked for.
     pub(crate) fn abandon_opening(&mut self, opening: Opening) {
         let State::Subscribing(subscribing) = opening.state else { return };
-        for entered in subscribing.entered {
-            if entered.recovering.is_some() {
-                self.core.hub.unwatch(entered.key, self.id);
-            }
-            self.core.hub.release(entered.key, self.connections.now());
+        for unsettled in subscribing.unsettled {
+            self.abandon(unsettled);
         }
     }
 
-    fn is_opening(&self) -> bool {
-        self.connections.get(self.id).is_some_and(|session| matches!(session.phase, Phase::Opening(_)))
+    fn subscribing(&mut self) -> Option<&mut Subscribing> {
+        match &mut self.connections.get_mut(self.id)?.phase {
+            Phase::Opening(opening) => opening.subscribing(),
+            _ => None,
+        }
     }
 
     fn set_opening(&mut self, opening: Opening) {
@@ -283,80 +282,45 @@ impl Ctx<'_> {
         }
     }
 
-    /// One of the answers it waits for has come.
-    fn answered(&mut self) {
-        let Some(session) = self.connections.get_mut(self.id) else { return };
-        let Phase::Opening(opening) = &mut session.phase else { return };
-        let State::Subscribing(subscribing) = &mut opening.state else { return };
-        subscribing.waiting -= 1;
+    /// Nothing is waited for: reads what has to be known before the answer, or answers.
+    fn advance_opening(&mut self) {
+        let Some(subscribing) = self.subscribing() else { return };
         if subscribing.waiting > 0 {
             return;
         }
-        let phase = std::mem::replace(&mut session.phase, Phase::Leaving(None));
-        let Phase::Opening(opening) = phase else { return };
-        self.advance(*opening);
-    }
-
-    /// Nothing is waited for: reads history if that is still to be done, else answers.
-    fn advance(&mut self, mut opening: Opening) {
-        let State::Subscribing(subscribing) = &mut opening.state else { return };
-        if subscribing.waiting == 0 {
-            self.begin_recoveries(subscribing);
-        }
-        if subscribing.waiting > 0 {
-            self.set_opening(opening);
-            return;
-        }
-        self.finish(opening);
-    }
-
-    /// Starts a read of history for each channel that has a position, or needs one, and was not read yet.
-    fn begin_recoveries(&mut self, subscribing: &mut Subscribing) {
-        let protocols = self.core.shared.protocols;
-        let tells_positions = subscribing.request.protocol.of_list(protocols).tells_positions();
-        for (entered, since) in subscribing.entered.iter_mut().zip(&mut subscribing.request.since) {
-            if entered.recovering.is_some() {
-                continue;
+        if !std::mem::replace(&mut subscribing.is_reading, true) {
+            let reads = subscribing.first_reads();
+            subscribing.waiting = reads.len();
+            for &(attempt, read) in &reads {
+                self.read_history(attempt, read);
             }
-            let keeps_history = || {
-                self.core.shared.node.namespaces().of(self.core.hub.channel(entered.key)).history().is_some()
-            };
-            let want = match since.take() {
-                Some(position) => match Fresh::of(position, self.core.shared.life) {
-                    Some(fresh) => Want::Fresh(fresh),
-                    None => Want::After(position),
-                },
-                None if tells_positions && keeps_history() => Want::Now,
-                None => continue,
-            };
-            entered.recovering = Some(Recovering::new(want));
-            self.core.hub.watch(entered.key, self.id);
-            subscribing.waiting += 1;
-            self.read_history(entered.key, want);
+            if !reads.is_empty() {
+                return;
+            }
         }
+        self.finish_opening();
     }
 
     /// Everything is there: answers and serves.
-    fn finish(&mut self, opening: Opening) {
-        let Opening { state: State::Subscribing(subscribing), received } = opening else { return };
-        let Subscribing { mut request, entered, .. } = subscribing;
+    fn finish_opening(&mut self) {
+        let Some(session) = self.connections.get_mut(self.id) else { return };
+        let Phase::Opening(opening) = std::mem::replace(&mut session.phase, Phase::Leaving(None)) else {
+            return;
+        };
+        let Opening { state: State::Subscribing(subscribing), received } = *opening else { return };
+        let Subscribing { mut request, unsettled, pages, .. } = subscribing;
         let compression =
             request.channels.iter().all(|channel| self.core.shared.node.namespaces().of(channel).compression);
         let protocol = request.protocol.of_list(self.core.shared.protocols);
         let form = protocol.form(&request, compression);
-        let mut rare = Rare::default();
+        let attempts: Vec<Attempt> = unsettled.iter().map(|it| it.attempt).collect();
+        let mut rare = Rare { unsettled, ..Rare::default() };
         if self.core.hub.forms().get(form).has_heads() {
             // Every id names every channel from the first on: whoever is cut off in between comes back to all.
-            rare.positions = entered
-                .iter()
-                .map(|entered| (entered.key, entered.recovering.as_ref().and_then(|it| self.place(it))))
-                .collect();
+            rare.positions = attempts.iter().map(|it| it.key).zip(request.since.iter().copied()).collect();
         }
-        let mut out = std::mem::take(&mut self.core.scratch);
-        out.clear();
-        protocol.write_answer(&request, &mut out);
-        self.connections.write(self.id, &out);
-        out.clear();
+        self.write(|out| protocol.write_answer(&request, out));
+        self.take_claims(self.connections.now(), request.claims.take(), &mut rare);
         let mut open = Open {
             protocol: request.protocol,
             form,
@@ -364,42 +328,36 @@ impl Ctx<'_> {
             tag: 0,
             decoder: Decoder::new(request.upgrade.is_some_and(|upgrade| upgrade.deflate.is_some())),
             subscriptions: Subscriptions::None,
-            rare: None,
+            rare: Some(Box::new(rare)),
         };
-        let mut told_all = true;
-        let mut last_id = None;
-        for entered in entered {
-            let mut seen = Seen::default();
-            if let Some(recovering) = entered.recovering {
-                self.core.hub.unwatch(entered.key, self.id);
-                let has_nothing = recovering.has_nothing();
-                told_all &=
-                    self.write_recovered(entered.key, &mut seen, recovering, form, &mut rare, &mut out);
-                last_id = self.standing_id(entered.key, seen, &mut rare).or(last_id);
-                if has_nothing {
-                    seen.set_new();
-                }
-            }
-            let now = self.connections.now();
-            open.subscriptions.push(self.core.hub.join(entered.key, form, seen, self.id.slot, now));
-        }
-        if let Some(last_id) = last_id.filter(|_| protocol.tells_positions()) {
-            sse::encode_id(&last_id, &mut out);
-        }
-        if !out.is_empty() {
-            self.connections.write_beyond_bound(self.id, &out);
-        }
-        self.core.keep_scratch(out);
-        self.take_claims(self.connections.now(), request.claims.take(), &mut rare);
-        open.rare = Some(Box::new(rare));
         open.drop_empty_rare();
-        self.connections.set_merging(self.id, request.channels.len() > 1);
         self.opened(open, &request.channels);
         protocol.on_event(self, Event::Opened { state: request.state.take() });
-        if !told_all {
-            self.leave(Leave::Gap(GapReason::Unrecoverable));
-        }
+        self.begin_subscriptions(&attempts, pages);
+        self.tell_protocol(Event::Begun);
         self.resume(received);
+    }
+
+    /// Has the machines tell what was read before the answer; where their channels stand first.
+    fn begin_subscriptions(&mut self, attempts: &[Attempt], pages: Vec<(Attempt, Arc<Page>)>) {
+        let (places, pages): (Vec<_>, Vec<_>) =
+            pages.into_iter().partition(|(_, page)| page.history.publications.is_empty());
+        for &attempt in attempts {
+            match places.iter().find(|(read, _)| *read == attempt) {
+                Some((_, page)) => self.history_read(attempt, Ok(Arc::clone(page))),
+                None => self.step(attempt, |machine| match machine.has_no_past() {
+                    true => machine.confirmed(),
+                    false => Vec::new(),
+                }),
+            }
+        }
+        for (attempt, page) in pages {
+            self.history_read(attempt, Ok(page));
+        }
+        // The others read their first page when the socket has taken this.
+        if self.open().is_some_and(|open| open.rare.is_some()) {
+            self.connections.tell_flushed(self.id);
+        }
     }
 
     fn opened(&mut self, open: Open, channels: &[Channel]) {

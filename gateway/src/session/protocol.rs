@@ -3,6 +3,7 @@
 
 use std::any::Any;
 
+use tidegate_backplane::{BackplaneError, Position};
 use tidegate_reactor::Connections;
 use tidegate_wire::{
     frame::{self, CloseCode},
@@ -15,13 +16,10 @@ use super::{
     ctx::Ctx,
     leaving::Leave,
     opening::{Request, Stop},
+    subscribing::Attempt,
 };
 use crate::{
-    hub::{
-        ChannelKey,
-        form::FormId,
-        outgoing::{Content, Outgoing},
-    },
+    hub::{ChannelKey, form::FormId, outgoing::Outgoing},
     node::PublishError,
 };
 
@@ -46,6 +44,15 @@ pub(crate) enum Transport {
 pub(crate) enum Event<'e> {
     /// Its request was answered and it is open. `state`: what [`Protocol::accept`] left in the [`Request`].
     Opened { state: Option<Box<dyn Any + Send>> },
+    /// All that could be told at once of the channels of its request was told.
+    Begun,
+    /// A subscription stands. `position`: where the client is in the channel. `recovered`: what it missed follows,
+    /// without a hole. `is_new`: nothing is told to it now.
+    Subscribed { key: ChannelKey, position: Option<Position>, recovered: bool, is_new: bool },
+    /// A subscription cannot be had.
+    Refused { key: ChannelKey, error: &'e BackplaneError },
+    /// A subscription waits for the list of who is in its channel; [`Ctx::listed`] goes on.
+    ListWanted { attempt: Attempt },
     /// A message that it sent was not published.
     PublishFailed(PublishError),
     /// So many messages did not fit into its queue; of one channel, or of any (then the name is empty).
@@ -102,7 +109,8 @@ pub(crate) trait Protocol: Sync + std::fmt::Debug {
     }
 
     /// Whether a client is told where its channels stand, also where nothing was published yet.
-    fn tells_positions(&self) -> bool {
+    fn tells_positions(&self, request: &Request) -> bool {
+        let _ = request;
         false
     }
 
@@ -142,11 +150,6 @@ pub(crate) trait Protocol: Sync + std::fmt::Debug {
 pub(crate) trait ProtocolState: Any + Send + std::fmt::Debug {
     /// Whether nothing is in it, so that the box can go.
     fn is_empty(&self) -> bool;
-
-    /// A live publication comes while the connection reads the channel's history.
-    fn keep(&mut self, key: ChannelKey, content: &Content) {
-        let _ = (key, content);
-    }
 }
 
 impl ProtocolId {

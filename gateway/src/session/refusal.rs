@@ -63,6 +63,16 @@ const RETRY_AFTER_S: std::ops::RangeInclusive<u64> = 1..=4;
 impl Ctx<'_> {
     /// Answers and ends a handshake.
     pub(crate) fn refuse(&mut self, refusal: &Refusal) {
+        let phase = self.connections.get(self.id).map(|session| &session.phase);
+        let origin = match phase {
+            Some(Phase::Opening(opening)) => opening.cross_origin().map(str::to_owned),
+            _ => None,
+        };
+        self.refuse_to(refusal, origin.as_deref());
+    }
+
+    /// The same, where a page of this origin may read the answer.
+    pub(crate) fn refuse_to(&mut self, refusal: &Refusal, origin: Option<&str>) {
         self.core.metrics.handshakes.add(refusal.result(), 1);
         if let Some(failure) = refusal.auth_failure() {
             self.core.shared.metrics.node.auth_failures.add(failure, 1);
@@ -70,7 +80,7 @@ impl Ctx<'_> {
         tracing::debug!(%refusal, "handshake refused");
         let mut out = std::mem::take(&mut self.core.scratch);
         out.clear();
-        refusal.write(u64::from(self.id.generation), &mut out);
+        refusal.write(u64::from(self.id.generation), origin, &mut out);
         self.connections.write(self.id, &out);
         self.core.scratch = out;
         if let Some(session) = self.connections.get_mut(self.id)
@@ -154,8 +164,9 @@ impl Refusal {
         })
     }
 
-    /// Appends the answer. `spread` is any number that differs between clients.
-    pub(crate) fn write(&self, spread: u64, out: &mut Vec<u8>) {
+    /// Appends the answer. `spread` is any number that differs between clients; `origin` is of the page that may read it,
+    /// so that it can tell a refusal from a network that is down.
+    pub(crate) fn write(&self, spread: u64, origin: Option<&str>, out: &mut Vec<u8>) {
         let (status, reason, name) = self.answer();
         let mut extra: Vec<(&str, Cow<'_, str>)> = Vec::new();
         match self {
@@ -169,6 +180,11 @@ impl Refusal {
                 extra.push(("Retry-After", self.retry_after(spread).to_string().into()))
             }
             _ => {}
+        }
+        if let Some(origin) = origin {
+            extra.push(("Access-Control-Allow-Origin", origin.into()));
+            extra.push(("Access-Control-Expose-Headers", "retry-after, www-authenticate".into()));
+            extra.push(("Vary", "Origin".into()));
         }
         let extra: Vec<(&str, &str)> = extra.iter().map(|(name, value)| (*name, &**value)).collect();
         let problem = Problem::new(name, reason, status, self.to_string());
@@ -204,7 +220,7 @@ mod tests {
     #[track_caller]
     fn check(refusal: Refusal, status: u16, kind: &str, retry_after: Option<&str>) {
         let mut out = Vec::new();
-        refusal.write(2, &mut out);
+        refusal.write(2, None, &mut out);
         let text = String::from_utf8(out).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
         assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{head}");

@@ -85,6 +85,10 @@ impl Driver for ShardDriver {
         }
     }
 
+    fn on_flushed(&mut self, connections: &mut Connections<Session>, id: ConnectionId) {
+        self.core.ctx(connections, id).on_room();
+    }
+
     fn on_recovered(&mut self, connections: &mut Connections<Session>, id: ConnectionId, dropped: u64) {
         self.core.ctx(connections, id).tell_dropped(dropped);
     }

@@ -45,13 +45,18 @@ impl Seen {
         self.census = Some(sequence);
     }
 
+    /// It was told of a presence event after the list.
+    pub(super) fn advance_census(&mut self, sequence: u64) {
+        self.census = self.census.max(Some(sequence));
+    }
+
     /// It joins a lane in which so many deliveries wait.
     pub(crate) fn set_skip(&mut self, waiting: usize) {
         self.skip = u32::try_from(waiting).unwrap_or(u32::MAX);
     }
 
     /// It was sent everything up to this position.
-    pub(crate) fn advance(&mut self, position: Option<Position>) {
+    pub(super) fn advance(&mut self, position: Option<Position>) {
         if let Some(position) = position {
             self.met &= self.through.is_some_and(|through| through.epoch == position.epoch);
             self.through = Some(position);
@@ -59,7 +64,7 @@ impl Seen {
     }
 
     /// It was told where the channel stands, and sent nothing.
-    pub(crate) fn set_new(&mut self) {
+    pub(super) fn set_new(&mut self) {
         self.is_new = true;
     }
 

@@ -114,8 +114,12 @@ fn origin_text(value: &Value) -> Option<&str> {
 /// A value in one line. User information in an address is left out: it may be a password.
 fn shown(value: &Value) -> String {
     match &value.kind {
+        // Also where it is no address: what was meant as one may lack its scheme, or a slash.
         ValueKind::String(text) => match (text.split_once("://"), text.rsplit_once('@')) {
-            (Some((scheme, _)), Some((_, host))) => format!("{:?}", format!("{scheme}://…@{host}")),
+            (Some((scheme, rest)), Some((_, host))) if rest.contains('@') => {
+                format!("{:?}", format!("{scheme}://…@{host}"))
+            }
+            (_, Some((_, host))) => format!("{:?}", format!("…@{host}")),
             _ => format!("{text:?}"),
         },
         ValueKind::Table(_) => "(a table)".to_owned(),

@@ -76,7 +76,7 @@ pub(super) fn client_address(head: &Head<'_>, peer: SocketAddr, trust: &Trust) -
     if !trust.covers(peer.ip()) {
         return peer;
     }
-    let values: Vec<&str> = head.headers_named(trust.header()).collect();
+    let values: Vec<&[u8]> = head.octets_named(trust.header()).collect();
     trust.client(values.into_iter()).map_or(peer, |client| SocketAddr::new(client, 0))
 }
 

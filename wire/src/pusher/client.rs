@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 pub const EVENT_NAME_BYTES_MAX: usize = 200;
 
 /// Longest id of a user.
-pub const USER_ID_BYTES_MAX: usize = 128;
+pub const USER_ID_CHARS_MAX: usize = 128;
 
 /// Users on one watchlist.
 pub const WATCHLIST_MAX: usize = 100;
@@ -69,9 +69,9 @@ pub struct PresenceMember {
 /// Why `channel_data` names nobody.
 #[derive(Debug, thiserror::Error)]
 pub enum MemberError {
-    #[error("channel_data is not a JSON object with a user_id: {0}")]
+    #[error("channel_data is not a JSON object with a user_id")]
     Json(#[from] serde_json::Error),
-    #[error("user_id is empty or longer than {USER_ID_BYTES_MAX} bytes")]
+    #[error("user_id is empty or longer than {USER_ID_CHARS_MAX} characters")]
     UserId,
     #[error("the user's object has {bytes} bytes, {max} are allowed")]
     TooLarge { bytes: usize, max: usize },
@@ -81,6 +81,9 @@ pub enum MemberError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     pub id: Box<str>,
+    /// `user_info`, as JSON text: what others see of the user in a presence channel that it enters without
+    /// `channel_data`.
+    pub info: Option<Box<str>>,
     /// Users whose presence is wanted, each once.
     pub watchlist: Vec<Box<str>>,
 }
@@ -88,12 +91,12 @@ pub struct Identity {
 /// Why `user_data` names nobody.
 #[derive(Debug, thiserror::Error)]
 pub enum UserError {
-    #[error("user_data is not a JSON object with an id: {0}")]
+    #[error("user_data is not a JSON object with an id")]
     Json(#[from] serde_json::Error),
-    #[error(
-        "the user's id is empty, longer than {USER_ID_BYTES_MAX} bytes, or has a character that is not allowed"
-    )]
-    Id,
+    #[error("the user's id is empty or longer than {USER_ID_CHARS_MAX} characters")]
+    Length,
+    #[error("the user's id has {0:?}; letters, digits and _-=@,.; are allowed")]
+    Character(char),
 }
 
 impl<'a> ClientMessage<'a> {
@@ -140,7 +143,7 @@ impl PresenceMember {
     pub fn parse(channel_data: &str, bytes_max: usize) -> Result<Self, MemberError> {
         let data: MemberData<'_> = object(channel_data)?;
         let user_id = data.user_id.into_id();
-        if user_id.is_empty() || user_id.len() > USER_ID_BYTES_MAX {
+        if user_id.is_empty() || user_id.chars().count() > USER_ID_CHARS_MAX {
             return Err(MemberError::UserId);
         }
         let user_info = data.user_info.map(RawValue::get);
@@ -153,33 +156,36 @@ impl PresenceMember {
 }
 
 impl Identity {
-    /// Reads `user_data`. `true`: the watchlist is longer than [`WATCHLIST_MAX`], and nobody is on it.
+    /// Reads `user_data`. `true`: the watchlist is longer than [`WATCHLIST_MAX`], and only its first users count.
     ///
     /// # Errors
     /// [`UserError`].
     pub fn parse(user_data: &str) -> Result<(Self, bool), UserError> {
         let data: UserData<'_> = object(user_data)?;
         let id = data.id.into_id();
-        if !is_user_name(&id) {
-            return Err(UserError::Id);
-        }
-        let mut watchlist: Vec<Box<str>> = Vec::new();
+        check_user_name(&id)?;
         let too_long = data.watchlist.len() > WATCHLIST_MAX;
-        if !too_long {
-            // Who can be no user is never online.
-            let users = data.watchlist.into_iter().map(Id::into_id).filter(|user| is_user_name(user));
-            watchlist.extend(users.map(Box::from));
-            watchlist.sort_unstable();
-            watchlist.dedup();
-        }
-        Ok((Self { id: id.into(), watchlist }, too_long))
+        let users = data.watchlist.into_iter().take(WATCHLIST_MAX).map(Id::into_id);
+        // Who can be no user is never online.
+        let mut watchlist: Vec<Box<str>> =
+            users.filter(|user| check_user_name(user).is_ok()).map(Box::from).collect();
+        watchlist.sort_unstable();
+        watchlist.dedup();
+        let info = data.user_info.map(|info| info.get().into());
+        Ok((Self { id: id.into(), info, watchlist }, too_long))
     }
 }
 
 /// Whether a user's id can be a part of a channel's name, as that of one who signs in is.
-fn is_user_name(id: &str) -> bool {
-    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_-=@,.;".contains(&byte);
-    !id.is_empty() && id.len() <= USER_ID_BYTES_MAX && id.bytes().all(is_allowed)
+fn check_user_name(id: &str) -> Result<(), UserError> {
+    if id.is_empty() || id.chars().count() > USER_ID_CHARS_MAX {
+        return Err(UserError::Length);
+    }
+    let is_allowed = |character: &char| character.is_ascii_alphanumeric() || "_-=@,.;".contains(*character);
+    match id.chars().find(|character| !is_allowed(character)) {
+        Some(character) => Err(UserError::Character(character)),
+        None => Ok(()),
+    }
 }
 
 #[derive(Deserialize)]
@@ -280,6 +286,8 @@ struct MemberData<'a> {
 struct UserData<'a> {
     #[serde(borrow)]
     id: Id<'a>,
+    #[serde(borrow, default)]
+    user_info: Option<&'a RawValue>,
     #[serde(borrow, default)]
     watchlist: Vec<Id<'a>>,
 }

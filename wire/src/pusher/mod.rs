@@ -20,7 +20,7 @@ pub use channel::{
 };
 pub use client::{
     ClientMessage, ClientMessageError, EVENT_NAME_BYTES_MAX, Identity, MemberError, PresenceMember,
-    Subscribe, USER_ID_BYTES_MAX, UserError, WATCHLIST_MAX,
+    Subscribe, USER_ID_CHARS_MAX, UserError, WATCHLIST_MAX,
 };
 pub use code::Code;
 pub use opening::{Opening, is_pusher_path};

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::Code;
-use crate::head::form_decode;
+use crate::head::percent_decode;
 
 /// A request that is understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +31,7 @@ impl<'a> Opening<'a> {
         if key.is_empty() || key.contains('/') {
             return Err(Code::PATH);
         }
-        let key = form_decode(key).map_err(|_| Code::PATH)?;
+        let key = percent_decode(key).map_err(|_| Code::PATH)?;
         let pairs =
             query.unwrap_or_default().split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
         let version = pairs.into_iter().find_map(|(name, value)| (name == "protocol").then_some(value));
@@ -65,6 +65,7 @@ mod tests {
         check("/app/key", "client=java-client&protocol=5&version=2", Ok("key"));
         check("/app/key/", "protocol=7", Ok("key"));
         check("/app/k%65y", "protocol=7", Ok("key"));
+        check("/app/k+y", "protocol=7", Ok("k+y"));
         check("/app/", "protocol=7", Err(Code::PATH));
         check("/app", "protocol=7", Err(Code::PATH));
         check("/app/a/b", "protocol=7", Err(Code::PATH));

@@ -117,7 +117,9 @@ pub fn subscription_error(channel: &str, error: SubscriptionError<'_>, out: &mut
 }
 
 pub fn cache_miss(channel: &str, out: &mut Vec<u8>) {
-    message("pusher:cache_miss", Some(channel), out, empty);
+    out.extend_from_slice(b"{\"event\":\"pusher:cache_miss\",\"channel\":");
+    push_str(channel, out);
+    out.push(b'}');
 }
 
 pub fn signin_success(user_data: &str, out: &mut Vec<u8>) {
@@ -263,7 +265,7 @@ mod tests {
             &|out| subscription_error("a", SubscriptionError { kind: ErrorKind::Auth, message: "no" }, out),
             r#"{"event":"pusher:subscription_error","channel":"a","data":"{\"type\":\"AuthError\",\"error\":\"no\",\"status\":401}"}"#,
         );
-        check(&|out| cache_miss("a", out), r#"{"event":"pusher:cache_miss","channel":"a","data":"{}"}"#);
+        check(&|out| cache_miss("a", out), r#"{"event":"pusher:cache_miss","channel":"a"}"#);
         check(
             &|out| member_added("presence-a", "u", Some(r#"{"n":"x"}"#), out),
             r#"{"event":"pusher_internal:member_added","channel":"presence-a","data":"{\"user_id\":\"u\",\"user_info\":{\"n\":\"x\"}}"}"#,

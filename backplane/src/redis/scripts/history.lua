@@ -5,6 +5,7 @@
 --       2 offset of that position
 --       3 at most so many publications
 --       4 no further publication after so many bytes, each counted as 1,024 and its body
+--       5 none that makes it more than so many bytes, each counted as 64 and its body, but for the first
 -- Returns {} for a channel without state, else
 --   {epoch, offset, tag and age in ms of the channel, continuous 0 or 1,
 --    tag of the position to begin after (nil when it is no longer, or not, there),
@@ -18,7 +19,7 @@ local epoch, top, tag, age = state[1], tonumber(state[2] or 0), state[3], tonumb
 if not epoch then
   return {}
 end
-local limit, bytes = tonumber(ARGV[3]), tonumber(ARGV[4])
+local limit, bytes, room = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local since = tonumber(ARGV[2])
 
 local function tag_at(offset)
@@ -54,6 +55,11 @@ while start <= top and limit > 0 and bytes > 0 do
       break
     end
     local offset, body = (parse(entry[1])), entry[2][2]
+    room = room - 64 - #body
+    if room < 0 and #found > 0 then
+      bytes = 0
+      break
+    end
     found[#found + 1] = offset
     found[#found + 1] = body
     start = offset + 1

@@ -175,7 +175,7 @@ async fn a_history_of_several_pages_is_read_as_one() {
         (None, 1520, 11..=1530),
         (Some(Position { offset: 5, ..top }), 1400, 6..=1405),
     ] {
-        let query = HistoryQuery { since, limit };
+        let query = HistoryQuery { since, limit, bytes: usize::MAX };
         let history = rig.reader.history(&channel(), query).await.expect("history");
         let offsets = history.publications.iter().map(|it| it.position.expect("a position").offset);
         assert!(offsets.eq(expect), "{query:?}");
@@ -228,7 +228,7 @@ async fn an_entry_that_cannot_be_decoded_is_told() {
     rig.run::<String>(&["XADD", "test:{news:a}:s", "2-9999999999999", "b", "\x7fgarbage"]).await;
     rig.run::<u8>(&["HSET", "test:{news:a}:m", "o", "2"]).await;
     rig.publish("3", 10, LONG).await;
-    let query = HistoryQuery { since: Some(first), limit: 10 };
+    let query = HistoryQuery::page(first, usize::MAX);
     let history = rig.reader.history(&channel(), query).await.expect("history");
     assert!(!history.continuous);
     assert_eq!(history.publications.len(), 1);
@@ -247,10 +247,10 @@ async fn an_epoch_is_renounced_once() {
     assert_eq!(second, first, "who comes second changes nothing");
     let next = rig.publish("2", 10, LONG).await;
     assert_eq!(next, Position { offset: old.offset + 1, ..first.top.position });
-    let history = rig.reader.history(&channel(), HistoryQuery { since: Some(old), limit: 9 }).await;
+    let history = rig.reader.history(&channel(), HistoryQuery::page(old, usize::MAX)).await;
     let history = history.expect("history");
     assert!(!history.continuous && history.publications.is_empty());
-    let all = rig.reader.history(&channel(), HistoryQuery { since: None, limit: 9 }).await.expect("history");
+    let all = rig.reader.history(&channel(), HistoryQuery::newest(9)).await.expect("history");
     assert_eq!(all.publications.len(), 2, "what survived stays, under the new epoch");
     assert_eq!(rig.tallies.read().epochs_renounced, 1);
     let other = Channel::new("other").expect("a name");
@@ -265,7 +265,7 @@ async fn renewing_keeps_the_state_and_reading_does_not() {
     let set = async || rig.run::<u8>(&["PEXPIRE", "test:{news:a}:m", "1000000"]).await;
     let left = async || rig.run::<u64>(&["PTTL", "test:{news:a}:m"]).await;
     set().await;
-    let query = HistoryQuery { since: None, limit: 9 };
+    let query = HistoryQuery::newest(9);
     assert_eq!(rig.reader.history(&channel(), query).await.expect("history").publications.len(), 1);
     let age = rig.standing().await.age;
     assert!(left().await <= 1_000_000);

@@ -126,6 +126,7 @@ impl Apps {
         App {
             webhooks: self.webhooks.endpoints(&id, &entry.webhooks, &signer),
             is_default: self.source.default.as_ref() == Some(&id),
+            has_raw_clients: self.source.default.as_ref() == Some(&id) || self.source.raw.contains(&id),
             id,
             key,
             enabled: entry.enabled,

@@ -37,6 +37,8 @@ pub struct App {
     pub key: Box<str>,
     /// Whether its channels are those of `/v1`, without a prefix.
     pub is_default: bool,
+    /// Whether it may have raw clients and event streams, which have names of their own for events.
+    pub has_raw_clients: bool,
     /// A disabled app is listed, so that its clients can be told 4003 and not 4001.
     pub enabled: bool,
     pub limits: AppLimits,

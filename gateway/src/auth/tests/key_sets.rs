@@ -322,6 +322,29 @@ async fn keys_are_read_before_they_are_needed_and_stay_fresh() {
     refresher.abort();
 }
 
+/// To try each key would let whoever sends a token choose the cost: a signature for each key of the set.
+#[tokio::test]
+async fn a_token_names_its_key_where_keys_have_names() {
+    let issuer = Issuer::es256();
+    let exp = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs() + 60;
+    let unnamed = issuer.token_with(&json!({ "alg": "ES256" }), &json!({ "sub": "alice", "exp": exp }));
+    let mut nameless = issuer.jwk("one");
+    nameless.as_object_mut().unwrap().remove("kid");
+    let other = Issuer::es256();
+    let mut other_nameless = other.jwk("two");
+    other_nameless.as_object_mut().unwrap().remove("kid");
+    for (keys, expect) in [
+        (vec![issuer.jwk("one")], false),
+        (vec![other.jwk("two"), issuer.jwk("one")], false),
+        (vec![nameless.clone()], true),
+        (vec![other_nameless, nameless], true),
+    ] {
+        let server = Server::start(&keys).await;
+        let outcome = within(server.authenticator(&issuer).authenticate(&unnamed)).await;
+        assert_eq!(outcome.is_ok(), expect, "{keys:?}: {outcome:?}");
+    }
+}
+
 /// Of a set, only what is for this algorithm and for signatures counts.
 #[tokio::test]
 async fn keys_of_a_set_are_picked() {

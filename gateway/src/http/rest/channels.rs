@@ -187,7 +187,7 @@ pub(in crate::http) async fn get_history(
     let query = Query::parse(&uri, &["since", "limit"])?;
     let since = query.position("since")?;
     let limit = query.limit("limit", LIMIT_DEFAULT, LIMIT_MAX)?;
-    let history = state.node.history(&channel, HistoryQuery { since, limit }).await?;
+    let history = state.node.history(&channel, HistoryQuery { since, limit, bytes: usize::MAX }).await?;
     Ok(Json(HistoryAnswer {
         publications: history
             .publications

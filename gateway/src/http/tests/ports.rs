@@ -23,7 +23,9 @@ async fn pages_of_allowed_origins_may_read() {
     };
     let yes = preflight(ORIGIN).of(state).await;
     assert_eq!((yes.status.as_u16(), yes.header("access-control-allow-origin")), (204, ORIGIN));
-    assert!(yes.header("access-control-allow-headers").contains("idempotency-key"));
+    for header in ["idempotency-key", "last-event-id", "cache-control"] {
+        assert!(yes.header("access-control-allow-headers").contains(header), "{header}");
+    }
     let no = preflight("https://evil.example.org").of(state).await;
     assert!(!no.headers.contains_key("access-control-allow-origin"));
     let problem =
@@ -111,6 +113,23 @@ async fn the_internal_port() {
         .await;
     assert!(openmetrics.header("content-type").starts_with("application/openmetrics-text"));
     assert!(openmetrics.body.ends_with(b"# EOF\n"));
+}
+
+/// Health checks of balancers come to the port that they send clients to. They learn nothing else.
+#[tokio::test]
+async fn probes_on_the_public_port() {
+    let fixture = Fixture::new(false);
+    let state = &fixture.state;
+    let probe = |path: &str| get(path).without("authorization");
+    assert_eq!(probe("/livez").of(state).await.status, 200);
+    let ready = probe("/readyz").of(state).await;
+    assert_eq!((ready.status.as_u16(), &ready.body[..]), (200, &b"ready\n"[..]));
+    assert_eq!(ask("HEAD", "/readyz").of(state).await.status, 200);
+    state.node.set_stage(Stage::Settling);
+    let draining = probe("/readyz").of(state).await;
+    assert_eq!((draining.status.as_u16(), &draining.body[..]), (503, &b"not ready\n"[..]));
+    assert_eq!(probe("/livez").of(state).await.status, 200);
+    probe("/metrics").of(state).await.is_problem(404, "not-found");
 }
 
 #[tokio::test]

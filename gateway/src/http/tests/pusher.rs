@@ -14,6 +14,7 @@ async fn an_event_is_published_with_its_name_and_its_sender() {
         (r#"{"name":"e","channels":["a"],"data":"plain","socket_id":""}"#, "plain", None),
         (r#"{"name":"e","channel":"a","data":"","socket_id":"12.34"}"#, "", sender("12.34")),
         (r#"{"name":"e","channel":"a","data":{"x": 1},"tags":[]}"#, "{\"x\": 1}", None),
+        (r#"{"name":"e","channels":["a","a"],"data":"once"}"#, "once", None),
     ] {
         let path = signed_path("POST", "/apps/1/events", &[], body, "dev-key", "dev-secret");
         let answer = post(&path, body.to_owned()).of(&fixture.state).await;
@@ -23,6 +24,44 @@ async fn an_event_is_published_with_its_name_and_its_sender() {
         assert_eq!(last.payload, Payload::Text(data.into()), "{body}");
         assert_eq!(last.sender, expect, "{body}");
     }
+}
+
+/// One that is named twice is published to once, as a set of channels has it.
+#[tokio::test]
+async fn a_channel_that_is_named_twice_gets_one_event() {
+    let fixture = Fixture::new(true);
+    let body = r#"{"name":"e","channels":["a","b","a"],"data":"1"}"#;
+    let path = signed_path("POST", "/apps/1/events", &[], body, "dev-key", "dev-secret");
+    assert_eq!(post(&path, body).of(&fixture.state).await.status, 200);
+    assert_eq!(fixture.published(), 2);
+}
+
+#[tokio::test]
+async fn what_cannot_be_a_string_is_refused_everywhere() {
+    let fixture = Fixture::new(true);
+    let event = r#"{"name":"e","channel":"a","data":"\ud83d"}"#;
+    for (path, body) in
+        [("/apps/1/events", event.to_owned()), ("/apps/1/batch_events", format!(r#"{{"batch":[{event}]}}"#))]
+    {
+        let path = signed_path("POST", path, &[], &body, "dev-key", "dev-secret");
+        assert_eq!(post(&path, body).of(&fixture.state).await.status, 400);
+    }
+    post("/v1/publish", r#"{"channels":["a"],"data":"\ud83d"}"#)
+        .header("content-type", "application/json")
+        .of(&fixture.state)
+        .await
+        .is_problem(400, "invalid-json");
+    assert_eq!(fixture.published(), 0);
+}
+
+#[tokio::test]
+async fn an_event_may_be_in_the_query_alone() {
+    let fixture = Fixture::new(true);
+    let fields = [("name", "e"), ("data", "1"), ("channels", "a,b")];
+    let path = signed_path("POST", "/apps/1/events", &fields, "", "dev-key", "dev-secret");
+    let answer = post(&path, "").of(&fixture.state).await;
+    assert_eq!((answer.status.as_u16(), &*answer.body), (200, b"{}".as_slice()));
+    assert_eq!(fixture.published(), 2);
 }
 
 #[tokio::test]

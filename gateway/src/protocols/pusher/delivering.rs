@@ -3,10 +3,10 @@
 
 use std::sync::Arc;
 
-use tidegate_backplane::{BackplaneError, CensusKind, Channel, History, Publication};
+use tidegate_backplane::{BackplaneError, CensusKind, Channel, History, HistoryQuery, Publication};
 use tidegate_wire::pusher::ChannelKind;
 
-use super::{entering::LAST, forms};
+use super::forms;
 use crate::{
     hub::outgoing::{Content, Outgoing},
     session::core::Core,
@@ -37,7 +37,7 @@ fn read_last(core: &Core, channel: &Channel) {
     }
     let (backplane, channel) = (Arc::clone(core.shared.node.backplane()), channel.clone());
     let read = async move {
-        let result = backplane.history(&channel, LAST).await;
+        let result = backplane.history(&channel, HistoryQuery::newest(1)).await;
         (channel, result)
     };
     core.run(read, |core, _, (channel, result)| last_read(core, &channel, result));

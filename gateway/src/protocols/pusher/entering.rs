@@ -1,55 +1,37 @@
-//! Subscribing: what can be granted at once is; what has to wait for the backplane becomes an [`Entrance`].
+//! Subscribing: what may be subscribed to, what a presence channel needs beside its place in the hub, and the answers.
 //!
-//! ```text
-//! subscribe ─► check ─► hub.enter ─┬─► (public or private, channel confirmed) ─────────────► grant
-//!                                  └─► Entrance: confirmed, attended, last event read ─┬───► grant
-//!                                                        (presence, watchlist) the list ┘
-//! ```
-//!
-//! An entrance outlives its connection: whatever it holds is given back when its answer has come.
+//! The subscription itself is the session's; it asks for the list of members when everything else is there. Who is in a
+//! presence channel is counted by the backplane before that, and given back when the subscription does not come about.
 
 use std::sync::Arc;
 
 use futures_util::FutureExt as _;
-use tidegate_backplane::{
-    Attend, AttendError, BackplaneError, Channel, ChannelError, History, HistoryQuery, User,
-};
+use tidegate_backplane::{Attend, AttendError, BackplaneError, Channel, ChannelError, User};
 use tidegate_wire::pusher::{
     Access, ChannelKind, Code, MemberError, NameError, PresenceMember, Subscribe, auth, check_name,
     server::{self, ErrorKind, SubscriptionError},
     server_to_user,
-    session::{Action, Answer, Place, Refusal},
+    session::{Action, Refusal},
 };
 
-use super::{AppKey, Entering, Pusher, frame_of, leave_with, messages::shown};
+use super::{Pusher, frame_of, leave_with, messages::shown};
 use crate::{
     app::apps::App,
     app::webhooks::Event,
-    hub::{ChannelKey, Subscription, form::FormId},
-    metrics::DropReason,
+    hub::ChannelKey,
     node::roster::{List, ListForm},
-    session::{
-        Ctx, Open, Session,
-        opening::terms,
-        recovery::{Kept, Recovering, Want},
-    },
-    subscription::Seen,
+    session::{Ctx, Session, subscribing::Attempt},
+    subscription::Want,
 };
 
-/// Names an entrance within its shard while it lasts.
-pub(super) type EntranceToken = u32;
-
-/// A subscription that waits, and what it holds meanwhile: a place in the hub and, from when the answer came, one in the
-/// census.
+/// A subscription under way that is answered with a list.
 #[derive(Debug)]
-pub(super) struct Entrance {
-    key: ChannelKey,
+pub(super) struct Entering {
+    attempt: Attempt,
     kind: Kind,
-    attended: bool,
-    /// Its own entry in the census: the list has to be as new as this.
-    sequence: u64,
-    /// The last event of a cache channel.
-    last: Option<History>,
+    /// It counts as a member, under this number of the census: the list has to be as new as that.
+    attended: Option<u64>,
+    list: Option<Arc<List>>,
 }
 
 /// What is entered.
@@ -61,24 +43,9 @@ enum Kind {
     Watch,
 }
 
-/// What the backplane has answered.
-#[derive(Debug)]
-struct Entered {
-    /// There is something to leave again.
-    attended: bool,
-    result: Result<Admission, EntranceError>,
-}
-
-#[derive(Debug)]
-struct Admission {
-    /// Of its own entry in the census, where it has made one.
-    sequence: u64,
-    last: Option<History>,
-}
-
 /// Why a subscription is refused.
 #[derive(Debug, thiserror::Error)]
-enum EntranceError {
+pub(super) enum EntranceError {
     #[error(transparent)]
     Name(#[from] NameError),
     #[error(transparent)]
@@ -89,31 +56,23 @@ enum EntranceError {
     Signature,
     #[error(transparent)]
     User(Refusal),
-    #[error("a presence channel needs channel_data")]
+    #[error("a presence channel needs channel_data, or a user who is signed in")]
     NoMember,
     #[error(transparent)]
     Member(#[from] MemberError),
-    #[error("it is another user than the one that was about to subscribe")]
-    OtherMember,
     #[error(transparent)]
     Census(#[from] AttendError),
     #[error(transparent)]
     Backplane(#[from] BackplaneError),
-    #[error("more is published to the channel than can be kept while its last event is read")]
-    Busy,
 }
 
 impl EntranceError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::Name(_) | Self::Channel(_) | Self::NoMember | Self::Member(_) | Self::OtherMember => {
-                ErrorKind::Request
-            }
+            Self::Name(_) | Self::Channel(_) | Self::NoMember | Self::Member(_) => ErrorKind::Request,
             Self::TooMany { .. } | Self::Census(AttendError::Full { .. }) => ErrorKind::Limit,
             Self::Signature | Self::User(_) => ErrorKind::Auth,
-            Self::Census(AttendError::Backplane(_)) | Self::Backplane(_) | Self::Busy => {
-                ErrorKind::Unavailable
-            }
+            Self::Census(AttendError::Backplane(_)) | Self::Backplane(_) => ErrorKind::Unavailable,
         }
     }
 }
@@ -144,10 +103,9 @@ impl Ctx<'_> {
         let Some(open) = self.connections.get(self.id).and_then(Session::open) else {
             return Err(EntranceError::TooMany { max });
         };
-        let entering = open.pusher().map_or(0, |pusher| pusher.entering.len());
         let watched = open.pusher().and_then(|it| it.user.as_ref()).map_or(0, |user| user.watchlist.len());
         // The watchlist has a limit of its own.
-        if (open.subscriptions.as_slice().len() + entering).saturating_sub(watched) >= max {
+        if open.subscription_count().saturating_sub(watched) >= max {
             return Err(EntranceError::TooMany { max });
         }
         let channel_data = subscribe.channel_data.as_deref();
@@ -168,9 +126,23 @@ impl Ctx<'_> {
         }
         let kind = match kind.access {
             Access::Presence => {
-                let data = channel_data.ok_or(EntranceError::NoMember)?;
-                let member = PresenceMember::parse(data, app.limits.presence_user_bytes.bytes())?;
-                Kind::Presence(User { id: member.user_id, info: member.user_info })
+                let max = app.limits.presence_user_bytes.bytes();
+                let signed_in = open.pusher().and_then(|pusher| pusher.user.as_ref());
+                Kind::Presence(match (channel_data, signed_in) {
+                    (Some(data), _) => {
+                        let member = PresenceMember::parse(data, max)?;
+                        User { id: member.user_id, info: member.user_info }
+                    }
+                    // Who is signed in needs to say no more.
+                    (None, Some(user)) => {
+                        let bytes = user.info.as_deref().map_or(0, str::len);
+                        if bytes > max {
+                            return Err(MemberError::TooLarge { bytes, max }.into());
+                        }
+                        User { id: user.id.clone(), info: user.info.clone() }
+                    }
+                    (None, None) => return Err(EntranceError::NoMember),
+                })
             }
             _ => Kind::Plain,
         };
@@ -178,19 +150,7 @@ impl Ctx<'_> {
     }
 
     fn enter(&mut self, app: &App, channel: &Channel, kind: Kind) {
-        if let Some(result) = self.enter_again(channel, &kind) {
-            if let Err(error) = result {
-                self.deny(channel.name(), error.kind(), &error.to_string());
-            }
-            return;
-        }
-        let terms = terms(self.core.shared.node.namespaces().of(channel));
-        let (key, confirmation) = self.core.hub.hold(channel, terms);
-        let is_cache = ChannelKind::of(channel.name()).is_cache;
-        if let (Kind::Plain, false, Some(Ok(()))) = (&kind, is_cache, confirmation.clone().now_or_never()) {
-            let entrance = Entrance { key, kind, attended: false, sequence: 0, last: None };
-            return self.grant(entrance, None);
-        }
+        let want = if ChannelKind::of(channel.name()).is_cache { Want::Newest } else { Want::Live };
         let attend = match &kind {
             Kind::Presence(user) => Some(Attend::Enter {
                 user: Some(user.clone()),
@@ -199,184 +159,113 @@ impl Ctx<'_> {
             }),
             Kind::Plain | Kind::Watch => None,
         };
-        let entrance = Entrance { key, kind, attended: false, sequence: 0, last: None };
-        let token = self.core.rooms.pusher_mut().entrances.insert(entrance) as EntranceToken;
-        if is_cache {
-            self.core.hub.watch(key, self.id);
+        let lists = !matches!(kind, Kind::Plain);
+        let Some((attempt, confirmation)) = self.begin_subscription(channel, want, lists) else { return };
+        let user = match &kind {
+            Kind::Presence(user) => Some(user.id.clone()),
+            Kind::Plain | Kind::Watch => None,
+        };
+        if let Some(open) = self.open_mut().filter(|_| lists) {
+            open.pusher_mut().entering.push(Entering { attempt, kind, attended: None, list: None });
         }
-        if let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) {
-            let recovering = is_cache.then(|| Recovering::new(Want::Now));
-            let entering = Entering { token, key, place: Place::Entering, recovering };
-            open.pusher_mut().entering.push(entering);
+        if let (None, Some(Ok(()))) = (&attend, confirmation.clone().now_or_never()) {
+            return self.confirmed(attempt);
         }
         let (backplane, channel) = (Arc::clone(self.core.shared.node.backplane()), channel.clone());
-        let entered = async move {
-            let mut attended = false;
-            let admission = async {
-                confirmation.await?;
-                let mut sequence = 0;
-                if let Some(attend) = attend {
-                    let answer = backplane.attend(&channel, attend).await;
-                    attended = !matches!(answer, Err(AttendError::Full { .. }));
-                    sequence = answer?.sequence;
+        let attended = async move {
+            if let Err(error) = confirmation.await {
+                return (channel, None, Err(error.into()));
+            }
+            let Some(attend) = attend else { return (channel, None, Ok(0)) };
+            match backplane.attend(&channel, attend).await {
+                Ok(attended) => (channel, user, Ok(attended.sequence)),
+                Err(error @ AttendError::Full { .. }) => (channel, None, Err(error.into())),
+                // It may count as a member all the same.
+                Err(error) => (channel, user, Err(error.into())),
+            }
+        };
+        self.run(attended, move |ctx, (channel, user, result)| ctx.attended(attempt, &channel, user, result));
+    }
+
+    /// The backplane has answered. `user`: who has entered with it, and has to leave again.
+    fn attended(
+        &mut self,
+        attempt: Attempt,
+        channel: &Channel,
+        user: Option<Box<str>>,
+        result: Result<u64, EntranceError>,
+    ) {
+        match result {
+            Ok(sequence) if self.is_under_way(attempt) => {
+                if let Some(entering) = self.entering(attempt.key) {
+                    entering.attended = user.map(|_| sequence);
                 }
-                let last = match is_cache {
-                    true => Some(backplane.history(&channel, LAST).await?),
-                    false => None,
-                };
-                Ok(Admission { sequence, last })
-            };
-            let result = admission.await;
-            Entered { attended, result }
-        };
-        self.run(entered, move |ctx, entered| ctx.entered(token, entered));
-    }
-
-    /// Who had unsubscribed while its subscription waited, and subscribes again, goes on waiting.
-    fn enter_again(&mut self, channel: &Channel, kind: &Kind) -> Option<Result<(), EntranceError>> {
-        let key = self.core.hub.key_of(channel.as_str())?;
-        let open = self.connections.get_mut(self.id).and_then(Session::open_mut)?;
-        let pusher = open.state_mut::<Pusher>()?;
-        let entering = pusher.entering.iter_mut().find(|entering| entering.key == key)?;
-        let same = match (&self.core.rooms.pusher().entrances.get(entering.token as usize)?.kind, kind) {
-            (Kind::Presence(before), Kind::Presence(now)) => before == now,
-            _ => true,
-        };
-        if !same {
-            return Some(Err(EntranceError::OtherMember));
-        }
-        entering.place = Place::Entering;
-        Some(Ok(()))
-    }
-
-    /// The backplane has answered.
-    fn entered(&mut self, token: EntranceToken, entered: Entered) {
-        let Some(entrance) = self.core.rooms.pusher_mut().entrances.get_mut(token as usize) else { return };
-        entrance.attended |= entered.attended;
-        // Of a second read it is 0.
-        let attended_at = entered.result.as_ref().map_or(0, |admission| admission.sequence);
-        entrance.sequence = entrance.sequence.max(attended_at);
-        let needs_list = !matches!(entrance.kind, Kind::Plain);
-        match entered.result {
-            Ok(admission) if self.is_wanted(token) => {
-                let overflowed = self.overflowed(token);
-                match overflowed {
-                    Some(true) => self.read_last_again(token),
-                    Some(false) => self.end_entrance(token, Err(EntranceError::Busy)),
-                    None => {
-                        if let Some(entrance) = self.core.rooms.pusher_mut().entrances.get_mut(token as usize)
-                        {
-                            entrance.last = admission.last;
-                        }
-                        match needs_list {
-                            true => self.read_list(token),
-                            false => self.end_entrance(token, Ok(None)),
-                        }
-                    }
+                self.confirmed(attempt);
+            }
+            result => {
+                if user.is_some() {
+                    self.attend(channel, Attend::Leave { user });
+                }
+                if let Err(error) = result
+                    && self.is_under_way(attempt)
+                {
+                    self.end_subscription(attempt.key);
+                    self.fail_entrance(attempt.key, &error);
                 }
             }
-            Ok(_) => self.end_entrance(token, Ok(None)),
-            Err(error) => self.end_entrance(token, Err(error)),
         }
+    }
+
+    /// Everything but the list is there.
+    pub(super) fn read_list(&mut self, attempt: Attempt) {
+        let at_least = self.entering(attempt.key).and_then(|entering| entering.attended).unwrap_or(0);
+        let reply = self.reply(move |ctx, list| ctx.list_read(attempt, list));
+        self.core.shared.node.rosters().read(self.core.hub.channel(attempt.key), at_least, reply);
     }
 
     /// The list of a presence channel was read.
-    fn list_read(&mut self, token: EntranceToken, list: Result<Arc<List>, BackplaneError>) {
-        self.end_entrance(token, list.map(Some).map_err(EntranceError::from));
-    }
-
-    fn is_wanted(&self, token: EntranceToken) -> bool {
-        if !self.core.rooms.pusher().entrances.contains(token as usize) {
-            return false;
-        }
-        let open = self.open();
-        let entering = open.and_then(Open::pusher).map_or(&[][..], |pusher| &pusher.entering);
-        entering.iter().any(|entering| entering.token == token && entering.place == Place::Entering)
-    }
-
-    /// Whether more was published than could be kept while the last event was read; `true`: it may be read again.
-    fn overflowed(&mut self, token: EntranceToken) -> Option<bool> {
-        let key = self.core.rooms.pusher().entrances.get(token as usize)?.key;
-        let recovering = self.open_mut()?.pusher_mut().recovering(key)?;
-        let lost = recovering.kept.overflow?;
-        if recovering.reads_left == 0 {
-            self.core.metrics.messages_dropped.add(DropReason::RecoveryOverflow, lost.messages);
-            return Some(false);
-        }
-        recovering.reads_left -= 1;
-        recovering.kept = Kept::default();
-        Some(true)
-    }
-
-    fn read_last_again(&mut self, token: EntranceToken) {
-        debug_assert!(self.is_wanted(token));
-        let Some(entrance) = self.core.rooms.pusher().entrances.get(token as usize) else { return };
-        let (backplane, channel) =
-            (Arc::clone(self.core.shared.node.backplane()), self.core.hub.channel(entrance.key).clone());
-        let read = async move {
-            let last = backplane.history(&channel, LAST).await;
-            let result = last.map(|last| Admission { sequence: 0, last: Some(last) });
-            Entered { attended: false, result: result.map_err(EntranceError::from) }
-        };
-        self.run(read, move |ctx, entered| ctx.entered(token, entered));
-    }
-
-    fn read_list(&mut self, token: EntranceToken) {
-        let Some(entrance) = self.core.rooms.pusher().entrances.get(token as usize) else { return };
-        let channel = self.core.hub.channel(entrance.key);
-        let reply = self.reply(move |ctx, list| ctx.list_read(token, list));
-        self.core.shared.node.rosters().read(channel, entrance.sequence, reply);
-    }
-
-    /// Everything has been answered: lets the client in, or tells it why not, or gives back what nobody wants now.
-    fn end_entrance(&mut self, token: EntranceToken, result: Result<Option<Arc<List>>, EntranceError>) {
-        let Some(entrance) = self.core.rooms.pusher_mut().entrances.try_remove(token as usize) else {
-            return;
-        };
-        let entering = self.take_entering(token);
-        let answer = if result.is_ok() { Answer::Granted } else { Answer::Denied };
-        let next = entering.as_ref().map_or(Place::Outside, |entering| entering.place.next(answer));
-        let was_wanted = entering.as_ref().is_some_and(|entering| entering.place == Place::Entering);
-        match (next, result) {
-            (Place::Inside, Ok(list)) => {
-                let recovering = entering.and_then(|entering| entering.recovering);
-                self.grant(entrance, Some((list, recovering)));
-            }
-            (_, result) => {
-                let name = self.core.hub.channel(entrance.key).name().to_owned();
-                self.give_back(entrance);
-                if let (true, Err(error)) = (was_wanted, result) {
-                    self.fail_entrance(&name, &error);
+    fn list_read(&mut self, attempt: Attempt, list: Result<Arc<List>, BackplaneError>) {
+        match list {
+            Ok(list) if self.is_under_way(attempt) => {
+                let sequence = list.sequence;
+                if let Some(entering) = self.entering(attempt.key) {
+                    entering.list = Some(list);
                 }
+                self.listed(attempt, sequence);
             }
+            Ok(_) => {}
+            Err(error) => self.refused(attempt, error),
         }
     }
 
-    /// Takes a waiting subscription from its connection, which reads no history any more.
-    fn take_entering(&mut self, token: EntranceToken) -> Option<Entering> {
-        let open = self.connections.get_mut(self.id).and_then(Session::open_mut)?;
-        let pusher = open.state_mut::<Pusher>()?;
-        let at = pusher.entering.iter().position(|entering| entering.token == token)?;
-        let entering = pusher.entering.swap_remove(at);
-        if entering.recovering.is_some() {
-            self.core.hub.unwatch(entering.key, self.id);
-        }
+    fn entering(&mut self, key: ChannelKey) -> Option<&mut Entering> {
+        let pusher = self.open_mut()?.state_mut::<Pusher>()?;
+        pusher.entering.iter_mut().find(|entering| entering.attempt.key == key)
+    }
+
+    /// Takes a subscription that does not come about; it is no member any more.
+    pub(super) fn take_entering(&mut self, key: ChannelKey) {
+        let Some(open) = self.open_mut() else { return };
+        let Some(pusher) = open.state_mut::<Pusher>() else { return };
+        let at = pusher.entering.iter().position(|entering| entering.attempt.key == key);
+        let Some(entering) = at.map(|at| pusher.entering.swap_remove(at)) else { return };
         open.drop_empty_rare();
-        Some(entering)
+        self.give_back(entering);
     }
 
-    fn give_back(&mut self, entrance: Entrance) {
-        if let (true, Kind::Presence(user)) = (entrance.attended, entrance.kind) {
-            self.attend_no_more(entrance.key, Some(user.id));
+    pub(super) fn give_back(&mut self, entering: Entering) {
+        if let (Some(_), Kind::Presence(user)) = (entering.attended, entering.kind) {
+            self.attend_no_more(entering.attempt.key, Some(user.id));
         }
-        self.core.hub.release(entrance.key, self.connections.now());
     }
 
     /// Clients do not ask again for a channel that they were refused, so one that only cannot be had now has the
     /// connection closed with a code after which they come back.
-    fn fail_entrance(&mut self, name: &str, error: &EntranceError) {
+    pub(super) fn fail_entrance(&mut self, key: ChannelKey, error: &EntranceError) {
+        self.take_entering(key);
+        let name = self.core.hub.channel(key).name().to_owned();
         let kind = error.kind();
-        self.deny(name, kind, &error.to_string());
+        self.deny(&name, kind, &error.to_string());
         if kind == ErrorKind::Unavailable {
             self.leave(leave_with(Code::OVER_CAPACITY));
         }
@@ -393,21 +282,17 @@ impl Ctx<'_> {
         self.tell(|out| server::error(None, &format!("{name}: {text}"), None, out));
     }
 
-    /// Writes the answer and joins the lane, in one turn. `waited`: the list of a presence channel, and what came while
-    /// the last event was read.
-    fn grant(&mut self, entrance: Entrance, waited: Option<(Option<Arc<List>>, Option<Recovering>)>) {
-        let Entrance { key, kind, last, .. } = entrance;
-        let (list, recovering) = waited.unwrap_or_default();
+    /// A subscription stands: answers, in the turn in which it joins its lane. `is_new`: no last event follows.
+    pub(super) fn granted(&mut self, key: ChannelKey, is_new: bool) {
         let channel = self.core.hub.channel(key).clone();
         let name = channel.name();
-        let Some(open) = self.connections.get(self.id).and_then(Session::open) else { return };
-        let form = match self.core.shared.node.namespaces().of(&channel).compression {
-            true => open.form,
-            false => open.form.plain(),
-        };
-        let mut out = std::mem::take(&mut self.core.scratch);
-        out.clear();
-        match (&kind, &list) {
+        let Some(open) = self.open_mut() else { return };
+        let entering = open.state_mut::<Pusher>().and_then(|pusher| {
+            let at = pusher.entering.iter().position(|entering| entering.attempt.key == key)?;
+            Some(pusher.entering.swap_remove(at))
+        });
+        let (kind, list) = entering.map_or((Kind::Plain, None), |entering| (entering.kind, entering.list));
+        self.answer(|out| match (&kind, &list) {
             (Kind::Watch, list) => {
                 let user = tidegate_wire::pusher::watched_user(name).into_iter();
                 let is_online = list.as_ref().is_some_and(|list| !list.users.is_empty());
@@ -416,79 +301,40 @@ impl Ctx<'_> {
                         true => server::watchlist(user, [].into_iter(), text),
                         false => server::watchlist([].into_iter(), user, text),
                     },
-                    &mut out,
+                    out,
                 );
             }
             (_, Some(list)) => out.extend_from_slice(list.said(PRESENCE_LIST, |roll, said| {
                 let members = roll.users.iter().map(|user| (&*user.id, user.info.as_deref()));
                 frame_of(|text| server::presence_succeeded(name, members, text), said);
             })),
-            (_, None) => frame_of(|text| server::subscription_succeeded(name, text), &mut out),
-        }
-        let mut seen = Seen::default();
-        if let Some(list) = &list {
-            seen.set_census(list.sequence);
-        }
-        if let Some(recovering) = recovering {
-            self.write_last(form, key, &mut seen, recovering, last, &mut out);
-        }
-        self.connections.write_beyond_bound(self.id, &out);
-        self.core.keep_scratch(out);
-        // As in `tell`: who subscribes again and again and reads nothing is not read either.
-        self.connections.pause_until_flushed(self.id);
-        let now = self.connections.now();
-        let subscription = self.core.hub.join(key, form, seen, self.id.slot, now);
-        self.granted(subscription, &kind, &channel);
-    }
-
-    /// Notes a subscription that stands now.
-    fn granted(&mut self, subscription: Subscription, kind: &Kind, channel: &Channel) {
-        let key = self.core.hub.channel_of(subscription);
-        let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) else { return };
-        open.subscriptions.push(subscription);
-        if let Kind::Presence(user) = kind {
-            open.pusher_mut().members.push((key, user.id.clone()));
-        }
-        let (app, has_many) = (AppKey(open.tag), open.subscriptions.as_slice().len() > 1);
-        if has_many {
-            self.connections.set_merging(self.id, true);
-        }
-        let counts = ChannelKind::of(channel.name()).access != Access::User;
-        if let (Kind::Plain, true, Some(app)) = (kind, counts, self.core.rooms.pusher().apps.get(app)) {
-            // Who is told of counts must be subscribed before its own is counted.
-            let tells_counts = app.subscription_count;
-            self.attend(channel, Attend::Enter { user: None, users_max: None, tells_counts });
-        }
-    }
-
-    /// Appends the last event of a cache channel, or that there is none.
-    fn write_last(
-        &mut self,
-        form: FormId,
-        key: ChannelKey,
-        seen: &mut Seen,
-        recovering: Recovering,
-        last: Option<History>,
-        out: &mut Vec<u8>,
-    ) {
-        let before = out.len();
-        let recovering = Recovering { history: last, ..recovering };
-        self.write_recovered(key, seen, recovering, form, &mut Default::default(), out);
-        if out.len() == before {
-            let channel = self.core.hub.channel(key).clone();
-            frame_of(|text| server::cache_miss(channel.name(), text), out);
+            (_, None) => frame_of(|text| server::subscription_succeeded(name, text), out),
+        });
+        let channel_kind = ChannelKind::of(name);
+        if channel_kind.is_cache && is_new {
+            self.tell(|text| server::cache_miss(name, text));
             if let Some(app) = self.app_of() {
-                self.core.shared.webhooks.notify(&app, Event::CacheMiss { channel: channel.name() });
+                self.core.shared.webhooks.notify(&app, Event::CacheMiss { channel: name });
             }
+        }
+        match kind {
+            Kind::Presence(user) => {
+                if let Some(open) = self.open_mut() {
+                    open.pusher_mut().members.push((key, user.id));
+                }
+            }
+            Kind::Plain if channel_kind.access != Access::User => {
+                // It joins its lane in this turn: before its own count is told.
+                let tells_counts = self.app_of().is_some_and(|app| app.subscription_count);
+                self.attend(&channel, Attend::Enter { user: None, users_max: None, tells_counts });
+            }
+            Kind::Plain | Kind::Watch => {}
         }
     }
 }
 
 /// How a list is said here: the frame that a subscription to a presence channel is answered with.
 const PRESENCE_LIST: ListForm = ListForm::new(0);
-
-/// The newest publication.
-pub(super) const LAST: HistoryQuery = HistoryQuery { since: None, limit: 1 };
 
 /// Whether an `auth` value is this app's signature of a text.
 pub(super) fn is_signed(app: &App, auth: &str, signed: &str) -> bool {

@@ -1,12 +1,12 @@
 //! Giving back: a channel, or everything that a connection had.
 
 use tidegate_backplane::{Attend, Channel};
-use tidegate_wire::pusher::{Access, ChannelKind, session::Place, watched_user};
+use tidegate_wire::pusher::{Access, ChannelKind, watched_user};
 
 use super::{AppKey, Pusher, users::watch_channel, warn_attending};
 use crate::{
     hub::ChannelKey,
-    session::{Ctx, Open, Session},
+    session::{Ctx, Open},
 };
 
 impl Ctx<'_> {
@@ -14,26 +14,18 @@ impl Ctx<'_> {
     pub(super) fn pusher_unsubscribe(&mut self, name: &str) {
         let channel = self.app_of().and_then(|app| app.channel(name).ok());
         let Some(key) = channel.and_then(|channel| self.core.hub.key_of(channel.as_str())) else { return };
-        let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) else { return };
-        if let Some(pusher) = open.state_mut::<Pusher>()
-            && let Some(entering) = pusher.entering.iter_mut().find(|entering| entering.key == key)
-        {
-            entering.place = Place::Withdrawn;
-            return;
+        let Some(open) = self.open_mut() else { return };
+        if open.is_subscribing(key) {
+            self.take_entering(key);
+            return self.end_subscription(key);
         }
-        let hub = &self.core.hub;
-        let Some(subscription) = open.subscriptions.take(|own| hub.channel_of(own) == key) else { return };
         let mut user = None;
         if let Some(pusher) = open.state_mut::<Pusher>() {
             let at = pusher.members.iter().position(|(own, _)| *own == key);
             user = at.map(|at| pusher.members.swap_remove(at).1);
         }
-        open.drop_empty_rare();
-        if open.subscriptions.as_slice().len() <= 1 {
-            self.connections.set_merging(self.id, false);
-        }
         self.leave_census(key, user);
-        self.part(subscription);
+        self.end_subscription(key);
     }
 
     /// Gives back what an open connection had beside its places in the hub.
@@ -46,11 +38,8 @@ impl Ctx<'_> {
             let at = pusher.members.iter().position(|(own, _)| *own == key);
             self.leave_census(key, at.map(|at| pusher.members.swap_remove(at).1));
         }
-        // What waits is given back when its answer comes.
         for entering in pusher.entering {
-            if entering.recovering.is_some() {
-                self.core.hub.unwatch(entering.key, self.id);
-            }
+            self.give_back(entering);
         }
         if let Some(user) = pusher.user
             && let Ok(own) = watch_channel(&app, &user.id)

@@ -17,7 +17,6 @@ mod users;
 
 use std::{any::Any, sync::Arc};
 
-use slab::Slab;
 use tidegate_backplane::BackplaneError;
 use tidegate_reactor::Connections;
 use tidegate_wire::{
@@ -29,17 +28,13 @@ use tidegate_wire::{
     },
 };
 
-use entering::Entrance;
+use entering::Entering;
 use events::EventRefused;
 use opening::Wanted;
 
 use crate::{
     app::apps::App,
-    hub::{
-        ChannelKey,
-        form::FormId,
-        outgoing::{Content, Outgoing},
-    },
+    hub::{ChannelKey, form::FormId, outgoing::Outgoing},
     metrics::DisconnectReason,
     session::{
         Ctx, Open, Session,
@@ -48,7 +43,6 @@ use crate::{
         leaving::Leave,
         opening::{Request, Stop},
         protocol::{Event, Protocol, ProtocolState},
-        recovery::Recovering,
     },
 };
 
@@ -62,8 +56,6 @@ pub(crate) struct PusherChannels;
 #[derive(Debug, Default)]
 struct Room {
     apps: AppTable,
-    /// Subscriptions that wait for the backplane: at most as many as one connection may have, for each.
-    entrances: Slab<Entrance>,
 }
 
 /// An app, as the sessions of a shard name it in [`Open::tag`].
@@ -81,19 +73,8 @@ struct Pusher {
     user: Option<Identity>,
     /// Who it is in its presence channels.
     members: Vec<(ChannelKey, Box<str>)>,
-    /// Subscriptions that wait for an answer.
+    /// Subscriptions under way to channels whose list of members comes with the answer.
     entering: Vec<Entering>,
-}
-
-/// A subscription that waits for an answer.
-#[derive(Debug)]
-struct Entering {
-    token: entering::EntranceToken,
-    key: ChannelKey,
-    /// What the client knows the channel by; whether it has unsubscribed meanwhile.
-    place: Place,
-    /// Of a cache channel: its last event is being read.
-    recovering: Option<Recovering>,
 }
 
 impl AppTable {
@@ -128,20 +109,9 @@ impl ProtocolState for Pusher {
     fn is_empty(&self) -> bool {
         self.user.is_none() && self.members.is_empty() && self.entering.is_empty()
     }
-
-    fn keep(&mut self, key: ChannelKey, content: &Content) {
-        if let Some(recovering) = self.recovering(key) {
-            recovering.kept.keep(content);
-        }
-    }
 }
 
 impl Pusher {
-    /// Where a cache channel's last event is being read.
-    fn recovering(&mut self, key: ChannelKey) -> Option<&mut Recovering> {
-        self.entering.iter_mut().find(|entering| entering.key == key)?.recovering.as_mut()
-    }
-
     fn member_of(&self, key: ChannelKey) -> Option<&str> {
         self.members.iter().find(|(own, _)| *own == key).map(|(_, user)| &**user)
     }
@@ -173,14 +143,14 @@ impl Ctx<'_> {
 
     /// A connection's place in a channel.
     fn place_in(&self, open: &Open, key: Option<ChannelKey>) -> Place {
-        let Some(key) = key else { return Place::Outside };
-        let entering = open.pusher().and_then(|it| it.entering.iter().find(|entering| entering.key == key));
-        match entering {
-            Some(entering) => entering.place,
-            None if open.subscriptions.as_slice().iter().any(|&own| self.core.hub.channel_of(own) == key) => {
+        match key {
+            Some(key) if open.is_subscribing(key) => Place::Entering,
+            Some(key)
+                if open.subscriptions.as_slice().iter().any(|&own| self.core.hub.channel_of(own) == key) =>
+            {
                 Place::Inside
             }
-            None => Place::Outside,
+            _ => Place::Outside,
         }
     }
 
@@ -234,7 +204,10 @@ impl Protocol for PusherChannels {
                 ctx.write(|out| frame_of(|notice| server::error(None, &text, channel, notice), out));
             }
             Event::Silent => ctx.leave(leave_with(Code::NO_PONG)),
-            Event::HeartbeatDue => {}
+            Event::Subscribed { key, is_new, .. } => ctx.granted(key, is_new),
+            Event::Refused { key, error } => ctx.fail_entrance(key, &error.clone().into()),
+            Event::ListWanted { attempt } => ctx.read_list(attempt),
+            Event::Begun | Event::HeartbeatDue => {}
         }
     }
 

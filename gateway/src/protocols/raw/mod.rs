@@ -3,12 +3,16 @@
 pub(crate) mod echo;
 pub(super) mod forms;
 mod publishing;
+mod subscribing;
+
+use std::any::Any;
 
 use tidegate_backplane::Position;
 use tidegate_wire::{
     frame::Opcode,
     head::Head,
     raw::{self, Query},
+    upgrade::protocols,
 };
 
 use crate::{
@@ -23,6 +27,13 @@ use crate::{
     },
 };
 use publishing::Refused;
+
+/// The name of what is spoken here, for clients that name what they speak (RFC 6455 section 1.9). A client that names
+/// others only is answered none, which browsers take for a refusal.
+const SUBPROTOCOL: &str = "tidegate.v1";
+
+/// [`Open::tag`](crate::session::Open) of a client that named it: it is told where it is in its channels.
+const V1: u32 = 1;
 
 #[derive(Debug)]
 pub(crate) struct Raw;
@@ -43,12 +54,26 @@ impl Protocol for Raw {
         let (channels, claims) = core.authorised_channels(head, &query)?;
         let since = since(&query, channels.len())?;
         let envelope = query.envelope;
-        Ok(Request { envelope, channels, since, claims, ..Request::bare(Some(upgrade)) })
+        let offered = head.header_joined("sec-websocket-protocol");
+        let is_v1 = offered.is_some_and(|offered| protocols(&offered).any(|name| name == SUBPROTOCOL));
+        let state = is_v1.then(|| Box::new(()) as Box<dyn Any + Send>);
+        Ok(Request { envelope, channels, since, claims, state, ..Request::bare(Some(upgrade)) })
     }
 
     fn form(&self, request: &Request, compression: bool) -> FormId {
         let form = if request.envelope { forms::ENVELOPED } else { forms::VERBATIM };
         if compression && request.shares_deflate() { form.deflated() } else { form }
+    }
+
+    /// Verbatim clients have no words for it, and those that name no subprotocol do not expect it.
+    fn tells_positions(&self, request: &Request) -> bool {
+        request.envelope && request.state.is_some()
+    }
+
+    fn write_answer(&self, request: &Request, out: &mut Vec<u8>) {
+        if let Some(upgrade) = &request.upgrade {
+            upgrade.write_response(out, request.state.as_ref().map(|_| SUBPROTOCOL));
+        }
     }
 
     fn on_text(&self, ctx: &mut Ctx<'_>, text: &str) {
@@ -70,7 +95,16 @@ impl Protocol for Raw {
                 }
             }
             Event::Silent => ctx.give_up_silent(),
-            Event::Opened { .. } | Event::HeartbeatDue => {}
+            Event::Subscribed { key, position, recovered, .. } => {
+                ctx.raw_subscribed(key, position, recovered)
+            }
+            Event::Refused { key, error } => ctx.raw_refused(key, error),
+            Event::Opened { state } => {
+                if let Some(open) = ctx.open_mut().filter(|_| state.is_some()) {
+                    open.tag = V1;
+                }
+            }
+            Event::Begun | Event::ListWanted { .. } | Event::HeartbeatDue => {}
         }
     }
 }

@@ -2,6 +2,7 @@
 
 pub(super) mod forms;
 
+use tidegate_backplane::Position;
 use tidegate_wire::{
     frame::CloseCode,
     head::Head,
@@ -12,11 +13,11 @@ use tidegate_wire::{
 use super::raw::since;
 use crate::{
     event,
-    hub::form::FormId,
+    hub::{ChannelKey, form::FormId},
     session::{
         Ctx,
         core::Core,
-        ids::parse_event_id,
+        ids::{event_id, parse_event_id},
         leaving::Leave,
         opening::{Request, Stop},
         protocol::{Event, Protocol, Transport},
@@ -43,8 +44,9 @@ impl Protocol for Sse {
         core.check_origin(head)?;
         let query = Query::parse(head.query).map_err(Refusal::from)?;
         let (channels, claims) = core.authorised_channels(head, &query)?;
-        // A browser sends its last id as a header when it reconnects; a parameter is set by hand.
-        let since = match head.header("last-event-id").filter(|id| !id.is_empty()) {
+        // A browser sends its last id as a header when it reconnects, a client that cannot set headers as a parameter.
+        let last_id = head.header("last-event-id").or(query.last_event_id.as_deref());
+        let since = match last_id.filter(|id| !id.is_empty()) {
             Some(id) => {
                 let mut positions = parse_event_id(id);
                 positions.resize(channels.len(), None);
@@ -70,7 +72,7 @@ impl Protocol for Sse {
         Transport::Stream
     }
 
-    fn tells_positions(&self) -> bool {
+    fn tells_positions(&self, _request: &Request) -> bool {
         true
     }
 
@@ -93,7 +95,16 @@ impl Protocol for Sse {
                 ctx.write(|out| sse::encode_event(None, Some(event::DROPPED), &text, out));
             }
             Event::HeartbeatDue => ctx.write(|out| out.extend_from_slice(sse::COMMENT_HEARTBEAT)),
-            Event::Opened { .. } | Event::PublishFailed(_) | Event::Silent => {}
+            Event::Subscribed { key, position, is_new, .. } => subscribed(ctx, key, position, is_new),
+            Event::Begun => {
+                let rare = ctx.open().and_then(|open| open.rare.as_ref());
+                let places = rare.map_or(&[][..], |rare| &rare.positions).iter().map(|(_, place)| *place);
+                if let Some(id) = event_id(places) {
+                    ctx.write(|out| sse::encode_id(&id, out));
+                }
+            }
+            Event::Refused { error, .. } => ctx.leave(Leave::unavailable(error)),
+            Event::ListWanted { .. } | Event::Opened { .. } | Event::PublishFailed(_) | Event::Silent => {}
         }
     }
 
@@ -110,5 +121,17 @@ impl Protocol for Sse {
             }
             _ => sse::encode_event(None, Some(event::DISCONNECT), &why.text(), out),
         }
+    }
+}
+
+/// Tells where a channel stands when nothing else does: without an id that names it, what the channel publishes during a
+/// reconnect would be skipped in silence.
+fn subscribed(ctx: &mut Ctx<'_>, key: ChannelKey, position: Option<Position>, is_new: bool) {
+    let Some(place) = ctx.core.place(key, position) else { return };
+    let Some(open) = ctx.open_mut() else { return };
+    if matches!(open.form, forms::EVENT_OF_MANY | forms::ENVELOPED_OF_MANY) {
+        open.rare_mut().advance(key, Some(place));
+    } else if is_new {
+        ctx.write(|out| sse::encode_id(&place.to_string(), out));
     }
 }

@@ -136,6 +136,21 @@ fn what_policy_drops_is_not_counted_as_sent() {
     }
 }
 
+/// It was dropped like a publication, or replaced by the next one.
+#[test]
+fn a_slow_reader_is_told_of_a_gap_under_every_policy() {
+    for (policy, reason) in [(SlowReader::Drop, "queue_full"), (SlowReader::Latest, "superseded")] {
+        let rig = Rig::start(with_policy(policy));
+        let mut client = narrow(&rig, "/ws?channel=plain:a&envelope=json");
+        let dropped = || rig.metric(&format!("tidegate_messages_dropped_total{{reason=\"{reason}\"}}"));
+        publish_until(&rig, || dropped() >= 5.0);
+        rig.gap("plain:a", None);
+        let before = dropped();
+        publish_until(&rig, || dropped() >= before + 20.0);
+        while client.expect_json()["gap"].is_null() {}
+    }
+}
+
 #[test]
 fn what_a_slow_reader_loses_with_its_connection_is_counted() {
     let rig = Rig::start(with_policy(SlowReader::Disconnect));

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod apart;
+mod browsers;
 mod failing;
 mod leaving;
 mod publishing;

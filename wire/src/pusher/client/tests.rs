@@ -128,7 +128,17 @@ fn identities() {
         false,
     );
     let users = |count: usize| (0..count).map(|n| format!("\"u{n}\"")).collect::<Vec<_>>().join(",");
-    check(&format!(r#"{{"id":"u","watchlist":[{}]}}"#, users(101)), "u", &[], true);
+    let longer = format!(r#"{{"id":"u","watchlist":[{}]}}"#, users(101));
+    let (identity, too_long) = Identity::parse(&longer).expect("the first ones count");
+    assert_eq!((identity.watchlist.len(), too_long), (100, true));
+    assert!(!identity.watchlist.contains(&"u100".into()));
+    let of = |data: &str| Identity::parse(data).expect(data).0.info;
+    assert_eq!(of(r#"{"id":"u","user_info":{"n": 1}}"#).as_deref(), Some(r#"{"n": 1}"#));
+    assert_eq!(of(r#"{"id":"u"}"#), None);
+    let error = Identity::parse(r#"{"id":"a b"}"#).map_err(|error| error.to_string());
+    assert!(error.is_err_and(|text| text.contains("has ' '")));
+    let member = |id: &str| PresenceMember::parse(&format!(r#"{{"user_id":"{id}"}}"#), 100).is_ok();
+    assert!(member(&"é".repeat(128)) && !member(&"é".repeat(129)), "characters count, not bytes");
     let most = format!(r#"{{"id":"u","watchlist":[{}]}}"#, users(100));
     assert_eq!(Identity::parse(&most).expect("the most").0.watchlist.len(), 100);
     for data in ["", "{}", "[]", r#"{"id":""}"#, r#"{"id":"a b"}"#, r#"{"id":"a","watchlist":1}"#] {

@@ -121,7 +121,7 @@ impl Call<'_> {
 
     /// The event that a new subscriber would be sent first; null without one.
     async fn cached(&self, channel: &Channel) -> Result<Value, PusherError> {
-        let last = HistoryQuery { since: None, limit: 1 };
+        let last = HistoryQuery::newest(1);
         let history = self.state.node.history(channel, last).await.map_err(PusherError::Backplane)?;
         Ok(history.publications.last().map_or(Value::Null, |publication| match &publication.payload {
             Payload::Text(text) => json!({ "data": &**text }),

@@ -37,7 +37,7 @@ pub(super) enum PusherError {
     NotFound,
     #[error("This path takes {allow} requests")]
     MethodNotAllowed { allow: Method },
-    #[error("Invalid body: {0}")]
+    #[error("Invalid body: it is not the JSON object that this path takes (line {}, column {})", .0.line(), .0.column())]
     Json(serde_json::Error),
     #[error("Invalid body: the data is not UTF-8")]
     Text,

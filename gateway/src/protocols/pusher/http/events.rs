@@ -2,7 +2,7 @@
 //!
 //! The form of the whole request is checked before anything is published: what answers 4xx published nothing.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::HashSet};
 
 use bytes::Bytes;
 use futures_util::future::{join_all, try_join_all};
@@ -13,7 +13,7 @@ use tidegate_wire::pusher::ChannelKind;
 
 use super::{Call, NOTHING, PusherError, channels::Info};
 use crate::{
-    event,
+    event::{self, EventNameError},
     node::{PublishHistory, PublishRequest},
 };
 
@@ -54,13 +54,32 @@ impl Call<'_> {
     pub(super) async fn events(&self, body: &[u8]) -> Result<Bytes, PusherError> {
         // A string, as every SDK sends it, is unescaped once and into its place.
         let event = match serde_json::from_slice::<EventFields<String>>(body) {
-            Ok(fields) => self.event(fields, Text::from)?,
+            Ok(fields) => self.event(fields, |data: String| Ok(data.into()))?,
             Err(_) => {
                 let fields: EventFields<Data<'_>> =
                     serde_json::from_slice(body).map_err(PusherError::Json)?;
                 self.event(fields, Data::into_text)?
             }
         };
+        self.publish_fields(event).await
+    }
+
+    /// `POST /events` without a body: everything is in the query, `channels` separated by commas.
+    pub(super) async fn events_of_query(&self) -> Result<Bytes, PusherError> {
+        let own = |name: &str| self.parameters.get(name).map(str::to_owned);
+        let channels = own("channels").or_else(|| own("channels[]"));
+        let fields = EventFields {
+            name: own("name"),
+            data: own("data"),
+            channels: channels.map(|names| names.split(',').map(str::to_owned).collect()),
+            channel: own("channel"),
+            socket_id: own("socket_id"),
+            info: own("info"),
+        };
+        self.publish_fields(self.event(fields, |data: String| Ok(data.into()))?).await
+    }
+
+    async fn publish_fields(&self, event: Event) -> Result<Bytes, PusherError> {
         self.take_events(event.channels.len())?;
         self.publish(&event).await?;
         if !event.info.counts() {
@@ -112,16 +131,24 @@ impl Call<'_> {
             socket_id: own("socket_id"),
             info: None,
         };
-        let event = self.event(fields, |data| data)?;
+        let event = self.event(fields, Ok)?;
         self.take_events(1)?;
         self.publish(&event).await?;
         Ok(NOTHING)
     }
 
-    fn event<D>(&self, fields: EventFields<D>, text: impl FnOnce(D) -> Text) -> Result<Event, PusherError> {
+    fn event<D>(
+        &self,
+        fields: EventFields<D>,
+        text: impl FnOnce(D) -> Result<Text, PusherError>,
+    ) -> Result<Event, PusherError> {
         let name = fields.name.ok_or(PusherError::Missing("name"))?;
-        event::check_name(&name).map_err(PusherError::Event)?;
-        let payload = text(fields.data.ok_or(PusherError::Missing("data"))?);
+        match event::check_name(&name) {
+            // Only raw clients and event streams know these names as the gateway's own.
+            Err(EventNameError::Reserved) if !self.app.has_raw_clients => {}
+            checked => checked.map_err(PusherError::Event)?,
+        }
+        let payload = text(fields.data.ok_or(PusherError::Missing("data"))?)?;
         let max = self.app.limits.event_bytes.bytes();
         if payload.len() > max {
             return Err(PusherError::TooLarge { max });
@@ -138,10 +165,16 @@ impl Call<'_> {
         Ok(Event {
             name: name.into(),
             payload,
-            channels: names.iter().map(|name| self.named(name)).collect::<Result<_, _>>()?,
+            channels: self.each_once(&names)?,
             sender: fields.socket_id.filter(|id| !id.is_empty()).map(sender).transpose()?,
             info: fields.info.as_deref().map_or(Ok(Info::default()), Info::parse)?,
         })
+    }
+
+    /// A channel that is named twice is published to once.
+    fn each_once(&self, names: &[String]) -> Result<Vec<(Channel, ChannelKind)>, PusherError> {
+        let mut seen = HashSet::with_capacity(names.len());
+        names.iter().filter(|name| seen.insert(name.as_str())).map(|name| self.named(name)).collect()
     }
 
     async fn publish(&self, event: &Event) -> Result<(), PusherError> {
@@ -185,11 +218,14 @@ impl Call<'_> {
 }
 
 impl Data<'_> {
-    fn into_text(self) -> Text {
+    fn into_text(self) -> Result<Text, PusherError> {
         let json = self.0.get();
-        // Only a string can be read as one.
-        serde_json::from_str::<Cow<'_, str>>(json)
-            .map_or_else(|_| json.into(), |text| text.into_owned().into())
+        if !json.starts_with('"') {
+            return Ok(json.into());
+        }
+        // A string may still be none: half of a surrogate pair is no character.
+        let text: Cow<'_, str> = serde_json::from_str(json).map_err(PusherError::Json)?;
+        Ok(text.into_owned().into())
     }
 }
 

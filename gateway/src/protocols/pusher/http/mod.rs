@@ -16,7 +16,7 @@ use axum::{
 };
 use bytes::Bytes;
 use futures_util::{FutureExt as _, future::BoxFuture};
-use http::{HeaderValue, Method, header, request::Parts};
+use http::{HeaderValue, Method, StatusCode, header, request::Parts};
 use tidegate_backplane::{Channel, DisconnectTarget};
 use tidegate_wire::pusher::{ChannelKind, check_name};
 
@@ -65,7 +65,7 @@ impl Api for SignedApi {
 
 async fn answer(state: &HttpState, parts: &Parts, body: Body) -> Response {
     let response = match route(state, parts, body).await {
-        Ok(body) => json(body),
+        Ok((status, body)) => json(status, body),
         Err(error) => error.into_response(),
     };
     if parts.method == Method::POST {
@@ -74,7 +74,7 @@ async fn answer(state: &HttpState, parts: &Parts, body: Body) -> Response {
     response
 }
 
-async fn route(state: &HttpState, parts: &Parts, body: Body) -> Result<Bytes, PusherError> {
+async fn route(state: &HttpState, parts: &Parts, body: Body) -> Result<(StatusCode, Bytes), PusherError> {
     let (id, rest) = parts
         .uri
         .path()
@@ -91,15 +91,21 @@ async fn route(state: &HttpState, parts: &Parts, body: Body) -> Result<Bytes, Pu
     let body = body::read(body, state.node.limits().body_bytes_max).await.map_err(PusherError::Body)?;
     signed::verify_body(&parameters, &body)?;
     let call = Call { state, app, parameters };
-    match endpoint {
+    let answer = match endpoint {
+        Endpoint::Events if body.is_empty() => call.events_of_query().await,
         Endpoint::Events => call.events(&body).await,
         Endpoint::BatchEvents => call.batch_events(&body).await,
-        Endpoint::ChannelEvents(channel) => call.channel_events(channel, body).await,
+        Endpoint::ChannelEvents(channel) => {
+            let answer = call.channel_events(channel, body).await?;
+            // The older way has its older answer.
+            return Ok((StatusCode::ACCEPTED, answer));
+        }
         Endpoint::Channels => call.channels().await,
         Endpoint::Channel(channel) => call.channel(channel).await,
         Endpoint::Users(channel) => call.users(channel).await,
         Endpoint::Terminate(user) => call.terminate(user).await,
-    }
+    }?;
+    Ok((StatusCode::OK, answer))
 }
 
 impl<'p> Endpoint<'p> {
@@ -166,9 +172,10 @@ fn decoded(segment: &str) -> Cow<'_, str> {
     percent_encoding::percent_decode_str(segment).decode_utf8_lossy()
 }
 
-/// A 200 with a JSON body.
-fn json(body: Bytes) -> Response {
+/// A success with a JSON body.
+fn json(status: StatusCode, body: Bytes) -> Response {
     let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }

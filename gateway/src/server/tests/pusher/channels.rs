@@ -278,7 +278,7 @@ fn names_say_nothing_where_there_is_no_app() {
         for text in ["1", "2", "3"] {
             rig.publish(name, text);
         }
-        let all = tidegate_backplane::HistoryQuery { since: None, limit: 10 };
+        let all = tidegate_backplane::HistoryQuery::newest(10);
         let channel = tidegate_backplane::Channel::new(name).unwrap();
         let history = rig.block_on(rig.node.history(&channel, all)).unwrap();
         assert_eq!(history.publications.len(), 3, "{name}");

@@ -160,6 +160,9 @@ pub(super) fn signature(signed: &str) -> String {
 
 /// The data of a message: what its string holds, if that is JSON.
 fn data(message: &Value) -> Value {
+    if message["data"].is_null() {
+        return Value::Null;
+    }
     let text = message["data"].as_str().unwrap_or_else(|| panic!("data is no string: {message}"));
     serde_json::from_str(text).unwrap_or_else(|_| json!(text))
 }

@@ -43,6 +43,20 @@ fn a_user_has_a_channel_of_its_own() {
     rig.eventually_empty();
 }
 
+/// Its id and what others see of it come from the sign-in.
+#[test]
+fn who_is_signed_in_enters_a_presence_channel_without_channel_data() {
+    let rig = Rig::start(config());
+    let mut client = Client::connect(&rig);
+    client.ask("presence-a");
+    client.expect_refusal("presence-a", "RequestError", 400);
+    client.sign_in(&json!({ "id": "u", "user_info": { "name": "U" } }));
+    client.ask("presence-a");
+    let list = client.expect_on("pusher_internal:subscription_succeeded", "presence-a");
+    assert_eq!(list["presence"]["hash"], json!({ "u": { "name": "U" } }));
+    rig.eventually_attending("presence-a", (1, 1));
+}
+
 #[test]
 fn a_wrong_signature_ends_the_connection() {
     let rig = Rig::start(config());
@@ -95,6 +109,9 @@ fn a_watchlist_has_a_limit() {
     let mut client = Client::connect(&rig);
     client.sign_in(&json!({ "id": "w", "watchlist": users(101) }));
     client.expect_error(Some(4302));
+    for _ in 0..100 {
+        client.expect("pusher_internal:watchlist_events");
+    }
     client.expect_nothing();
     let mut client = Client::connect(&rig);
     client.sign_in(&json!({ "id": "w", "watchlist": users(100) }));

@@ -1,0 +1,29 @@
+//! What a client with `envelope=json` is told of its subscriptions.
+
+use tidegate_backplane::{BackplaneError, Position};
+use tidegate_wire::{frame::Opcode, raw};
+
+use super::{V1, forms};
+use crate::{
+    hub::ChannelKey,
+    session::{Ctx, leaving::Leave},
+};
+
+impl Ctx<'_> {
+    /// Tells where the client is in the channel, so that it can come back before the first message.
+    pub(super) fn raw_subscribed(&mut self, key: ChannelKey, position: Option<Position>, recovered: bool) {
+        if !self.open().is_some_and(|open| open.tag == V1 && open.form.plain() == forms::ENVELOPED) {
+            return;
+        }
+        let Some(place) = self.core.place(key, position) else { return };
+        let mut notice = Vec::new();
+        let name = self.core.hub.channel(key).name();
+        let epoch = place.epoch.to_string();
+        raw::encode_subscribed(name, Some((&epoch, place.offset)), recovered, &mut notice);
+        self.write_frame(Opcode::Text, &notice);
+    }
+
+    pub(super) fn raw_refused(&mut self, _key: ChannelKey, error: &BackplaneError) {
+        self.leave(Leave::unavailable(error));
+    }
+}

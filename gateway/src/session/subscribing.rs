@@ -1,0 +1,330 @@
+//! The driver of the subscription machines: tells each what has happened to its connection and channel, and does what
+//! it answers. Every way of subscribing comes through here, whatever the protocol.
+//!
+//! While a connection is open, its subscriptions that are not in a lane yet are in
+//! [`Rare::unsettled`](super::Rare); before that, in its opening. History is written a page at a time: the next is read
+//! when the socket has taken everything, so a client that reads nothing costs one page, however many channels it
+//! recovers.
+
+use std::sync::Arc;
+
+use tidegate_backplane::{BackplaneError, Channel, Position};
+use tidegate_reactor::Shared as SharedBytes;
+use tidegate_wire::sse;
+
+use super::{
+    Ctx, Open, Phase, Session, core::Core, ids::Fresh, leaving::Leave, opening::terms, protocol::Event,
+};
+use crate::{
+    hub::{ChannelKey, form::FormId, outgoing::Content},
+    node::{histories::Page, interest::Confirmation},
+    subscription::{Item, Machine, Output, Outputs, Read, Seen, Want},
+};
+
+/// One attempt of a connection to subscribe to a channel. An answer that comes late names an attempt that is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Attempt {
+    pub(crate) key: ChannelKey,
+    serial: u32,
+}
+
+/// A subscription that is not in a lane yet. It holds its channel.
+#[derive(Debug)]
+pub(crate) struct Unsettled {
+    pub(crate) attempt: Attempt,
+    pub(super) machine: Machine,
+    /// The hub tells the machine what is delivered.
+    watches: bool,
+}
+
+impl Core {
+    /// What of its past a subscription wants. `tells_place`: the client is told where the channel stands.
+    pub(crate) fn want(&self, channel: &Channel, since: Option<Position>, tells_place: bool) -> Want {
+        let namespace = self.shared.node.namespaces().of(channel);
+        match since {
+            Some(position) => match Fresh::of(position, self.shared.life) {
+                Some(fresh) => Want::SinceEmpty {
+                    away: fresh.away(self.shared.started.elapsed()),
+                    history_age: namespace.history_age,
+                },
+                None => Want::After(position),
+            },
+            None if tells_place && namespace.history().is_some() => Want::Place,
+            None => Want::Live,
+        }
+    }
+
+    /// Where a client is in a channel, in a form that it can come back with: also before the channel's first
+    /// publication. `None`: the channel keeps no history.
+    pub(crate) fn place(&self, key: ChannelKey, position: Option<Position>) -> Option<Position> {
+        let keeps_history = || self.shared.node.namespaces().of(self.hub.channel(key)).history().is_some();
+        let fresh = || Fresh::place(self.shared.life, self.shared.started.elapsed());
+        position.or_else(|| keeps_history().then(fresh))
+    }
+
+    /// The form in which a connection gets a channel.
+    pub(crate) fn form(&self, open: &Open, channel: &Channel) -> FormId {
+        match self.shared.node.namespaces().of(channel).compression {
+            true => open.form,
+            false => open.form.plain(),
+        }
+    }
+}
+
+impl Ctx<'_> {
+    /// Holds a channel for the connection. `lists`: it is answered with the list of who is there.
+    pub(super) fn hold(&mut self, channel: &Channel, want: Want, lists: bool) -> (Unsettled, Confirmation) {
+        let terms = terms(self.core.shared.node.namespaces().of(channel));
+        let (key, confirmation) = self.core.hub.hold(channel, terms);
+        self.core.attempts = self.core.attempts.wrapping_add(1);
+        let attempt = Attempt { key, serial: self.core.attempts };
+        (Unsettled { attempt, machine: Machine::new(want, lists), watches: false }, confirmation)
+    }
+
+    /// Begins a subscription of an open connection. Whoever asks waits for the confirmation, and for what its protocol
+    /// does beside, and then calls [`confirmed`](Self::confirmed) or [`refused`](Self::refused).
+    pub(crate) fn begin_subscription(
+        &mut self,
+        channel: &Channel,
+        want: Want,
+        lists: bool,
+    ) -> Option<(Attempt, Confirmation)> {
+        self.open()?;
+        let (unsettled, confirmation) = self.hold(channel, want, lists);
+        let attempt = unsettled.attempt;
+        self.open_mut()?.rare_mut().unsettled.push(unsettled);
+        Some((attempt, confirmation))
+    }
+
+    /// The backplane, and the protocol, have what the subscription needs.
+    pub(crate) fn confirmed(&mut self, attempt: Attempt) {
+        self.step(attempt, Machine::confirmed);
+    }
+
+    pub(crate) fn refused(&mut self, attempt: Attempt, error: BackplaneError) {
+        self.step(attempt, |machine| machine.refused(error));
+    }
+
+    /// The list of who is in the channel is there, with the changes up to this number.
+    pub(crate) fn listed(&mut self, attempt: Attempt, sequence: u64) {
+        self.step(attempt, |machine| machine.listed(sequence));
+    }
+
+    /// Whether an attempt is still under way.
+    pub(crate) fn is_under_way(&self, attempt: Attempt) -> bool {
+        let rare = self.open().and_then(|open| open.rare.as_ref());
+        rare.is_some_and(|rare| rare.unsettled.iter().any(|it| it.attempt == attempt))
+    }
+
+    /// Ends a subscription, or one that is under way; what the protocol has beside it is its own.
+    pub(crate) fn end_subscription(&mut self, key: ChannelKey) {
+        let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) else { return };
+        if let Some(attempt) = open.unsettled(key).map(|it| it.attempt) {
+            return self.step(attempt, Machine::end);
+        }
+        let hub = &self.core.hub;
+        let Some(subscription) = open.subscriptions.take(|own| hub.channel_of(own) == key) else { return };
+        if open.subscriptions.as_slice().len() <= 1 {
+            self.connections.set_merging(self.id, false);
+        }
+        self.part(subscription);
+    }
+
+    /// Gives back what a subscription holds that its connection takes with it.
+    pub(super) fn abandon(&mut self, mut unsettled: Unsettled) {
+        if !unsettled.machine.end().is_empty() {
+            self.release(unsettled.attempt.key, unsettled.watches);
+        }
+    }
+
+    /// Something was delivered of a channel whose history the connection reads.
+    pub(super) fn delivered(&mut self, key: ChannelKey, content: &Content) {
+        let Some(unsettled) = self.unsettled(key) else { return };
+        let (attempt, machine) = (unsettled.attempt, &mut unsettled.machine);
+        let item = match content {
+            Content::Publication(publication) => Item::Publication(Arc::clone(publication)),
+            Content::Gap(gap) => Item::Gap(*gap),
+            Content::Census(event) => {
+                if machine.tells_census(event.sequence) {
+                    self.tell_live(key, content);
+                }
+                return;
+            }
+        };
+        match &*machine.delivered(&item) {
+            [] => {}
+            [Output::Tell(_)] => self.tell_live(key, content),
+            outputs => debug_assert!(false, "{attempt:?}: {outputs:?}"),
+        }
+    }
+
+    /// The socket has taken everything: one of the subscriptions that wait for that reads its next page.
+    pub(crate) fn on_room(&mut self) {
+        let Some(rare) = self.open().and_then(|open| open.rare.as_ref()) else { return };
+        if rare.unsettled.iter().any(|it| it.machine.reads_page()) {
+            return;
+        }
+        let Some(next) = rare.unsettled.iter().find(|it| it.machine.is_due()) else { return };
+        let attempt = next.attempt;
+        match self.connections.queued_bytes(self.id) {
+            0 => self.step(attempt, Machine::room),
+            _ => self.connections.tell_flushed(self.id),
+        }
+    }
+
+    /// History was read.
+    pub(super) fn history_read(&mut self, attempt: Attempt, result: Result<Arc<Page>, BackplaneError>) {
+        if let Some(Phase::Opening(_)) = self.session().map(|session| &session.phase) {
+            return self.opening_read(attempt, result);
+        }
+        self.step(attempt, |machine| machine.page(result.map(|page| page.history.clone())));
+        // Another one may have waited for this page.
+        let rare = self.open().and_then(|open| open.rare.as_ref());
+        if rare.is_some_and(|rare| rare.unsettled.iter().any(|it| it.machine.is_due())) {
+            self.connections.tell_flushed(self.id);
+        }
+    }
+
+    /// Asks for history. What is delivered from now on is told to the machine.
+    pub(super) fn read_history(&mut self, attempt: Attempt, read: Read) {
+        let begins = self.unsettled(attempt.key).is_some_and(|it| !std::mem::replace(&mut it.watches, true));
+        if begins {
+            self.core.hub.watch(attempt.key, self.id);
+        }
+        let reading = self.core.shared.node.histories().read(self.core.hub.channel(attempt.key), read);
+        self.run(reading, move |ctx, result| ctx.history_read(attempt, result));
+    }
+
+    /// Tells a machine of an open connection something, and does what it answers.
+    pub(super) fn step(&mut self, attempt: Attempt, input: impl FnOnce(&mut Machine) -> Outputs) {
+        let Some(open) = self.open_mut() else { return };
+        let Some(rare) = &mut open.rare else { return };
+        let Some(unsettled) = rare.unsettled.iter_mut().find(|it| it.attempt == attempt) else { return };
+        let outputs = input(&mut unsettled.machine);
+        self.perform(attempt, outputs);
+    }
+
+    fn perform(&mut self, attempt: Attempt, outputs: Outputs) {
+        let key = attempt.key;
+        let mut outputs = outputs.into_iter().peekable();
+        while let Some(output) = outputs.next() {
+            match output {
+                Output::AwaitRoom => self.connections.tell_flushed(self.id),
+                Output::Read(read) => self.read_history(attempt, read),
+                Output::List => self.tell_protocol(Event::ListWanted { attempt }),
+                Output::Subscribed { position, recovered } => {
+                    let is_new = !matches!(outputs.peek(), Some(Output::Tell(_)));
+                    self.tell_protocol(Event::Subscribed { key, position, recovered, is_new });
+                }
+                Output::Tell(items) => self.tell_items(key, items),
+                Output::Join(seen) => self.join(attempt, seen),
+                Output::Release => self.release_attempt(attempt),
+                Output::Refuse(error) => self.tell_protocol(Event::Refused { key, error: &error }),
+            }
+        }
+    }
+
+    /// Writes what the client missed, or that it cannot be had; a protocol that cannot say so ends the connection.
+    ///
+    /// It counts against the bound of the queue, which is empty, unless it alone is more: then it is one page.
+    fn tell_items(&mut self, key: ChannelKey, items: Vec<Item>) {
+        let mut out = std::mem::take(&mut self.core.scratch);
+        out.clear();
+        let mut untold = None;
+        for item in items {
+            let content = Content::from(item);
+            if !self.say(key, &content, &mut out) {
+                untold = Some(content);
+                break;
+            }
+        }
+        let bound = self.core.shared.node.config().limits.send_queue_bytes.bytes();
+        match out.len() <= bound {
+            true => self.connections.write(self.id, &out),
+            false => self.connections.write_beyond_bound(self.id, &out),
+        };
+        self.core.keep_scratch(out);
+        if let Some(Content::Gap(gap)) = untold {
+            self.leave(Leave::Gap(gap.reason));
+        }
+    }
+
+    /// Writes something live to a client that is not in a lane yet, by the policy of the channel's namespace.
+    fn tell_live(&mut self, key: ChannelKey, content: &Content) {
+        let mut out = Vec::new();
+        if self.say(key, content, &mut out) {
+            let overflow = terms(self.core.shared.node.namespaces().of(self.core.hub.channel(key))).overflow;
+            let shared =
+                SharedBytes { head: &[], bytes: &out.into(), messages: 1, last_at: 0, key, overflow };
+            self.connections.write_shared(self.id.slot, &shared);
+        }
+    }
+
+    /// Appends what the connection is told of a content. False: its form cannot say it.
+    fn say(&mut self, key: ChannelKey, content: &Content, out: &mut Vec<u8>) -> bool {
+        let core = &mut *self.core;
+        let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) else { return true };
+        let form = open.form.plain();
+        let said = core.encoder.encode(core.hub.channel(key), content, form);
+        if said.is_empty() {
+            return false;
+        }
+        if core.hub.forms().get(form).has_heads()
+            && let Some(id) = open.rare.as_mut().and_then(|rare| rare.advance(key, content.position()))
+        {
+            sse::begin_event(&id, out);
+        }
+        out.extend_from_slice(&said);
+        core.metrics.messages_sent.add(1);
+        true
+    }
+
+    /// Turns the hold into a place in a lane.
+    fn join(&mut self, attempt: Attempt, seen: Seen) {
+        let (key, now) = (attempt.key, self.connections.now());
+        // One that left meanwhile has given its hold back.
+        let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) else { return };
+        let form = self.core.form(open, self.core.hub.channel(key));
+        let subscription = self.core.hub.join(key, form, seen, self.id.slot, now);
+        open.subscriptions.push(subscription);
+        let has_many = open.subscriptions.as_slice().len() > 1;
+        let watches = open.take_unsettled(attempt).is_some_and(|it| it.watches);
+        if has_many {
+            self.connections.set_merging(self.id, true);
+        }
+        if watches {
+            self.core.hub.unwatch(key, self.id);
+        }
+    }
+
+    fn release_attempt(&mut self, attempt: Attempt) {
+        if let Some(unsettled) = self.open_mut().and_then(|open| open.take_unsettled(attempt)) {
+            self.release(attempt.key, unsettled.watches);
+        }
+    }
+
+    fn release(&mut self, key: ChannelKey, watches: bool) {
+        if watches {
+            self.core.hub.unwatch(key, self.id);
+        }
+        self.core.hub.release(key, self.connections.now());
+    }
+
+    /// The subscription to a channel, wherever its connection is.
+    fn unsettled(&mut self, key: ChannelKey) -> Option<&mut Unsettled> {
+        match &mut self.connections.get_mut(self.id)?.phase {
+            Phase::Opening(opening) => opening.unsettled(key),
+            Phase::Open(open) => open.unsettled(key),
+            Phase::Head(_) | Phase::Leaving(_) => None,
+        }
+    }
+}
+
+impl From<Item> for Content {
+    fn from(item: Item) -> Self {
+        match item {
+            Item::Publication(publication) => Self::Publication(publication),
+            Item::Gap(gap) => Self::Gap(gap),
+        }
+    }
+}
