@@ -286,7 +286,7 @@ async fn reading_writes_nothing() {
         let mut new = text("refused");
         new.history = Some(HistoryPolicy { size: 10, age: LONG });
         rig.publisher.publish(new).await.expect_err("writing is refused");
-        let query = HistoryQuery { since: None, limit: 9 };
+        let query = HistoryQuery { since: None, limit: 9, bytes: usize::MAX };
         let history = rig.reader.history(&channel(), query).await.expect("history");
         assert_eq!(history.publications.len(), 2, "{refusing:?}");
         assert_eq!(rig.standing().await.top.position.offset, 2, "{refusing:?}");
@@ -312,7 +312,8 @@ async fn a_flight_keeps_its_order_whatever_the_server_has_forgotten() {
         let first = u64::from(round * 16) + 1;
         assert_eq!(offsets.collect::<Vec<_>>(), (first..first + 16).collect::<Vec<_>>());
     }
-    let history = rig.reader.history(&channel(), HistoryQuery { since: None, limit: 100 }).await;
+    let history =
+        rig.reader.history(&channel(), HistoryQuery { since: None, limit: 100, bytes: usize::MAX }).await;
     let texts = history
         .expect("history")
         .publications
