@@ -52,9 +52,33 @@ impl Core {
         Ok((channels.collect::<Result<_, _>>().map_err(Refusal::from)?, claims))
     }
 
+    /// Whether a channel may be subscribed to on an open connection, with these claims.
+    pub(crate) fn may_subscribe(&self, channel: &Channel, claims: Option<&Claims>) -> bool {
+        self.is_open(channel) || claims.is_some_and(|claims| claims.may_subscribe(channel))
+    }
+
+    /// The channel of a name, in the app of the claims.
+    pub(crate) fn channel_of_claims(
+        &self,
+        name: &str,
+        claims: Option<&Claims>,
+    ) -> Result<Channel, tidegate_backplane::ChannelError> {
+        let app = claims.and_then(|claims| claims.app.as_deref());
+        AppId::channel(app.map(AppId::as_str), name)
+    }
+
+    /// Whether anybody may subscribe. What Pusher's clients need a signature for nobody has without credentials.
+    fn is_open(&self, channel: &Channel) -> bool {
+        let config = self.shared.node.config();
+        let is_restricted =
+            !config.dev && app::kind_of(config, channel).is_some_and(|kind| kind.is_restricted());
+        config.namespaces.of(channel).anonymous_subscribe && !is_restricted
+    }
+
     fn url_channels(&self, query: &Query) -> Result<Vec<Channel>, Refusal> {
         let (given, max) = (query.channels.len(), self.shared.node.config().limits.subscriptions as usize);
-        if given == 0 {
+        // An enveloped client may subscribe later.
+        if given == 0 && !query.envelope {
             return Err(Refusal::NoChannel);
         }
         if given > max {
@@ -80,11 +104,7 @@ impl Core {
         let credentials = self.credentials(head, query)?;
         let mut key_app = None;
         for channel in channels {
-            let config = self.shared.node.config();
-            // What Pusher's clients need a signature for nobody has without credentials.
-            let is_restricted =
-                !config.dev && app::kind_of(config, channel).is_some_and(|kind| kind.is_restricted());
-            let open = config.namespaces.of(channel).anonymous_subscribe && !is_restricted;
+            let open = self.is_open(channel);
             match &credentials {
                 Credentials::Token(claims) if open || claims.may_subscribe(channel) => {}
                 Credentials::Token(_) => return Err(Refusal::Rights { channel: channel.clone() }.into()),

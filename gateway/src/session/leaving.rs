@@ -186,6 +186,14 @@ impl Ctx<'_> {
         }
     }
 
+    /// It is not present in a channel any more that it goes out of.
+    pub(crate) fn leave_presence_of(&self, key: ChannelKey) {
+        let present = self.open().and_then(|open| open.rare.as_ref()?.present.clone());
+        if let Some(present) = present {
+            self.leave_presence(key, present);
+        }
+    }
+
     fn leave_presence(&self, key: ChannelKey, present: Present) {
         let channel = self.core.hub.channel(key).clone();
         if !self.core.shared.node.namespaces().of(&channel).presence {

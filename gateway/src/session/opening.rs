@@ -372,6 +372,17 @@ impl Ctx<'_> {
         self.join_presence(channels);
     }
 
+    /// Another token of the same user.
+    pub(crate) fn set_claims(&mut self, claims: Claims) {
+        let now = self.connections.now();
+        let mut renewed = Rare::default();
+        self.take_claims(now, Some(claims), &mut renewed);
+        if let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) {
+            let rare = open.rare_mut();
+            (rare.claims, rare.expires) = (renewed.claims, renewed.expires);
+        }
+    }
+
     fn take_claims(&self, now: Tick, claims: Option<Claims>, rare: &mut Rare) {
         let Some(claims) = claims else { return };
         rare.expires = claims.expires.map(|expires| {
@@ -381,7 +392,7 @@ impl Ctx<'_> {
         rare.claims = Some(Arc::new(claims));
     }
 
-    fn join_presence(&mut self, channels: &[Channel]) {
+    pub(crate) fn join_presence(&mut self, channels: &[Channel]) {
         let node = &self.core.shared.node;
         let with_presence: Vec<&Channel> =
             channels.iter().filter(|channel| node.namespaces().of(channel).presence).collect();
@@ -399,7 +410,11 @@ impl Ctx<'_> {
                 node.backplane().join(channel, Member { connection, user: user.clone(), info })
             })
             .collect();
+        let before = open.rare.as_ref().and_then(|rare| rare.present.clone());
         let joined = async move {
+            if let Some(before) = before {
+                before.await;
+            }
             for result in join_all(joining).await {
                 if let Err(error) = result {
                     tracing::warn!(%error, "a presence entry could not be written");

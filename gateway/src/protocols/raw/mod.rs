@@ -1,5 +1,6 @@
 //! Raw WebSockets, `GET /ws`: publications verbatim, or in a JSON envelope.
 
+mod commands;
 pub(crate) mod echo;
 pub(super) mod forms;
 mod publishing;

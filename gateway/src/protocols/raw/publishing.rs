@@ -4,7 +4,10 @@ use bytes::Bytes;
 use tidegate_backplane::{Channel, Payload};
 use tidegate_wire::{
     frame::Opcode,
-    raw::{self, ClientPublication, ClientPublicationError},
+    raw::{
+        self, ClientPublication, ClientPublicationError,
+        command::{ClientText, ClientTextError, ClientTextProblem, parse_client_text},
+    },
 };
 
 use super::forms::ENVELOPED;
@@ -16,7 +19,7 @@ use crate::{
     session::{
         Ctx, Session,
         leaving::Leave,
-        publishing::{Publisher, Rates},
+        publishing::{Accepted, Publisher, Rates},
     },
 };
 
@@ -45,36 +48,63 @@ impl Ctx<'_> {
         let enveloped = open.form.plain() == ENVELOPED;
         if !enveloped {
             let payload = Payload::Text(text.into());
-            return self.client_publish(None, None, payload);
+            return self.client_publish(None, None, payload, None);
         }
-        match parse(text) {
-            Ok(publication) => {
+        match parse_client_text(text) {
+            Ok(ClientText::Command(command)) => self.command(command),
+            Ok(ClientText::Publication(publication)) => match check_event(&publication) {
+                Ok(()) => {
+                    let payload = Payload::Text((&*publication.data).into());
+                    let event = publication.event.as_deref().map(Box::from);
+                    self.client_publish(publication.channel.as_deref(), event, payload, None);
+                }
+                Err(refused) => self.refuse_publish(&refused),
+            },
+            Err(ClientTextError { id: None, problem: ClientTextProblem::Publication(error) }) => {
+                self.refuse_publish(&Refused::Malformed(error));
+            }
+            Err(error) => self.refuse_command(error.id, 400, &error.to_string()),
+        }
+    }
+
+    /// Publishes what a command holds; `accepted` is called when that was done.
+    pub(super) fn publish_command(
+        &mut self,
+        id: Option<u64>,
+        publication: ClientPublication<'_>,
+        accepted: Accepted,
+    ) {
+        let bytes = publication.data.len();
+        let checked = check_event(&publication)
+            .and_then(|()| self.check_publish(publication.channel.as_deref(), bytes));
+        match checked {
+            Ok(channel) => {
                 let payload = Payload::Text((&*publication.data).into());
                 let event = publication.event.as_deref().map(Box::from);
-                self.client_publish(publication.channel.as_deref(), event, payload);
+                self.start_publish(request(channel, event, payload), Some(accepted));
             }
-            Err(refused) => self.refuse_publish(&refused),
+            Err(refused) => {
+                let (code, reason) = refused.kind();
+                self.core.metrics.messages_dropped.add(reason, 1);
+                self.refuse_command(id, code, &refused.to_string());
+            }
         }
     }
 
     pub(super) fn client_binary(&mut self, bytes: &[u8]) {
         let payload = Payload::Binary(Bytes::copy_from_slice(bytes));
-        self.client_publish(None, None, payload);
+        self.client_publish(None, None, payload, None);
     }
 
-    fn client_publish(&mut self, channel: Option<&str>, event: Option<Box<str>>, payload: Payload) {
+    fn client_publish(
+        &mut self,
+        channel: Option<&str>,
+        event: Option<Box<str>>,
+        payload: Payload,
+        accepted: Option<Accepted>,
+    ) {
         match self.check_publish(channel, payload.bytes().len()) {
-            Ok(channel) => {
-                let request = PublishRequest {
-                    channel,
-                    event,
-                    payload,
-                    idempotency_key: None,
-                    sender: None,
-                    history: PublishHistory::Namespace,
-                };
-                self.start_publish(request, None);
-            }
+            Ok(channel) => self.start_publish(request(channel, event, payload), accepted),
             Err(refused) => self.refuse_publish(&refused),
         }
     }
@@ -115,13 +145,7 @@ impl Ctx<'_> {
     /// Says why a message was not published: in the envelope's words, or by closing, since verbatim payloads leave
     /// no room for words.
     pub(super) fn refuse_publish(&mut self, refused: &Refused) {
-        let (code, reason) = match refused {
-            Refused::Malformed(_) | Refused::Event(_) | Refused::Ambiguous => (400, DropReason::Forbidden),
-            Refused::NotSubscribed | Refused::Forbidden => (403, DropReason::Forbidden),
-            Refused::Rate => (429, DropReason::RateLimit),
-            Refused::Failed(PublishError::TooLarge { .. }) => (413, DropReason::PublishFailed),
-            Refused::Failed(_) => (503, DropReason::PublishFailed),
-        };
+        let (code, reason) = refused.kind();
         self.core.metrics.messages_dropped.add(reason, 1);
         let Some(open) = self.connections.get(self.id).and_then(Session::open) else { return };
         if open.form.plain() == ENVELOPED {
@@ -141,12 +165,40 @@ impl Ctx<'_> {
     }
 }
 
+impl Refused {
+    /// The code that the client is told, and how it is counted.
+    fn kind(&self) -> (u16, DropReason) {
+        match self {
+            Self::Malformed(_) | Self::Event(_) | Self::Ambiguous => (400, DropReason::Forbidden),
+            Self::NotSubscribed | Self::Forbidden => (403, DropReason::Forbidden),
+            Self::Rate => (429, DropReason::RateLimit),
+            Self::Failed(PublishError::TooLarge { .. }) => (413, DropReason::PublishFailed),
+            Self::Failed(_) => (503, DropReason::PublishFailed),
+        }
+    }
+}
+
+fn request(channel: Channel, event: Option<Box<str>>, payload: Payload) -> PublishRequest {
+    PublishRequest {
+        channel,
+        event,
+        payload,
+        idempotency_key: None,
+        sender: None,
+        history: PublishHistory::Namespace,
+    }
+}
+
+/// A publication's event is one that it may have.
+fn check_event(publication: &ClientPublication<'_>) -> Result<(), Refused> {
+    publication.event.as_deref().map_or(Ok(()), event::check_name).map_err(Refused::from)
+}
+
 /// A client's text in an envelope, whose event is one that a publication may have.
+#[cfg(test)]
 fn parse(text: &str) -> Result<ClientPublication<'_>, Refused> {
     let publication = raw::parse_client_publication(text)?;
-    if let Some(event) = &publication.event {
-        event::check_name(event)?;
-    }
+    check_event(&publication)?;
     Ok(publication)
 }
 

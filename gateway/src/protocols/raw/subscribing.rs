@@ -1,7 +1,10 @@
 //! What a client with `envelope=json` is told of its subscriptions.
 
 use tidegate_backplane::{BackplaneError, Position};
-use tidegate_wire::{frame::Opcode, raw};
+use tidegate_wire::{
+    frame::Opcode,
+    raw::{self, command},
+};
 
 use super::{V1, forms};
 use crate::{
@@ -12,6 +15,16 @@ use crate::{
 impl Ctx<'_> {
     /// Tells where the client is in the channel, so that it can come back before the first message.
     pub(super) fn raw_subscribed(&mut self, key: ChannelKey, position: Option<Position>, recovered: bool) {
+        if let Some(id) = self.take_command(key) {
+            let channel = self.core.hub.channel(key).clone();
+            let place = self.core.place(key, position);
+            let epoch = place.map(|place| place.epoch.to_string());
+            self.ok(id, |out| {
+                command::push_place(channel.name(), epoch.as_deref().zip(place.map(|it| it.offset)), out);
+                command::push_flag("recovered", recovered, out);
+            });
+            return self.join_presence(&[channel]);
+        }
         if !self.open().is_some_and(|open| open.tag == V1 && open.form.plain() == forms::ENVELOPED) {
             return;
         }
@@ -23,7 +36,10 @@ impl Ctx<'_> {
         self.write_frame(Opcode::Text, &notice);
     }
 
-    pub(super) fn raw_refused(&mut self, _key: ChannelKey, error: &BackplaneError) {
+    pub(super) fn raw_refused(&mut self, key: ChannelKey, error: &BackplaneError) {
+        if let Some(id) = self.take_command(key) {
+            return self.refuse_command(id, 503, &error.to_string());
+        }
         self.leave(Leave::unavailable(error));
     }
 }

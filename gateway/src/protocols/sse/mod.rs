@@ -44,6 +44,9 @@ impl Protocol for Sse {
         core.check_origin(head)?;
         let query = Query::parse(head.query).map_err(Refusal::from)?;
         let (channels, claims) = core.authorised_channels(head, &query)?;
+        if channels.is_empty() {
+            return Err(Refusal::NoChannel.into());
+        }
         // A browser sends its last id as a header when it reconnects, a client that cannot set headers as a parameter.
         let last_id = head.header("last-event-id").or(query.last_event_id.as_deref());
         let since = match last_id.filter(|id| !id.is_empty()) {

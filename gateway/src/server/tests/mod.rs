@@ -4,6 +4,7 @@
 
 mod apart;
 mod browsers;
+mod commands;
 mod failing;
 mod leaving;
 mod publishing;

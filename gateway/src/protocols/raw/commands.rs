@@ -1,0 +1,313 @@
+//! What a client with `envelope=json` asks for on its open connection. Every command is answered, with its `id`.
+
+use std::{sync::Arc, time::SystemTime};
+
+use futures_util::FutureExt as _;
+use tidegate_backplane::{BackplaneError, Channel, History, HistoryQuery, Member, Position};
+use tidegate_wire::{
+    frame::Opcode,
+    raw::{
+        Since,
+        command::{self, Command, CommandKind},
+    },
+};
+
+use super::forms;
+use crate::{
+    auth::{Claims, Verdict},
+    hub::outgoing::Content,
+    session::{
+        Ctx, Session,
+        protocol::ProtocolState,
+        publishing::{Publisher, Rates},
+    },
+};
+
+/// What few connections have: commands that subscribe and were not answered yet.
+#[derive(Debug, Default)]
+pub(super) struct Commands {
+    subscribing: Vec<(u32, Option<u64>)>,
+}
+
+/// Why a command is not carried out: a status as in HTTP, and a sentence.
+struct Refused(u16, String);
+
+/// Publications that one answer holds at most, and their bytes.
+const HISTORY_LIMIT: usize = 100;
+const HISTORY_BYTES: usize = 64 * 1024;
+
+impl ProtocolState for Commands {
+    fn is_empty(&self) -> bool {
+        self.subscribing.is_empty()
+    }
+}
+
+impl Ctx<'_> {
+    pub(super) fn command(&mut self, command: Command<'_>) {
+        let id = command.id;
+        // A publication takes its own token.
+        let is_free = matches!(command.kind, CommandKind::Ping | CommandKind::Publish(_));
+        if !is_free && !self.take_command_token() {
+            return self.refuse_command(id, 429, "commands come faster than allowed");
+        }
+        let done = match command.kind {
+            CommandKind::Ping => {
+                self.ok(id, |_| {});
+                Ok(())
+            }
+            CommandKind::Subscribe { channel, since, token } => {
+                self.subscribe_command(id, &channel, since.as_ref(), token.as_deref())
+            }
+            CommandKind::Unsubscribe { channel } => self.unsubscribe_command(id, &channel),
+            CommandKind::Publish(publication) => {
+                let reply = self.reply(move |ctx, ()| ctx.ok(id, |_| {}));
+                self.publish_command(id, publication, Box::new(move || reply(())));
+                Ok(())
+            }
+            CommandKind::Presence { channel } => self.presence_command(id, &channel),
+            CommandKind::History { channel, limit, since } => {
+                self.history_command(id, &channel, limit, since.as_ref())
+            }
+            CommandKind::Token(token) => self.renew_token(id, token.as_ref().to_owned(), false),
+        };
+        if let Err(Refused(code, message)) = done {
+            self.refuse_command(id, code, &message);
+        }
+    }
+
+    /// Commands share the rate of publications, so that what one connection has others do is bounded.
+    fn take_command_token(&mut self) -> bool {
+        let rates = Rates::from(&self.core.shared.node.config().limits);
+        let now = self.connections.now();
+        let Some(open) = self.open_mut() else { return false };
+        open.rare_mut().publisher.get_or_insert_with(|| Publisher::new(rates, now)).take(rates, now, 0)
+    }
+
+    /// Whether an event of a subscription was that of a command, and its `id`.
+    pub(super) fn take_command(&mut self, key: u32) -> Option<Option<u64>> {
+        let open = self.open_mut()?;
+        let commands = &mut open.state_mut::<Commands>()?.subscribing;
+        let at = commands.iter().position(|(own, _)| *own == key)?;
+        let id = commands.swap_remove(at).1;
+        open.drop_empty_rare();
+        Some(id)
+    }
+
+    pub(super) fn refuse_command(&mut self, id: Option<u64>, code: u16, message: &str) {
+        let mut text = Vec::new();
+        command::encode_error(id, code, message, &mut text);
+        self.tell_text(&text);
+    }
+
+    pub(super) fn ok(&mut self, id: Option<u64>, body: impl FnOnce(&mut Vec<u8>)) {
+        let mut text = Vec::new();
+        command::encode_ok(id, body, &mut text);
+        self.tell_text(&text);
+    }
+
+    /// Answers; a client that does not read is not read either.
+    fn tell_text(&mut self, text: &[u8]) {
+        if self.open().is_some() {
+            self.answer(|out| tidegate_wire::frame::encode(Opcode::Text, text, out));
+        }
+    }
+
+    fn subscribe_command(
+        &mut self,
+        id: Option<u64>,
+        name: &str,
+        since: Option<&Since>,
+        token: Option<&str>,
+    ) -> Result<(), Refused> {
+        let since = since.map(position).transpose()?;
+        let Some(token) = token else {
+            let claims = self.open().and_then(|open| open.claims().cloned());
+            return self.begin_command(id, name, since, claims.as_deref());
+        };
+        match self.core.shared.authenticator.verify(token, SystemTime::now()) {
+            Verdict::Valid(claims) => self.begin_command(id, name, since, Some(&claims)),
+            Verdict::Invalid(error) => Err(Refused(401, format!("the token is refused: {error}"))),
+            Verdict::NeedsKeys(_) => {
+                Err(Refused(503, "the keys of the token are not known yet: try again".to_owned()))
+            }
+        }
+    }
+
+    fn begin_command(
+        &mut self,
+        id: Option<u64>,
+        name: &str,
+        since: Option<Position>,
+        claims: Option<&Claims>,
+    ) -> Result<(), Refused> {
+        let channel = self.command_channel(name, claims)?;
+        let max = self.core.shared.node.config().limits.subscriptions as usize;
+        let Some(open) = self.open() else { return Ok(()) };
+        if open.subscription_count() >= max {
+            return Err(Refused(
+                429,
+                format!("this connection has {max} subscriptions, more are not allowed"),
+            ));
+        }
+        if let Some(key) = self.core.hub.key_of(channel.as_str())
+            && (open.is_subscribing(key) || self.is_subscribed(key))
+        {
+            return Err(Refused(409, format!("{name}: already subscribed, or about to be")));
+        }
+        let want = self.core.want(&channel, since, true);
+        let Some((attempt, confirmation)) = self.begin_subscription(&channel, want, false) else {
+            return Ok(());
+        };
+        if let Some(open) = self.open_mut() {
+            open.state_or_default::<Commands>().subscribing.push((attempt.key, id));
+        }
+        match confirmation.clone().now_or_never() {
+            Some(Ok(())) => self.confirmed(attempt),
+            Some(Err(error)) => self.refused(attempt, error),
+            None => self.run(confirmation, move |ctx, result| match result {
+                Ok(()) => ctx.confirmed(attempt),
+                Err(error) => ctx.refused(attempt, error),
+            }),
+        }
+        Ok(())
+    }
+
+    fn unsubscribe_command(&mut self, id: Option<u64>, name: &str) -> Result<(), Refused> {
+        let claims = self.open().and_then(|open| open.claims().cloned());
+        let channel = self.core.channel_of_claims(name, claims.as_deref()).map_err(bad_name)?;
+        let key = self.core.hub.key_of(channel.as_str());
+        let known = key.filter(|&key| {
+            self.is_subscribed(key) || self.open().is_some_and(|open| open.is_subscribing(key))
+        });
+        let Some(key) = known else { return Err(Refused(404, format!("{name}: not subscribed"))) };
+        if let Some(waiting) = self.take_command(key) {
+            self.refuse_command(waiting, 409, &format!("{name}: unsubscribed meanwhile"));
+        }
+        self.leave_presence_of(key);
+        self.end_subscription(key);
+        self.ok(id, |out| command::push_channel(name, out));
+        Ok(())
+    }
+
+    fn presence_command(&mut self, id: Option<u64>, name: &str) -> Result<(), Refused> {
+        let claims = self.open().and_then(|open| open.claims().cloned());
+        let channel = self.command_channel(name, claims.as_deref())?;
+        let (node, of) = (Arc::clone(&self.core.shared.node), channel.clone());
+        let read = async move { node.presence(&of).await };
+        self.run(read, move |ctx, result| match result {
+            Ok(Some(members)) => ctx.ok(id, |out| put_members(channel.name(), &members, out)),
+            Ok(None) => ctx.refuse_command(id, 404, "the namespace of this channel keeps no presence"),
+            Err(error) => ctx.refuse_command(id, 503, &error.to_string()),
+        });
+        Ok(())
+    }
+
+    fn history_command(
+        &mut self,
+        id: Option<u64>,
+        name: &str,
+        limit: Option<usize>,
+        since: Option<&Since>,
+    ) -> Result<(), Refused> {
+        let since = since.map(position).transpose()?;
+        let claims = self.open().and_then(|open| open.claims().cloned());
+        let channel = self.command_channel(name, claims.as_deref())?;
+        let limit = limit.unwrap_or(HISTORY_LIMIT).min(HISTORY_LIMIT);
+        let query = HistoryQuery { since, limit, bytes: HISTORY_BYTES };
+        let (node, of) = (Arc::clone(&self.core.shared.node), channel.clone());
+        let read = async move { node.history(&of, query).await };
+        self.run(read, move |ctx, result: Result<History, BackplaneError>| match result {
+            Ok(history) => ctx.ok(id, |out| put_history(&channel, &history, out)),
+            Err(error) => ctx.refuse_command(id, 503, &error.to_string()),
+        });
+        Ok(())
+    }
+
+    /// The connection's token from now on. It must be of the same user and app: what was granted to one stays theirs.
+    fn renew_token(&mut self, id: Option<u64>, token: String, again: bool) -> Result<(), Refused> {
+        let claims = match self.core.shared.authenticator.verify(&token, SystemTime::now()) {
+            Verdict::Valid(claims) => claims,
+            Verdict::NeedsKeys(fetch) if !again => {
+                let authenticator = Arc::clone(&self.core.shared.authenticator);
+                let fetched = async move { authenticator.fetch(fetch).await };
+                self.run(fetched, move |ctx, _| {
+                    if let Err(Refused(code, message)) = ctx.renew_token(id, token, true) {
+                        ctx.refuse_command(id, code, &message);
+                    }
+                });
+                return Ok(());
+            }
+            Verdict::NeedsKeys(_) => return Err(Refused(503, "the token's key is not known".to_owned())),
+            Verdict::Invalid(error) => return Err(Refused(401, format!("the token is refused: {error}"))),
+        };
+        let before = self.open().and_then(|open| open.claims().cloned());
+        let same = |before: Arc<Claims>| before.user == claims.user && before.app == claims.app;
+        if !before.is_none_or(same) {
+            return Err(Refused(403, "the token is of another user or app".to_owned()));
+        }
+        let expires = claims.expires.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+        self.set_claims(claims);
+        self.ok(id, |out| match expires {
+            Some(at) => out.extend_from_slice(format!("\"expires\":{}", at.as_secs()).as_bytes()),
+            None => out.extend_from_slice(b"\"expires\":null"),
+        });
+        Ok(())
+    }
+
+    fn command_channel(&self, name: &str, claims: Option<&Claims>) -> Result<Channel, Refused> {
+        let channel = Channel::new(name).map_err(bad_name)?;
+        if !self.core.may_subscribe(&channel, claims) {
+            let (code, what) = if claims.is_some() {
+                (403, "the token does not allow it")
+            } else {
+                (401, "it needs a token")
+            };
+            return Err(Refused(code, format!("{name}: {what}")));
+        }
+        self.core.channel_of_claims(name, claims).map_err(bad_name)
+    }
+
+    fn is_subscribed(&self, key: u32) -> bool {
+        let open = self.connections.get(self.id).and_then(Session::open);
+        let own = open.map_or(&[][..], |open| open.subscriptions.as_slice());
+        own.iter().any(|&own| self.core.hub.channel_of(own) == key)
+    }
+}
+
+fn bad_name(error: impl std::fmt::Display) -> Refused {
+    Refused(400, format!("channel: {error}"))
+}
+
+fn position(since: &Since) -> Result<Position, Refused> {
+    let epoch = since.epoch.parse().map_err(|error| Refused(400, format!("since: {error}")))?;
+    Ok(Position { epoch, offset: since.offset })
+}
+
+fn put_members(name: &str, members: &[Member], out: &mut Vec<u8>) {
+    command::push_channel(name, out);
+    out.extend_from_slice(b",\"members\":");
+    let members: Vec<_> = members
+        .iter()
+        .map(|member| {
+            let info = member.info.as_deref().and_then(|info| serde_json::from_str(info).ok());
+            serde_json::json!({
+                "connection": member.connection, "user": member.user, "info": info.unwrap_or(serde_json::Value::Null)
+            })
+        })
+        .collect();
+    out.extend_from_slice(serde_json::Value::from(members).to_string().as_bytes());
+}
+
+fn put_history(channel: &Channel, history: &History, out: &mut Vec<u8>) {
+    let epoch = history.top.map(|top| top.epoch.to_string());
+    command::push_place(channel.name(), epoch.as_deref().zip(history.top.map(|top| top.offset)), out);
+    command::push_flag("continuous", history.continuous, out);
+    out.extend_from_slice(b",\"publications\":[");
+    for (nth, publication) in history.publications.iter().enumerate() {
+        if nth > 0 {
+            out.push(b',');
+        }
+        forms::put_json(channel, &Content::Publication(Arc::clone(publication)), out);
+    }
+    out.push(b']');
+}
