@@ -26,8 +26,10 @@ pub(super) async fn check(
         right(ask(connection, redis::cmd("SCRIPT").arg("LOAD").arg(&**script)).await)?;
     }
     let Some(probe) = probe else { return Ok(()) };
+    let loaded = right(ask(connection, redis::cmd("SCRIPT").arg("LOAD").arg(TRIAL)).await)?;
+    let Value::BulkString(sha) = loaded else { return Err(Trouble::Protocol) };
     let mut trial = Cmd::new();
-    trial.arg("EVAL").arg(TRIAL).arg(1).arg([probe, b":trial"].concat()).arg(publish).arg(probe);
+    trial.arg("EVALSHA").arg(sha).arg(1).arg([probe, b":trial"].concat()).arg(publish).arg(probe);
     match right(ask(connection, &trial).await)? {
         Value::Array(refused) => match refused.as_slice() {
             [Value::BulkString(command), Value::BulkString(answer)] => {

@@ -120,8 +120,14 @@ async fn make_due(server: &Server) {
     command.arg("tidegate:{c}:e").arg(0).arg(-1);
     for mark in server.run::<Vec<String>>(&command).await {
         let mut command = redis::cmd("ZADD");
-        command.arg("tidegate:{c}:e").arg("XX").arg(1).arg(mark);
+        command.arg("tidegate:{c}:e").arg("XX").arg(1).arg(&mark);
         server.run::<u8>(&command).await;
+        if mark == "c" {
+            // As if the last count had been told long ago.
+            let mut command = redis::cmd("HSET");
+            command.arg("tidegate:{c}:c").arg("w").arg(1);
+            server.run::<u8>(&command).await;
+        }
     }
 }
 
