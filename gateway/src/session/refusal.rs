@@ -130,9 +130,11 @@ impl Refusal {
             Self::Over(Over::Rate { .. }) => (429, "Too Many Requests", "too-many-handshakes"),
             Self::Over(Over::Node) => (503, "Service Unavailable", "no-capacity"),
             Self::Draining => (503, "Service Unavailable", "draining"),
-            Self::Backplane(BackplaneError::Unavailable(_) | BackplaneError::Unconfirmed(_)) => {
-                (503, "Service Unavailable", "backplane-unavailable")
-            }
+            Self::Backplane(
+                BackplaneError::Unavailable(_)
+                | BackplaneError::Overloaded(_)
+                | BackplaneError::Unconfirmed(_),
+            ) => (503, "Service Unavailable", "backplane-unavailable"),
             Self::Backplane(BackplaneError::Refused(_)) => (503, "Service Unavailable", "backplane-refused"),
         }
     }
@@ -150,9 +152,11 @@ impl Refusal {
             Self::Over(Over::Node) => HandshakeResult::NodeLimit,
             Self::Over(Over::Rate { .. }) => HandshakeResult::RateLimit,
             Self::Draining => HandshakeResult::Draining,
-            Self::Backplane(BackplaneError::Unavailable(_) | BackplaneError::Unconfirmed(_)) => {
-                HandshakeResult::BackplaneUnavailable
-            }
+            Self::Backplane(
+                BackplaneError::Unavailable(_)
+                | BackplaneError::Overloaded(_)
+                | BackplaneError::Unconfirmed(_),
+            ) => HandshakeResult::BackplaneUnavailable,
             Self::Backplane(BackplaneError::Refused(_)) => HandshakeResult::BackplaneRefused,
             _ => HandshakeResult::BadRequest,
         }
