@@ -4,9 +4,11 @@ use std::{
     collections::{HashMap, VecDeque},
     fmt,
     sync::atomic::Ordering,
+    time::Duration,
 };
 
-use tidegate_reactor::{ConnectionId, Tick};
+use tidegate_ops::budget::{Budget, Rate};
+use tidegate_reactor::ConnectionId;
 
 use super::{Ctx, protocol::Event};
 use crate::{
@@ -28,11 +30,10 @@ pub(crate) struct Waiting {
 }
 
 /// State of a connection that publishes.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Publisher {
-    messages_left: f64,
-    bytes_left: f64,
-    filled: Tick,
+    messages: Budget,
+    bytes: Budget,
     waiting: Queue,
     under_way: bool,
     /// So much waits that the connection is not read.
@@ -53,11 +54,11 @@ pub(crate) struct Queue {
 const WAITING_BYTES_MAX: usize = 64 * 1024;
 const WAITING_MESSAGES_MAX: usize = 64;
 
-/// What a connection may publish in a second, with one second's worth at once. 0: no limit.
+/// What a connection may publish.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rates {
-    pub(crate) messages: u32,
-    pub(crate) bytes: usize,
+    pub(crate) messages: Rate,
+    pub(crate) bytes: Rate,
 }
 
 impl fmt::Debug for Waiting {
@@ -67,30 +68,14 @@ impl fmt::Debug for Waiting {
 }
 
 impl Publisher {
-    pub(crate) fn new(rates: Rates, now: Tick) -> Self {
-        Self {
-            messages_left: f64::from(rates.messages),
-            bytes_left: rates.bytes as f64,
-            filled: now,
-            waiting: Queue::default(),
-            under_way: false,
-            paused: false,
-        }
-    }
-
-    /// Takes the tokens of a message, if there are any. The buckets hold one second's worth.
-    pub(crate) fn take(&mut self, rates: Rates, now: Tick, bytes: usize) -> bool {
-        let passed = now.since(self.filled).as_secs_f64();
-        self.filled = now;
-        let fill = |left: &mut f64, per_second: f64, cost: f64| {
-            *left = (*left + passed * per_second).min(per_second);
-            per_second == 0.0 || *left >= cost
-        };
-        let fits = fill(&mut self.messages_left, f64::from(rates.messages), 1.0)
-            & fill(&mut self.bytes_left, rates.bytes as f64, bytes as f64);
+    /// Takes a message with so many bytes from both rates, or nothing.
+    pub(crate) fn take(&mut self, rates: Rates, now: Duration, bytes: usize) -> bool {
+        let mut messages = self.messages;
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let fits =
+            messages.take(rates.messages, now, 1).is_ok() && self.bytes.take(rates.bytes, now, bytes).is_ok();
         if fits {
-            self.messages_left -= 1.0;
-            self.bytes_left -= bytes as f64;
+            self.messages = messages;
         }
         fits
     }
@@ -127,7 +112,11 @@ impl Waiting {
 
 impl From<&Limits> for Rates {
     fn from(limits: &Limits) -> Self {
-        Self { messages: limits.publishes_per_second, bytes: limits.publish_bytes_per_second.bytes() }
+        let bytes_per_second = u32::try_from(limits.publish_bytes_per_second.bytes()).unwrap_or(u32::MAX);
+        Self {
+            messages: Rate::per_second(limits.publishes_per_second),
+            bytes: Rate::per_second(bytes_per_second),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use tidegate_backplane::{Payload, Sender};
+use tidegate_ops::budget::Rate;
 use tidegate_wire::pusher::{Access, ChannelKind, Code, server};
 
 use crate::{
@@ -13,7 +14,7 @@ use crate::{
     node::{PublishError, PublishHistory, PublishRequest},
     session::{
         Ctx, Session,
-        publishing::{Accepted, Publisher, Rates},
+        publishing::{Accepted, Rates},
     },
 };
 
@@ -71,12 +72,15 @@ impl Ctx<'_> {
         if bytes > max {
             return Err(EventRefused::TooLarge { bytes, max });
         }
-        let now = self.connections.now();
+        let now = self.connections.now().duration();
         let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) else {
             return Err(EventRefused::Off);
         };
-        let rates = Rates { messages: app.limits.client_events_per_second, bytes: 0 };
-        let publisher = open.rare_mut().publisher.get_or_insert_with(|| Publisher::new(rates, now));
+        let rates = Rates {
+            messages: Rate::per_second(app.limits.client_events_per_second),
+            bytes: Rate::per_second(0),
+        };
+        let publisher = open.rare_mut().publisher.get_or_insert_default();
         if publisher.take(rates, now, bytes) { Ok(()) } else { Err(EventRefused::Rate) }
     }
 

@@ -16,11 +16,8 @@ use super::forms;
 use crate::{
     auth::{Claims, Verdict},
     hub::outgoing::Content,
-    session::{
-        Ctx, Session,
-        protocol::ProtocolState,
-        publishing::{Publisher, Rates},
-    },
+    metrics::Budgeted,
+    session::{Ctx, Session, protocol::ProtocolState, publishing::Rates},
 };
 
 /// What few connections have: commands that subscribe and were not answered yet.
@@ -78,9 +75,9 @@ impl Ctx<'_> {
     /// Commands share the rate of publications, so that what one connection has others do is bounded.
     fn take_command_token(&mut self) -> bool {
         let rates = Rates::from(&self.core.shared.node.config().limits);
-        let now = self.connections.now();
+        let now = self.connections.now().duration();
         let Some(open) = self.open_mut() else { return false };
-        open.rare_mut().publisher.get_or_insert_with(|| Publisher::new(rates, now)).take(rates, now, 0)
+        open.rare_mut().publisher.get_or_insert_default().take(rates, now, 0)
     }
 
     /// Whether an event of a subscription was that of a command, and its `id`.
@@ -141,7 +138,21 @@ impl Ctx<'_> {
         claims: Option<&Claims>,
     ) -> Result<(), Refused> {
         let channel = self.command_channel(name, claims)?;
-        let max = self.core.shared.node.config().limits.subscriptions as usize;
+        if let Err(rate) = self.take_subscribe() {
+            return Err(Refused(
+                429,
+                format!("subscribing faster than allowed: {} a second", rate.per_second),
+            ));
+        }
+        if !self.core.has_room_for_channels() {
+            self.core.metrics.budgets_spent.add(Budgeted::Channels, 1);
+            return Err(Refused(503, "this node has subscribers in as many channels as it may".to_owned()));
+        }
+        let limits = &self.core.shared.node.config().limits;
+        let max = match claims {
+            Some(_) => limits.subscriptions,
+            None => limits.subscriptions.min(limits.anonymous_subscriptions),
+        } as usize;
         let Some(open) = self.open() else { return Ok(()) };
         if open.subscription_count() >= max {
             return Err(Refused(

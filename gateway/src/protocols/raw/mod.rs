@@ -20,7 +20,6 @@ use crate::{
     hub::form::FormId,
     session::{
         Ctx,
-        access::upgrade,
         core::Core,
         opening::{Request, Stop},
         protocol::{Event, Protocol},
@@ -50,7 +49,7 @@ impl Protocol for Raw {
 
     fn accept(&self, core: &Core, head: &Head<'_>) -> Result<Request, Stop> {
         core.check_origin(head)?;
-        let upgrade = upgrade(head)?;
+        let upgrade = core.upgrade(head)?;
         let query = Query::parse(head.query).map_err(Refusal::from)?;
         let (channels, claims) = core.authorised_channels(head, &query)?;
         let since = since(&query, channels.len())?;

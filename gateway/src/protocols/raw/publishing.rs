@@ -19,7 +19,7 @@ use crate::{
     session::{
         Ctx, Session,
         leaving::Leave,
-        publishing::{Accepted, Publisher, Rates},
+        publishing::{Accepted, Rates},
     },
 };
 
@@ -110,7 +110,7 @@ impl Ctx<'_> {
     }
 
     fn check_publish(&mut self, channel: Option<&str>, bytes: usize) -> Result<Channel, Refused> {
-        let now = self.connections.now();
+        let now = self.connections.now().duration();
         let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) else {
             return Err(Refused::NotSubscribed);
         };
@@ -138,7 +138,7 @@ impl Ctx<'_> {
             return Err(Refused::Forbidden);
         }
         let rates = Rates::from(&self.core.shared.node.config().limits);
-        let publisher = open.rare_mut().publisher.get_or_insert_with(|| Publisher::new(rates, now));
+        let publisher = open.rare_mut().publisher.get_or_insert_default();
         if publisher.take(rates, now, bytes) { Ok(channel) } else { Err(Refused::Rate) }
     }
 
