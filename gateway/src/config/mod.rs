@@ -77,8 +77,11 @@ section! {
         /// before the hosts, percent-encoded; `rediss`, `rediss-sentinel` and `rediss-cluster` are over TLS.
         backplane: BackplaneUrl = BackplaneUrl::Memory;
         /// Whether every connection to the public port begins with a PROXY protocol header, version 2, which names
-        /// the client. One without it is closed. Only the balancer may reach the port then.
+        /// the client. One without it is closed.
         proxy_protocol: bool = false;
+        /// Where the balancers are that write this header: connections from other addresses are closed, because who
+        /// connects could say to be anybody. By default the networks that the internet does not route.
+        proxy_protocol_from: Vec<Network> = Network::private(), shown "loopback, private and link-local networks";
         /// Proxies whose word on a client's address is taken, from the header `forwarded_header`. The client is
         /// the rightmost address in it that is not one of them.
         trusted_proxies: Vec<Network> = Vec::new();
@@ -242,20 +245,25 @@ impl Config {
         }
     }
 
-    /// What an app may do must fit into what the node takes at all: it would be refused in words of the other limit.
+    /// What an app is said to be allowed must fit into what the node takes at all: it would be refused in words of the
+    /// other limit. A default that nobody wrote gives way instead: who lowers a limit of the node means the apps too.
     fn check_app_limits(&self, id: &AppId, app: &AppLimits) -> Result<(), ConfigError> {
         let limits = &self.limits;
+        let said =
+            |value: ByteSize, default: ByteSize| if value == default { ByteSize::new(0) } else { value };
+        let event_bytes = said(app.event_bytes, AppLimits::default().event_bytes);
+        let presence_user_bytes = said(app.presence_user_bytes, AppLimits::default().presence_user_bytes);
         let (key, other, rule) = match () {
-            () if app.event_bytes > limits.publish_bytes => {
+            () if event_bytes > limits.publish_bytes => {
                 ("event_bytes", "limits.publish_bytes", "an event is a publication")
             }
-            () if app.event_bytes > limits.body_bytes => {
+            () if event_bytes > limits.body_bytes => {
                 ("event_bytes", "limits.body_bytes", "an event must fit in a request body")
             }
-            () if app.event_bytes > limits.message_bytes => {
+            () if event_bytes > limits.message_bytes => {
                 ("event_bytes", "limits.message_bytes", "an event of a client must fit in a message")
             }
-            () if app.presence_user_bytes > limits.message_bytes => {
+            () if presence_user_bytes > limits.message_bytes => {
                 ("presence_user_bytes", "limits.message_bytes", "a user's object comes in a message")
             }
             () if app.event_bytes > self.webhooks.queue_bytes => {

@@ -454,6 +454,9 @@ fn settings_that_do_not_fit_together() {
     ] {
         refused_file(file, expect);
     }
+    // Nobody said how large the events of this app may be.
+    let file = "limits.message_bytes = '4KiB'\n[apps.a]\nkey = 'k'\nsecret = 's'";
+    Given { file, ..Given::default() }.config();
 }
 
 #[test]
