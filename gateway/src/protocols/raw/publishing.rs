@@ -16,11 +16,7 @@ use crate::{
     event::{self, EventNameError},
     metrics::DropReason,
     node::{PublishError, PublishHistory, PublishRequest},
-    session::{
-        Ctx, Session,
-        leaving::Leave,
-        publishing::Rates,
-    },
+    session::{Ctx, Session, leaving::Leave, publishing::Rates},
 };
 
 /// Why a client's message is not published.
