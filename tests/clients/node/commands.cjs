@@ -47,6 +47,11 @@ async function open(query) {
   return { socket, ask, publication, send, error: () => find((message) => message.error && !("id" in message)) };
 }
 
+// The connection ends when the token does, and the leeway for clocks that differ.
+function ends({ expires }, at) {
+  assert.ok(expires >= at && expires <= at + 60, `${expires} is about ${at}`);
+}
+
 async function publish(channel, body) {
   const answer = await fetch(`${GATEWAY}/v1/channels/${channel}/publish`, {
     method: "POST",
@@ -71,7 +76,7 @@ async function main() {
 
   // The token as first message, and one that is not ours.
   assert.strictEqual((await client.ask({ token: "nonsense" })).error.code, 401);
-  assert.deepStrictEqual((await client.ask({ token: token(claims) })).ok, { expires: NOW + 600 });
+  ends((await client.ask({ token: token(claims) })).ok, NOW + 600);
 
   // Two channels, each from its own position.
   for (const name of ["news:a", "news:b"]) {
@@ -118,7 +123,7 @@ async function main() {
   assert.strictEqual((await back.publication("news:b")).data, "b1");
 
   // A token is renewed before it expires, by one of the same user.
-  assert.deepStrictEqual((await client.ask({ token: token({ ...claims, exp: NOW + 900 }) })).ok, { expires: NOW + 900 });
+  ends((await client.ask({ token: token({ ...claims, exp: NOW + 900 }) })).ok, NOW + 900);
   assert.strictEqual((await client.ask({ token: token({ ...claims, sub: "u2" }) })).error.code, 403);
 
   // What cannot be read is told, with the id where there is one, and the connection stays.
