@@ -172,7 +172,12 @@ impl Session {
 impl Open {
     /// Whether a subscription to a channel is under way, and not in a lane yet.
     pub(crate) fn is_subscribing(&self, key: ChannelKey) -> bool {
-        self.under_way().iter().any(|it| it.attempt.key == key)
+        self.under_way_keys().any(|own| own == key)
+    }
+
+    /// The channels of subscriptions that are under way.
+    pub(crate) fn under_way_keys(&self) -> impl Iterator<Item = ChannelKey> {
+        self.under_way().iter().map(|it| it.attempt.key)
     }
 
     /// Subscriptions that it has or is about to have.

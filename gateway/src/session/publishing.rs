@@ -20,13 +20,13 @@ use crate::{
 /// What clients had sent before they left, while a publish of theirs was under way: it is still published.
 pub(crate) type Legacies = HashMap<ConnectionId, Queue>;
 
-/// Called when a publish was accepted, from whichever thread learns it.
-pub(crate) type Accepted = Box<dyn FnOnce() + Send>;
+/// Called with the outcome of a publish, from whichever thread learns it; the protocol is told what it gives back.
+pub(crate) type Ended = Box<dyn FnOnce(Result<(), PublishError>) -> Result<(), PublishError> + Send>;
 
 /// A publish that waits for the one before it.
 pub(crate) struct Waiting {
     request: PublishRequest,
-    accepted: Option<Accepted>,
+    ended: Option<Ended>,
 }
 
 /// State of a connection that publishes.
@@ -183,9 +183,9 @@ impl Ctx<'_> {
     }
 
     /// Publishes now, or after what the connection published before.
-    pub(crate) fn start_publish(&mut self, request: PublishRequest, accepted: Option<Accepted>) {
+    pub(crate) fn start_publish(&mut self, request: PublishRequest, ended: Option<Ended>) {
         let Some(publisher) = self.publisher() else { return };
-        let next = Waiting { request, accepted };
+        let next = Waiting { request, ended };
         if publisher.under_way {
             publisher.waiting.push(next);
             if publisher.waiting.is_full() && !std::mem::replace(&mut publisher.paused, true) {
@@ -208,11 +208,11 @@ impl Ctx<'_> {
     fn publish(&self, next: Waiting) -> Option<Result<(), PublishError>> {
         let node = self.core.shared.node.clone();
         let publish = async move {
-            node.publish(next.request).await?;
-            if let Some(accepted) = next.accepted {
-                accepted();
+            let result = node.publish(next.request).await.map(drop);
+            match next.ended {
+                Some(ended) => ended(result),
+                None => result,
             }
-            Ok(())
         };
         match self.core.begin(publish) {
             Ok(result) => Some(result),

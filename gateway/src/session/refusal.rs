@@ -136,9 +136,11 @@ impl Refusal {
             }
             Self::Over(Over::Node) | Self::NoChannels => (503, "Service Unavailable", "no-capacity"),
             Self::Draining => (503, "Service Unavailable", "draining"),
-            Self::Backplane(BackplaneError::Unavailable(_) | BackplaneError::Unconfirmed(_)) => {
-                (503, "Service Unavailable", "backplane-unavailable")
-            }
+            Self::Backplane(
+                BackplaneError::Unavailable(_)
+                | BackplaneError::Overloaded(_)
+                | BackplaneError::Unconfirmed(_),
+            ) => (503, "Service Unavailable", "backplane-unavailable"),
             Self::Backplane(BackplaneError::Refused(_)) => (503, "Service Unavailable", "backplane-refused"),
         }
     }
@@ -155,9 +157,11 @@ impl Refusal {
             Self::Over(over) => over.result(),
             Self::NoChannels => HandshakeResult::NodeLimit,
             Self::Draining => HandshakeResult::Draining,
-            Self::Backplane(BackplaneError::Unavailable(_) | BackplaneError::Unconfirmed(_)) => {
-                HandshakeResult::BackplaneUnavailable
-            }
+            Self::Backplane(
+                BackplaneError::Unavailable(_)
+                | BackplaneError::Overloaded(_)
+                | BackplaneError::Unconfirmed(_),
+            ) => HandshakeResult::BackplaneUnavailable,
             Self::Backplane(BackplaneError::Refused(_)) => HandshakeResult::BackplaneRefused,
             _ => HandshakeResult::BadRequest,
         }

@@ -14,7 +14,7 @@ use crate::{
     node::{PublishError, PublishHistory, PublishRequest},
     session::{
         Ctx, Session,
-        publishing::{Accepted, Rates},
+        publishing::{Ended, Rates},
     },
 };
 
@@ -42,16 +42,18 @@ impl Ctx<'_> {
         }
         let socket_id = self.core.socket_ids.name(self.id);
         let user = self.member(key, name);
-        let accepted = app.tells(WebhookEvent::ClientEvent).then(|| {
+        let ended = app.tells(WebhookEvent::ClientEvent).then(|| {
             let (webhooks, told) = (Arc::clone(&self.core.shared.webhooks), Arc::clone(&app));
             let [name, event, data, socket_id] = [name, event, data, &socket_id].map(Box::<str>::from);
             let user = user.clone();
-            let tell = move || {
+            let tell = move |result: Result<(), PublishError>| {
+                result?;
                 let (channel, user_id) = (&*name, user.as_deref());
                 let (event, data, socket_id) = (&*event, &*data, &*socket_id);
                 webhooks.notify(&told, Event::ClientEvent { channel, event, data, socket_id, user_id });
+                Ok(())
             };
-            Box::new(tell) as Accepted
+            Box::new(tell) as Ended
         });
         let request = PublishRequest {
             channel,
@@ -61,7 +63,7 @@ impl Ctx<'_> {
             sender: Some(Box::new(Sender { connection: Some(socket_id.into()), user })),
             history: PublishHistory::Never,
         };
-        self.start_publish(request, accepted);
+        self.start_publish(request, ended);
     }
 
     fn check_event(&mut self, app: &App, bytes: usize) -> Result<(), EventRefused> {

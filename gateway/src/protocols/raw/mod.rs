@@ -12,7 +12,7 @@ use tidegate_backplane::Position;
 use tidegate_wire::{
     frame::Opcode,
     head::Head,
-    raw::{self, Query},
+    raw::{self, Query, Since},
     upgrade::protocols,
 };
 
@@ -111,10 +111,11 @@ impl Protocol for Raw {
 
 /// Positions to recover from, one place for each channel.
 pub(crate) fn since(query: &Query, channels: usize) -> Result<Vec<Option<Position>>, Refusal> {
-    let mut positions = match &query.since {
-        Some(since) => vec![Some(Position { epoch: since.epoch.parse()?, offset: since.offset })],
-        None => Vec::new(),
+    let position = |since: &Since| -> Result<_, Refusal> {
+        Ok(Position { epoch: since.epoch.parse()?, offset: since.offset })
     };
+    let places = query.since.iter().map(|place| place.as_ref().map(position).transpose());
+    let mut positions = places.collect::<Result<Vec<_>, _>>()?;
     positions.resize(channels, None);
     Ok(positions)
 }
