@@ -3,7 +3,8 @@
 
 use std::{
     io,
-    sync::{Arc, atomic::AtomicU64},
+    net::{SocketAddr, TcpStream},
+    sync::Arc,
     time::Duration,
 };
 
@@ -16,6 +17,7 @@ use tidegate_reactor::{Closed, ConnectionId, Connections, Counters, Driver, Tick
 use tidegate_wire::deflate::Inflater;
 
 use crate::{
+    edge::door::Doorkeeper,
     hub::Hub,
     metrics::{DisconnectReason, DropReason, HandshakeResult, ShardMetrics},
     node::shards::Order,
@@ -28,10 +30,10 @@ use crate::{
 };
 
 /// Drives one shard.
-#[derive(Debug)]
 pub(crate) struct ShardDriver {
     inflater: Inflater,
     core: Core,
+    door: Arc<Doorkeeper>,
     drain: Option<Sweep>,
     /// Those who have to be closed for a gap.
     gap_closes: Option<Sweep<(ConnectionId, GapReason)>>,
@@ -47,11 +49,13 @@ impl ShardDriver {
         hub: Hub,
         mailbox: ShardMailbox,
         metrics: Arc<ShardMetrics>,
-        connections_dealt: Arc<AtomicU64>,
+        door: Arc<Doorkeeper>,
     ) -> Self {
+        let dealt = Arc::clone(&door.dealer.door(shard).connections);
         Self {
             inflater: Inflater::new(),
-            core: Core::new(shard, shared, hub, mailbox, metrics, connections_dealt),
+            core: Core::new(shard, shared, hub, mailbox, metrics, dealt),
+            door,
             drain: None,
             gap_closes: None,
             exported: Counters::default(),
@@ -63,6 +67,14 @@ impl ShardDriver {
 impl Driver for ShardDriver {
     type Connection = Session;
     type Command = Command;
+
+    fn on_connection(&mut self, socket: TcpStream, peer: SocketAddr) -> Option<(TcpStream, Session)> {
+        self.door.take(self.core.shard, socket, peer)
+    }
+
+    fn on_exhausted(&mut self, socket: Option<TcpStream>) {
+        self.door.turn_away(socket);
+    }
 
     fn on_adopted(&mut self, connections: &mut Connections<Session>, id: ConnectionId) {
         self.core.metrics.connections.set(connections.len() as i64);
