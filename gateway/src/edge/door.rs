@@ -29,7 +29,7 @@ const NO_ROOM: &[u8] =
 
 /// Deals connections out to the shards: new ones, and those that come back from HTTP.
 ///
-/// A shard keeps what it takes in, unless another one holds clearly fewer.
+/// A shard keeps what it takes in, unless another one holds fewer.
 pub(crate) struct Dealer {
     shards: Vec<ShardDoor>,
     /// The shard that got the last connection of HTTP. Two threads that deal at once may take the same: it is a hint.
@@ -47,9 +47,9 @@ pub(crate) struct ShardDoor {
     pub(crate) failed: AtomicBool,
 }
 
-/// How many connections more than the emptiest a shard may hold and still be given one. A little unevenness is cheaper than
-/// having another shard serve what was taken in here.
-const UNEVENNESS_MAX: u64 = 16;
+/// A shard may hold so much more than the emptiest and still be given a connection: a 64th. Where they are many, a little
+/// unevenness is cheaper than having another shard serve what was taken in here; few are spread evenly.
+const UNEVENNESS: u64 = 64;
 
 /// Lets connections in, or turns them away; the same one for all shards.
 pub(crate) struct Doorkeeper {
@@ -106,14 +106,14 @@ impl Dealer {
         self.started.elapsed().as_millis() as u32
     }
 
-    /// The preferred shard, unless it holds clearly more than the emptiest.
+    /// The preferred shard, unless it holds more than the emptiest.
     fn choose(&self, preferred: usize) -> usize {
         let load = |door: &ShardDoor| match door.failed.load(Ordering::Relaxed) {
             true => u64::MAX,
             false => door.connections.load(Ordering::Relaxed),
         };
         let least = self.shards.iter().map(load).min().unwrap_or(0);
-        match load(&self.shards[preferred]) <= least.saturating_add(UNEVENNESS_MAX) {
+        match load(&self.shards[preferred]) <= least.saturating_add(least / UNEVENNESS) {
             true => preferred,
             false => self.shards.iter().position(|door| load(door) == least).unwrap_or(preferred),
         }

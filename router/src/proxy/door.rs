@@ -55,8 +55,8 @@ pub(super) struct ShardDoor {
     clients: AtomicU64,
 }
 
-/// How many clients more than the emptiest a shard may hold and still be given one: they come and go unevenly.
-const UNEVENNESS_MAX: u64 = 16;
+/// A shard may hold so much more than the emptiest and still be given a client: a 64th, as in the gateway.
+const UNEVENNESS: u64 = 64;
 
 /// Clients over the limit that may stay until they are told, as in the gateway. More are closed with a prepared answer.
 const TURNED_AWAY_MAX: u32 = 64;
@@ -221,11 +221,12 @@ impl Door {
         }
     }
 
-    /// The preferred shard, unless it holds clearly more than the emptiest.
+    /// The preferred shard, unless it holds more than the emptiest.
     fn choose(&self, preferred: usize) -> usize {
         let load = |at: usize| self.shards[at].clients.load(Ordering::Relaxed);
         let emptiest = (0..self.shards.len()).min_by_key(|&at| load(at)).unwrap_or(preferred);
-        if load(preferred) > load(emptiest) + UNEVENNESS_MAX { emptiest } else { preferred }
+        let least = load(emptiest);
+        if load(preferred) > least + least / UNEVENNESS { emptiest } else { preferred }
     }
 }
 
