@@ -21,6 +21,12 @@ pub struct Listener(Arc<TcpListener>);
 /// How long a shard leaves the listener alone when no descriptor at all can be had: ten attempts a second at most.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
+/// Connections taken in a turn, at about 7 µs each: another shard may be free for the next.
+const BURST_MAX: usize = 64;
+
+/// A listener in which something is left is told of again by the poll. Else it is looked at until it has nothing.
+const IS_TOLD_AGAIN: bool = cfg!(target_os = "linux");
+
 /// A shard's part in the listener.
 #[derive(Debug)]
 pub(crate) struct Listening {
@@ -30,6 +36,8 @@ pub(crate) struct Listening {
     is_starved: bool,
     /// Something may wait in the listener.
     pub(crate) is_due: bool,
+    /// Connections to take in this turn.
+    burst: usize,
     /// Until then nothing is taken, on the clock of the shard.
     pub(crate) paused_until: Option<Duration>,
 }
@@ -93,6 +101,7 @@ impl Listening {
             spare: Some(open_spare()?),
             is_starved: false,
             is_due: false,
+            burst: 1,
             paused_until: None,
         })
     }
@@ -121,7 +130,30 @@ impl Listening {
         self.paused_until = if self.is_due { None } else { Some(now + EXHAUSTED_PAUSE) };
     }
 
+    /// How many to take in this turn: one, and twice as many each turn while there are so many. Who comes alone is then not
+    /// followed by a look that finds nobody, for which the kernel makes a socket and throws it away.
+    pub(crate) fn begin_turn(&mut self) -> usize {
+        if !self.is_due {
+            self.burst = 1;
+            return 0;
+        }
+        self.is_due = !IS_TOLD_AGAIN;
+        let burst = self.burst;
+        self.burst = (burst * 2).min(BURST_MAX);
+        burst
+    }
+
     pub(crate) fn accept(&mut self) -> Incoming {
+        let incoming = self.accept_one();
+        if matches!(incoming, Incoming::Nobody) {
+            self.is_due = false;
+            // Half of what this turn began with.
+            self.burst = (self.burst / 4).max(1);
+        }
+        incoming
+    }
+
+    fn accept_one(&mut self) -> Incoming {
         // A lost spare is had back before the next connection is: they may come until there is none to be had.
         self.restore_spare();
         match self.listener.accept() {

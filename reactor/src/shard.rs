@@ -110,9 +110,6 @@ const EVENTS_MAX: usize = 512;
 /// of work is well under 1 ms, so a turn is at most some 10 ms even if all have too much to do.
 const PORTION: Duration = Duration::from_micros(1_500);
 
-/// Connections taken from the listener in a turn, at about 7 µs each: another shard may be free for the next.
-const ACCEPTS_MAX: usize = 64;
-
 /// Messages handled in a turn. Most are adoptions (a few µs) or publications handed to the hub (under 1 µs).
 const MAIL_MAX: usize = 256;
 
@@ -159,10 +156,10 @@ impl<D: Driver> Shard<D> {
         let mut buffer = vec![0; READ_BUFFER_BYTES];
         let mut inbox = VecDeque::new();
         let started = Instant::now();
-        let mut busy = Duration::ZERO;
+        let (mut ended, mut busy) = (Duration::ZERO, Duration::ZERO);
         let mut turn = Turn::Idle;
         loop {
-            let timeout = self.timeout(turn, &inbox, started.elapsed());
+            let timeout = self.timeout(turn, &inbox, ended);
             match self.poll.poll(&mut events, timeout) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 other => other?,
@@ -188,7 +185,8 @@ impl<D: Driver> Shard<D> {
             // (connections to bury, drops to tell) makes the next poll return at once.
             turn = driver.on_turn(&mut self.connections, busy);
             self.connections.flush_merging();
-            busy = started.elapsed() - turn_started;
+            ended = started.elapsed();
+            busy = ended - turn_started;
         }
     }
 
@@ -216,7 +214,7 @@ impl<D: Driver> Shard<D> {
     }
 
     fn serve_events(&mut self, driver: &mut D, events: &Events, buffer: &mut [u8]) {
-        let portion = Portion::begin();
+        let (mut portion, mut is_used_up) = (Portion::default(), false);
         for event in events {
             match event.token() {
                 WAKE => continue,
@@ -237,22 +235,22 @@ impl<D: Driver> Shard<D> {
                 && let Some(id) = self.connections.to_read(slot)
             {
                 // Each event is told once: those that are not served now are remembered.
-                match portion.is_used_up() {
+                match is_used_up {
                     true => self.connections.list_unread(id),
-                    false => self.serve_bytes(driver, id, buffer, event.is_read_closed() || event.is_error()),
+                    false => {
+                        self.serve_bytes(driver, id, buffer, event.is_read_closed() || event.is_error());
+                        is_used_up = portion.is_used_up();
+                    }
                 }
             }
         }
     }
 
-    /// Takes connections in while there are any. `now` is on the clock of the shard.
+    /// Takes connections in. `now` is on the clock of the shard.
     fn serve_listener(&mut self, driver: &mut D, now: Duration) -> io::Result<()> {
         let Some(mut listening) = self.listening.take() else { return Ok(()) };
         listening.resume(self.poll.registry(), LISTENER, now);
-        for _ in 0..ACCEPTS_MAX {
-            if !listening.is_due {
-                break;
-            }
+        for _ in 0..listening.begin_turn() {
             match listening.accept() {
                 Incoming::Connection(socket, peer) => {
                     if let Some((socket, connection)) = driver.on_connection(socket, peer) {
@@ -260,13 +258,17 @@ impl<D: Driver> Shard<D> {
                     }
                 }
                 Incoming::Passing => {}
-                Incoming::Nobody => listening.is_due = false,
+                Incoming::Nobody => break,
                 Incoming::OnSpare(socket) => driver.on_exhausted(Some(socket)),
                 Incoming::Starved => {
                     driver.on_exhausted(None);
                     listening.pause(self.poll.registry(), now)?;
+                    break;
                 }
-                Incoming::Stuck => listening.pause(self.poll.registry(), now)?,
+                Incoming::Stuck => {
+                    listening.pause(self.poll.registry(), now)?;
+                    break;
+                }
             }
         }
         self.listening = Some(listening);
@@ -275,29 +277,29 @@ impl<D: Driver> Shard<D> {
 
     /// Those that had more than one buffer's worth, or were paused.
     fn serve_unread(&mut self, driver: &mut D, buffer: &mut [u8]) {
-        let portion = Portion::begin();
+        let mut portion = Portion::default();
         for _ in 0..self.connections.unread.len() {
+            let Some(id) = self.connections.next_unread() else { return };
+            self.serve_bytes(driver, id, buffer, true);
             if portion.is_used_up() {
                 return;
             }
-            let Some(id) = self.connections.next_unread() else { return };
-            self.serve_bytes(driver, id, buffer, true);
         }
     }
 
     /// Those that sent more than they may have done at once. They come after all that did not: while others still wait
     /// for their first part, only one of them has its next, so that none is left out for good.
     fn serve_rests(&mut self, driver: &mut D, waiting: usize) {
-        let portion = Portion::begin();
+        let mut portion = Portion::default();
         let waiting = if self.connections.unread.is_empty() { waiting } else { waiting.min(1) };
         for _ in 0..waiting {
-            if portion.is_used_up() {
-                return;
-            }
             let Some((id, mut rest)) = self.connections.next_rest() else { return };
             let used = self.hand(driver, id, rest.bytes());
             rest.skip(used);
             self.connections.keep_rest(id, rest);
+            if portion.is_used_up() {
+                return;
+            }
         }
     }
 
@@ -328,11 +330,8 @@ impl<D: Driver> Shard<D> {
         driver: &mut D,
         inbox: &mut VecDeque<Mail<D::Connection, D::Command>>,
     ) -> io::Result<Serve> {
-        let portion = Portion::begin();
+        let mut portion = Portion::default();
         for _ in 0..MAIL_MAX {
-            if portion.is_used_up() {
-                break;
-            }
             match inbox.pop_front() {
                 Some(Mail::Adopt { socket, read, connection }) => {
                     self.adopt(driver, socket, &read, connection)
@@ -343,6 +342,9 @@ impl<D: Driver> Shard<D> {
                 }
                 Some(Mail::Stop) => return Ok(Serve::Stop),
                 None => break,
+            }
+            if portion.is_used_up() {
+                break;
             }
         }
         if inbox.is_empty() && inbox.capacity() > 4096 {
@@ -367,14 +369,14 @@ impl<D: Driver> Shard<D> {
     }
 
     fn serve_timers(&mut self, driver: &mut D) {
-        let portion = Portion::begin();
+        let mut portion = Portion::default();
         for _ in 0..TIMERS_MAX {
-            if portion.is_used_up() {
-                return;
-            }
             let Some((slot, armed)) = self.connections.wheel.next_expired() else { return };
             if let Some(id) = self.connections.visit_timer(slot, armed) {
                 driver.on_timer(&mut self.connections, id);
+            }
+            if portion.is_used_up() {
+                return;
             }
         }
     }
@@ -386,11 +388,8 @@ impl<D: Driver> Shard<D> {
     }
 
     fn tell_notices(&mut self, driver: &mut D) {
-        let portion = Portion::begin();
+        let mut portion = Portion::default();
         for _ in 0..NOTICES_MAX {
-            if portion.is_used_up() {
-                break;
-            }
             let Some((id, notice)) = self.connections.notices.pop_front() else { break };
             if self.connections.in_slot(id.slot) != Some(id) {
                 continue;
@@ -399,6 +398,9 @@ impl<D: Driver> Shard<D> {
                 Notice::Connected => driver.on_connected(&mut self.connections, id),
                 Notice::Flushed => driver.on_flushed(&mut self.connections, id),
                 Notice::Ended => driver.on_end(&mut self.connections, id),
+            }
+            if portion.is_used_up() {
+                break;
             }
         }
         let notices = &mut self.connections.notices;
@@ -409,14 +411,14 @@ impl<D: Driver> Shard<D> {
 
     /// Closing one connection may doom others; they are buried with it or in the next turn.
     fn bury_doomed(&mut self, driver: &mut D) {
-        let portion = Portion::begin();
+        let mut portion = Portion::default();
         for _ in 0..BURIALS_MAX {
-            if portion.is_used_up() {
-                break;
-            }
             let Some((id, closed)) = self.connections.doomed.pop_front() else { break };
             if let Some(connection) = self.connections.bury(id) {
                 driver.on_closed(&mut self.connections, id, connection, closed);
+            }
+            if portion.is_used_up() {
+                break;
             }
         }
         let doomed = &mut self.connections.doomed;
@@ -426,16 +428,20 @@ impl<D: Driver> Shard<D> {
     }
 }
 
-/// The time that one kind of work has in a turn. A look at the clock is some 25 ns.
-struct Portion(Instant);
+/// The time that one kind of work has in a turn, from its first piece on. A look at the clock is some 25 ns.
+#[derive(Default)]
+struct Portion(Option<Instant>);
 
 impl Portion {
-    fn begin() -> Self {
-        Self(Instant::now())
-    }
-
-    fn is_used_up(&self) -> bool {
-        self.0.elapsed() > PORTION
+    /// Asked after each piece of work, so that what there is none of costs nothing.
+    fn is_used_up(&mut self) -> bool {
+        match self.0 {
+            Some(began) => began.elapsed() > PORTION,
+            None => {
+                self.0 = Some(Instant::now());
+                false
+            }
+        }
     }
 }
 
