@@ -174,7 +174,7 @@ impl Ctx<'_> {
         }
         if let Some(present) = rare.present {
             for &subscription in open.subscriptions.as_slice() {
-                self.leave_presence(self.core.hub.channel_of(subscription), present.clone());
+                self.leave_presence(self.core.hub.channel_of(subscription), Present::clone(&present));
             }
         }
         // Leaving may move another's place, but its own others stay findable: a connection is in a lane once.
@@ -188,7 +188,7 @@ impl Ctx<'_> {
 
     /// It is not present in a channel any more that it goes out of.
     pub(crate) fn leave_presence_of(&self, key: ChannelKey) {
-        let present = self.open().and_then(|open| open.rare.as_ref()?.present.clone());
+        let present = self.open().and_then(|open| open.rare.as_ref()?.present.as_deref().cloned());
         if let Some(present) = present {
             self.leave_presence(key, present);
         }

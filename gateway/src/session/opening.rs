@@ -15,7 +15,7 @@ use tidegate_reactor::{Overflow, Tick};
 use tidegate_wire::{decoder::Decoder, upgrade::Upgrade};
 
 use super::{
-    Ctx, Open, Phase, Rare, Session, Subscriptions,
+    Ctx, Open, Phase, Place, Rare, Session, Subscriptions,
     budget::Budgets,
     protocol::{Event, ProtocolId},
     refusal::Refusal,
@@ -318,7 +318,8 @@ impl Ctx<'_> {
         let mut rare = Rare { unsettled, ..Rare::default() };
         if self.core.hub.forms().get(form).has_heads() {
             // Every id names every channel from the first on: whoever is cut off in between comes back to all.
-            rare.positions = attempts.iter().map(|it| it.key).zip(request.since.iter().copied()).collect();
+            let places = attempts.iter().zip(&request.since);
+            rare.places = places.map(|(attempt, since)| Place::new(attempt.key, *since)).collect();
         }
         self.write(|out| protocol.write_answer(&request, out));
         self.take_claims(self.connections.now(), request.claims.take(), &mut rare);
@@ -412,7 +413,7 @@ impl Ctx<'_> {
                 node.backplane().join(channel, Member { connection, user: user.clone(), info })
             })
             .collect();
-        let before = open.rare.as_ref().and_then(|rare| rare.present.clone());
+        let before = open.rare.as_ref().and_then(|rare| rare.present.as_deref().cloned());
         let joined = async move {
             if let Some(before) = before {
                 before.await;
@@ -424,7 +425,7 @@ impl Ctx<'_> {
             }
         };
         let present = joined.boxed().shared();
-        open.rare_mut().present = Some(present.clone());
+        open.rare_mut().present = Some(Box::new(present.clone()));
         self.core.detach(present);
     }
 }
