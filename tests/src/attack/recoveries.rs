@@ -53,6 +53,13 @@ pub(super) fn recover_unread(
     (0..streams).map(connect).collect()
 }
 
+/// How many of the streams were answered with a 200: the others recovered nothing.
+#[track_caller]
+pub(super) fn let_in(streams: Vec<RawTcp>) -> usize {
+    let head = |mut stream: RawTcp| stream.read_head(DEADLINE);
+    streams.into_iter().filter_map(|stream| head(stream).ok()).filter(|head| head.status == 200).count()
+}
+
 /// Clients that come back together and recover the same channel from the same position.
 #[track_caller]
 pub(super) fn return_together(address: SocketAddr, channel: &str, position: &str, clients: usize) {
