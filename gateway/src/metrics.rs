@@ -99,6 +99,8 @@ pub struct NodeMetrics {
     /// How full, in the last second, the fullest channel was of what it may have on its way out before its
     /// publishers wait, or the node of what all channels together may; in thousandths.
     pub send_queue_permille: Gauge,
+    /// How much of `limits.recovery_bytes` was in use at the last look, in thousandths.
+    pub recovery_permille: Gauge,
     /// 1 while draining.
     pub draining: Gauge,
     /// Shards that have failed; the process drains and ends.
@@ -123,6 +125,7 @@ impl Metrics {
                 connections_limit: Gauge::default(),
                 channels: Gauge::default(),
                 send_queue_permille: Gauge::default(),
+                recovery_permille: Gauge::default(),
                 draining: Gauge::default(),
                 shards_failed: Gauge::default(),
                 auth_failures: Counters::default(),
@@ -166,8 +169,12 @@ impl Metrics {
         let busy: Vec<Duration> =
             shards.iter().map(|shard| Duration::from_nanos(shard.busy_ns.get())).collect();
         drop(shards);
-        let send_queue = self.node.send_queue_permille.get() as f64 / 1000.0;
-        lock(&self.load).read(&busy, Some(send_queue), &self.bounds)
+        let known = [
+            (Resource::SendQueue, &self.node.send_queue_permille),
+            (Resource::Recovery, &self.node.recovery_permille),
+        ];
+        let known = known.map(|(resource, permille)| (resource, permille.get() as f64 / 1000.0));
+        lock(&self.load).read(&busy, &known, &self.bounds)
     }
 }
 

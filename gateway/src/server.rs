@@ -341,7 +341,7 @@ async fn housekeeping(node: Arc<Node>, carrier: Carrier) {
     loop {
         every.tick().await;
         carrier.sweep();
-        node.note_interests();
+        node.note_bounds();
         node.rosters().sweep();
         // A server that is away is away for many rounds: said once.
         let announced = node.backplane().announce(node.record()).await;

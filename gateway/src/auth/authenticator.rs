@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::SystemTime};
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 
 use super::{
@@ -19,7 +20,12 @@ pub struct Authenticator {
     issuers: Vec<Issuer>,
     /// Reads of key sets run here.
     tasks: TaskTracker,
+    /// For tokens of open connections that wait for a key, in bytes.
+    room: Arc<Semaphore>,
 }
+
+/// Tokens that wait for a key, all together: 4,000 of 1 KiB, for the 5 s that a read may take.
+const WAITING_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// The outcome of [`Authenticator::verify`].
 #[derive(Debug)]
@@ -62,7 +68,7 @@ impl Authenticator {
             .enumerate()
             .map(|(index, key)| Ok(Issuer { keys: Keys::new(index, key)?, rules: Rules::new(key) }))
             .collect::<Result<_, ConfigError>>()?;
-        Ok(Self { issuers, tasks })
+        Ok(Self { issuers, tasks, room: Arc::new(Semaphore::new(WAITING_BYTES_MAX)) })
     }
 
     /// Never blocks, and may be called by reactor threads. Cost: the signature, 5 µs (HS256) to 60 µs (ES256).
@@ -103,6 +109,12 @@ impl Authenticator {
             false if self.issuers_of(token.algorithm).next().is_none() => TokenError::Algorithm,
             false => TokenError::UnknownKey,
         })
+    }
+
+    /// Room for a token that an open connection has wait for a key; `None` when as many bytes wait as may.
+    pub(crate) fn room_for(&self, token: &str) -> Option<OwnedSemaphorePermit> {
+        let bytes = u32::try_from(token.len()).ok()?;
+        Arc::clone(&self.room).try_acquire_many_owned(bytes).ok()
     }
 
     /// Waits until the keys were read, well or not. Any number of callers share one read.

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tidegate_backplane::Channel;
+use tidegate_reactor::Tick;
 
 use super::{Pattern, token::TokenError};
 use crate::config::{AppId, JwtKey};
@@ -73,6 +74,12 @@ enum RawPublish {
 }
 
 impl Claims {
+    /// When it expires, on a clock of ticks.
+    pub(crate) fn expiry(&self, now: Tick) -> Option<Tick> {
+        let left = self.expires?.duration_since(SystemTime::now()).unwrap_or_default();
+        Some(now.after(left))
+    }
+
     pub fn may_subscribe(&self, channel: &Channel) -> bool {
         any(&self.channels, channel)
     }

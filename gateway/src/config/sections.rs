@@ -40,8 +40,9 @@ section! {
         body_bytes: ByteSize = ByteSize::mib(1);
         /// Channels that one connection may be subscribed to.
         subscriptions: u32 = 100;
-        /// The same for a raw WebSocket or event stream without a token or key. A channel that nobody else is in costs
-        /// about 1.8 KiB here and 1 KiB in Redis with a name of 200 bytes: 20 are 55 KiB.
+        /// The same for a raw WebSocket or event stream without a token or key, and for a client of Pusher Channels while
+        /// its app's server has signed neither a user nor a channel for it. A channel that nobody else is in costs about
+        /// 1.8 KiB here and 1 KiB in Redis with a name of 200 bytes: 20 are 55 KiB.
         anonymous_subscriptions: u32 = 20;
         /// Channels of this node that have a subscriber. Subscriptions to more are refused with 503. At 1.8 KiB, 500,000
         /// take 0.9 GiB. 0: no limit.

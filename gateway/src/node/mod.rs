@@ -426,11 +426,18 @@ impl Node {
         self.metrics.node.draining.set(i64::from(stage > Stage::Serving));
     }
 
-    /// Exports what the node's table of channels says.
-    pub(crate) fn note_interests(&self) {
+    /// The channels that have subscribers on this node.
+    pub(crate) fn interests(&self) -> &Interests {
+        &self.relay.interests
+    }
+
+    /// Exports how full the node's bounds are.
+    pub(crate) fn note_bounds(&self) {
         let interests = &self.relay.interests;
         self.metrics.node.channels.set(interests.len() as i64);
         self.metrics.node.send_queue_permille.set(interests.take_peak_permille() as i64);
+        let recovery = self.histories.usage();
+        self.metrics.node.recovery_permille.set((recovery.bytes * 1000 / recovery.bytes_max.max(1)) as i64);
     }
 
     pub(crate) async fn drain_asked(&self) {

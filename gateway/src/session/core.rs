@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tidegate_backplane::Epoch;
+use tidegate_backplane::{Channel, Epoch};
 use tidegate_ops::edge::Edge;
 use tidegate_reactor::{ConnectionId, Connections, Mail, Mailbox};
 use tidegate_wire::deflate::Deflater;
@@ -37,7 +37,7 @@ use crate::{
         form::Encoder,
         outgoing::{Content, Outgoing},
     },
-    metrics::{Metrics, ShardMetrics},
+    metrics::{Budgeted, Metrics, ShardMetrics},
     node::{
         Node,
         shards::{Order, ShardPort},
@@ -186,10 +186,19 @@ impl Core {
         }
     }
 
-    /// Whether this node has fewer channels than it may have, as of the last second.
-    pub(crate) fn has_room_for_channels(&self) -> bool {
-        let max = i64::from(self.shared.node.config().limits.channels);
-        max == 0 || self.shared.metrics.node.channels.get() < max
+    /// Whether this node may have subscribers in these channels; a refusal is counted. Those that have some already cost
+    /// nothing more. Shards that ask at the same moment may each get the last place.
+    pub(crate) fn has_room_for(&self, channels: &[Channel]) -> bool {
+        let node = &self.shared.node;
+        let (interests, max) = (node.interests(), node.config().limits.channels as usize);
+        let has = interests.len();
+        let fits = max == 0
+            || has + channels.len() <= max
+            || has + channels.iter().filter(|channel| interests.get(channel).is_none()).count() <= max;
+        if !fits {
+            self.metrics.budgets_spent.add(Budgeted::Channels, 1);
+        }
+        fits
     }
 
     /// Names a connection in the cluster. The life of the process is a part, so that a node that was started again

@@ -3,11 +3,7 @@
 //! The answer (`101` or the head of the event stream) is written when the subscription stands and what was missed
 //! is known, so whoever publishes after seeing it reaches this client, and nothing is written before it.
 
-use std::{
-    any::Any,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{any::Any, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt as _, future::join_all};
 use tidegate_backplane::{BackplaneError, Channel, Member, Position};
@@ -382,15 +378,13 @@ impl Ctx<'_> {
         if let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) {
             let rare = open.rare_mut();
             (rare.claims, rare.expires) = (renewed.claims, renewed.expires);
+            self.beat_in_time();
         }
     }
 
     fn take_claims(&self, now: Tick, claims: Option<Claims>, rare: &mut Rare) {
         let Some(claims) = claims else { return };
-        rare.expires = claims.expires.map(|expires| {
-            let left = expires.duration_since(SystemTime::now()).unwrap_or_default();
-            now.after(left)
-        });
+        rare.expires = claims.expiry(now);
         rare.claims = Some(Arc::new(claims));
     }
 

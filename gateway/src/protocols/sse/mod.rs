@@ -107,7 +107,11 @@ impl Protocol for Sse {
                 }
             }
             Event::Refused { error, .. } => ctx.leave(Leave::unavailable(error)),
-            Event::ListWanted { .. } | Event::Opened { .. } | Event::PublishFailed(_) | Event::Silent => {}
+            Event::ListWanted { .. }
+            | Event::Opened { .. }
+            | Event::PublishFailed(_)
+            | Event::Silent
+            | Event::Due => {}
         }
     }
 
