@@ -16,7 +16,7 @@ use crate::config::{AuthConfig, ConfigError, Empty, JwtKey, KeyProblem};
 
 /// Verifies tokens with the configured keys. Shared by all threads.
 #[derive(Debug)]
-pub struct Authenticator {
+pub(crate) struct Authenticator {
     issuers: Vec<Issuer>,
     /// Reads of key sets run here.
     tasks: TaskTracker,
@@ -30,7 +30,7 @@ const WAITING_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// The outcome of [`Authenticator::verify`].
 #[derive(Debug)]
 #[must_use]
-pub enum Verdict {
+pub(crate) enum Verdict {
     Valid(Claims),
     Invalid(TokenError),
     /// A key that is not here may be there by now: await [`Authenticator::fetch`], and verify again.
@@ -40,7 +40,7 @@ pub enum Verdict {
 /// A read of a key set that is worth waiting for.
 #[derive(Debug)]
 #[must_use]
-pub struct KeyFetch {
+pub(crate) struct KeyFetch {
     set: Arc<KeySet>,
     read: u64,
 }
@@ -61,7 +61,7 @@ enum Keys {
 impl Authenticator {
     /// With keys from a loaded configuration. Reads key set files, but fetches nothing: see
     /// [`keep_fresh`](Self::keep_fresh). `tasks` is what drain awaits; a read in it takes at most 5 s.
-    pub fn new(config: &AuthConfig, tasks: TaskTracker) -> Result<Self, ConfigError> {
+    pub(crate) fn new(config: &AuthConfig, tasks: TaskTracker) -> Result<Self, ConfigError> {
         let issuers = config
             .jwt
             .iter()
@@ -72,7 +72,7 @@ impl Authenticator {
     }
 
     /// Never blocks, and may be called by reactor threads. Cost: the signature, 5 µs (HS256) to 60 µs (ES256).
-    pub fn verify(&self, token: &str, now: SystemTime) -> Verdict {
+    pub(crate) fn verify(&self, token: &str, now: SystemTime) -> Verdict {
         let token = match Token::parse(token) {
             Ok(token) => token,
             Err(error) => return Verdict::Invalid(error),
@@ -118,12 +118,12 @@ impl Authenticator {
     }
 
     /// Waits until the keys were read, well or not. Any number of callers share one read.
-    pub async fn fetch(&self, fetch: KeyFetch) {
+    pub(crate) async fn fetch(&self, fetch: KeyFetch) {
         fetch.set.read(fetch.read, &self.tasks).await;
     }
 
     /// Verifies, and fetches keys where that may help. For callers that may wait.
-    pub async fn authenticate(&self, token: &str) -> Result<Claims, TokenError> {
+    pub(crate) async fn authenticate(&self, token: &str) -> Result<Claims, TokenError> {
         // Every fetch is of another set, or the least interval between two has passed meanwhile.
         for _ in 0..=self.issuers.len() {
             match self.verify(token, SystemTime::now()) {
@@ -136,7 +136,7 @@ impl Authenticator {
     }
 
     /// Reads the key sets now and at every refresh, and never returns. To be spawned once, next to the server.
-    pub async fn keep_fresh(&self) {
+    pub(crate) async fn keep_fresh(&self) {
         let sets = self.issuers.iter().filter_map(|issuer| match &issuer.keys {
             Keys::Set(set) => Some(Arc::clone(set).keep_fresh(&self.tasks)),
             Keys::One(..) => None,

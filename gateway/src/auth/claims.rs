@@ -12,7 +12,7 @@ use crate::config::{AppId, JwtKey};
 
 /// The claims of a valid token.
 #[derive(Debug, Clone)]
-pub struct Claims {
+pub(crate) struct Claims {
     /// `sub`: the user. Presence and disconnecting by user need it.
     pub user: Option<Box<str>>,
     /// The moment from which the token no longer counts: `exp` and the leeway. `None`: never.
@@ -80,11 +80,11 @@ impl Claims {
         Some(now.after(left))
     }
 
-    pub fn may_subscribe(&self, channel: &Channel) -> bool {
+    pub(crate) fn may_subscribe(&self, channel: &Channel) -> bool {
         any(&self.channels, channel)
     }
 
-    pub fn may_publish(&self, channel: &Channel) -> bool {
+    pub(crate) fn may_publish(&self, channel: &Channel) -> bool {
         match &self.publish {
             Publish::Subscribed => any(&self.channels, channel),
             Publish::Only(patterns) => any(patterns, channel),

@@ -68,9 +68,10 @@ section! {
         /// Bytes that may wait for one connection that reads too slowly, before its namespace's `slow_reader`
         /// policy applies. At 1 MiB, 1000 stuck readers hold at most 1 GiB.
         send_queue_bytes: ByteSize = ByteSize::mib(1);
-        /// Bytes that clients had sent before they left and that wait to be published, in the whole node. It
-        /// fills only while publishes wait for a backplane or for room. What is more is dropped, counted as
-        /// `publish_failed`.
+        /// Bytes that clients had sent before they left and that wait to be published or are under way, in the whole
+        /// node. It fills only while publishes wait for a backplane or for room. What waits beyond it is dropped, counted
+        /// as `publish_failed`. What is under way to Redis is bounded there, by 16 MiB of commands for each server, which
+        /// are held three times over until they are written.
         left_behind_bytes: ByteSize = ByteSize::mib(8);
         /// Bytes of history that may be read at once for clients that recover, in pages of 64 KiB; when it is used up,
         /// reads wait their turn. What was read and written counts in `send_queue_bytes` of its connection.

@@ -77,7 +77,7 @@ fn shards_are_summed() {
 fn every_family_is_there_and_described() {
     let text = metrics().prometheus();
     let gateway = "connections connections_limit connections_opened_total disconnects_total close_frames_total protocol_errors_total \
-                   handshakes_total handshake_seconds connection_duration_seconds subscriptions channels \
+                   handshakes_total handshake_seconds connection_duration_seconds subscriptions channels left_behind_bytes \
                    messages_received_total messages_sent_total bytes_received_total bytes_sent_total \
                    messages_dropped_total gaps_untold_total send_queue_bytes ping_rtt_seconds draining fanout_seconds \
                    delivery_latency_seconds publish_requests_total publishes_local_total auth_failures_total saturation build_info";

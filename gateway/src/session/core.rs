@@ -7,7 +7,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
@@ -84,9 +84,7 @@ pub(crate) struct Shared {
     /// Serves the requests that are no protocol's.
     pub(crate) http: Arc<dyn TakesHandOffs>,
     pub(crate) started: Instant,
-    /// What those who left had sent and is not published yet, in all shards.
-    pub(crate) legacy_bytes: AtomicUsize,
-    /// Names this process's life in the ids of event streams; see [`Fresh`](super::ids::Fresh).
+    /// Names this process's life in places of empty channels; see [`Fresh`](super::fresh::Fresh).
     pub(crate) life: Epoch,
 }
 

@@ -143,8 +143,13 @@ impl Player {
             recoveries::return_together(scene.gateway().public(), "same-0", &position, clients);
             String::new()
         });
-        outcome.said =
-            format!("{:.2} Redis commands a recovery", outcome.felt.redis_commands / clients as f64);
+        let metrics = scene.gateway().metrics();
+        outcome.said = format!(
+            "{:.2} Redis commands a recovery; {:.0} reads, shared {:.0} times",
+            outcome.felt.redis_commands / clients as f64,
+            metrics.sum("tidegate_recovery_reads_total", &[]),
+            metrics.sum("tidegate_recovery_reads_shared_total", &[]),
+        );
         outcome
     }
 
@@ -227,7 +232,7 @@ impl Player {
         watched(&scene, "bounded by limits.*, in the memory table", |scene| {
             let address = scene.gateway().public();
             let mut held = Vec::new();
-            let mut measure = |what: &str, join: &mut dyn FnMut() -> usize| {
+            let measure = |what: &str, join: &mut dyn FnMut() -> usize| {
                 let (here, there) = memory(scene);
                 let joined = join();
                 let each = |bytes: f64| bytes / 1024.0 / connections as f64;

@@ -120,14 +120,14 @@ impl Ctx<'_> {
         let Some(open) = self.connections.get(self.id).and_then(Session::open) else {
             return Err(EntranceError::TooMany { max });
         };
-        let anonymous_max = max.min(limits.anonymous_subscriptions as usize);
-        if open.subscription_count() >= anonymous_max && !matches!(action, Action::VerifyThenEnter) {
-            self.check_vouched(open, anonymous_max)?;
-        }
         let watched = open.pusher().and_then(|it| it.user.as_ref()).map_or(0, |user| user.watchlist.len());
         // The watchlist has a limit of its own.
         if open.subscription_count().saturating_sub(watched) >= max {
             return Err(EntranceError::TooMany { max });
+        }
+        let anonymous_max = limits.anonymous_subscriptions as usize;
+        if open.subscription_count() >= anonymous_max && !matches!(action, Action::VerifyThenEnter) {
+            self.check_vouched(open, anonymous_max)?;
         }
         let channel_data = subscribe.channel_data.as_deref();
         match action {

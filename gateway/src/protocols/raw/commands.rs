@@ -150,15 +150,15 @@ impl Ctx<'_> {
             return self.begin_command(id, name, since, claims.as_deref()).map(drop);
         };
         let name = Box::<str>::from(name);
-        let begin = move |ctx: &mut Ctx<'_>, claims: Claims| match ctx.key_of_own(&name) {
-            Some(key) => ctx.renew_grant(id, key, &claims),
-            None => {
-                let key = ctx.begin_command(id, &name, since, Some(&claims))?;
-                if let Some(key) = key {
-                    ctx.grant(key, &claims);
-                }
-                Ok(())
+        let begin = move |ctx: &mut Ctx<'_>, claims: Claims| {
+            if let Some(key) = ctx.key_of_own(&name).filter(|&key| ctx.is_granted(key)) {
+                return ctx.renew_grant(id, key, &claims);
             }
+            let key = ctx.begin_command(id, &name, since, Some(&claims))?;
+            if let Some(key) = key {
+                ctx.grant(key, &claims);
+            }
+            Ok(())
         };
         self.with_claims(id, token.into_owned(), begin)
     }
@@ -172,7 +172,12 @@ impl Ctx<'_> {
         self.beat_in_time();
     }
 
-    /// Another token for a subscription that stands or is under way.
+    fn is_granted(&self, key: ChannelKey) -> bool {
+        let commands = self.open().and_then(|open| open.state::<Commands>());
+        commands.is_some_and(|commands| commands.granted.iter().any(|&(own, _)| own == key))
+    }
+
+    /// Another token for a subscription that one has opened.
     fn renew_grant(&mut self, id: Option<u64>, key: ChannelKey, claims: &Claims) -> Result<(), Refused> {
         let own = self.core.hub.channel(key).clone();
         if self.command_channel(own.name(), Some(claims))? != own {

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     auth::Algorithm,
-    config::{ByteSize, Config, JwksUrl, JwtKey, List, Namespace},
+    config::{ByteSize, Config, JwksUrl, JwtKey, List, Namespace, Setting as _},
 };
 
 /// A namespace `closed` that needs a token, and has history and presence.
@@ -116,6 +116,9 @@ fn a_subscription_ends_with_its_own_token_unless_that_is_renewed() {
         client.send_text(&subscribe(channel, 3, id));
         assert_eq!(client.expect_json()["ok"]["channel"], format!("closed:{channel}"));
     }
+    let stays = format!(r#"{{"subscribe":"open","token":"{}","id":4}}"#, closed_token(3));
+    client.send_text(&stays);
+    assert_eq!(client.expect_json()["error"]["code"], 409, "it is not the token's that is bound to none");
     client.send_text(&subscribe("b", 3_600, 3));
     let renewed = client.expect_json();
     assert!(renewed["ok"]["expires"].is_u64() && renewed["id"] == 3, "{renewed}");
