@@ -16,10 +16,11 @@ pub(crate) mod budget;
 pub(crate) mod core;
 pub(crate) mod ctx;
 pub(crate) mod fanout;
+mod fresh;
 pub(crate) mod hand_off;
-pub(crate) mod ids;
 pub(crate) mod leaving;
 pub(crate) mod opening;
+mod presence;
 pub(crate) mod protocol;
 pub(crate) mod publishing;
 pub(crate) mod refusal;
@@ -29,11 +30,10 @@ pub(crate) mod subscribing;
 
 use std::{any::Any, sync::Arc, time::Duration};
 
-use futures_util::future::{BoxFuture, Shared};
 use tidegate_backplane::{Epoch, Position};
 use tidegate_ops::{budget::Budget, edge::Preamble};
 use tidegate_reactor::Tick;
-use tidegate_wire::decoder::Decoder;
+use tidegate_wire::{decoder::Decoder, sse};
 
 use crate::{
     admission::{AddressKey, Over},
@@ -44,6 +44,7 @@ use crate::{
 use budget::{Budgets, Rates};
 pub(crate) use ctx::Ctx;
 use opening::Opening;
+use presence::Present;
 use protocol::{ProtocolId, ProtocolState};
 use publishing::Publisher;
 pub(crate) use socket_id::SocketIds;
@@ -135,10 +136,6 @@ pub(crate) struct Place {
     is_known: bool,
     position: Position,
 }
-
-/// Whether a connection's presence entries were written, or failed to be. To leave a channel has to wait for that: a
-/// backplane far away may otherwise carry out the two in the wrong order, and the entry would stay.
-pub(crate) type Present = Shared<BoxFuture<'static, ()>>;
 
 impl Session {
     pub(crate) fn new(address: AddressKey, accepted_ms: u32, over: Option<Over>, preamble: Preamble) -> Self {
@@ -276,7 +273,7 @@ impl Rare {
         for place in self.places.iter_mut().filter(|place| place.key == key) {
             *place = Place::new(key, position.or(place.position()));
         }
-        ids::event_id(self.places.iter().map(Place::position))
+        sse::join_id(self.places.iter().map(Place::position))
     }
 
     fn is_empty(&self) -> bool {

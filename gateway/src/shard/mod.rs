@@ -18,12 +18,11 @@ use tidegate_wire::deflate::Inflater;
 
 use crate::{
     edge::door::Doorkeeper,
-    hub::Hub,
-    metrics::{DisconnectReason, DropReason, HandshakeResult, ShardMetrics},
+    metrics::{DisconnectReason, DropReason, HandshakeResult},
     node::shards::Order,
     session::{
         Ctx, Phase, Session,
-        core::{Command, Core, ShardMailbox, Shared},
+        core::{Command, Core},
         leaving::Leave,
         protocol::Transport,
     },
@@ -43,18 +42,10 @@ pub(crate) struct ShardDriver {
 }
 
 impl ShardDriver {
-    pub(crate) fn new(
-        shard: usize,
-        shared: Arc<Shared>,
-        hub: Hub,
-        mailbox: ShardMailbox,
-        metrics: Arc<ShardMetrics>,
-        door: Arc<Doorkeeper>,
-    ) -> Self {
-        let dealt = Arc::clone(&door.dealer.door(shard).connections);
+    pub(crate) fn new(core: Core, door: Arc<Doorkeeper>) -> Self {
         Self {
             inflater: Inflater::new(),
-            core: Core::new(shard, shared, hub, mailbox, metrics, dealt),
+            core,
             door,
             drain: None,
             gap_closes: None,
