@@ -31,6 +31,15 @@ const PROMETHEUS: Need = Need {
     packages: &["prometheus"],
 };
 
+/// The service that the package may start is left alone: the engine is one of our own, beside it.
+const ENGINE: Need = Need {
+    what: "Docker's engine, iptables and mmdebstrap",
+    present: || {
+        ["dockerd", "iptables-save", "mmdebstrap"].into_iter().all(|program| which(program).is_some())
+    },
+    packages: &["docker.io", "iptables", "mmdebstrap"],
+};
+
 const NEEDS: [Need; 7] = [
     REDIS,
     PROMETHEUS,
@@ -56,6 +65,17 @@ pub(crate) fn run_all(workspace: &Workspace) -> Result<()> {
 /// Redis alone, for tasks that need nothing else.
 pub(crate) fn redis() -> Result<()> {
     system_packages(&[REDIS])
+}
+
+/// A container engine with Compose, which is what is returned.
+pub(crate) fn containers(workspace: &Workspace) -> Result<PathBuf> {
+    system_packages(&[ENGINE])?;
+    if !is_root() {
+        bail!("a container engine is started by root: sudo -E cargo xtask containers");
+    }
+    let directory = workspace.target.join("tools/deploy");
+    python_packages(&directory, workspace, "deploy")?;
+    Ok(directory.join("bin/docker-compose"))
 }
 
 fn system_packages(needs: &[Need]) -> Result<()> {

@@ -1,6 +1,7 @@
 //! `cargo xtask test`: the steps that decide whether a change is good, each repeatable alone.
 
 use std::fs;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -8,11 +9,11 @@ use clap::ValueEnum;
 
 use crate::command::{cargo, environment, run as run_command, succeeds};
 use crate::workspace::Workspace;
-use crate::{autobahn, charts, prepare};
+use crate::{autobahn, charts, containers, prepare};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Also the Autobahn suite (517 cases)
+    /// Also the Autobahn suite (517 cases), and the image and the compose file on a container engine
     #[arg(long)]
     all: bool,
     /// Only these steps and what they need
@@ -41,12 +42,16 @@ enum Step {
     Build,
     /// The Helm chart and k8s/, with Helm, kubectl, schemas and that binary
     Charts,
+    /// The JavaScript client: built, weighed, and tested against that binary
+    Clients,
     /// End-to-end tests against that binary
     E2e,
     /// Image, compose file, metrics, alerts and dashboards, against that binary
     Deploy,
     /// Autobahn's fuzzing client against that binary
     Autobahn,
+    /// The Dockerfile built and the compose file run on a container engine
+    Containers,
 }
 
 enum Outcome {
@@ -86,16 +91,18 @@ impl Step {
             Step::Doc => "doc",
             Step::Build => "build",
             Step::Charts => "charts",
+            Step::Clients => "clients",
             Step::E2e => "e2e",
             Step::Deploy => "deploy",
             Step::Autobahn => "autobahn",
+            Step::Containers => "containers",
         }
     }
 
     fn needs(self) -> &'static [Step] {
         match self {
             Step::Unit => &[Step::Prepare],
-            Step::Charts | Step::E2e | Step::Deploy => &[Step::Prepare, Step::Build],
+            Step::Charts | Step::Clients | Step::E2e | Step::Deploy => &[Step::Prepare, Step::Build],
             Step::Autobahn => &[Step::Build],
             _ => &[],
         }
@@ -127,15 +134,19 @@ impl Step {
             Step::Build if given_binary() => Ok(()),
             Step::Build => workspace.build_product().map(drop),
             Step::Charts => charts::run(workspace),
+            Step::Clients => clients(workspace),
             Step::E2e => {
                 let executables = executables(workspace)?;
-                let others =
-                    executables.iter().filter(|name| *name != DEPLOY).flat_map(|name| ["--test", name]);
+                let others = executables
+                    .iter()
+                    .filter(|name| ![DEPLOY, containers::TESTS].contains(&name.as_str()))
+                    .flat_map(|name| ["--test", name]);
                 let targets: Vec<&str> = ["--lib", "--bins"].into_iter().chain(others).collect();
                 tests(workspace, options, &["--package", "tidegate-tests"], &targets)
             }
             Step::Deploy => tests(workspace, options, &["--package", "tidegate-tests"], &["--test", DEPLOY]),
             Step::Autobahn => autobahn::run(workspace, &autobahn::Options::all_cases()),
+            Step::Containers => containers::run(workspace, &containers::Options::default()),
         }
     }
 }
@@ -143,7 +154,7 @@ impl Step {
 /// The steps in order: the default ones, or those asked for with what they need.
 fn chosen(options: &Options) -> Vec<Step> {
     let wanted = |step: &Step| match options.only.as_slice() {
-        [] => options.all || *step != Step::Autobahn,
+        [] => options.all || ![Step::Autobahn, Step::Containers].contains(step),
         only => only.iter().any(|asked| asked == step || asked.needs().contains(step)),
     };
     Step::value_variants().iter().copied().filter(wanted).collect()
@@ -188,6 +199,21 @@ fn tests(workspace: &Workspace, options: &Options, packages: &[&str], targets: &
     run_command(&mut command)
 }
 
+/// `npm ci`, build and tests of `clients/js`.
+fn clients(workspace: &Workspace) -> Result<()> {
+    let npm = |arguments: &[&str]| {
+        let mut command = Command::new("npm");
+        command.current_dir(workspace.root.join("clients/js")).args(arguments);
+        if !given_binary() {
+            command.env("TIDEGATE_BIN", workspace.target.join("release/tidegate"));
+        }
+        run_command(&mut command)
+    };
+    npm(&["ci", "--no-audit", "--no-fund", "--ignore-scripts"])?;
+    npm(&["run", "build"])?;
+    npm(&["test"])
+}
+
 fn given_binary() -> bool {
     environment("TIDEGATE_BIN").is_some()
 }
@@ -200,7 +226,7 @@ fn report(done: &[(Step, Outcome, Duration)], total: Duration) -> Result<()> {
             Outcome::Failed => "FAILED",
             Outcome::NotRun => "not run: a step that it needs failed",
         };
-        println!("{:<9} {:>8}  {word}", step.name(), minutes(*elapsed));
+        println!("{:<10} {:>8}  {word}", step.name(), minutes(*elapsed));
     }
     let failed: Vec<&str> =
         done.iter().filter(|(_, o, _)| matches!(o, Outcome::Failed)).map(|(s, ..)| s.name()).collect();
@@ -235,14 +261,27 @@ mod tests_of_steps {
         check(
             false,
             &[],
-            &["prepare", "fmt", "clippy", "deny", "unit", "doc", "build", "charts", "e2e", "deploy"],
+            &[
+                "prepare", "fmt", "clippy", "deny", "unit", "doc", "build", "charts", "clients", "e2e",
+                "deploy",
+            ],
         );
         check(
             true,
             &[],
             &[
-                "prepare", "fmt", "clippy", "deny", "unit", "doc", "build", "charts", "e2e", "deploy",
+                "prepare",
+                "fmt",
+                "clippy",
+                "deny",
+                "unit",
+                "doc",
+                "build",
+                "charts",
+                "e2e",
+                "deploy",
                 "autobahn",
+                "containers",
             ],
         );
         check(false, &[Step::E2e], &["prepare", "build", "e2e"]);
