@@ -65,11 +65,16 @@ impl Machine {
             return Place::Kubernetes;
         }
         let there = |path: &str| self.root.join(path).exists();
-        let named = ["docker", "containerd", "libpod", "lxc"].iter().any(|name| groups.contains(name));
-        if there(".dockerenv") || there("run/.containerenv") || named {
+        if ["docker", "containerd", "libpod", "lxc"].iter().any(|name| groups.contains(name)) {
             return Place::Container;
         }
-        Place::Machine
+        // A virtual machine whose disk was made from an image of a container keeps the runtime's file. Who sees the
+        // kernel's own threads on a disk that is no overlay is in no container.
+        let is_overlay = |line: &str| line.split(' ').skip(1).take(2).eq(["/", "overlay"]);
+        if text("proc/2/comm").trim() == "kthreadd" && !text("proc/self/mounts").lines().any(is_overlay) {
+            return Place::Machine;
+        }
+        if there(".dockerenv") || there("run/.containerenv") { Place::Container } else { Place::Machine }
     }
 
     /// The limits of this very process: a gateway started in its place has the same.

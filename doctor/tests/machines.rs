@@ -154,6 +154,18 @@ fn a_container_of_512_mib() {
     assert_eq!(Tree::container().assess(GATEWAY, Some(80_000)).met, Some(true));
 }
 
+/// Disks of virtual machines are made from images of containers, with what a runtime left in them.
+#[test]
+fn a_machine_with_a_containers_file_on_its_disk_is_a_machine() {
+    let place = |tree: &Tree| tree.facts().place;
+    let machine = Tree::container()
+        .with("proc/2/comm", "kthreadd\n")
+        .with("proc/self/mounts", "/dev/vda / ext4 rw 0 0\n");
+    assert_eq!(place(&machine), Place::Machine);
+    let with_the_machines_processes = machine.with("proc/self/mounts", "overlay / overlay rw 0 0\n");
+    assert_eq!(place(&with_the_machines_processes), Place::Container);
+}
+
 #[test]
 fn what_a_remedy_gives_is_enough() {
     let raised = Tree::container().with("sys/fs/cgroup/memory.max", &format!("{}\n", 640 << 20));

@@ -86,6 +86,10 @@ section! {
         forwarded_header: ForwardedHeader = ForwardedHeader::XForwardedFor;
         /// Development mode: loopback only, the API key `dev-key`, anonymous subscriptions, history.
         dev: bool = false;
+        /// `dev` for a trial in a container or a virtual machine: `listen` and `internal` may be any address. Whoever
+        /// reaches them may publish and read. The flag sets `dev` too, and `listen` to `0.0.0.0:8000` where nothing
+        /// else is said.
+        dev_anywhere: bool = false;
         /// See `tls.*`.
         tls: Tls = Tls::default();
         /// See `limits.*`.
@@ -232,35 +236,33 @@ impl Config {
 
     fn check_dev(&self) -> Result<(), ConfigError> {
         let addresses = [("listen", self.listen), ("internal", self.internal)];
-        match addresses.into_iter().find(|(_, address)| self.dev && !address.ip().is_loopback()) {
+        match addresses
+            .into_iter()
+            .find(|(_, address)| self.dev && !self.dev_anywhere && !address.ip().is_loopback())
+        {
             Some((key, address)) => Err(ConfigError::Forbidden {
                 key: key.into(),
                 value: address.to_string().into(),
-                rule: "--dev has fixed credentials and listens on loopback addresses only",
+                rule: "--dev has fixed credentials and listens on loopback addresses only (for a trial in a container: --dev-anywhere)",
             }),
             None => Ok(()),
         }
     }
 
-    /// What an app is said to be allowed must fit into what the node takes at all: it would be refused in words of the
-    /// other limit. A default that nobody wrote gives way instead: who lowers a limit of the node means the apps too.
+    /// What an app may do must fit into what the node takes at all: it would be refused in words of the other limit.
     fn check_app_limits(&self, id: &AppId, app: &AppLimits) -> Result<(), ConfigError> {
         let limits = &self.limits;
-        let said =
-            |value: ByteSize, default: ByteSize| if value == default { ByteSize::new(0) } else { value };
-        let event_bytes = said(app.event_bytes, AppLimits::default().event_bytes);
-        let presence_user_bytes = said(app.presence_user_bytes, AppLimits::default().presence_user_bytes);
         let (key, other, rule) = match () {
-            () if event_bytes > limits.publish_bytes => {
+            () if app.event_bytes > limits.publish_bytes => {
                 ("event_bytes", "limits.publish_bytes", "an event is a publication")
             }
-            () if event_bytes > limits.body_bytes => {
+            () if app.event_bytes > limits.body_bytes => {
                 ("event_bytes", "limits.body_bytes", "an event must fit in a request body")
             }
-            () if event_bytes > limits.message_bytes => {
+            () if app.event_bytes > limits.message_bytes => {
                 ("event_bytes", "limits.message_bytes", "an event of a client must fit in a message")
             }
-            () if presence_user_bytes > limits.message_bytes => {
+            () if app.presence_user_bytes > limits.message_bytes => {
                 ("presence_user_bytes", "limits.message_bytes", "a user's object comes in a message")
             }
             () if app.event_bytes > self.webhooks.queue_bytes => {
