@@ -20,7 +20,7 @@ metadata:
     {{- end }}
 spec:
   serviceAccountName: {{ include "tidegate.serviceAccountName" $root }}
-  automountServiceAccountToken: false
+  automountServiceAccountToken: {{ $values.automountServiceAccountToken }}
   enableServiceLinks: false
   terminationGracePeriodSeconds: {{ include "tidegate.grace" $values }}
   {{- with $root.Values.imagePullSecrets }}
@@ -35,9 +35,18 @@ spec:
   {{- end }}
   containers:
     - name: {{ .component }}
-      image: {{ include "tidegate.image" (dict "image" $values.image "tag" $root.Chart.AppVersion) }}
+      image: {{ include "tidegate.image" (dict "root" $root "image" $values.image "tag" $root.Chart.AppVersion) }}
       imagePullPolicy: {{ $values.image.pullPolicy }}
-      args: [{{ .component }}, --config, /etc/tidegate/config/{{ .component }}.toml]
+      args:
+        - {{ .component }}
+        - --config
+        - /etc/tidegate/config/{{ .component }}.toml
+        {{- range $values.extraArgs }}
+        - {{ . | quote }}
+        {{- end }}
+      {{- with $values.containerSpec }}
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
       {{- with $values.securityContext }}
       securityContext:
         {{- toYaml . | nindent 8 }}
@@ -74,6 +83,12 @@ spec:
         {{- with $values.extraVolumeMounts }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
+    {{- with $values.extraContainers }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  {{- with $values.podSpec }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
   volumes:
     {{- include "tidegate.files" . | nindent 4 }}
     {{- with $values.extraVolumes }}
@@ -155,6 +170,15 @@ httpGet:
 {{- end }}
 {{- end }}
 {{- if or (eq .component "gateway") (eq (include "tidegate.members" $root) "registry") }}
+{{- if $root.Values.redis.bundled.enabled }}
+- name: redis
+  secret:
+    secretName: {{ include "tidegate.credentialsSecret" $root }}
+    defaultMode: 288 # 0440
+    items:
+      - key: {{ $root.Values.redis.bundled.passwordEntry }}
+        path: {{ $root.Values.redis.bundled.passwordEntry }}
+{{- end }}
 {{- if $root.Values.redis.passwordEntry }}
 - name: redis
   secret:
