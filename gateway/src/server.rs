@@ -18,9 +18,10 @@ use tidegate_backplane::{Epoch, RedisStartError, Sink};
 use tidegate_ops::{
     edge::Edge,
     listener::{ACCEPT_BACKLOG, ListenError, listen},
+    seldom::Seldom,
     stopping,
     tls::{Certificates, TlsCollector},
-    trust::Trust,
+    trust::{Networks, Trust},
 };
 use tidegate_reactor::{Acceptor, Shard};
 use tokio::{runtime::Runtime, time::MissedTickBehavior};
@@ -147,6 +148,9 @@ impl Server {
         if let Some(certificates) = parts.certificates {
             runtime.spawn(certificates.keep_fresh());
         }
+        runtime.spawn(stopping::reload_at_hangup(|| {
+            "certificates, key sets and the list of apps are read again by themselves; all else needs a restart"
+        }));
         on_ready();
         runtime.block_on(async {
             stopping::asked(node.drain_asked()).await.map_err(system("signals"))?;
@@ -261,7 +265,7 @@ impl Parts {
         }
         let edge = Arc::new(Edge::new(
             tls.as_ref(),
-            config.proxy_protocol,
+            config.proxy_protocol.then(|| Networks::new(&config.proxy_protocol_from)),
             Trust::new(&config.trusted_proxies, config.forwarded_header),
         ));
         let shared = Arc::new(Shared {
@@ -281,7 +285,7 @@ impl Parts {
             legacy_bytes: AtomicUsize::new(0),
             life: new_life().map_err(system("the random source"))?,
         });
-        let doorkeeper = Doorkeeper { front, metrics, dealer, edge };
+        let doorkeeper = Doorkeeper { front, metrics, dealer, edge, strangers: Seldom::default() };
         let certificates = tls.map(|tls| tls.certificates);
         Ok(Self { shared, context, relay, carrier, doorkeeper, certificates, shards, stop_http })
     }
@@ -339,7 +343,9 @@ async fn housekeeping(node: Arc<Node>, carrier: Carrier) {
         node.note_interests();
         node.rosters().sweep();
         // A server that is away is away for many rounds: said once.
-        match node.backplane().announce(node.record()).await {
+        let announced = node.backplane().announce(node.record()).await;
+        node.note_announced(&announced);
+        match announced {
             Err(error) if told => {
                 tracing::warn!(%error, "the node registry could not be told about this node")
             }

@@ -5,15 +5,18 @@ use std::{net::IpAddr, sync::Arc};
 use rustls::ServerConfig;
 use tidegate_reactor::TlsSession;
 
-use crate::{tls::TlsServer, trust::Trust};
+use crate::{
+    tls::TlsServer,
+    trust::{Networks, Trust},
+};
 
 /// The public port's edge; the same for all connections.
 #[derive(Debug, Clone)]
 pub struct Edge {
     /// `None`: plain TCP.
     pub tls: Option<Arc<ServerConfig>>,
-    /// Every connection begins with a PROXY protocol header.
-    pub proxy_protocol: bool,
+    /// Every connection begins with a PROXY protocol header, and comes from one of these balancers.
+    pub proxy_protocol: Option<Networks>,
     pub trust: Trust,
 }
 
@@ -32,19 +35,25 @@ pub enum Preamble {
 }
 
 impl Edge {
-    pub fn new(tls: Option<&TlsServer>, proxy_protocol: bool, trust: Trust) -> Self {
+    pub fn new(tls: Option<&TlsServer>, proxy_protocol: Option<Networks>, trust: Trust) -> Self {
         Self { tls: tls.map(|server| Arc::clone(&server.config)), proxy_protocol, trust }
     }
 
     /// Whether a connection from this address has its client named later: by the balancer's header, or by a trusted
     /// proxy within the request.
     pub fn names_later(&self, peer: IpAddr) -> bool {
-        self.proxy_protocol || self.trust.covers(peer)
+        self.proxy_protocol.is_some() || self.trust.covers(peer)
+    }
+
+    /// Whether a connection from this address may say who its client is in a PROXY protocol header. Where none is
+    /// expected, every address may connect.
+    pub fn admits(&self, peer: IpAddr) -> bool {
+        self.proxy_protocol.as_ref().is_none_or(|balancers| balancers.cover(peer))
     }
 
     /// Of a new connection.
     pub fn preamble(&self) -> Preamble {
-        match (self.proxy_protocol, &self.tls) {
+        match (self.proxy_protocol.is_some(), &self.tls) {
             (true, _) => Preamble::Proxy,
             (false, Some(_)) => Preamble::Tls,
             (false, None) => Preamble::None,
@@ -53,6 +62,6 @@ impl Edge {
 
     /// Whether a client reads HTTP before it has said anything: then it can be told that there is no room.
     pub fn is_bare(&self) -> bool {
-        !self.proxy_protocol && self.tls.is_none()
+        self.proxy_protocol.is_none() && self.tls.is_none()
     }
 }

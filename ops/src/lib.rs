@@ -1,7 +1,7 @@
 //! What any tidegate process needs to be operated, whatever it does: configuration, logs, metrics, probes, sockets.
 //!
 //! - [`config`]: settings from a file, the environment and flags; a section is a struct made by [`section!`]
-//! - [`log`]: where log events go
+//! - [`log`]: where log events go; [`seldom`]: one of many like lines
 //! - [`metrics`]: counters as plain atomics, labels made by [`label!`], the exposition, saturation
 //! - [`probes`]: the internal port
 //! - [`edge`], [`tls`], [`trust`]: what comes before a client's first request; certificates of a listening port;
@@ -19,6 +19,7 @@ pub mod listener;
 pub mod log;
 pub mod metrics;
 pub mod probes;
+pub mod seldom;
 pub mod stopping;
 pub mod sweep;
 pub mod tls;

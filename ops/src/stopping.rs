@@ -1,4 +1,4 @@
-//! When a process is told to stop.
+//! When a process is told to stop, or to read its files again.
 
 use std::io;
 
@@ -19,6 +19,16 @@ pub async fn asked(posted: impl Future<Output = ()>) -> io::Result<()> {
 pub async fn insisted() -> io::Result<()> {
     let (mut terminate, mut interrupt) = signals()?;
     tokio::select! { _ = terminate.recv() => (), _ = interrupt.recv() => () }
+    Ok(())
+}
+
+/// SIGHUP, as long as the process runs: a terminal that closes, or a reload. It ends nobody. `reload` reads again what
+/// can be read again while the process serves, and says what that was.
+pub async fn reload_at_hangup(mut reload: impl FnMut() -> &'static str) -> io::Result<()> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    while hangup.recv().await.is_some() {
+        tracing::info!("SIGHUP: {}", reload());
+    }
     Ok(())
 }
 

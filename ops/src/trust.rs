@@ -20,10 +20,14 @@ choice! {
     }
 }
 
+/// A list of networks.
+#[derive(Debug, Clone, Default)]
+pub struct Networks(Vec<IpNet>);
+
 /// The proxies that are believed, and where they write.
 #[derive(Debug, Clone)]
 pub struct Trust {
-    networks: Vec<IpNet>,
+    networks: Networks,
     header: ForwardedHeader,
 }
 
@@ -42,15 +46,45 @@ impl Setting for Network {
     }
 }
 
+impl Network {
+    /// Addresses that the internet does not route: loopback, RFC 1918, RFC 6598 (balancers of providers), RFC 4193, and
+    /// the link's own.
+    pub fn private() -> Vec<Self> {
+        let blocks = [
+            "127.0.0.0/8",
+            "10.0.0.0/8",
+            "172.16.0.0/12",
+            "192.168.0.0/16",
+            "100.64.0.0/10",
+            "169.254.0.0/16",
+            "::1/128",
+            "fc00::/7",
+            "fe80::/10",
+        ];
+        blocks.iter().filter_map(|block| Self::from_text(block)).collect()
+    }
+}
+
+impl Networks {
+    pub fn new(networks: &[Network]) -> Self {
+        Self(networks.iter().map(|network| network.0).collect())
+    }
+
+    /// Whether an address is in one of them.
+    pub fn cover(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.0.iter().any(|network| network.contains(&address))
+    }
+}
+
 impl Trust {
     pub fn new(networks: &[Network], header: ForwardedHeader) -> Self {
-        Self { networks: networks.iter().map(|network| network.0).collect(), header }
+        Self { networks: Networks::new(networks), header }
     }
 
     /// Whether an address is that of a trusted proxy.
     pub fn covers(&self, address: IpAddr) -> bool {
-        let address = address.to_canonical();
-        self.networks.iter().any(|network| network.contains(&address))
+        self.networks.cover(address)
     }
 
     /// The header to give to [`client`](Self::client).

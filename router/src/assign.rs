@@ -13,12 +13,16 @@ use axum::{
     extract::{Request, State},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{any, get},
 };
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde::{Deserialize, Serialize};
-use tidegate_ops::config::Setting;
+use subtle::ConstantTimeEq as _;
+use tidegate_ops::{
+    bucket::Bucket,
+    config::{ConfigError, Setting},
+};
 
 use crate::{
     chooser::{Chooser, Node},
@@ -34,7 +38,12 @@ pub struct Assigner {
     chooser: Arc<Chooser>,
     metrics: Arc<Metrics>,
     rule: KeyRule,
-    options: config::Assign,
+    url: UrlTemplate,
+    /// What a request must bring.
+    key: Option<Box<str>>,
+    keys_max: usize,
+    lifetime: Duration,
+    requests: Bucket,
 }
 
 /// How the address that a client is told is made of a node's name and its `HOST:PORT`.
@@ -74,6 +83,10 @@ struct Assignments<'k> {
 enum AssignError {
     #[error("no gateway takes clients now")]
     NoNode,
+    #[error("a key is needed: Authorization: Bearer KEY, with the one of assign.key_file")]
+    Key,
+    #[error("more is asked than assign.requests_per_second allows")]
+    Rate { wait: Duration },
     #[error("the key is missing: `?key=…`, or what the router's rule `{0}` needs")]
     KeyMissing(KeyRule),
     #[error("the body is not {{\"keys\":[…]}}: {0}")]
@@ -108,14 +121,48 @@ const BODY_DEADLINE: Duration = Duration::from_secs(10);
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 
 impl Assigner {
-    pub fn new(chooser: Arc<Chooser>, metrics: Arc<Metrics>, rule: KeyRule, options: config::Assign) -> Self {
-        Self { chooser, metrics, rule, options }
+    /// `None`: it is off.
+    ///
+    /// # Errors
+    /// [`ConfigError`]: the file with the key cannot be used.
+    pub fn new(
+        chooser: Arc<Chooser>,
+        metrics: Arc<Metrics>,
+        rule: KeyRule,
+        options: &config::Assign,
+    ) -> Result<Option<Self>, ConfigError> {
+        let key = options.key()?;
+        let requests = Bucket::new(options.requests_per_second, options.requests_burst, Instant::now());
+        let (keys_max, lifetime) = (options.keys as usize, options.lifetime);
+        let on = |url| Self { chooser, metrics, rule, url, key, keys_max, lifetime, requests };
+        Ok(options.url.clone().map(on))
     }
 
     /// The routes, without a fallback. Requests must carry [`Client`] in their extensions.
     pub fn routes(self: Arc<Self>) -> Router {
         let methods = get(one).post(batch).options(preflight).fallback(method);
-        Router::new().route(PATH, methods).layer(middleware::from_fn(for_pages)).with_state(self)
+        let admitted = middleware::from_fn_with_state(Arc::clone(&self), admit);
+        Router::new()
+            .route(PATH, methods)
+            .layer(admitted)
+            .layer(middleware::from_fn(for_pages))
+            .with_state(self)
+    }
+
+    /// Whether a request may be answered. Preflights carry no credentials.
+    fn admits(&self, request: &Request) -> Result<(), AssignError> {
+        if request.method() == Method::OPTIONS {
+            return Ok(());
+        }
+        self.requests.take(Instant::now()).map_err(|wait| AssignError::Rate { wait })?;
+        let Some(key) = &self.key else { return Ok(()) };
+        let given =
+            request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
+        let given = given.strip_prefix(b"Bearer ").unwrap_or_default();
+        match bool::from(given.ct_eq(key.as_bytes())) {
+            true => Ok(()),
+            false => Err(AssignError::Key),
+        }
     }
 
     fn node(&self, key: &[u8]) -> Result<Arc<Node>, AssignError> {
@@ -138,10 +185,36 @@ impl Assigner {
         Ok(Assigned {
             key: shown,
             node: node.name().into(),
-            url: self.options.url.fill(node.name(), &node.location().address),
-            expires_at: (since_1970 + self.options.lifetime).as_secs(),
+            url: self.url.fill(node.name(), &node.location().address),
+            expires_at: (since_1970 + self.lifetime).as_secs(),
         })
     }
+}
+
+async fn admit(
+    State(assigner): State<Arc<Assigner>>,
+    request: Request,
+    next: Next,
+) -> Result<Response, AssignError> {
+    assigner.admits(&request)?;
+    Ok(next.run(request).await)
+}
+
+/// What answers where assign is off.
+pub fn off() -> Router {
+    Router::new().route(
+        PATH,
+        any(|| async {
+            let detail =
+                "this router brings clients to their gateways itself; assign.url turns /v1/assign on";
+            Problem {
+                name: "not-found",
+                title: "Nothing here",
+                status: StatusCode::NOT_FOUND,
+                detail: detail.to_owned(),
+            }
+        }),
+    )
 }
 
 async fn one(State(assigner): State<Arc<Assigner>>, request: Request) -> Result<Response, AssignError> {
@@ -170,7 +243,7 @@ async fn batch(State(assigner): State<Arc<Assigner>>, request: Request) -> Resul
     if !is_json(&parts.headers) {
         return Err(AssignError::MediaType);
     }
-    let max = assigner.options.keys as usize;
+    let max = assigner.keys_max;
     let body = read(body, max.saturating_mul(BYTES_PER_KEY).saturating_add(BYTES_BESIDES)).await?;
     let Batch { keys } = serde_json::from_slice(&body).map_err(AssignError::InvalidJson)?;
     if keys.is_empty() || keys.len() > max {
@@ -214,7 +287,10 @@ async fn for_pages(request: Request, next: Next) -> Response {
     if is_preflight {
         headers.insert(header::ALLOW, HeaderValue::from_static("GET, POST, OPTIONS"));
         headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST"));
-        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("content-type"));
+        headers.insert(
+            header::ACCESS_CONTROL_ALLOW_HEADERS,
+            HeaderValue::from_static("authorization, content-type"),
+        );
         headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
     }
     response
@@ -224,6 +300,8 @@ impl IntoResponse for AssignError {
     fn into_response(self) -> Response {
         let (name, title, status) = match self {
             Self::NoNode => ("no-gateway", "No gateway takes clients", StatusCode::SERVICE_UNAVAILABLE),
+            Self::Key => ("unauthorized", "The key is missing or wrong", StatusCode::UNAUTHORIZED),
+            Self::Rate { .. } => ("too-many-requests", "Too many requests", StatusCode::TOO_MANY_REQUESTS),
             Self::KeyMissing(_) => ("key-missing", "A key is needed", StatusCode::BAD_REQUEST),
             Self::InvalidJson(_) => {
                 ("invalid-json", "The JSON body is not what this path takes", StatusCode::BAD_REQUEST)
@@ -247,6 +325,12 @@ impl IntoResponse for AssignError {
             Self::NoNode => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER.as_secs()));
             }
+            Self::Rate { wait } => {
+                headers.insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs() + 1));
+            }
+            Self::Key => {
+                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
             Self::Method => {
                 headers.insert(header::ALLOW, HeaderValue::from_static("GET, POST, OPTIONS"));
             }
@@ -263,12 +347,6 @@ impl IntoResponse for AssignError {
 impl UrlTemplate {
     fn fill(&self, node: &str, address: &str) -> Box<str> {
         self.0.replace("{node}", node).replace("{address}", address).into()
-    }
-}
-
-impl Default for UrlTemplate {
-    fn default() -> Self {
-        Self("ws://{address}".into())
     }
 }
 

@@ -33,11 +33,15 @@ pub struct Observed {
     pub member: Member,
     /// It does not answer.
     pub is_down: bool,
+    /// It has not for so long that its clients are cut.
+    pub is_lost: bool,
     /// What the host of `member.address` resolves to.
     pub socket: SocketAddr,
     /// Connections of clients, all routers' and direct ones. `None`: this source does not know, so that a router
     /// counts its own.
     pub connections: Option<u64>,
+    /// Connections that it takes at most. `None`: this source does not know.
+    pub capacity: Option<u64>,
 }
 
 /// A node. Stays the same while members come and go, as long as its name is among them.
@@ -47,6 +51,11 @@ pub struct Node {
     name: Box<str>,
     location: ArcSwap<Location>,
     is_down: AtomicBool,
+    is_lost: AtomicBool,
+    /// Its load is part of `Common::total`.
+    is_counted: AtomicBool,
+    /// Connections that it takes at most.
+    capacity: AtomicU64,
     /// Connections that the source reported; [`UNREPORTED`] when it does not.
     reported: AtomicU64,
     /// Claims that are held.
@@ -56,6 +65,8 @@ pub struct Node {
     recent: [AtomicI64; 2],
     /// Refusals without a success between them.
     refusals: AtomicU32,
+    /// When the last of them was counted; milliseconds of `Common::begin`.
+    refused_at_ms: AtomicU64,
     /// Until then the node is tried last; milliseconds of `Common::begin`.
     avoided_until_ms: AtomicU64,
     common: Arc<Common>,
@@ -69,13 +80,13 @@ pub struct Location {
     pub socket: SocketAddr,
 }
 
-/// Told each node that is no longer a member, or no longer answers; called without locks of the chooser that a choice
+/// Told each node that is no longer a member, or is lost; called without locks of the chooser that a choice
 /// needs.
 pub type LostHook = Box<dyn Fn(&Arc<Node>) + Send + Sync>;
 
 /// The nodes for one key, in the order in which to try them: first those that have room and answer, then those that are
-/// over their bound, then those that refused a moment ago; in each group in the key's own order. Ends after every
-/// node that takes clients. The first one is what assign answers.
+/// over their bound, then those that refused a moment ago, then those that have as many connections as they take; in
+/// each group in the key's own order. Ends after every node that takes clients. The first one is what assign answers.
 #[derive(Debug)]
 pub struct Candidates {
     roster: Arc<Roster>,
@@ -91,7 +102,7 @@ pub struct Candidates {
 /// Why a key's first node was not the first candidate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PassedOver {
-    /// It is over its bound.
+    /// It is over its bound, or has as many connections as it takes.
     Full,
     /// It refused connections a moment ago.
     Avoided,
@@ -192,7 +203,7 @@ impl Chooser {
         if changed {
             self.roster.store(Arc::new(Roster { view, nodes }));
         }
-        self.sum();
+        self.count_live(&old);
         if let Some(hook) = self.on_lost.get() {
             lost.iter().for_each(hook);
         }
@@ -222,6 +233,17 @@ impl Chooser {
     /// Whether any node takes clients.
     pub fn has_live(&self) -> bool {
         self.roster.load().view.live().next().is_some()
+    }
+
+    /// What a node that is live no longer has is no part of the total from now on: neither is what it loses.
+    fn count_live(&self, old: &Roster) {
+        let roster = self.roster.load();
+        let live: Vec<&Arc<Node>> = roster.view.live().map(|index| &roster.nodes[index]).collect();
+        let is_live = |node: &Arc<Node>| live.iter().any(|other| Arc::ptr_eq(other, node));
+        let gone = old.nodes.iter().chain(&roster.nodes).filter(|node| !is_live(node));
+        gone.for_each(|node| node.is_counted.store(false, Relaxed));
+        live.iter().for_each(|node| node.is_counted.store(true, Relaxed));
+        self.sum();
     }
 
     /// Claims made meanwhile may be missed; the next tick has them.
@@ -254,7 +276,8 @@ impl Candidates {
         self.passed_over
     }
 
-    /// 0: has room and answers. 1: is over its bound. 2: refused a moment ago. `None`: was tried.
+    /// 0: has room and answers. 1: is over its bound. 2: refused a moment ago. 3: takes no more, as was reported: last,
+    /// because the report may be a second old. `None`: was tried.
     fn tier(&self, index: usize) -> Option<u8> {
         if self.last == Some(index) || self.tried.contains(&index) {
             return None;
@@ -263,8 +286,11 @@ impl Candidates {
         if node.avoided_until_ms.load(Relaxed) > self.now_ms {
             return Some(2);
         }
-        let weight = self.roster.view.members()[index].weight;
-        Some(u8::from(!self.bound.admits(node.load(), weight)))
+        let (weight, load) = (self.roster.view.members()[index].weight, node.load());
+        if load >= node.capacity.load(Relaxed) {
+            return Some(3);
+        }
+        Some(u8::from(!self.bound.admits(load, weight)))
     }
 }
 
@@ -293,10 +319,14 @@ impl Node {
             name: observed.member.name.clone(),
             location: ArcSwap::from_pointee(Location::of(observed)),
             is_down: AtomicBool::new(false),
+            is_lost: AtomicBool::new(false),
+            is_counted: AtomicBool::new(false),
+            capacity: AtomicU64::new(u64::MAX),
             reported: AtomicU64::new(UNREPORTED),
             own: AtomicI64::new(0),
             recent: Default::default(),
             refusals: AtomicU32::new(0),
+            refused_at_ms: AtomicU64::new(0),
             avoided_until_ms: AtomicU64::new(0),
             common: Arc::clone(common),
         }
@@ -351,7 +381,7 @@ impl Node {
         if self.reported.load(Relaxed) != UNREPORTED {
             self.recent[0].fetch_add(1, Relaxed);
         }
-        self.common.total.fetch_add(1, Relaxed);
+        self.add_to_total(1);
         if self.refusals.load(Relaxed) > 0 {
             self.avoid_for(TRIAL, now);
         }
@@ -362,13 +392,20 @@ impl Node {
     /// none.
     pub fn note_assigned(&self) {
         self.recent[0].fetch_add(1, Relaxed);
-        self.common.total.fetch_add(1, Relaxed);
+        self.add_to_total(1);
     }
 
-    /// Another address is another process, which has refused nobody yet. Returns whether the node was lost: it is down
-    /// and was not.
+    fn add_to_total(&self, clients: i64) {
+        if self.is_counted.load(Relaxed) {
+            self.common.total.fetch_add(clients, Relaxed);
+        }
+    }
+
+    /// Another address is another process, which has refused nobody yet. Returns whether the node was lost now.
     fn observe(&self, observed: &Observed) -> bool {
-        let was_down = self.is_down.swap(observed.is_down, Relaxed);
+        self.is_down.store(observed.is_down, Relaxed);
+        let was_lost = self.is_lost.swap(observed.is_lost, Relaxed);
+        self.capacity.store(observed.capacity.unwrap_or(u64::MAX), Relaxed);
         self.reported.store(observed.connections.unwrap_or(UNREPORTED), Relaxed);
         let location = Location::of(observed);
         if **self.location.load() != location {
@@ -376,7 +413,7 @@ impl Node {
             self.refusals.store(0, Relaxed);
             self.avoided_until_ms.store(0, Relaxed);
         }
-        observed.is_down && !was_down
+        observed.is_lost && !was_lost
     }
 
     fn avoid_for(&self, time: Duration, now: Instant) {
@@ -396,11 +433,21 @@ impl Claim {
         }
     }
 
-    /// The node refused the connection, or did not answer in time: it is tried last for a while.
-    pub fn refused(self, now: Instant) {
-        // Past 2^32 refusals without a success it would begin anew, which is harmless.
-        let doublings = self.0.refusals.fetch_add(1, Relaxed).min(8);
-        self.0.avoid_for((AVOIDED_FIRST * (1 << doublings)).min(AVOIDED_MAX), now);
+    /// The node refused the connection, or did not answer in time: it is tried last for a while. What failed beside a
+    /// failure that was counted, `asked` before it, is the same failure.
+    pub fn refused(self, asked: Instant, now: Instant) {
+        let node = &self.0;
+        let (asked_ms, now_ms) = (node.common.ms(asked), node.common.ms(now));
+        let counted_ms = node.refused_at_ms.load(Relaxed);
+        let refusals = node.refusals.load(Relaxed);
+        if refusals > 0 && asked_ms <= counted_ms {
+            return;
+        }
+        // Whoever is not the first to say so has failed beside the first.
+        if node.refused_at_ms.compare_exchange(counted_ms, now_ms.max(1), Relaxed, Relaxed).is_ok() {
+            node.refusals.store(refusals.saturating_add(1), Relaxed);
+            node.avoid_for((AVOIDED_FIRST * (1 << refusals.min(8))).min(AVOIDED_MAX), now);
+        }
     }
 }
 
@@ -410,7 +457,7 @@ impl Drop for Claim {
         if self.0.reported.load(Relaxed) != UNREPORTED {
             self.0.recent[0].fetch_sub(1, Relaxed);
         }
-        self.0.common.total.fetch_sub(1, Relaxed);
+        self.0.add_to_total(-1);
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     num::NonZeroUsize,
+    path::PathBuf,
     time::Duration,
 };
 
@@ -43,8 +44,11 @@ section! {
         /// to several routers.
         reuse_port: bool = false;
         /// Whether every connection to the public port begins with a PROXY protocol header, version 2, which names
-        /// the client. One without it is closed. Only the balancer may reach the port then.
+        /// the client. One without it is closed.
         proxy_protocol: bool = false;
+        /// Where the balancers are that write this header: connections from other addresses are closed, because who
+        /// connects could say to be anybody. By default the networks that the internet does not route.
+        proxy_protocol_from: Vec<Network> = Network::private(), shown "loopback, private and link-local networks";
         /// Proxies before this router whose word on a client's address is taken, from the header `forwarded_header`.
         /// The client is the rightmost address in it that is not one of them. What other clients write into such
         /// headers is removed.
@@ -78,15 +82,27 @@ section! {
         /// Whether each begins with a PROXY protocol header, version 2, that names the client. For gateways with
         /// `proxy_protocol`, which then need no `trusted_proxies`. Health checks of their public port have one too.
         proxy_protocol: bool = false;
+        /// Attempts at another gateway for 100 clients, where the first one failed or was full: when many gateways
+        /// fail, asking again and again would bring down those that are left.
+        retries_percent: u32 = 20;
+        /// Such attempts that may come at once on top of the share.
+        retries_burst: u32 = 100;
     }
 }
 
 section! {
-    /// `/v1/assign`: clients that connect to their gateway directly.
+    /// `/v1/assign`: clients that connect to their gateway directly. Off until `assign.url` is set.
     Assign {
         /// The address that clients are told. `{address}` is the gateway's `HOST:PORT`, `{node}` its name:
-        /// `"wss://{node}.gateways.example.com"`.
-        url: UrlTemplate = UrlTemplate::default();
+        /// `"wss://{node}.gateways.example.com"`. Without it `/v1/assign` answers 404: the addresses of gateways are
+        /// nobody's business.
+        url: Option<UrlTemplate> = None;
+        /// File with the key that a request must bring as `Authorization: Bearer KEY`. Without it, anybody may ask.
+        key_file: Option<PathBuf> = None;
+        /// Requests per second; more are answered 429 with `Retry-After`. 0: no limit.
+        requests_per_second: u32 = 200;
+        /// Requests that may come at once on top of the rate.
+        requests_burst: u32 = 400;
         /// For how long a client may use an answer before it should ask again.
         lifetime: Duration = Duration::from_secs(30);
         /// Keys in one request. 1,000 keys over 1,000 gateways take about 2 ms.
@@ -95,7 +111,8 @@ section! {
 }
 
 section! {
-    /// Checks of the gateways of a list or of DNS. Those of a registry renew their leases instead.
+    /// Checks of the gateways of a list or of DNS. Those of a registry renew their leases instead, and are checked when
+    /// they do not.
     Health {
         /// What is asked for with GET. On the gateway's public port, any answer below 500 is healthy.
         path: PathSetting = PathSetting("/".into());
@@ -108,6 +125,9 @@ section! {
         timeout: Duration = Duration::from_secs(1);
         /// Checks that fail in a row until a gateway gets no more clients. One that succeeds brings it back.
         failures: u32 = 2;
+        /// Checks that fail for so long, without one that succeeds, cut the clients of a gateway, which is what a hung
+        /// process or a lost machine needs. Not while nearly all gateways fail: then it is this router that is cut off.
+        cut_after: Duration = Duration::from_secs(10);
     }
 }
 
@@ -194,6 +214,7 @@ impl Config {
             ("health.interval", health.interval.is_zero()),
             ("health.timeout", health.timeout.is_zero()),
             ("health.failures", health.failures == 0),
+            ("health.cut_after", health.cut_after.is_zero()),
             ("assign.keys", self.assign.keys == 0),
             ("assign.lifetime", self.assign.lifetime.is_zero()),
         ];
@@ -201,6 +222,7 @@ impl Config {
             self.redis.options(url)?;
         }
         self.tls.server()?;
+        self.assign.key()?;
         match zero.into_iter().find(|(_, is_zero)| *is_zero) {
             Some((key, _)) => Err(ConfigError::Forbidden {
                 key: key.into(),
@@ -208,6 +230,26 @@ impl Config {
                 rule: "it must be above zero",
             }),
             None => Ok(()),
+        }
+    }
+}
+
+impl Assign {
+    /// Reads the file with the key.
+    pub(crate) fn key(&self) -> Result<Option<Box<str>>, ConfigError> {
+        let Some(path) = &self.key_file else { return Ok(None) };
+        let key = std::fs::read_to_string(path).map_err(|source| ConfigError::KeyFile {
+            key: "assign.key_file".into(),
+            path: path.clone(),
+            source,
+        })?;
+        match key.trim_end_matches(['\r', '\n']) {
+            "" => Err(ConfigError::Unusable {
+                key: "assign.key_file".into(),
+                path: Some(path.clone()),
+                problem: "the file is empty".into(),
+            }),
+            key => Ok(Some(key.into())),
         }
     }
 }

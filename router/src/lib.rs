@@ -15,6 +15,7 @@ pub mod assign;
 pub mod chooser;
 pub mod config;
 pub mod key;
+mod lack;
 pub mod members;
 pub mod metrics;
 pub mod placement;

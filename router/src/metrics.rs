@@ -66,6 +66,8 @@ pub struct Metrics {
     /// Nodes whose host was never resolved.
     pub unresolved: Gauge,
     pub draining: Gauge,
+    /// 1 while nearly all nodes look bad.
+    pub panicking: Gauge,
     bounds: Bounds,
     load: Mutex<Load>,
     proxy: OnceLock<ProxyStats>,
@@ -80,6 +82,7 @@ impl Metrics {
             assignments: Counters::default(),
             unresolved: Gauge::default(),
             draining: Gauge::default(),
+            panicking: Gauge::default(),
             bounds,
             load: Mutex::default(),
             proxy: OnceLock::new(),
@@ -144,6 +147,11 @@ impl Collector for RouterCollector {
         )?;
         page.counters("assignments", "Keys answered by /v1/assign.", [&metrics.assignments])?;
         page.gauge("draining", "1 while the process drains.", metrics.draining.get() as f64)?;
+        page.gauge(
+            "members_panic",
+            "1 while nearly all gateways look bad, so that this router believes it of none.",
+            metrics.panicking.get() as f64,
+        )?;
         let mut busy = Vec::new();
         if let Some(proxy) = metrics.proxy.get() {
             proxy.encode(&mut page)?;

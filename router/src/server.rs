@@ -21,7 +21,7 @@ use tidegate_ops::{
     probes::{self, Operated},
     stopping,
     tls::TlsCollector,
-    trust::Trust,
+    trust::{Networks, Trust},
 };
 use tokio::{
     runtime::{Handle, Runtime},
@@ -29,7 +29,7 @@ use tokio::{
 };
 
 use crate::{
-    assign::Assigner,
+    assign::{self, Assigner},
     chooser::Chooser,
     config::Config,
     members::{self, Health, Members, MembersSetting, Names},
@@ -116,6 +116,9 @@ impl Server {
         tokio::spawn(members::tick(Arc::clone(&context.chooser)));
         serve_internal(self.internal, context)?;
         let mut proxy = serve_public(self.public, &self.config, context)?;
+        tokio::spawn(stopping::reload_at_hangup(
+            || "nothing to reload: certificates are read again by themselves",
+        ));
         on_ready();
         context.stage.asked().await.map_err(system("signals"))?;
         context.metrics.draining.set(1);
@@ -155,6 +158,10 @@ impl Operated for Context {
         let reasons = [
             (self.stage.is_draining(), "the router drains"),
             (!self.chooser.has_live(), "no gateway takes clients"),
+            (
+                self.metrics.panicking.get() != 0,
+                "nearly all gateways look bad: they are gone, or this router is cut off",
+            ),
         ];
         reasons.into_iter().filter(|(holds, _)| *holds).map(|(_, reason)| reason.to_owned()).collect()
     }
@@ -183,6 +190,7 @@ async fn members(config: &Config, context: &Context) -> Result<Members, StartErr
         interval: config.health.interval,
         timeout: config.health.timeout,
         failures: config.health.failures,
+        cut_after: config.health.cut_after,
     };
     let (chooser, metrics) = (Arc::clone(&context.chooser), Arc::clone(&context.metrics));
     Ok(match config.members.clone() {
@@ -190,7 +198,7 @@ async fn members(config: &Config, context: &Context) -> Result<Members, StartErr
         MembersSetting::Dns(name) => Members::of_dns(name, names, health, chooser, metrics),
         MembersSetting::Redis(url) => {
             let backplane = RedisBackplane::connect(config.redis.options(&url)?, Arc::new(Deaf)).await?;
-            Members::of_registry(backplane, names, chooser, metrics)
+            Members::of_registry(backplane, names, health, chooser, metrics)
         }
     })
 }
@@ -224,16 +232,18 @@ fn serve_internal(listener: StdTcpListener, context: &Arc<Context>) -> Result<()
 
 fn serve_public(listener: StdTcpListener, config: &Config, context: &Context) -> Result<Proxy, StartError> {
     let (chooser, metrics) = (Arc::clone(&context.chooser), Arc::clone(&context.metrics));
-    let assigner = Assigner::new(chooser, metrics, config.key.clone(), config.assign.clone());
+    let assigner = Assigner::new(chooser, metrics, config.key.clone(), &config.assign)?;
+    let assign = assigner.map_or_else(assign::off, |assigner| Arc::new(assigner).routes());
     let tls = config.tls.server()?;
     if let Some(tls) = &tls {
         context.metrics.add(Arc::new(TlsCollector(Arc::clone(&tls.certificates))));
         tokio::spawn(Arc::clone(&tls.certificates).keep_fresh());
     }
     let trust = Trust::new(&config.trusted_proxies, config.forwarded_header);
-    let edge = Edge::new(tls.as_ref(), config.proxy_protocol, trust);
-    let (chooser, assign) = (Arc::clone(&context.chooser), Arc::new(assigner).routes());
-    let proxy = Proxy::start(listener, options(config), chooser, edge, assign, &Handle::current())
+    let balancers = config.proxy_protocol.then(|| Networks::new(&config.proxy_protocol_from));
+    let edge = Edge::new(tls.as_ref(), balancers, trust);
+    let known = Arc::clone(&context.chooser);
+    let proxy = Proxy::start(listener, options(config), known, edge, assign, &Handle::current())
         .map_err(system("the proxy"))?;
     context.metrics.set_proxy(proxy.stats().clone());
     Ok(proxy)
@@ -252,6 +262,8 @@ fn options(config: &Config) -> proxy::Options {
         answer_timeout: limits.answer_timeout,
         handshakes_per_second: limits.handshakes_per_second,
         handshakes_burst: limits.handshakes_burst,
+        retries_percent: config.upstream.retries_percent,
+        retries_burst: config.upstream.retries_burst,
     }
 }
 

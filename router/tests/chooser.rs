@@ -22,8 +22,10 @@ fn observed(name: &str, connections: Option<u64>) -> Observed {
             draining: false,
         },
         is_down: false,
+        is_lost: false,
         socket: "127.0.0.1:8000".parse().unwrap(),
         connections,
+        capacity: None,
     }
 }
 
@@ -113,7 +115,7 @@ fn who_refuses_comes_last_for_a_while() {
     let now = Instant::now();
     let chooser = chooser(&THREE);
     let before = order(&chooser, "key", now);
-    before[0].claim(now).refused(now);
+    before[0].claim(now).refused(now, now);
     assert_eq!(before[0].claims(), 0);
     let mut candidates = chooser.candidates(b"key", now);
     assert_eq!(candidates.next().unwrap().name(), before[1].name());
@@ -128,7 +130,7 @@ fn who_refuses_comes_last_for_a_while() {
         before[1].name(),
         "one client tries, the others wait"
     );
-    trial.refused(later);
+    trial.refused(later, later);
     let still = later + Duration::from_millis(1_999);
     assert_eq!(order(&chooser, "key", still)[0].name(), before[1].name(), "twice as long");
     let late = later + Duration::from_millis(2_001);
@@ -142,7 +144,7 @@ fn all_refuse() {
     let now = Instant::now();
     let chooser = chooser(&THREE);
     for node in order(&chooser, "key", now) {
-        node.claim(now).refused(now);
+        node.claim(now).refused(now, now);
     }
     assert_eq!(order(&chooser, "key", now).len(), 3, "still worth a try");
 }
@@ -154,7 +156,7 @@ fn a_node_moves() {
     let chooser = chooser(&THREE);
     let (_, node) = chooser.members().remove(0);
     let claim = node.claim(now);
-    node.claim(now).refused(now);
+    node.claim(now).refused(now, now);
     assert!(node.is_avoided(now));
     let mut moved = observed("a", None);
     moved.socket = "127.0.0.2:8000".parse().unwrap();
@@ -205,4 +207,59 @@ fn claims_from_many_threads() {
     });
     chooser.tick();
     assert!(chooser.members().iter().all(|(_, node)| node.load() == 0));
+}
+
+/// What a node that is gone loses was no part of the total any more: the others are not over their bounds for it.
+#[test]
+fn the_bound_is_right_while_a_lost_node_is_cut() {
+    let now = Instant::now();
+    let chooser = chooser(&THREE);
+    let claims = |index: usize, count| -> Vec<_> {
+        let (_, node) = chooser.members().remove(index);
+        (0..count).map(|_| node.claim(now)).collect()
+    };
+    let (_full, _free, lost) = (claims(0, 200), claims(1, 100), claims(2, 300));
+    assert!(chooser.update(vec![observed("a", None), observed("b", None)]));
+    drop(lost);
+    // 1.25 * 301 / 2 = 188: a has more, b has less. A total of 0 would have both over the floor of 64.
+    for i in 0..50 {
+        assert_eq!(order(&chooser, &format!("key-{i}"), now)[0].name(), "b");
+    }
+    // A node that is back counts with what it has.
+    assert!(chooser.update(THREE.iter().map(|(name, load)| observed(name, *load)).collect()));
+    let _more = claims(2, 10);
+    assert_eq!(order(&chooser, "key", now).len(), 3);
+    assert_eq!(order(&chooser, "key", now)[2].name(), "a");
+}
+
+#[test]
+fn who_has_as_many_as_it_takes_comes_last() {
+    let now = Instant::now();
+    let chooser = Chooser::new(LoadFactor::DEFAULT);
+    let node = |name, connections, capacity| Observed {
+        capacity: Some(capacity),
+        ..observed(name, Some(connections))
+    };
+    assert!(chooser.update(vec![node("a", 10, 10), node("b", 50, 100), node("c", 9, 10)]));
+    for i in 0..50 {
+        let order = names(&order(&chooser, &format!("key-{i}"), now));
+        assert_eq!(order[2], "a", "{order:?}");
+    }
+    let claim = chooser.members()[2].1.claim(now);
+    let last = |key: &str| order(&chooser, key, now)[0].name().to_owned();
+    assert!((0..50).all(|i| last(&format!("key-{i}")) == "b"), "what is placed counts before it is reported");
+    drop(claim);
+}
+
+#[test]
+fn failures_at_the_same_time_are_one_failure() {
+    let now = Instant::now();
+    let chooser = chooser(&THREE);
+    let (_, node) = chooser.members().remove(0);
+    let asked = now + Duration::from_millis(10);
+    let trials: Vec<_> = (0..20).map(|_| node.claim(asked)).collect();
+    let failed = now + Duration::from_millis(20);
+    trials.into_iter().for_each(|trial| trial.refused(asked, failed));
+    assert!(node.is_avoided(failed + Duration::from_millis(999)));
+    assert!(!node.is_avoided(failed + Duration::from_millis(1_001)), "as after one");
 }

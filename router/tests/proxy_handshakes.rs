@@ -7,12 +7,16 @@ mod support;
 use std::{
     io::Write,
     net::{SocketAddr, TcpStream},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use support::{Router, SWITCH, TestNode, read_exact, read_head, read_to_end, reset, upgrade};
+use support::{Router, SWITCH, TestNode, edge, read_exact, read_head, read_to_end, reset, upgrade};
 use tidegate_router::proxy::{ConnectResult, Direction, Fallback, Options, RefusalReason};
-use tidegate_testkit::net::{SocketOptions, free_address, source_address};
+use tidegate_testkit::{
+    DEADLINE, eventually,
+    net::{SocketOptions, free_address, source_address},
+};
+use tidegate_wire::{head::HEADERS_MAX, request::judge};
 
 #[track_caller]
 fn send(router: &Router, request: &str) -> TcpStream {
@@ -40,8 +44,10 @@ fn a_node_gets_the_head_of_an_upgrade_and_who_sent_it() {
     let mut upstream = node.accept();
     let expect = "GET /ws?key=a HTTP/1.1\r\nHost: h\r\nSec-WebSocket-Key: k\r\nConnection: Upgrade\r\n\
                   Upgrade: websocket\r\nX-Forwarded-For: 127.0.0.1\r\nForwarded: for=127.0.0.1;proto=http\r\n\
-                  X-Forwarded-Proto: http\r\n\r\n";
-    assert_eq!(read_head(&mut upstream), expect);
+                  X-Forwarded-Proto: http\r\nTidegate-Router: ";
+    let head = read_head(&mut upstream);
+    assert_eq!(&head[..expect.len()], expect);
+    assert_eq!(head.len(), expect.len() + 16 + 4, "an id, and the end");
     upstream.write_all(SWITCH).unwrap();
     assert_eq!(read_head(&mut client).as_bytes(), SWITCH);
 }
@@ -297,4 +303,111 @@ fn a_client_that_leaves_while_its_node_is_asked_leaves_nothing() {
     assert_eq!(read_to_end(&mut upstream), b"");
     drop(upstream);
     router.eventually_empty();
+}
+
+/// Answers the next request on a node, and ends.
+fn answer_next(node: &TestNode, answer: &str) -> String {
+    let mut upstream = node.accept();
+    let head = read_head(&mut upstream);
+    upstream.write_all(answer.as_bytes()).unwrap();
+    head
+}
+
+const FULL: &str = "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 2\r\nContent-Length: 4\r\n\r\nfull";
+
+#[test]
+fn a_client_of_a_node_that_is_full_goes_to_the_next() {
+    let nodes = [TestNode::start(), TestNode::start()];
+    let router = Router::start(&[nodes[0].address, nodes[1].address]);
+    for (request, answer) in [
+        (upgrade(&format!("/ws?key={}", router.key_of(0))), String::from_utf8(SWITCH.to_vec()).unwrap()),
+        (
+            format!("GET /sse?key={} HTTP/1.1\r\nHost: h\r\n\r\n", router.key_of(0)),
+            "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n".to_owned(),
+        ),
+    ] {
+        // Until the node of the last round is no longer avoided.
+        eventually("the first node is tried again", DEADLINE, || !router.node(0).is_avoided(Instant::now()));
+        let mut client = router.client();
+        client.write_all(request.as_bytes()).unwrap();
+        answer_next(&nodes[0], FULL);
+        let mut upstream = nodes[1].accept();
+        read_head(&mut upstream);
+        upstream.write_all(answer.as_bytes()).unwrap();
+        assert_eq!(read_head(&mut client), answer);
+    }
+    assert_eq!(router.sum(|metrics| metrics.connects.get(ConnectResult::Busy) as i64), 2);
+    assert_eq!(router.sum(|metrics| metrics.fallbacks.get(Fallback::Failed) as i64), 2);
+}
+
+#[test]
+fn when_all_are_full_the_last_says_so_and_a_stream_comes_back() {
+    let node = TestNode::start();
+    let router = Router::start(&[node.address]);
+    let mut client = router.client();
+    client.write_all(upgrade("/ws?key=a").as_bytes()).unwrap();
+    answer_next(&node, FULL);
+    let answer = String::from_utf8(read_to_end(&mut client)).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.ends_with("\r\n\r\nfull"), "{answer}");
+    let mut client = router.client();
+    client.write_all(b"GET /sse?key=a HTTP/1.1\r\nHost: h\r\nOrigin: http://page\r\n\r\n").unwrap();
+    answer_next(&node, FULL);
+    let answer = String::from_utf8(read_to_end(&mut client)).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("\r\n\r\nretry: "), "{answer}");
+    assert!(answer.contains("Access-Control-Allow-Origin: http://page"), "{answer}");
+}
+
+#[test]
+fn what_is_asked_again_has_a_budget() {
+    let dead: Vec<_> = (0..3).map(|_| free_address()).collect();
+    let options = Options { retries_percent: 0, retries_burst: 3, ..Options::default() };
+    let router = Router::with(&dead, options);
+    for _ in 0..10 {
+        let mut client = router.client();
+        client.write_all(upgrade("/ws?key=a").as_bytes()).unwrap();
+        assert!(String::from_utf8(read_to_end(&mut client)).unwrap().starts_with("HTTP/1.1 503 "));
+    }
+    // Each client is tried once; three further attempts are all that there are.
+    assert_eq!(router.sum(|metrics| metrics.connects.get(ConnectResult::Refused) as i64), 13);
+    assert!(router.sum(|metrics| metrics.refusals.get(RefusalReason::RetryBudget) as i64) >= 8);
+}
+
+/// A gateway that advertises the router's own address: one round, not as many as there are places.
+#[test]
+fn a_request_that_comes_back_to_its_router_is_refused() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let router = Router::on(&address.to_string(), &[address], Options::default(), edge(None));
+    for request in
+        [upgrade("/ws?key=a"), "GET /v1/x HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n".to_owned()]
+    {
+        let mut client = router.client();
+        client.write_all(request.as_bytes()).unwrap();
+        let answer = String::from_utf8(read_to_end(&mut client)).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 508 "), "{answer}");
+    }
+    assert_eq!(router.sum(|metrics| metrics.refusals.get(RefusalReason::Loop) as i64), 2);
+}
+
+/// What a client may send to a node it may send through a router.
+#[test]
+fn forwarding_headers_push_nothing_over_a_bound() {
+    let node = TestNode::start();
+    let router = Router::start(&[node.address]);
+    let base = upgrade("/ws?key=a");
+    let base = base.strip_suffix("\r\n").unwrap();
+    let many = format!("{base}{}\r\n", "A: b\r\n".repeat(HEADERS_MAX - 3));
+    let long = format!("{base}A: {}\r\n\r\n", "x".repeat(16 * 1024 - base.len() - 7));
+    for request in [many, long] {
+        assert!(
+            judge(request.as_bytes(), request.len(), 16 * 1024).unwrap().is_some(),
+            "good without a router"
+        );
+        let mut client = router.client();
+        client.write_all(request.as_bytes()).unwrap();
+        let head = answer_next(&node, std::str::from_utf8(SWITCH).unwrap());
+        assert!(head.len() > request.len(), "something was added");
+        assert!(judge(head.as_bytes(), head.len(), 16 * 1024).unwrap().is_some(), "and good behind it");
+    }
 }

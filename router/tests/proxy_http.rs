@@ -12,7 +12,7 @@ use std::{
 
 use support::{Router, SWITCH, TestNode, pair_of, read_exact, read_head, read_to_end, upgrade};
 use tidegate_router::proxy::{ConnectResult, CutReason, Fallback, Options, RefusalReason};
-use tidegate_testkit::net::free_address;
+use tidegate_testkit::net::{SocketOptions, free_address, source_address};
 
 /// Answers one request on a node: its head, and its body of `body` bytes.
 fn serve(node: &TestNode, body: usize, answer: &str) -> (String, Vec<u8>, TcpStream) {
@@ -284,4 +284,43 @@ fn without_a_node_and_while_draining_requests_are_refused() {
     let answer = String::from_utf8(read_to_end(&mut early)).unwrap();
     assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("draining"), "{answer}");
     assert_eq!(router.sum(|metrics| metrics.refusals.get(RefusalReason::NoNode) as i64), 1);
+}
+
+/// A header of a trusted balancer is no header of one hop, whatever `Connection` says; and octets stay octets.
+#[test]
+fn a_client_cannot_have_a_balancers_header_removed() {
+    let node = TestNode::start();
+    let router = Router::start(&[node.address]);
+    let mut client =
+        router.client_with(SocketOptions { source: Some(source_address(0)), ..SocketOptions::default() });
+    client
+        .write_all(
+            b"GET /v1/x HTTP/1.1\r\nHost: h\r\nX-Forwarded-For: \xff, 9.9.9.9\r\n\
+              Connection: X-Forwarded-For, Host, X-Forwarded-Proto\r\nX-Forwarded-Proto: https\r\n\r\n",
+        )
+        .unwrap();
+    let mut upstream = node.accept();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.extend(read_exact(&mut upstream, 1));
+    }
+    let lower = head.to_ascii_lowercase();
+    let has = |bytes: &[u8]| lower.windows(bytes.len()).any(|window| window == bytes);
+    assert!(has(b"\r\nx-forwarded-for: \xff, 9.9.9.9, 127.0.1."), "{}", head.escape_ascii());
+    assert!(has(b"\r\nx-forwarded-proto: https\r\n") && has(b"\r\nhost: h\r\n"), "{}", head.escape_ascii());
+}
+
+/// RFC 9110 section 15.5.22: 426 says to what.
+#[test]
+fn who_is_to_upgrade_is_told_to_what() {
+    let node = TestNode::start();
+    let router = Router::start(&[node.address]);
+    let mut client = router.client();
+    client.write_all(b"GET /ws HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
+    let mut upstream = node.accept();
+    read_head(&mut upstream);
+    let answer = "HTTP/1.1 426 Upgrade Required\r\nUpgrade: websocket\r\nConnection: Upgrade, close\r\nContent-Length: 0\r\n\r\n";
+    upstream.write_all(answer.as_bytes()).unwrap();
+    let head = read_head(&mut client).to_lowercase();
+    assert!(head.contains("\r\nupgrade: websocket\r\n") && head.contains("connection: upgrade"), "{head}");
 }

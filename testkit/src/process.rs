@@ -47,6 +47,8 @@ pub enum Stop {
     Freeze,
     /// SIGCONT: go on after `Freeze`.
     Thaw,
+    /// SIGHUP: the terminal has closed, or files are to be read again.
+    HangUp,
 }
 
 impl Process {
@@ -101,6 +103,7 @@ impl Process {
             Stop::Kill => Signal::KILL,
             Stop::Freeze => Signal::STOP,
             Stop::Thaw => Signal::CONT,
+            Stop::HangUp => Signal::HUP,
         };
         kill_process(pid, signal).expect("an own child can be signalled");
     }

@@ -9,6 +9,22 @@ use crate::framing::Framing;
 /// Headers beyond this refuse the request. Browsers send 15 to 25.
 pub const HEADERS_MAX: usize = 64;
 
+/// What a proxy says of a request it passes on. A node takes what its clients may send and these beside it: else a
+/// request that is good without a router before the node would not be with one.
+pub const FORWARDING_HEADERS: [&str; 7] = [
+    "forwarded",
+    "x-forwarded-for",
+    "x-forwarded-proto",
+    "x-forwarded-host",
+    "x-forwarded-port",
+    "x-real-ip",
+    "tidegate-router",
+];
+
+/// Of such headers at most so many, and so many bytes with their names, are not counted.
+pub const FORWARDING_HEADERS_MAX: usize = 8;
+pub const FORWARDING_BYTES_MAX: usize = 1024;
+
 /// hyper counts a target's bytes with 16 bits.
 const TARGET_BYTES_MAX: usize = 65_534;
 
@@ -27,7 +43,7 @@ pub struct Head<'b> {
     pub minor_version: u8,
     /// Bytes of the head, the empty line included; what follows them belongs to the next protocol.
     pub len: usize,
-    headers: [httparse::Header<'b>; HEADERS_MAX],
+    headers: [httparse::Header<'b>; HEADERS_MAX + FORWARDING_HEADERS_MAX],
     headers_len: usize,
 }
 
@@ -55,7 +71,7 @@ impl<'b> Head<'b> {
     /// # Errors
     /// [`HeadError`]: more bytes will not help. Folded header lines are malformed (RFC 9112 §5.2).
     pub fn parse(buf: &'b [u8]) -> Result<Option<Self>, HeadError> {
-        let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
+        let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX + FORWARDING_HEADERS_MAX];
         let mut request = httparse::Request::new(&mut headers);
         let len = match request.parse(buf) {
             Ok(httparse::Status::Complete(len)) => len,
@@ -69,6 +85,10 @@ impl<'b> Head<'b> {
             return Ok(None);
         };
         let headers_len = request.headers.len();
+        let own = request.headers.iter().filter(|header| !is_forwarding(header.name)).count();
+        if own > HEADERS_MAX {
+            return Err(HeadError::HeadersTooMany);
+        }
         let (path, query) = split_target(target)?;
         Ok(Some(Self { method, path, query, minor_version, len, headers, headers_len }))
     }
@@ -105,6 +125,15 @@ impl<'b> Head<'b> {
     /// Every header, in order, with its raw value.
     pub fn headers(&self) -> impl Iterator<Item = (&'b str, &'b [u8])> + '_ {
         self.headers[..self.headers_len].iter().map(|header| (header.name, header.value))
+    }
+
+    /// Bytes of the head without what a proxy has added, as far as that may be.
+    #[must_use]
+    pub fn own_len(&self) -> usize {
+        let added = self.headers().filter(|(name, _)| is_forwarding(name));
+        // `NAME: VALUE` and a line end.
+        let added: usize = added.map(|(name, value)| name.len() + value.len() + 4).sum();
+        self.len.saturating_sub(added.min(FORWARDING_BYTES_MAX))
     }
 
     /// Checks that it says which host is meant: once, and always in HTTP/1.1 (RFC 9112 §3.2). The value may be empty,
@@ -154,6 +183,10 @@ impl HeadError {
             Self::HeadersTooMany => (431, "Request Header Fields Too Large"),
         }
     }
+}
+
+fn is_forwarding(name: &str) -> bool {
+    FORWARDING_HEADERS.iter().any(|other| name.eq_ignore_ascii_case(other))
 }
 
 /// Decodes a path segment. `+` stays what it is.
@@ -348,6 +381,11 @@ mod tests {
         }
         let most = format!("GET / HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(HEADERS_MAX));
         assert_eq!(parse(&most).headers().count(), HEADERS_MAX);
+        let forwarded = "x-forwarded-FOR: 1.1.1.1\r\n".repeat(FORWARDING_HEADERS_MAX);
+        let most = format!("GET / HTTP/1.1\r\n{}{forwarded}\r\n", "A: b\r\n".repeat(HEADERS_MAX));
+        let head = parse(&most);
+        assert_eq!(head.headers().count(), HEADERS_MAX + FORWARDING_HEADERS_MAX);
+        assert_eq!(head.own_len(), most.len() - forwarded.len());
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use crate::{
     framing::{Framing, FramingError},
-    head::{Head, HeadError},
+    head::{FORWARDING_BYTES_MAX, Head, HeadError},
 };
 
 /// A head that is whole and has one meaning.
@@ -28,7 +28,7 @@ pub enum RequestError {
 }
 
 /// Reads the head at the start of `received`, of which the last `fresh` bytes are new. `None`: it is not complete yet,
-/// and correct so far.
+/// and correct so far. `max` bounds it without what proxies add.
 ///
 /// # Errors
 /// [`RequestError`]: more bytes will not help, and the connection has no next request.
@@ -36,13 +36,14 @@ pub fn judge(received: &[u8], fresh: usize, max: usize) -> Result<Option<Judged<
     // A head ends with a line end. Without a fresh one there is nothing new to parse, so that a head that trickles in
     // byte by byte is not parsed at every byte.
     let begin = received.len().saturating_sub(fresh);
-    if received.len() <= max && !received[begin..].contains(&b'\n') {
+    let is_endless = received.len() > max.saturating_add(FORWARDING_BYTES_MAX);
+    if !is_endless && !received[begin..].contains(&b'\n') {
         return Ok(None);
     }
     let Some(head) = Head::parse(received)? else {
-        return if received.len() > max { Err(RequestError::TooLarge { max }) } else { Ok(None) };
+        return if is_endless { Err(RequestError::TooLarge { max }) } else { Ok(None) };
     };
-    if head.len > max {
+    if head.own_len() > max {
         return Err(RequestError::TooLarge { max });
     }
     // Of the protocol itself, not of a resource: no server of ours has a meaning for it.
@@ -143,8 +144,10 @@ mod tests {
         };
         assert_eq!(of(10), Ok(true));
         assert_eq!(of(11), Err(RequestError::TooLarge { max }));
-        let endless = format!("GET / HTTP/1.1\r\nX: {}", "x".repeat(max));
+        let endless = format!("GET / HTTP/1.1\r\nX: {}", "x".repeat(max + FORWARDING_BYTES_MAX));
         assert_eq!(judge(endless.as_bytes(), 1, max).err(), Some(RequestError::TooLarge { max }));
+        let forwarded = head(10).replace("\r\n\r\n", "\r\nX-Forwarded-For: 1.1.1.1\r\n\r\n");
+        assert!(judge(forwarded.as_bytes(), forwarded.len(), max).expect("good").is_some());
         // What comes after the head is not its size.
         let followed = format!("{}{}", head(0), "x".repeat(max));
         assert!(judge(followed.as_bytes(), followed.len(), max).expect("good").is_some());

@@ -6,6 +6,30 @@ use crate::json::push_u64;
 /// A comment that clients ignore and proxies see as traffic.
 pub const COMMENT_HEARTBEAT: &[u8] = b":\n\n";
 
+/// In the head of a stream that only says when to come back: why. A router asks another node then.
+pub const BUSY_HEADER: &str = "tidegate-busy";
+
+/// Appends a whole answer that has an event source come back: any status but 200 would end it for good (WHATWG HTML
+/// §9.2.2), and a stream that ends is connected again after `retry_ms`. `why` is a word. `origin` is of the page that
+/// asks; what it learns is no secret, so it may be any.
+pub fn write_come_back(retry_ms: u64, why: &str, origin: Option<&str>, out: &mut Vec<u8>) {
+    push_status(200, "OK", out);
+    push_header("Content-Type", "text/event-stream; charset=utf-8", out);
+    push_header("Cache-Control", "no-store", out);
+    push_header("Connection", "close", out);
+    push_header("Tidegate-Busy", why, out);
+    if let Some(origin) = origin {
+        push_header("Access-Control-Allow-Origin", origin, out);
+        push_header("Access-Control-Allow-Credentials", "true", out);
+        push_header("Vary", "Origin", out);
+    }
+    let mut body = Vec::new();
+    encode_retry(retry_ms, &mut body);
+    push_header("Content-Length", &body.len().to_string(), out);
+    out.extend_from_slice(b"\r\n");
+    out.extend_from_slice(&body);
+}
+
 /// Appends the head of an event stream.
 ///
 /// The body ends with the connection (RFC 9112 §6.3, rule 8): with chunks, each client would need framing of its
@@ -174,5 +198,22 @@ mod tests {
             prop_assert_eq!(events.len(), 1);
             prop_assert_eq!(&events[0].data, &data.replace("\r\n", "\n").replace('\r', "\n"));
         }
+    }
+
+    #[test]
+    fn who_is_to_come_back_gets_a_whole_answer() {
+        let mut out = Vec::new();
+        write_come_back(2500, "draining", Some("http://h"), &mut out);
+        let text = String::from_utf8(out).expect("text");
+        let (head, body) = text.split_once("\r\n\r\n").expect("a head");
+        assert!(
+            head.starts_with("HTTP/1.1 200 OK\r\n") && head.contains("Tidegate-Busy: draining"),
+            "{head}"
+        );
+        assert!(
+            head.contains("Access-Control-Allow-Origin: http://h") && head.ends_with("Content-Length: 13"),
+            "{head}"
+        );
+        assert_eq!(body, "retry: 2500\n\n");
     }
 }

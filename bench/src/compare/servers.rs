@@ -318,6 +318,8 @@ pub(super) fn start_router(
         environment: environment(&[
             ("TIDEGATE__LIMITS__HANDSHAKES_PER_SECOND", "0"),
             ("TIDEGATE__HEALTH__FAILURES", "1000000"),
+            ("TIDEGATE__ASSIGN__URL", "ws://{address}"),
+            ("TIDEGATE__ASSIGN__REQUESTS_PER_SECOND", "0"),
         ]),
         address,
         core,

@@ -77,8 +77,11 @@ section! {
         /// before the hosts, percent-encoded; `rediss`, `rediss-sentinel` and `rediss-cluster` are over TLS.
         backplane: BackplaneUrl = BackplaneUrl::Memory;
         /// Whether every connection to the public port begins with a PROXY protocol header, version 2, which names
-        /// the client. One without it is closed. Only the balancer may reach the port then.
+        /// the client. One without it is closed.
         proxy_protocol: bool = false;
+        /// Where the balancers are that write this header: connections from other addresses are closed, because who
+        /// connects could say to be anybody. By default the networks that the internet does not route.
+        proxy_protocol_from: Vec<Network> = Network::private(), shown "loopback, private and link-local networks";
         /// Proxies whose word on a client's address is taken, from the header `forwarded_header`. The client is
         /// the rightmost address in it that is not one of them.
         trusted_proxies: Vec<Network> = Vec::new();

@@ -2,7 +2,7 @@
 
 use std::{
     io::Write,
-    net::{SocketAddr, TcpStream},
+    net::{IpAddr, SocketAddr, TcpStream},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -11,7 +11,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use tidegate_ops::edge::{Edge, Preamble};
+use tidegate_ops::{
+    edge::{Edge, Preamble},
+    seldom::Seldom,
+};
 use tidegate_reactor::{Intake, Mail};
 
 use crate::{
@@ -48,6 +51,7 @@ pub(crate) struct Doorkeeper {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) dealer: Arc<Dealer>,
     pub(crate) edge: Arc<Edge>,
+    pub(crate) strangers: Seldom,
 }
 
 impl Dealer {
@@ -103,6 +107,9 @@ impl Dealer {
 impl Intake for Doorkeeper {
     fn on_connection(&mut self, socket: TcpStream, peer: SocketAddr) {
         let peer = peer.ip().to_canonical();
+        if !self.edge.admits(peer) {
+            return self.note_stranger(peer);
+        }
         let admitted = match self.edge.names_later(peer) {
             true => self.front.admit_unnamed(),
             false => self.front.admit(peer),
@@ -129,6 +136,17 @@ impl Intake for Doorkeeper {
 }
 
 impl Doorkeeper {
+    /// A peer that is no balancer could say that it is anybody. Its connection is closed with the socket.
+    fn note_stranger(&self, peer: IpAddr) {
+        self.metrics.node.handshakes.add(HandshakeResult::ProxyPeer, 1);
+        if let Some(left_out) = self.strangers.ask() {
+            tracing::warn!(
+                %peer, left_out,
+                "closed a connection that does not come from a balancer: add its network to proxy_protocol_from"
+            );
+        }
+    }
+
     /// Best effort: the socket is fresh, so its send buffer takes the answer; a peer that is gone needs none. One that
     /// expects a TLS handshake could not read it.
     fn answer_no_room(&self, mut socket: &TcpStream) {

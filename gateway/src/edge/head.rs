@@ -3,7 +3,10 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use tidegate_ops::edge::Preamble;
-use tidegate_wire::head::Head as RequestHead;
+use tidegate_wire::{
+    head::Head as RequestHead,
+    request::{Judged, judge},
+};
 
 use crate::{
     admission::Over,
@@ -14,7 +17,7 @@ use crate::{
         Ctx, Head, Phase,
         hand_off::HandOff,
         opening::{Opening, Request, Stop},
-        protocol::ProtocolId,
+        protocol::{ProtocolId, Transport},
         refusal::Refusal,
     },
 };
@@ -58,14 +61,7 @@ impl Ctx<'_> {
     /// `fresh` are the last bytes of `received`.
     fn take_head(&mut self, received: &[u8], arrival: Arrival, fresh: &[u8]) {
         let max = self.core.shared.node.config().limits.head_bytes.bytes();
-        // A head ends with a line end: without a fresh one there is nothing new to parse, so that a head that
-        // trickles in byte by byte is not parsed at every byte.
-        let parsed = match fresh.contains(&b'\n') || received.len() > max {
-            true => RequestHead::parse(received),
-            false => Ok(None),
-        };
-        match parsed {
-            Ok(None) if received.len() > max => self.refuse(&Refusal::HeadTooLarge { max }),
+        match judge(received, fresh.len(), max) {
             Ok(None) => {
                 // Its limit stays where it was, in the head that is being read.
                 if let Some(Phase::Head(head)) =
@@ -75,9 +71,11 @@ impl Ctx<'_> {
                 }
             }
             Err(error) => self.refuse(&error.into()),
-            Ok(Some(head)) if head.len > max => self.refuse(&Refusal::HeadTooLarge { max }),
-            Ok(Some(head)) => match (arrival, self.route(&head)) {
-                (Arrival::TurnedAway(over), _) => {
+            Ok(Some(Judged { head, .. })) => match (arrival, self.route(&head)) {
+                (Arrival::TurnedAway(over), Route::Shard(protocol)) => {
+                    self.refuse_request(protocol, &head, &Refusal::Over(over));
+                }
+                (Arrival::TurnedAway(over), Route::Http) => {
                     let origin = self.core.readable_origin(&head);
                     self.refuse_to(&Refusal::Over(over), origin);
                 }
@@ -142,11 +140,16 @@ impl Ctx<'_> {
     fn accept(&mut self, arrival: Arrival, protocol: ProtocolId, head: &RequestHead<'_>, received: &[u8]) {
         match self.check(arrival, protocol, head) {
             Ok(request) => self.begin_opening(request, &received[head.len..]),
-            Err(Stop::Refused(refusal)) => {
-                let origin = self.core.readable_origin(head);
-                self.refuse_to(&refusal, origin);
-            }
+            Err(Stop::Refused(refusal)) => self.refuse_request(protocol, head, &refusal),
             Err(Stop::NeedsKeys(fetch)) => self.wait_for_keys(fetch, received),
+        }
+    }
+
+    fn refuse_request(&mut self, protocol: ProtocolId, head: &RequestHead<'_>, refusal: &Refusal) {
+        let origin = self.core.readable_origin(head);
+        match protocol.of_list(self.core.shared.protocols).transport() {
+            Transport::Stream => self.refuse_stream(refusal, origin),
+            Transport::WebSocket => self.refuse_to(refusal, origin),
         }
     }
 
@@ -167,7 +170,6 @@ impl Ctx<'_> {
         if !matches!(arrival, Arrival::Resumed) {
             shared.front.take_handshake().map_err(Refusal::Over)?;
         }
-        head.check_host().map_err(Refusal::from)?;
         let request = protocol.of_list(shared.protocols).accept(self.core, head)?;
         Ok(Request { protocol, ..request })
     }

@@ -96,6 +96,8 @@ label!(
         BackplaneRefused = "backplane_refused",
         /// The connection did not begin with the PROXY protocol header that is required.
         ProxyHeader = "proxy_header",
+        /// The connection does not come from a balancer that may name clients.
+        ProxyPeer = "proxy_peer",
         /// No TLS session came about.
         TlsFailed = "tls_failed",
     }

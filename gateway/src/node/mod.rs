@@ -102,6 +102,9 @@ pub enum NotReadyReason {
     ShardFailed,
     #[error(transparent)]
     Backplane(BackplaneError),
+    /// Routers do not know this node: another one has its name.
+    #[error("the node registry refuses this node: {0}")]
+    Registry(BackplaneError),
 }
 
 /// Bounds that front ends apply while they read.
@@ -135,6 +138,8 @@ pub struct Node {
     stage: AtomicU8,
     drain_asked: Notify,
     drain_was_asked: AtomicBool,
+    /// Why the node registry refuses this node.
+    registry_refusal: Mutex<Option<BackplaneError>>,
     shards_failed: AtomicU64,
 }
 
@@ -183,6 +188,7 @@ impl Node {
             stage: AtomicU8::new(Stage::Serving as u8),
             drain_asked: Notify::new(),
             drain_was_asked: AtomicBool::new(false),
+            registry_refusal: Mutex::default(),
             shards_failed: AtomicU64::new(0),
         }
     }
@@ -340,8 +346,20 @@ impl Node {
         let draining = (self.stage() > Stage::Serving).then_some(NotReadyReason::Draining);
         let away = self.backplane.health().err().map(NotReadyReason::Backplane);
         let failed = (self.shards_failed() > 0).then_some(NotReadyReason::ShardFailed);
-        let reasons: Vec<_> = draining.into_iter().chain(failed).chain(away).collect();
+        let refused = self.registry_refusal.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let refused = refused.map(NotReadyReason::Registry);
+        let reasons: Vec<_> = draining.into_iter().chain(failed).chain(away).chain(refused).collect();
         if reasons.is_empty() { Ok(()) } else { Err(NotReady { reasons }) }
+    }
+
+    /// What came of announcing this node. That the registry is away says nothing of this node.
+    pub(crate) fn note_announced(&self, result: &Result<(), BackplaneError>) {
+        let refusal = match result {
+            Ok(()) => None,
+            Err(error @ BackplaneError::Refused(_)) => Some(error.clone()),
+            Err(_) => return,
+        };
+        *self.registry_refusal.lock().unwrap_or_else(PoisonError::into_inner) = refusal;
     }
 
     /// Begins to drain; the process ends when it is done. More calls change nothing.

@@ -3,7 +3,7 @@
 use std::{borrow::Cow, time::Duration};
 
 use tidegate_backplane::{BackplaneError, ChannelError, PositionError};
-use tidegate_wire::{head::HeadError, http_answer, raw::QueryError, upgrade::UpgradeError};
+use tidegate_wire::{http_answer, raw::QueryError, request::RequestError, sse, upgrade::UpgradeError};
 
 use super::{Ctx, Phase};
 use crate::{
@@ -16,9 +16,7 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Refusal {
     #[error(transparent)]
-    Head(#[from] HeadError),
-    #[error("the request head is larger than {max} bytes")]
-    HeadTooLarge { max: usize },
+    Request(#[from] RequestError),
     #[error("the request head did not arrive in time")]
     HeadTimeout,
     #[error("more than {max} bytes came before the answer")]
@@ -73,6 +71,20 @@ impl Ctx<'_> {
 
     /// The same, where a page of this origin may read the answer.
     pub(crate) fn refuse_to(&mut self, refusal: &Refusal, origin: Option<&str>) {
+        self.refuse_with(refusal, |spread, out| refusal.write(spread, origin, out));
+    }
+
+    /// The same of a request that an event source may have made: what will pass must not be a final answer for it.
+    pub(crate) fn refuse_stream(&mut self, refusal: &Refusal, origin: Option<&str>) {
+        match refusal.passing() {
+            Some(why) => self.refuse_with(refusal, |spread, out| {
+                sse::write_come_back(refusal.retry_after(spread) * 1000, why, origin, out);
+            }),
+            None => self.refuse_to(refusal, origin),
+        }
+    }
+
+    fn refuse_with(&mut self, refusal: &Refusal, write: impl FnOnce(u64, &mut Vec<u8>)) {
         self.core.metrics.handshakes.add(refusal.result(), 1);
         if let Some(failure) = refusal.auth_failure() {
             self.core.shared.metrics.node.auth_failures.add(failure, 1);
@@ -80,7 +92,7 @@ impl Ctx<'_> {
         tracing::debug!(%refusal, "handshake refused");
         let mut out = std::mem::take(&mut self.core.scratch);
         out.clear();
-        refusal.write(u64::from(self.id.generation), origin, &mut out);
+        write(u64::from(self.id.generation), &mut out);
         self.connections.write(self.id, &out);
         self.core.scratch = out;
         if let Some(session) = self.connections.get_mut(self.id)
@@ -97,9 +109,11 @@ impl Refusal {
     /// Status, reason phrase, and name of the problem type (see `docs/errors.md`).
     fn answer(&self) -> (u16, &'static str, &'static str) {
         match self {
-            Self::Head(error) => (error.status().0, error.status().1, "malformed-request"),
+            Self::Request(error @ RequestError::TooLarge { .. }) => {
+                (error.status().0, error.status().1, "head-too-large")
+            }
+            Self::Request(error) => (error.status().0, error.status().1, "malformed-request"),
             Self::TooEarly { .. } => (400, "Bad Request", "malformed-request"),
-            Self::HeadTooLarge { .. } => (431, "Request Header Fields Too Large", "head-too-large"),
             Self::HeadTimeout => (408, "Request Timeout", "head-timeout"),
             Self::Query(_) | Self::Position(_) => (400, "Bad Request", "invalid-parameter"),
             Self::Channel(_) | Self::NoChannel | Self::RepeatedChannel(_) | Self::TooManyChannels { .. } => {
@@ -188,6 +202,17 @@ impl Refusal {
         http_answer::write_answer(status, reason, PROBLEM_MEDIA_TYPE, &extra, &body, out);
     }
 
+    /// A word for what keeps a client out only for a while.
+    fn passing(&self) -> Option<&'static str> {
+        match self {
+            Self::Draining => Some("draining"),
+            Self::Over(Over::Node) => Some("full"),
+            Self::Over(_) => Some("limited"),
+            Self::Backplane(BackplaneError::Unavailable(_) | BackplaneError::Unconfirmed(_)) => Some("away"),
+            _ => None,
+        }
+    }
+
     fn retry_after(&self, spread: u64) -> u64 {
         let least = match self {
             Self::Over(Over::Rate { retry_after }) => retry_after.as_secs(),
@@ -209,6 +234,8 @@ fn over_text(over: Over) -> &'static str {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+
+    use tidegate_wire::head::HeadError;
 
     use super::*;
 
@@ -233,7 +260,7 @@ mod tests {
 
     #[test]
     fn each_reason_has_its_answer() {
-        check(HeadError::Host.into(), 400, "malformed-request", None);
+        check(RequestError::from(HeadError::Host).into(), 400, "malformed-request", None);
         check(Refusal::Origin, 403, "origin-refused", None);
         check(Refusal::Over(Over::Address), 429, "too-many-connections", Some("3"));
         let rate = Over::Rate { retry_after: Duration::from_secs(2) };

@@ -37,6 +37,8 @@ fn members() -> Vec<Observed> {
         .map(|name| Observed {
             member: member(name),
             is_down: false,
+            is_lost: false,
+            capacity: None,
             socket: "127.0.0.1:8000".parse().unwrap(),
             connections: Some(0),
         })
@@ -45,11 +47,17 @@ fn members() -> Vec<Observed> {
 
 impl Rig {
     fn new(rule: &str, members: Vec<Observed>) -> Self {
+        Self::with(rule, members, config::Assign::default())
+    }
+
+    fn with(rule: &str, members: Vec<Observed>, options: config::Assign) -> Self {
         let chooser = Arc::new(Chooser::new(LoadFactor::DEFAULT));
         chooser.update(members);
         let metrics = Arc::new(Metrics::new(Bounds::default()));
-        let options = config::Assign { keys: 3, ..config::Assign::default() };
-        Self { assigner: Arc::new(Assigner::new(chooser, metrics, rule.parse().unwrap(), options)) }
+        let url = UrlTemplate::from_text("ws://{address}");
+        let options = config::Assign { keys: 3, url, ..options };
+        let assigner = Assigner::new(chooser, metrics, rule.parse().unwrap(), &options).unwrap().unwrap();
+        Self { assigner: Arc::new(assigner) }
     }
 
     async fn ask(&self, request: http::request::Builder, body: impl Into<Body>) -> Answer {
@@ -172,6 +180,48 @@ async fn pages_may_ask() {
     let answer = rig.ask(http::Request::options("/v1/assign"), "").await;
     assert_eq!(
         (answer.status, answer.headers["access-control-allow-headers"].to_str().unwrap()),
-        (204, "content-type")
+        (204, "authorization, content-type")
     );
+}
+
+#[tokio::test]
+async fn a_key_may_be_asked_for() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "hunter2\n").unwrap();
+    let options = config::Assign { key_file: Some(file.path().to_owned()), ..config::Assign::default() };
+    let rig = Rig::with("path", members(), options);
+    let with = |value: &str| http::Request::get("/v1/assign?key=a").header("authorization", value);
+    assert_eq!(rig.ask(with("Bearer hunter2"), Body::empty()).await.status, 200);
+    for wrong in ["Bearer hunter", "Bearer hunter22", "Bearer ", "hunter2", "Basic hunter2"] {
+        let answer = rig.ask(with(wrong), Body::empty()).await;
+        refused(&answer, 401, "unauthorized");
+        assert_eq!(answer.headers["www-authenticate"], "Bearer");
+    }
+    refused(&rig.get("/v1/assign?key=a").await, 401, "unauthorized");
+    let preflight = http::Request::builder().method("OPTIONS").uri("/v1/assign");
+    assert_eq!(rig.ask(preflight, Body::empty()).await.status, 204);
+}
+
+#[tokio::test]
+async fn requests_have_a_rate() {
+    let options = config::Assign { requests_per_second: 1, requests_burst: 3, ..config::Assign::default() };
+    let rig = Rig::with("path", members(), options);
+    let mut statuses = Vec::new();
+    for _ in 0..10 {
+        statuses.push(rig.get("/v1/assign?key=a").await);
+    }
+    assert!(statuses[..3].iter().all(|answer| answer.status == 200));
+    let refused_one = statuses.iter().find(|answer| answer.status != 200).unwrap();
+    refused(refused_one, 429, "too-many-requests");
+    assert_eq!(refused_one.headers["retry-after"], "1");
+}
+
+#[tokio::test]
+async fn it_is_off_until_there_is_a_url() {
+    let (chooser, metrics) =
+        (Arc::new(Chooser::new(LoadFactor::DEFAULT)), Arc::new(Metrics::new(Bounds::default())));
+    let options = config::Assign::default();
+    assert!(Assigner::new(chooser, metrics, KeyRule::Path, &options).unwrap().is_none());
+    let request = http::Request::get("/v1/assign?key=a").body(Body::empty()).unwrap();
+    assert_eq!(off().oneshot(request).await.unwrap().status(), 404);
 }

@@ -52,7 +52,7 @@ fn every_source() {
         load(&variables, &[(flags::KEY, "client-ip"), (flags::MEMBERS, "dns:gateway:8000")]).unwrap();
     assert_eq!((config.key, config.load_factor.hundredths()), (KeyRule::ClientIp, 200));
     assert_eq!((config.members.show().as_str(), config.dns.servers.len()), ("\"dns:gateway:8000\"", 2));
-    assert_eq!(config.assign.url.to_string(), "wss://{node}.example.com");
+    assert_eq!(config.assign.url.unwrap().to_string(), "wss://{node}.example.com");
 }
 
 #[test]
@@ -73,6 +73,8 @@ fn refused() {
     check("[assign]\nurl = 'ws://gateway'", "for `assign.url`");
     check("[assign]\nurl = 'ftp://{node}'", "for `assign.url`");
     check("[assign]\nkeys = 0", "`assign.keys` is 0, but it must be above zero");
+    check("[assign]\nkey_file = '/nowhere'", "`assign.key_file`");
+    check("proxy_protocol_from = ['10.1.0.0/8']", "for `proxy_protocol_from`");
     check("[health]\ninterval = '0s'", "`health.interval` is 0");
     check("[health]\npath = '/a b'", "for `health.path`");
     check("[health]\nport = 0", "for `health.port`");

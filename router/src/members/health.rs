@@ -1,6 +1,6 @@
-//! Whether a node that somebody else named answers: a GET, and what follows from several of them.
+//! Whether a node answers: a GET.
 
-use std::{collections::HashMap, io, net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr, time::Duration};
 
 use tidegate_wire::proxy_v2;
 use tokio::{
@@ -8,6 +8,9 @@ use tokio::{
     net::TcpStream,
     time::timeout,
 };
+
+use super::membership::Found;
+use crate::lack::is_own_lack;
 
 /// What is asked, where, and how often.
 #[derive(Debug, Clone)]
@@ -19,17 +22,10 @@ pub struct Health {
     pub proxy_protocol: bool,
     pub interval: Duration,
     pub timeout: Duration,
-    /// Failed checks in a row until a node is down.
+    /// Failed checks in a row until a node gets no new clients.
     pub failures: u32,
-}
-
-/// Where a node stands by its checks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Standing {
-    Live,
-    /// It answers, and asks for no more clients.
-    Draining,
-    Down,
+    /// Checks that fail for so long cut the clients that a node has.
+    pub cut_after: Duration,
 }
 
 /// What one check found.
@@ -39,6 +35,8 @@ pub(super) enum Outcome {
     /// 503.
     Refusing,
     Failed(CheckError),
+    /// This process could not ask.
+    NotMade(io::Error),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -53,17 +51,6 @@ pub(super) enum CheckError {
     Status(u16),
 }
 
-/// The standings of all nodes, by name.
-#[derive(Debug, Default)]
-pub(super) struct Standings(HashMap<Box<str>, Record>);
-
-#[derive(Debug)]
-struct Record {
-    standing: Standing,
-    /// Failed checks in a row.
-    failures: u32,
-}
-
 impl Health {
     /// Asks a node once. `address` is how it is called; its host goes into the request.
     pub(super) async fn check(&self, address: &str, socket: SocketAddr) -> Outcome {
@@ -71,6 +58,7 @@ impl Health {
         let request = self.request(address);
         let status = match timeout(self.timeout, status_of(socket, &request)).await {
             Ok(Ok(status)) => status,
+            Ok(Err(CheckError::Io(error))) if is_own_lack(&error) => return Outcome::NotMade(error),
             Ok(Err(error)) => return Outcome::Failed(error),
             Err(_) => return Outcome::Failed(CheckError::Timeout),
         };
@@ -96,42 +84,14 @@ impl Health {
     }
 }
 
-impl Standing {
-    /// Of a node that gets no new clients in any case.
-    pub(super) fn without_new(self) -> Self {
-        if self == Self::Live { Self::Draining } else { self }
-    }
-}
-
-impl Standings {
-    /// Takes what a check of a node found. The first check decides at once; later, `failures` in a row are needed to take
-    /// a node away, and one success brings it back.
-    pub(super) fn note(&mut self, name: &str, outcome: &Outcome, failures: u32) -> Standing {
-        let is_new = !self.0.contains_key(name);
-        let record = self.0.entry(name.into()).or_insert(Record { standing: Standing::Down, failures: 0 });
-        let before = record.standing;
-        (record.standing, record.failures) = match outcome {
-            Outcome::Healthy => (Standing::Live, 0),
-            Outcome::Refusing => (Standing::Draining, 0),
-            Outcome::Failed(_) if record.failures + 1 >= failures => (Standing::Down, record.failures),
-            Outcome::Failed(_) => (before, record.failures + 1),
-        };
-        if record.standing != before || is_new {
-            match (record.standing, outcome) {
-                (Standing::Live, _) => tracing::info!(node = name, "answers"),
-                (Standing::Draining, _) => tracing::info!(node = name, "takes no more clients"),
-                (Standing::Down, Outcome::Failed(error)) => {
-                    tracing::warn!(node = name, %error, "does not answer")
-                }
-                (Standing::Down, _) => {}
-            }
+impl Outcome {
+    pub(super) fn found(&self) -> Found {
+        match self {
+            Self::Healthy => Found::Healthy,
+            Self::Refusing => Found::Refusing,
+            Self::Failed(_) => Found::Failed,
+            Self::NotMade(_) => Found::Nothing,
         }
-        record.standing
-    }
-
-    /// Forgets nodes that are no longer listed.
-    pub(super) fn keep(&mut self, is_listed: impl Fn(&str) -> bool) {
-        self.0.retain(|name, _| is_listed(name));
     }
 }
 
@@ -144,34 +104,4 @@ async fn status_of(socket: SocketAddr, request: &[u8]) -> Result<u16, CheckError
     stream.read_exact(&mut line).await?;
     let status = line.strip_prefix(b"HTTP/1.").and_then(|rest| std::str::from_utf8(rest.get(2..5)?).ok());
     status.and_then(|digits| digits.parse().ok()).ok_or(CheckError::NotHttp)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn standings() {
-        use Standing::{Down, Draining, Live};
-        let failed = || Outcome::Failed(CheckError::Timeout);
-        let check = |failures, outcomes: Vec<Outcome>, expect: &[Standing]| {
-            let mut standings = Standings::default();
-            let found: Vec<_> = outcomes.iter().map(|one| standings.note("a", one, failures)).collect();
-            assert_eq!(found, expect, "{failures} {outcomes:?}");
-        };
-        check(2, vec![Outcome::Healthy, failed(), failed(), Outcome::Healthy], &[Live, Live, Down, Live]);
-        check(2, vec![failed(), failed(), Outcome::Healthy, failed()], &[Down, Down, Live, Live]);
-        check(2, vec![Outcome::Healthy, failed(), Outcome::Healthy, failed()], &[Live; 4]);
-        check(1, vec![Outcome::Healthy, failed()], &[Live, Down]);
-        check(
-            2,
-            vec![Outcome::Healthy, Outcome::Refusing, failed(), failed()],
-            &[Live, Draining, Draining, Down],
-        );
-        check(
-            3,
-            vec![Outcome::Healthy, failed(), failed(), failed(), failed()],
-            &[Live, Live, Live, Down, Down],
-        );
-    }
 }

@@ -2,16 +2,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
 };
 
 use super::{
-    health::Standing,
-    member,
-    names::{NameError, Names},
+    lookups::Lookups,
+    names::{NameError, Names, Service},
     setting::{DnsName, HostPort},
 };
-use crate::chooser::Observed;
 
 /// A node that somebody else named.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,9 +25,17 @@ pub(super) struct Listed {
 #[derive(Debug)]
 pub(super) struct Listing {
     from: From,
-    names: Names,
+    sockets: Sockets,
+    services: Lookups<Vec<Service>>,
     nodes: Vec<Listed>,
     unresolved: usize,
+}
+
+/// Where hosts are. An address that was used before is kept as long as the name has it.
+#[derive(Debug)]
+pub(super) struct Sockets {
+    addresses: Lookups<Vec<IpAddr>>,
+    chosen: BTreeMap<HostPort, SocketAddr>,
 }
 
 #[derive(Debug)]
@@ -40,11 +46,17 @@ enum From {
 
 impl Listing {
     pub(super) fn of_list(list: Vec<HostPort>, names: Names) -> Self {
-        Self { from: From::List(list), names, nodes: Vec::new(), unresolved: 0 }
+        Self::new(From::List(list), names)
     }
 
     pub(super) fn of_dns(name: DnsName, names: Names) -> Self {
-        Self { from: From::Dns(name), names, nodes: Vec::new(), unresolved: 0 }
+        Self::new(From::Dns(name), names)
+    }
+
+    fn new(from: From, names: Names) -> Self {
+        let services =
+            Lookups::new(names.clone(), |names, name| Box::pin(async move { names.services(&name).await }));
+        Self { from, sockets: Sockets::new(names), services, nodes: Vec::new(), unresolved: 0 }
     }
 
     pub(super) fn nodes(&self) -> &[Listed] {
@@ -64,29 +76,31 @@ impl Listing {
                 self.resolve(wanted).await
             }
             From::Dns(DnsName::Addresses(name)) => {
-                let addresses = self.names.addresses(&name.host).await?;
-                let sockets = addresses.into_iter().map(|address| SocketAddr::new(address, name.port));
-                self.nodes = sockets.map(of_socket).collect();
-                Ok(())
+                let (outcome, addresses) = self.sockets.all(&name.host).await;
+                if let Some(addresses) = addresses {
+                    let sockets = addresses.into_iter().map(|address| SocketAddr::new(address, name.port));
+                    self.nodes = sockets.map(of_socket).collect();
+                }
+                outcome
             }
             From::Dns(DnsName::Services(name)) => {
-                let services = self.names.services(name).await?;
+                let outcome = self.services.refresh([name.clone()].into()).await;
+                let Some(services) = self.services.get(name) else { return outcome };
                 // RFC 2782: targets of a higher number are for when no other can be reached.
                 let first = services.iter().map(|service| service.priority).min();
-                let services = services.into_iter().filter(|service| Some(service.priority) == first);
+                let services = services.iter().filter(|service| Some(service.priority) == first);
                 let wanted = services.map(|service| {
-                    (HostPort { host: service.target, port: service.port }, service.weight.max(1))
+                    (HostPort { host: service.target.clone(), port: service.port }, service.weight.max(1))
                 });
-                self.resolve(wanted.collect()).await
+                let wanted = wanted.collect();
+                self.resolve(wanted).await.and(outcome)
             }
         }
     }
 
     /// Nodes with their `HOST:PORT` as name, which stays when the address changes.
     async fn resolve(&mut self, wanted: Vec<(HostPort, u16)>) -> Result<(), NameError> {
-        let known: BTreeMap<&str, SocketAddr> =
-            self.nodes.iter().map(|node| (&*node.name, node.socket)).collect();
-        let mut outcome = Ok(());
+        let outcome = self.sockets.refresh(wanted.iter().map(|(place, _)| place)).await;
         let (mut nodes, mut unresolved) = (Vec::new(), 0);
         let mut seen = BTreeSet::new();
         for (place, weight) in wanted {
@@ -94,13 +108,7 @@ impl Listing {
             if !seen.insert(name.clone()) {
                 continue;
             }
-            let known = known.get(&*name).copied();
-            let resolved = resolve(&self.names, &place, known).await;
-            let socket = resolved.unwrap_or_else(|error| {
-                outcome = Err(error);
-                known
-            });
-            match socket {
+            match self.sockets.of(&place) {
                 Some(socket) => nodes.push(Listed { address: name.clone(), name, socket, weight }),
                 None => unresolved += 1,
             }
@@ -110,27 +118,41 @@ impl Listing {
     }
 }
 
-impl Listed {
-    pub(super) fn observed(&self, standing: Standing) -> Observed {
-        let is_live = standing == Standing::Live;
-        Observed {
-            member: member(&self.name, &self.address, u64::from(self.weight), !is_live),
-            is_down: standing == Standing::Down,
-            socket: self.socket,
-            connections: None,
-        }
+impl Sockets {
+    pub(super) fn new(names: Names) -> Self {
+        let addresses =
+            Lookups::new(names, |names, host| Box::pin(async move { names.addresses(&host).await }));
+        Self { addresses, chosen: BTreeMap::new() }
     }
-}
 
-/// The address that was used before, as long as the name has it; else its first.
-pub(super) async fn resolve(
-    names: &Names,
-    place: &HostPort,
-    before: Option<SocketAddr>,
-) -> Result<Option<SocketAddr>, NameError> {
-    let addresses = names.addresses(&place.host).await?;
-    let before = before.filter(|before| before.port() == place.port && addresses.contains(&before.ip()));
-    Ok(before.or_else(|| addresses.first().map(|address| SocketAddr::new(*address, place.port))))
+    /// Looks up where these are, and forgets all others.
+    pub(super) async fn refresh<'p>(
+        &mut self,
+        places: impl Iterator<Item = &'p HostPort> + Clone,
+    ) -> Result<(), NameError> {
+        let outcome = self.addresses.refresh(places.clone().map(|place| place.host.clone()).collect()).await;
+        let before = std::mem::take(&mut self.chosen);
+        for place in places {
+            let known = before.get(place).copied();
+            let Some(addresses) = self.addresses.get(&place.host) else { continue };
+            let still = known.filter(|known| addresses.contains(&known.ip()));
+            let first = || addresses.first().map(|address| SocketAddr::new(*address, place.port));
+            if let Some(socket) = still.or_else(first) {
+                self.chosen.insert(place.clone(), socket);
+            }
+        }
+        outcome
+    }
+
+    pub(super) fn of(&self, place: &HostPort) -> Option<SocketAddr> {
+        self.chosen.get(place).copied()
+    }
+
+    /// All addresses of one host.
+    async fn all(&mut self, host: &str) -> (Result<(), NameError>, Option<Vec<IpAddr>>) {
+        let outcome = self.addresses.refresh([host.into()].into()).await;
+        (outcome, self.addresses.get(host).cloned())
+    }
 }
 
 fn of_socket(socket: SocketAddr) -> Listed {

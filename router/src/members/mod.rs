@@ -4,18 +4,21 @@
 //! known members stay.
 //!
 //! - `setting`: how a source is written
-//! - `names`: resolving host names
+//! - `names`, `lookups`: resolving host names, many at once
 //! - `listing`: the nodes of a list or of DNS
-//! - `health`: whether such a node answers
 //! - `registry`: the nodes that announce themselves
+//! - `health`: whether a node answers
+//! - `membership`: what follows from all of that over time
 
 mod health;
 mod listing;
+mod lookups;
+mod membership;
 mod names;
 mod registry;
 mod setting;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, net::SocketAddr, num::NonZeroU32, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream};
 use tidegate_backplane::{Backplane, BackplaneError};
@@ -27,8 +30,9 @@ pub use self::{
     setting::{DnsName, HostPort, MembersSetting},
 };
 use self::{
-    health::Standings,
+    health::Outcome,
     listing::{Listed, Listing},
+    membership::{Membership, Rules, Standing},
     registry::Registry,
 };
 use crate::{
@@ -41,11 +45,28 @@ use crate::{
 #[derive(Debug)]
 pub struct Members {
     source: Source,
+    health: Health,
+    membership: Membership<Place>,
+    /// What was last logged of each member.
+    shown: HashMap<Box<str>, Standing>,
+    begin: Instant,
     every: Duration,
     chooser: Arc<Chooser>,
     metrics: Arc<Metrics>,
     /// The last round failed: only the first of several failures is logged.
     is_failing: bool,
+    /// Nearly all members look bad.
+    is_panicking: bool,
+}
+
+/// What is known of a member beside how it stands.
+#[derive(Debug, Clone)]
+struct Place {
+    address: Box<str>,
+    socket: SocketAddr,
+    weight: u64,
+    connections: Option<u64>,
+    capacity: Option<u64>,
 }
 
 /// Why a round brought no news.
@@ -61,22 +82,13 @@ pub enum MembersError {
 
 #[derive(Debug)]
 enum Source {
-    Checked(Box<Checked>),
+    Listing(Box<Listing>, Leaving),
     Registry(Box<Registry>),
 }
 
-/// Nodes that do not speak for themselves.
-#[derive(Debug)]
-struct Checked {
-    listing: Listing,
-    health: Health,
-    standings: Standings,
-    /// Nodes that DNS has no more and that still have clients here. They get no others.
-    leaving: Vec<Listed>,
-}
-
-/// Longer than a name server takes that answers at all, shorter than two rounds that a client would wait.
-const LISTING_TIMEOUT: Duration = Duration::from_secs(3);
+/// Nodes that DNS has no more and that still have clients here. They get no others.
+#[derive(Debug, Default)]
+struct Leaving(Vec<Listed>);
 
 /// As often as gateways announce themselves.
 const REGISTRY_INTERVAL: Duration = Duration::from_secs(1);
@@ -93,7 +105,8 @@ impl Members {
         chooser: Arc<Chooser>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self::checked(Listing::of_list(list, names), health, chooser, metrics)
+        let source = Source::Listing(Box::new(Listing::of_list(list, names)), Leaving::default());
+        Self::new(source, health.interval, health, chooser, metrics)
     }
 
     /// Nodes that a name in DNS has, checked for their health.
@@ -104,39 +117,100 @@ impl Members {
         chooser: Arc<Chooser>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self::checked(Listing::of_dns(name, names), health, chooser, metrics)
+        let source = Source::Listing(Box::new(Listing::of_dns(name, names)), Leaving::default());
+        Self::new(source, health.interval, health, chooser, metrics)
     }
 
-    /// Nodes that announce themselves on a backplane.
+    /// Nodes that announce themselves on a backplane. Those of which it says nothing good are checked.
     pub fn of_registry(
         backplane: Arc<dyn Backplane>,
         names: Names,
+        health: Health,
         chooser: Arc<Chooser>,
         metrics: Arc<Metrics>,
     ) -> Self {
         let source = Source::Registry(Box::new(Registry::new(backplane, names)));
-        Self { source, every: REGISTRY_INTERVAL, chooser, metrics, is_failing: false }
+        Self::new(source, REGISTRY_INTERVAL, health, chooser, metrics)
     }
 
-    fn checked(listing: Listing, health: Health, chooser: Arc<Chooser>, metrics: Arc<Metrics>) -> Self {
-        let every = health.interval;
-        let (standings, leaving) = (Standings::default(), Vec::new());
-        let checked = Checked { listing, health, standings, leaving };
-        Self { source: Source::Checked(Box::new(checked)), every, chooser, metrics, is_failing: false }
+    fn new(
+        source: Source,
+        every: Duration,
+        health: Health,
+        chooser: Arc<Chooser>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let rules = Rules { failures: health.failures, cut_after: health.cut_after };
+        Self {
+            source,
+            health,
+            membership: Membership::new(rules),
+            shown: HashMap::new(),
+            begin: Instant::now(),
+            every,
+            chooser,
+            metrics,
+            is_failing: false,
+            is_panicking: false,
+        }
     }
 
-    /// Asks the source once and tells the chooser.
+    /// Asks the source once, checks who is to be checked, and tells the chooser what follows.
     pub async fn round(&mut self) {
-        let observed = match &mut self.source {
-            Source::Checked(checked) => checked.observe(&self.metrics, &self.chooser).await,
-            Source::Registry(registry) => registry.observe(&self.metrics).await,
-        };
-        match observed {
-            Ok((observed, outcome)) => {
-                self.note(outcome.err());
-                self.tell(observed);
+        match self.read().await {
+            Ok(error) => self.note(error),
+            Err(error) => {
+                self.membership.unreadable();
+                return self.note(Some(error));
             }
-            Err(error) => self.note(Some(error)),
+        }
+        self.check().await;
+        self.tell();
+    }
+
+    /// Asks the source. An error beside its answer: a part of it is not known.
+    async fn read(&mut self) -> Result<Option<MembersError>, MembersError> {
+        let (listed, error, announced) = match &mut self.source {
+            Source::Registry(registry) => {
+                let (listed, error) = registry.read(&self.metrics).await?;
+                (listed, error, true)
+            }
+            // Never fails as a whole: nodes that were listed before are checked also when the list cannot be read.
+            Source::Listing(listing, leaving) => {
+                let before = listing.nodes().to_vec();
+                let outcome = listing.refresh().await;
+                self.metrics.unresolved.set(listing.unresolved() as i64);
+                leaving.note(before, listing.nodes(), &self.chooser);
+                let listed = listing.nodes().iter().map(|node| of_listed(node, false));
+                let listed = listed.chain(leaving.0.iter().map(|node| of_listed(node, true))).collect();
+                (listed, outcome.err().map(MembersError::Name), false)
+            }
+        };
+        self.membership.listed(self.begin.elapsed(), listed, announced);
+        Ok(error)
+    }
+
+    /// Checks all nodes that do not speak for themselves, and those that have not spoken lately.
+    async fn check(&mut self) {
+        let now = self.begin.elapsed();
+        let of = |(name, place): (&str, &Place)| (Box::<str>::from(name), place.clone());
+        let whom: Vec<_> = match &self.source {
+            Source::Listing(..) => self.membership.all().map(of).collect(),
+            Source::Registry(_) => self.membership.doubtful(now).map(of).collect(),
+        };
+        let health = &self.health;
+        let checks = stream::iter(whom).map(|(name, place)| async move {
+            let outcome = health.check(&place.address, place.socket).await;
+            (name, outcome)
+        });
+        let mut checks = std::pin::pin!(checks.buffer_unordered(CHECKS_AT_ONCE));
+        while let Some((name, outcome)) = checks.next().await {
+            match &outcome {
+                Outcome::Failed(error) => tracing::debug!(node = name, %error, "a check failed"),
+                Outcome::NotMade(error) => tracing::warn!(%error, "gateways cannot be checked from here"),
+                Outcome::Healthy | Outcome::Refusing => {}
+            }
+            self.membership.checked(self.begin.elapsed(), &name, outcome.found());
         }
     }
 
@@ -152,12 +226,38 @@ impl Members {
         }
     }
 
-    fn tell(&self, observed: Vec<Observed>) {
+    fn tell(&mut self) {
+        self.note_panic();
+        let decisions = self.membership.decide(self.begin.elapsed());
+        let mut shown = HashMap::new();
+        let mut observed = Vec::with_capacity(decisions.len());
+        for (name, place, standing) in decisions {
+            if self.shown.get(name) != Some(&standing) {
+                log_standing(name, standing);
+            }
+            shown.insert(name.into(), standing);
+            observed.push(place.observed(name, standing));
+        }
+        self.shown = shown;
         let (all, live) = (observed.len(), observed.iter().filter(|one| !one.member.draining).count());
         if self.chooser.update(observed) {
             let digest = format_args!("{:016x}", self.chooser.digest());
             tracing::info!(members = all, live, %digest, "the members have changed");
         }
+    }
+
+    fn note_panic(&mut self) {
+        let panics = self.membership.is_panicking();
+        if panics != self.is_panicking {
+            match panics {
+                true => tracing::error!(
+                    "nearly all gateways look bad: this router may be cut off, and believes none of it"
+                ),
+                false => tracing::info!("most gateways look well again"),
+            }
+        }
+        self.is_panicking = panics;
+        self.metrics.panicking.set(panics.into());
     }
 
     fn note(&mut self, error: Option<MembersError>) {
@@ -177,50 +277,61 @@ impl Members {
     }
 }
 
-/// What a source knows now, and whether its listing could be read.
-type Observation = (Vec<Observed>, Result<(), MembersError>);
-
-impl Checked {
-    /// Never fails as a whole: nodes that were listed before are checked also when the list cannot be read.
-    async fn observe(&mut self, metrics: &Metrics, chooser: &Chooser) -> Result<Observation, MembersError> {
-        let before = self.listing.nodes().to_vec();
-        let outcome = match tokio::time::timeout(LISTING_TIMEOUT, self.listing.refresh()).await {
-            Ok(outcome) => outcome.map_err(MembersError::Name),
-            Err(_) => Err(MembersError::Timeout(LISTING_TIMEOUT)),
-        };
-        metrics.unresolved.set(self.listing.unresolved() as i64);
-        self.note_leaving(before, chooser);
-        let health = &self.health;
-        let listed = self.listing.nodes().iter().map(|node| (node.clone(), false));
-        let leaving = self.leaving.iter().map(|node| (node.clone(), true));
-        let nodes: Vec<_> = listed.chain(leaving).collect();
-        let checks = stream::iter(nodes).map(|(node, leaves)| async move {
-            let outcome = health.check(&node.address, node.socket).await;
-            (node, leaves, outcome)
-        });
-        let mut observed = Vec::new();
-        let mut checks = std::pin::pin!(checks.buffer_unordered(CHECKS_AT_ONCE));
-        while let Some((node, leaves, outcome)) = checks.next().await {
-            let standing = self.standings.note(&node.name, &outcome, health.failures);
-            observed.push(node.observed(if leaves { standing.without_new() } else { standing }));
-        }
-        self.standings.keep(|name| observed.iter().any(|one| &*one.member.name == name));
-        Ok((observed, outcome))
-    }
-
+impl Leaving {
     /// What leaves DNS is mostly a gateway that is not ready: it drains, or its backplane is away. Its clients need not
     /// lose their connections for that; a gateway that died fails its checks.
-    fn note_leaving(&mut self, before: Vec<Listed>, chooser: &Chooser) {
-        self.leaving.extend(before);
-        let is_listed = |name: &str| self.listing.nodes().iter().any(|node| *node.name == *name);
-        self.leaving.retain(|node| !is_listed(&node.name));
-        if self.leaving.is_empty() {
+    fn note(&mut self, before: Vec<Listed>, listed: &[Listed], chooser: &Chooser) {
+        self.0.extend(before);
+        self.0.retain(|node| !listed.iter().any(|other| other.name == node.name));
+        if self.0.is_empty() {
             return;
         }
         let members = chooser.members();
         let has_clients =
             |name: &str| members.iter().any(|(member, node)| *member.name == *name && node.claims() > 0);
-        self.leaving.retain(|node| has_clients(&node.name));
+        self.0.retain(|node| has_clients(&node.name));
+        self.0.sort_by(|one, other| one.name.cmp(&other.name));
+        self.0.dedup_by(|later, first| later.name == first.name);
+    }
+}
+
+impl Place {
+    fn observed(&self, name: &str, standing: Standing) -> Observed {
+        let weight = u32::try_from(self.weight).unwrap_or(u32::MAX);
+        let member = Member {
+            name: name.into(),
+            address: self.address.clone(),
+            weight: NonZeroU32::new(weight).unwrap_or(NonZeroU32::MIN),
+            draining: standing != Standing::Live,
+        };
+        Observed {
+            member,
+            is_down: matches!(standing, Standing::Down | Standing::Lost),
+            is_lost: standing == Standing::Lost,
+            socket: self.socket,
+            connections: self.connections,
+            capacity: self.capacity,
+        }
+    }
+}
+
+fn of_listed(node: &Listed, draining: bool) -> membership::Listed<Place> {
+    let data = Place {
+        address: node.address.clone(),
+        socket: node.socket,
+        weight: node.weight.into(),
+        connections: None,
+        capacity: None,
+    };
+    membership::Listed { name: node.name.clone(), data, draining, renewed: true }
+}
+
+fn log_standing(node: &str, standing: Standing) {
+    match standing {
+        Standing::Live => tracing::info!(node, "takes clients"),
+        Standing::Leaving => tracing::info!(node, "takes no more clients"),
+        Standing::Down => tracing::warn!(node, "does not answer: it gets no new clients"),
+        Standing::Lost => tracing::warn!(node, "is lost: its clients are cut"),
     }
 }
 
@@ -232,16 +343,4 @@ pub async fn tick(chooser: Arc<Chooser>) {
         seconds.tick().await;
         chooser.tick();
     }
-}
-
-/// What of a node is the same in all sources.
-fn member(name: &str, address: &str, weight: u64, draining: bool) -> Member {
-    let weight = u32::try_from(weight).unwrap_or(u32::MAX);
-    let weight = std::num::NonZeroU32::new(weight).unwrap_or(std::num::NonZeroU32::MIN);
-    Member { name: name.into(), address: address.into(), weight, draining }
-}
-
-/// Since when; Tokio's clock, so that tests can move it.
-fn now() -> Instant {
-    Instant::now()
 }

@@ -23,6 +23,8 @@ pub enum NameError {
     NoServers,
     #[error("{name} was not resolved: {source}")]
     Lookup { name: Box<str>, source: Box<NetError> },
+    #[error("name servers are slow: {0} names are still looked up")]
+    Slow(usize),
 }
 
 /// An SRV record (RFC 2782).

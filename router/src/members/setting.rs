@@ -15,7 +15,7 @@ pub enum MembersSetting {
 }
 
 /// A host and a port to connect to.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostPort {
     /// A name or an address; IPv6 without brackets.
     pub host: Box<str>,

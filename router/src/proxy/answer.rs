@@ -1,5 +1,7 @@
 //! What a node says to a request for an upgrade: whether it switches, and what is passed on if it does not. Pure.
 
+use tidegate_wire::sse;
+
 use super::link::BodyLeft;
 
 /// What the beginning of an answer means.
@@ -19,6 +21,10 @@ pub(super) struct Other {
     /// Bytes of the node's own head.
     pub(super) len: usize,
     pub(super) body: BodyLeft,
+    /// The node takes no client now, and another one may: it is full or drains (503, or a stream that only says when to
+    /// come back), or is no node (508).
+    pub(super) is_busy: bool,
+    pub(super) status: u16,
 }
 
 /// Not an HTTP answer that can be passed on.
@@ -67,7 +73,9 @@ pub(super) fn other(received: &[u8]) -> Result<Option<Other>, BadAnswer> {
         }
     }
     head.extend_from_slice(b"Connection: close\r\n\r\n");
-    Ok(Some(Other { head, len, body: body(status, response.headers) }))
+    let is_busy = matches!(status, 503 | 508)
+        || response.headers.iter().any(|header| header.name.eq_ignore_ascii_case(sse::BUSY_HEADER));
+    Ok(Some(Other { head, len, body: body(status, response.headers), is_busy, status }))
 }
 
 /// How long the body of an answer to a GET is (RFC 9112 §6.3). One in chunks is passed on until the node ends.
@@ -129,6 +137,20 @@ mod tests {
             "HTTP/1.1 304 Not Modified\nContent-Length: 9\nConnection: close\n\n",
             BodyLeft::Bytes(0),
         );
+    }
+
+    #[test]
+    fn who_takes_no_client_now_says_so() {
+        for (answer, expect) in [
+            ("HTTP/1.1 503 Busy\r\n\r\n", true),
+            ("HTTP/1.1 508 Loop Detected\r\n\r\n", true),
+            ("HTTP/1.1 200 OK\r\nTidegate-Busy: draining\r\n\r\n", true),
+            ("HTTP/1.1 200 OK\r\n\r\n", false),
+            ("HTTP/1.1 429 Too Many Requests\r\n\r\n", false),
+        ] {
+            let other = other(answer.as_bytes()).expect("good").expect("whole");
+            assert_eq!(other.is_busy, expect, "{answer}");
+        }
     }
 
     #[test]

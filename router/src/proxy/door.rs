@@ -12,12 +12,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use tidegate_ops::{bucket::Bucket, edge::Edge};
+use tidegate_ops::{bucket::Bucket, edge::Edge, seldom::Seldom};
 use tidegate_reactor::{Mail, Mailbox};
 use tidegate_wire::proxy_v2::Addresses;
 
 use super::{
     Options,
+    budget::RetryBudget,
     driver::Command,
     link::Link,
     metrics::{ProxyMetrics, RefusalReason},
@@ -30,6 +31,8 @@ pub(super) struct Door {
     /// Clients that are only told that there is no room.
     turned_away: AtomicU32,
     handshakes: Bucket,
+    pub(super) retries: RetryBudget,
+    strangers: Seldom,
     shards: Vec<ShardDoor>,
     last: AtomicUsize,
     edge: Arc<Edge>,
@@ -69,6 +72,8 @@ impl Door {
             connections: AtomicU64::new(0),
             turned_away: AtomicU32::new(0),
             handshakes: Bucket::new(options.handshakes_per_second, options.handshakes_burst, now),
+            retries: RetryBudget::new(options.retries_percent, options.retries_burst),
+            strangers: Seldom::default(),
             shards,
             last: AtomicUsize::new(0),
             edge,
@@ -122,6 +127,17 @@ impl Door {
         }
     }
 
+    /// A peer that is no balancer could say that it is anybody. Its connection is closed with the socket.
+    fn note_stranger(&self, peer: SocketAddr) {
+        self.metrics.refusals.add(RefusalReason::ProxyPeer, 1);
+        if let Some(left_out) = self.strangers.ask() {
+            tracing::warn!(
+                %peer, left_out,
+                "closed a connection that does not come from a balancer: add its network to proxy_protocol_from"
+            );
+        }
+    }
+
     /// Whether the client is only to be told; `None`: there is not even room for that.
     fn admit(&self) -> Option<bool> {
         if self.connections.fetch_add(1, Ordering::AcqRel) < self.connections_max {
@@ -166,6 +182,9 @@ impl ShardDoor {
 
 impl tidegate_reactor::Intake for Intake {
     fn on_connection(&mut self, socket: TcpStream, peer: SocketAddr) {
+        if !self.0.edge.admits(peer.ip()) {
+            return self.0.note_stranger(peer);
+        }
         let Some(over) = self.0.admit() else {
             self.0.metrics.refusals.add(RefusalReason::NoCapacity, 1);
             return self.0.answer_no_room(&socket);

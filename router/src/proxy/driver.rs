@@ -7,6 +7,7 @@ use std::{
 };
 
 use tidegate_ops::{
+    seldom::Seldom,
     sweep::{SWEEP_PORTION, Sweep},
     tls::TlsHandshake,
 };
@@ -42,6 +43,8 @@ pub(super) struct ProxyDriver {
     pub(super) to_nodes: u64,
     /// Reused for answers.
     pub(super) scratch: Vec<u8>,
+    pub(super) without_header: Seldom,
+    pub(super) loops: Seldom,
     /// What was exported of the reactor's counters.
     exported: Counters,
 }
@@ -59,6 +62,8 @@ impl ProxyDriver {
             to_clients: 0,
             to_nodes: 0,
             scratch: Vec::new(),
+            without_header: Seldom::default(),
+            loops: Seldom::default(),
             exported: Counters::default(),
         }
     }

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -15,6 +16,7 @@ use tidegate_wire::{
 use super::{
     ConnectResult,
     answer::{self, Verdict},
+    budget::RetryBudget,
     driver::{Links, ProxyDriver},
     http::HandOff,
     link::{Attempt, BodyLeft, End, Kind, Link, Phase},
@@ -22,7 +24,10 @@ use super::{
     refusal::Refusal,
     request::{self, Origin, Route},
 };
-use crate::chooser::{Claim, PassedOver};
+use crate::{
+    chooser::{Claim, Node, PassedOver},
+    lack::is_own_lack,
+};
 
 /// Nodes asked for one client, each with the connect and the answer timeout: five of them, hung, are 35 s by default.
 /// More than a handful that fail at once is no matter of one client's luck.
@@ -54,7 +59,9 @@ impl ProxyDriver {
             Err(error) => self.refuse(links, id, error.into()),
             Ok(Some(Judged { head, .. })) => {
                 if let Err(refusal) = self.take_request(links, id, &head, received) {
-                    self.refuse(links, id, refusal);
+                    let is_stream = request::route(&head, false) == Route::Pair(Kind::Stream);
+                    let asked_by = is_stream.then(|| request::page_of(&head));
+                    self.refuse_to(links, id, refusal, asked_by);
                 }
             }
         }
@@ -80,6 +87,10 @@ impl ProxyDriver {
                 self.hand_to_http(links, id, received);
                 Ok(())
             }
+            Route::Pair(_) if request::is_loop(head, self.shared.router) => {
+                self.note_loop(ends);
+                Err(Refusal::Loop)
+            }
             Route::Pair(kind) => {
                 let limited = |retry_after| Refusal::RateLimit { retry_after };
                 self.shared.door.take_handshake().map_err(limited)?;
@@ -98,14 +109,40 @@ impl ProxyDriver {
         let client = request::client_address(head, peer, trust);
         let key = self.shared.options.key.key_of(head, client);
         let candidates = self.shared.chooser.candidates(&key.bytes, Instant::now());
-        let origin = Origin { peer, trusted: trust.covers(peer.ip()), secure: edge.tls.is_some() };
-        // What is added to a head: six headers of at most 60 bytes, of which three take the place of others.
+        let origin = Origin {
+            peer,
+            trusted: trust.covers(peer.ip()),
+            secure: edge.tls.is_some(),
+            router: self.shared.router,
+        };
+        // What is added to a head: seven headers of at most 60 bytes, of which three take the place of others.
         let mut request = Vec::with_capacity(head.len + 256);
         if self.shared.options.proxy_protocol_to_nodes {
             Addresses { source: client, ..ends }.write(&mut request);
         }
         request::write_forwarded(head, kind, origin, &mut request);
-        Attempt { kind, request, early: early.to_vec(), candidates, tried: 0, node: None, answer: Vec::new() }
+        self.shared.door.retries.deposit();
+        Attempt {
+            kind,
+            page: if kind == Kind::Stream { request::page_of(head) } else { None },
+            request,
+            early: early.to_vec(),
+            candidates,
+            next: None,
+            tried: 0,
+            asked: Instant::now(),
+            node: None,
+            answer: Vec::new(),
+        }
+    }
+
+    fn note_loop(&self, ends: Addresses) {
+        if let Some(left_out) = self.loops.ask() {
+            tracing::error!(
+                from = %ends.source, left_out,
+                "a request came back to this router: a gateway advertises the router's address; set --advertise"
+            );
+        }
     }
 
     fn begin(&mut self, links: &mut Links, id: ConnectionId, attempt: Attempt) {
@@ -123,26 +160,33 @@ impl ProxyDriver {
             let Some(Phase::Waiting(attempt)) = links.get_mut(client).map(|link| &mut link.phase) else {
                 return;
             };
-            let next = if attempt.tried < ATTEMPTS_MAX { attempt.candidates.next() } else { None };
-            let Some(node) = next else { return self.refuse(links, client, Refusal::NoNode) };
+            let next = match attempt.next.take() {
+                Some(node) => Ok(node),
+                None => attempt.next_node(&self.shared.door.retries),
+            };
+            let node = match next {
+                Ok(node) => node,
+                Err(refusal) => return self.refuse(links, client, refusal),
+            };
             self.metrics.count_fallback(attempt.tried, attempt.candidates.passed_over());
             attempt.tried += 1;
-            let address = node.socket();
-            let claim = node.claim(Instant::now());
-            match links.connect(address, Link::node(claim, client)) {
+            attempt.asked = Instant::now();
+            let (address, asked) = (node.socket(), attempt.asked);
+            match links.connect(address, Link::node(node.claim(asked), client)) {
                 Ok(id) => {
                     links.set_timer(id, links.now().after(self.shared.options.connect_timeout));
                     return self.send_request(links, client, id);
                 }
                 // No other node would be reached either.
                 Err(error) if is_own_lack(&error) => {
+                    self.metrics.connects.add(ConnectResult::Lack, 1);
                     tracing::warn!(%error, "no connection to a node can be made");
                     return self.refuse(links, client, Refusal::Descriptors);
                 }
                 Err(error) => {
                     tracing::debug!(%error, %address, "a node cannot be reached");
                     self.metrics.connects.add(ConnectResult::Refused, 1);
-                    node.claim(Instant::now()).refused(Instant::now());
+                    node.claim(asked).refused(asked, Instant::now());
                 }
             }
         }
@@ -172,9 +216,7 @@ impl ProxyDriver {
         let Some(Phase::Waiting(attempt)) = links.get_mut(client).map(|link| &mut link.phase) else {
             return links.close(node);
         };
-        if attempt.kind == Kind::Stream {
-            return self.open_pair(links, client, node, bytes);
-        }
+        let kind = attempt.kind;
         // Most answers come whole.
         let received = match attempt.answer.is_empty() {
             true => None,
@@ -184,19 +226,35 @@ impl ProxyDriver {
             }
         };
         let received = received.as_deref().unwrap_or(bytes);
-        match answer::verdict(received) {
-            Verdict::Switching => self.open_pair(links, client, node, received),
-            Verdict::Unclear => keep_answer(links, client, received),
-            Verdict::Other => match answer::other(received) {
-                Ok(Some(other)) => self.begin_relay(links, client, node, &other, &received[other.len..]),
-                Ok(None) => keep_answer(links, client, received),
-                Err(error) => {
-                    tracing::debug!(%error, "a node's answer is not passed on");
-                    links.close(node);
-                    self.refuse(links, client, Refusal::BadAnswer);
-                }
-            },
+        match (answer::verdict(received), answer::other(received)) {
+            (Verdict::Switching, _) if kind == Kind::Upgrade => self.open_pair(links, client, node, received),
+            (Verdict::Unclear, _) | (_, Ok(None)) => keep_answer(links, client, received),
+            (_, Ok(Some(other))) if other.is_busy && self.has_next(links, client) => {
+                self.abandon_node(links, node, ConnectResult::Busy);
+            }
+            // An event source takes no other status than 200 for a reason to come back.
+            (_, Ok(Some(other))) if kind == Kind::Stream && other.is_busy && other.status != 200 => {
+                links.close(node);
+                self.refuse(links, client, Refusal::NoNode);
+            }
+            (_, Ok(Some(_))) if kind == Kind::Stream => self.open_pair(links, client, node, received),
+            (_, Ok(Some(other))) => self.begin_relay(links, client, node, &other, &received[other.len..]),
+            (_, Err(error)) => {
+                tracing::debug!(%error, "a node's answer is not passed on");
+                links.close(node);
+                self.refuse(links, client, Refusal::BadAnswer);
+            }
         }
+    }
+
+    /// Whether there is another node to ask for a client whose node is busy. If not, the client gets the answer of this
+    /// one, which says best why.
+    fn has_next(&self, links: &mut Links, client: ConnectionId) -> bool {
+        let Some(Phase::Waiting(attempt)) = links.get_mut(client).map(|link| &mut link.phase) else {
+            return false;
+        };
+        attempt.next = attempt.next_node(&self.shared.door.retries).ok();
+        attempt.next.is_some()
     }
 
     /// The node does not switch: its answer is passed on, and then both connections end.
@@ -258,7 +316,7 @@ impl ProxyDriver {
         closed: Closed,
     ) {
         let Some(Phase::Waiting(attempt)) = links.get(client).map(|link| &link.phase) else { return };
-        let begun_answer = !attempt.answer.is_empty();
+        let (begun_answer, asked) = (!attempt.answer.is_empty(), attempt.asked);
         let failure = failure.unwrap_or(match closed {
             Closed::Failed(
                 io::ErrorKind::ConnectionRefused
@@ -269,7 +327,7 @@ impl ProxyDriver {
             _ => ConnectResult::Closed,
         });
         self.metrics.connects.add(failure, 1);
-        claim.refused(Instant::now());
+        claim.refused(asked, Instant::now());
         // A request for an upgrade or a stream has no body and changes nothing (RFC 9110 §9.2.2): it may be asked
         // again. Not so when the client has seen, or would have to be denied, a part of an answer.
         if begun_answer {
@@ -308,11 +366,30 @@ impl ProxyDriver {
 
     /// Answers a request and ends its connection.
     pub(super) fn refuse(&mut self, links: &mut Links, id: ConnectionId, refusal: Refusal) {
+        let asked_by = match links.get_mut(id).map(|link| &mut link.phase) {
+            Some(Phase::Waiting(attempt)) if attempt.kind == Kind::Stream => Some(attempt.page.take()),
+            _ => None,
+        };
+        self.refuse_to(links, id, refusal, asked_by);
+    }
+
+    /// `asked_by`: an event stream was asked for, by this page if it is one.
+    fn refuse_to(
+        &mut self,
+        links: &mut Links,
+        id: ConnectionId,
+        refusal: Refusal,
+        asked_by: Option<Option<Box<str>>>,
+    ) {
         self.metrics.refusals.add(refusal.reason(), 1);
         tracing::debug!(%refusal, "request refused");
         let mut out = std::mem::take(&mut self.scratch);
         out.clear();
-        refusal.write(u64::from(id.generation), &mut out);
+        let spread = u64::from(id.generation);
+        match asked_by {
+            Some(page) => refusal.write_to_stream(spread, page.as_deref(), &mut out),
+            None => refusal.write(spread, &mut out),
+        }
         links.write_beyond_bound(id, &out);
         self.scratch = out;
         self.leave(links, id);
@@ -346,6 +423,20 @@ impl ProxyDriver {
             Phase::Head(head) if head.over => self.shared.door.release_turned_away(),
             _ => self.shared.door.release(),
         }
+    }
+}
+
+impl Attempt {
+    /// The next node to ask, as long as asking goes on.
+    fn next_node(&mut self, retries: &RetryBudget) -> Result<Arc<Node>, Refusal> {
+        if self.tried >= ATTEMPTS_MAX {
+            return Err(Refusal::NoNode);
+        }
+        let node = self.candidates.next().ok_or(Refusal::NoNode)?;
+        if self.tried > 0 && !retries.withdraw() {
+            return Err(Refusal::RetryBudget);
+        }
+        Ok(node)
     }
 }
 
@@ -384,13 +475,4 @@ fn keep_answer(links: &mut Links, client: ConnectionId, received: &[u8]) {
     if let Some(Phase::Waiting(attempt)) = links.get_mut(client).map(|link| &mut link.phase) {
         attempt.answer = received.to_vec();
     }
-}
-
-/// Whether it is this process or machine that lacks something: descriptors (EMFILE, ENFILE), a local port
-/// (EADDRNOTAVAIL), memory.
-fn is_own_lack(error: &io::Error) -> bool {
-    const EMFILE: i32 = 24;
-    const ENFILE: i32 = 23;
-    matches!(error.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::OutOfMemory)
-        || matches!(error.raw_os_error(), Some(EMFILE | ENFILE))
 }

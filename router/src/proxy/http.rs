@@ -37,7 +37,7 @@ use tidegate_ops::{
 };
 use tidegate_reactor::TlsSession;
 use tidegate_wire::{
-    head::{Head, HeadError},
+    head::{FORWARDING_BYTES_MAX, Head, HeadError},
     proxy_v2::Addresses,
     request::RequestError,
 };
@@ -55,12 +55,13 @@ use super::{
     handshake::ATTEMPTS_MAX,
     link::Link,
     refusal::{PROBLEM_MEDIA_TYPE, Refusal},
-    request::{self, FORWARDING_HEADERS, HOP_HEADERS, Origin, Route},
+    request::{self, Origin, ROUTER_HEADER, Route, RouterId},
 };
 use crate::{
     assign,
     chooser::{Candidates, Chooser, Claim},
     key::KeyRule,
+    lack::is_from_own_lack,
 };
 
 /// A connection that a shard hands over.
@@ -85,6 +86,7 @@ pub(super) struct HttpProxy {
     /// Answers what is asked of the router itself.
     assign: Router,
     head_bytes_max: usize,
+    router: RouterId,
     runtime: Handle,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -133,6 +135,7 @@ impl HttpProxy {
         edge: Arc<Edge>,
         door: Arc<Door>,
         assign: Router,
+        router: RouterId,
         runtime: Handle,
     ) -> Self {
         Self {
@@ -143,6 +146,7 @@ impl HttpProxy {
             door,
             assign,
             head_bytes_max: options.head_bytes_max,
+            router,
             runtime,
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -175,12 +179,13 @@ impl HttpProxy {
             peer: ends.source,
             trusted: self.edge.trust.covers(ends.source.ip()),
             secure: self.edge.tls.is_some(),
+            router: self.router,
         };
         let visit = Visit { ends, origin, exchange, kept: Kept::default() };
         let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(QUIET_MAX)
-            .max_header_size(self.head_bytes_max)
+            .max_header_size(self.head_bytes_max + FORWARDING_BYTES_MAX)
             .keep_alive(!self.stop.is_cancelled())
             .serve_connection(TokioIo::new(gate), service_fn(|request| self.answer(request, &visit)));
         let mut stopped = pin!(self.stop.cancelled());
@@ -267,11 +272,15 @@ impl HttpProxy {
         let body = Lent::new(body);
         let nodes = self.nodes.client(&visit.kept, Addresses { source: client, ..visit.ends });
         let metrics = self.door.metrics();
+        self.door.retries.deposit();
         for tried in 0..ATTEMPTS_MAX {
             let node = candidates.next().ok_or(Refusal::NoNode)?;
+            if tried > 0 && !self.door.retries.withdraw() {
+                return Err(Refusal::RetryBudget);
+            }
             metrics.count_fallback(tried, candidates.passed_over());
-            let address = node.socket();
-            let claim = node.claim(Instant::now());
+            let (address, begin) = (node.socket(), Instant::now());
+            let claim = node.claim(begin);
             let mut asked = ask(&nodes, &parts, address, &body).await;
             // A kept connection may end just when it is used. What changes nothing (RFC 9110 §9.2.1) is asked again,
             // once, before the node is blamed.
@@ -284,19 +293,29 @@ impl HttpProxy {
                     metrics.connects.add(ConnectResult::Answered, 1);
                     return pass_on(response);
                 }
-                Err(failure) => self.note_failure(claim, failure, &body)?,
+                Err(failure) => self.note_failure(claim, begin, failure, &body)?,
             }
         }
         Err(Refusal::NoNode)
     }
 
     /// A node has not answered. `Ok`: another one may be asked.
-    fn note_failure(&self, claim: Claim, failure: ConnectResult, body: &Lent) -> Result<(), Refusal> {
+    fn note_failure(
+        &self,
+        claim: Claim,
+        asked: Instant,
+        failure: ConnectResult,
+        body: &Lent,
+    ) -> Result<(), Refusal> {
         if body.has_failed() {
             return Err(Refusal::Body);
         }
         self.door.metrics().connects.add(failure, 1);
-        claim.refused(Instant::now());
+        // No node is to blame, and no other would be reached.
+        if failure == ConnectResult::Lack {
+            return Err(Refusal::Descriptors);
+        }
+        claim.refused(asked, Instant::now());
         match failure {
             ConnectResult::Refused if !body.was_read() => Ok(()),
             // What a node has seen a part of may have had its effect: it is not asked twice.
@@ -309,6 +328,9 @@ impl HttpProxy {
         // The gate has found it whole.
         let head =
             Head::parse(head).transpose().unwrap_or(Err(HeadError::Target)).map_err(RequestError::Head)?;
+        if request::is_loop(&head, self.router) {
+            return Err(Refusal::Loop);
+        }
         let route = request::route(&head, false);
         let client = request::client_address(&head, origin.peer, &self.edge.trust);
         let key = self.key.key_of(&head, client);
@@ -346,6 +368,7 @@ async fn ask(
     let answering = nodes.request(Request::from_parts(parts, body.lend()));
     match tokio::time::timeout(ANSWER_MAX, answering).await {
         Ok(Ok(response)) => Ok(response),
+        Ok(Err(error)) if error.is_connect() && is_from_own_lack(&error) => Err(ConnectResult::Lack),
         Ok(Err(error)) if error.is_connect() => Err(ConnectResult::Refused),
         Ok(Err(_)) => Err(ConnectResult::Closed),
         Err(_) => Err(ConnectResult::Silent),
@@ -359,7 +382,13 @@ fn pass_on(response: Response<Incoming>) -> Result<Response<Body>, Refusal> {
     if parts.status == StatusCode::SWITCHING_PROTOCOLS {
         return Err(Refusal::BadAnswer);
     }
-    remove_hop_headers(&mut parts.headers);
+    let upgrade = parts.headers.get(header::UPGRADE).cloned();
+    remove_hop_headers(&mut parts.headers, true);
+    // RFC 9110 §15.5.22: it has to say to what.
+    if let Some(upgrade) = upgrade.filter(|_| parts.status == StatusCode::UPGRADE_REQUIRED) {
+        parts.headers.insert(header::UPGRADE, upgrade);
+        parts.headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    }
     parts.version = Version::HTTP_11;
     Ok(Response::from_parts(parts, Body::new(body)))
 }
@@ -367,22 +396,21 @@ fn pass_on(response: Response<Incoming>) -> Result<Response<Body>, Refusal> {
 /// What the node is sent instead of what the client has sent.
 fn rewrite(parts: &mut Parts, origin: Origin) {
     let headers = &mut parts.headers;
-    remove_hop_headers(headers);
-    headers.remove(header::EXPECT);
-    let joined = |headers: &HeaderMap, name: &str| {
-        let values: Vec<&str> =
-            headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).collect();
-        (origin.trusted && !values.is_empty()).then(|| values.join(", ").into())
+    let of = |name: &str| {
+        request::append_all(
+            headers.get_all(name).iter().filter(|_| origin.trusted).map(HeaderValue::as_bytes),
+        )
     };
-    let forwarded_for = request::forwarded_for_value(joined(headers, "x-forwarded-for"), origin);
-    let forwarded = request::forwarded_value(joined(headers, "forwarded"), origin);
-    if !origin.trusted {
-        for name in FORWARDING_HEADERS {
-            headers.remove(name);
-        }
-    }
+    let forwarded_for = request::forwarded_for_value(of("x-forwarded-for"), origin);
+    let forwarded = request::forwarded_value(of("forwarded"), origin);
+    let routers = headers.get(ROUTER_HEADER).and_then(|value| value.to_str().ok());
+    let routers = request::routers_value(routers, origin).into_bytes();
+    remove_hop_headers(headers, origin.trusted);
+    headers.remove(header::EXPECT);
     // Values are made of what was a value before, addresses and words: always valid.
-    for (name, value) in [("x-forwarded-for", forwarded_for), ("forwarded", forwarded)] {
+    for (name, value) in
+        [("x-forwarded-for", forwarded_for), ("forwarded", forwarded), (ROUTER_HEADER, routers)]
+    {
         if let Ok(value) = HeaderValue::try_from(value) {
             headers.insert(HeaderName::from_static(name), value);
         }
@@ -392,19 +420,16 @@ fn rewrite(parts: &mut Parts, origin: Origin) {
     parts.version = Version::HTTP_11;
 }
 
-fn remove_hop_headers(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        .filter(|name| name != header::HOST)
+/// By the rule that a shard has for the heads it writes.
+fn remove_hop_headers(headers: &mut HeaderMap, trusted: bool) {
+    let connection = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    let connection = connection.collect::<Vec<_>>().join(",");
+    let dropped: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| request::is_dropped(name.as_str(), &connection, trusted))
+        .cloned()
         .collect();
-    for name in named {
-        headers.remove(name);
-    }
-    for name in HOP_HEADERS {
+    for name in dropped {
         headers.remove(name);
     }
 }

@@ -6,12 +6,14 @@
 //!            └─────────► refused ──┴─────────┘
 //! ```
 
+use std::{sync::Arc, time::Instant};
+
 use tidegate_ops::edge::Preamble;
 use tidegate_reactor::ConnectionId;
 use tidegate_wire::proxy_v2::Addresses;
 
 use super::ConnectResult;
-use crate::chooser::{Candidates, Claim};
+use crate::chooser::{Candidates, Claim, Node};
 
 /// State of one connection: at most 32 bytes, see the assertion below.
 #[derive(Debug)]
@@ -63,6 +65,8 @@ pub(super) struct Head {
 #[derive(Debug)]
 pub(super) struct Attempt {
     pub(super) kind: Kind,
+    /// The page that asks for a stream.
+    pub(super) page: Option<Box<str>>,
     /// What the node is sent.
     pub(super) request: Vec<u8>,
     /// What came after the head. A node gets it only when it has switched protocols: before that it would be another
@@ -70,8 +74,12 @@ pub(super) struct Attempt {
     pub(super) early: Vec<u8>,
     /// Nodes not tried yet.
     pub(super) candidates: Candidates,
+    /// The node to be asked when the one that is asked has ended.
+    pub(super) next: Option<Arc<Node>>,
     /// Nodes tried.
     pub(super) tried: u32,
+    /// When the last of them was asked.
+    pub(super) asked: Instant,
     pub(super) node: Option<ConnectionId>,
     /// The beginning of an answer that is not clear yet.
     pub(super) answer: Vec<u8>,

@@ -25,6 +25,12 @@ label!(
         TlsFailed = "tls_failed",
         /// The connection does not begin with the balancer's header.
         ProxyHeader = "proxy_header",
+        /// The connection does not come from a balancer that may name clients.
+        ProxyPeer = "proxy_peer",
+        /// A node failed, and the budget for asking another one is used up.
+        RetryBudget = "retry_budget",
+        /// The request has come through this router before.
+        Loop = "loop",
     }
 );
 
@@ -41,6 +47,10 @@ label!(
         Closed = "closed",
         /// It took the request, and did not answer in time.
         Silent = "silent",
+        /// It answered that it takes no more clients.
+        Busy = "busy",
+        /// This process lacks descriptors, ports or memory for a connection.
+        Lack = "lack",
         /// It left the members meanwhile.
         Removed = "removed",
     }

@@ -13,6 +13,7 @@
 //! move, and what is done against smuggled requests.
 
 mod answer;
+mod budget;
 mod door;
 mod driver;
 mod handshake;
@@ -25,7 +26,9 @@ mod refusal;
 mod request;
 
 use std::{
-    fmt, io,
+    fmt,
+    hash::{BuildHasher as _, RandomState},
+    io,
     net::TcpListener,
     sync::{
         Arc,
@@ -46,6 +49,7 @@ use self::{
     driver::{Command, ProxyDriver},
     http::HttpProxy,
     link::Link,
+    request::RouterId,
 };
 use crate::{
     chooser::{Chooser, Node},
@@ -71,6 +75,9 @@ pub struct Options {
     /// Handshakes per second, and how many at once; 0: no limit.
     pub handshakes_per_second: u32,
     pub handshakes_burst: u32,
+    /// Further attempts for 100 clients, and how many at once.
+    pub retries_percent: u32,
+    pub retries_burst: u32,
 }
 
 /// What a proxy counts, for who shows it.
@@ -99,6 +106,7 @@ struct Shared {
     http: Arc<HttpProxy>,
     /// New requests are refused.
     draining: AtomicBool,
+    router: RouterId,
 }
 
 /// What waits for one connection never exceeds what one read took (see `pair`); this is the reactor's bound for it.
@@ -118,6 +126,8 @@ impl Default for Options {
             answer_timeout: Duration::from_secs(5),
             handshakes_per_second: 2_000,
             handshakes_burst: 4_000,
+            retries_percent: 20,
+            retries_burst: 100,
         }
     }
 }
@@ -134,6 +144,8 @@ impl Proxy {
         runtime: &Handle,
     ) -> io::Result<Self> {
         let edge = Arc::new(edge);
+        // Differs from every other router's, also of one that is started at the same moment: that is all it is for.
+        let router = RouterId(RandomState::new().hash_one(std::process::id()));
         let address = listener.local_addr()?;
         let shards = (0..options.shards.max(1))
             .map(|_| Shard::<ProxyDriver>::new(QUEUE_BYTES_MAX))
@@ -148,6 +160,7 @@ impl Proxy {
             Arc::clone(&edge),
             Arc::clone(&door),
             assign,
+            router,
             runtime.clone(),
         ));
         let shared = Arc::new(Shared {
@@ -157,6 +170,7 @@ impl Proxy {
             door: Arc::clone(&door),
             http,
             draining: AtomicBool::new(false),
+            router,
         });
         let threads = shards
             .into_iter()

@@ -36,7 +36,10 @@ impl ProxyDriver {
                 return;
             }
             Err(error) => {
-                tracing::debug!(%error, "a connection without the balancer's header");
+                let peer = head.ends.source;
+                if let Some(left_out) = self.without_header.ask() {
+                    tracing::warn!(%peer, %error, left_out, "closed a connection without the balancer's header");
+                }
                 self.metrics.refusals.add(RefusalReason::ProxyHeader, 1);
                 return links.close(id);
             }

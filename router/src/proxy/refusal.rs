@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tidegate_wire::{http_answer, request::RequestError};
+use tidegate_wire::{http_answer, request::RequestError, sse};
 
 use super::metrics::RefusalReason;
 
@@ -22,6 +22,12 @@ pub(super) enum Refusal {
     Draining,
     #[error("no node can be reached")]
     NoNode,
+    #[error("a node failed, and this router asks no other one while so many fail")]
+    RetryBudget,
+    #[error(
+        "this request has come through this router before: a gateway advertises the router's address as its own"
+    )]
+    Loop,
     #[error("this router is out of descriptors or local ports")]
     Descriptors,
     #[error("the node's answer is not HTTP, or ended early")]
@@ -49,7 +55,8 @@ impl Refusal {
             Self::RateLimit { .. } => (429, "Too Many Requests", "too-many-handshakes"),
             Self::NoCapacity | Self::Descriptors => (503, "Service Unavailable", "no-capacity"),
             Self::Draining => (503, "Service Unavailable", "draining"),
-            Self::NoNode => (503, "Service Unavailable", "no-node"),
+            Self::NoNode | Self::RetryBudget => (503, "Service Unavailable", "no-node"),
+            Self::Loop => (508, "Loop Detected", "loop"),
             Self::BadAnswer => (502, "Bad Gateway", "bad-answer"),
             Self::NoAnswer => (504, "Gateway Timeout", "no-answer"),
         }
@@ -68,6 +75,8 @@ impl Refusal {
             Self::NoCapacity => RefusalReason::NoCapacity,
             Self::Draining => RefusalReason::Draining,
             Self::NoNode => RefusalReason::NoNode,
+            Self::RetryBudget => RefusalReason::RetryBudget,
+            Self::Loop => RefusalReason::Loop,
             Self::Descriptors => RefusalReason::Descriptors,
             Self::BadAnswer => RefusalReason::BadAnswer,
             Self::NoAnswer => RefusalReason::NoAnswer,
@@ -83,6 +92,29 @@ impl Refusal {
         };
         let (from, to) = RETRY_AFTER_S.into_inner();
         Some(least + from + spread % (to - from + 1))
+    }
+
+    /// A word for what keeps a client out only for a while.
+    fn passing(self) -> Option<&'static str> {
+        match self {
+            Self::Draining => Some("draining"),
+            Self::NoCapacity | Self::Descriptors => Some("full"),
+            Self::RateLimit { .. } => Some("limited"),
+            Self::NoNode | Self::RetryBudget | Self::Loop | Self::BadAnswer | Self::NoAnswer => Some("away"),
+            Self::Request(_) | Self::HeadTimeout | Self::Body => None,
+        }
+    }
+
+    /// Appends the answer to who asked for an event stream: what will pass must not be a final answer for it. `origin` is
+    /// of the page that asks.
+    pub(super) fn write_to_stream(self, spread: u64, origin: Option<&str>, out: &mut Vec<u8>) {
+        match (self.passing(), self.retry_after_s(spread)) {
+            (Some(why), retry_after) => {
+                let retry_ms = retry_after.unwrap_or(*RETRY_AFTER_S.end()) * 1000;
+                sse::write_come_back(retry_ms, why, origin, out);
+            }
+            (None, _) => self.write(spread, out),
+        }
     }
 
     /// The problem document (RFC 9457). Its texts are ours and have nothing to escape.
@@ -138,5 +170,26 @@ mod tests {
         );
         check(Refusal::NoNode, 503, Some("3"), "no-node");
         check(Refusal::BadAnswer, 502, Some("3"), "bad-answer");
+    }
+
+    /// WHATWG HTML §9.2.2: any status but 200 ends an event source for good.
+    #[test]
+    fn an_event_source_is_told_to_come_back() {
+        let told = |refusal: Refusal| {
+            let mut out = Vec::new();
+            refusal.write_to_stream(2, Some("http://page"), &mut out);
+            String::from_utf8(out).expect("text")
+        };
+        for (refusal, retry) in [
+            (Refusal::Draining, "retry: 3000"),
+            (Refusal::NoCapacity, "retry: 3000"),
+            (Refusal::NoNode, "retry: 3000"),
+            (Refusal::RateLimit { retry_after: Duration::from_secs(2) }, "retry: 5000"),
+        ] {
+            let answer = told(refusal);
+            assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains(retry), "{answer}");
+            assert!(answer.contains("Access-Control-Allow-Origin: http://page"), "{answer}");
+        }
+        assert!(told(Refusal::Request(HeadError::Host.into())).starts_with("HTTP/1.1 400 "));
     }
 }

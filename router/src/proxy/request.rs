@@ -1,12 +1,12 @@
 //! A client's request: what it is for, and the head that a node is sent. Pure.
 
 use std::{
-    borrow::Cow,
+    fmt,
     net::{IpAddr, SocketAddr},
 };
 
 use tidegate_ops::trust::Trust;
-use tidegate_wire::head::Head;
+use tidegate_wire::head::{FORWARDING_HEADERS, Head};
 
 use super::link::Kind;
 use crate::assign;
@@ -19,7 +19,13 @@ pub(super) struct Origin {
     pub(super) trusted: bool,
     /// It came over TLS.
     pub(super) secure: bool,
+    /// The id of this router.
+    pub(super) router: RouterId,
 }
+
+/// What a router writes into the requests that it passes on, so that it knows them when they come back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct RouterId(pub(super) u64);
 
 /// Where a request goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,15 +48,8 @@ pub(super) const HOP_HEADERS: [&str; 8] = [
     "proxy-authorization",
 ];
 
-/// What only a proxy may say; from anyone else it is removed.
-pub(super) const FORWARDING_HEADERS: [&str; 6] = [
-    "forwarded",
-    "x-forwarded-for",
-    "x-forwarded-proto",
-    "x-forwarded-host",
-    "x-forwarded-port",
-    "x-real-ip",
-];
+/// Which routers a request has come through: their ids.
+pub(super) const ROUTER_HEADER: &str = "tidegate-router";
 
 /// `followed`: bytes came after the head. For a request that is an upgrade they wait until the node has switched. For
 /// any other they are the next request, and only HTTP knows what to do with that.
@@ -69,6 +68,11 @@ pub(super) fn route(head: &Head<'_>, followed: bool) -> Route {
     }
     let streams = head.path == "/sse" || has_token(head, "accept", "text/event-stream");
     if streams && !followed { Route::Pair(Kind::Stream) } else { Route::Http }
+}
+
+/// The page that a request is of.
+pub(super) fn page_of(head: &Head<'_>) -> Option<Box<str>> {
+    head.header("origin").map(Box::from)
 }
 
 /// The address that counts as the client's. One that a proxy has named comes without a port.
@@ -102,36 +106,69 @@ pub(super) fn write_forwarded(head: &Head<'_>, kind: Kind, origin: Origin, out: 
         // The node ends the connection after this one answer.
         Kind::Stream => out.extend_from_slice(b"Connection: close\r\n"),
     }
-    let forwarded_for = if origin.trusted { head.header_joined("x-forwarded-for") } else { None };
-    let forwarded = if origin.trusted { head.header_joined("forwarded") } else { None };
-    push_header("X-Forwarded-For", forwarded_for_value(forwarded_for, origin).as_bytes(), out);
-    push_header("Forwarded", forwarded_value(forwarded, origin).as_bytes(), out);
+    let before = |name: &str| if origin.trusted { joined(head, name) } else { Vec::new() };
+    push_header("X-Forwarded-For", &forwarded_for_value(before("x-forwarded-for"), origin), out);
+    push_header("Forwarded", &forwarded_value(before("forwarded"), origin), out);
     if !origin.trusted || head.header("x-forwarded-proto").is_none() {
         push_header("X-Forwarded-Proto", origin.scheme().as_bytes(), out);
     }
+    push_header("Tidegate-Router", routers_value(head.header(ROUTER_HEADER), origin).as_bytes(), out);
     out.extend_from_slice(b"\r\n");
 }
 
-/// `X-Forwarded-For` as the node gets it.
-pub(super) fn forwarded_for_value(before: Option<Cow<'_, str>>, origin: Origin) -> String {
-    let peer = origin.peer.ip().to_canonical();
-    match before {
-        Some(before) => format!("{before}, {peer}"),
-        None => peer.to_string(),
-    }
+/// The values of all headers of a name as one list. They are octets (RFC 9110 §5.5): one that is no text stays what it
+/// is, so that what is right of it is still right of it.
+fn joined(head: &Head<'_>, name: &str) -> Vec<u8> {
+    let values = head.headers().filter(|(own, _)| own.eq_ignore_ascii_case(name)).map(|(_, value)| value);
+    append_all(values)
+}
+
+pub(super) fn append_all<'v>(values: impl Iterator<Item = &'v [u8]>) -> Vec<u8> {
+    values.collect::<Vec<_>>().join(&b", "[..])
+}
+
+/// `X-Forwarded-For` as the node gets it, after what a trusted proxy has said.
+pub(super) fn forwarded_for_value(before: Vec<u8>, origin: Origin) -> Vec<u8> {
+    appended(before, &origin.peer.ip().to_canonical().to_string())
 }
 
 /// `Forwarded` (RFC 7239) as the node gets it.
-pub(super) fn forwarded_value(before: Option<Cow<'_, str>>, origin: Origin) -> String {
+pub(super) fn forwarded_value(before: Vec<u8>, origin: Origin) -> Vec<u8> {
     let scheme = origin.scheme();
     let this = match origin.peer.ip().to_canonical() {
         IpAddr::V4(ip) => format!("for={ip};proto={scheme}"),
         // RFC 7239 §6: an IPv6 address is in brackets, and therefore quoted.
         IpAddr::V6(ip) => format!("for=\"[{ip}]\";proto={scheme}"),
     };
-    match before {
-        Some(before) => format!("{before}, {this}"),
-        None => this,
+    appended(before, &this)
+}
+
+fn appended(mut list: Vec<u8>, element: &str) -> Vec<u8> {
+    if !list.is_empty() {
+        list.extend_from_slice(b", ");
+    }
+    list.extend_from_slice(element.as_bytes());
+    list
+}
+
+/// The routers that a request has come through, this one last. What is no list of a few of them was not written by one.
+pub(super) fn routers_value(before: Option<&str>, origin: Origin) -> String {
+    let is_id = |id: &str| id.len() == 16 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+    match before.filter(|list| list.len() <= 8 * 18 && list.split(',').all(|id| is_id(id.trim()))) {
+        Some(list) => format!("{list}, {}", origin.router),
+        None => origin.router.to_string(),
+    }
+}
+
+/// Whether a request has come through this router before.
+pub(super) fn is_loop(head: &Head<'_>, router: RouterId) -> bool {
+    let own = router.to_string();
+    head.headers_named(ROUTER_HEADER).any(|list| names_token(list, &own))
+}
+
+impl fmt::Display for RouterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
     }
 }
 
@@ -141,12 +178,12 @@ impl Origin {
     }
 }
 
-/// Whether a header is no part of what the node is sent. `connection` names more that are of one hop.
-fn is_dropped(name: &str, connection: &str, trusted: bool) -> bool {
+/// Whether a header is no part of what the node is sent; the rule of both ways there. `connection` names more that are of one hop.
+pub(super) fn is_dropped(name: &str, connection: &str, trusted: bool) -> bool {
     let is = |other: &&str| name.eq_ignore_ascii_case(other);
     if FORWARDING_HEADERS.iter().any(is) {
         // What we add to is written again by ourselves.
-        return !trusted || is(&"x-forwarded-for") || is(&"forwarded");
+        return !trusted || [ROUTER_HEADER, "x-forwarded-for", "forwarded"].iter().any(is);
     }
     // A host that is of one hop would leave the node without one.
     HOP_HEADERS.iter().any(is) || (names_token(connection, name) && !is(&"host"))

@@ -68,6 +68,7 @@ fn health() -> Health {
         interval: Duration::from_secs(3600),
         timeout: Duration::from_millis(500),
         failures: 2,
+        cut_after: Duration::ZERO,
     }
 }
 
@@ -120,21 +121,25 @@ async fn a_list_is_checked() {
 /// The hook that cuts clients hears of nodes that went down or away, once each.
 #[tokio::test]
 async fn lost_nodes_are_told() {
-    let a = HttpStub::start().await;
+    let (a, b) = (HttpStub::start().await, HttpStub::start().await);
     let nobody: SocketAddr = tidegate_testkit::net::free_address();
     let rig = Rig::new();
     let lost = Arc::new(std::sync::Mutex::new(Vec::new()));
     let told = Arc::clone(&lost);
     rig.chooser.on_lost(Box::new(move |node| told.lock().unwrap().push(node.name().to_owned())));
-    let mut members = rig.of_list(&[a.address, nobody], Health { failures: 1, ..health() });
-    rounds_until(&mut members, "a is live", || rig.states().contains(&format!("{} live", a.address))).await;
+    let mut members = rig.of_list(&[a.address, b.address, nobody], Health { failures: 1, ..health() });
+    let live = |stub: &HttpStub| format!("{} live", stub.address);
+    rounds_until(&mut members, "both live", || {
+        [&a, &b].iter().all(|stub| rig.states().contains(&live(stub)))
+    })
+    .await;
     lost.lock().unwrap().clear();
     a.answer(500);
     rounds_until(&mut members, "a is down", || rig.states().contains(&format!("{} down", a.address))).await;
     members.round().await;
     assert_eq!(*lost.lock().unwrap(), [a.address.to_string()], "once");
     rig.chooser.update(Vec::new());
-    let mut all = vec![a.address.to_string(), a.address.to_string(), nobody.to_string()];
+    let mut all = [a.address, a.address, b.address, nobody].map(|address| address.to_string());
     all.sort();
     lost.lock().unwrap().sort();
     assert_eq!(*lost.lock().unwrap(), all);
@@ -151,7 +156,8 @@ async fn an_internal_port_is_asked() {
     rounds_until(&mut members, "live", || rig.states() == [format!("{} live", public.address)]).await;
     assert!(internal.requests()[0].starts_with("GET /readyz HTTP/1.1\r\n"));
     assert_eq!(public.requests().len(), 0);
-    for (status, state) in [(503, "draining"), (404, "down"), (200, "live")] {
+    // That all of one gateway look down is not believed.
+    for (status, state) in [(503, "draining"), (200, "live"), (404, "live")] {
         internal.answer(status);
         let expect = [format!("{} {state}", public.address)];
         rounds_until(&mut members, state, || rig.states() == expect).await;
@@ -259,6 +265,77 @@ async fn services_of_a_name() {
     rounds_until(&mut members, "another address", moved).await;
 }
 
+/// Two failed checks take new clients away; the clients that a node has are cut later.
+#[tokio::test]
+async fn no_new_clients_and_cut_are_two_decisions() {
+    let (a, b) = (HttpStub::start().await, HttpStub::start().await);
+    let rig = Rig::new();
+    let lost = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let told = Arc::clone(&lost);
+    rig.chooser.on_lost(Box::new(move |node| told.lock().unwrap().push(node.name().to_owned())));
+    let patient = Health { cut_after: Duration::from_secs(3600), ..health() };
+    let mut members = rig.of_list(&[a.address, b.address], patient);
+    rounds_until(&mut members, "both live", || rig.states().iter().all(|state| state.ends_with("live")))
+        .await;
+    a.answer(500);
+    let down = format!("{} down", a.address);
+    rounds_until(&mut members, "a is down", || rig.states().contains(&down)).await;
+    for _ in 0..5 {
+        members.round().await;
+    }
+    assert!(lost.lock().unwrap().is_empty(), "its clients stay");
+    a.answer(200);
+    rounds_until(&mut members, "a is back", || !rig.states().contains(&down)).await;
+}
+
+/// A router that is cut off would otherwise cut everybody.
+#[tokio::test]
+async fn when_all_look_down_nobody_is_cut() {
+    let stubs = [HttpStub::start().await, HttpStub::start().await, HttpStub::start().await];
+    let rig = Rig::new();
+    let lost = Arc::new(std::sync::Mutex::new(0));
+    let told = Arc::clone(&lost);
+    rig.chooser.on_lost(Box::new(move |_| *told.lock().unwrap() += 1));
+    let mut members = rig.of_list(&stubs.each_ref().map(|stub| stub.address), health());
+    let live = || rig.states().iter().filter(|state| state.ends_with("live")).count();
+    rounds_until(&mut members, "all live", || live() == 3).await;
+    stubs.iter().for_each(|stub| stub.answer(500));
+    for _ in 0..4 {
+        members.round().await;
+        // While they fail one after the other, some may look down before it is nearly all.
+    }
+    assert_eq!((live(), rig.metrics.panicking.get()), (3, 1));
+    stubs[0].answer(200);
+    rounds_until(&mut members, "it is believed of two", || live() == 1).await;
+    assert_eq!((*lost.lock().unwrap(), rig.metrics.panicking.get()), (2, 0));
+}
+
+/// Many names under a name server that is silent about them: the round is not held up by one after the other, and what
+/// is known goes on.
+#[tokio::test]
+async fn names_are_looked_up_beside_each_other() {
+    let (server, stub) = (NameServer::start().await, HttpStub::start().await);
+    server.set("well.live.", vec![Data::A([127, 0, 0, 1].into())]);
+    let rig = Rig::new();
+    let (chooser, metrics) = rig.parts();
+    let place = |host: String| HostPort { host: host.into(), port: stub.address.port() };
+    let mut list: Vec<_> = (0..40).map(|number| place(format!("silent-{number}.live."))).collect();
+    list.push(place("well.live.".into()));
+    server.ignore("silent");
+    let mut members = Members::of_list(list, Names::new(&[server.address]), health(), chooser, metrics);
+    members.round().await;
+    rounds_until(&mut members, "the one is live", || {
+        rig.states() == [format!("well.live.:{} live", stub.address.port())]
+    })
+    .await;
+    // One after the other they would take 80 s: more than the rounds that there are.
+    assert_eq!(rig.metrics.unresolved.get(), 40);
+    server.silence(true);
+    stub.answer(503);
+    let drains = [format!("well.live.:{} draining", stub.address.port())];
+    rounds_until(&mut members, "a drain is seen while nothing is resolved", || rig.states() == drains).await;
+}
+
 pub(crate) struct NoSink;
 
 impl Sink for NoSink {
@@ -288,7 +365,8 @@ async fn a_registry() {
     let backplane = Arc::new(MemoryBackplane::new(Arc::new(NoSink), MemoryOptions::default()));
     let rig = Rig::new();
     let (chooser, metrics) = rig.parts();
-    let mut members = Members::of_registry(Arc::clone(&backplane) as _, Names::new(&[]), chooser, metrics);
+    let mut members =
+        Members::of_registry(Arc::clone(&backplane) as _, Names::new(&[]), health(), chooser, metrics);
     members.round().await;
     assert!(rig.states().is_empty() && rig.failed() == 0);
     backplane.announce(record("g-0", 7, false)).await.unwrap();

@@ -29,7 +29,8 @@ fn config(members: &str) -> Config {
     let overrides =
         [(flags::LISTEN, "127.0.0.1:0"), (flags::INTERNAL, "127.0.0.1:0"), (flags::MEMBERS, members)];
     let overrides = overrides.map(|(flag, value)| (flag, value.to_owned())).into();
-    let mut config = Config::load(&Sources { overrides, ..Sources::default() }).unwrap();
+    let environment = vec![("TIDEGATE__ASSIGN__URL".into(), "ws://{address}".into())];
+    let mut config = Config::load(&Sources { overrides, environment, ..Sources::default() }).unwrap();
     config.health.interval = Duration::from_millis(50);
     config.drain.settle = Duration::from_millis(200);
     config.drain.period = Duration::from_secs(1);
@@ -97,6 +98,12 @@ fn probes_follow_the_members_and_the_drain() {
     let internal = Rest::new(router.internal);
     eventually("ready", DEADLINE, || internal.get("/readyz").status == 200);
     stubs[0].answer(500);
+    eventually("not ready", DEADLINE, || internal.get("/readyz").status == 503);
+    assert!(internal.get("/readyz").text().contains("nearly all gateways look bad"));
+    assert_eq!(Rest::new(router.public).get("/v1/assign?key=a").status, 200, "it may be the router");
+    stubs[0].answer(200);
+    eventually("ready again", DEADLINE, || internal.get("/readyz").status == 200);
+    stubs[0].answer(503);
     eventually("not ready", DEADLINE, || internal.get("/readyz").status == 503);
     assert!(internal.get("/readyz").text().contains("no gateway takes clients"));
     assert_eq!(internal.get("/livez").status, 200);

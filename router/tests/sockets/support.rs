@@ -88,6 +88,7 @@ pub(crate) struct NameServer {
     pub(crate) address: SocketAddr,
     records: Arc<Mutex<HashMap<String, Vec<Data>>>>,
     is_silent: Arc<AtomicBool>,
+    ignored: Arc<Mutex<Option<&'static str>>>,
     task: JoinHandle<()>,
 }
 
@@ -104,22 +105,31 @@ impl NameServer {
         let address = socket.local_addr().unwrap();
         let records = Arc::<Mutex<HashMap<String, Vec<Data>>>>::default();
         let is_silent = Arc::new(AtomicBool::new(false));
-        let (table, silent) = (Arc::clone(&records), Arc::clone(&is_silent));
+        let ignored = Arc::<Mutex<Option<&'static str>>>::default();
+        let (table, silent, unheard) = (Arc::clone(&records), Arc::clone(&is_silent), Arc::clone(&ignored));
         let task = tokio::spawn(async move {
             let mut query = vec![0; 1500];
             loop {
                 let (length, peer) = socket.recv_from(&mut query).await.unwrap();
-                if !silent.load(Ordering::SeqCst) {
+                // The first label follows its length.
+                let is_ignored =
+                    unheard.lock().unwrap().is_some_and(|name| query[13..].starts_with(name.as_bytes()));
+                if !is_ignored && !silent.load(Ordering::SeqCst) {
                     let answer = answer(&query[..length], &table.lock().unwrap());
                     socket.send_to(&answer, peer).await.unwrap();
                 }
             }
         });
-        Self { address, records, is_silent, task }
+        Self { address, records, is_silent, ignored, task }
     }
 
     pub(crate) fn set(&self, name: &str, records: Vec<Data>) {
         self.records.lock().unwrap().insert(name.to_owned(), records);
+    }
+
+    /// Names that begin with this get no answer.
+    pub(crate) fn ignore(&self, name: &'static str) {
+        *self.ignored.lock().unwrap() = Some(name);
     }
 
     pub(crate) fn silence(&self, is_silent: bool) {

@@ -29,7 +29,7 @@ use tidegate_testkit::{DEADLINE, eventually, eventually_some, net::SocketOptions
 /// Proxies in 127.0.1.0/24 are trusted; see [`tidegate_testkit::net::source_address`].
 pub(crate) fn edge(tls: Option<&TlsServer>) -> Edge {
     let trusted = [Network::from_text("127.0.1.0/24").unwrap()];
-    Edge::new(tls, false, Trust::new(&trusted, ForwardedHeader::XForwardedFor))
+    Edge::new(tls, None, Trust::new(&trusted, ForwardedHeader::XForwardedFor))
 }
 
 /// A proxy with its nodes.
@@ -112,6 +112,7 @@ impl Router {
         let seen = (0..).zip(&self.nodes).map(|(at, socket)| {
             let mut node = observed(at, *socket);
             node.is_down = at == index && is_down;
+            node.is_lost = node.is_down;
             node.member.draining = node.is_down;
             node
         });
@@ -131,7 +132,7 @@ impl Router {
 fn observed(index: usize, socket: SocketAddr) -> Observed {
     let (name, address) = (format!("n{index}").into(), socket.to_string().into());
     let member = Member { name, address, weight: NonZeroU32::MIN, draining: false };
-    Observed { member, is_down: false, socket, connections: None }
+    Observed { member, is_down: false, is_lost: false, socket, connections: None, capacity: None }
 }
 
 /// A node whose connections the test accepts.

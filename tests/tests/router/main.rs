@@ -7,6 +7,7 @@ mod bad_requests;
 mod bad_start;
 mod edge;
 mod loss;
+mod outages;
 mod paths;
 mod plot;
 mod proxy_protocol;

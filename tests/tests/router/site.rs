@@ -53,6 +53,8 @@ fn spawn(directory: &TempDir, arguments: &[&str], config: &str) -> Process {
     fs::write(&path, config).unwrap();
     let mut command = Command::new(product_binary());
     command.args(["router", "--internal", "127.0.0.1:0", "--config"]).arg(path);
+    // Off by default; tests ask it where a key belongs.
+    command.env("TIDEGATE__ASSIGN__URL", "ws://{address}");
     command.args(arguments).env_remove("TIDEGATE_BIN").env_remove("TIDEGATE_CACHE");
     Process::spawn("router", &mut command)
 }

@@ -57,7 +57,12 @@ fn check_forwarded(lines: &str, kind: Kind, trusted: bool, expect: &str) {
     let text = format!("{}\r\n\r\n", lines.replace('\n', "\r\n"));
     let peer = PEER.parse().expect("an address");
     let mut out = Vec::new();
-    write_forwarded(&parse(&text), kind, Origin { peer, trusted, secure: false }, &mut out);
+    write_forwarded(
+        &parse(&text),
+        kind,
+        Origin { peer, trusted, secure: false, router: RouterId(1) },
+        &mut out,
+    );
     let out = String::from_utf8(out).expect("text").replace("\r\n", "\n");
     assert_eq!(out, format!("{expect}\n\n"));
     Head::parse(out.replace('\n', "\r\n").as_bytes()).expect("a good head").expect("a whole head");
@@ -72,7 +77,7 @@ fn the_head_of_an_upgrade() {
         Kind::Upgrade,
         false,
         "GET /ws?channel=a HTTP/1.1\nHost: h\nSec-WebSocket-Key: k\nCookie: a=1\nConnection: Upgrade\n\
-         Upgrade: websocket\nX-Forwarded-For: 10.0.0.1\nForwarded: for=10.0.0.1;proto=http\nX-Forwarded-Proto: http",
+         Upgrade: websocket\nX-Forwarded-For: 10.0.0.1\nForwarded: for=10.0.0.1;proto=http\nX-Forwarded-Proto: http\nTidegate-Router: 0000000000000001",
     );
 }
 
@@ -84,7 +89,8 @@ fn a_trusted_proxy_is_added_to() {
         Kind::Stream,
         true,
         "GET /sse HTTP/1.1\nHost: h\nX-Forwarded-Proto: https\nX-Real-IP: 1.1.1.1\nConnection: close\n\
-         X-Forwarded-For: 1.1.1.1, 2.2.2.2, 10.0.0.1\nForwarded: for=1.1.1.1, for=10.0.0.1;proto=http",
+         X-Forwarded-For: 1.1.1.1, 2.2.2.2, 10.0.0.1\nForwarded: for=1.1.1.1, for=10.0.0.1;proto=http\n\
+         Tidegate-Router: 0000000000000001",
     );
 }
 
@@ -92,7 +98,8 @@ fn a_trusted_proxy_is_added_to() {
 fn ipv6_is_quoted_and_a_mapped_address_is_not() {
     let value = |peer: &str| {
         let peer = peer.parse().expect("an address");
-        forwarded_value(None, Origin { peer, trusted: false, secure: true })
+        let origin = Origin { peer, trusted: false, secure: true, router: RouterId(1) };
+        String::from_utf8(forwarded_value(Vec::new(), origin)).expect("text")
     };
     assert_eq!(value("[2001:db8::1]:1"), "for=\"[2001:db8::1]\";proto=https");
     assert_eq!(value("[::ffff:1.2.3.4]:1"), "for=1.2.3.4;proto=https");
@@ -114,4 +121,26 @@ fn the_client_is_the_last_address_that_is_no_trusted_proxy() {
     check("10.0.0.1:1", &["6.6.6.6, 1.1.1.1", "10.0.0.2"], "1.1.1.1");
     check("10.0.0.1:1", &["10.0.0.3, 10.0.0.2"], "10.0.0.3");
     check("10.0.0.1:1", &["1.1.1.1, unknown, 10.0.0.2"], "10.0.0.2");
+}
+
+#[test]
+fn a_request_that_comes_back_is_known() {
+    let text = |list: &str| format!("GET /ws HTTP/1.1\r\nHost: h\r\nTidegate-Router: {list}\r\n\r\n");
+    let origin =
+        |router| Origin { peer: "10.0.0.1:1".parse().expect("good"), trusted: false, secure: false, router };
+    let check = |list: &str, own: u64, is_own: bool, next: &str| {
+        let (text, router) = (text(list), RouterId(own));
+        let head = parse(&text);
+        assert_eq!(is_loop(&head, router), is_own, "{list}");
+        assert_eq!(routers_value(head.header(ROUTER_HEADER), origin(router)), next, "{list}");
+    };
+    check("", 2, false, "0000000000000002");
+    check("0000000000000001", 2, false, "0000000000000001, 0000000000000002");
+    check(
+        "0000000000000001, 0000000000000002",
+        2,
+        true,
+        "0000000000000001, 0000000000000002, 0000000000000002",
+    );
+    check("anything", 2, false, "0000000000000002");
 }
