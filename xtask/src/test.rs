@@ -278,6 +278,7 @@ mod tests_of_steps {
                 "doc",
                 "build",
                 "charts",
+                "clients",
                 "e2e",
                 "deploy",
                 "autobahn",

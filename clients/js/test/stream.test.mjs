@@ -92,6 +92,9 @@ test("a restart without history is a gap, and the client goes on", async () => {
   const client = new Tidegate(first.url, soon);
   const got = watch(client, "a");
   await eventually("it stands somewhere", async () => (await publish(first.url, "a", "x"), got.length));
+  // More than one may be on its way; all of them come before this one.
+  await publish(first.url, "a", "last");
+  await eventually("it has all of it", () => got.includes("a=last"));
   got.length = 0;
   // A drain: it ends by itself, with 0.
   first.kill("SIGTERM");

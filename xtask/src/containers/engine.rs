@@ -54,7 +54,7 @@ impl Engine {
             if began.elapsed() > START_MAX {
                 bail!("dockerd does not answer; its log: {}", log.display());
             }
-            std::thread::sleep(Duration::from_millis(200));
+            pause();
         }
         println!("dockerd runs in {}", directory.display());
         Ok(engine)
@@ -104,7 +104,7 @@ impl Engine {
                 self.daemon.wait()?;
                 bail!("dockerd (process {pid}) did not end in time and was killed");
             }
-            std::thread::sleep(Duration::from_millis(200));
+            pause();
         }
         Ok(())
     }
@@ -135,6 +135,11 @@ impl Drop for Engine {
             }
         }
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "between two looks at a condition that has a deadline")]
+fn pause() {
+    std::thread::sleep(Duration::from_millis(200));
 }
 
 fn socket(directory: &Path) -> String {

@@ -46,10 +46,13 @@ fn last_stage(dockerfile: &str) -> Result<String> {
     Ok(format!("{global}\nFROM {}", last.replace(copy, "COPY tidegate ")))
 }
 
+/// Makes an image with this name from packages of this suite.
+type Maker = fn(&Engine, &str, &str) -> Result<()>;
+
 /// Makes every base image that the engine does not have.
 pub(super) fn stand_ins(engine: &Engine) -> Result<()> {
     let suite = suite()?;
-    let makers: [(&str, fn(&Engine, &str, &str) -> Result<()>); 4] = [
+    let makers: [(&str, Maker); 4] = [
         ("gcr.io/distroless/cc-debian12:nonroot", distroless),
         ("redis:7.2-alpine", redis),
         ("prom/prometheus:v3.5.0", prometheus),
