@@ -53,7 +53,7 @@ pub struct Sums {
 }
 
 /// The channel after what was asked for took effect.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Attended {
     /// Number of the newest event of the channel: the one of this change, or a later one.
     pub sequence: u64,

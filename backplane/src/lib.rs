@@ -29,9 +29,9 @@ pub use clock::{Clock, ManualClock, SystemClock};
 use futures_util::future::BoxFuture;
 pub use memory::{MemoryBackplane, MemoryCounters, MemoryOptions, SWEEPS_PER_ROUND};
 pub use redis::{
-    GapsTold, IDEMPOTENCY_WINDOW, LEASE, LinkCounters, OperationCounters, Prefix, PrefixError, REPEATS,
-    REPLACEMENTS, RedisBackplane, RedisCounters, RedisOptions, RedisStartError, RedisUrl, RedisUrlError,
-    Repairs, SubscriptionCounters, Undecodable,
+    GapsTold, IDEMPOTENCY_WINDOW, LEASE, LinkCounters, OperationCounters, Prefix, PrefixError, REFUSALS,
+    REPEATS, REPLACEMENTS, RedisBackplane, RedisCounters, RedisFiles, RedisOptions, RedisStartError,
+    RedisUrl, RedisUrlError, Repairs, SentinelLogin, SubscriptionCounters, Undecodable,
 };
 pub use types::*;
 
@@ -129,8 +129,13 @@ pub trait Backplane: Send + Sync + 'static {
     /// Hands an order to the sink of every node, this one included.
     fn control(&self, control: Control) -> BoxFuture<'_, Result<(), BackplaneError>>;
 
-    /// Whether publishes would be accepted now.
+    /// Whether some publishes would be accepted now; else why none is.
     fn health(&self) -> Result<(), BackplaneError>;
+
+    /// What does not work though the rest does, one sentence each.
+    fn missing(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// What a node is told. Calls must not block, and must not call the backplane: they are made while the channel is
@@ -176,6 +181,9 @@ pub enum BackplaneError {
     /// Nothing has happened; try again later.
     #[error("the backplane is out of reach: {0}")]
     Unavailable(Box<str>),
+    /// Nothing has happened: the server is there, and has no room for it now. Try again later.
+    #[error("the backplane has no room: {0}")]
+    Overloaded(Box<str>),
     /// It was sent, but no answer came: it may have happened or not. Whoever tries again should use the same
     /// idempotency key.
     #[error("the backplane did not answer, the outcome is not known: {0}")]

@@ -149,9 +149,9 @@ fn decode(stream: &[u8], cuts: &[usize], bytes_max: usize, compression: bool) ->
         // A deflated message may be longer than what it inflates to; a split control frame doubles up to 125 bytes.
         assert!(decoder.buffered_bytes() <= bytes_max + bytes_max / 8 + 64 + 250);
         assert!(inflater.output_capacity() <= 64 * 1024);
-        if result.is_err() {
+        if let Err(error) = result {
             assert!(decoder.is_idle());
-            return (messages, result);
+            return (messages, Err(error));
         }
     }
     (messages, Ok(()))

@@ -31,6 +31,7 @@ fn check_envelope(channel: &str, text: &str, event: Option<&str>) {
         channel,
         position: Some(("e", 1)),
         event,
+        user: None,
         data: Data::Text(text),
     };
     let mut out = Vec::new();

@@ -7,11 +7,11 @@ use std::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use slab::Slab;
-use tidegate_ops::bucket::Bucket;
+use tidegate_ops::budget::{AddressBudgets, SharedBudget};
 
 use crate::{config::Limits, metrics::HandshakeResult};
 
@@ -31,7 +31,13 @@ impl AddressKey {
 pub(crate) enum Over {
     Node,
     Address,
-    Rate { retry_after: Duration },
+    Rate {
+        retry_after: Duration,
+    },
+    /// Handshakes of one address.
+    AddressRate {
+        retry_after: Duration,
+    },
 }
 
 /// The node's limits and what is used of them.
@@ -42,7 +48,8 @@ pub(crate) struct Front {
     /// Connections that are only told that there is no room.
     turned_away: AtomicU32,
     addresses: Mutex<Addresses>,
-    handshakes: Bucket,
+    handshakes: SharedBudget,
+    address_handshakes: AddressBudgets,
 }
 
 #[derive(Debug, Default)]
@@ -57,13 +64,14 @@ const TURNED_AWAY_MAX: u32 = 64;
 
 impl Front {
     pub(crate) fn new(limits: Limits) -> Self {
-        let handshakes = Bucket::new(limits.handshakes_per_second, limits.handshakes_burst, Instant::now());
+        let address_handshakes = AddressBudgets::new(limits.address_handshakes());
         Self {
             limits,
             connections: AtomicU64::new(0),
             turned_away: AtomicU32::new(0),
             addresses: Mutex::default(),
-            handshakes,
+            handshakes: SharedBudget::default(),
+            address_handshakes,
         }
     }
 
@@ -106,9 +114,27 @@ impl Front {
         self.connections.fetch_sub(connections, Ordering::AcqRel);
     }
 
-    /// Takes a handshake's token, or says when there will be one.
+    /// Whether the node has a handshake left, or when it will.
+    pub(crate) fn check_handshake(&self) -> Result<(), Over> {
+        self.handshakes.check(self.limits.handshakes()).map_err(|retry_after| Over::Rate { retry_after })
+    }
+
+    /// Takes one of the node's handshakes, or says when there will be one.
     pub(crate) fn take_handshake(&self) -> Result<(), Over> {
-        self.handshakes.take(Instant::now()).map_err(|retry_after| Over::Rate { retry_after })
+        self.handshakes.take(self.limits.handshakes(), 1).map_err(|retry_after| Over::Rate { retry_after })
+    }
+
+    /// Takes one of the handshakes of a connection's address, if it is known whose it is.
+    pub(crate) fn take_handshake_of(&self, key: AddressKey) -> Result<(), Over> {
+        let address = match key {
+            AddressKey::TURNED_AWAY | AddressKey::UNNAMED => return Ok(()),
+            AddressKey(at) => lock(&self.addresses).entries[at as usize].0,
+        };
+        self.take_address_handshake(address)
+    }
+
+    pub(crate) fn take_address_handshake(&self, address: IpAddr) -> Result<(), Over> {
+        self.address_handshakes.take(address).map_err(|retry_after| Over::AddressRate { retry_after })
     }
 
     /// Gives a connection its place in both limits.
@@ -163,6 +189,7 @@ impl Over {
             Self::Node => HandshakeResult::NodeLimit,
             Self::Address => HandshakeResult::AddressLimit,
             Self::Rate { .. } => HandshakeResult::RateLimit,
+            Self::AddressRate { .. } => HandshakeResult::AddressRate,
         }
     }
 }

@@ -15,8 +15,8 @@ use std::{
 
 pub(crate) use backplane::{MemoryCollector, RedisCollector};
 pub use labels::{
-    AuthFailure, CloseCode, DisconnectReason, DropReason, HandshakeResult, ProtocolError, PublishCode,
-    SubscriptionRefusal,
+    AuthFailure, Budgeted, CloseCode, DisconnectReason, DropReason, HandshakeResult, ProtocolError,
+    PublishCode, SubscriptionRefusal,
 };
 pub use tidegate_ops::metrics::{Bounds, Collector, Counter, Counters, Gauge, Histogram, Listener, Resource};
 use tidegate_ops::{
@@ -69,6 +69,9 @@ pub struct ShardMetrics {
     /// Subscriptions that clients of Pusher Channels were refused; each was told.
     pub subscriptions_refused: Counters<SubscriptionRefusal>,
     pub messages_received: Counter,
+    /// Times that a budget was spent.
+    pub budgets_spent: Counters<Budgeted>,
+    pub inflated_bytes: Counter,
     pub messages_sent: Counter,
     pub bytes_received: Counter,
     pub bytes_sent: Counter,
@@ -183,6 +186,8 @@ impl Default for ShardMetrics {
             subscriptions: Gauge::default(),
             subscriptions_refused: Counters::default(),
             messages_received: Counter::default(),
+            budgets_spent: Counters::default(),
+            inflated_bytes: Counter::default(),
             messages_sent: Counter::default(),
             bytes_received: Counter::default(),
             bytes_sent: Counter::default(),

@@ -223,6 +223,7 @@ impl Parts {
             Arc::clone(&front),
             Arc::clone(&metrics),
         ));
+        metrics.register(Arc::clone(node.histories()) as Arc<dyn Collector>);
         metrics.node.connections_limit.set(i64::from(config.limits.connections));
         let started = Instant::now();
         let doors = shards

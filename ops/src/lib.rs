@@ -8,9 +8,9 @@
 //!   which proxies may say who a client is
 //! - [`http`]: the socket between hyper and the kernel, where each request head is judged
 //! - [`listener`], [`descriptors`]: what the process takes from the operating system
-//! - [`bucket`]: how many handshakes a second; [`stopping`], [`sweep`]: being told to stop, and closing everyone evenly
+//! - [`budget`]: rates, of a connection, of an address, of all; [`stopping`], [`sweep`]: being told to stop, and closing everyone evenly
 
-pub mod bucket;
+pub mod budget;
 pub mod config;
 pub mod descriptors;
 pub mod edge;

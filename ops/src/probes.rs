@@ -24,6 +24,11 @@ pub trait Operated: Send + Sync + 'static {
     /// Why no new work should come here, one sentence each; empty when it should.
     fn not_ready(&self) -> Vec<String>;
 
+    /// What does not work though the rest does, one sentence each.
+    fn missing(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Begins to drain; more calls change nothing.
     fn drain(&self);
 
@@ -37,6 +42,9 @@ struct Readiness {
     ready: bool,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     reasons: Vec<String>,
+    /// What does not work, though the process is ready.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    missing: Vec<String>,
 }
 
 type Process = State<Arc<dyn Operated>>;
@@ -77,7 +85,7 @@ async fn readyz(State(process): Process) -> (StatusCode, Json<Readiness>) {
     let reasons = process.not_ready();
     let ready = reasons.is_empty();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(Readiness { ready, reasons }))
+    (status, Json(Readiness { ready, reasons, missing: process.missing() }))
 }
 
 /// Whether new connections should come here, and not why not.

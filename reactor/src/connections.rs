@@ -14,9 +14,11 @@ use mio::{Interest, Registry, Token, net::TcpStream};
 pub(crate) use reading::Received;
 
 use crate::{
+    answers::Answers,
     entry::{Entry, Flags, PeerEnd, WhenFlushed},
     outbound::{Bound, OVER_BYTES, Queued, Shared},
     peering::Notice,
+    rests::Rests,
     slab::{ConnectionId, Slab},
     tls::{Sessions, TlsSession},
     wheel::{Tick, Timer, Visit, Wheel},
@@ -98,6 +100,10 @@ pub struct Connections<C> {
     queue_bytes_max: usize,
     /// Merging connections with something to flush.
     unflushed: Vec<u32>,
+    /// What is written to the connection that is handed bytes.
+    pub(crate) answers: Answers,
+    /// Bytes read and not used yet.
+    pub(crate) rests: Rests,
     /// Connections to remove at the end of the turn, so that no driver code sees one vanish under it.
     pub(crate) doomed: VecDeque<(ConnectionId, Closed)>,
     /// Connections whose socket may have more to read, each once: named twice it would be read twice a turn, and
@@ -122,6 +128,8 @@ impl<C> Connections<C> {
             next_generation: 0,
             queue_bytes_max,
             unflushed: Vec::new(),
+            answers: Answers::default(),
+            rests: Rests::default(),
             doomed: VecDeque::new(),
             unread: VecDeque::new(),
             recovered: Vec::new(),
@@ -250,7 +258,8 @@ impl<C> Connections<C> {
         }
     }
 
-    /// Stops or resumes handing its bytes to the driver; what the peer sends meanwhile waits in the kernel.
+    /// Stops or resumes reading it; what the peer sends meanwhile waits in the kernel. What was read before, and not used
+    /// yet, is still handed on.
     pub fn set_paused(&mut self, id: ConnectionId, paused: bool) {
         let Some(entry) = self.entry_mut(id) else { return };
         entry.flags.paused = paused;
@@ -259,16 +268,26 @@ impl<C> Connections<C> {
 
     /// Writes bytes of this connection alone, at once if nothing waits before them.
     pub fn write(&mut self, id: ConnectionId, bytes: &[u8]) -> Written {
-        self.write_own(id, bytes, Bound::Counts)
+        self.answer(id, bytes, Bound::Counts)
     }
 
     /// Like [`write`](Self::write), but what has to wait does not count against the bound of the queue: for an
     /// answer whose size is bounded by something else, such as a history or the message it answers.
     pub fn write_beyond_bound(&mut self, id: ConnectionId, bytes: &[u8]) -> Written {
-        self.write_own(id, bytes, Bound::Exempt)
+        self.answer(id, bytes, Bound::Exempt)
     }
 
-    fn write_own(&mut self, id: ConnectionId, bytes: &[u8], bound: Bound) -> Written {
+    fn answer(&mut self, id: ConnectionId, bytes: &[u8], bound: Bound) -> Written {
+        if self.entry(id).is_none_or(|entry| entry.is_closing()) {
+            return Written::Closed;
+        }
+        match self.gather_answer(id, bytes, bound) {
+            Some(written) => written,
+            None => self.write_now_or_queue(id, bytes, bound),
+        }
+    }
+
+    pub(crate) fn write_now_or_queue(&mut self, id: ConnectionId, bytes: &[u8], bound: Bound) -> Written {
         let bytes_max = self.queue_bytes_max + OVER_BYTES;
         let Some(entry) = self.entries.get_mut(id.slot).filter(|entry| entry.takes_writes(id)) else {
             return Written::Closed;
@@ -300,6 +319,8 @@ impl<C> Connections<C> {
             return Written::Closed;
         };
         let id = ConnectionId { slot, generation: entry.generation };
+        self.settle_answers(id);
+        let Some(entry) = self.entry(id) else { return Written::Closed };
         if !entry.gathers() {
             return self.write_shared_now(id, shared);
         }
@@ -357,6 +378,7 @@ impl<C> Connections<C> {
     /// Closes at once; what waits is lost.
     pub fn close(&mut self, id: ConnectionId) {
         if self.entry(id).is_some() {
+            self.settle_answers(id);
             self.doom(id, Closed::Local);
         }
     }
@@ -375,10 +397,14 @@ impl<C> Connections<C> {
 
     /// Hands on no more bytes until what waits has been sent: a peer that does not read is not answered more.
     pub fn pause_until_flushed(&mut self, id: ConnectionId) {
+        if self.pauses_after_answers(id) {
+            return;
+        }
         self.when_flushed(id, WhenFlushed::Resume);
     }
 
     fn when_flushed(&mut self, id: ConnectionId, action: WhenFlushed) {
+        self.settle_answers(id);
         let Some(entry) = self.entry_mut(id) else { return };
         // A decision to end is not taken back.
         entry.flags.when_flushed = entry.flags.when_flushed.max(action);
@@ -422,6 +448,8 @@ impl<C> Connections<C> {
     /// Takes a connection out of the reactor: its socket, what it was not sent yet, its state.
     /// `None` when it is gone, on its way out, or has no socket. After an error it is closed.
     pub fn release(&mut self, id: ConnectionId) -> io::Result<Option<Released<C>>> {
+        self.settle_answers(id);
+        self.rests.forget(id);
         let Some(entry) = self.entries.get_mut(id.slot).filter(|entry| entry.takes_writes(id)) else {
             return Ok(None);
         };
@@ -444,6 +472,7 @@ impl<C> Connections<C> {
     /// Whether the loop has something to do for them at once. (What was gathered has left at the end of the turn.)
     pub(crate) fn has_work(&self) -> bool {
         !self.unread.is_empty()
+            || self.rests.waiting() > 0
             || !self.doomed.is_empty()
             || !self.recovered.is_empty()
             || !self.notices.is_empty()
@@ -494,6 +523,7 @@ impl<C> Connections<C> {
     /// Removes a doomed connection and gives its state back; dropping the socket closes it.
     pub(crate) fn bury(&mut self, id: ConnectionId) -> Option<C> {
         self.entry(id)?;
+        self.rests.forget(id);
         let mut entry = self.entries.remove(id.slot)?;
         self.end_session(id, &mut entry);
         self.forget_queue(&entry);

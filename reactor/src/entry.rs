@@ -101,7 +101,12 @@ impl<C> Entry<C> {
     }
 
     pub(crate) fn is_paused(&self) -> bool {
-        self.flags.paused || self.flags.when_flushed == WhenFlushed::Resume
+        self.flags.paused || self.awaits_flush()
+    }
+
+    /// A peer that does not read is not answered more.
+    pub(crate) fn awaits_flush(&self) -> bool {
+        self.flags.when_flushed == WhenFlushed::Resume
     }
 
     /// Whether shared writes wait for the end of the turn. Not while the socket would block: then they wait for it.

@@ -11,6 +11,7 @@
 //! An idle connection owns one slab entry: no task, no timer object, no buffer, no queue.
 
 mod acceptor;
+mod answers;
 mod connections;
 mod entry;
 mod mailbox;
@@ -19,6 +20,7 @@ mod mailbox;
 mod mailbox_tests;
 mod outbound;
 mod peering;
+mod rests;
 mod shard;
 mod slab;
 mod tls;

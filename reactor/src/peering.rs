@@ -62,6 +62,7 @@ impl<C> Connections<C> {
     /// Has [`Driver::on_flushed`](crate::Driver::on_flushed) called once, when all that waits for this connection has
     /// been sent. For one for which nothing waits, it is called too.
     pub fn tell_flushed(&mut self, id: ConnectionId) {
+        self.settle_answers(id);
         let Some(entry) = self.entry_mut(id) else { return };
         match entry.outbound {
             Some(_) => entry.flags.tells_flushed = true,

@@ -1,5 +1,5 @@
-//! The loop of one shard: events, messages, timers, the driver's own work, burials; each in portions, so that no
-//! one waits for a large piece of somebody else's.
+//! The loop of one shard: events, messages, timers, the driver's own work, burials; each in portions that are bounded in
+//! time, so that no one waits for a large piece of somebody else's.
 
 use std::{
     collections::VecDeque,
@@ -13,6 +13,7 @@ use crate::{
     connections::{Closed, Connections},
     mailbox::{Mail, Mailbox},
     peering::Notice,
+    rests::Rest,
     slab::ConnectionId,
     wheel::{TICK, Tick},
 };
@@ -28,13 +29,15 @@ pub trait Driver {
     /// for one that failed at that, so that each [`on_closed`](Self::on_closed) has had its `on_adopted`.
     fn on_adopted(&mut self, connections: &mut Connections<Self::Connection>, id: ConnectionId);
 
-    /// Bytes came in. They are the driver's to change; what it wants to keep it copies.
+    /// Bytes came in. They are the driver's to change; what it wants to keep it copies. The answer is how many it used:
+    /// the others come again in a later turn, after the bytes of other connections, or not before the next tick if it
+    /// asked for that ([`Connections::rest_until_tick`]). What it writes to this connection meanwhile leaves as one.
     fn on_bytes(
         &mut self,
         connections: &mut Connections<Self::Connection>,
         id: ConnectionId,
         bytes: &mut [u8],
-    );
+    ) -> usize;
 
     /// The time set by [`Connections::set_timer`] has come.
     fn on_timer(&mut self, connections: &mut Connections<Self::Connection>, id: ConnectionId);
@@ -86,14 +89,15 @@ const READ_BUFFER_BYTES: usize = 64 * 1024;
 /// Events taken from the kernel at once. At about 10 µs each, a full portion is some 5 ms.
 const EVENTS_MAX: usize = 512;
 
+/// What one kind of work may take of a turn before the rest of it waits for the next. There are six kinds, and one piece
+/// of work is well under 1 ms, so a turn is at most some 10 ms even if all have too much to do.
+const PORTION: Duration = Duration::from_micros(1_500);
+
 /// Messages handled in a turn. Most are adoptions (a few µs) or publications handed to the hub (under 1 µs).
 const MAIL_MAX: usize = 256;
 
 /// Timers handled in a turn: at about 7 µs for a ping, under 1 ms.
 const TIMERS_MAX: usize = 128;
-
-/// Connections with bytes left that are read again in a turn: at some 10 µs for a buffer's worth, 5 ms.
-const UNREAD_MAX: usize = 512;
 
 /// Notices told in a turn: a driver answers one with a system call or two, so 512 are about 2 ms.
 const NOTICES_MAX: usize = 512;
@@ -138,8 +142,11 @@ impl<D: Driver> Shard<D> {
             }
             let turn_started = started.elapsed();
             self.set_now(turn_started);
+            // Those that exceed their part now have their next one in the next turn.
+            let rests = self.connections.rests.waiting();
             self.serve_unread(&mut driver, &mut buffer);
             self.serve_events(&mut driver, &events, &mut buffer);
+            self.serve_rests(&mut driver, rests);
             // Before anything new is written to them.
             self.tell_recovered(&mut driver);
             self.tell_notices(&mut driver);
@@ -163,7 +170,8 @@ impl<D: Driver> Shard<D> {
             return Some(Duration::ZERO);
         }
         // The driver's own coarse work (sweeps) runs at least once a second.
-        let next = TICK * (connections.now().0 + connections.wheel.ticks_to_next(4));
+        let ticks = if connections.rests.await_tick() { 1 } else { connections.wheel.ticks_to_next(4) };
+        let next = TICK * (connections.now().0 + ticks);
         Some(next.saturating_sub(elapsed).max(Duration::from_millis(1)))
     }
 
@@ -172,10 +180,12 @@ impl<D: Driver> Shard<D> {
         if now > self.connections.now() {
             self.connections.set_now(now);
             self.connections.wheel.advance(now);
+            self.connections.wake_resting();
         }
     }
 
     fn serve_events(&mut self, driver: &mut D, events: &Events, buffer: &mut [u8]) {
+        let portion = Portion::begin();
         for event in events {
             if event.token() == WAKE {
                 continue;
@@ -190,30 +200,71 @@ impl<D: Driver> Shard<D> {
             if (event.is_readable() || event.is_error())
                 && let Some(id) = self.connections.to_read(slot)
             {
-                self.serve_bytes(driver, id, buffer, event.is_read_closed() || event.is_error());
+                // Each event is told once: those that are not served now are remembered.
+                match portion.is_used_up() {
+                    true => self.connections.list_unread(id),
+                    false => self.serve_bytes(driver, id, buffer, event.is_read_closed() || event.is_error()),
+                }
             }
         }
     }
 
     /// Those that had more than one buffer's worth, or were paused.
     fn serve_unread(&mut self, driver: &mut D, buffer: &mut [u8]) {
-        for _ in 0..self.connections.unread.len().min(UNREAD_MAX) {
+        let portion = Portion::begin();
+        for _ in 0..self.connections.unread.len() {
+            if portion.is_used_up() {
+                return;
+            }
             let Some(id) = self.connections.next_unread() else { return };
             self.serve_bytes(driver, id, buffer, true);
         }
     }
 
+    /// Those that sent more than they may have done at once. They come after all that did not: while others still wait
+    /// for their first part, only one of them has its next, so that none is left out for good.
+    fn serve_rests(&mut self, driver: &mut D, waiting: usize) {
+        let portion = Portion::begin();
+        let waiting = if self.connections.unread.is_empty() { waiting } else { waiting.min(1) };
+        for _ in 0..waiting {
+            if portion.is_used_up() {
+                return;
+            }
+            let Some((id, mut rest)) = self.connections.next_rest() else { return };
+            let used = self.hand(driver, id, rest.bytes());
+            rest.skip(used);
+            self.connections.keep_rest(id, rest);
+        }
+    }
+
     fn serve_bytes(&mut self, driver: &mut D, id: ConnectionId, buffer: &mut [u8], read_closed: bool) {
         let Some(received) = self.connections.read(id, buffer, read_closed) else { return };
-        let more = received.more;
-        driver.on_bytes(&mut self.connections, id, received.bytes);
-        if more {
+        let (more, bytes) = (received.more, received.bytes);
+        let used = self.hand(driver, id, bytes);
+        if used < bytes.len() {
+            self.connections.keep_rest(id, Rest::from(&bytes[used..]));
+        } else if more {
             self.connections.list_unread(id);
         }
     }
 
+    /// Hands bytes to the driver, and sends what it answers at once.
+    fn hand(&mut self, driver: &mut D, id: ConnectionId, bytes: &mut [u8]) -> usize {
+        self.connections.gather_answers(id);
+        let used = driver.on_bytes(&mut self.connections, id, bytes);
+        self.connections.send_answers();
+        if used >= bytes.len() {
+            self.connections.rests.has_none();
+        }
+        used.min(bytes.len())
+    }
+
     fn serve_mail(&mut self, driver: &mut D, inbox: &mut VecDeque<Mail<D::Connection, D::Command>>) -> Serve {
+        let portion = Portion::begin();
         for _ in 0..MAIL_MAX {
+            if portion.is_used_up() {
+                break;
+            }
             match inbox.pop_front() {
                 Some(Mail::Adopt { socket, read, connection }) => {
                     self.adopt(driver, socket, &read, connection)
@@ -236,12 +287,20 @@ impl<D: Driver> Shard<D> {
         }
         driver.on_adopted(&mut self.connections, id);
         if !read.is_empty() && self.connections.in_slot(id.slot) == Some(id) {
-            driver.on_bytes(&mut self.connections, id, &mut read.to_vec());
+            let mut bytes = read.to_vec();
+            let used = self.hand(driver, id, &mut bytes);
+            if used < bytes.len() {
+                self.connections.keep_rest(id, Rest::from(&bytes[used..]));
+            }
         }
     }
 
     fn serve_timers(&mut self, driver: &mut D) {
+        let portion = Portion::begin();
         for _ in 0..TIMERS_MAX {
+            if portion.is_used_up() {
+                return;
+            }
             let Some((slot, armed)) = self.connections.wheel.next_expired() else { return };
             if let Some(id) = self.connections.visit_timer(slot, armed) {
                 driver.on_timer(&mut self.connections, id);
@@ -256,7 +315,11 @@ impl<D: Driver> Shard<D> {
     }
 
     fn tell_notices(&mut self, driver: &mut D) {
+        let portion = Portion::begin();
         for _ in 0..NOTICES_MAX {
+            if portion.is_used_up() {
+                break;
+            }
             let Some((id, notice)) = self.connections.notices.pop_front() else { break };
             if self.connections.in_slot(id.slot) != Some(id) {
                 continue;
@@ -275,7 +338,11 @@ impl<D: Driver> Shard<D> {
 
     /// Closing one connection may doom others; they are buried with it or in the next turn.
     fn bury_doomed(&mut self, driver: &mut D) {
+        let portion = Portion::begin();
         for _ in 0..BURIALS_MAX {
+            if portion.is_used_up() {
+                break;
+            }
             let Some((id, closed)) = self.connections.doomed.pop_front() else { break };
             if let Some(connection) = self.connections.bury(id) {
                 driver.on_closed(&mut self.connections, id, connection, closed);
@@ -285,6 +352,19 @@ impl<D: Driver> Shard<D> {
         if doomed.is_empty() && doomed.capacity() > 4096 {
             *doomed = VecDeque::new();
         }
+    }
+}
+
+/// The time that one kind of work has in a turn. A look at the clock is some 25 ns.
+struct Portion(Instant);
+
+impl Portion {
+    fn begin() -> Self {
+        Self(Instant::now())
+    }
+
+    fn is_used_up(&self) -> bool {
+        self.0.elapsed() > PORTION
     }
 }
 

@@ -25,6 +25,11 @@ impl Tick {
         Tick(self.0.saturating_add(u32::try_from(ticks).unwrap_or(u32::MAX)).min(u32::MAX - 1))
     }
 
+    /// Since the shard started.
+    pub fn duration(self) -> Duration {
+        TICK * self.0
+    }
+
     /// The time from `earlier` to `self`, zero when `earlier` is later.
     pub fn since(self, earlier: Tick) -> Duration {
         TICK * self.0.saturating_sub(earlier.0)

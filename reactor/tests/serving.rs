@@ -325,3 +325,74 @@ fn an_idle_shard_takes_no_turns() {
     });
     assert!(turns <= ticks + 2 * questions + 8, "{turns} turns for {questions} questions in {ticks} ticks");
 }
+
+/// The attacker's cost: whatever one connection sends at once, it has one part in a turn, and the others' come first.
+#[test]
+fn what_is_beyond_a_part_comes_in_later_turns() {
+    let mut shard = Running::start(QUEUE_BYTES);
+    shard.ask(|scribe, _| scribe.share = Some(100));
+    let (mut client, name) = shard.client();
+    let sent = pattern(60_000);
+    client.write_all(&sent).unwrap();
+    shut(&client);
+    assert_eq!(shard.eventually_closed(name), Closed::Peer);
+    let (received, reads, turns) =
+        shard.ask(move |scribe, _| (scribe.received[&name].clone(), scribe.reads[&name].1, scribe.turns));
+    assert!(received == sent, "whole and in order");
+    assert_eq!(reads, 1, "a part a turn");
+    assert!(turns >= 600, "{turns}");
+    shard.stop();
+}
+
+#[test]
+fn a_rest_waits_for_the_tick() {
+    let mut shard = Running::start(QUEUE_BYTES);
+    shard.ask(|scribe, _| (scribe.share, scribe.rests_until_tick) = (Some(100), true));
+    let (mut client, name) = shard.client();
+    client.write_all(&pattern(300)).unwrap();
+    let part = |bytes: usize| {
+        shard.eventually("a part has come", move |scribe, connections| {
+            (scribe.received[&name].len() >= bytes).then_some(connections.now())
+        })
+    };
+    let (first, last) = (part(100), part(300));
+    assert!(last.0 > first.0, "{first:?} {last:?}");
+    assert_eq!(shard.ask(move |scribe, _| scribe.received[&name].clone()), pattern(300));
+    shard.stop();
+}
+
+/// Whose answers wait for its socket is handed nothing more, what was read before included.
+#[test]
+fn a_rest_waits_for_who_does_not_read() {
+    let mut shard = Running::start(QUEUE_BYTES);
+    shard.ask(|scribe, _| scribe.share = Some(100));
+    let (mut client, server) = narrow_pair();
+    let name = shard.adopt(server);
+    shard.ask(move |scribe, connections| {
+        let id = scribe.ids[&name];
+        connections.give_back(id, &pattern(300));
+        connections.write_beyond_bound(id, &pattern(1_000_000));
+        connections.pause_until_flushed(id);
+    });
+    let mut other = shard.echo_client();
+    other.write_all(b"!").unwrap();
+    read_exact(&mut other, 1);
+    assert_eq!(shard.ask(move |scribe, _| scribe.received[&name].len()), 0);
+    read_exact(&mut client, 1_000_000);
+    shard.eventually("the rest comes", move |scribe, _| {
+        (scribe.received[&name] == pattern(300)).then_some(())
+    });
+    shard.stop();
+}
+
+#[test]
+fn answers_to_one_read_are_one_write() {
+    let mut shard = Running::start(QUEUE_BYTES);
+    shard.ask(|scribe, _| scribe.answers_each = true);
+    let (mut client, _) = shard.client();
+    let before = shard.ask(|_, connections| connections.counters().writes);
+    client.write_all(b"a thousand pings").unwrap();
+    assert_eq!(read_exact(&mut client, 16), b"a thousand pings");
+    assert_eq!(shard.ask(|_, connections| connections.counters().writes) - before, 1);
+    shard.stop();
+}

@@ -20,7 +20,7 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq as _;
 use tidegate_ops::{
-    bucket::Bucket,
+    budget::{Rate, SharedBudget},
     config::{ConfigError, Setting},
 };
 
@@ -43,7 +43,8 @@ pub struct Assigner {
     key: Option<Box<str>>,
     keys_max: usize,
     lifetime: Duration,
-    requests: Bucket,
+    requests: SharedBudget,
+    request_rate: Rate,
 }
 
 /// How the address that a client is told is made of a node's name and its `HOST:PORT`.
@@ -132,9 +133,10 @@ impl Assigner {
         options: &config::Assign,
     ) -> Result<Option<Self>, ConfigError> {
         let key = options.key()?;
-        let requests = Bucket::new(options.requests_per_second, options.requests_burst, Instant::now());
+        let requests = SharedBudget::default();
+        let request_rate = Rate { per_second: options.requests_per_second, at_once: options.requests_burst };
         let (keys_max, lifetime) = (options.keys as usize, options.lifetime);
-        let on = |url| Self { chooser, metrics, rule, url, key, keys_max, lifetime, requests };
+        let on = |url| Self { chooser, metrics, rule, url, key, keys_max, lifetime, requests, request_rate };
         Ok(options.url.clone().map(on))
     }
 
@@ -154,7 +156,7 @@ impl Assigner {
         if request.method() == Method::OPTIONS {
             return Ok(());
         }
-        self.requests.take(Instant::now()).map_err(|wait| AssignError::Rate { wait })?;
+        self.requests.take(self.request_rate, 1).map_err(|wait| AssignError::Rate { wait })?;
         let Some(key) = &self.key else { return Ok(()) };
         let given =
             request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();

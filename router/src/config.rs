@@ -10,6 +10,7 @@ use std::{
 use config::{Value, ValueKind};
 pub use tidegate_ops::config::{ByteSize, ConfigError, Flag, Sources};
 use tidegate_ops::{
+    budget::Rate,
     config::{Load, Setting, THREADS_MAX},
     log::Log,
     section,
@@ -148,6 +149,10 @@ section! {
         handshakes_per_second: u32 = 2_000;
         /// Handshakes that may come at once on top of the rate: two seconds' worth.
         handshakes_burst: u32 = 4_000;
+        /// Handshakes per second from one client address (for IPv6 from its /64), with two seconds' worth at once; more
+        /// are answered 429. It is taken before `handshakes_per_second`, so half of that is left for all others. 0: no
+        /// limit, for a router that sees one address for all its clients (a balancer that is not in `trusted_proxies`).
+        address_handshakes_per_second: u32 = 1_000;
         /// A client that has not sent its whole request head by then is disconnected.
         handshake_timeout: Duration = Duration::from_secs(10);
         /// A gateway that has not taken a connection by then is passed over.
@@ -359,6 +364,17 @@ fn shards_default() -> NonZeroUsize {
 /// Standard streams, listeners, epoll and wake-ups of the shards, Tokio, Redis or DNS, kept-alive HTTP connections: as
 /// in the gateway, rounded up.
 const DESCRIPTORS_RESERVED: u64 = 200;
+
+impl Limits {
+    /// What one address may take of the router's handshakes; of no limit there is no share.
+    pub(crate) fn address_handshakes(&self) -> Rate {
+        let per_second = match self.handshakes_per_second {
+            0 => 0,
+            _ => self.address_handshakes_per_second,
+        };
+        Rate { per_second, at_once: per_second.saturating_mul(2) }
+    }
+}
 
 fn connections_default() -> u32 {
     let soft = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;

@@ -14,6 +14,7 @@ use tidegate_backplane::{
     Transition,
 };
 use tidegate_ops::{
+    budget::Rate,
     config::ConfigError,
     edge::Edge,
     listener::{ACCEPT_BACKLOG, ListenError, listen, listen_shared},
@@ -260,8 +261,8 @@ fn options(config: &Config) -> proxy::Options {
         head_timeout: limits.handshake_timeout,
         connect_timeout: limits.connect_timeout,
         answer_timeout: limits.answer_timeout,
-        handshakes_per_second: limits.handshakes_per_second,
-        handshakes_burst: limits.handshakes_burst,
+        handshakes: Rate { per_second: limits.handshakes_per_second, at_once: limits.handshakes_burst },
+        address_handshakes: limits.address_handshakes(),
         retries_percent: config.upstream.retries_percent,
         retries_burst: config.upstream.retries_burst,
     }

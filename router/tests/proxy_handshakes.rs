@@ -11,6 +11,7 @@ use std::{
 };
 
 use support::{Router, SWITCH, TestNode, edge, read_exact, read_head, read_to_end, reset, upgrade};
+use tidegate_ops::budget::Rate;
 use tidegate_router::proxy::{ConnectResult, Direction, Fallback, Options, RefusalReason};
 use tidegate_testkit::{
     DEADLINE, eventually,
@@ -285,7 +286,7 @@ fn limits_are_told() {
     let one = router.client();
     check_refused(&router, &upgrade("/ws?key=a"), 503, "no-capacity");
     drop(one);
-    let options = Options { handshakes_per_second: 1, handshakes_burst: 1, ..Options::default() };
+    let options = Options { handshakes: Rate { per_second: 1, at_once: 1 }, ..Options::default() };
     let router = Router::with(&[node.address], options);
     let _first = support::pair(&router, &node);
     check_refused(&router, &upgrade("/ws?key=a"), 429, "too-many-handshakes");

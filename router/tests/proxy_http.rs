@@ -11,6 +11,7 @@ use std::{
 };
 
 use support::{Router, SWITCH, TestNode, pair_of, read_exact, read_head, read_to_end, upgrade};
+use tidegate_ops::budget::Rate;
 use tidegate_router::proxy::{ConnectResult, CutReason, Fallback, Options, RefusalReason};
 use tidegate_testkit::net::{SocketOptions, free_address, source_address};
 
@@ -243,7 +244,7 @@ fn a_stream_after_other_requests_is_a_pair() {
 fn handshakes_on_kept_connections_are_counted() {
     let node = TestNode::start();
     // The second token comes after a day.
-    let options = Options { handshakes_per_second: 1, handshakes_burst: 1, ..Options::default() };
+    let options = Options { handshakes: Rate { per_second: 1, at_once: 1 }, ..Options::default() };
     let router = Router::with(&[node.address], options);
     let (first, idle) = after_one_request(&router, &node);
     drop(idle);

@@ -1,5 +1,8 @@
 //! End-to-end tests of Tidegate: real processes, real sockets, clients that share no code with the product.
 //!
-//! The tests are one executable, `tests/e2e`, so that they link once; its modules are the features. The scripts
-//! that Node, Python and Chromium run are in `clients/`. `cargo xtask test --only e2e` builds the release binary,
-//! installs the foreign clients and runs them all.
+//! The tests are executables of their own (`tests/e2e` and others), so that each links once; their modules are the
+//! features. The scripts that Node, Python and Chromium run are in `clients/`. `cargo xtask test --only e2e` builds the
+//! release binary, installs the foreign clients and runs them all. [`attack`] is what hostile clients do, for
+//! `cargo xtask attack` and for `tests/attack`.
+
+pub mod attack;

@@ -71,6 +71,8 @@ struct Sink<'s, F> {
     message_bytes_max: usize,
     inflater: &'s mut Inflater,
     on_message: F,
+    /// A close frame came.
+    closed: bool,
 }
 
 /// What one step of decoding did: the bytes it used up, and whether to go on.
@@ -104,8 +106,11 @@ impl Decoder {
     /// Decodes everything complete in `input`, keeps what is not, and hands out messages in order. `input` is
     /// unmasked in place and of no use afterwards.
     ///
-    /// A message, joined and inflated, is at most `message_bytes_max` long. After a close message, after
-    /// `on_message` breaks and after an error the decoder is finished: it ignores all further input.
+    /// The answer is how many bytes of `input` were used: all of them, unless `on_message` broke. Then the decoder stands
+    /// behind that message, and goes on with the others when it is given them again.
+    ///
+    /// A message, joined and inflated, is at most `message_bytes_max` long. After a close message and after an error the
+    /// decoder is finished: it ignores all further input.
     ///
     /// # Errors
     /// [`DecodeError`], with the close code to answer. Messages before the error have been handed out.
@@ -115,8 +120,9 @@ impl Decoder {
         message_bytes_max: usize,
         inflater: &mut Inflater,
         on_message: impl FnMut(Message<'_>) -> ControlFlow<()>,
-    ) -> Result<(), DecodeError> {
-        let mut sink = Sink { message_bytes_max, inflater, on_message };
+    ) -> Result<usize, DecodeError> {
+        let mut sink = Sink { message_bytes_max, inflater, on_message, closed: false };
+        let input_len = input.len();
         let mut rest = input;
         while !rest.is_empty() && !self.finished {
             let step = match self.frame_partial() {
@@ -125,14 +131,20 @@ impl Decoder {
             };
             match step {
                 Ok(Step { used, flow: ControlFlow::Continue(()) }) => rest = rest.split_at_mut(used).1,
-                Ok(Step { flow: ControlFlow::Break(()), .. }) => self.finish(),
+                Ok(Step { used, flow: ControlFlow::Break(()) }) => {
+                    if sink.closed {
+                        self.finish();
+                        return Ok(input_len);
+                    }
+                    return Ok(input_len - rest.len() + used);
+                }
                 Err(error) => {
                     self.finish();
                     return Err(error);
                 }
             }
         }
-        Ok(())
+        Ok(input_len)
     }
 
     fn finish(&mut self) {
@@ -352,6 +364,7 @@ where
             Opcode::Pong => (self.on_message)(Message::Pong(payload)),
             _ => {
                 let message = Message::Close(close_payload(payload)?);
+                self.closed = true;
                 // Whatever the receiver says, nothing after a close frame counts (RFC 6455 §5.5.1).
                 match (self.on_message)(message) {
                     ControlFlow::Continue(()) | ControlFlow::Break(()) => ControlFlow::Break(()),

@@ -13,6 +13,7 @@ pub struct Deflater {
 pub struct Inflater {
     stream: Decompress,
     output: Vec<u8>,
+    inflated_bytes: u64,
 }
 
 /// A message that cannot be inflated.
@@ -105,7 +106,7 @@ impl Deflater {
 impl Inflater {
     #[must_use]
     pub fn new() -> Self {
-        Self { stream: Decompress::new(false), output: Vec::new() }
+        Self { stream: Decompress::new(false), output: Vec::new(), inflated_bytes: 0 }
     }
 
     /// Inflates one message of at most `bytes_max` bytes. Memory grows with what comes out, never further than
@@ -117,6 +118,7 @@ impl Inflater {
         self.stream.reset(false);
         self.output.clear();
         let result = self.run(deflated, bytes_max);
+        self.inflated_bytes += self.output.len() as u64;
         if result.is_err() {
             self.release();
         }
@@ -128,6 +130,12 @@ impl Inflater {
         if self.output.capacity() > OUTPUT_BYTES_KEPT {
             self.output = Vec::new();
         }
+    }
+
+    /// Bytes that came out so far, those of messages that were refused included.
+    #[must_use]
+    pub fn inflated_bytes(&self) -> u64 {
+        self.inflated_bytes
     }
 
     /// Bytes the output buffer holds on to.

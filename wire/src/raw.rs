@@ -18,8 +18,8 @@ pub struct Query {
     pub channels: Vec<String>,
     /// `envelope=json`: frames are envelopes, not verbatim payloads.
     pub envelope: bool,
-    /// `since=EPOCH:OFFSET`: what to recover from.
-    pub since: Option<Since>,
+    /// `since=EPOCH:OFFSET,…`: what to recover from, one place for each channel, or no places at all.
+    pub since: Vec<Option<Since>>,
     /// `token` or `access_token`.
     pub token: Option<String>,
     /// `lastEventId`: what clients that cannot set headers send for `Last-Event-ID`.
@@ -44,7 +44,7 @@ pub enum QueryError {
     Envelope,
     #[error("since: expected EPOCH:OFFSET, for example k3f9:42")]
     Since,
-    #[error("since: recovers one channel, so give exactly one channel")]
+    #[error("since: expected one EPOCH:OFFSET for each channel, in their order, separated by commas")]
     SinceChannels,
 }
 
@@ -55,6 +55,8 @@ pub struct Envelope<'a> {
     /// Epoch and offset, where the channel has history.
     pub position: Option<(&'a str, u64)>,
     pub event: Option<&'a str>,
+    /// The client's user, where a client published.
+    pub user: Option<&'a str>,
     pub data: Data<'a>,
 }
 
@@ -91,7 +93,7 @@ impl Query {
     /// [`QueryError`], all of them the client's fault: 400.
     pub fn parse(query: Option<&str>) -> Result<Self, QueryError> {
         let mut parsed = Self::default();
-        let mut envelope = None;
+        let (mut envelope, mut since) = (None, None);
         for pair in query.unwrap_or_default().split('&') {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             // A key that cannot be decoded is no key of ours, and unknown keys are ignored.
@@ -99,7 +101,7 @@ impl Query {
             match &*key {
                 "channel" => parsed.channels.push(decode(value, "channel")?),
                 "envelope" => set_once(&mut envelope, decode(value, "envelope")?, "envelope")?,
-                "since" => set_once(&mut parsed.since, Since::parse(&decode(value, "since")?)?, "since")?,
+                "since" => set_once(&mut since, Since::parse_list(&decode(value, "since")?)?, "since")?,
                 "token" => set_once(&mut parsed.token, decode(value, "token")?, "token")?,
                 "access_token" => {
                     set_once(&mut parsed.token, decode(value, "access_token")?, "access_token")?
@@ -115,14 +117,24 @@ impl Query {
             Some("json") => true,
             Some(_) => return Err(QueryError::Envelope),
         };
-        if parsed.since.is_some() && parsed.channels.len() != 1 {
-            return Err(QueryError::SinceChannels);
+        if let Some(since) = since {
+            if since.len() != parsed.channels.len() {
+                return Err(QueryError::SinceChannels);
+            }
+            parsed.since = since;
         }
         Ok(parsed)
     }
 }
 
 impl Since {
+    /// Reads places as in the id of an event stream: separated by commas, empty where there is no position.
+    fn parse_list(text: &str) -> Result<Vec<Option<Self>>, QueryError> {
+        let place = |place: &str| (!place.is_empty()).then(|| Self::parse(place)).transpose();
+        let places = text.split(',').map(place).collect::<Result<Vec<_>, _>>()?;
+        if places.iter().all(Option::is_none) { Err(QueryError::Since) } else { Ok(places) }
+    }
+
     /// Reads `EPOCH:OFFSET`, as in `since` and in `Last-Event-ID`.
     ///
     /// # Errors
@@ -173,6 +185,10 @@ pub fn encode_envelope(envelope: &Envelope<'_>, out: &mut Vec<u8>) {
     if let Some(event) = envelope.event {
         out.extend_from_slice(b",\"event\":");
         push_str(event, out);
+    }
+    if let Some(user) = envelope.user {
+        out.extend_from_slice(b",\"user\":");
+        push_str(user, out);
     }
     out.extend_from_slice(b",\"data\":");
     match envelope.data {
@@ -315,7 +331,7 @@ mod tests {
     }
 
     fn with_data(data: Data<'_>) -> Envelope<'_> {
-        Envelope { channel: "a", position: None, event: None, data }
+        Envelope { channel: "a", position: None, event: None, user: None, data }
     }
 
     fn encoded(encode: impl FnOnce(&mut Vec<u8>)) -> Value {
@@ -332,7 +348,10 @@ mod tests {
             query("channel=a%2Fb&x=%zz&&since=k3f9:42&envelope=json&token=t%26t&=v&%zz=1").expect("good");
         assert_eq!(all.channels, ["a/b"]);
         assert!(all.envelope);
-        assert_eq!(all.since, Some(Since { epoch: "k3f9".to_owned(), offset: 42 }));
+        let place = |offset| Some(Since { epoch: "k3f9".to_owned(), offset });
+        assert_eq!(all.since, [place(42)]);
+        let many = query("channel=a&channel=b&channel=c&since=k3f9:1,,k3f9:3").expect("good");
+        assert_eq!(many.since, [place(1), None, place(3)]);
         assert_eq!(all.token.as_deref(), Some("t&t"));
         assert_eq!(
             query("channel=b&channel=a&channel=b&channel").expect("good").channels,
@@ -361,6 +380,9 @@ mod tests {
             ("channel=a&since=e:18446744073709551616", QueryError::Since),
             ("since=e:1", QueryError::SinceChannels),
             ("channel=a&channel=b&since=e:1", QueryError::SinceChannels),
+            ("channel=a&since=e:1,e:2", QueryError::SinceChannels),
+            ("channel=a&channel=b&since=,", QueryError::Since),
+            ("channel=a&channel=b&since=e:1,2", QueryError::Since),
         ];
         for (text, error) in cases {
             assert_eq!(query(text), Err(*error), "{text}");
@@ -374,9 +396,10 @@ mod tests {
             channel: "room:\"1\"",
             position: Some(("k3f9", u64::MAX)),
             event: Some("new\nline"),
+            user: Some("u\"1"),
             data: Data::Text(r#"{"x": [1, 2]}"#),
         };
-        let expected = r#"{"channel":"room:\"1\"","epoch":"k3f9","offset":18446744073709551615,"event":"new\nline","data":{"x": [1, 2]}}"#;
+        let expected = r#"{"channel":"room:\"1\"","epoch":"k3f9","offset":18446744073709551615,"event":"new\nline","user":"u\"1","data":{"x": [1, 2]}}"#;
         check(&full, expected);
         let cases: &[(Data<'_>, &str)] = &[
             (Data::Text("plain \"text\""), r#""plain \"text\"""#),
@@ -471,7 +494,7 @@ mod tests {
             bytes in prop::collection::vec(any::<u8>(), 0..50), offset: u64,
         ) {
             let text_envelope =
-                Envelope { channel: &channel, position: Some(("e", offset)), event: event.as_deref(), data: Data::Text(&text) };
+                Envelope { channel: &channel, position: Some(("e", offset)), event: event.as_deref(), user: None, data: Data::Text(&text) };
             let value = encoded(|out| encode_envelope(&text_envelope, out));
             prop_assert_eq!(&value["channel"], &json!(channel));
             prop_assert_eq!(&value["offset"], &json!(offset));

@@ -1,5 +1,6 @@
 //! `cargo xtask`: everything a person or CI does with this repository, as plain Rust.
 
+mod attack;
 mod autobahn;
 mod bench;
 mod charts;
@@ -32,6 +33,8 @@ struct Arguments {
 enum Task {
     /// Install what is missing, then formatting, lints, build and all tests
     Test(test::Options),
+    /// Attack a gateway in every way of the table, and print what the others felt
+    Attack(attack::Options),
     /// Run the Autobahn fuzzing client against the gateway's /echo, every case
     Autobahn(autobahn::Options),
     /// Measure the gateway and its peers and write docs/benchmarks.md
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome = Workspace::discover().and_then(|workspace| match arguments.task {
         Task::Test(options) => test::run(&workspace, &options),
+        Task::Attack(options) => attack::run(&workspace, &options),
         Task::Autobahn(options) => autobahn::run(&workspace, &options),
         Task::Bench(options) => bench::run(&workspace, &options),
         Task::Containers(options) => containers::run(&workspace, &options),

@@ -102,11 +102,12 @@ impl Headcount {
 
     /// When to look at the channel, unless somebody will already by then.
     pub(crate) fn schedule(&mut self) -> Option<Instant> {
-        if self.scheduled.is_some() {
+        let left = self.left.values().min().copied();
+        let next = [left, self.vacated, self.count.due].into_iter().flatten().min()?;
+        if self.scheduled.is_some_and(|scheduled| scheduled <= next) {
             return None;
         }
-        let left = self.left.values().min().copied();
-        self.scheduled = [left, self.vacated, self.count.due].into_iter().flatten().min();
+        self.scheduled = Some(next);
         self.scheduled
     }
 

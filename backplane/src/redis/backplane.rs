@@ -12,15 +12,17 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     census::Census,
-    contract::{Commands, Subscribing},
+    contract::{Commands, Subscriber, Subscribing},
     control::{self, Orders},
     counters::{OperationCounters, Tallies},
     error::RedisStartError,
     history::Reader,
-    links::{LinkCounters, LinkOptions, Links},
+    leases::Doubt,
+    links::{LinkCounters, LinkOptions, Links, Login},
     names::Prefix,
     nodes::{Registry, Round},
     options::RedisOptions,
+    owner::Owner,
     presence::Presence,
     publish::Publisher,
     scripts,
@@ -55,6 +57,7 @@ struct Core {
     census: Arc<Census>,
     subscriptions: Arc<Subscriptions>,
     orders: Arc<Orders>,
+    doubt: Arc<Doubt>,
     tallies: Arc<Tallies>,
     runtime: Handle,
     tasks: TaskTracker,
@@ -72,16 +75,19 @@ pub struct RedisCounters {
     pub presence_members: u64,
     /// Subscriptions of this node that the census counts.
     pub census_subscriptions: u64,
+    /// Slots of a Cluster without a server.
+    pub slots_nowhere: u64,
 }
 
 impl RedisBackplane {
-    /// Connects, and takes part from then on: on the Tokio runtime that this is called on.
+    /// Connects, and takes part from then on: on the Tokio runtime that this is called on. Servers that are out of reach
+    /// are tried as long as it takes; until one is there, [`health`](Backplane::health) says why none is.
     ///
     /// # Errors
-    /// One sentence that says what to do. Servers that are out of reach are tried for 10 s.
+    /// What trying again cannot help: one sentence that says what to do.
     pub async fn connect(options: RedisOptions, sink: Arc<dyn Sink>) -> Result<Arc<Self>, RedisStartError> {
-        let core = Core::new(options, sink)?;
-        if let Err(error) = core.links.start(core.orders.clone()).await {
+        let core = Core::new(options, sink.clone())?;
+        if let Err(error) = core.links.start(core.owner(sink)).await {
             core.subscriptions.stop();
             return Err(error);
         }
@@ -107,6 +113,7 @@ impl RedisBackplane {
             links: core.links.counters(),
             presence_members: core.presence.own_len(),
             census_subscriptions: core.census.own_len(),
+            slots_nowhere: core.links.slots_nowhere() as u64,
         }
     }
 }
@@ -207,6 +214,10 @@ impl Backplane for RedisBackplane {
     fn health(&self) -> Result<(), BackplaneError> {
         self.core.links.health()
     }
+
+    fn missing(&self) -> Vec<String> {
+        self.core.links.missing()
+    }
 }
 
 impl Drop for RedisBackplane {
@@ -228,7 +239,8 @@ impl Core {
     fn new(options: RedisOptions, sink: Arc<dyn Sink>) -> Result<Self, RedisStartError> {
         let RedisOptions {
             url,
-            ca,
+            files,
+            sentinel,
             prefix,
             node,
             lease,
@@ -239,20 +251,24 @@ impl Core {
         } = options;
         // Without randomness, nothing after this works either; publishes say so.
         let life = scripts::random().unwrap_or_default();
-        let links = Links::new(&LinkOptions {
+        let prefix = prefix.in_database(url.db);
+        let login = Login { credentials: url.credentials.clone(), is_tls: url.tls, files, sentinel };
+        let links = Links::new(LinkOptions {
             url,
-            ca,
+            login,
             prefix: prefix.as_str().into(),
             instance: format!("{node}.{life:016x}").into(),
             node: node.clone(),
             replicas,
+            scripts: scripts::codes(),
         })?;
+        let vital = links.vital();
         let commands: Arc<dyn Commands> = Arc::new(links.clone());
         let subscribing: Arc<dyn Subscribing> = Arc::new(links.clone());
         let tallies = Arc::<Tallies>::default();
         let reader = Reader::new(commands.clone(), prefix.clone(), tallies.clone());
         let registry = Registry::new(
-            commands.clone(),
+            vital.clone(),
             prefix.clone(),
             &node,
             life,
@@ -265,21 +281,14 @@ impl Core {
             Subscriptions::start(prefix.clone(), subscribing.clone(), reader.clone(), sink.clone());
         let subscriptions = Arc::new(subscriptions);
         let census = Census::new(
-            commands.clone(),
+            vital.clone(),
             prefix.clone(),
             registry.clone(),
             sink.clone(),
             census_settle,
             tallies.clone(),
         );
-        let orders = Orders::new(
-            subscriptions.clone(),
-            Arc::downgrade(&subscribing),
-            Arc::downgrade(&census),
-            sink,
-            &prefix,
-            tallies.clone(),
-        );
+        let orders = Orders::new(Arc::downgrade(&subscribing), sink, &prefix, tallies.clone());
         Ok(Self {
             publisher: Publisher::new(
                 commands.clone(),
@@ -288,9 +297,10 @@ impl Core {
                 idempotency_window,
                 tallies.clone(),
             ),
-            presence: Presence::new(commands.clone(), prefix.clone(), registry.clone(), tallies.clone()),
+            presence: Presence::new(vital, prefix.clone(), registry.clone(), tallies.clone()),
             census,
             orders: Arc::new(orders),
+            doubt: Arc::default(),
             links,
             commands,
             _subscribing: subscribing,
@@ -305,17 +315,25 @@ impl Core {
         })
     }
 
+    fn owner(&self, sink: Arc<dyn Sink>) -> Arc<dyn Subscriber> {
+        let doubt = Arc::downgrade(&self.doubt);
+        Arc::new(Owner::new(Arc::clone(&self.subscriptions), Arc::clone(&self.orders), doubt, sink))
+    }
+
     async fn begin(self: &Arc<Self>) {
         // Either may be out of reach while others of a list are not: the ticks go on with it.
-        if tokio::time::timeout(ORDERS_DEADLINE, self.orders.until_confirmed()).await.is_err() {
-            tracing::warn!("orders to all nodes are not received yet");
-        }
-        if let Err(error) = self.round(None).await {
-            tracing::warn!(%error, "the node registry is out of reach");
+        if self.links.health().is_ok() {
+            if tokio::time::timeout(ORDERS_DEADLINE, self.orders.until_confirmed()).await.is_err() {
+                tracing::warn!("orders to all nodes are not received yet");
+            }
+            if let Err(error) = self.round(None).await {
+                tracing::warn!(%error, "the node registry is out of reach");
+            }
         }
         let each = self.registry.lease() / ROUNDS_PER_LEASE;
         self.tasks.spawn(Census::keep(Arc::downgrade(&self.census), self.stopping.clone()));
-        self.tasks.spawn(tick(Arc::downgrade(self), each, self.stopping.clone()));
+        let doubt = Arc::clone(&self.doubt);
+        self.tasks.spawn(tick(Arc::downgrade(self), doubt, each, self.stopping.clone()));
     }
 
     /// A round of the registry, and what follows from it.
@@ -335,12 +353,13 @@ impl Core {
 }
 
 /// Keeps the lease, the subscription to orders, and what of presence is stale; until the backplane is dropped.
-async fn tick(core: Weak<Core>, each: Duration, stopping: CancellationToken) {
+async fn tick(core: Weak<Core>, doubt: Arc<Doubt>, each: Duration, stopping: CancellationToken) {
     let mut ticks = tokio::time::interval(each);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
+            () = doubt.raised() => {}
             () = stopping.cancelled() => return,
         }
         let Some(core) = core.upgrade() else { return };
@@ -351,8 +370,8 @@ async fn tick(core: Weak<Core>, each: Duration, stopping: CancellationToken) {
             tracing::debug!(%error, "the lease was not renewed");
             continue;
         }
-        core.presence.sweep().await;
-        core.census.sweep().await;
+        core.presence.sweep(doubt.take_of_presence()).await;
+        core.census.sweep(doubt.take_of_census()).await;
     }
 }
 

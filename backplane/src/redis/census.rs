@@ -1,15 +1,16 @@
 //! The census: this node's part of each channel, written as presence is, and who is in a channel on all nodes.
 //!
-//! One script makes every change (`scripts/census.lua`): it finds the transitions and publishes the events. Changes of a
-//! channel are sent one batch after the other. A batch that fails leaves its channel *stale*; stale channels are written
-//! whole by the next sweep, and so is every channel when the instance has changed or a server came back. Ends that are
+//! One script makes every change (`scripts/census_change.lua`): it finds the transitions and publishes the events. Changes
+//! of a channel are sent one batch after the other. A batch that fails leaves its channel *stale*; stale channels are
+//! written whole, in portions, by the next sweep, and so is every channel when the instance has changed, and each whose
+//! server has a new session ([`leases::Written`]). Ends that are
 //! told when they last are settled by the node whose batch found them; the channel stays in its instance's set until
 //! then, so that others take it over if the node dies.
 
 mod own;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, PoisonError, Weak, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
@@ -24,11 +25,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::own::{Batch, End, Mode, Own, Taken};
+use self::own::{Batch, BatchUser, End, Mode, Own, Taken};
 use super::{
     contract::Commands,
     counters::Tallies,
-    instances::{self, CONCURRENCY, WAITING_MAX},
+    leases::{self, BATCH, CONCURRENCY, Seats, WAITING_MAX},
     names::Prefix,
     nodes::Registry,
     scripts::{self, Answer},
@@ -54,7 +55,8 @@ pub(crate) struct Census {
     tallies: Arc<Tallies>,
 }
 
-/// What the script says.
+/// What the scripts say.
+#[derive(Default)]
 struct Verdict {
     attended: Attended,
     settle_at: Option<Instant>,
@@ -125,48 +127,85 @@ impl Census {
         outcome.map(move |outcome| outcome.unwrap_or_else(|_| stopped())).boxed()
     }
 
+    /// The users are read in pages, after the number: what changes meanwhile has higher ones, and comes as events.
     pub(crate) async fn roll(&self, channel: &Channel) -> Result<Roll, BackplaneError> {
-        let mut roll = self.read_alive(channel, true).await?.roll;
-        roll.users.sort_by(|a, b| a.id.cmp(&b.id));
+        let mut roll = self.read_alive(channel).await?.roll;
+        let (tag, key) = (channel.as_str(), self.prefix.census_users(channel.as_str()));
+        let mut users = BTreeMap::new();
+        let mut cursor = "0".to_owned();
+        loop {
+            let (next, page) = leases::hash_page(&*self.commands, tag, &key, &cursor).await?;
+            users.extend(page.into_iter().filter_map(|(id, held)| read_user(id, &held)));
+            if next == "0" {
+                break;
+            }
+            cursor = next;
+        }
+        roll.users = users.into_iter().map(|(id, info)| User { id, info }).collect();
         Ok(roll)
     }
 
     pub(crate) async fn sums(&self, channel: &Channel) -> Result<Sums, BackplaneError> {
-        let Read { roll, users, .. } = self.read_alive(channel, false).await?;
+        let Read { roll, users, .. } = self.read_alive(channel).await?;
         Ok(Sums { subscriptions: roll.subscriptions, users })
     }
 
-    /// Channels that living instances list. They are asked for their sums one by one: those of which the list is out
-    /// of date are left out.
+    /// Channels that living instances list. They are asked for their sums, those of one route together: those of which the
+    /// list is out of date are left out.
     pub(crate) async fn channels(
         &self,
         app: Option<&str>,
         prefix: &str,
     ) -> Result<Vec<CensusChannel>, BackplaneError> {
         let inside = app.map_or_else(|| prefix.to_owned(), |app| format!("{app}!{prefix}"));
-        if instances::is_pattern(&inside) {
+        if leases::is_pattern(&inside) {
             return Ok(Vec::new());
         }
         self.registry.round(None).await?;
         let mut found = BTreeSet::new();
         for instance in self.registry.live() {
             let set = self.prefix.census_channels(&instance);
-            instances::scan(&*self.commands, &set, &inside, &mut found).await?;
+            leases::scan(&*self.commands, &set, &inside, &mut found).await?;
         }
         let channels = found.iter().filter_map(|channel| Channel::from_inside(channel).ok());
         let of_app: Vec<Channel> = channels.filter(|channel| channel.app() == app).collect();
-        let read = |channel: Channel| async move {
-            let sums = self.read(&channel, false).await?;
-            let sums = Sums { subscriptions: sums.roll.subscriptions, users: sums.users };
-            Ok::<_, BackplaneError>(CensusChannel { channel, sums })
-        };
-        let all: Vec<_> = stream::iter(of_app).map(read).buffered(CONCURRENCY).collect().await;
-        let all: Result<Vec<_>, _> = all.into_iter().collect();
-        Ok(all?.into_iter().filter(|found| found.sums.subscriptions > 0).collect())
+        let mut routes: HashMap<_, Vec<Channel>> = HashMap::new();
+        for channel in of_app {
+            routes.entry(self.commands.route(channel.as_str())).or_default().push(channel);
+        }
+        let questions: Vec<Vec<Channel>> = routes.into_values().flat_map(portions).collect();
+        let asked = stream::iter(questions).map(|channels| self.sums_of(channels));
+        let answers: Vec<_> = asked.buffer_unordered(QUESTIONS_AT_ONCE).collect().await;
+        let mut all = Vec::new();
+        for answer in answers {
+            all.extend(answer?.into_iter().filter(|found| found.sums.subscriptions > 0));
+        }
+        all.sort_by(|a, b| a.channel.cmp(&b.channel));
+        Ok(all)
     }
 
-    /// Writes stale channels whole.
-    pub(crate) async fn sweep(self: &Arc<Self>) {
+    async fn sums_of(&self, channels: Vec<Channel>) -> Result<Vec<CensusChannel>, BackplaneError> {
+        let Some(first) = channels.first() else { return Ok(Vec::new()) };
+        let names = |channel: &Channel| {
+            let tag = channel.as_str();
+            [self.prefix.census(tag), self.prefix.census_users(tag)]
+        };
+        let keys: Vec<String> = channels.iter().flat_map(names).collect();
+        let keys: Vec<&[u8]> = keys.iter().map(String::as_bytes).collect();
+        let mut answer = scripts::SUMS.call(&*self.commands, first.as_str(), &keys, &[]).await?;
+        let mut found = Vec::with_capacity(channels.len());
+        for channel in channels {
+            let sums = Sums { subscriptions: answer.number()?, users: answer.number()? };
+            found.push(CensusChannel { channel, sums });
+        }
+        Ok(found)
+    }
+
+    /// Writes stale channels whole; with `is_doubtful`, also those that their servers may have lost.
+    pub(crate) async fn sweep(self: &Arc<Self>, is_doubtful: bool) {
+        if is_doubtful && let Err(error) = self.doubt().await {
+            tracing::debug!(%error, "the channels that are listed for this node could not be read");
+        }
         let stale = self.with(Own::claim_stale);
         self.run_all(stale).await;
     }
@@ -198,15 +237,21 @@ impl Census {
         self.with(|own| own.begin_again(has_lost_data));
     }
 
-    /// A server is back, perhaps without what it had.
-    pub(crate) fn doubt(&self) {
-        self.with(Own::doubt);
+    /// Marks what may be lost, and channels that the servers have this node in though it is not.
+    async fn doubt(&self) -> Result<(), BackplaneError> {
+        let now = Instant::now();
+        self.with(|own| own.doubt(now, |channel| Seats::of(&*self.commands, channel)));
+        let set = self.prefix.census_channels(&self.registry.instance());
+        let listed = leases::listed(&*self.commands, &set).await?;
+        let listed = listed.iter().filter_map(|channel| Channel::from_inside(channel).ok());
+        self.with(|own| listed.for_each(|channel| own.doubt_listed(channel, now)));
+        Ok(())
     }
 
     /// Removes what an instance left behind, and takes over what it had to settle.
     pub(crate) async fn remove_instance(&self, instance: &str) -> Result<(), BackplaneError> {
         let set = self.prefix.census_channels(instance);
-        instances::clear_all(&*self.commands, &set, |channel| self.clear(channel, instance)).await
+        leases::clear_all(&*self.commands, &set, |channel| self.clear(channel, instance)).await
     }
 
     /// Settles what is due in a channel, whoever has to.
@@ -231,14 +276,16 @@ impl Census {
     async fn run(self: Arc<Self>, channel: Channel) {
         loop {
             let instance: Arc<str> = self.registry.instance().into();
-            let Some(batch) = self.with(|own| own.next_batch(&channel, &instance)) else { return };
+            let seats = Seats::of(&*self.commands, &channel);
+            let batch = self.with(|own| own.next_batch(&channel, &instance, seats));
+            let Some(batch) = batch else { return };
             let outcome = self.send(&channel, &instance, &batch).await;
             let is_lost = outcome.as_ref().is_ok_and(|verdict| verdict.is_lost);
             let is_outdated = is_lost || *self.registry.instance() != *instance;
             let refused = outcome.as_ref().map_or(&[][..], |verdict| &verdict.refused);
             let settle_at = outcome.as_ref().map_or(None, |verdict| verdict.settle_at);
             let end = match &outcome {
-                Ok(_) => End::Written { refused, settle_at, is_outdated },
+                Ok(_) => End::Written { refused, settle_at, is_outdated, seats },
                 Err(_) => End::Failed,
             };
             let is_left = self.with(|own| own.finish(&channel, &batch, &instance, end));
@@ -248,7 +295,7 @@ impl Census {
             self.answer(&channel, batch, &outcome);
             if is_left {
                 let set = self.prefix.census_channels(&instance);
-                if let Err(error) = instances::unlist(&*self.commands, &set, channel.as_str()).await {
+                if let Err(error) = leases::unlist(&*self.commands, &set, channel.as_str()).await {
                     tracing::debug!(%channel, %error, "the channel stays listed until this instance ends");
                 }
             }
@@ -303,29 +350,97 @@ impl Census {
         }
         if !batch.is_listed {
             let set = self.prefix.census_channels(instance);
-            instances::list(&*self.commands, &set, channel.as_str()).await?;
+            leases::list(&*self.commands, &set, channel.as_str()).await?;
         }
-        let mode = match batch.mode {
-            Mode::Change => "change",
-            Mode::Whole => "whole",
-            Mode::Settle => "settle",
-        };
-        let users: Vec<[String; 4]> = batch.users.iter().map(user_args).collect();
-        let mut args: Vec<&[u8]> = Vec::new();
-        for (user, texts) in batch.users.iter().zip(&users) {
-            let [id, subscriptions, users_max, is_told] = texts.each_ref().map(|text| text.as_bytes());
-            let info = user.info.as_deref().unwrap_or_default().as_bytes();
-            args.extend([id, subscriptions, users_max, is_told, info]);
+        match batch.mode {
+            Mode::Settle => self.settle(channel).await,
+            Mode::Change => {
+                let part = Part {
+                    instance,
+                    subscriptions: Some(batch.subscriptions),
+                    tells_counts: Some(batch.tells_counts),
+                    is_told: batch.is_told,
+                    notes_loss: true,
+                };
+                self.change(channel, &part, &batch.users.iter().collect::<Vec<_>>()).await
+            }
+            Mode::Whole => self.write_whole(channel, instance, batch).await,
         }
-        let part = Part {
-            mode,
+    }
+
+    /// This node's users a portion at a time, then those away that are not this node's any more, then what a former
+    /// instance of it has: nobody leaves in between.
+    async fn write_whole(
+        &self,
+        channel: &Channel,
+        instance: &str,
+        batch: &Batch,
+    ) -> Result<Verdict, BackplaneError> {
+        let mut part = Part {
             instance,
-            former: batch.former.as_deref(),
-            subscriptions: batch.subscriptions,
+            subscriptions: Some(batch.subscriptions),
             tells_counts: Some(batch.tells_counts),
             is_told: batch.is_told,
+            notes_loss: false,
         };
-        self.call(channel, &part, &args).await
+        let mut whole = Verdict::default();
+        let is_kept = |id: &str| batch.users.binary_search_by(|user| (*user.id).cmp(id)).is_ok();
+        let mut users = batch.users.chunks(BATCH);
+        loop {
+            let portion: Vec<_> = users.next().unwrap_or_default().iter().collect();
+            let verdict = self.change(channel, &part, &portion).await?;
+            let refused = portion.iter().filter(|user| verdict.refused.contains(&user.id));
+            let refused: u64 = refused.map(|user| user.subscriptions).sum();
+            part.subscriptions = part.subscriptions.map(|held| held.saturating_sub(refused));
+            whole.add(verdict);
+            if users.len() == 0 {
+                break;
+            }
+        }
+        self.remove_users(channel, &part, is_kept, &mut whole).await?;
+        if let Some(former) = batch.former.as_deref() {
+            self.remove_part(channel, former, &mut whole).await?;
+        }
+        Ok(whole)
+    }
+
+    /// Removes all that an instance has in a channel.
+    async fn remove_part(
+        &self,
+        channel: &Channel,
+        instance: &str,
+        whole: &mut Verdict,
+    ) -> Result<(), BackplaneError> {
+        let mut part =
+            Part { instance, subscriptions: None, tells_counts: None, is_told: false, notes_loss: false };
+        self.remove_users(channel, &part, |_| false, whole).await?;
+        part.subscriptions = Some(0);
+        whole.add(self.change(channel, &part, &[]).await?);
+        Ok(())
+    }
+
+    /// Removes users that an instance has in a channel, a page at a time.
+    async fn remove_users(
+        &self,
+        channel: &Channel,
+        part: &Part<'_>,
+        is_kept: impl Fn(&str) -> bool,
+        whole: &mut Verdict,
+    ) -> Result<(), BackplaneError> {
+        let (tag, key) = (channel.as_str(), self.prefix.census_part(channel.as_str(), part.instance));
+        let mut cursor = "0".to_owned();
+        loop {
+            let (next, page) = leases::hash_page(&*self.commands, tag, &key, &cursor).await?;
+            let ids = page.into_iter().filter_map(|(id, _)| String::from_utf8(id).ok());
+            let gone: Vec<_> = ids.filter(|id| !is_kept(id)).map(|id| BatchUser::gone(id.into())).collect();
+            if !gone.is_empty() {
+                whole.add(self.change(channel, part, &gone.iter().collect::<Vec<_>>()).await?);
+            }
+            if next == "0" {
+                return Ok(());
+            }
+            cursor = next;
+        }
     }
 
     /// Clears a channel of what a dead instance left in it.
@@ -333,41 +448,58 @@ impl Census {
         let Ok(channel) = Channel::from_inside(&channel) else { return Ok(()) };
         let own_set = self.prefix.census_channels(&self.registry.instance());
         // First, so that whoever comes after this node knows what it had to settle.
-        instances::list(&*self.commands, &own_set, channel.as_str()).await?;
-        let part = Part {
-            mode: "clear",
-            instance,
-            former: None,
-            subscriptions: 0,
-            tells_counts: None,
-            is_told: false,
-        };
-        let verdict = self.call(&channel, &part, &[]).await?;
-        self.tallies.census_removed.fetch_add(1, Relaxed);
+        leases::list(&*self.commands, &own_set, channel.as_str()).await?;
+        let mut verdict = Verdict::default();
+        let removed = self.remove_part(&channel, instance, &mut verdict).await;
+        // What was found before it failed is told all the same.
         self.with(|own| own.adopt(&channel, verdict.settle_at));
         if verdict.settle_at.is_some() {
             self.is_due.notify_one();
         }
         self.tell(&channel, &verdict.transitions);
+        removed?;
+        self.tallies.census_removed.fetch_add(1, Relaxed);
         Ok(())
+    }
+
+    async fn change(
+        &self,
+        channel: &Channel,
+        part: &Part<'_>,
+        users: &[&BatchUser],
+    ) -> Result<Verdict, BackplaneError> {
+        let own = self.prefix.census_part(channel.as_str(), part.instance);
+        let head = [
+            part.instance.to_owned(),
+            part.subscriptions.map_or_else(String::new, |subscriptions| subscriptions.to_string()),
+            part.tells_counts.map_or("", flag).to_owned(),
+            flag(part.is_told).to_owned(),
+            flag(part.notes_loss).to_owned(),
+        ];
+        let texts: Vec<[String; 4]> = users.iter().map(|user| user_args(user)).collect();
+        let mut args: Vec<&[u8]> = head.iter().map(String::as_bytes).collect();
+        for (user, texts) in users.iter().zip(&texts) {
+            let [id, subscriptions, users_max, is_told] = texts.each_ref().map(|text| text.as_bytes());
+            let info = user.info.as_deref().unwrap_or_default().as_bytes();
+            args.extend([id, subscriptions, users_max, is_told, info]);
+        }
+        self.call(&scripts::CENSUS_CHANGE, channel, Some(own), &args).await
+    }
+
+    async fn settle(&self, channel: &Channel) -> Result<Verdict, BackplaneError> {
+        self.call(&scripts::CENSUS_SETTLE, channel, None, &[]).await
     }
 
     async fn call(
         &self,
+        script: &scripts::Script,
         channel: &Channel,
-        part: &Part<'_>,
-        users: &[&[u8]],
+        part: Option<String>,
+        more: &[&[u8]],
     ) -> Result<Verdict, BackplaneError> {
         let tag = channel.as_str();
-        let former = part.former.map(|former| self.prefix.census_part(tag, former));
-        let mut keys = vec![
-            self.prefix.census(tag),
-            self.prefix.census_users(tag),
-            self.prefix.census_ends(tag),
-            self.prefix.census_part(tag, part.instance),
-        ];
-        keys.extend(former);
-        let keys: Vec<&[u8]> = keys.iter().map(String::as_bytes).collect();
+        let keys = [self.prefix.census(tag), self.prefix.census_users(tag), self.prefix.census_ends(tag)];
+        let keys: Vec<&[u8]> = keys.iter().chain(&part).map(String::as_bytes).collect();
         let verb = if self.commands.is_sharded() { "SPUBLISH" } else { "PUBLISH" };
         let head = [
             verb.to_owned(),
@@ -375,22 +507,15 @@ impl Census {
             self.settle.as_millis().to_string(),
             COUNTS_SMALL_MAX.to_string(),
             COUNTS_INTERVAL.as_millis().to_string(),
-            part.mode.to_owned(),
-            part.instance.to_owned(),
-            part.former.unwrap_or_default().to_owned(),
-            part.subscriptions.to_string(),
-            part.tells_counts.map_or("", flag).to_owned(),
-            flag(part.is_told).to_owned(),
             COUNTS_SMALL_INTERVAL.as_millis().to_string(),
         ];
-        let args: Vec<&[u8]> = head.iter().map(String::as_bytes).chain(users.iter().copied()).collect();
-        let answer = scripts::CENSUS.call(&*self.commands, tag, &keys, &args).await?;
-        read_verdict(answer)
+        let args: Vec<&[u8]> = head.iter().map(String::as_bytes).chain(more.iter().copied()).collect();
+        read_verdict(script.call(&*self.commands, tag, &keys, &args).await?)
     }
 
     /// Reads a channel; what instances that nobody knows left in it is removed first.
-    async fn read_alive(&self, channel: &Channel, users: bool) -> Result<Read, BackplaneError> {
-        let read = self.read(channel, users).await?;
+    async fn read_alive(&self, channel: &Channel) -> Result<Read, BackplaneError> {
+        let read = self.read(channel).await?;
         let is_doubtful =
             |instance: &str| !self.registry.is_own(instance) && !self.registry.may_live(instance);
         if !read.instances.iter().any(|instance| is_doubtful(instance)) {
@@ -404,15 +529,14 @@ impl Census {
         for instance in &dead {
             self.clear(channel.as_str().to_owned(), instance).await?;
         }
-        if dead.is_empty() { Ok(read) } else { self.read(channel, users).await }
+        if dead.is_empty() { Ok(read) } else { self.read(channel).await }
     }
 
-    async fn read(&self, channel: &Channel, users: bool) -> Result<Read, BackplaneError> {
+    async fn read(&self, channel: &Channel) -> Result<Read, BackplaneError> {
         let tag = channel.as_str();
         let keys = [self.prefix.census(tag), self.prefix.census_users(tag)];
         let keys = keys.each_ref().map(|key| key.as_bytes());
-        let args = [flag(users).as_bytes()];
-        read_roll(scripts::ROLL.call(&*self.commands, tag, &keys, &args).await?)
+        read_roll(scripts::ROLL.call(&*self.commands, tag, &keys, &[]).await?)
     }
 
     fn with<R>(&self, f: impl FnOnce(&mut Own) -> R) -> R {
@@ -426,14 +550,43 @@ const SETTLE_MIN: Duration = Duration::from_millis(50);
 /// How long the keeper sleeps when nothing is to be settled; it is woken before.
 const IDLE: Duration = Duration::from_secs(3600);
 
+/// Channels in one question for their sums.
+const SUMS: usize = 256;
+
+/// Questions at once.
+const QUESTIONS_AT_ONCE: usize = 4;
+
+fn portions(mut channels: Vec<Channel>) -> Vec<Vec<Channel>> {
+    let mut portions = Vec::new();
+    while channels.len() > SUMS {
+        portions.push(channels.split_off(channels.len() - SUMS));
+    }
+    portions.push(channels);
+    portions
+}
+
 /// An instance's part in a channel, but for the users.
 struct Part<'a> {
-    mode: &'a str,
     instance: &'a str,
-    former: Option<&'a str>,
-    subscriptions: u64,
+    /// `None`: as before.
+    subscriptions: Option<u64>,
     tells_counts: Option<bool>,
     is_told: bool,
+    notes_loss: bool,
+}
+
+impl Verdict {
+    /// Takes in what came of the next portion.
+    fn add(&mut self, next: Self) {
+        self.attended = next.attended;
+        self.settle_at = match (self.settle_at, next.settle_at) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        self.refused.extend(next.refused);
+        self.transitions.extend(next.transitions);
+        self.is_lost |= next.is_lost;
+    }
 }
 
 impl std::fmt::Debug for Census {
@@ -442,7 +595,7 @@ impl std::fmt::Debug for Census {
     }
 }
 
-fn user_args(user: &own::BatchUser) -> [String; 4] {
+fn user_args(user: &BatchUser) -> [String; 4] {
     let users_max = user.users_max.map_or_else(String::new, |users_max| users_max.to_string());
     [user.id.to_string(), user.subscriptions.to_string(), users_max, flag(user.is_told).to_owned()]
 }
@@ -490,11 +643,13 @@ fn read_roll(mut answer: Answer) -> Result<Read, BackplaneError> {
     while !list.is_empty() {
         instances.push(list.text()?);
     }
-    let mut roll = Roll { sequence, subscriptions, users: Vec::new() };
-    let mut list = answer.list()?;
-    while !list.is_empty() {
-        let (id, info) = (list.text()?, list.text()?);
-        roll.users.push(User { id, info: (!info.is_empty()).then_some(info) });
-    }
+    let roll = Roll { sequence, subscriptions, users: Vec::new() };
     Ok(Read { roll, users, instances })
+}
+
+/// Id, and info if there is one: the value is the number of subscriptions, a line feed, info.
+fn read_user(id: Vec<u8>, held: &[u8]) -> Option<(Box<str>, Option<Box<str>>)> {
+    let id = String::from_utf8(id).ok()?;
+    let (_, info) = std::str::from_utf8(held).ok()?.split_once('\n')?;
+    Some((id.into(), (!info.is_empty()).then(|| info.into())))
 }

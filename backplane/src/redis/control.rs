@@ -15,8 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use super::{
-    census::Census,
-    contract::{Commands, LinkId, Session, Subscriber, Subscribing},
+    contract::{Commands, Seat, Subscribing},
     counters::Tallies,
     names::{CONTROL, Prefix},
 };
@@ -37,13 +36,10 @@ pub(crate) async fn send(
     Ok(())
 }
 
-/// Stands between the links and the subscriptions: takes orders out, passes everything else on.
+/// Keeps the subscription to orders where their channel lives, and hands them over.
 pub(crate) struct Orders {
-    inner: Arc<dyn Subscriber>,
     /// Not owned: the links own this.
     subscribing: Weak<dyn Subscribing>,
-    /// Told when a server is back. Not owned: it holds the links.
-    census: Weak<Census>,
     sink: Arc<dyn Sink>,
     channel: Vec<u8>,
     state: Mutex<State>,
@@ -54,8 +50,8 @@ pub(crate) struct Orders {
 
 #[derive(Debug, Default)]
 struct State {
-    sessions: Vec<(LinkId, Session)>,
-    confirmed: Option<(LinkId, Session)>,
+    sessions: Vec<Seat>,
+    confirmed: Option<Seat>,
 }
 
 /// Why bytes are not an order.
@@ -81,17 +77,13 @@ struct StoredOrder {
 
 impl Orders {
     pub(crate) fn new(
-        inner: Arc<dyn Subscriber>,
         subscribing: Weak<dyn Subscribing>,
-        census: Weak<Census>,
         sink: Arc<dyn Sink>,
         prefix: &Prefix,
         tallies: Arc<Tallies>,
     ) -> Self {
         Self {
-            inner,
             subscribing,
-            census,
             sink,
             channel: prefix.pubsub(CONTROL).into_bytes(),
             state: Mutex::default(),
@@ -106,11 +98,11 @@ impl Orders {
     pub(crate) fn subscribe(&self) {
         let Some(subscribing) = self.subscribing.upgrade() else { return };
         let Some(route) = subscribing.route(CONTROL) else { return };
-        let session = self.with(|state| {
-            let session = state.sessions.iter().find(|(link, _)| *link == route.link).copied();
-            session.filter(|_| session != state.confirmed)
+        let seat = self.with(|state| {
+            let seat = state.sessions.iter().find(|seat| seat.link == route.link).copied();
+            seat.filter(|_| seat != state.confirmed)
         });
-        if let Some((link, session)) = session {
+        if let Some(Seat { link, session }) = seat {
             // False: the session is over, and the next one begins with this.
             subscribing.subscribe(link, session, &[&self.channel]);
         }
@@ -133,51 +125,37 @@ impl Orders {
     }
 }
 
-impl Subscriber for Orders {
-    fn up(&self, link: LinkId, session: Session) {
-        self.with(|state| state.sessions.push((link, session)));
-        if let Some(census) = self.census.upgrade() {
-            census.doubt();
-        }
+/// What the owner of the links passes on.
+impl Orders {
+    pub(crate) fn up(&self, seat: Seat) {
+        self.with(|state| state.sessions.push(seat));
         self.subscribe();
-        self.inner.up(link, session);
     }
 
-    fn down(&self, link: LinkId, session: Session) {
+    pub(crate) fn down(&self, seat: Seat) {
         self.with(|state| {
-            state.sessions.retain(|held| *held != (link, session));
-            state.confirmed = state.confirmed.filter(|held| *held != (link, session));
+            state.sessions.retain(|held| *held != seat);
+            state.confirmed = state.confirmed.filter(|held| *held != seat);
         });
-        self.inner.down(link, session);
     }
 
-    fn routes_changed(&self) {
-        self.subscribe();
-        self.inner.routes_changed();
+    pub(crate) fn is_for(&self, channel: &[u8]) -> bool {
+        channel == self.channel
     }
 
-    fn confirmed(&self, link: LinkId, session: Session, channel: &[u8]) {
-        if channel != self.channel {
-            return self.inner.confirmed(link, session, channel);
-        }
-        self.with(|state| state.confirmed = Some((link, session)));
+    pub(crate) fn confirmed(&self, seat: Seat) {
+        self.with(|state| state.confirmed = Some(seat));
         self.has_confirmed.store(true, Relaxed);
         self.confirmed.notify_waiters();
     }
 
-    fn ended(&self, link: LinkId, session: Session, channel: &[u8]) {
-        if channel != self.channel {
-            return self.inner.ended(link, session, channel);
-        }
-        self.with(|state| state.confirmed = state.confirmed.filter(|held| *held != (link, session)));
+    pub(crate) fn ended(&self, seat: Seat) {
+        self.with(|state| state.confirmed = state.confirmed.filter(|held| *held != seat));
         self.subscribe();
     }
 
-    fn message(&self, link: LinkId, session: Session, channel: &[u8], payload: Vec<u8>) {
-        if channel != self.channel {
-            return self.inner.message(link, session, channel, payload);
-        }
-        let tally = match decode(&payload) {
+    pub(crate) fn message(&self, payload: &[u8]) {
+        let tally = match decode(payload) {
             Ok(control) => {
                 self.sink.control(control);
                 &self.tallies.orders_received
@@ -186,10 +164,6 @@ impl Subscriber for Orders {
             Err(OrderError::Undecodable) => &self.tallies.orders_undecodable,
         };
         tally.fetch_add(1, Relaxed);
-    }
-
-    fn together(&self, tell: &mut dyn FnMut()) {
-        self.sink.together(tell);
     }
 }
 

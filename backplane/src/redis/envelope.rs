@@ -12,7 +12,7 @@
 //! ```
 //!
 //! With a position, the publisher makes a body; the script keeps it in the stream and makes an envelope of it. A
-//! decoder takes the buffer that was received and shares the payload out of it.
+//! decoder copies what was received, and shares the payload out of the copy.
 
 use bytes::{Buf, Bytes};
 
@@ -96,18 +96,18 @@ pub(crate) struct NameTooLong(usize);
 
 impl Message {
     /// Reads what was received.
-    pub(crate) fn decode(bytes: Vec<u8>) -> Result<Self, EnvelopeError> {
-        match bytes[..] {
-            [VERSION, FLAG_CENSUS, ref census @ ..] => decode_census(census).map(Self::Census),
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, EnvelopeError> {
+        match bytes {
+            [VERSION, FLAG_CENSUS, census @ ..] => decode_census(census).map(Self::Census),
             _ => Envelope::decode(bytes).map(Self::Publication),
         }
     }
 }
 
 impl Envelope {
-    /// Reads what was received; the payload is a part of `bytes`, not a copy.
-    pub(crate) fn decode(bytes: Vec<u8>) -> Result<Self, EnvelopeError> {
-        let mut bytes = Bytes::from(bytes);
+    /// Reads what was received. It is copied once: a part of the buffer that it arrived in would keep all of that.
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, EnvelopeError> {
+        let mut bytes = Bytes::copy_from_slice(bytes);
         match take_u8(&mut bytes)? {
             VERSION => {}
             other => return Err(EnvelopeError::Version(other)),
@@ -280,7 +280,7 @@ fn take_u64(bytes: &mut Bytes) -> Result<u64, EnvelopeError> {
 /// Decodes arbitrary bytes both ways; what decodes encodes to the same bytes.
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) fn check_decoders(bytes: &[u8]) {
-    match Message::decode(bytes.to_vec()) {
+    match Message::decode(bytes) {
         Ok(Message::Publication(envelope)) => assert_eq!(encode_envelope(&envelope), bytes),
         Ok(Message::Census(event)) => assert_eq!(encode_census(&event), bytes),
         Err(_) => {}

@@ -12,8 +12,6 @@ use super::url::Server;
 /// Why the backplane does not start. Each is one sentence that says what to do, and none shows credentials.
 #[derive(Debug, thiserror::Error)]
 pub enum RedisStartError {
-    #[error("Redis at {server} is out of reach: {cause}; check the address and that the server runs")]
-    Unreachable { server: Box<str>, cause: Box<str> },
     #[error("Redis at {server} refused the credentials ({answer}); check user and password of the URL")]
     Credentials { server: Box<str>, answer: Box<str> },
     #[error(
@@ -42,6 +40,10 @@ pub enum RedisStartError {
     Certificate { server: Box<str>, cause: Box<str> },
     #[error("cannot read the certificates of the Redis authority in {path}: {cause}")]
     Authority { path: PathBuf, cause: Box<str> },
+    #[error("cannot read the Redis password in {path}: {cause}")]
+    Password { path: PathBuf, cause: Box<str> },
+    #[error("the certificate that this node shows to Redis cannot be used, {path}: {cause}")]
+    ClientCertificate { path: PathBuf, cause: Box<str> },
     #[error("the certificates of this system cannot be used: {cause}; name the file of the Redis authority")]
     SystemCertificates { cause: Box<str> },
     #[error("the backplane was started already")]
@@ -89,8 +91,10 @@ pub(crate) enum Trouble {
     Sentinels(Box<SentinelTrouble>),
     #[error("it has no database {0}")]
     NoDatabase(u32),
-    #[error("no probe came back within {} ms", .0.as_millis())]
-    ProbeLost(Duration),
+    #[error("nothing came from it for {} ms", .0.as_millis())]
+    Silent(Duration),
+    #[error("its user lacks a right: {0}")]
+    Rights(Box<str>),
     #[error("{0} names another master")]
     OtherMaster(&'static str),
     #[error("{0}")]
@@ -121,6 +125,7 @@ impl Trouble {
                 "NOPERM" => RedisStartError::Permission { server: name, answer: sentence(error).into() },
                 _ => return None,
             },
+            Self::Rights(answer) => RedisStartError::Permission { server: name, answer: answer.clone() },
             Self::TooOld { version, needed } => {
                 RedisStartError::TooOld { server: name, version: version.clone(), needed }
             }

@@ -103,11 +103,26 @@ impl Reader {
         self.read_page(answer, since)
     }
 
-    /// Where the channel stands, if it has state; counts as use of it.
-    pub(crate) async fn position(&self, channel: &Channel) -> Result<Option<Standing>, BackplaneError> {
-        let tag = channel.as_str();
-        let meta = self.prefix.meta(tag);
-        read_standing(scripts::POSITION.call(&*self.commands, tag, &[meta.as_bytes()], &[]).await?)
+    /// Where channels of one route stand, those that have state.
+    pub(crate) async fn positions(
+        &self,
+        channels: &[&Channel],
+    ) -> Result<Vec<Option<Standing>>, BackplaneError> {
+        let Some(first) = channels.first() else { return Ok(Vec::new()) };
+        let metas: Vec<_> = channels.iter().map(|channel| self.prefix.meta(channel.as_str())).collect();
+        let keys: Vec<_> = metas.iter().map(String::as_bytes).collect();
+        let mut answer = scripts::POSITIONS.call(&*self.commands, first.as_str(), &keys, &[]).await?;
+        channels.iter().map(|_| read_standing(answer.list()?)).collect()
+    }
+
+    /// Counts as use of channels of one route, whose histories have these ages: their state does not expire.
+    pub(crate) async fn renew(&self, channels: &[(&Channel, Duration)]) -> Result<(), BackplaneError> {
+        let Some((first, _)) = channels.first() else { return Ok(()) };
+        let metas: Vec<_> = channels.iter().map(|(channel, _)| self.prefix.meta(channel.as_str())).collect();
+        let ages: Vec<_> = channels.iter().map(|(_, age)| age.as_millis().to_string()).collect();
+        let [keys, args] =
+            [&metas, &ages].map(|texts| texts.iter().map(String::as_bytes).collect::<Vec<_>>());
+        scripts::RENEW.call(&*self.commands, first.as_str(), &keys, &args).await.map(|_| ())
     }
 
     /// Has the channel begin a new epoch unless `epoch` is over already; answers where it stands then.

@@ -8,8 +8,8 @@
 //! - `subscriptions`: who is handed what, in order and without holes.
 //! - `names`: keys and pub/sub channels. `envelope`: the bytes of a publication.
 //! - `scripts`: the Lua scripts, and how they are called.
-//! - `publish`, `history`, `presence`, `census`, `nodes`, `control`: the operations. `instances`: what presence and census
-//!   share. `counters`: what they count.
+//! - `publish`, `history`, `presence`, `census`, `nodes`, `control`: the operations. `leases`: what presence and census
+//!   share. `owner`: whom the links tell what happens. `counters`: what the operations count.
 
 mod backplane;
 mod census;
@@ -19,11 +19,12 @@ mod counters;
 mod envelope;
 mod error;
 mod history;
-mod instances;
+mod leases;
 mod links;
 mod names;
 mod nodes;
 mod options;
+mod owner;
 mod presence;
 mod publish;
 mod scripts;
@@ -36,9 +37,9 @@ pub use counters::OperationCounters;
 #[cfg(feature = "fuzz")]
 pub(crate) use envelope::check_decoders;
 pub use error::RedisStartError;
-pub use links::{LinkCounters, REPEATS, REPLACEMENTS};
+pub use links::{LinkCounters, REFUSALS, REPEATS, REPLACEMENTS};
 pub use names::{Prefix, PrefixError};
-pub use options::{IDEMPOTENCY_WINDOW, LEASE, RedisOptions};
+pub use options::{IDEMPOTENCY_WINDOW, LEASE, RedisFiles, RedisOptions, SentinelLogin};
 pub use subscriptions::{GapsTold, Repairs, SubscriptionCounters, Undecodable};
 pub use url::{RedisUrl, RedisUrlError};
 

@@ -15,7 +15,12 @@ pub(crate) const CONTROL: &str = "!control";
 ///
 /// It has no brace, so the first pair of braces in a name is that of its tag, whatever follows.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Prefix(Box<str>);
+pub struct Prefix {
+    name: Box<str>,
+    /// What pub/sub channels begin with: those of all databases of a server are in one room, so the database is a part
+    /// of their names.
+    pubsub: Box<str>,
+}
 
 /// Why a prefix is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -38,17 +43,23 @@ impl Prefix {
         }
         match prefix.chars().find(|c| !c.is_ascii_alphanumeric() && !"_.-".contains(*c)) {
             Some(character) => Err(PrefixError::Character(character)),
-            None => Ok(Self(prefix.into())),
+            None => Ok(Self { name: prefix.into(), pubsub: prefix.into() }),
         }
     }
 
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.name
     }
 
-    /// The pub/sub channel of a tag: `P:{TAG}`.
+    /// The same in a database of the server.
+    pub(crate) fn in_database(self, db: u32) -> Self {
+        let pubsub = if db == 0 { self.name.clone() } else { format!("{}:{db}", self.name).into() };
+        Self { pubsub, ..self }
+    }
+
+    /// The pub/sub channel of a tag: `P:{TAG}`, in database 3 `P:3:{TAG}`.
     pub(crate) fn pubsub(&self, tag: &str) -> String {
-        self.key(tag, "")
+        join(&[&self.pubsub, ":{", tag, "}"])
     }
 
     /// `P:{C}:m`, the hash that holds where a channel stands.
@@ -63,7 +74,7 @@ impl Prefix {
 
     /// `P:{C}:i:KEY`, what was answered to an idempotency key.
     pub(crate) fn idempotency(&self, channel: &str, key: &str) -> String {
-        format!("{}:{{{channel}}}:i:{key}", self.0)
+        format!("{}:{{{channel}}}:i:{key}", self.name)
     }
 
     /// `P:{C}:p`, the hash of a channel's members.
@@ -88,13 +99,13 @@ impl Prefix {
 
     /// `P:{C}:n:INSTANCE`, the hash of an instance's users in a channel.
     pub(crate) fn census_part(&self, channel: &str, instance: &str) -> String {
-        format!("{}:{{{channel}}}:n:{instance}", self.0)
+        format!("{}:{{{channel}}}:n:{instance}", self.name)
     }
 
     /// `P:{!nodes}:c:INSTANCE`, the set of channels that an instance has to do with: it has subscriptions there, or
     /// ends to tell.
     pub(crate) fn census_channels(&self, instance: &str) -> String {
-        format!("{}:{{{NODES}}}:c:{instance}", self.0)
+        format!("{}:{{{NODES}}}:c:{instance}", self.name)
     }
 
     /// `P:{!nodes}`, the hash of node records.
@@ -109,32 +120,34 @@ impl Prefix {
 
     /// `P:{!nodes}:p:INSTANCE`, the set of channels in which an instance has members.
     pub(crate) fn instance_channels(&self, instance: &str) -> String {
-        format!("{}:{{{NODES}}}:p:{instance}", self.0)
+        format!("{}:{{{NODES}}}:p:{instance}", self.name)
     }
 
     /// The tag of a pub/sub channel that [`pubsub`](Self::pubsub) named; `None` for names of others.
     pub(crate) fn tag_of<'a>(&self, pubsub: &'a [u8]) -> Option<&'a [u8]> {
-        pubsub.strip_prefix(self.0.as_bytes())?.strip_prefix(b":{")?.strip_suffix(b"}")
+        pubsub.strip_prefix(self.pubsub.as_bytes())?.strip_prefix(b":{")?.strip_suffix(b"}")
     }
 
     fn key(&self, tag: &str, end: &str) -> String {
-        let mut key = String::with_capacity(self.0.len() + tag.len() + end.len() + 3);
-        for part in [&*self.0, ":{", tag, "}", end] {
-            key.push_str(part);
-        }
-        key
+        join(&[&self.name, ":{", tag, "}", end])
     }
+}
+
+fn join(parts: &[&str]) -> String {
+    let mut name = String::with_capacity(parts.iter().map(|part| part.len()).sum());
+    parts.iter().for_each(|part| name.push_str(part));
+    name
 }
 
 impl Default for Prefix {
     fn default() -> Self {
-        Self("tidegate".into())
+        Self { name: "tidegate".into(), pubsub: "tidegate".into() }
     }
 }
 
 impl fmt::Display for Prefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.name)
     }
 }
 
@@ -179,6 +192,11 @@ mod tests {
     fn the_tag_of_a_pubsub_channel_is_read_back() {
         let prefix = Prefix::new("P").expect("a prefix");
         assert_eq!(prefix.tag_of(b"P:{a:b}"), Some(&b"a:b"[..]));
+        let third = prefix.clone().in_database(3);
+        assert_eq!(third.pubsub("C"), "P:3:{C}");
+        assert_eq!(third.meta("C"), "P:{C}:m", "keys are apart by themselves");
+        assert_eq!(third.tag_of(b"P:3:{a:b}"), Some(&b"a:b"[..]));
+        assert_eq!((third.tag_of(b"P:{a}"), prefix.tag_of(b"P:3:{a}")), (None, None));
         for other in [&b"Q:{a}"[..], b"PP:{a}", b"P:a", b"P:{a", b"P", b""] {
             assert_eq!(prefix.tag_of(other), None);
         }

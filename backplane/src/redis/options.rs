@@ -11,12 +11,32 @@ pub const LEASE: Duration = Duration::from_secs(10);
 /// How long a key makes a second publish a duplicate.
 pub const IDEMPOTENCY_WINDOW: Duration = Duration::from_secs(300);
 
+/// What is read from files, and again when a login was refused.
+#[derive(Debug, Clone, Default)]
+pub struct RedisFiles {
+    /// The password, in place of the URL's. Line ends at its end are cut.
+    pub password: Option<PathBuf>,
+    /// PEM file with the certificates of a private authority; without it, those that the system trusts.
+    pub ca: Option<PathBuf>,
+    /// PEM files with the certificate that this node shows, and its key.
+    pub certificate: Option<[PathBuf; 2]>,
+}
+
+/// Who this node is to the Sentinels.
+#[derive(Debug, Clone)]
+pub struct SentinelLogin {
+    /// `None`: the default user.
+    pub user: Option<Box<str>>,
+    pub password_file: PathBuf,
+}
+
 /// How a node takes part in a deployment.
 #[derive(Debug, Clone)]
 pub struct RedisOptions {
     pub url: RedisUrl,
-    /// PEM file with the certificates of a private authority; without it, those that the system trusts.
-    pub ca: Option<PathBuf>,
+    pub files: RedisFiles,
+    /// For Sentinels that have credentials of their own.
+    pub sentinel: Option<SentinelLogin>,
     /// Keeps deployments on one Redis apart.
     pub prefix: Prefix,
     /// Unique among the nodes that live.
@@ -38,7 +58,8 @@ impl RedisOptions {
     pub fn new(url: RedisUrl, node: &str) -> Self {
         Self {
             url,
-            ca: None,
+            files: RedisFiles::default(),
+            sentinel: None,
             prefix: Prefix::default(),
             node: node.into(),
             lease: LEASE,

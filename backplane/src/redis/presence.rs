@@ -3,25 +3,27 @@
 //! Changes of a channel are sent one batch after the other: what is asked for while a batch is under way goes with the
 //! next one, so the order of the calls is the order of their effects, and a burst costs a few commands. A batch that
 //! fails leaves its channel *stale*: what Redis holds may differ from the copy, which has the change. Stale channels are
-//! written whole by the next sweep that succeeds, and so is every channel when the instance has changed ([`Registry`]).
+//! written whole by the next sweep that succeeds, and so is every channel when the instance has changed ([`Registry`]),
+//! and each whose server has a new session: what it acknowledged before it may have lost ([`Written`]).
 
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
+    time::Instant,
 };
 
 use futures_util::{
     future::{BoxFuture, FutureExt, ready},
     stream::{self, StreamExt},
 };
-use redis::{Cmd, FromRedisValue};
+use redis::Cmd;
 use serde::{Deserialize, Serialize};
 use tokio::{runtime::Handle, sync::oneshot};
 
 use super::{
     contract::Commands,
     counters::Tallies,
-    instances::{self, BATCH, CONCURRENCY, WAITING_MAX},
+    leases::{self, BATCH, CONCURRENCY, LEFT_MAX, Seats, WAITING_MAX, Written},
     names::Prefix,
     nodes::Registry,
     scripts,
@@ -48,8 +50,7 @@ struct Own {
 struct OwnChannel {
     members: BTreeMap<Box<str>, Arc<Member>>,
     waiting: Vec<Change>,
-    /// The channel is in the instance's set.
-    is_registered: bool,
+    written: Written,
     is_stale: bool,
     /// A batch is under way.
     is_busy: bool,
@@ -68,14 +69,17 @@ struct Batch {
     /// As the copy has them now; `None` has left.
     wanted: Vec<(Box<str>, Option<Arc<Member>>)>,
     is_whole: bool,
-    is_registered: bool,
+    is_listed: bool,
 }
 
 /// What became of a batch.
 #[derive(Clone, Copy)]
-enum End {
+enum End<'a> {
     Written {
-        is_registered: bool,
+        /// Under which the channel is listed; `None`: it is not, any more.
+        listed: Option<&'a Arc<str>>,
+        seats: Seats,
+        is_whole: bool,
     },
     /// Written, for an instance that is over.
     Outdated,
@@ -125,17 +129,25 @@ impl Presence {
     /// The members of all nodes, in order of their connections: this node's from its copy, others' from Redis if their
     /// instances live.
     pub(crate) async fn list(&self, channel: &Channel) -> Result<Vec<Member>, BackplaneError> {
-        let mut command = Cmd::new();
-        command.arg("HGETALL").arg(self.prefix.presence(channel.as_str()));
-        let value = self.commands.call(channel.as_str(), command).await?;
-        let stored: Vec<(Vec<u8>, Vec<u8>)> =
-            FromRedisValue::from_redis_value(value).map_err(|_| not_ours())?;
-        let mut members = self.own_members(channel);
-        let others = stored.into_iter().filter_map(|(connection, value)| self.decode(connection, &value));
-        let mut others: Vec<_> = others.filter(|(instance, _)| !self.registry.is_own(instance)).collect();
+        let key = self.prefix.presence(channel.as_str());
+        let mut others: BTreeMap<Box<str>, (Box<str>, Member)> = BTreeMap::new();
+        let mut cursor = "0".to_owned();
+        loop {
+            let page = leases::hash_page(&*self.commands, channel.as_str(), &key, &cursor).await?;
+            let decoded =
+                page.1.into_iter().filter_map(|(connection, value)| self.decode(connection, &value));
+            let decoded = decoded.filter(|(instance, _)| !self.registry.is_own(instance));
+            others.extend(decoded.map(|other| (other.1.connection.clone(), other)));
+            if page.0 == "0" {
+                break;
+            }
+            cursor = page.0;
+        }
+        let mut others: Vec<_> = others.into_values().collect();
         if others.iter().any(|(instance, _)| !self.registry.may_live(instance)) {
             self.drop_dead(channel, &mut others).await;
         }
+        let mut members = self.own_members(channel);
         members.extend(others.into_iter().map(|(_, member)| member));
         members.sort_by(|a, b| a.connection.cmp(&b.connection));
         // A connection that moved here with its name is in both.
@@ -143,8 +155,11 @@ impl Presence {
         Ok(members)
     }
 
-    /// Writes stale channels whole.
-    pub(crate) async fn sweep(self: &Arc<Self>) {
+    /// Writes stale channels whole; with `is_doubtful`, also those that their servers may have lost.
+    pub(crate) async fn sweep(self: &Arc<Self>, is_doubtful: bool) {
+        if is_doubtful && let Err(error) = self.doubt().await {
+            tracing::debug!(%error, "the channels that are listed for this node could not be read");
+        }
         let stale: Vec<Channel> = self.with(|own| {
             let stale = own.channels.iter_mut().filter(|(_, state)| state.is_stale && !state.is_busy);
             let claim = |(channel, state): (&Channel, &mut OwnChannel)| {
@@ -157,11 +172,35 @@ impl Presence {
         stream::iter(stale).map(write).buffer_unordered(CONCURRENCY).collect::<()>().await;
     }
 
+    /// Marks what may be lost, and channels that the servers have this node in though it is not: it left, and that was
+    /// lost.
+    async fn doubt(&self) -> Result<(), BackplaneError> {
+        let now = Instant::now();
+        self.with(|own| {
+            own.channels.retain(|_, state| state.is_busy || !state.written.is_forgotten(now));
+            for (channel, state) in &mut own.channels {
+                state.is_stale |= state.written.is_doubtful(Seats::of(&*self.commands, channel));
+            }
+        });
+        let set = self.prefix.instance_channels(&self.registry.instance());
+        for channel in leases::listed(&*self.commands, &set).await? {
+            let Ok(channel) = Channel::from_inside(&channel) else { continue };
+            self.with(|own| {
+                let state = own.channels.entry(channel).or_default();
+                if state.members.is_empty() {
+                    state.written.leave(now);
+                    state.is_stale = true;
+                }
+            });
+        }
+        Ok(())
+    }
+
     /// The instance is another one: nothing that was written counts any more.
     pub(crate) fn begin_again(&self) {
         self.with(|own| {
             own.channels.retain(|_, state| {
-                state.is_registered = false;
+                state.written.note_unlisted();
                 state.is_stale = !state.members.is_empty();
                 state.is_stale || state.is_busy
             });
@@ -172,7 +211,7 @@ impl Presence {
     /// lease.
     pub(crate) async fn remove_instance(&self, instance: &str) -> Result<(), BackplaneError> {
         let set = self.prefix.instance_channels(instance);
-        instances::clear_all(&*self.commands, &set, |channel| self.clear(channel, instance)).await
+        leases::clear_all(&*self.commands, &set, |channel| self.clear(channel, instance)).await
     }
 
     /// Members of this node in all channels.
@@ -206,13 +245,18 @@ impl Presence {
 
     /// Sends batch after batch of a channel that was marked busy, until nothing waits.
     async fn run(self: Arc<Self>, channel: Channel) {
-        while let Some(batch) = self.with(|own| own.next_batch(&channel)) {
-            let instance = self.registry.instance();
+        loop {
+            let instance: Arc<str> = self.registry.instance().into();
+            let seats = Seats::of(&*self.commands, &channel);
+            let Some(batch) = self.with(|own| own.next_batch(&channel, &instance, seats)) else { return };
             let outcome = self.send(&channel, &instance, &batch).await;
             // What was written for an instance that is over is written again.
-            let is_current = self.registry.instance() == instance;
+            let is_current = self.registry.instance() == *instance;
             let end = match &outcome {
-                Ok(is_registered) if is_current => End::Written { is_registered: *is_registered },
+                Ok(is_listed) if is_current => {
+                    let listed = is_listed.then_some(&instance);
+                    End::Written { listed, seats, is_whole: batch.is_whole }
+                }
                 Ok(_) => End::Outdated,
                 Err(_) => End::Failed { is_leased: self.registry.is_leased() },
             };
@@ -235,29 +279,57 @@ impl Presence {
     async fn send(&self, channel: &Channel, instance: &str, batch: &Batch) -> Result<bool, BackplaneError> {
         let tag = channel.as_str();
         let set = self.prefix.instance_channels(instance);
-        if !batch.is_registered {
+        let writes = batch.wanted.iter().any(|(_, member)| member.is_some());
+        if writes && !batch.is_listed {
             // First, so that what is written is found when this node is gone.
-            instances::list(&*self.commands, &set, tag).await?;
+            leases::list(&*self.commands, &set, tag).await?;
         }
         let key = self.prefix.presence(tag);
-        if batch.is_whole {
-            let values = batch.wanted.iter().filter_map(|(connection, member)| {
-                member.as_ref().map(|member| (connection.as_bytes(), encode(instance, member)))
-            });
-            let values: Vec<_> = values.collect();
-            let pairs = values.iter().flat_map(|(connection, value)| [*connection, &value[..]]);
-            let args: Vec<&[u8]> = std::iter::once(instance.as_bytes()).chain(pairs).collect();
-            scripts::MEMBERS.call(&*self.commands, tag, &[key.as_bytes()], &args).await?;
-        } else {
-            for command in changes(&key, instance, &batch.wanted).into_iter().flatten() {
+        for page in batch.wanted.chunks(BATCH) {
+            for command in changes(&key, instance, page).into_iter().flatten() {
                 self.commands.call(tag, command).await?;
             }
         }
+        if batch.is_whole {
+            let is_kept = |connection: &str| {
+                let wanted = &batch.wanted;
+                wanted.binary_search_by(|(held, _)| (**held).cmp(connection)).is_ok()
+            };
+            self.remove(tag, instance, is_kept).await?;
+        }
         let is_left = self.with(|own| own.is_left(channel));
         if is_left {
-            instances::unlist(&*self.commands, &set, tag).await?;
+            leases::unlist(&*self.commands, &set, tag).await?;
         }
         Ok(!is_left)
+    }
+
+    /// Removes members that an instance has in a channel, a page at a time; answers how many.
+    async fn remove(
+        &self,
+        tag: &str,
+        instance: &str,
+        is_kept: impl Fn(&str) -> bool,
+    ) -> Result<u64, BackplaneError> {
+        let key = self.prefix.presence(tag);
+        let mark = [instance.as_bytes(), b"\n"].concat();
+        let (mut cursor, mut removed) = ("0".to_owned(), 0);
+        loop {
+            let (next, page) = leases::hash_page(&*self.commands, tag, &key, &cursor).await?;
+            let is_over = |(connection, value): &(Vec<u8>, Vec<u8>)| {
+                value.starts_with(&mark) && !std::str::from_utf8(connection).is_ok_and(&is_kept)
+            };
+            let over = page.iter().filter(|entry| is_over(entry)).map(|(connection, _)| &connection[..]);
+            let args: Vec<&[u8]> = std::iter::once(instance.as_bytes()).chain(over).collect();
+            if args.len() > 1 {
+                let answer = scripts::MEMBERS.call(&*self.commands, tag, &[key.as_bytes()], &args).await;
+                removed += answer?.number()?;
+            }
+            if next == "0" {
+                return Ok(removed);
+            }
+            cursor = next;
+        }
     }
 
     /// Asks the registry who lives; what dead instances left in the channel is removed.
@@ -282,10 +354,8 @@ impl Presence {
     }
 
     async fn clear(&self, channel: String, instance: &str) -> Result<(), BackplaneError> {
-        let key = self.prefix.presence(&channel);
-        let args = [instance.as_bytes()];
-        let mut answer = scripts::MEMBERS.call(&*self.commands, &channel, &[key.as_bytes()], &args).await?;
-        self.tallies.presence_removed.fetch_add(answer.number()?, Relaxed);
+        let removed = self.remove(&channel, instance, |_| false).await?;
+        self.tallies.presence_removed.fetch_add(removed, Relaxed);
         Ok(())
     }
 
@@ -343,7 +413,10 @@ impl Own {
         let has_room = member.is_none() || self.waiting < WAITING_MAX;
         let state = self.channels.entry(channel.clone()).or_default();
         match member {
-            Some(member) => state.members.insert(connection.clone(), member),
+            Some(member) => {
+                state.written.enter();
+                state.members.insert(connection.clone(), member)
+            }
             None => state.members.remove(&connection),
         };
         if !has_room {
@@ -356,12 +429,17 @@ impl Own {
     }
 
     /// What is to be sent next; `None` ends the run.
-    fn next_batch(&mut self, channel: &Channel) -> Option<Batch> {
+    fn next_batch(&mut self, channel: &Channel, instance: &str, seats: Seats) -> Option<Batch> {
+        let is_crowded = self.channels.len() > LEFT_MAX;
         let state = self.channels.get_mut(channel)?;
         if state.waiting.is_empty() && !state.is_stale {
             state.is_busy = false;
             if state.members.is_empty() {
-                self.channels.remove(channel);
+                state.written.leave(Instant::now());
+                if is_crowded {
+                    self.channels
+                        .retain(|_, state| state.is_busy || state.is_stale || !state.written.is_left());
+                }
             }
             return None;
         }
@@ -374,25 +452,33 @@ impl Own {
         } else {
             changes.iter().map(|change| (change.connection.clone(), member(&change.connection))).collect()
         };
-        Some(Batch { changes, wanted, is_whole, is_registered: state.is_registered })
+        Some(Batch { changes, wanted, is_whole, is_listed: state.written.is_listed(instance, seats) })
     }
 
     /// Takes the end of a batch in. False: the run is over.
-    fn finish(&mut self, channel: &Channel, end: End) -> bool {
+    fn finish(&mut self, channel: &Channel, end: End<'_>) -> bool {
         let Some(state) = self.channels.get_mut(channel) else { return false };
         match end {
-            End::Written { is_registered } => {
-                // Stale again while the batch was under way: the instance may be another one.
-                state.is_registered = is_registered && !state.is_stale;
+            End::Written { listed, seats, is_whole } => {
+                if is_whole {
+                    state.written.note_whole(seats)
+                } else {
+                    state.written.note_part(seats)
+                }
+                match listed {
+                    // Stale again while the batch was under way: the instance may be another one.
+                    Some(instance) if !state.is_stale => state.written.note_listed(instance, seats),
+                    _ => state.written.note_unlisted(),
+                }
                 return true;
             }
             End::Outdated => {
-                state.is_registered = false;
+                state.written.note_unlisted();
                 state.is_stale = !state.members.is_empty();
                 return true;
             }
             End::Failed { is_leased } => {
-                state.is_registered = false;
+                state.written.note_unlisted();
                 // Without a lease, what Redis has of us is removed by others; only what is here is written again.
                 state.is_stale = is_leased || !state.members.is_empty();
             }
@@ -443,8 +529,4 @@ fn decode(connection: Vec<u8>, value: &[u8]) -> Option<(Box<str>, Member)> {
     let StoredMember { user, info } = serde_json::from_str(json).ok()?;
     let connection = String::from_utf8(connection).ok()?.into();
     Some((instance.into(), Member { connection, user, info }))
-}
-
-fn not_ours() -> BackplaneError {
-    BackplaneError::Refused("a presence key holds something else; do others use the same key prefix?".into())
 }

@@ -10,15 +10,16 @@ use crate::{BackplaneError, Epoch};
 /// What several scripts begin with.
 const TIME: &str = include_str!("scripts/time.lua");
 const AGE: &str = include_str!("scripts/age.lua");
+const CENSUS: &str = include_str!("scripts/census.lua");
 
 pub(crate) static PUBLISH: LazyLock<Script> =
     LazyLock::new(|| Script::new("publish", &[TIME, AGE, include_str!("scripts/publish.lua")]));
-pub(crate) static FLIGHT: LazyLock<Script> =
-    LazyLock::new(|| Script::new("flight", &[include_str!("scripts/flight.lua")]));
 pub(crate) static HISTORY: LazyLock<Script> =
     LazyLock::new(|| Script::new("history", &[TIME, AGE, include_str!("scripts/history.lua")]));
-pub(crate) static POSITION: LazyLock<Script> =
-    LazyLock::new(|| Script::new("position", &[include_str!("scripts/position.lua")]));
+pub(crate) static POSITIONS: LazyLock<Script> =
+    LazyLock::new(|| Script::new("positions", &[include_str!("scripts/positions.lua")]));
+pub(crate) static RENEW: LazyLock<Script> =
+    LazyLock::new(|| Script::new("renew", &[include_str!("scripts/renew.lua")]));
 pub(crate) static RENOUNCE: LazyLock<Script> =
     LazyLock::new(|| Script::new("renounce", &[include_str!("scripts/renounce.lua")]));
 pub(crate) static ANNOUNCE: LazyLock<Script> =
@@ -27,10 +28,36 @@ pub(crate) static RETIRE: LazyLock<Script> =
     LazyLock::new(|| Script::new("retire", &[include_str!("scripts/retire.lua")]));
 pub(crate) static MEMBERS: LazyLock<Script> =
     LazyLock::new(|| Script::new("members", &[include_str!("scripts/members.lua")]));
-pub(crate) static CENSUS: LazyLock<Script> =
-    LazyLock::new(|| Script::new("census", &[TIME, include_str!("scripts/census.lua")]));
+pub(crate) static CENSUS_CHANGE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new("census_change", &[TIME, CENSUS, include_str!("scripts/census_change.lua")])
+});
+pub(crate) static CENSUS_SETTLE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new("census_settle", &[TIME, CENSUS, include_str!("scripts/census_settle.lua")])
+});
+pub(crate) static SUMS: LazyLock<Script> =
+    LazyLock::new(|| Script::new("sums", &[include_str!("scripts/sums.lua")]));
 pub(crate) static ROLL: LazyLock<Script> =
     LazyLock::new(|| Script::new("roll", &[include_str!("scripts/roll.lua")]));
+
+/// What the servers are told before they are asked: a call for a script that a server does not know is sent twice, and
+/// changes places with those that are under way.
+pub(crate) fn codes() -> Vec<Box<str>> {
+    let all = [
+        &PUBLISH,
+        &HISTORY,
+        &POSITIONS,
+        &RENEW,
+        &RENOUNCE,
+        &ANNOUNCE,
+        &RETIRE,
+        &MEMBERS,
+        &CENSUS_CHANGE,
+        &CENSUS_SETTLE,
+        &ROLL,
+        &SUMS,
+    ];
+    all.map(|script| script.code.as_str().into()).into()
+}
 
 /// A script and the digest by which the server knows it once it has seen it.
 #[derive(Debug)]
@@ -65,7 +92,34 @@ impl Script {
         };
         Answer::new(self.name, value)
     }
+
+    /// Calls the script for each of several keys and arguments, in their order and with one round trip.
+    pub(crate) async fn call_all(
+        &self,
+        commands: &dyn Commands,
+        tag: &str,
+        calls: &[KeysAndArgs<'_>],
+    ) -> Vec<Result<Answer, BackplaneError>> {
+        let by_digest = calls.iter().map(|(keys, args)| command("EVALSHA", &self.sha1, keys, args));
+        let mut values = commands.call_all(tag, by_digest.collect()).await;
+        let is_unknown =
+            |value: &Result<_, _>| matches!(value, Err(BackplaneError::Refused(why)) if is_no_script(why));
+        // The server came to know it in their midst: those before that would come behind the others.
+        let known = values.iter().rposition(|value| !is_unknown(value)).map_or(0, |last| last + 1);
+        for value in values[..known].iter_mut().filter(|value| is_unknown(value)) {
+            *value = Err(BackplaneError::Unavailable("the server had forgotten its scripts".into()));
+        }
+        if known < values.len() {
+            values.truncate(known);
+            let with_code = calls[known..].iter().map(|(keys, args)| command("EVAL", &self.code, keys, args));
+            values.extend(commands.call_all(tag, with_code.collect()).await);
+        }
+        values.into_iter().map(|value| Answer::new(self.name, value?)).collect()
+    }
 }
+
+/// Of one call.
+pub(crate) type KeysAndArgs<'a> = (Vec<&'a [u8]>, Vec<&'a [u8]>);
 
 fn command(name: &str, script: &str, keys: &[&[u8]], args: &[&[u8]]) -> Cmd {
     // What the protocol puts around an argument is at most 16 bytes.

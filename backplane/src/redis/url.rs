@@ -16,9 +16,10 @@ const PORT_SENTINEL: u16 = 26379;
 /// | `redis://a,b,c/db` | independent servers, channels spread over them |
 /// | `redis-sentinel://s1,s2/NAME/db` | the master that the Sentinels name |
 /// | `redis-cluster://a,b` | a Cluster, found through any of the servers |
+/// | `redis+unix:///run/redis.sock` | one server, through a socket of this machine |
 ///
 /// With `rediss`, `rediss-sentinel`, `rediss-cluster` over TLS. Before the hosts: `user:password@` or `:password@`,
-/// percent-encoded. There are no query parameters. Neither `Display` nor `Debug` shows the credentials.
+/// percent-encoded. There are no query parameters, but for `?db=N` after the path of a socket. Neither `Display` nor `Debug` shows the credentials.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RedisUrl {
     pub(crate) topology: TopologyKind,
@@ -39,9 +40,16 @@ pub(crate) enum TopologyKind {
 /// Where a server is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Server {
-    /// Name or address, IPv6 without brackets.
+    /// Name or address, IPv6 without brackets; or the path of a socket, which begins with a slash as no host does.
     pub(crate) host: Box<str>,
     pub(crate) port: u16,
+}
+
+impl Server {
+    /// A socket of this machine.
+    pub(crate) fn socket_path(&self) -> Option<&str> {
+        self.host.starts_with('/').then_some(&*self.host)
+    }
 }
 
 #[derive(Clone, PartialEq, Eq)]
@@ -56,7 +64,7 @@ pub(crate) struct Credentials {
 pub enum RedisUrlError {
     #[error(
         "the Redis URL begins with none of redis://, rediss://, redis-sentinel://, rediss-sentinel://, \
-         redis-cluster:// and rediss-cluster://"
+         redis-cluster://, rediss-cluster:// and redis+unix://"
     )]
     Scheme,
     #[error(
@@ -108,6 +116,9 @@ impl FromStr for RedisUrl {
 
     fn from_str(text: &str) -> Result<Self, RedisUrlError> {
         let (scheme, rest) = text.split_once("://").ok_or(RedisUrlError::Scheme)?;
+        if scheme == "redis+unix" {
+            return socket_url(rest);
+        }
         let (kind, tls) = scheme_of(scheme)?;
         let authority_end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
         let (authority, after) = rest.split_at(authority_end);
@@ -130,6 +141,12 @@ impl FromStr for RedisUrl {
 
 impl fmt::Display for RedisUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let [server] = &self.servers[..]
+            && server.socket_path().is_some()
+        {
+            write!(f, "redis+unix://{server}")?;
+            return if self.db == 0 { Ok(()) } else { write!(f, "?db={}", self.db) };
+        }
         write!(f, "{}://", self.scheme())?;
         for (index, server) in self.servers.iter().enumerate() {
             let comma = if index == 0 { "" } else { "," };
@@ -156,7 +173,9 @@ impl fmt::Debug for Credentials {
 
 impl fmt::Display for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') {
+        if self.socket_path().is_some() {
+            f.write_str(&self.host)
+        } else if self.host.contains(':') {
             write!(f, "[{}]:{}", self.host, self.port)
         } else {
             write!(f, "{}:{}", self.host, self.port)
@@ -181,6 +200,28 @@ fn scheme_of(scheme: &str) -> Result<(Kind, bool), RedisUrlError> {
         "rediss-cluster" => (Kind::Cluster, true),
         _ => return Err(RedisUrlError::Scheme),
     })
+}
+
+/// `[USER:PASSWORD@]/PATH[?db=N]`.
+fn socket_url(rest: &str) -> Result<RedisUrl, RedisUrlError> {
+    let (credentials, path) = match rest.find('/') {
+        None => return Err(RedisUrlError::NoHost),
+        Some(0) => (None, rest),
+        Some(at) => {
+            let credentials = rest[..at].strip_suffix('@').ok_or(RedisUrlError::Host)?;
+            (credentials_of(credentials)?, &rest[at..])
+        }
+    };
+    let (path, db) = match path.split_once('?') {
+        None => (path, 0),
+        Some((path, query)) => {
+            let db = query.strip_prefix("db=").ok_or(RedisUrlError::Query)?;
+            (path, db.parse().map_err(|_| RedisUrlError::Database)?)
+        }
+    };
+    let path = percent_decode_str(path).decode_utf8().map_err(|_| RedisUrlError::Host)?;
+    let servers = vec![Server { host: path.into(), port: 0 }];
+    Ok(RedisUrl { topology: TopologyKind::Standalone, tls: false, servers, credentials, db })
 }
 
 fn credentials_of(text: &str) -> Result<Option<Credentials>, RedisUrlError> {
@@ -286,6 +327,8 @@ mod tests {
         check("rediss-sentinel://s1/main/2", "rediss-sentinel://s1:26379/main/2", None);
         check("redis-cluster://a,b", "redis-cluster://a:6379,b:6379", None);
         check("rediss-cluster://a/", "rediss-cluster://a:6379", None);
+        check("redis+unix:///run/a%20b.sock", "redis+unix:///run/a b.sock", None);
+        check("redis+unix://:p@/s?db=3", "redis+unix:///s?db=3", Some((None, "p")));
         check("redis://[::1]:7000,[fe80::1]", "redis://[::1]:7000,[fe80::1]:6379", None);
     }
 
@@ -304,7 +347,9 @@ mod tests {
         for (url, error) in [
             ("localhost:6379", RedisUrlError::Scheme),
             ("http://h", RedisUrlError::Scheme),
-            ("redis+unix:///s", RedisUrlError::Scheme),
+            ("redis+unix://s", RedisUrlError::NoHost),
+            ("redis+unix://h/s", RedisUrlError::Host),
+            ("redis+unix:///s?x=1", RedisUrlError::Query),
             ("redis://", RedisUrlError::NoHost),
             ("redis://a,,b", RedisUrlError::NoHost),
             ("redis://:s3/cret@h", RedisUrlError::Encoding),

@@ -163,6 +163,10 @@ impl Config {
         let mut config = Self { dev: true, ..Self::default() };
         // Loopback only, so that there is nobody to protect from a handshake rate; load tests are usual.
         config.limits.handshakes_per_second = 0;
+        config.limits.messages_per_second = 0;
+        config.limits.subscribes_per_second = 0;
+        config.limits.inflated_bytes_per_second = ByteSize::kib(0);
+        config.limits.anonymous_subscriptions = config.limits.subscriptions;
         // A page served by any local development server may connect; one from the network could read and publish with
         // the fixed key.
         config.auth.allowed_origins = vec![OriginRule::SameOrigin, OriginRule::Localhost];

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use tidegate_backplane::{LEASE, Prefix, RedisOptions, RedisUrl};
+use tidegate_backplane::{LEASE, Prefix, RedisFiles, RedisOptions, RedisUrl, SentinelLogin};
 use tidegate_ops::section;
 
 use super::{Config, ConfigError, Secret, Setting, read_secret};
@@ -14,11 +14,20 @@ section! {
         /// digits and `_-.`.
         prefix: RedisPrefix = RedisPrefix::default();
         /// File with the password, for a `backplane` without one: `redis://user@host` or `redis://host`. Line ends
-        /// at its end are cut.
+        /// at its end are cut. It is read again when a login was refused, as are the files of certificates.
         password_file: Option<PathBuf> = None;
         /// PEM file with the certificates of a private authority, for URLs over TLS. Without it, those that the
         /// system trusts.
         ca_file: Option<PathBuf> = None;
+        /// PEM file with the certificate that this node shows to Redis, and those between it and the authority, for
+        /// servers that ask for one. Needs `key_file`.
+        cert_file: Option<PathBuf> = None;
+        /// PEM file with the key of `cert_file`.
+        key_file: Option<PathBuf> = None;
+        /// Name of the user at the Sentinels. Without it, the default user.
+        sentinel_user: Option<Box<str>> = None;
+        /// File with the password at the Sentinels. Without it, they are told the one of Redis where they ask for one.
+        sentinel_password_file: Option<PathBuf> = None;
         /// For so long a node that is not heard of counts as living: then its connections are no longer present, and
         /// it is not in the list of nodes. At least 1 s.
         lease: Duration = LEASE;
@@ -51,8 +60,8 @@ pub struct RedisPrefix(Prefix);
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Replicas(u8);
 
-const SCHEMES: [&str; 6] =
-    ["redis", "rediss", "redis-sentinel", "rediss-sentinel", "redis-cluster", "rediss-cluster"];
+const SCHEMES: [&str; 7] =
+    ["redis", "rediss", "redis-sentinel", "rediss-sentinel", "redis-cluster", "rediss-cluster", "redis+unix"];
 
 /// The lease is renewed ten times in its time; a server that is slow for a moment must not end it.
 const LEASE_MIN: Duration = Duration::from_secs(1);
@@ -122,8 +131,28 @@ impl Redis {
                 rule: "the least is \"1s\"",
             });
         }
+        let certificate = match (&self.cert_file, &self.key_file) {
+            (None, None) => None,
+            (Some(certificate), Some(key)) => Some([certificate.clone(), key.clone()]),
+            _ => {
+                return Err(contradiction("redis.cert_file", "redis.key_file belongs to it, and it to that"));
+            }
+        };
+        if certificate.is_some() && !url.is_tls() {
+            return Err(contradiction("redis.cert_file", "the URL is not one over TLS, such as rediss://"));
+        }
+        let sentinel = self.sentinel_password_file.clone().map(|password_file| SentinelLogin {
+            user: self.sentinel_user.as_deref().map(Into::into),
+            password_file,
+        });
+        if sentinel.is_none() && self.sentinel_user.is_some() {
+            let rule = "a user has a password: redis.sentinel_password_file";
+            return Err(contradiction("redis.sentinel_user", rule));
+        }
+        let password = self.password_file.clone();
         Ok(RedisOptions {
-            ca: self.ca_file.clone(),
+            files: RedisFiles { password, ca: self.ca_file.clone(), certificate },
+            sentinel,
             prefix: self.prefix.0.clone(),
             lease: self.lease,
             replicas: self.replicas.0,

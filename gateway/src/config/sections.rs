@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use tidegate_backplane::{Channel, HistoryPolicy};
 
-use tidegate_ops::{choice, section};
+use tidegate_ops::{budget::Rate, choice, section};
 
 use super::{ByteSize, ConfigError, Entry, Load, Node};
 
@@ -23,6 +23,11 @@ section! {
         handshakes_per_second: u32 = 2_000;
         /// Handshakes that may come at once on top of the rate: two seconds' worth.
         handshakes_burst: u32 = 4_000;
+        /// Handshakes per second from one client address (for IPv6 from its /64), with two seconds' worth at once; more
+        /// are answered 429. Refused ones count, and where this node ends TLS every connection does. It is taken before
+        /// `handshakes_per_second`, so that half of that is left for all others. 0: no limit, for a node that sees one
+        /// address for all its clients: a balancer that is not in `trusted_proxies`.
+        address_handshakes_per_second: u32 = 1_000;
         /// A client that has not sent its whole request head by then is disconnected.
         handshake_timeout: Duration = Duration::from_secs(10);
         /// A request line with its headers. Holds an 8 KiB token and a browser's usual headers.
@@ -35,6 +40,24 @@ section! {
         body_bytes: ByteSize = ByteSize::mib(1);
         /// Channels that one connection may be subscribed to.
         subscriptions: u32 = 100;
+        /// The same for a raw WebSocket or event stream without a token or key. A channel that nobody else is in costs
+        /// about 1.8 KiB here and 1 KiB in Redis with a name of 200 bytes: 20 are 55 KiB.
+        anonymous_subscriptions: u32 = 20;
+        /// Channels of this node that have a subscriber. Subscriptions to more are refused with 503. At 1.8 KiB, 500,000
+        /// take 0.9 GiB. 0: no limit.
+        channels: u32 = 500_000;
+        /// Subscriptions that one open connection may ask for per second, with `subscriptions` at once. Each costs up to
+        /// 30 commands of Redis with its end: 10 are 300 a second. More are refused and told. 0: no limit.
+        subscribes_per_second: u32 = 10;
+        /// Messages that one connection may send per second, with one second's worth at once: publications, commands,
+        /// pings, refused and malformed ones. More are not refused: they wait, unread. 0: no limit.
+        messages_per_second: u32 = 250;
+        /// Bytes per second that the compressed messages of one connection may inflate to, with one second's worth at
+        /// once. More are not refused: they wait, unread. A frame of 90 bytes may inflate to 64 KiB. 0: no limit.
+        inflated_bytes_per_second: ByteSize = ByteSize::kib(256);
+        /// Whether clients may compress what they send (permessage-deflate). What they are sent follows the namespaces'
+        /// `compression`; both need the extension, so switched off there is neither.
+        compression: bool = true;
         /// Publications per second that one connection may send, with one second's worth at once. 0: no limit.
         publishes_per_second: u32 = 100;
         /// Payload bytes per second that one connection may publish, with one second's worth at once. A rate
@@ -50,6 +73,33 @@ section! {
         /// Bytes of history that may be read at once for clients that recover, in pages of 64 KiB; when it is used up,
         /// reads wait their turn. What was read and written counts in `send_queue_bytes` of its connection.
         recovery_bytes: ByteSize = ByteSize::mib(32);
+    }
+}
+
+impl Limits {
+    pub(crate) fn handshakes(&self) -> Rate {
+        Rate { per_second: self.handshakes_per_second, at_once: self.handshakes_burst }
+    }
+
+    /// What one address may take of the node's handshakes; of no limit there is no share.
+    pub(crate) fn address_handshakes(&self) -> Rate {
+        let per_second = match self.handshakes_per_second {
+            0 => 0,
+            _ => self.address_handshakes_per_second,
+        };
+        Rate { per_second, at_once: per_second.saturating_mul(2) }
+    }
+
+    pub(crate) fn messages(&self) -> Rate {
+        Rate::per_second(self.messages_per_second)
+    }
+
+    pub(crate) fn inflated_bytes(&self) -> Rate {
+        Rate::per_second(u32::try_from(self.inflated_bytes_per_second.bytes()).unwrap_or(u32::MAX))
+    }
+
+    pub(crate) fn subscribes(&self) -> Rate {
+        Rate { per_second: self.subscribes_per_second, at_once: self.subscriptions }
     }
 }
 

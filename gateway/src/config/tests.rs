@@ -296,7 +296,8 @@ fn the_section_about_redis() {
         file("rediss://me@h", &format!("{password_file}\nprefix = 'two'\nlease = '3s'\nca_file = 'ca.pem'"));
     let options = Given { file: &good, ..Given::default() }.config().redis_options().unwrap().unwrap();
     assert_eq!((options.prefix.as_str(), options.lease.as_secs()), ("two", 3));
-    assert!(options.ca.is_some() && options.url == "rediss://me:s3cret%2F@h".parse().unwrap());
+    assert!(options.files.ca.is_some() && options.files.password.is_some());
+    assert!(options.url == "rediss://me:s3cret%2F@h".parse().unwrap());
     refused_file(
         &file("redis://:p@h", &password_file),
         "`redis.password_file` and `backplane` do not fit together: the URL has a password itself",

@@ -112,6 +112,10 @@ impl Intake for Doorkeeper {
         }
         let admitted = match self.edge.names_later(peer) {
             true => self.front.admit_unnamed(),
+            // A TLS handshake costs more than all that may follow it.
+            false if self.edge.tls.is_some() => {
+                self.front.take_address_handshake(peer).and_then(|()| self.front.admit(peer))
+            }
             false => self.front.admit(peer),
         };
         let (key, over) = match admitted {

@@ -5,7 +5,7 @@ use std::sync::{Arc, atomic::Ordering};
 use tidegate_ops::edge::Preamble;
 use tidegate_wire::{
     head::Head as RequestHead,
-    request::{Judged, judge},
+    request::{Judged, RequestError, judge},
 };
 
 use crate::{
@@ -61,7 +61,19 @@ impl Ctx<'_> {
     /// `fresh` are the last bytes of `received`.
     fn take_head(&mut self, received: &[u8], arrival: Arrival, fresh: &[u8]) {
         let max = self.core.shared.node.config().limits.head_bytes.bytes();
-        match judge(received, fresh.len(), max) {
+        let judged = judge(received, fresh.len(), max);
+        if matches!(arrival, Arrival::New)
+            && let Err(over) = self.take_address_handshake(&judged)
+        {
+            return match &judged {
+                Ok(Some(Judged { head, .. })) => match self.route(head) {
+                    Route::Shard(protocol) => self.refuse_request(protocol, head, &Refusal::Over(over)),
+                    Route::Http => self.refuse(&Refusal::Over(over)),
+                },
+                _ => self.refuse(&Refusal::Over(over)),
+            };
+        }
+        match judged {
             Ok(None) => {
                 // Its limit stays where it was, in the head that is being read.
                 if let Some(Phase::Head(head)) =
@@ -80,13 +92,7 @@ impl Ctx<'_> {
                     self.refuse_to(&Refusal::Over(over), origin);
                 }
                 (_, Route::Http) => self.hand_to_http(received),
-                (_, Route::Shard(protocol)) => {
-                    if let Err(refusal) = self.name_client(&head) {
-                        let origin = self.core.readable_origin(&head);
-                        return self.refuse_to(&refusal, origin);
-                    }
-                    self.accept(arrival, protocol, &head, received);
-                }
+                (_, Route::Shard(protocol)) => self.accept(arrival, protocol, &head, received),
             },
         }
     }
@@ -167,11 +173,38 @@ impl Ctx<'_> {
         if shared.node.stage() == Stage::Closing {
             return Err(Refusal::Draining.into());
         }
-        if !matches!(arrival, Arrival::Resumed) {
+        let is_new = !matches!(arrival, Arrival::Resumed);
+        if is_new {
+            shared.front.check_handshake().map_err(Refusal::Over)?;
+        }
+        let checked = protocol.of_list(shared.protocols).accept(self.core, head);
+        // The node's handshakes are for those that could be accepted: who sends what is refused is out of its own.
+        if is_new && !matches!(checked, Err(Stop::Refused(_))) {
             shared.front.take_handshake().map_err(Refusal::Over)?;
         }
-        let request = protocol.of_list(shared.protocols).accept(self.core, head)?;
-        Ok(Request { protocol, ..request })
+        Ok(Request { protocol, ..checked? })
+    }
+
+    /// Heads that are refused count, too; those of HTTP have budgets of their own. Where this node ends TLS, it was taken
+    /// when the connection was accepted, or named by a proxy.
+    fn take_address_handshake(
+        &mut self,
+        judged: &Result<Option<Judged<'_>>, RequestError>,
+    ) -> Result<(), Over> {
+        match judged {
+            Ok(Some(Judged { head, .. })) => match self.route(head) {
+                Route::Http => return Ok(()),
+                Route::Shard(_) => self.name_client(head)?,
+            },
+            Ok(None) => return Ok(()),
+            Err(_) => {}
+        }
+        match self.session() {
+            Some(session) if self.core.shared.edge.tls.is_none() => {
+                self.core.shared.front.take_handshake_of(session.address)
+            }
+            _ => Ok(()),
+        }
     }
 
     fn route(&self, head: &RequestHead<'_>) -> Route {

@@ -7,9 +7,9 @@ use tidegate_reactor::TlsSession;
 use tidegate_wire::{head::Head as RequestHead, proxy_v2::Header};
 
 use crate::{
-    admission::AddressKey,
+    admission::{AddressKey, Over},
     metrics::HandshakeResult,
-    session::{Ctx, Phase, refusal::Refusal},
+    session::{Ctx, Phase},
 };
 
 impl Ctx<'_> {
@@ -63,7 +63,7 @@ impl Ctx<'_> {
 
     /// A trusted proxy names the client of a request that a shard serves. (Requests over HTTP of many clients may
     /// share one connection, so it is counted as nobody's.)
-    pub(super) fn name_client(&mut self, head: &RequestHead<'_>) -> Result<(), Refusal> {
+    pub(super) fn name_client(&mut self, head: &RequestHead<'_>) -> Result<(), Over> {
         let trust = &self.core.shared.edge.trust;
         let Some(session) =
             self.connections.get_mut(self.id).filter(|session| session.address == AddressKey::UNNAMED)
@@ -72,7 +72,10 @@ impl Ctx<'_> {
         };
         let values: Vec<&[u8]> = head.octets_named(trust.header()).collect();
         if let Some(client) = trust.client(values.into_iter()) {
-            session.address = self.core.shared.front.name(client).map_err(Refusal::Over)?;
+            session.address = self.core.shared.front.name(client)?;
+            if self.core.shared.edge.tls.is_some() {
+                self.core.shared.front.take_handshake_of(session.address)?;
+            }
         }
         Ok(())
     }
@@ -95,10 +98,13 @@ impl Ctx<'_> {
         if self.core.shared.edge.trust.covers(ip) {
             return;
         }
-        match (self.core.shared.front.name(ip), &mut session.phase) {
-            (Ok(key), _) => session.address = key,
-            (Err(over), Phase::Head(head)) => head.over = Some(over),
-            (Err(_), _) => {}
+        let front = &self.core.shared.front;
+        let counted = front.name(ip).and_then(|key| {
+            session.address = key;
+            if self.core.shared.edge.tls.is_some() { front.take_handshake_of(key) } else { Ok(()) }
+        });
+        if let (Err(over), Phase::Head(head)) = (counted, &mut session.phase) {
+            head.over = Some(over);
         }
     }
 

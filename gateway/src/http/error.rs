@@ -154,6 +154,9 @@ impl ApiError {
             Self::Backplane(BackplaneError::Unconfirmed(_)) => {
                 ("backplane-unconfirmed", "The backplane did not answer")
             }
+            Self::Backplane(BackplaneError::Overloaded(_)) => {
+                ("backplane-overloaded", "The backplane has no room")
+            }
             Self::Backplane(BackplaneError::Refused(_)) => ("backplane-refused", "The backplane refused"),
         }
     }
@@ -162,9 +165,11 @@ impl ApiError {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::RateLimited { retry_after } | Self::Overloaded { retry_after } => Some(*retry_after),
-            Self::Backplane(BackplaneError::Unavailable(_) | BackplaneError::Unconfirmed(_)) => {
-                Some(BACKPLANE_RETRY_AFTER)
-            }
+            Self::Backplane(
+                BackplaneError::Unavailable(_)
+                | BackplaneError::Overloaded(_)
+                | BackplaneError::Unconfirmed(_),
+            ) => Some(BACKPLANE_RETRY_AFTER),
             _ => None,
         }
     }

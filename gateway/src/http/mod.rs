@@ -85,6 +85,10 @@ impl probes::Operated for HttpContext {
         reasons.iter().map(ToString::to_string).collect()
     }
 
+    fn missing(&self) -> Vec<String> {
+        self.node.missing()
+    }
+
     fn drain(&self) {
         self.node.drain();
     }

@@ -214,6 +214,7 @@ pub(super) fn samples() -> Vec<ApiError> {
         ApiError::UnsupportedMediaType,
         ApiError::Overloaded { retry_after: Duration::from_secs(1) },
         ApiError::Backplane(BackplaneError::Unavailable("connection refused".into())),
+        ApiError::Backplane(BackplaneError::Overloaded("16 MiB wait for answers".into())),
         ApiError::Backplane(BackplaneError::Unconfirmed("the connection broke".into())),
     ]
 }

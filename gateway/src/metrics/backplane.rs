@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use tidegate_backplane::{
-    LinkCounters, MemoryBackplane, REPEATS, REPLACEMENTS, RedisBackplane, RedisCounters,
+    LinkCounters, MemoryBackplane, REFUSALS, REPEATS, REPLACEMENTS, RedisBackplane, RedisCounters,
 };
 use tidegate_ops::metrics::{Collector, DescriptorEncoder, Page};
 
@@ -19,6 +19,8 @@ impl Collector for RedisCollector {
         let counters = self.0.counters();
         let mut page = Page::new(encoder);
         links(&mut page, &counters.links)?;
+        let slots = counters.slots_nowhere as f64;
+        page.gauge("backplane_slots_missing", "Slots of a Redis Cluster that no server holds.", slots)?;
         publications(&mut page, &counters)?;
         repairs(&mut page, &counters)?;
         presence(&mut page, &counters)?;
@@ -57,6 +59,10 @@ fn links(page: &mut Page<'_>, links: &[LinkCounters]) -> fmt::Result {
     let each = |of: fn(&LinkCounters) -> u64| links.iter().map(move |link| (&*link.server, of(link)));
     let up: Vec<_> = links.iter().map(|link| (&*link.server, f64::from(u8::from(link.up)))).collect();
     page.gauges_by("backplane_connected", "1 while calls to the server may succeed.", "server", up)?;
+    let writes = |link: &LinkCounters| f64::from(u8::from(link.takes_writes));
+    let writes: Vec<_> = links.iter().map(|link| (&*link.server, writes(link))).collect();
+    let help = "1 while the server takes writes: it has memory, disk and replicas for them.";
+    page.gauges_by("backplane_writable", help, "server", writes)?;
     page.counters_by(
         "backplane_connects",
         "Times that the server was connected.",
@@ -92,6 +98,13 @@ fn links(page: &mut Page<'_>, links: &[LinkCounters]) -> fmt::Result {
         ("unconfirmed", sum(|link| link.calls_unconfirmed)),
     ];
     page.counters_by("backplane_calls_failed", "Commands that failed, by reason.", "reason", failed)?;
+    let refused = sums(&REFUSALS, links, |link| &link.refused);
+    page.counters_by(
+        "backplane_refused",
+        "Commands that Redis refused, by what is lacking.",
+        "lack",
+        refused,
+    )?;
     page.counter(
         "backplane_waits",
         "WAIT commands: each answers for all publications that were accepted before it was sent.",

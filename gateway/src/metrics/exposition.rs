@@ -74,6 +74,11 @@ fn messages(page: &mut Page<'_>, shards: &[Arc<ShardMetrics>]) -> fmt::Result {
             counters(shards, |shard| &shard.messages_sent),
         ),
         (
+            "inflated_bytes",
+            "Bytes that compressed messages of clients inflated to.",
+            counters(shards, |shard| &shard.inflated_bytes),
+        ),
+        (
             "gaps_untold",
             "Clients that could not be told of a gap, and stayed.",
             counters(shards, |shard| &shard.gaps_untold),
@@ -86,6 +91,12 @@ fn messages(page: &mut Page<'_>, shards: &[Arc<ShardMetrics>]) -> fmt::Result {
     }
     let dropped = shards.iter().map(|shard| &shard.messages_dropped);
     page.counters("messages_dropped", "Messages that were not delivered, by reason.", dropped)?;
+    let spent = shards.iter().map(|shard| &shard.budgets_spent);
+    page.counters(
+        "budgets_spent",
+        "Times that a connection, or the node, had spent a budget, by budget.",
+        spent,
+    )?;
     let queued = gauges(shards, |shard| &shard.send_queue_bytes);
     page.gauge("send_queue_bytes", "Bytes that wait for a socket.", queued)?;
     let fanouts = shards.iter().map(|shard| &shard.fanout_seconds);

@@ -89,6 +89,8 @@ label!(
         AddressLimit = "address_limit",
         /// Handshakes per second.
         RateLimit = "rate_limit",
+        /// Handshakes per second of one address.
+        AddressRate = "address_rate",
         Draining = "draining",
         /// No descriptor was left.
         Descriptors = "descriptors",
@@ -100,6 +102,22 @@ label!(
         ProxyPeer = "proxy_peer",
         /// No TLS session came about.
         TlsFailed = "tls_failed",
+    }
+);
+
+label!(
+    /// Which budget of a connection or of the node was spent.
+    Budgeted, "budget", {
+        /// Its part in a turn of its shard: what it sent beyond that was served after the others.
+        Turn = "turn",
+        /// `limits.messages_per_second`: the others waited, unread.
+        Messages = "messages",
+        /// `limits.inflated_bytes_per_second`: the others waited, unread.
+        InflatedBytes = "inflated_bytes",
+        /// `limits.subscribes_per_second`: the subscription was refused.
+        Subscribes = "subscribes",
+        /// `limits.channels`: the subscription was refused.
+        Channels = "channels",
     }
 );
 

@@ -21,6 +21,7 @@ use futures_util::{
     future::{BoxFuture, Shared},
 };
 use tidegate_backplane::{Backplane, BackplaneError, Channel, History, HistoryQuery};
+use tidegate_ops::metrics::{self, Collector, DescriptorEncoder};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::subscription::{PAGE_BYTES, Read};
@@ -144,6 +145,22 @@ impl Histories {
         drop(outstanding);
         // A future may be the last to hold others: it is not dropped under the lock.
         drop(before);
+    }
+}
+
+impl Collector for Histories {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let usage = self.usage();
+        let mut page = metrics::Page::new(encoder);
+        let help = "Reads of history sent to the backplane for subscribers.";
+        page.counter("recovery_reads", help, usage.reads_sent)?;
+        let help = "Subscribers who shared a read that another had asked for.";
+        page.counter("recovery_reads_shared", help, usage.reads_joined)?;
+        let help = "History that is being read or written to clients, as it counts against its bound.";
+        page.gauge("recovery_bytes", help, usage.bytes as f64)?;
+        let help =
+            "The bound of tidegate_recovery_bytes: limits.recovery_bytes, or one page if that is more.";
+        page.gauge("recovery_bytes_limit", help, usage.bytes_max as f64)
     }
 }
 

@@ -352,6 +352,11 @@ impl Node {
         if reasons.is_empty() { Ok(()) } else { Err(NotReady { reasons }) }
     }
 
+    /// What does not work though the rest does, one sentence each.
+    pub fn missing(&self) -> Vec<String> {
+        self.backplane.missing()
+    }
+
     /// What came of announcing this node. That the registry is away says nothing of this node.
     pub(crate) fn note_announced(&self, result: &Result<(), BackplaneError>) {
         let refusal = match result {

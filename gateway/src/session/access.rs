@@ -13,6 +13,7 @@ use super::{core::Core, opening::Stop, refusal::Refusal};
 use crate::{
     app::{self, apps::AppId},
     auth::{Claims, Scope, TokenError, Verdict, bearer},
+    metrics::Budgeted,
 };
 
 /// Credentials that were checked.
@@ -45,7 +46,8 @@ impl Core {
         head: &Head<'_>,
         query: &Query,
     ) -> Result<(Vec<Channel>, Option<Claims>), Stop> {
-        let channels = self.url_channels(query)?;
+        let is_anonymous = query.token.is_none() && head.header("authorization").and_then(bearer).is_none();
+        let channels = self.url_channels(query, is_anonymous)?;
         let (claims, app) = self.authorise(head, query, &channels)?;
         let app = app.as_ref().map(AppId::as_str);
         let channels = channels.into_iter().map(|channel| AppId::channel(app, channel.name()));
@@ -75,14 +77,23 @@ impl Core {
         config.namespaces.of(channel).anonymous_subscribe && !is_restricted
     }
 
-    fn url_channels(&self, query: &Query) -> Result<Vec<Channel>, Refusal> {
-        let (given, max) = (query.channels.len(), self.shared.node.config().limits.subscriptions as usize);
+    fn url_channels(&self, query: &Query, is_anonymous: bool) -> Result<Vec<Channel>, Refusal> {
+        let limits = &self.shared.node.config().limits;
+        let max = match is_anonymous {
+            true => limits.subscriptions.min(limits.anonymous_subscriptions),
+            false => limits.subscriptions,
+        };
+        let (given, max) = (query.channels.len(), max as usize);
         // An enveloped client may subscribe later.
         if given == 0 && !query.envelope {
             return Err(Refusal::NoChannel);
         }
         if given > max {
             return Err(Refusal::TooManyChannels { given, max });
+        }
+        if !self.has_room_for_channels() {
+            self.metrics.budgets_spent.add(Budgeted::Channels, 1);
+            return Err(Refusal::NoChannels);
         }
         let channels = query.channels.iter().map(|name| Channel::new(name)).collect::<Result<Vec<_>, _>>()?;
         for (at, channel) in channels.iter().enumerate() {
@@ -156,7 +167,10 @@ impl Core {
     }
 }
 
-/// What clients send may always be deflated; what they are sent follows the namespace.
-pub(crate) fn upgrade(head: &Head<'_>) -> Result<Upgrade, Refusal> {
-    Ok(Upgrade::negotiate(head.method, head.minor_version, |name| head.header_joined(name), true)?)
+impl Core {
+    /// What clients send may be deflated unless that is switched off; what they are sent follows the namespace.
+    pub(crate) fn upgrade(&self, head: &Head<'_>) -> Result<Upgrade, Refusal> {
+        let compression = self.shared.node.config().limits.compression;
+        Ok(Upgrade::negotiate(head.method, head.minor_version, |name| head.header_joined(name), compression)?)
+    }
 }

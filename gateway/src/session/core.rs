@@ -21,6 +21,7 @@ use tokio::runtime::Handle;
 
 use super::{
     Session, SocketIds,
+    budget::Rates,
     ctx::Ctx,
     fanout::Farewell,
     hand_off::TakesHandOffs,
@@ -94,6 +95,8 @@ pub(crate) struct Shared {
 pub(crate) struct Core {
     pub(crate) shard: usize,
     pub(crate) shared: Arc<Shared>,
+    /// What one connection may cost.
+    pub(crate) rates: Rates,
     pub(crate) hub: Hub,
     pub(crate) encoder: Encoder,
     /// Deflates what is for one connection.
@@ -110,8 +113,6 @@ pub(crate) struct Core {
     pub(crate) rooms: Rooms,
     /// Reused for answers.
     pub(crate) scratch: Vec<u8>,
-    /// Connections that go on with bytes that were read before; empty between calls of the reactor.
-    pub(crate) resumed: Vec<(ConnectionId, Vec<u8>)>,
     /// What the front counts for this shard.
     pub(crate) connections_dealt: Arc<AtomicU64>,
 }
@@ -134,17 +135,17 @@ impl Core {
         Self {
             shard,
             encoder: Encoder::new(hub.forms()),
+            rates: Rates::from(&shared.node.config().limits),
             hub,
             deflater: Deflater::new(1),
             mailbox,
             metrics,
             farewells: Vec::new(),
-            legacies: Legacies::new(),
+            legacies: Legacies::default(),
             socket_ids: SocketIds::new(shared.life, shard),
             attempts: 0,
             rooms: Rooms(shared.protocols.iter().map(|protocol| protocol.room()).collect()),
             scratch: Vec::new(),
-            resumed: Vec::new(),
             connections_dealt,
             shared,
         }
@@ -183,6 +184,12 @@ impl Core {
         for id in watching {
             self.ctx(connections, id).delivered(key, &outgoing.content);
         }
+    }
+
+    /// Whether this node has fewer channels than it may have, as of the last second.
+    pub(crate) fn has_room_for_channels(&self) -> bool {
+        let max = i64::from(self.shared.node.config().limits.channels);
+        max == 0 || self.shared.metrics.node.channels.get() < max
     }
 
     /// Names a connection in the cluster. The life of the process is a part, so that a node that was started again

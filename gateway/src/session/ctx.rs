@@ -2,6 +2,7 @@
 
 use std::future::Future;
 
+use tidegate_ops::budget::Rate;
 use tidegate_reactor::{ConnectionId, Connections};
 use tidegate_wire::frame::{self, Opcode};
 
@@ -10,6 +11,7 @@ use super::{
     core::Core,
     protocol::{Event, Protocol},
 };
+use crate::metrics::Budgeted;
 
 /// A connection with the services of its shard. The connection may be gone, as when something was waited for meanwhile:
 /// then reads give `None`, and writes do nothing.
@@ -68,6 +70,17 @@ impl Ctx<'_> {
         self.core.reply(move |core, connections, output| then(&mut core.ctx(connections, id), output))
     }
 
+    /// Takes one of the subscriptions that the connection may ask for now; else the rate that stands in the way, which is
+    /// counted.
+    pub(crate) fn take_subscribe(&mut self) -> Result<(), Rate> {
+        let (now, rate) = (self.connections.now().duration(), self.core.rates.subscribes);
+        let taken = self.open_mut().map_or(Ok(()), |open| open.budgets.subscribes.take(rate, now, 1));
+        taken.map_err(|_| {
+            self.core.metrics.budgets_spent.add(Budgeted::Subscribes, 1);
+            rate
+        })
+    }
+
     /// Writes bytes of this connection alone.
     pub(crate) fn write(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         let mut out = std::mem::take(&mut self.core.scratch);
@@ -94,9 +107,7 @@ impl Ctx<'_> {
     }
 
     /// Has the driver go on with bytes that were read before the connection could take them.
-    pub(crate) fn resume(&mut self, bytes: Vec<u8>) {
-        if !bytes.is_empty() {
-            self.core.resumed.push((self.id, bytes));
-        }
+    pub(crate) fn resume(&mut self, bytes: &[u8]) {
+        self.connections.give_back(self.id, bytes);
     }
 }

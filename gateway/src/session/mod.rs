@@ -12,6 +12,7 @@
 //! the hub does with it.
 
 pub(crate) mod access;
+pub(crate) mod budget;
 pub(crate) mod core;
 pub(crate) mod ctx;
 pub(crate) mod fanout;
@@ -26,11 +27,11 @@ pub(crate) mod socket;
 mod socket_id;
 pub(crate) mod subscribing;
 
-use std::{any::Any, sync::Arc};
+use std::{any::Any, sync::Arc, time::Duration};
 
 use futures_util::future::{BoxFuture, Shared};
 use tidegate_backplane::Position;
-use tidegate_ops::edge::Preamble;
+use tidegate_ops::{budget::Budget, edge::Preamble};
 use tidegate_reactor::Tick;
 use tidegate_wire::decoder::Decoder;
 
@@ -38,8 +39,9 @@ use crate::{
     admission::{AddressKey, Over},
     auth::Claims,
     hub::{ChannelKey, Subscription, form::FormId},
-    metrics::DisconnectReason,
+    metrics::{Budgeted, DisconnectReason},
 };
+use budget::{Budgets, Rates};
 pub(crate) use ctx::Ctx;
 use opening::Opening;
 use protocol::{ProtocolId, ProtocolState};
@@ -91,6 +93,7 @@ pub(crate) struct Open {
     pub(crate) pinged: bool,
     /// A number that means something to its protocol; 0 at first.
     pub(crate) tag: u32,
+    pub(crate) budgets: Budgets,
     pub(crate) decoder: Decoder,
     pub(crate) subscriptions: Subscriptions,
     pub(crate) rare: Option<Box<Rare>>,
@@ -115,6 +118,8 @@ pub(crate) struct Rare {
     /// An event stream of several channels: in the order of its URL, the last position of each.
     pub(crate) positions: Vec<(ChannelKey, Option<Position>)>,
     pub(crate) publisher: Option<Publisher>,
+    /// What its compressed messages inflated to.
+    pub(crate) inflated_bytes: Budget,
     /// Why it is about to be closed, for the count; set by whoever dooms it.
     pub(crate) reason: Option<DisconnectReason>,
     /// It is present in those of its channels that track members; ready when all of them know.
@@ -167,7 +172,12 @@ impl Session {
 impl Open {
     /// Whether a subscription to a channel is under way, and not in a lane yet.
     pub(crate) fn is_subscribing(&self, key: ChannelKey) -> bool {
-        self.under_way().iter().any(|it| it.attempt.key == key)
+        self.under_way_keys().any(|own| own == key)
+    }
+
+    /// The channels of subscriptions that are under way.
+    pub(crate) fn under_way_keys(&self) -> impl Iterator<Item = ChannelKey> {
+        self.under_way().iter().map(|it| it.attempt.key)
     }
 
     /// Subscriptions that it has or is about to have.
@@ -190,6 +200,20 @@ impl Open {
         let taken = unsettled.remove(at);
         self.drop_empty_rare();
         Some(taken)
+    }
+
+    /// What stands in the way of one more message now.
+    pub(crate) fn spent(&self, rates: &Rates, now: Duration) -> Option<Budgeted> {
+        let inflated_bytes = self.rare.as_ref().map(|rare| rare.inflated_bytes).unwrap_or_default();
+        self.budgets.spent(inflated_bytes, rates, now)
+    }
+
+    /// So much came out of what it compressed.
+    fn spend_inflated(&mut self, bytes: u64, rates: &Rates, now: Duration) {
+        if bytes > 0 && !rates.inflated_bytes.is_unlimited() {
+            let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+            self.rare_mut().inflated_bytes.spend(rates.inflated_bytes, now, bytes);
+        }
     }
 
     pub(crate) fn rare_mut(&mut self) -> &mut Rare {
@@ -241,6 +265,7 @@ impl Rare {
             && self.unsettled.is_empty()
             && self.positions.is_empty()
             && self.publisher.is_none()
+            && self.inflated_bytes == Budget::default()
             && self.reason.is_none()
             && self.present.is_none()
             && self.state.is_none()
@@ -305,7 +330,7 @@ mod tests {
         assert_eq!(size_of::<Subscription>(), 8);
         assert_eq!(size_of::<Subscriptions>(), 16);
         assert!(size_of::<Decoder>() <= 16, "{}", size_of::<Decoder>());
-        assert!(size_of::<Open>() <= 48, "{}", size_of::<Open>());
-        assert!(size_of::<Session>() <= 64, "{}", size_of::<Session>());
+        assert!(size_of::<Open>() <= 56, "{}", size_of::<Open>());
+        assert!(size_of::<Session>() <= 72, "{}", size_of::<Session>());
     }
 }

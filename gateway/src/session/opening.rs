@@ -16,6 +16,7 @@ use tidegate_wire::{decoder::Decoder, upgrade::Upgrade};
 
 use super::{
     Ctx, Open, Phase, Rare, Session, Subscriptions,
+    budget::Budgets,
     protocol::{Event, ProtocolId},
     refusal::Refusal,
     subscribing::{Attempt, Unsettled},
@@ -326,6 +327,7 @@ impl Ctx<'_> {
             form,
             pinged: false,
             tag: 0,
+            budgets: Budgets::default(),
             decoder: Decoder::new(request.upgrade.is_some_and(|upgrade| upgrade.deflate.is_some())),
             subscriptions: Subscriptions::None,
             rare: Some(Box::new(rare)),
@@ -335,7 +337,7 @@ impl Ctx<'_> {
         protocol.on_event(self, Event::Opened { state: request.state.take() });
         self.begin_subscriptions(&attempts, pages);
         self.tell_protocol(Event::Begun);
-        self.resume(received);
+        self.resume(&received);
     }
 
     /// Has the machines tell what was read before the answer; where their channels stand first.

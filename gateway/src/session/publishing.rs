@@ -4,9 +4,11 @@ use std::{
     collections::{HashMap, VecDeque},
     fmt,
     sync::atomic::Ordering,
+    time::Duration,
 };
 
-use tidegate_reactor::{ConnectionId, Tick};
+use tidegate_ops::budget::{Budget, Rate};
+use tidegate_reactor::ConnectionId;
 
 use super::{Ctx, protocol::Event};
 use crate::{
@@ -18,21 +20,20 @@ use crate::{
 /// What clients had sent before they left, while a publish of theirs was under way: it is still published.
 pub(crate) type Legacies = HashMap<ConnectionId, Queue>;
 
-/// Called when a publish was accepted, from whichever thread learns it.
-pub(crate) type Accepted = Box<dyn FnOnce() + Send>;
+/// Called with the outcome of a publish, from whichever thread learns it; the protocol is told what it gives back.
+pub(crate) type Ended = Box<dyn FnOnce(Result<(), PublishError>) -> Result<(), PublishError> + Send>;
 
 /// A publish that waits for the one before it.
 pub(crate) struct Waiting {
     request: PublishRequest,
-    accepted: Option<Accepted>,
+    ended: Option<Ended>,
 }
 
 /// State of a connection that publishes.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Publisher {
-    messages_left: f64,
-    bytes_left: f64,
-    filled: Tick,
+    messages: Budget,
+    bytes: Budget,
     waiting: Queue,
     under_way: bool,
     /// So much waits that the connection is not read.
@@ -53,11 +54,11 @@ pub(crate) struct Queue {
 const WAITING_BYTES_MAX: usize = 64 * 1024;
 const WAITING_MESSAGES_MAX: usize = 64;
 
-/// What a connection may publish in a second, with one second's worth at once. 0: no limit.
+/// What a connection may publish.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rates {
-    pub(crate) messages: u32,
-    pub(crate) bytes: usize,
+    pub(crate) messages: Rate,
+    pub(crate) bytes: Rate,
 }
 
 impl fmt::Debug for Waiting {
@@ -67,30 +68,14 @@ impl fmt::Debug for Waiting {
 }
 
 impl Publisher {
-    pub(crate) fn new(rates: Rates, now: Tick) -> Self {
-        Self {
-            messages_left: f64::from(rates.messages),
-            bytes_left: rates.bytes as f64,
-            filled: now,
-            waiting: Queue::default(),
-            under_way: false,
-            paused: false,
-        }
-    }
-
-    /// Takes the tokens of a message, if there are any. The buckets hold one second's worth.
-    pub(crate) fn take(&mut self, rates: Rates, now: Tick, bytes: usize) -> bool {
-        let passed = now.since(self.filled).as_secs_f64();
-        self.filled = now;
-        let fill = |left: &mut f64, per_second: f64, cost: f64| {
-            *left = (*left + passed * per_second).min(per_second);
-            per_second == 0.0 || *left >= cost
-        };
-        let fits = fill(&mut self.messages_left, f64::from(rates.messages), 1.0)
-            & fill(&mut self.bytes_left, rates.bytes as f64, bytes as f64);
+    /// Takes a message with so many bytes from both rates, or nothing.
+    pub(crate) fn take(&mut self, rates: Rates, now: Duration, bytes: usize) -> bool {
+        let mut messages = self.messages;
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let fits =
+            messages.take(rates.messages, now, 1).is_ok() && self.bytes.take(rates.bytes, now, bytes).is_ok();
         if fits {
-            self.messages_left -= 1.0;
-            self.bytes_left -= bytes as f64;
+            self.messages = messages;
         }
         fits
     }
@@ -127,7 +112,11 @@ impl Waiting {
 
 impl From<&Limits> for Rates {
     fn from(limits: &Limits) -> Self {
-        Self { messages: limits.publishes_per_second, bytes: limits.publish_bytes_per_second.bytes() }
+        let bytes_per_second = u32::try_from(limits.publish_bytes_per_second.bytes()).unwrap_or(u32::MAX);
+        Self {
+            messages: Rate::per_second(limits.publishes_per_second),
+            bytes: Rate::per_second(bytes_per_second),
+        }
     }
 }
 
@@ -194,9 +183,9 @@ impl Ctx<'_> {
     }
 
     /// Publishes now, or after what the connection published before.
-    pub(crate) fn start_publish(&mut self, request: PublishRequest, accepted: Option<Accepted>) {
+    pub(crate) fn start_publish(&mut self, request: PublishRequest, ended: Option<Ended>) {
         let Some(publisher) = self.publisher() else { return };
-        let next = Waiting { request, accepted };
+        let next = Waiting { request, ended };
         if publisher.under_way {
             publisher.waiting.push(next);
             if publisher.waiting.is_full() && !std::mem::replace(&mut publisher.paused, true) {
@@ -219,11 +208,11 @@ impl Ctx<'_> {
     fn publish(&self, next: Waiting) -> Option<Result<(), PublishError>> {
         let node = self.core.shared.node.clone();
         let publish = async move {
-            node.publish(next.request).await?;
-            if let Some(accepted) = next.accepted {
-                accepted();
+            let result = node.publish(next.request).await.map(drop);
+            match next.ended {
+                Some(ended) => ended(result),
+                None => result,
             }
-            Ok(())
         };
         match self.core.begin(publish) {
             Ok(result) => Some(result),

@@ -29,8 +29,12 @@ pub(crate) enum Refusal {
     Channel(#[from] ChannelError),
     #[error("channel: name at least one channel, for example ?channel=news")]
     NoChannel,
-    #[error("channel: {given} channels are named, {max} are allowed on one connection")]
+    #[error(
+        "channel: {given} channels are named, {max} are allowed on one connection with these credentials"
+    )]
     TooManyChannels { given: usize, max: usize },
+    #[error("this node has subscribers in as many channels as it is configured for")]
+    NoChannels,
     #[error("channel: {0} is named twice")]
     RepeatedChannel(tidegate_backplane::Channel),
     #[error("since: {0}")]
@@ -127,12 +131,16 @@ impl Refusal {
             Self::Origin => (403, "Forbidden", "origin-refused"),
             Self::Rights { .. } | Self::ApiKey(_) | Self::Ordered(_) => (403, "Forbidden", "forbidden"),
             Self::Over(Over::Address) => (429, "Too Many Requests", "too-many-connections"),
-            Self::Over(Over::Rate { .. }) => (429, "Too Many Requests", "too-many-handshakes"),
-            Self::Over(Over::Node) => (503, "Service Unavailable", "no-capacity"),
-            Self::Draining => (503, "Service Unavailable", "draining"),
-            Self::Backplane(BackplaneError::Unavailable(_) | BackplaneError::Unconfirmed(_)) => {
-                (503, "Service Unavailable", "backplane-unavailable")
+            Self::Over(Over::Rate { .. } | Over::AddressRate { .. }) => {
+                (429, "Too Many Requests", "too-many-handshakes")
             }
+            Self::Over(Over::Node) | Self::NoChannels => (503, "Service Unavailable", "no-capacity"),
+            Self::Draining => (503, "Service Unavailable", "draining"),
+            Self::Backplane(
+                BackplaneError::Unavailable(_)
+                | BackplaneError::Overloaded(_)
+                | BackplaneError::Unconfirmed(_),
+            ) => (503, "Service Unavailable", "backplane-unavailable"),
             Self::Backplane(BackplaneError::Refused(_)) => (503, "Service Unavailable", "backplane-refused"),
         }
     }
@@ -146,13 +154,14 @@ impl Refusal {
             }
             Self::Rights { .. } | Self::ApiKey(_) | Self::Ordered(_) => HandshakeResult::Forbidden,
             Self::Origin => HandshakeResult::OriginRefused,
-            Self::Over(Over::Address) => HandshakeResult::AddressLimit,
-            Self::Over(Over::Node) => HandshakeResult::NodeLimit,
-            Self::Over(Over::Rate { .. }) => HandshakeResult::RateLimit,
+            Self::Over(over) => over.result(),
+            Self::NoChannels => HandshakeResult::NodeLimit,
             Self::Draining => HandshakeResult::Draining,
-            Self::Backplane(BackplaneError::Unavailable(_) | BackplaneError::Unconfirmed(_)) => {
-                HandshakeResult::BackplaneUnavailable
-            }
+            Self::Backplane(
+                BackplaneError::Unavailable(_)
+                | BackplaneError::Overloaded(_)
+                | BackplaneError::Unconfirmed(_),
+            ) => HandshakeResult::BackplaneUnavailable,
             Self::Backplane(BackplaneError::Refused(_)) => HandshakeResult::BackplaneRefused,
             _ => HandshakeResult::BadRequest,
         }
@@ -215,7 +224,9 @@ impl Refusal {
 
     fn retry_after(&self, spread: u64) -> u64 {
         let least = match self {
-            Self::Over(Over::Rate { retry_after }) => retry_after.as_secs(),
+            Self::Over(Over::Rate { retry_after } | Over::AddressRate { retry_after }) => {
+                retry_after.as_secs()
+            }
             _ => Duration::ZERO.as_secs(),
         };
         let (from, to) = RETRY_AFTER_S.into_inner();
@@ -228,6 +239,7 @@ fn over_text(over: Over) -> &'static str {
         Over::Node => "this node holds as many connections as it is configured for",
         Over::Address => "this address has as many connections as one address may have",
         Over::Rate { .. } => "this node accepts no more handshakes at the moment",
+        Over::AddressRate { .. } => "this address asks for more handshakes than one address may",
     }
 }
 

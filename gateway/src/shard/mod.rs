@@ -71,9 +71,27 @@ impl Driver for ShardDriver {
         self.core.ctx(connections, id).begin_preamble();
     }
 
-    fn on_bytes(&mut self, connections: &mut Connections<Session>, id: ConnectionId, bytes: &mut [u8]) {
-        self.take_bytes(connections, id, bytes);
-        self.resume(connections);
+    fn on_bytes(
+        &mut self,
+        connections: &mut Connections<Session>,
+        id: ConnectionId,
+        bytes: &mut [u8],
+    ) -> usize {
+        let protocols = self.core.shared.protocols;
+        let mut ctx = self.core.ctx(connections, id);
+        let Some(session) = ctx.session_mut() else { return bytes.len() };
+        match &mut session.phase {
+            Phase::Head(_) => ctx.read_head(bytes),
+            Phase::Opening(opening) => {
+                if let Err(refusal) = opening.receive(bytes) {
+                    ctx.refuse(&refusal);
+                }
+            }
+            Phase::Open(open) if open.protocol.of_list(protocols).transport() == Transport::Stream => {}
+            Phase::Leaving(None) => {}
+            Phase::Open(_) | Phase::Leaving(Some(_)) => return ctx.read_socket(bytes, &mut self.inflater),
+        }
+        bytes.len()
     }
 
     fn on_timer(&mut self, connections: &mut Connections<Session>, id: ConnectionId) {
@@ -111,7 +129,6 @@ impl Driver for ShardDriver {
                 self.drain = Some(Sweep::new(rest, connections.now(), over));
             }
         }
-        self.resume(connections);
     }
 
     fn on_closed(
@@ -141,30 +158,6 @@ impl Driver for ShardDriver {
 }
 
 impl ShardDriver {
-    fn take_bytes(&mut self, connections: &mut Connections<Session>, id: ConnectionId, bytes: &mut [u8]) {
-        let protocols = self.core.shared.protocols;
-        let mut ctx = self.core.ctx(connections, id);
-        let Some(session) = ctx.session_mut() else { return };
-        match &mut session.phase {
-            Phase::Head(_) => ctx.read_head(bytes),
-            Phase::Opening(opening) => {
-                if let Err(refusal) = opening.receive(bytes) {
-                    ctx.refuse(&refusal);
-                }
-            }
-            Phase::Open(open) if open.protocol.of_list(protocols).transport() == Transport::Stream => {}
-            Phase::Leaving(None) => {}
-            Phase::Open(_) | Phase::Leaving(Some(_)) => ctx.read_socket(bytes, &mut self.inflater),
-        }
-    }
-
-    /// Goes on with bytes that were kept until their connection could take them.
-    fn resume(&mut self, connections: &mut Connections<Session>) {
-        while let Some((id, mut bytes)) = self.core.resumed.pop() {
-            self.take_bytes(connections, id, &mut bytes);
-        }
-    }
-
     fn export(&mut self, connections: &Connections<Session>, busy: Duration) {
         let counters = connections.counters();
         self.core.metrics.bytes_received.add(counters.bytes_received - self.exported.bytes_received);

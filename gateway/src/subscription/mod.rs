@@ -19,8 +19,6 @@
 mod kept;
 mod seen;
 #[cfg(test)]
-mod simulation;
-#[cfg(test)]
 mod tests;
 
 use std::{sync::Arc, time::Duration};

@@ -1,8 +1,10 @@
-//! What the machine answers, one rule a test; [`simulation`](super::simulation) plays the orders.
+//! What the machine answers, one rule a test; [`simulation`](simulation) plays the orders.
 
 use tidegate_backplane::{Epoch, Payload, Text};
 
 use super::*;
+
+mod simulation;
 
 fn at(offset: u64) -> Position {
     Position { epoch: Epoch(1), offset }

@@ -8,8 +8,8 @@ use std::{
 
 use super::label::Label;
 
-/// Most values a label has; an array of them is 128 bytes.
-const LABEL_VALUES_MAX: usize = 16;
+/// Most values a label has; an array of them is 192 bytes.
+const LABEL_VALUES_MAX: usize = 24;
 /// Most buckets a histogram has, the one without a bound included.
 const BUCKETS_MAX: usize = 16;
 

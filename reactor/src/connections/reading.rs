@@ -15,7 +15,8 @@ impl<C> Connections<C> {
     /// The connection that an event of a slot is for, unless its turn to be read comes anyway.
     pub(crate) fn to_read(&self, slot: u32) -> Option<ConnectionId> {
         let entry = self.entries.get(slot).filter(|entry| !entry.flags.doomed && !entry.flags.unread)?;
-        Some(ConnectionId { slot, generation: entry.generation })
+        let id = ConnectionId { slot, generation: entry.generation };
+        (!self.rests.has(id)).then_some(id)
     }
 
     /// Sees to it that the connection is read in the next turn.
@@ -40,7 +41,9 @@ impl<C> Connections<C> {
 
     /// What came while it was paused is read, if it is not any more.
     pub(super) fn catch_up(&mut self, id: ConnectionId) {
-        if self.entry(id).is_some_and(|entry| entry.flags.readable && !entry.is_paused()) {
+        if self.entry(id).is_some_and(|entry| entry.flags.readable && !entry.is_paused())
+            && !self.resume_rest(id)
+        {
             self.list_unread(id);
         }
     }
@@ -53,6 +56,10 @@ impl<C> Connections<C> {
         read_closed: bool,
     ) -> Option<Received<'b>> {
         let now = self.now;
+        // What was read before comes first.
+        if self.rests.has(id) {
+            return None;
+        }
         let entry = self.entries.get_mut(id.slot).filter(|entry| entry.lives(id))?;
         if entry.is_paused() {
             entry.flags.readable = true;

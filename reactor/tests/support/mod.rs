@@ -56,6 +56,12 @@ pub(crate) struct Scribe {
     pub(crate) turns: u64,
     /// For each connection: the last turn in which bytes came, and the most times that they came in one.
     pub(crate) reads: HashMap<Name, (u64, u32)>,
+    /// The most bytes used of those that are handed over.
+    pub(crate) share: Option<usize>,
+    /// Each byte is answered by itself.
+    pub(crate) answers_each: bool,
+    /// The rest waits for the next tick.
+    pub(crate) rests_until_tick: bool,
     /// Connections are adopted paused.
     pub(crate) pauses: bool,
     /// On the end of one connection, this message goes to another, merged with what else the turn brings.
@@ -79,17 +85,34 @@ impl Driver for Scribe {
         }
     }
 
-    fn on_bytes(&mut self, connections: &mut Connections<State>, id: ConnectionId, bytes: &mut [u8]) {
+    fn on_bytes(
+        &mut self,
+        connections: &mut Connections<State>,
+        id: ConnectionId,
+        bytes: &mut [u8],
+    ) -> usize {
+        let bytes = match self.share {
+            Some(share) => &bytes[..bytes.len().min(share)],
+            None => &*bytes,
+        };
+        if self.rests_until_tick {
+            connections.rest_until_tick();
+        }
         let State { name, echoes } = *connections.get(id).expect("bytes are of somebody");
         let reads = self.reads.entry(name).or_default();
         reads.1 = if reads.0 == self.turns { reads.1 + 1 } else { reads.1.max(1) };
         reads.0 = self.turns;
-        if echoes {
+        if self.answers_each {
+            for byte in bytes {
+                connections.write(id, std::slice::from_ref(byte));
+            }
+        } else if echoes {
             connections.write_beyond_bound(id, bytes);
             connections.pause_until_flushed(id);
         } else {
             self.received.entry(name).or_default().extend_from_slice(bytes);
         }
+        bytes.len()
     }
 
     fn on_timer(&mut self, connections: &mut Connections<State>, id: ConnectionId) {

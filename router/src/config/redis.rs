@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use tidegate_backplane::{Prefix, RedisOptions, RedisUrl};
+use tidegate_backplane::{Prefix, RedisFiles, RedisOptions, RedisUrl};
 use tidegate_ops::{
     config::{ConfigError, Setting, read_secret},
     section,
@@ -43,7 +43,11 @@ impl Redis {
         })?;
         // The name appears nowhere: a router writes nothing of itself.
         Ok(RedisOptions {
-            ca: self.ca_file.clone(),
+            files: RedisFiles {
+                password: self.password_file.clone(),
+                ca: self.ca_file.clone(),
+                certificate: None,
+            },
             prefix: self.prefix.0.clone(),
             // A router has nobody to tell what comes of it.
             removes_instances: false,

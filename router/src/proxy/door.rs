@@ -3,16 +3,20 @@
 use std::{
     fmt,
     io::Write,
-    net::{SocketAddr, TcpStream},
+    net::{IpAddr, SocketAddr, TcpStream},
     sync::{
         Arc,
         atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
-use tidegate_ops::{bucket::Bucket, edge::Edge, seldom::Seldom};
+use tidegate_ops::{
+    budget::{AddressBudgets, Rate, SharedBudget},
+    edge::Edge,
+    seldom::Seldom,
+};
 use tidegate_reactor::{Mail, Mailbox};
 use tidegate_wire::proxy_v2::Addresses;
 
@@ -30,7 +34,9 @@ pub(super) struct Door {
     connections: AtomicU64,
     /// Clients that are only told that there is no room.
     turned_away: AtomicU32,
-    handshakes: Bucket,
+    handshakes: SharedBudget,
+    handshake_rate: Rate,
+    address_handshakes: AddressBudgets,
     pub(super) retries: RetryBudget,
     strangers: Seldom,
     shards: Vec<ShardDoor>,
@@ -66,12 +72,13 @@ impl Door {
         listener: SocketAddr,
         shards: Vec<ShardDoor>,
     ) -> Self {
-        let now = Instant::now();
         Self {
             connections_max: options.connections_max,
             connections: AtomicU64::new(0),
             turned_away: AtomicU32::new(0),
-            handshakes: Bucket::new(options.handshakes_per_second, options.handshakes_burst, now),
+            handshakes: SharedBudget::default(),
+            handshake_rate: options.handshakes,
+            address_handshakes: AddressBudgets::new(options.address_handshakes),
             retries: RetryBudget::new(options.retries_percent, options.retries_burst),
             strangers: Seldom::default(),
             shards,
@@ -92,9 +99,17 @@ impl Door {
         &self.metrics
     }
 
-    /// Takes a handshake's token, or says how long until there is one.
-    pub(super) fn take_handshake(&self) -> Result<(), Duration> {
-        self.handshakes.take(Instant::now())
+    /// Takes a handshake of the client's address and one of the router's, or says how long until there are both.
+    pub(super) fn take_handshake(&self, peer: IpAddr, client: IpAddr) -> Result<(), Duration> {
+        if !self.is_taken_at_accept(peer) {
+            self.address_handshakes.take(client)?;
+        }
+        self.handshakes.take(self.handshake_rate, 1)
+    }
+
+    /// A TLS handshake costs more than all that may follow it.
+    fn is_taken_at_accept(&self, peer: IpAddr) -> bool {
+        self.edge.tls.is_some() && !self.edge.names_later(peer)
     }
 
     /// A client has left the shard: gone, or to HTTP.
@@ -184,6 +199,11 @@ impl tidegate_reactor::Intake for Intake {
     fn on_connection(&mut self, socket: TcpStream, peer: SocketAddr) {
         if !self.0.edge.admits(peer.ip()) {
             return self.0.note_stranger(peer);
+        }
+        let door = &self.0;
+        if door.is_taken_at_accept(peer.ip()) && door.address_handshakes.take(peer.ip()).is_err() {
+            door.metrics.refusals.add(RefusalReason::RateLimit, 1);
+            return;
         }
         let Some(over) = self.0.admit() else {
             self.0.metrics.refusals.add(RefusalReason::NoCapacity, 1);

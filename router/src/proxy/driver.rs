@@ -146,8 +146,9 @@ impl Driver for ProxyDriver {
         self.begin_preamble(links, id);
     }
 
-    fn on_bytes(&mut self, links: &mut Links, id: ConnectionId, bytes: &mut [u8]) {
-        let Some(link) = links.get_mut(id) else { return };
+    fn on_bytes(&mut self, links: &mut Links, id: ConnectionId, bytes: &mut [u8]) -> usize {
+        let used = bytes.len();
+        let Some(link) = links.get_mut(id) else { return used };
         match &mut link.phase {
             Phase::Piped(pipe) if pipe.deaf => self.metrics.bytes.add(Direction::Ignored, bytes.len() as u64),
             Phase::Piped(pipe) => {
@@ -169,6 +170,7 @@ impl Driver for ProxyDriver {
                 self.metrics.bytes.add(Direction::Ignored, bytes.len() as u64);
             }
         }
+        used
     }
 
     fn on_connected(&mut self, links: &mut Links, id: ConnectionId) {

@@ -93,7 +93,8 @@ impl ProxyDriver {
             }
             Route::Pair(kind) => {
                 let limited = |retry_after| Refusal::RateLimit { retry_after };
-                self.shared.door.take_handshake().map_err(limited)?;
+                let client = request::client_address(head, ends.source, &self.shared.edge.trust);
+                self.shared.door.take_handshake(ends.source.ip(), client.ip()).map_err(limited)?;
                 let attempt = self.plan(head, kind, ends, &received[head.len..]);
                 self.begin(links, id, attempt);
                 Ok(())

@@ -39,7 +39,7 @@ use std::{
 };
 
 use axum::Router;
-use tidegate_ops::{edge::Edge, metrics::Page};
+use tidegate_ops::{budget::Rate, edge::Edge, metrics::Page};
 use tidegate_reactor::{Acceptor, AcceptorHandle, Mail, Mailbox, Shard};
 use tokio::runtime::Handle;
 
@@ -73,8 +73,9 @@ pub struct Options {
     /// Until a node has answered; afterwards the next one is asked.
     pub answer_timeout: Duration,
     /// Handshakes per second, and how many at once; 0: no limit.
-    pub handshakes_per_second: u32,
-    pub handshakes_burst: u32,
+    pub handshakes: Rate,
+    /// Of one client address.
+    pub address_handshakes: Rate,
     /// Further attempts for 100 clients, and how many at once.
     pub retries_percent: u32,
     pub retries_burst: u32,
@@ -124,8 +125,8 @@ impl Default for Options {
             proxy_protocol_to_nodes: false,
             connect_timeout: Duration::from_secs(2),
             answer_timeout: Duration::from_secs(5),
-            handshakes_per_second: 2_000,
-            handshakes_burst: 4_000,
+            handshakes: Rate { per_second: 2_000, at_once: 4_000 },
+            address_handshakes: Rate { per_second: 1_000, at_once: 2_000 },
             retries_percent: 20,
             retries_burst: 100,
         }

@@ -133,13 +133,6 @@ fn routers_share_a_port() {
     second.stop();
 }
 
-#[test]
-fn redis_out_of_reach_is_refused_at_the_start() {
-    let server = Server::bind(config("redis://127.0.0.1:1")).unwrap();
-    let refused = server.run(|| panic!("it cannot be ready")).unwrap_err();
-    assert!(refused.is_refusal() && refused.to_string().contains("out of reach"), "{refused}");
-}
-
 /// Gateways are known from a real Redis; those that are known stay while it is away.
 #[test]
 fn members_from_redis() {

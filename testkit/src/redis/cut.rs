@@ -5,8 +5,13 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use crate::net::{SocketOptions, connect};
+use crate::wait::observe;
+
+const TICKS_PER_SECOND: usize = 50;
+const TICK: Duration = Duration::from_millis(1_000 / TICKS_PER_SECOND as u64);
 
 /// A proxy in front of one address. What a server tells of other addresses (Sentinel, Cluster) goes past it.
 #[derive(Debug)]
@@ -34,6 +39,8 @@ struct State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
     Forwarding,
+    /// Each connection carries so many bytes in a tick.
+    Slow(usize),
     /// Connections stand, also new ones, and nothing passes.
     Silent,
     /// No connection stands, a new one is closed at once.
@@ -71,6 +78,11 @@ impl Cut {
     /// Stops forwarding. Connections stay open, and bytes on their way wait for [`Cut::go_on`].
     pub fn silence(&self) {
         self.wire.set(Mode::Silent);
+    }
+
+    /// Forwards so many bytes a second of each connection, each way.
+    pub fn slow(&self, bytes_per_second: usize) {
+        self.wire.set(Mode::Slow((bytes_per_second / TICKS_PER_SECOND).max(1)));
     }
 
     /// Closes every connection, and new ones as they come.
@@ -127,6 +139,13 @@ impl Wire {
         drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
+    fn slowness(&self) -> Option<usize> {
+        match self.lock().mode {
+            Mode::Slow(portion) => Some(portion),
+            _ => None,
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -137,7 +156,7 @@ fn accept(listener: &TcpListener, wire: &Arc<Wire>) {
         let mode = wire.lock().mode;
         match (mode, client) {
             (Mode::Ended, _) => return,
-            (Mode::Forwarding | Mode::Silent, Ok(client)) => {
+            (Mode::Forwarding | Mode::Slow(_) | Mode::Silent, Ok(client)) => {
                 let wire = Arc::clone(wire);
                 // A server that is away closes the client, which is what the thread's end does.
                 thread::spawn(move || drop(join(client, &wire)));
@@ -166,7 +185,15 @@ fn pump((mut from, mut to): (TcpStream, TcpStream), wire: &Wire) {
     let mut buffer = [0; 16 * 1024];
     while let Ok(count @ 1..) = from.read(&mut buffer) {
         wire.pass();
-        if buffer.get(..count).is_none_or(|bytes| to.write_all(bytes).is_err()) {
+        let bytes = buffer.get(..count).unwrap_or_default();
+        let sent = match wire.slowness() {
+            None => to.write_all(bytes),
+            Some(portion) => bytes.chunks(portion).try_for_each(|portion| {
+                observe(TICK);
+                to.write_all(portion)
+            }),
+        };
+        if sent.is_err() {
             break;
         }
     }

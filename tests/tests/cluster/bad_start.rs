@@ -22,13 +22,6 @@ fn a_url_that_cannot_be_read_is_named() {
 }
 
 #[test]
-fn a_server_that_is_not_there_is_named() {
-    let nobody = RedisServer::start().url();
-    let address = nobody.trim_start_matches("redis://");
-    check(&nobody, &[address]);
-}
-
-#[test]
 fn refused_credentials_are_told_without_the_password() {
     let redis = RedisServer::builder().user("default off").user("alice on >secret ~* &* +@all").start();
     let wrong = redis.url_as("alice", "wrong-password");

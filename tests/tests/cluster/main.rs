@@ -9,6 +9,7 @@ mod figures;
 mod fleet;
 mod foreign;
 mod http;
+mod lacking;
 mod ledger;
 mod loss;
 mod node_death;

@@ -20,7 +20,6 @@ fn settings_that_cannot_be_are_named() {
     check(&["--key", "query"], "", &["key"]);
     check(&[], "trusted_proxies = [\"10.1.0.0/8\"]", &["trusted_proxies", "10.0.0.0/8"]);
     check(&[], "[tls]\ndirectory = \"/nonexistent\"", &["tls.directory", "/nonexistent"]);
-    check(&["--listen", "127.0.0.1:0", "--members", "redis://127.0.0.1:1"], "", &["127.0.0.1:1"]);
 }
 
 #[test]

@@ -37,19 +37,6 @@ fn a_redis_that_takes_no_writes_cuts_nobody() {
     nobody_was_cut(&site, &mut clients);
 }
 
-/// It comes back empty after an outage that is longer than any hold.
-#[test]
-fn a_redis_that_was_away_and_lost_its_data_cuts_nobody() {
-    let mut site = Site::start(3);
-    let mut clients = clients(&site, 30);
-    site.redis.kill();
-    let failed = || site.router.metric("tidegate_members_refreshes_total", &[("result", "failed")]);
-    let begin = failed();
-    eventually("an outage of some rounds", DEADLINE, || failed() >= begin + 7.0);
-    site.redis.restart();
-    nobody_was_cut(&site, &mut clients);
-}
-
 /// A gateway that is full answers 503; its client goes to the next.
 #[test]
 fn a_client_of_a_full_gateway_lands_on_the_next() {

@@ -100,18 +100,42 @@ pub(crate) fn decode_in_pieces(
             messages.push(message.into());
             ControlFlow::Continue(())
         });
-        if result.is_err() {
-            return (messages, result);
+        if let Err(error) = result {
+            return (messages, Err(error));
         }
     }
     (messages, Ok(()))
 }
 
-/// Decodes `stream` in one piece and byte by byte, and checks that both agree.
+/// Decodes `stream` in one piece, stopping after each message and going on with what was not used.
+fn decode_stopping(stream: &[u8], bytes_max: usize, compression: bool) -> Outcome {
+    let mut decoder = Decoder::new(compression);
+    let mut inflater = Inflater::new();
+    let mut messages = Vec::new();
+    let mut bytes = stream.to_vec();
+    let mut at = 0;
+    while at < bytes.len() {
+        let before = messages.len();
+        let result = decoder.decode(&mut bytes[at..], bytes_max, &mut inflater, |message| {
+            messages.push(message.into());
+            ControlFlow::Break(())
+        });
+        assert!(messages.len() <= before + 1, "it stops after a message");
+        match result {
+            Ok(used) => at += used,
+            Err(error) => return (messages, Err(error)),
+        }
+    }
+    (messages, Ok(()))
+}
+
+/// Decodes `stream` in one piece, byte by byte, and message by message, and checks that all agree.
 pub(crate) fn decode(stream: &[u8], bytes_max: usize, compression: bool) -> Outcome {
     let whole = decode_in_pieces(stream, &[], bytes_max, compression);
     let every_byte: Vec<usize> = (0..stream.len()).collect();
     let trickled = decode_in_pieces(stream, &every_byte, bytes_max, compression);
     assert_eq!(whole, trickled, "one piece and single bytes disagree for {stream:02x?}");
+    let stopped = decode_stopping(stream, bytes_max, compression);
+    assert_eq!(whole, stopped, "one piece and single messages disagree for {stream:02x?}");
     whole
 }

@@ -9,8 +9,10 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use super::super::instances::{BATCH, WAITING_MAX};
-use crate::{Attend, AttendError, Attended, Channel, User};
+use crate::{
+    Attend, AttendError, Attended, Channel, User,
+    redis::leases::{BATCH, LEFT_MAX, Seats, WAITING_MAX, Written},
+};
 
 /// What this node has in Redis, or should have.
 #[derive(Debug, Default)]
@@ -31,8 +33,7 @@ struct OwnChannel {
     waiting: Vec<Change>,
     /// The instance under which the server has this part, or may have it.
     written_as: Option<Arc<str>>,
-    /// The channel is in the instance's set.
-    is_listed: bool,
+    written: Written,
     is_stale: bool,
     /// A batch is under way.
     is_busy: bool,
@@ -102,6 +103,7 @@ pub(super) enum End<'a> {
         settle_at: Option<Instant>,
         /// The instance is over, or the server has lost what was written before: all is written again.
         is_outdated: bool,
+        seats: Seats,
     },
     Failed,
 }
@@ -129,6 +131,7 @@ impl Own {
         let (enters, user, users_max) = match attend {
             Attend::Enter { user, users_max, tells_counts } => {
                 let state = self.channels.entry(channel.clone()).or_default();
+                state.written.enter();
                 state.tells_counts = tells_counts;
                 (true, state.enter(user), users_max)
             }
@@ -153,7 +156,7 @@ impl Own {
     }
 
     /// What is to be sent next; `None` ends the run.
-    pub(super) fn next_batch(&mut self, channel: &Channel, instance: &str) -> Option<Batch> {
+    pub(super) fn next_batch(&mut self, channel: &Channel, instance: &str, seats: Seats) -> Option<Batch> {
         let state = self.channels.get_mut(channel)?;
         let moves = state.written_as.as_deref().is_some_and(|before| before != instance);
         let mode = match (state.is_stale || moves, state.waiting.is_empty()) {
@@ -182,7 +185,7 @@ impl Own {
             is_told: state.is_told,
             users,
             former: state.written_as.clone().filter(|_| moves),
-            is_listed: state.is_listed,
+            is_listed: state.written.is_listed(instance, seats),
             changes,
         })
     }
@@ -202,11 +205,22 @@ impl Own {
         if is_written || batch.former.is_none() {
             state.written_as = Some(Arc::clone(instance));
         }
-        // Stale again while the batch was under way: the instance may be another one.
-        state.is_listed = is_written && !state.is_stale;
         let (refused, settle_at, is_outdated) = match end {
-            End::Written { refused, settle_at, is_outdated } => (refused, settle_at, is_outdated),
+            End::Written { refused, settle_at, is_outdated, seats } => {
+                match batch.mode {
+                    Mode::Whole => state.written.note_whole(seats),
+                    Mode::Change | Mode::Settle => state.written.note_part(seats),
+                }
+                // Stale again while the batch was under way: the instance may be another one.
+                if state.is_stale {
+                    state.written.note_unlisted();
+                } else {
+                    state.written.note_listed(instance, seats);
+                }
+                (refused, settle_at, is_outdated)
+            }
             End::Failed => {
+                state.written.note_unlisted();
                 state.is_stale |= batch.mode != Mode::Settle;
                 state.settles |= batch.mode == Mode::Settle;
                 batch.users.iter().for_each(|user| state.note_kept(Some(&user.id)));
@@ -216,7 +230,7 @@ impl Own {
         state.note_written(batch, refused);
         if is_outdated {
             state.is_stale = true;
-            state.is_listed = false;
+            state.written.note_unlisted();
         }
         if let Some(at) = settle_at {
             self.settle_at(channel, at);
@@ -224,7 +238,7 @@ impl Own {
         let Some(state) = self.channels.get_mut(channel) else { return false };
         let is_left = state.is_left() && !is_outdated;
         if is_left {
-            state.is_listed = false;
+            state.written.note_unlisted();
             state.written_as = None;
         }
         is_left
@@ -241,7 +255,7 @@ impl Own {
     /// owes nothing is taken out of the set by the next sweep.
     pub(super) fn adopt(&mut self, channel: &Channel, at: Option<Instant>) {
         let state = self.channels.entry(channel.clone()).or_default();
-        state.is_listed = true;
+        // It was listed for this instance; that is said once more when something is written.
         match at {
             Some(at) => self.settle_at(channel, at),
             None => state.settles |= state.is_left(),
@@ -290,7 +304,7 @@ impl Own {
     /// may have told the ends.
     pub(super) fn begin_again(&mut self, has_lost_data: bool) {
         for state in self.channels.values_mut() {
-            state.is_listed = false;
+            state.written.note_unlisted();
             state.is_stale = true;
             if !has_lost_data {
                 state.is_told = false;
@@ -299,9 +313,19 @@ impl Own {
         }
     }
 
-    /// A server is back: it may have lost what it knew.
-    pub(super) fn doubt(&mut self) {
-        for state in self.channels.values_mut() {
+    /// Marks what servers that are there may have lost.
+    pub(super) fn doubt(&mut self, now: Instant, seats: impl Fn(&Channel) -> Seats) {
+        self.channels.retain(|_, state| state.is_busy || !state.written.is_forgotten(now));
+        for (channel, state) in &mut self.channels {
+            state.is_stale |= state.written.is_doubtful(seats(channel));
+        }
+    }
+
+    /// The servers have this node in the channel. If it is not, it left, and that was lost.
+    pub(super) fn doubt_listed(&mut self, channel: Channel, now: Instant) {
+        let state = self.channels.entry(channel).or_default();
+        if state.is_left() && state.written_as.is_none() {
+            state.written.leave(now);
             state.is_stale = true;
         }
     }
@@ -320,10 +344,23 @@ impl Own {
         }
     }
 
+    /// A channel that this node has left is remembered for a while.
     fn forget_if_blank(&mut self, channel: &Channel) {
-        if self.channels.get(channel).is_some_and(|state| state.is_left() && state.written_as.is_none()) {
-            self.channels.remove(channel);
+        let is_crowded = self.channels.len() > LEFT_MAX;
+        let Some(state) = self.channels.get_mut(channel) else { return };
+        if state.is_left() && state.written_as.is_none() {
+            state.written.leave(Instant::now());
+            if is_crowded {
+                self.channels.retain(|_, state| !state.is_left() || !state.written.is_left());
+            }
         }
+    }
+}
+
+impl BatchUser {
+    /// One who is there no longer.
+    pub(super) fn gone(id: Box<str>) -> Self {
+        Self { id, subscriptions: 0, entering: 0, users_max: None, is_told: false, info: None }
     }
 }
 

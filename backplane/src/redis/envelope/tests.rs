@@ -20,7 +20,7 @@ const POSITION: Position = Position { epoch: Epoch(0x0102_0304_0506_0708), offse
 fn golden_bytes() {
     let check = |envelope: Envelope, bytes: &[u8]| {
         assert_eq!(encode_envelope(&envelope), bytes);
-        assert_eq!(Envelope::decode(bytes.to_vec()), Ok(envelope));
+        assert_eq!(Envelope::decode(bytes), Ok(envelope));
     };
     check(Envelope { tags: None, publication: publication(None, None, text("hi")) }, b"\x01\x00hi");
     check(
@@ -52,7 +52,7 @@ fn golden_bytes_of_the_census() {
     let check = |bytes: &[u8], expect: Result<CensusKind, EnvelopeError>| {
         let expect = expect.map(|kind| Message::Census(CensusEvent { sequence: 7, kind }));
         let bytes = [b"\x01\x10\0\0\0\0\0\0\0\x07", bytes].concat();
-        assert_eq!(Message::decode(bytes), expect);
+        assert_eq!(Message::decode(&bytes), expect);
     };
     let user = |info: Option<&str>| User { id: "ü".into(), info: info.map(Into::into) };
     check(b"\x01\0\x02\xc3\xbc{}", Ok(CensusKind::Joined(user(Some("{}")))));
@@ -65,14 +65,14 @@ fn golden_bytes_of_the_census() {
     check(b"\x02\xff", Err(EnvelopeError::Census));
     check(b"\x04", Err(EnvelopeError::Census));
     check(b"", Err(EnvelopeError::Truncated));
-    assert_eq!(Message::decode(b"\x01\x10\0".to_vec()), Err(EnvelopeError::Truncated));
-    assert_eq!(Message::decode(b"\x01\x11hi".to_vec()), Err(EnvelopeError::Flags(0x11)));
+    assert_eq!(Message::decode(b"\x01\x10\0"), Err(EnvelopeError::Truncated));
+    assert_eq!(Message::decode(b"\x01\x11hi"), Err(EnvelopeError::Flags(0x11)));
 }
 
 #[test]
 fn errors_are_told_by_kind() {
     let check = |bytes: &[u8], error: EnvelopeError| {
-        assert_eq!(Envelope::decode(bytes.to_vec()), Err(error), "{bytes:?}");
+        assert_eq!(Envelope::decode(bytes), Err(error), "{bytes:?}");
     };
     check(b"", EnvelopeError::Truncated);
     check(b"\x01", EnvelopeError::Truncated);
@@ -106,14 +106,6 @@ fn an_event_name_has_a_bound() {
     assert_eq!(encode_plain(&new), Err(NameTooLong(65_536)));
 }
 
-#[test]
-fn the_payload_is_not_copied() {
-    let bytes = b"\x01\x00payload".to_vec();
-    let at = bytes.as_ptr() as usize;
-    let envelope = Envelope::decode(bytes).expect("an envelope");
-    assert_eq!(envelope.publication.payload.bytes().as_ptr() as usize, at + 2);
-}
-
 fn senders() -> impl Strategy<Value = Option<Box<Sender>>> {
     let part = || proptest::option::of(".{0,8}".prop_map(Into::into));
     proptest::option::of(
@@ -140,7 +132,7 @@ proptest! {
         let tags = place.map(|(.., previous, own)| Tags { previous: Tag(previous), own: Tag(own) });
         let publication = Publication { sender, ..publication(position, event.as_deref(), payload) };
         let envelope = Envelope { tags, publication };
-        prop_assert_eq!(Envelope::decode(encode_envelope(&envelope)), Ok(envelope));
+        prop_assert_eq!(Envelope::decode(&encode_envelope(&envelope)), Ok(envelope));
     }
 
     #[test]

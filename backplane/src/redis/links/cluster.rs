@@ -3,13 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use redis::Value;
 use tokio::time::{sleep, timeout};
 
-use super::Shared;
 use super::dial::{ask, text};
-use super::link::{Link, Place, Sent, check_cluster};
+use super::link::{Link, Place, check_cluster};
+use super::live::Sent;
 use super::map::{Map, Spread};
+use super::shared::Shared;
 use crate::redis::error::Trouble;
 use crate::redis::slot::SLOTS;
 use crate::redis::url::Server;
@@ -27,9 +29,9 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(1);
 pub(crate) type Range = (u16, u16, Server);
 
 /// Reads the slots again and again, and makes and drops links as masters come and go.
-pub(crate) async fn watch(shared: Arc<Shared>, seeds: Vec<Server>) {
+pub(super) async fn watch(shared: Arc<Shared>) {
     loop {
-        match read(&shared, &seeds).await {
+        match read(&shared).await {
             Ok(ranges) => apply(&shared, &ranges),
             Err((server, trouble)) => {
                 tracing::debug!(%server, %trouble, "no server of the Cluster tells its slots");
@@ -38,27 +40,34 @@ pub(crate) async fn watch(shared: Arc<Shared>, seeds: Vec<Server>) {
         }
         sleep(REFRESH_PAUSE).await;
         tokio::select! {
-            () = shared.refresh.notified() => {}
+            () = shared.refreshed.notified() => {}
             () = sleep(REFRESH_INTERVAL) => {}
         }
     }
 }
 
-/// The slots as the first node tells them that answers: links that are up, then nodes and seeds.
-async fn read(shared: &Shared, seeds: &[Server]) -> Result<Vec<Range>, (Server, Trouble)> {
+/// The slots as the node tells them that knows the highest epoch: links that are up are asked, all of them, because one
+/// that is cut off from the others goes on telling what was. Where none is up, nodes and seeds, until one answers.
+async fn read(shared: &Shared) -> Result<Vec<Range>, (Server, Trouble)> {
     let map = shared.map();
-    for link in &map.links {
-        let Some(live) = link.live() else { continue };
-        let answer = timeout(ANSWER_DEADLINE, live.send(&question())).await;
-        if let Ok(Sent::Answer(answer)) = answer
-            && let Some(ranges) = ranges_of(&answer, &live.server)
-        {
-            return Ok(ranges);
+    let asked = map.links.iter().filter_map(|link| link.live()).map(|live| async move {
+        let both = async { (live.send(&epoch_question()).await, live.send(&slots_question()).await) };
+        match timeout(ANSWER_DEADLINE, both).await {
+            Ok((epoch, Sent::Answer(slots))) => {
+                let epoch = if let Sent::Answer(epoch) = epoch { epoch_of(&epoch) } else { 0 };
+                ranges_of(&slots, &live.server).map(|ranges| (epoch, ranges))
+            }
+            _ => None,
         }
+    });
+    let told = join_all(asked).await.into_iter().flatten();
+    // Of equal ones the first.
+    if let Some((_, ranges)) = told.reduce(|best, other| if other.0 > best.0 { other } else { best }) {
+        return Ok(ranges);
     }
     let nodes = map.links.iter().filter_map(|link| link.node().cloned());
     let mut servers: Vec<Server> = nodes.collect();
-    servers.extend(seeds.iter().filter(|seed| map.node(seed).is_none()).cloned());
+    servers.extend(shared.seeds.iter().filter(|seed| map.node(seed).is_none()).cloned());
     let mut last = None;
     for server in servers {
         match read_from(shared, &server).await {
@@ -66,21 +75,38 @@ async fn read(shared: &Shared, seeds: &[Server]) -> Result<Vec<Range>, (Server, 
             Err(trouble) => last = Some((server, trouble)),
         }
     }
-    Err(last.unwrap_or_else(|| (seeds[0].clone(), Trouble::NoAddress)))
+    Err(last.unwrap_or_else(|| (shared.seeds[0].clone(), Trouble::NoAddress)))
 }
 
 async fn read_from(shared: &Shared, server: &Server) -> Result<Vec<Range>, Trouble> {
-    let (mut raw, greeting) = shared.dialer.raw(server).await?;
+    let (mut connection, greeting) = shared.dialer.raw(server).await?;
     check_cluster(&greeting)?;
     let late = Trouble::Late { what: "tell its slots", within: ANSWER_DEADLINE };
-    let answer = timeout(ANSWER_DEADLINE, ask(&mut raw, &question())).await.unwrap_or(Err(late))?;
+    let question = slots_question();
+    let answer = timeout(ANSWER_DEADLINE, ask(&mut connection, &question)).await.unwrap_or(Err(late))?;
     ranges_of(&answer, server).ok_or(Trouble::Protocol)
 }
 
-fn question() -> redis::Cmd {
+fn slots_question() -> redis::Cmd {
     let mut command = redis::cmd("CLUSTER");
     command.arg("SLOTS");
     command
+}
+
+fn epoch_question() -> redis::Cmd {
+    let mut command = redis::cmd("CLUSTER");
+    command.arg("INFO");
+    command
+}
+
+/// Grows with every failover and every slot that moved, at those who heard of it.
+fn epoch_of(info: &Value) -> u64 {
+    let info = match info {
+        Value::VerbatimString { text, .. } => text.as_str().into(),
+        other => text(other).unwrap_or_default(),
+    };
+    let epoch = info.lines().find_map(|line| line.strip_prefix("cluster_current_epoch:"));
+    epoch.and_then(|epoch| epoch.trim().parse().ok()).unwrap_or(0)
 }
 
 /// Replaces the map. Links that hold no slot any longer go, unless nodes send calls to them.

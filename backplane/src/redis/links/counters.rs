@@ -1,5 +1,6 @@
 //! What a link counts, and a reading of it for the node's metrics.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -39,6 +40,10 @@ pub struct LinkCounters {
     /// What the newest probe took, from being published to being received by this node: what a publication takes from
     /// node to node. `None` until one was received.
     pub lag: Option<Duration>,
+    /// Now: whether it is up and takes writes.
+    pub takes_writes: bool,
+    /// Calls that the server refused, by [`REFUSALS`].
+    pub refused: [u64; REFUSALS.len()],
     /// Sessions that were given up, by [`REPLACEMENTS`].
     pub replaced: [u64; REPLACEMENTS.len()],
     /// Commands that were sent again after a refusal, by [`REPEATS`].
@@ -48,6 +53,47 @@ pub struct LinkCounters {
 /// Labels of [`LinkCounters::replaced`].
 pub const REPLACEMENTS: [&str; 6] =
     ["broken", "unanswered", "probe_lost", "other_master", "asked", "dropped"];
+
+/// Labels of [`LinkCounters::refused`].
+pub const REFUSALS: [&str; 6] = ["memory", "disk", "replicas", "busy", "rights", "other"];
+
+/// Why a server refuses a call that it understood, in the order of [`REFUSALS`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// `OOM`: more than `maxmemory`.
+    Memory,
+    /// `MISCONF`: it cannot save, and is told to take no writes then.
+    Disk,
+    /// `NOREPLICAS`: fewer than `min-replicas-to-write`.
+    Replicas,
+    /// `BUSY`: a script of somebody's runs for long.
+    Busy,
+    Rights,
+    Other,
+}
+
+impl Refusal {
+    pub(crate) fn of(code: &str) -> Self {
+        match code {
+            "OOM" => Self::Memory,
+            "MISCONF" => Self::Disk,
+            "NOREPLICAS" => Self::Replicas,
+            "BUSY" => Self::Busy,
+            "NOPERM" => Self::Rights,
+            _ => Self::Other,
+        }
+    }
+
+    /// Nothing happened, and what the server lacks may be there later.
+    pub(crate) fn passes(self) -> bool {
+        matches!(self, Self::Memory | Self::Disk | Self::Replicas | Self::Busy)
+    }
+
+    /// While it lasts, every write is refused.
+    pub(crate) fn is_of_writes(self) -> bool {
+        matches!(self, Self::Memory | Self::Disk | Self::Replicas)
+    }
+}
 
 /// Labels of [`LinkCounters::repeated`].
 pub const REPEATS: [&str; 7] =
@@ -75,12 +121,13 @@ pub(crate) struct Counts {
     pub(crate) calls_refused_away: Count,
     pub(crate) calls_unconfirmed: Count,
     pub(crate) calls_not_replicated: Count,
-    pub(crate) waits: Count,
+    pub(crate) waits: Arc<Count>,
     pub(crate) subscribes_refused_bound: Count,
     pub(crate) subscribes_refused_server: Count,
     pub(crate) probes_lost: Count,
     /// In nanoseconds; 0: unknown.
     lag_ns: AtomicU64,
+    refused: [Count; REFUSALS.len()],
     replaced: [Count; REPLACEMENTS.len()],
     repeated: [Count; REPEATS.len()],
 }
@@ -93,6 +140,10 @@ impl Count {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
+    pub(crate) fn add_many(&self, number: u64) {
+        self.0.fetch_add(number, Ordering::Relaxed);
+    }
+
     fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -103,11 +154,15 @@ impl Counts {
         self.repeated[repeat as usize].add();
     }
 
+    pub(crate) fn add_refusal(&self, refusal: Refusal) {
+        self.refused[refusal as usize].add();
+    }
+
     /// Counts the end of a session.
     pub(crate) fn add_replacement(&self, why: &Trouble) {
         let index = match why {
             Trouble::Late { .. } => 1,
-            Trouble::ProbeLost(_) => 2,
+            Trouble::Silent(_) => 2,
             Trouble::OtherMaster(_) | Trouble::Replica => 3,
             Trouble::Asked(_) => 4,
             Trouble::Dropped => 5,
@@ -141,6 +196,8 @@ impl Counts {
             calls_waiting: 0,
             bytes_waiting: 0,
             lag: (lag_ns > 0).then(|| Duration::from_nanos(lag_ns)),
+            takes_writes: up,
+            refused: std::array::from_fn(|index| self.refused[index].get()),
             replaced: std::array::from_fn(|index| self.replaced[index].get()),
             repeated: std::array::from_fn(|index| self.repeated[index].get()),
         }

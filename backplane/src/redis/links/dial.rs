@@ -1,30 +1,31 @@
-//! Makes connections: TCP, TLS, and the greeting that tells version, mode and role.
+//! Makes connections: name, address, TLS, and the greeting that tells version, mode and role.
 
 use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use futures_util::{SinkExt, StreamExt};
-use redis::{Cmd, Value, ValueCodec};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpSocket, lookup_host};
-use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
-use tokio_util::codec::Framed;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use redis::{Cmd, Value};
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpSocket, UnixStream, lookup_host};
+use tokio::time::{sleep, timeout};
 
+use super::login::{Loaded, Login};
+use super::wire::{Frame, Inbound};
 use crate::redis::error::{RedisStartError, Trouble};
-use crate::redis::url::{Credentials, RedisUrl, Server};
+use crate::redis::url::{Credentials, Server};
 
-/// From the first packet to the last answer of the greeting. A server that takes longer is of no use to calls that
-/// wait 2 s.
-const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
+/// For each step: finding the addresses of a name, connecting to one of them, the greeting. A server that takes longer
+/// is of no use to calls that wait 2 s.
+const STEP_DEADLINE: Duration = Duration::from_secs(2);
+
+/// An address that does not answer holds the next one up for so long (RFC 8305, section 5).
+const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
 
 /// The kernel gives up on data that was not acknowledged for so long. Without it, what was in flight to a host that
 /// vanished would keep the closed socket for a quarter of an hour. (Keepalive packets are not needed: there is a
@@ -32,8 +33,11 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
 #[cfg(target_os = "linux")]
 const ACKNOWLEDGE_DEADLINE: Duration = Duration::from_secs(10);
 
-/// A connection after its greeting, answers and pushes decoded.
-pub(crate) type Raw = Framed<Box<dyn Stream>, ValueCodec>;
+/// A connection after its greeting.
+pub(crate) struct Connection {
+    pub(super) stream: Box<dyn Stream>,
+    pub(super) inbound: Inbound,
+}
 
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
 
@@ -41,8 +45,8 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Stream for S {}
 
 /// Knows how this deployment's servers are spoken to.
 pub(crate) struct Dialer {
-    tls: Option<TlsConnector>,
-    credentials: Option<Credentials>,
+    login: Login,
+    loaded: RwLock<Arc<Loaded>>,
     db: u32,
     /// What operators see in `CLIENT LIST`.
     client_name: Box<str>,
@@ -64,79 +68,85 @@ pub(crate) enum Mode {
 }
 
 impl Dialer {
-    pub(crate) fn new(url: &RedisUrl, ca: Option<&Path>, node: &str) -> Result<Self, RedisStartError> {
-        let tls = if url.tls { Some(connector(ca)?) } else { None };
+    pub(crate) fn new(login: Login, db: u32, node: &str) -> Result<Self, RedisStartError> {
+        let loaded = RwLock::new(Arc::new(login.load()?));
         // CLIENT SETNAME takes printable ASCII without spaces.
         let printable = |c: char| if c.is_ascii_graphic() { c } else { '_' };
         let client_name = node.chars().map(printable).collect::<String>().into();
-        Ok(Self { tls, credentials: url.credentials.clone(), db: url.db, client_name })
+        Ok(Self { login, loaded, db, client_name })
     }
 
     /// A connection for pub/sub, which knows no databases.
-    pub(crate) async fn raw(&self, server: &Server) -> Result<(Raw, Greeting), Trouble> {
-        within("greet", async {
-            let mut raw = Framed::new(self.stream(server).await?, ValueCodec::default());
-            let greeting = self.greet(&mut raw, self.credentials.as_ref()).await?;
-            Ok((raw, greeting))
-        })
-        .await
+    pub(crate) async fn raw(&self, server: &Server) -> Result<(Connection, Greeting), Trouble> {
+        let loaded = self.loaded();
+        let connected = self.greeted(server, &loaded, loaded.credentials.as_ref()).await;
+        self.reload_after(connected)
     }
 
-    /// A connection to a Sentinel: credentials only where it demands them, because most have none.
-    pub(crate) async fn sentinel(&self, server: &Server) -> Result<Raw, Trouble> {
-        within("greet", async {
-            let mut raw = Framed::new(self.stream(server).await?, ValueCodec::default());
-            let greeting = match self.greet(&mut raw, None).await {
-                Err(Trouble::Refused(error)) if error.code() == "NOAUTH" => {
-                    self.greet(&mut raw, self.credentials.as_ref()).await?
-                }
-                other => other?,
-            };
-            if greeting.mode == Mode::Sentinel { Ok(raw) } else { Err(Trouble::NotSentinel) }
-        })
-        .await
+    /// A connection to a Sentinel. Most have no credentials of their own, and many none: those of Redis are said where
+    /// some are demanded.
+    pub(crate) async fn sentinel(&self, server: &Server) -> Result<Connection, Trouble> {
+        let loaded = self.loaded();
+        let connected = match self.greeted(server, &loaded, loaded.sentinel.as_ref()).await {
+            Err(Trouble::Refused(error)) if error.code() == "NOAUTH" => {
+                self.greeted(server, &loaded, loaded.credentials.as_ref()).await
+            }
+            other => other,
+        };
+        let (connection, greeting) = self.reload_after(connected)?;
+        if greeting.mode == Mode::Sentinel { Ok(connection) } else { Err(Trouble::NotSentinel) }
     }
 
     /// A connection for commands.
-    pub(crate) async fn commands(&self, server: &Server) -> Result<Raw, Trouble> {
-        let (mut raw, _) = self.raw(server).await?;
+    pub(crate) async fn commands(&self, server: &Server) -> Result<Connection, Trouble> {
+        let (mut connection, _) = self.raw(server).await?;
         if self.db != 0 {
-            within("greet", select(&mut raw, self.db)).await?;
+            within("greet", select(&mut connection, self.db)).await?;
         }
-        Ok(raw)
+        Ok(connection)
     }
 
-    async fn stream(&self, server: &Server) -> Result<Box<dyn Stream>, Trouble> {
-        let addresses = lookup_host((&*server.host, server.port))
-            .await
-            .map_err(|error| Trouble::Resolve(Arc::new(error)))?;
-        let mut last = Trouble::NoAddress;
-        for address in addresses {
-            match self.stream_to(address, server).await {
-                Ok(stream) => return Ok(stream),
-                Err(trouble) => last = trouble,
+    fn loaded(&self) -> Arc<Loaded> {
+        Arc::clone(&self.loaded.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Passwords and certificates are renewed in their files: a login that was refused is tried with what is there now.
+    fn reload_after<T>(&self, connected: Result<T, Trouble>) -> Result<T, Trouble> {
+        let is_refused = match &connected {
+            Err(Trouble::Refused(error)) => matches!(error.code(), "WRONGPASS" | "NOAUTH"),
+            Err(Trouble::Tls(_)) => true,
+            _ => false,
+        };
+        if is_refused {
+            match self.login.load() {
+                Ok(loaded) => {
+                    *self.loaded.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(loaded);
+                }
+                Err(error) => tracing::warn!(%error, "what was read before is used on"),
             }
         }
-        Err(last)
+        connected
     }
 
-    async fn stream_to(&self, address: SocketAddr, server: &Server) -> Result<Box<dyn Stream>, Trouble> {
-        let connect = |error| Trouble::Connect(Arc::new(error));
-        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
-        let stream = socket.map_err(connect)?.connect(address).await.map_err(connect)?;
-        stream.set_nodelay(true).map_err(connect)?;
-        #[cfg(target_os = "linux")]
-        socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(ACKNOWLEDGE_DEADLINE)).map_err(connect)?;
-        let Some(tls) = &self.tls else { return Ok(Box::new(stream)) };
-        let refused = |error| Trouble::Tls(Arc::new(error));
-        let name = ServerName::try_from(String::from(&*server.host))
-            .map_err(|error| refused(io::Error::new(io::ErrorKind::InvalidData, error)))?;
-        Ok(Box::new(tls.connect(name, stream).await.map_err(refused)?))
+    async fn greeted(
+        &self,
+        server: &Server,
+        loaded: &Arc<Loaded>,
+        credentials: Option<&Credentials>,
+    ) -> Result<(Connection, Greeting), Trouble> {
+        let stream = stream(server, loaded).await?;
+        let mut connection = Connection { stream, inbound: Inbound::default() };
+        let greeting = within("greet", self.greet(&mut connection, credentials)).await?;
+        Ok((connection, greeting))
     }
 
     /// `HELLO` tells the version, the mode and the role, and no ACL forbids it. A server that is loading its data or
     /// waits for its master says so to `PING`.
-    async fn greet(&self, raw: &mut Raw, credentials: Option<&Credentials>) -> Result<Greeting, Trouble> {
+    async fn greet(
+        &self,
+        connection: &mut Connection,
+        credentials: Option<&Credentials>,
+    ) -> Result<Greeting, Trouble> {
         let mut hello = redis::cmd("HELLO");
         hello.arg(3);
         if let Some(Credentials { user, password }) = credentials {
@@ -145,7 +155,7 @@ impl Dialer {
         if !self.client_name.is_empty() {
             hello.arg("SETNAME").arg(&*self.client_name);
         }
-        let greeting = match ask(raw, &hello).await {
+        let greeting = match ask(connection, &hello).await {
             Ok(answer) => Greeting::of(&answer).ok_or(Trouble::Protocol)?,
             // Redis 5 has no HELLO.
             Err(Trouble::Refused(error))
@@ -155,15 +165,93 @@ impl Dialer {
             }
             Err(trouble) => return Err(trouble),
         };
-        ask(raw, &redis::cmd("PING")).await?;
+        ask(connection, &redis::cmd("PING")).await?;
         Ok(greeting)
     }
 }
 
 impl fmt::Debug for Dialer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Dialer").field("tls", &self.tls.is_some()).finish_non_exhaustive()
+        f.debug_struct("Dialer").field("db", &self.db).finish_non_exhaustive()
     }
+}
+
+async fn stream(server: &Server, loaded: &Arc<Loaded>) -> Result<Box<dyn Stream>, Trouble> {
+    if let Some(path) = server.socket_path() {
+        let connecting = async { UnixStream::connect(path).await.map_err(connect_trouble) };
+        return Ok(Box::new(within("let itself be connected to", connecting).await?));
+    }
+    let addresses = within("resolve", async {
+        lookup_host((&*server.host, server.port)).await.map_err(|error| Trouble::Resolve(Arc::new(error)))
+    });
+    let connect = |address| stream_to(address, server.clone(), Arc::clone(loaded));
+    race(addresses.await?.collect(), connect).await
+}
+
+/// Connects to the first address that answers: the next is tried when one fails or is slow, the others go on.
+async fn race<T, F: Future<Output = Result<T, Trouble>>>(
+    addresses: Vec<SocketAddr>,
+    connect: impl Fn(SocketAddr) -> F,
+) -> Result<T, Trouble> {
+    let mut left = families_in_turn(addresses).into_iter();
+    let mut running = FuturesUnordered::new();
+    let mut last = Trouble::NoAddress;
+    loop {
+        if let Some(address) = left.next() {
+            running.push(within("let itself be connected to", connect(address)));
+        }
+        let has_more = left.len() > 0;
+        tokio::select! {
+            done = running.next() => match done {
+                Some(Ok(stream)) => return Ok(stream),
+                Some(Err(trouble)) => last = trouble,
+                None if has_more => {}
+                None => return Err(last),
+            },
+            () = sleep(NEXT_ADDRESS_AFTER), if has_more => {}
+        }
+    }
+}
+
+/// In the order of the resolver, but the families take turns: one that is broken costs one address (RFC 8305, section
+/// 4).
+fn families_in_turn(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let is_first = addresses.first().map(SocketAddr::is_ipv6);
+    let (first, second): (Vec<_>, Vec<_>) =
+        addresses.into_iter().partition(|address| Some(address.is_ipv6()) == is_first);
+    let (mut first, mut second) = (first.into_iter(), second.into_iter());
+    let mut turns = Vec::new();
+    loop {
+        let before = turns.len();
+        turns.extend(first.next());
+        turns.extend(second.next());
+        if turns.len() == before {
+            return turns;
+        }
+    }
+}
+
+async fn stream_to(
+    address: SocketAddr,
+    server: Server,
+    loaded: Arc<Loaded>,
+) -> Result<Box<dyn Stream>, Trouble> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+    let stream = socket.map_err(connect_trouble)?.connect(address).await.map_err(connect_trouble)?;
+    stream.set_nodelay(true).map_err(connect_trouble)?;
+    #[cfg(target_os = "linux")]
+    socket2::SockRef::from(&stream)
+        .set_tcp_user_timeout(Some(ACKNOWLEDGE_DEADLINE))
+        .map_err(connect_trouble)?;
+    let Some(tls) = &loaded.tls else { return Ok(Box::new(stream)) };
+    let refused = |error| Trouble::Tls(Arc::new(error));
+    let name = ServerName::try_from(String::from(&*server.host))
+        .map_err(|error| refused(io::Error::new(io::ErrorKind::InvalidData, error)))?;
+    Ok(Box::new(tls.connect(name, stream).await.map_err(refused)?))
+}
+
+fn connect_trouble(error: io::Error) -> Trouble {
+    Trouble::Connect(Arc::new(error))
 }
 
 impl Greeting {
@@ -195,13 +283,37 @@ impl Greeting {
 }
 
 /// Sends a command on a connection that has nothing else in flight, and reads its answer.
-pub(crate) async fn ask(raw: &mut Raw, command: &Cmd) -> Result<Value, Trouble> {
-    raw.send(command.get_packed_command()).await.map_err(Trouble::Broken)?;
-    match raw.next().await {
-        Some(Ok(Value::ServerError(error))) => Err(Trouble::Refused(error)),
-        Some(Ok(value)) => Ok(value),
-        Some(Err(error)) => Err(Trouble::Broken(error)),
-        None => Err(Trouble::Closed),
+pub(crate) async fn ask(connection: &mut Connection, command: &Cmd) -> Result<Value, Trouble> {
+    send(connection, command).await?;
+    match next(connection).await? {
+        Value::ServerError(error) => Err(Trouble::Refused(error)),
+        value => Ok(value),
+    }
+}
+
+pub(super) async fn send(connection: &mut Connection, command: &Cmd) -> Result<(), Trouble> {
+    let broken = |error: io::Error| Trouble::Broken(error.into());
+    connection.stream.write_all(&command.get_packed_command()).await.map_err(broken)?;
+    connection.stream.flush().await.map_err(broken)
+}
+
+/// The next value that arrives; a message is a push of the library's form.
+pub(super) async fn next(connection: &mut Connection) -> Result<Value, Trouble> {
+    let read = |frame: Frame<'_>| match frame {
+        Frame::Value(value) => value.map_err(Trouble::Broken),
+        Frame::Message { channel, payload } => Ok(Value::Push {
+            kind: redis::PushKind::Message,
+            data: [channel, payload].map(|bytes| Value::BulkString(bytes.to_vec())).into(),
+        }),
+    };
+    loop {
+        if let Some(value) = connection.inbound.take(read)? {
+            return value;
+        }
+        let read = connection.stream.read_buf(connection.inbound.room()).await;
+        if read.map_err(|error| Trouble::Broken(error.into()))? == 0 {
+            return Err(Trouble::Closed);
+        }
     }
 }
 
@@ -215,12 +327,12 @@ pub(crate) fn text(value: &Value) -> Option<Box<str>> {
 }
 
 async fn within<T>(what: &'static str, work: impl Future<Output = Result<T, Trouble>>) -> Result<T, Trouble> {
-    let late = Trouble::Late { what, within: CONNECT_DEADLINE };
-    timeout(CONNECT_DEADLINE, work).await.unwrap_or(Err(late))
+    let late = Trouble::Late { what, within: STEP_DEADLINE };
+    timeout(STEP_DEADLINE, work).await.unwrap_or(Err(late))
 }
 
-async fn select(raw: &mut Raw, db: u32) -> Result<(), Trouble> {
-    match ask(raw, redis::cmd("SELECT").arg(db)).await {
+async fn select(connection: &mut Connection, db: u32) -> Result<(), Trouble> {
+    match ask(connection, redis::cmd("SELECT").arg(db)).await {
         Err(Trouble::Refused(error)) if error.code() == "ERR" => Err(Trouble::NoDatabase(db)),
         other => other.map(|_| ()),
     }
@@ -230,42 +342,6 @@ async fn select(raw: &mut Raw, db: u32) -> Result<(), Trouble> {
 fn major_minor(version: &str) -> (u32, u32) {
     let mut numbers = version.split('.').map(|number| number.parse().unwrap_or(0));
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
-}
-
-/// The certificates of `ca`, or else those that the system trusts. The provider is named, so that it does not matter
-/// which one the process has installed.
-fn connector(ca: Option<&Path>) -> Result<TlsConnector, RedisStartError> {
-    let roots = match ca {
-        Some(path) => authority(path)?,
-        None => system_roots(),
-    };
-    if roots.is_empty() {
-        return Err(RedisStartError::SystemCertificates { cause: "there are none".into() });
-    }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| RedisStartError::SystemCertificates { cause: error.to_string().into() })?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(TlsConnector::from(Arc::new(config)))
-}
-
-fn authority(path: &Path) -> Result<RootCertStore, RedisStartError> {
-    let refused = |cause: String| RedisStartError::Authority { path: path.to_owned(), cause: cause.into() };
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(path).map_err(|error| refused(error.to_string()))? {
-        let certificate = certificate.map_err(|error| refused(error.to_string()))?;
-        roots.add(certificate).map_err(|error| refused(error.to_string()))?;
-    }
-    if roots.is_empty() { Err(refused("there are none in it".to_owned())) } else { Ok(roots) }
-}
-
-/// Certificates that cannot be read are left out, as other clients do; none at all is an error of the caller's.
-fn system_roots() -> RootCertStore {
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    roots
 }
 
 #[cfg(test)]
@@ -303,5 +379,39 @@ mod tests {
             let greeting = Greeting::of(&hello(version, "standalone", "master")).unwrap();
             assert_eq!(greeting.require(needed).is_ok(), holds, "{version} {needed}");
         }
+    }
+
+    /// An address that drops packets: its queue of connections is full, and further ones are not answered.
+    fn silent() -> (std::net::TcpListener, Vec<std::net::TcpStream>, SocketAddr) {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        socket.listen(0).unwrap();
+        let listener = std::net::TcpListener::from(socket);
+        let address = listener.local_addr().unwrap();
+        let connect = || std::net::TcpStream::connect_timeout(&address, Duration::from_millis(50));
+        (listener, std::iter::from_fn(|| connect().ok()).take(64).collect(), address)
+    }
+
+    #[tokio::test]
+    async fn an_address_that_drops_packets_does_not_hold_up_the_next() {
+        let (_listener, _queue, silent) = silent();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = listener.local_addr().unwrap();
+        let connect = |address| async move {
+            tokio::net::TcpStream::connect(address).await.map_err(connect_trouble)?;
+            Ok(address)
+        };
+        assert_eq!(race(vec![silent, server], connect).await.unwrap(), server);
+        let late = race(vec![silent], connect).await.unwrap_err();
+        assert!(matches!(late, Trouble::Late { .. }), "{late}");
+        assert!(matches!(race(Vec::new(), connect).await, Err(Trouble::NoAddress)));
+    }
+
+    #[test]
+    fn families_take_turns() {
+        let [a, b, c, d] = ["[::1]:1", "[::1]:2", "1.1.1.1:1", "1.1.1.1:2"].map(|it| it.parse().unwrap());
+        assert_eq!(families_in_turn(vec![a, b, c, d]), [a, c, b, d]);
+        assert_eq!(families_in_turn(vec![c, a]), [c, a]);
+        assert_eq!(families_in_turn(Vec::new()), []);
     }
 }

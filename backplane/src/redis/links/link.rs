@@ -1,30 +1,26 @@
-//! One server: its pair of connections, what waits for answers on them, and their replacement.
+//! One server: its session, what waits for answers there, and how a session follows the last.
 
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
-use redis::{Arg, Cmd, ServerError, Value};
-use tokio::sync::Notify;
+use redis::{Cmd, ServerError};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::Shared;
-use super::counters::{Counts, LinkCounters};
-use super::dial::{Greeting, Mode, Raw};
-use super::feed::{self, Feed};
-use super::pipe::{self, Pipe};
-use super::replication::{self, Replication, Waiters};
+use super::counters::{Counts, LinkCounters, Refusal};
+use super::dial::{Connection, Dialer, Greeting, Mode};
+use super::feed::{self, Probe};
+use super::live::{Live, Sent};
+use super::pipe;
+use super::replication::{self, Replication};
+use super::rights;
+use super::room::Room;
 use super::sentinel::Sentinels;
 use crate::redis::contract::{LinkId, Session, Subscriber};
-use crate::redis::error::Trouble;
+use crate::redis::error::{Trouble, sentence};
 use crate::redis::url::Server;
-
-/// Bytes of commands that may wait for their answers: two seconds of 8 MiB/s. Subscribe commands that wait to be
-/// written have as much again: 160,000 channels of 100 bytes.
-pub(crate) const WAITING_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Pauses between attempts grow from the first to the second; each is shortened by up to half, at random, so that the
 /// nodes of a deployment do not return together.
@@ -37,6 +33,23 @@ const SESSION_GOOD: Duration = Duration::from_secs(5);
 /// for seconds, and calls to its tags may be rare.
 const ASKED_FOR: Duration = Duration::from_secs(30);
 
+/// What a link asks of the deployment that it belongs to.
+pub(super) trait Around: Send + Sync {
+    fn dialer(&self) -> &Dialer;
+    /// A probe for the link; `None` while it has no slots.
+    fn probe(&self, link: LinkId) -> Option<Probe>;
+    /// Whether the tag lives there.
+    fn owns(&self, link: LinkId, tag: &str) -> bool;
+    /// Scripts that the server is to know before it is asked for them.
+    fn scripts(&self) -> &[Box<str>];
+    fn replicas(&self) -> u8;
+    fn next_session(&self) -> Session;
+    /// Something of a link changed.
+    fn changed(&self);
+    /// Has the slots read again soon.
+    fn refresh(&self);
+}
+
 /// A server of the topology.
 pub(crate) struct Link {
     pub(crate) id: LinkId,
@@ -44,9 +57,12 @@ pub(crate) struct Link {
     pub(crate) name: Box<str>,
     place: Place,
     state: Mutex<State>,
-    /// Bytes of commands without an answer.
+    /// Bytes of commands without an answer, and of those that keep this node alive.
     waiting: Arc<AtomicUsize>,
+    waiting_vital: Arc<AtomicUsize>,
     pub(crate) counts: Counts,
+    /// Why the server takes no writes, as it last said.
+    refusing: Mutex<Option<Box<str>>>,
     /// When another node last sent a call here with `ASK`.
     asked_at: Mutex<Option<Instant>>,
     /// Cancelled when the server leaves the topology.
@@ -59,6 +75,16 @@ pub(crate) enum Place {
     Fixed(Server),
     Node(Server),
     Master(Arc<Sentinels>),
+}
+
+/// Which of a session's connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    Plain,
+    /// A success says that the replicas have it.
+    Replicated,
+    /// Past what waits on the others, with a bound of its own.
+    Vital,
 }
 
 enum State {
@@ -75,37 +101,13 @@ pub(crate) struct Away {
     pub(crate) why: Trouble,
 }
 
-/// A pair of connections.
-pub(crate) struct Live {
-    pub(crate) session: Session,
-    pub(crate) server: Server,
-    pub(crate) outbox: Outbox,
-    pipe: Arc<Pipe>,
-    /// Of publications that replicas must have.
-    pub(super) replication: Option<Replication>,
-    /// Why it was given up; whoever comes first says it.
-    why: OnceLock<Trouble>,
-    pub(crate) ended: CancellationToken,
-}
-
-/// Subscribe commands that wait to be written.
-#[derive(Debug, Default)]
-pub(crate) struct Outbox {
-    bytes: Mutex<BytesMut>,
-    pub(crate) filled: Notify,
-    /// Channels whose end was asked for and not yet confirmed.
-    pub(crate) ending: AtomicUsize,
-}
-
-/// What became of a command.
-#[derive(Debug)]
-pub(crate) enum Sent {
-    Answer(Value),
-    Refused(ServerError),
-    /// Nothing was sent.
-    Never(Box<str>),
-    /// It was sent, the outcome is not known.
-    Unknown(Trouble),
+/// A session that is ready to begin.
+struct Made {
+    live: Arc<Live>,
+    feed: Connection,
+    probe: Option<Probe>,
+    /// The tasks of the other connections.
+    drivers: JoinSet<()>,
 }
 
 impl Link {
@@ -118,7 +120,9 @@ impl Link {
             place,
             state: Mutex::new(State::Away(away)),
             waiting: Arc::default(),
+            waiting_vital: Arc::default(),
             counts: Counts::default(),
+            refusing: Mutex::new(None),
             asked_at: Mutex::new(None),
             dropped: stopping.child_token(),
         })
@@ -127,7 +131,7 @@ impl Link {
     /// The session, if calls may succeed now.
     pub(crate) fn live(&self) -> Option<Arc<Live>> {
         match &*self.state() {
-            State::Up(live) if live.why.get().is_none() => Some(Arc::clone(live)),
+            State::Up(live) if live.why().is_none() => Some(Arc::clone(live)),
             State::Up(_) | State::Away(_) => None,
         }
     }
@@ -140,7 +144,7 @@ impl Link {
     /// `None` while it is up.
     pub(crate) fn away(&self) -> Option<Away> {
         match &*self.state() {
-            State::Up(live) => live.why.get().map(|why| Away {
+            State::Up(live) => live.why().map(|why| Away {
                 since: Instant::now(),
                 server: Some(live.server.clone()),
                 why: why.clone(),
@@ -154,12 +158,45 @@ impl Link {
         format!("Redis at {} is away: {why}", self.name).into()
     }
 
+    /// What does not work there: all, or writing.
+    pub(crate) fn missing(&self) -> Option<String> {
+        if let Some(away) = self.away() {
+            let seconds = away.since.elapsed().as_secs();
+            return Some(format!("Redis at {} is away for {seconds} s: {}", self.name, away.why));
+        }
+        let refusing = self.refusing.lock().unwrap_or_else(PoisonError::into_inner);
+        refusing.as_ref().map(|answer| format!("Redis at {} takes no writes: {answer}", self.name))
+    }
+
+    /// The server said that it takes no writes, or forbids something.
+    pub(crate) fn note_refusal(&self, error: &ServerError) {
+        let refusal = Refusal::of(error.code());
+        self.counts.add_refusal(refusal);
+        if refusal.is_of_writes() {
+            let answer = sentence(error);
+            let mut refusing = self.refusing.lock().unwrap_or_else(PoisonError::into_inner);
+            if refusing.is_none() {
+                tracing::error!(server = %self.name, %answer, "Redis takes no writes");
+            }
+            *refusing = Some(answer.into());
+        }
+    }
+
+    /// The server took a write.
+    pub(crate) fn note_write(&self) {
+        let mut refusing = self.refusing.lock().unwrap_or_else(PoisonError::into_inner);
+        if refusing.take().is_some() {
+            tracing::info!(server = %self.name, "Redis takes writes again");
+        }
+    }
+
     pub(crate) fn counters(&self) -> LinkCounters {
         let live = self.live();
         let waiting = live.as_ref().map_or(0, |live| live.waiting());
         LinkCounters {
             calls_waiting: waiting as u64,
             bytes_waiting: self.waiting.load(Ordering::Relaxed) as u64,
+            takes_writes: self.missing().is_none(),
             ..self.counts.read(&self.name, live.is_some())
         }
     }
@@ -191,48 +228,61 @@ impl Link {
         matches!(self.place, Place::Node(_))
     }
 
-    /// Sends a command and waits for its answer. `asking`: as one that a Cluster node sent here with `ASK`.
-    /// `replicated`: and until the replicas that are asked for have what it wrote.
-    pub(crate) async fn send(&self, command: &Cmd, asking: bool, replicated: bool) -> Sent {
+    pub(super) fn publish_verb(&self) -> &'static str {
+        if self.is_sharded() { "SPUBLISH" } else { "PUBLISH" }
+    }
+
+    /// Sends commands, with nothing of others between them, and waits for their answers. `asking`: one that a Cluster
+    /// node sent here with `ASK`.
+    pub(crate) async fn send(&self, commands: &[&Cmd], way: Way, asking: bool) -> Vec<Sent> {
+        let never = |sent: fn(&Self) -> Sent| commands.iter().map(|_| sent(self)).collect();
         let Some(live) = self.live() else {
             self.counts.calls_refused_away.add();
-            return Sent::Never(self.unavailable());
+            return never(|link| Sent::Never(link.away().map_or(Trouble::Closed, |away| away.why)));
         };
-        let Some(room) = Room::take(&self.waiting, size_of_command(command)) else {
+        let waiting = if way == Way::Vital { &self.waiting_vital } else { &self.waiting };
+        let Some(room) = Room::take(waiting, commands) else {
             self.counts.calls_refused_bound.add();
-            let mib = WAITING_BYTES_MAX >> 20;
-            return Sent::Never(format!("{mib} MiB wait for answers of Redis at {}", self.name).into());
+            return never(|_| Sent::NoRoom);
         };
-        self.counts.calls.add();
-        let sent = match &live.replication {
-            Some(replication) if replicated => live.send_replicated(replication, command, asking, room).await,
-            _ => live.send_over(&live.pipe, command, asking, Some(room)).await.0,
+        self.counts.calls.add_many(commands.len() as u64);
+        let sent = match (way, &live.replication) {
+            (Way::Replicated, Some(replication)) => {
+                live.send_replicated(replication, commands, asking, room).await
+            }
+            (Way::Vital, _) => live.send_over(&live.vital, commands, asking, Some(room)).await,
+            (Way::Plain | Way::Replicated, _) => {
+                live.send_over(&live.pipe, commands, asking, Some(room)).await
+            }
         };
-        match &sent {
-            Sent::Unknown(Trouble::NotReplicated { .. }) => self.counts.calls_not_replicated.add(),
-            Sent::Unknown(_) => self.counts.calls_unconfirmed.add(),
-            _ => {}
+        for sent in &sent {
+            match sent {
+                Sent::Unknown(Trouble::NotReplicated { .. }) => self.counts.calls_not_replicated.add(),
+                Sent::Unknown(_) => self.counts.calls_unconfirmed.add(),
+                Sent::Never(_) => self.counts.calls_refused_away.add(),
+                _ => {}
+            }
         }
         sent
     }
 
     /// Makes sessions, one after the other, until the server leaves the topology.
-    pub(crate) async fn run(self: Arc<Self>, shared: Arc<Shared>, subscriber: Arc<dyn Subscriber>) {
+    pub(super) async fn run(self: Arc<Self>, around: Arc<dyn Around>, subscriber: Arc<dyn Subscriber>) {
         let mut pause = PAUSES[0];
         loop {
             let made = tokio::select! {
-                made = self.attempt(&shared) => made,
+                made = self.attempt(&*around) => made,
                 () = self.dropped.cancelled() => return,
             };
             match made {
-                Ok((live, feed, driver)) => {
+                Ok(made) => {
                     let began = Instant::now();
-                    self.serve(&shared, &live, feed, driver, &*subscriber).await;
+                    self.serve(&*around, made, &*subscriber).await;
                     if began.elapsed() >= SESSION_GOOD {
                         pause = PAUSES[0];
                     }
                 }
-                Err(trouble) => self.note_failure(trouble, &shared),
+                Err(trouble) => self.note_failure(trouble, &*around),
             }
             tokio::select! {
                 () = tokio::time::sleep(jittered(pause)) => pause = (pause * 2).min(PAUSES[1]),
@@ -242,80 +292,75 @@ impl Link {
     }
 
     /// A session from `up` to `down`.
-    async fn serve(
-        &self,
-        shared: &Shared,
-        live: &Arc<Live>,
-        feed: Feed,
-        mut driver: JoinSet<()>,
-        subscriber: &dyn Subscriber,
-    ) {
-        *self.state() = State::Up(Arc::clone(live));
+    async fn serve(&self, around: &dyn Around, made: Made, subscriber: &dyn Subscriber) {
+        let Made { live, feed, probe, mut drivers } = made;
+        *self.state() = State::Up(Arc::clone(&live));
         self.counts.sessions.add();
+        self.note_write();
         tracing::info!(server = %self.name, at = %live.server, session = live.session.0, "Redis is up");
         subscriber.up(self.id, live.session);
-        shared.changed();
+        around.changed();
         tokio::select! {
-            () = feed::run(feed, self, live, shared, subscriber) => {}
+            () = feed::run(feed, probe, self, &live, around, subscriber) => {}
             () = self.dropped.cancelled() => live.give_up(Trouble::Dropped),
         }
-        let why = live.why.get().cloned().unwrap_or(Trouble::Closed);
+        let why = live.why().cloned().unwrap_or(Trouble::Closed);
         // Calls that wait hear at once that their outcome is not known.
-        driver.shutdown().await;
+        drivers.shutdown().await;
         self.counts.add_replacement(&why);
         tracing::warn!(server = %self.name, session = live.session.0, %why, "Redis is away");
         let server = Some(live.server.clone());
         *self.state() = State::Away(Away { since: Instant::now(), server, why });
-        shared.changed();
+        around.changed();
         subscriber.down(self.id, live.session);
-        shared.refresh();
+        around.refresh();
     }
 
-    async fn attempt(self: &Arc<Self>, shared: &Shared) -> Result<(Arc<Live>, Feed, JoinSet<()>), Trouble> {
+    async fn attempt(&self, around: &dyn Around) -> Result<Made, Trouble> {
         let server = match &self.place {
             Place::Fixed(server) | Place::Node(server) => server.clone(),
-            Place::Master(sentinels) => sentinels.master(&shared.dialer).await?,
+            Place::Master(sentinels) => sentinels.master(around.dialer()).await?,
         };
         if let State::Away(away) = &mut *self.state() {
             away.server = Some(server.clone());
         }
-        let (raw, greeting) = shared.dialer.raw(&server).await?;
+        let (mut feed, greeting) = around.dialer().raw(&server).await?;
         self.check(&greeting)?;
-        let commands = shared.dialer.commands(&server).await?;
-        let replicating = self.replication(shared, &server).await?;
-        let (replication, replicating) = replicating.map(|(it, waiters, raw)| (it, (waiters, raw))).unzip();
-        let live = Arc::new(Live {
-            session: shared.next_session(),
-            server,
-            outbox: Outbox::default(),
-            pipe: Arc::default(),
-            replication,
-            why: OnceLock::new(),
-            ended: CancellationToken::new(),
-        });
-        let mut driver = JoinSet::new();
-        driver.spawn(pipe::carry(commands, Arc::clone(&live.pipe), Arc::clone(&live)));
-        if let (Some(replication), Some((waiters, raw))) = (&live.replication, replicating) {
-            driver.spawn(pipe::carry(raw, Arc::clone(&replication.pipe), Arc::clone(&live)));
-            driver.spawn(replication::run(Arc::clone(&live), waiters, Arc::clone(self)));
+        let mut commands = around.dialer().commands(&server).await?;
+        let probe = around.probe(self.id);
+        rights::check(
+            &mut commands,
+            around.scripts(),
+            probe.as_ref().map(Probe::name),
+            self.publish_verb(),
+            around.replicas(),
+        )
+        .await?;
+        let vital = around.dialer().commands(&server).await?;
+        let (mut replication, mut replicating) = (None, None);
+        if around.replicas() > 0 {
+            let (part, waiters) = Replication::new();
+            let connection = around.dialer().commands(&server).await?;
+            (replication, replicating) = (Some(part), Some((waiters, connection)));
         }
-        let feed = Feed::begin(raw, self, &live, shared).await?;
-        Ok((live, feed, driver))
-    }
-
-    /// The connection of what replicas must have, if any is asked for.
-    async fn replication(
-        &self,
-        shared: &Shared,
-        server: &Server,
-    ) -> Result<Option<(Replication, Waiters, Raw)>, Trouble> {
-        if shared.replicas == 0 {
-            return Ok(None);
+        let live = Live::new(around.next_session(), server, replication);
+        let mut drivers = JoinSet::new();
+        drivers.spawn(pipe::carry(commands, Arc::clone(&live.pipe), ends(&live)));
+        drivers.spawn(pipe::carry(vital, Arc::clone(&live.vital), ends(&live)));
+        if let (Some(replication), Some((waiters, connection))) = (&live.replication, replicating) {
+            let pipe = &replication.pipe;
+            drivers.spawn(pipe::carry(connection, Arc::clone(pipe), ends(&live)));
+            let waits = Arc::clone(&self.counts.waits);
+            drivers.spawn(replication::run(
+                around.replicas(),
+                Arc::clone(pipe),
+                waiters,
+                move || waits.add(),
+                ends(&live),
+            ));
         }
-        let mut raw = shared.dialer.commands(server).await?;
-        replication::check(&mut raw).await?;
-        let (replication, waiters) = Replication::new(shared.replicas);
-        Ok(Some((replication, waiters, raw)))
+        feed::begin(&mut feed, self, &live, probe.as_ref()).await?;
+        Ok(Made { live, feed, probe, drivers })
     }
 
     fn check(&self, greeting: &Greeting) -> Result<(), Trouble> {
@@ -328,15 +373,15 @@ impl Link {
         if greeting.is_master { Ok(()) } else { Err(Trouble::Replica) }
     }
 
-    fn note_failure(&self, trouble: Trouble, shared: &Shared) {
+    fn note_failure(&self, trouble: Trouble, around: &dyn Around) {
         self.counts.attempts_failed.add();
         tracing::debug!(server = %self.name, %trouble, "Redis stays away");
         if let State::Away(away) = &mut *self.state() {
             away.why = trouble;
         }
-        shared.changed();
+        around.changed();
         // A node that does not come back may have a successor.
-        shared.refresh();
+        around.refresh();
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -350,78 +395,9 @@ impl fmt::Debug for Link {
     }
 }
 
-impl Live {
-    /// Ends the session; its link makes another one.
-    pub(crate) fn give_up(&self, why: Trouble) {
-        // Whoever comes later has nothing to add.
-        if self.why.set(why).is_ok() {
-            self.ended.cancel();
-        }
-    }
-
-    /// Sends a command without regard to the bound: probes, and the Cluster's slots.
-    pub(crate) async fn send(&self, command: &Cmd) -> Sent {
-        self.send_over(&self.pipe, command, false, None).await.0
-    }
-
-    /// Commands that wait for their answers.
-    fn waiting(&self) -> usize {
-        let replication = self.replication.as_ref().map_or(0, |replication| replication.pipe.waiting());
-        self.pipe.waiting() + replication
-    }
-
-    async fn send_replicated(
-        &self,
-        replication: &Replication,
-        command: &Cmd,
-        asking: bool,
-        room: Room,
-    ) -> Sent {
-        let (sent, _room) = self.send_over(&replication.pipe, command, asking, Some(room)).await;
-        if !matches!(sent, Sent::Answer(_)) {
-            return sent;
-        }
-        match replication.reached().await {
-            Ok(()) => sent,
-            Err(trouble) => Sent::Unknown(trouble),
-        }
-    }
-
-    /// Gives the room back with the answer: until then the command has it, whether or not its caller still waits.
-    pub(super) async fn send_over(
-        &self,
-        pipe: &Pipe,
-        command: &Cmd,
-        asking: bool,
-        room: Option<Room>,
-    ) -> (Sent, Option<Room>) {
-        let unknown = || Sent::Unknown(self.why.get().cloned().unwrap_or(Trouble::Closed));
-        let Some(answered) = pipe.push(command, asking, room) else { return (unknown(), None) };
-        match answered.await {
-            Ok((Value::ServerError(error), room)) => (Sent::Refused(error), room),
-            Ok((value, room)) => (Sent::Answer(value), room),
-            Err(_) => (unknown(), None),
-        }
-    }
-}
-
-impl Outbox {
-    /// False: as many bytes wait as may.
-    pub(crate) fn push(&self, command: &Cmd) -> bool {
-        let packed = command.get_packed_command();
-        let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-        if bytes.len() + packed.len() > WAITING_BYTES_MAX {
-            return false;
-        }
-        bytes.extend_from_slice(&packed);
-        drop(bytes);
-        self.filled.notify_one();
-        true
-    }
-
-    pub(crate) fn take(&self) -> BytesMut {
-        std::mem::take(&mut *self.bytes.lock().unwrap_or_else(PoisonError::into_inner))
-    }
+fn ends(live: &Arc<Live>) -> impl Fn(Trouble) + Send + Sync + use<> {
+    let live = Arc::clone(live);
+    move |why| live.give_up(why)
 }
 
 /// Sharded pub/sub came with 7.0.
@@ -431,38 +407,6 @@ pub(super) fn check_cluster(greeting: &Greeting) -> Result<(), Trouble> {
         Mode::Standalone => Err(Trouble::NotCluster),
         Mode::Sentinel => Err(Trouble::IsSentinel),
     }
-}
-
-/// Bytes that one command holds of its link's bound.
-#[derive(Debug)]
-pub(super) struct Room {
-    waiting: Arc<AtomicUsize>,
-    bytes: usize,
-}
-
-impl Room {
-    fn take(waiting: &Arc<AtomicUsize>, bytes: usize) -> Option<Self> {
-        let before = waiting.fetch_add(bytes, Ordering::Relaxed);
-        let room = Self { waiting: Arc::clone(waiting), bytes };
-        // A command is let in when nothing else waits, however long it is.
-        (before == 0 || before + bytes <= WAITING_BYTES_MAX).then_some(room)
-    }
-}
-
-impl Drop for Room {
-    fn drop(&mut self) {
-        self.waiting.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
-}
-
-/// Its arguments, and about 16 bytes of lengths and line ends for each.
-fn size_of_command(command: &Cmd) -> usize {
-    let size = |argument: Arg<&[u8]>| match argument {
-        Arg::Simple(bytes) => bytes.len() + 16,
-        Arg::Cursor => 24,
-        _ => 16,
-    };
-    command.args_iter().map(size).sum()
 }
 
 fn jittered(pause: Duration) -> Duration {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::link::Link;
-use crate::redis::contract::Route;
+use crate::redis::contract::{Changed, LinkId, Route};
 use crate::redis::slot::{SLOTS, slot_of, tag_in};
 use crate::redis::url::Server;
 
@@ -44,15 +44,15 @@ impl Map {
     }
 
     /// A tag that the link holds, for its probe.
-    pub(crate) fn tag_of(&self, link: &Link) -> Option<String> {
+    pub(crate) fn tag_of(&self, link: LinkId) -> Option<String> {
         let Spread::Slots(slots) = &self.spread else { return Some("0".to_owned()) };
-        let position = self.links.iter().position(|other| other.id == link.id)?;
+        let position = self.links.iter().position(|other| other.id == link)?;
         tag_in(|slot| usize::from(slots[usize::from(slot)]) == position)
     }
 
-    pub(crate) fn owns(&self, link: &Link, tag: &str) -> bool {
+    pub(crate) fn owns(&self, link: LinkId, tag: &str) -> bool {
         match self.spread {
-            Spread::Slots(_) => self.link_of(tag).is_some_and(|owner| owner.id == link.id),
+            Spread::Slots(_) => self.link_of(tag).is_some_and(|owner| owner.id == link),
             Spread::One | Spread::List(_) => true,
         }
     }
@@ -80,6 +80,18 @@ impl Map {
         let mut slots = slots.clone();
         slots[usize::from(slot)] = position;
         Some(Self { links: self.links.clone(), spread: Spread::Slots(slots) })
+    }
+
+    /// Which tags may live elsewhere than before.
+    pub(crate) fn changed_since(&self, old: &Self) -> Changed {
+        let (Spread::Slots(new_slots), Spread::Slots(old_slots)) = (&self.spread, &old.spread) else {
+            return Changed::All;
+        };
+        let id = |map: &Self, position: u16| map.links.get(usize::from(position)).map(|link| link.id);
+        let moved = (0..)
+            .zip(new_slots.iter().zip(old_slots))
+            .filter_map(|(slot, (new, before))| (id(self, *new) != id(old, *before)).then_some(slot));
+        Changed::Slots(moved.collect())
     }
 
     /// Whether tags live at other links.

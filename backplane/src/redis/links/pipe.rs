@@ -1,29 +1,23 @@
-//! The connection for commands: those that wait leave in one write, and answers are matched to them in their order.
-//!
-//! Nothing waits for others to come: a command that finds the socket idle is written at once. While one write, or the
-//! task, is under way, commands pile up and leave with the next.
+//! Commands on one connection: those that wait leave in one write, and answers are matched to them in their order.
 
 use std::collections::VecDeque;
-use std::io::Cursor;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures_util::{FutureExt, StreamExt};
-use redis::{Cmd, RedisError, Value};
+use redis::{Cmd, Value};
 use tokio::sync::{Notify, oneshot};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
-use super::dial::Raw;
-use super::feed::{split, write};
-use super::link::{Live, Room};
+use super::dial::Connection;
+use super::driver::{Side, drive};
+use super::room::Room;
+use super::wire::{Frame, Inbound};
 use crate::redis::error::Trouble;
 
-/// A command that is not answered for so long makes its link away: 1,900 ms and then 100 ms more, which begin when this
-/// process runs again if it was stopped. An answer that came meanwhile is read in these.
+/// A connection that brings nothing for so long, while a command waits for its answer, makes its link away: 1,900 ms and
+/// then 100 ms more, which begin when this process runs again if it was stopped. What came meanwhile is read in these.
+/// Anything that arrives is a sign of life: answers behind many others are late, not lost.
 const ANSWER_DEADLINE: [Duration; 2] = [Duration::from_millis(1_900), Duration::from_millis(100)];
-
-/// What is kept of a buffer that was written: a few hundred commands of usual size.
-const BUFFER_KEPT: usize = 64 * 1024;
 
 /// Tells a Cluster node that the next command was sent to it by another one.
 const ASKING: &[u8] = b"*1\r\n$6\r\nASKING\r\n";
@@ -35,50 +29,75 @@ pub(super) struct Pipe {
     filled: Notify,
 }
 
-/// An answer, and what its command held of the link's bound.
-pub(super) type Answer = (Value, Option<Room>);
+/// What became of commands that left together, in their order. It ends early where the connection did.
+#[derive(Debug)]
+pub(super) struct Answers {
+    pub(super) values: Vec<Value>,
+    /// The others were not written whole: the server cannot have run them.
+    pub(super) are_rest_unsent: bool,
+    /// Held until now, whether or not the caller still waits.
+    _room: Option<Room>,
+}
 
 #[derive(Debug, Default)]
 struct State {
     /// Not written yet.
     outgoing: Vec<u8>,
     waiting: VecDeque<Waiting>,
+    /// Bytes of all commands since the beginning, and of those that were written.
+    pushed: u64,
+    written: u64,
     is_closed: bool,
 }
 
-/// A command without an answer.
+/// Commands that left together and are not all answered.
 #[derive(Debug)]
 struct Waiting {
     since: Instant,
+    /// [`State::pushed`] after the first of them.
+    first_end: u64,
+    ends: Vec<u64>,
+    /// An answer that nobody wants comes first.
+    asking: bool,
+    count: usize,
+    values: Vec<Value>,
     room: Option<Room>,
-    /// `None`: nobody wants it.
-    answer: Option<oneshot::Sender<Answer>>,
+    answer: oneshot::Sender<Answers>,
 }
 
 impl Pipe {
-    /// Sends a command after those before it. `None`: the connection is over. When it ends before the answer has come, so
-    /// does the receiver.
+    /// Sends commands one after the other, with nothing between them. `None`: the connection is over, and nothing was
+    /// sent.
     pub(super) fn push(
         &self,
-        command: &Cmd,
+        commands: &[&Cmd],
         asking: bool,
         room: Option<Room>,
-    ) -> Option<oneshot::Receiver<Answer>> {
+    ) -> Option<oneshot::Receiver<Answers>> {
         let (answer, answered) = oneshot::channel();
         let since = Instant::now();
         let mut state = self.state();
         if state.is_closed {
             return None;
         }
-        let is_first = state.outgoing.is_empty();
+        let was_empty = state.outgoing.is_empty();
+        let before = state.outgoing.len();
         if asking {
             state.outgoing.extend_from_slice(ASKING);
-            state.waiting.push_back(Waiting { since, room: None, answer: None });
         }
-        command.write_packed_command(&mut state.outgoing);
-        state.waiting.push_back(Waiting { since, room, answer: Some(answer) });
+        let mut first_end = 0;
+        let mut ends = Vec::new();
+        for (nth, command) in commands.iter().enumerate() {
+            command.write_packed_command(&mut state.outgoing);
+            let end = state.pushed + (state.outgoing.len() - before) as u64;
+            // One command, the usual case, needs no list.
+            if nth == 0 { first_end = end } else { ends.push(end) }
+        }
+        state.pushed += (state.outgoing.len() - before) as u64;
+        let (count, values) = (commands.len(), Vec::new());
+        state.waiting.push_back(Waiting { since, first_end, ends, asking, count, values, room, answer });
         drop(state);
-        if is_first {
+        if was_empty {
             self.filled.notify_one();
         }
         Some(answered)
@@ -86,33 +105,15 @@ impl Pipe {
 
     /// Commands without an answer.
     pub(super) fn waiting(&self) -> usize {
-        self.state().waiting.len()
+        self.state().waiting.iter().map(|waiting| waiting.count - waiting.values.len()).sum()
     }
 
-    /// Takes what is to be written next; `spent` is used again.
-    fn take(&self, spent: Vec<u8>) -> Vec<u8> {
-        std::mem::replace(&mut self.state().outgoing, spent)
-    }
-
-    fn answered(&self, value: Value) {
-        let waiting = self.state().waiting.pop_front();
-        if let Some(Waiting { room, answer: Some(answer), .. }) = waiting {
-            // Who asked may have given up.
-            answer.send((value, room)).ok();
-        }
-    }
-
-    /// Since when the oldest command has waited.
-    fn waiting_since(&self) -> Option<Instant> {
-        self.state().waiting.front().map(|waiting| waiting.since)
-    }
-
-    /// Whoever waits hears that nothing will come.
+    /// Whoever waits hears what came, and that nothing more will.
     fn close(&self) {
         let mut state = self.state();
         let ended = std::mem::replace(&mut *state, State { is_closed: true, ..State::default() });
         drop(state);
-        drop(ended);
+        ended.waiting.into_iter().for_each(|waiting| waiting.end(ended.written));
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -120,12 +121,47 @@ impl Pipe {
     }
 }
 
-/// Writes and reads until the connection is over, and gives the session up. However it ends, nobody waits afterwards.
-pub(super) fn carry(raw: Raw, pipe: Arc<Pipe>, live: Arc<Live>) -> impl Future<Output = ()> + Send + 'static {
+impl State {
+    fn answered(&mut self, value: Value) {
+        let Some(first) = self.waiting.front_mut() else { return };
+        if std::mem::take(&mut first.asking) {
+            return;
+        }
+        first.values.push(value);
+        if first.values.len() == first.count
+            && let Some(done) = self.waiting.pop_front()
+        {
+            done.end(self.written);
+        }
+    }
+}
+
+impl Waiting {
+    fn end(self, written: u64) {
+        let next = match self.values.len() {
+            0 => Some(self.first_end),
+            answered => self.ends.get(answered - 1).copied(),
+        };
+        let are_rest_unsent = next.is_some_and(|end| end > written);
+        let answers = Answers { values: self.values, are_rest_unsent, _room: self.room };
+        // Who asked may have given up.
+        self.answer.send(answers).unwrap_or_default();
+    }
+}
+
+/// Writes and reads until the connection is over, and says why to `end`. However it ends, nobody waits afterwards.
+pub(super) fn carry(
+    connection: Connection,
+    pipe: Arc<Pipe>,
+    end: impl FnOnce(Trouble) + Send + 'static,
+) -> impl Future<Output = ()> + Send + 'static {
     let open = Open(pipe);
     async move {
-        let trouble = exchange(raw, &open.0).await;
-        live.give_up(trouble);
+        let now = Instant::now();
+        let judged_at = now + ANSWER_DEADLINE[0];
+        let mut commands = Commands { pipe: &open.0, heard: now, judged_at, is_late: false };
+        let trouble = drive(connection, &open.0.filled, &mut commands).await;
+        end(trouble);
     }
 }
 
@@ -138,58 +174,61 @@ impl Drop for Open {
     }
 }
 
-async fn exchange(raw: Raw, pipe: &Pipe) -> Trouble {
-    let (mut reader, mut writer) = split(raw);
-    let mut outgoing = Cursor::new(Vec::new());
-    let mut is_flushed = true;
-    let mut is_late = false;
-    let judgement = sleep_until(Instant::now() + ANSWER_DEADLINE[0]);
-    tokio::pin!(judgement);
-    loop {
-        tokio::select! {
-            value = reader.next() => {
-                let mut next = Some(value);
-                // Bounded: what is answered was written here.
-                while let Some(value) = next {
-                    if let Err(trouble) = take(value, pipe) {
-                        return trouble;
-                    }
-                    next = reader.next().now_or_never();
-                }
-            }
-            written = write(&mut writer, &mut outgoing), if !is_flushed => match written {
-                Ok(()) => is_flushed = true,
-                Err(error) => return Trouble::Broken(error.into()),
-            },
-            () = pipe.filled.notified(), if is_flushed => {
-                let mut spent = outgoing.into_inner();
-                spent.clear();
-                spent.shrink_to(BUFFER_KEPT);
-                outgoing = Cursor::new(pipe.take(spent));
-                is_flushed = false;
-            }
-            () = &mut judgement => {
-                let now = Instant::now();
-                let age = pipe.waiting_since().map_or(Duration::ZERO, |since| now - since);
-                let within = ANSWER_DEADLINE.iter().sum();
-                if is_late && age >= within {
-                    return Trouble::Late { what: "answer", within };
-                }
-                is_late = age >= ANSWER_DEADLINE[0];
-                let rest = if is_late { ANSWER_DEADLINE[1] } else { ANSWER_DEADLINE[0] - age };
-                judgement.as_mut().reset(now + rest);
-            }
-        }
+struct Commands<'a> {
+    pipe: &'a Pipe,
+    /// When something last arrived.
+    heard: Instant,
+    judged_at: Instant,
+    /// In the last 100 ms.
+    is_late: bool,
+}
+
+impl Commands<'_> {
+    /// Since when an answer is missing and nothing came.
+    fn silent_since(&self) -> Option<Instant> {
+        self.pipe.state().waiting.front().map(|waiting| waiting.since.max(self.heard))
     }
 }
 
-fn take(value: Option<Result<Value, RedisError>>, pipe: &Pipe) -> Result<(), Trouble> {
-    match value {
-        // Nothing that was asked here is answered so.
-        Some(Ok(Value::Push { .. })) => {}
-        Some(Ok(value)) => pipe.answered(value),
-        Some(Err(error)) => return Err(Trouble::Broken(error)),
-        None => return Err(Trouble::Closed),
+impl Side for Commands<'_> {
+    fn outgoing(&mut self, spent: Vec<u8>) -> Vec<u8> {
+        std::mem::replace(&mut self.pipe.state().outgoing, spent)
     }
-    Ok(())
+
+    fn written(&mut self, bytes: usize) {
+        self.pipe.state().written += bytes as u64;
+    }
+
+    fn arrived(&mut self, inbound: &mut Inbound) -> Result<(), Trouble> {
+        self.heard = Instant::now();
+        let mut state = self.pipe.state();
+        // What was asked here is never answered with a message or another push.
+        let mut read = |frame: Frame<'_>| match frame {
+            Frame::Message { .. } | Frame::Value(Ok(Value::Push { .. })) => Ok(()),
+            Frame::Value(Ok(value)) => {
+                state.answered(value);
+                Ok(())
+            }
+            Frame::Value(Err(error)) => Err(Trouble::Broken(error)),
+        };
+        while let Some(taken) = inbound.take(&mut read)? {
+            taken?;
+        }
+        Ok(())
+    }
+
+    fn due_at(&self) -> Instant {
+        self.judged_at
+    }
+
+    fn due(&mut self, now: Instant) -> Result<(), Trouble> {
+        let age = self.silent_since().map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        let within = ANSWER_DEADLINE.iter().sum();
+        if self.is_late && age >= within {
+            return Err(Trouble::Late { what: "answer", within });
+        }
+        self.is_late = age >= ANSWER_DEADLINE[0];
+        self.judged_at = now + if self.is_late { ANSWER_DEADLINE[1] } else { ANSWER_DEADLINE[0] - age };
+        Ok(())
+    }
 }

@@ -6,17 +6,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
 use redis::{Cmd, Value};
 use tokio::sync::{mpsc, oneshot};
 
-use super::dial::{Raw, ask};
-use super::link::{Link, Live, Sent};
+use super::dial::{Connection, ask};
 use super::pipe::Pipe;
-use super::{Links, call};
-use crate::BackplaneError;
-use crate::redis::contract::Commands;
 use crate::redis::error::Trouble;
 
 /// Replicas have so long. A write that comes when a `WAIT` has just been sent runs behind that one and shares the next:
@@ -31,7 +25,6 @@ type Verdict = Result<(), Trouble>;
 
 /// The part of a session that is there when replicas are asked for.
 pub(super) struct Replication {
-    replicas: u8,
     pub(super) pipe: Arc<Pipe>,
     waiters: mpsc::Sender<oneshot::Sender<Verdict>>,
 }
@@ -39,13 +32,10 @@ pub(super) struct Replication {
 /// Who waits to be told; [`run`] tells them.
 pub(super) type Waiters = mpsc::Receiver<oneshot::Sender<Verdict>>;
 
-/// [`Links`] whose every call is a write that replicas must have.
-pub(super) struct Replicated(pub(super) Links);
-
 impl Replication {
-    pub(super) fn new(replicas: u8) -> (Self, Waiters) {
+    pub(super) fn new() -> (Self, Waiters) {
         let (waiters, waiting) = mpsc::channel(WAITERS_MAX);
-        (Self { replicas, pipe: Arc::default(), waiters }, waiting)
+        (Self { pipe: Arc::default(), waiters }, waiting)
     }
 
     /// Whether the replicas have what was answered before this is called.
@@ -57,29 +47,24 @@ impl Replication {
     }
 }
 
-impl Commands for Replicated {
-    fn call(&self, tag: &str, command: Cmd) -> BoxFuture<'_, Result<Value, BackplaneError>> {
-        let tag: Box<str> = tag.into();
-        async move { call::call(&self.0.shared, &tag, &command, true).await }.boxed()
-    }
-
-    fn is_sharded(&self) -> bool {
-        self.0.is_sharded()
-    }
-}
-
 /// Whether this user may say `WAIT`: asked for no replica, it is answered at once.
-pub(super) async fn check(raw: &mut Raw) -> Result<(), Trouble> {
-    ask(raw, &wait_for(0)).await.map(|_| ())
+pub(super) async fn check(connection: &mut Connection) -> Result<(), Trouble> {
+    ask(connection, &wait_for(0)).await.map(|_| ())
 }
 
-/// Sends one `WAIT` after the other. Whoever was answered before one was sent shares it.
-pub(super) async fn run(live: Arc<Live>, mut waiters: Waiters, link: Arc<Link>) {
-    let Some(replication) = &live.replication else { return };
+/// Sends one `WAIT` after the other. Whoever was answered before one was sent shares it. `give_up`: the server takes no
+/// writes any more.
+pub(super) async fn run(
+    replicas: u8,
+    pipe: Arc<Pipe>,
+    mut waiters: Waiters,
+    count: impl Fn(),
+    give_up: impl Fn(Trouble),
+) {
     let mut sharing = Vec::new();
     while waiters.recv_many(&mut sharing, WAITERS_MAX).await > 0 {
-        link.counts.waits.add();
-        let verdict = wait(&live, replication).await;
+        count();
+        let verdict = wait(replicas, &pipe, &give_up).await;
         for told in sharing.drain(..) {
             // A caller that has gone needs no answer.
             drop(told.send(verdict.clone()));
@@ -87,21 +72,22 @@ pub(super) async fn run(live: Arc<Live>, mut waiters: Waiters, link: Arc<Link>) 
     }
 }
 
-async fn wait(live: &Live, replication: &Replication) -> Verdict {
-    let asked = replication.replicas;
-    match live.send_over(&replication.pipe, &wait_for(asked), false, None).await.0 {
-        Sent::Answer(Value::Int(reached)) if reached >= i64::from(asked) => Ok(()),
-        Sent::Answer(Value::Int(reached)) => {
-            Err(Trouble::NotReplicated { reached, asked, within: REPLICA_DEADLINE })
-        }
-        Sent::Refused(error) => {
+async fn wait(asked: u8, pipe: &Pipe, give_up: &impl Fn(Trouble)) -> Verdict {
+    let answers = match pipe.push(&[&wait_for(asked)], false, None) {
+        Some(answered) => answered.await.map_err(|_| Trouble::Closed)?,
+        None => return Err(Trouble::Closed),
+    };
+    match answers.values.into_iter().next() {
+        Some(Value::Int(reached)) if reached >= i64::from(asked) => Ok(()),
+        Some(Value::Int(reached)) => Err(Trouble::NotReplicated { reached, asked, within: REPLICA_DEADLINE }),
+        Some(Value::ServerError(error)) => {
             // It became a replica, or ended all that waited because it is about to.
             let trouble = Trouble::Refused(error);
-            live.give_up(trouble.clone());
+            give_up(trouble.clone());
             Err(trouble)
         }
-        Sent::Unknown(trouble) => Err(trouble),
-        Sent::Answer(_) | Sent::Never(_) => Err(Trouble::Protocol),
+        Some(_) => Err(Trouble::Protocol),
+        None => Err(Trouble::Closed),
     }
 }
 

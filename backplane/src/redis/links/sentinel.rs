@@ -1,16 +1,14 @@
 //! Asks the Sentinels where the master is.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use redis::Value;
 use tokio::sync::Mutex;
-use tokio::time::{Instant, interval, timeout, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
-use super::dial::{Dialer, Raw, ask, text};
-use super::link::Link;
+use super::dial::{Connection, Dialer, ask, text};
 use crate::redis::error::{SentinelTrouble, Trouble};
 use crate::redis::url::Server;
 
@@ -19,10 +17,6 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(1);
 
 /// For the others, once one has answered.
 const OTHERS_DEADLINE: Duration = Duration::from_millis(200);
-
-/// How often the Sentinels are asked while the link is up. A master that was deposed without breaking its connections
-/// serves nobody for longer.
-const ASK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The Sentinels of one master.
 #[derive(Debug)]
@@ -34,7 +28,7 @@ pub(crate) struct Sentinels {
 struct Sentinel {
     server: Server,
     /// Kept between questions; taken out while one is asked, so that a question that was given up leaves none.
-    connection: Mutex<Option<Raw>>,
+    connection: Mutex<Option<Connection>>,
 }
 
 /// What a Sentinel knows.
@@ -79,22 +73,6 @@ impl Sentinels {
         newest
             .map(|master| master.server)
             .ok_or_else(|| Trouble::Sentinels(Box::new(trouble.unwrap_or_else(late))))
-    }
-}
-
-/// Gives sessions up whose master was deposed.
-pub(crate) async fn watch(sentinels: Arc<Sentinels>, dialer: Arc<Dialer>, link: Arc<Link>) {
-    let mut ticks = interval(ASK_INTERVAL);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        let Some(live) = link.live() else { continue };
-        // Sentinels that are away are no reason to leave a master that serves.
-        if let Ok(server) = sentinels.master(&dialer).await
-            && server != live.server
-        {
-            live.give_up(Trouble::OtherMaster("a Sentinel"));
-        }
     }
 }
 

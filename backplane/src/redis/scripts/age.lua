@@ -1,4 +1,4 @@
--- Put before the scripts that let go of what is too old.
+-- Put before the scripts that look at the age of publications.
 --
 -- An entry of a stream has the id OFFSET-MS: its offset, and the server's time when it was published. Offsets have no
 -- holes, so the first entry that is young enough is found by halving.
@@ -15,8 +15,8 @@ local function entry_at(stream, offset)
   return redis.call('XRANGE', stream, id, id)[1]
 end
 
--- Removes entries of `age` ms and older; answers the offset of the first that stays, top + 1 if none does.
-local function trim_age(stream, top, age)
+-- The offset of the first entry that is younger than `age` ms, top + 1 if none is.
+local function first_young(stream, top, age)
   local oldest = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
   if not oldest then
     return top + 1
@@ -37,6 +37,5 @@ local function trim_age(stream, top, age)
       low = middle
     end
   end
-  redis.call('XTRIM', stream, 'MINID', digits(high))
   return high
 end

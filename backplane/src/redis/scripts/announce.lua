@@ -10,7 +10,8 @@
 --       7 generation of the registry (8 bytes), if it has none
 -- P:{!nodes} holds name -> end of the lease (8 bytes, ms, big-endian), process (8 bytes), record.
 -- P:{!nodes}:i holds instance -> end of its lease (ms); negative: it ended, and somebody removes its members until then.
--- In it, `!` holds the generation: who finds another one knows that the data was lost.
+-- In it, `!` holds the generation: who finds another one knows that the data was lost. `@` is when somebody last asked (ms),
+-- and `?` until when nobody is declared dead (ms).
 -- Returns {refused 0 or 1: another living process has that name,
 --          instance 0 new, 1 renewed, 2 over (nothing of it was renewed),
 --          {name, record, …}, {instance, ms left, …}, {instance whose members the caller is to remove, …},
@@ -21,6 +22,32 @@ local lease, now = tonumber(ARGV[1]), now_ms()
 
 local function end_of(held)
   return #held >= 16 and struct.unpack('>I8', held) or 0
+end
+
+-- First, a write that frees memory or nothing: after it, those that take some are allowed above maxmemory too. What keeps
+-- the nodes alive is small.
+redis.call('HDEL', nodes, '')
+
+-- Nobody asked for half a lease, though each asks ten times in one: the server was away, or its clock has jumped. Those who
+-- live need a lease to say so. If the clock was set back, leases end when they would have, counted from now.
+local asked = tonumber(redis.call('HGET', instances, '@') or 0)
+local doubt = tonumber(redis.call('HGET', instances, '?') or 0)
+local is_back = asked > now + 1000
+if is_back or (asked > 0 and now - asked > lease / 2) then
+  doubt = now + lease
+  redis.call('HSET', instances, '?', digits(doubt))
+end
+if doubt > now + lease then
+  doubt = now + lease
+end
+redis.call('HSET', instances, '@', digits(now))
+
+-- When a lease ends that is held until then.
+local function counted(until_ms)
+  if is_back and until_ms > now + lease then
+    until_ms = now + lease
+  end
+  return math.max(until_ms, doubt)
 end
 
 local refused = 0
@@ -38,7 +65,8 @@ redis.call('HSETNX', instances, '!', ARGV[7])
 local own = redis.call('HGET', instances, ARGV[2])
 local known = 0
 if own then
-  known = tonumber(own) > now and 1 or 2
+  -- Below 0, somebody is removing what it left.
+  known = tonumber(own) > 0 and counted(tonumber(own)) > now and 1 or 2
 end
 if known < 2 then
   redis.call('HSET', instances, ARGV[2], digits(now + lease))
@@ -47,7 +75,11 @@ end
 local records = {}
 local all = redis.call('HGETALL', nodes)
 for i = 1, #all, 2 do
-  if end_of(all[i + 1]) > now then
+  local until_ms = end_of(all[i + 1])
+  if counted(until_ms) < until_ms then
+    redis.call('HSET', nodes, all[i], struct.pack('>I8', counted(until_ms)) .. string.sub(all[i + 1], 9))
+  end
+  if counted(until_ms) > now then
     records[#records + 1] = all[i]
     records[#records + 1] = string.sub(all[i + 1], 17)
   else
@@ -59,12 +91,19 @@ local live, ended = {}, {}
 all = redis.call('HGETALL', instances)
 for i = 1, #all, 2 do
   local until_ms = tonumber(all[i + 1]) or 0
-  if all[i] == '!' then
+  if is_back and -until_ms > now + lease then
+    until_ms = -(now + lease)
+    redis.call('HSET', instances, all[i], digits(until_ms))
+  end
+  if all[i] == '!' or all[i] == '@' or all[i] == '?' then
     -- No instance.
-  elseif until_ms > now then
+  elseif until_ms > 0 and counted(until_ms) > now then
+    if counted(until_ms) < until_ms then
+      redis.call('HSET', instances, all[i], digits(counted(until_ms)))
+    end
     live[#live + 1] = all[i]
-    live[#live + 1] = until_ms - now
-  elseif ARGV[6] == '1' and -until_ms <= now then
+    live[#live + 1] = counted(until_ms) - now
+  elseif ARGV[6] == '1' and now >= doubt and -until_ms <= now then
     redis.call('HSET', instances, all[i], digits(-(now + lease)))
     ended[#ended + 1] = all[i]
   end

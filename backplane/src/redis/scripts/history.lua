@@ -1,4 +1,4 @@
--- Reads a part of a channel's history, and removes what is too old. Does not count as use of the channel.
+-- Reads a part of a channel's history, without what is too old. Writes nothing, and does not count as use of the channel.
 --
 -- KEYS  hash P:{C}:m, stream P:{C}:s
 -- ARGV  1 epoch of the position to begin after (8 bytes); empty: the newest are wanted
@@ -35,12 +35,12 @@ end
 -- An answer ends at its first nil; false becomes a null in it.
 local at, continuous, start = false, 1, top + 1
 if ARGV[1] == '' then
-  start = math.max(trim_age(stream, top, age), top + 1 - limit)
+  start = math.max(first_young(stream, top, age), top + 1 - limit)
 elseif ARGV[1] ~= epoch or since > top then
   continuous = 0
 else
   at = tag_at(since)
-  local first = trim_age(stream, top, age)
+  local first = first_young(stream, top, age)
   if first > since + 1 then
     continuous = 0
   end

@@ -58,7 +58,7 @@ redis.call('PEXPIRE', meta, age)
 redis.call('XADD', stream, 'MAXLEN', ARGV[5], digits(offset) .. '-' .. digits(now_ms()), 'b', body)
 redis.call('PEXPIRE', stream, age)
 if offset % TRIM_EACH == 0 then
-  trim_age(stream, offset, tonumber(age))
+  redis.call('XTRIM', stream, 'MINID', digits(first_young(stream, offset, tonumber(age))))
 end
 local packed = struct.pack('>I8', offset)
 remember(epoch .. packed)

@@ -1,29 +1,35 @@
 //! The task that asks the server for positions, pages of streams and new epochs, so many at a time.
+//!
+//! Positions of channels of one route are asked for together. Reading them writes nothing; that their state is in use is
+//! said afterwards, and may fail without harm to what was read.
 
 use std::{
-    collections::VecDeque,
-    sync::{Arc, PoisonError},
-    time::{Duration, Instant},
+    collections::HashMap,
+    sync::{Arc, PoisonError, atomic::Ordering::Relaxed},
+    time::Duration,
 };
 
-use futures_util::{StreamExt, stream::FuturesUnordered};
+use futures_util::{
+    FutureExt, StreamExt,
+    future::{BoxFuture, join_all},
+    stream::FuturesUnordered,
+};
 
 use super::{
     entry::Entry,
-    keeper::Due,
     registry::Registry,
     sequence::{Ask, Failed, Page},
 };
 use crate::{
     BackplaneError, Position,
-    redis::{
-        envelope::Place,
-        history::{self, Standing},
-    },
+    redis::history::{self, Standing},
 };
 
-/// Enough that a server is never idle between them: 256 of 20 µs each are 5 ms of its time.
-const POSITIONS_AT_ONCE: usize = 256;
+/// Positions in one question: 512 of some 2 µs are 1 ms of the server's time.
+const POSITIONS: usize = 512;
+
+/// Questions for positions at once: so that a server is never idle between them.
+const QUESTIONS_AT_ONCE: usize = 4;
 
 /// Each holds a page in memory: 64 of 1 MiB at most.
 const READS_AT_ONCE: usize = 64;
@@ -34,102 +40,113 @@ const PAGE: usize = 256;
 /// A page for a sink that had no room a moment ago.
 const PROBE: usize = 16;
 
-/// A channel's position is looked at three times in the age of its history, so that two may fail before its state
+/// The position of a channel with history is looked at three times in its age, so that two may fail before its state
 /// expires, and at least each 30 s.
 const LOOKS_PER_AGE: u32 = 3;
 const LOOK_INTERVAL_MAX: Duration = Duration::from_secs(30);
 const LOOK_INTERVAL_MIN: Duration = Duration::from_millis(200);
 
-/// What is to be asked. A channel has at most one of its repair and one look in here.
-#[derive(Default)]
-pub(super) struct Asks {
-    positions: VecDeque<(Arc<Entry>, Ask)>,
-    reads: VecDeque<(Arc<Entry>, Ask)>,
+/// A look that failed is made again after this.
+const FAILED_LOOK_PAUSE: Duration = Duration::from_secs(5);
+
+/// What a finished ask gives back.
+enum Done {
+    Question,
+    Read,
 }
 
-enum Answer {
-    Position { serial: u32, handed: Option<Place>, standing: Result<Option<Standing>, BackplaneError> },
-    Page { serial: u32, since: Position, page: Result<history::Page, BackplaneError> },
-    Renounced { serial: u32, outcome: Result<Option<Standing>, BackplaneError> },
-    Nothing,
-}
-
-impl Asks {
-    pub(super) fn push(&mut self, entry: Arc<Entry>, ask: Ask) {
-        match ask {
-            Ask::Position { .. } => self.positions.push_back((entry, ask)),
-            _ => self.reads.push_back((entry, ask)),
-        }
-    }
-}
+type Running = FuturesUnordered<BoxFuture<'static, Done>>;
 
 /// Runs until it is aborted.
 pub(super) async fn run(registry: Arc<Registry>) {
-    let mut running = FuturesUnordered::new();
-    let (mut positions, mut reads) = (0, 0);
+    let mut running = Running::new();
+    let (mut questions, mut reads) = (0, 0);
     loop {
-        let next = take(&registry, POSITIONS_AT_ONCE - positions, READS_AT_ONCE - reads);
-        for (entry, ask) in next {
-            *if is_position(&ask) { &mut positions } else { &mut reads } += 1;
-            running.push(perform(Arc::clone(&registry), entry, ask));
+        if questions < QUESTIONS_AT_ONCE {
+            let asks =
+                take(&registry, |asks| &mut asks.positions, POSITIONS * (QUESTIONS_AT_ONCE - questions));
+            if !asks.is_empty() {
+                questions += 1;
+                running.push(ask_positions(Arc::clone(&registry), asks).map(|()| Done::Question).boxed());
+            }
+        }
+        for (entry, ask) in take(&registry, |asks| &mut asks.reads, READS_AT_ONCE - reads) {
+            reads += 1;
+            running.push(read(Arc::clone(&registry), entry, ask).map(|()| Done::Read).boxed());
         }
         tokio::select! {
-            Some((entry, answer)) = running.next(), if !running.is_empty() => {
-                *if matches!(answer, Answer::Position { .. }) { &mut positions } else { &mut reads } -= 1;
-                hear(&registry, &entry, answer);
-            }
+            Some(done) = running.next(), if !running.is_empty() => match done {
+                Done::Question => questions -= 1,
+                Done::Read => reads -= 1,
+            },
             () = registry.asks_filled.notified() => {}
         }
     }
 }
 
-fn take(registry: &Registry, positions: usize, reads: usize) -> Vec<(Arc<Entry>, Ask)> {
+type Queue = std::collections::VecDeque<(Arc<Entry>, Ask)>;
+
+fn take(
+    registry: &Registry,
+    of: impl FnOnce(&mut super::work::Asks) -> &mut Queue,
+    number: usize,
+) -> Vec<(Arc<Entry>, Ask)> {
     let mut asks = registry.asks.lock().unwrap_or_else(PoisonError::into_inner);
-    let (positions, reads) = (positions.min(asks.positions.len()), reads.min(asks.reads.len()));
-    let mut next: Vec<_> = asks.positions.drain(..positions).collect();
-    next.extend(asks.reads.drain(..reads));
-    next
+    let queue = of(&mut asks);
+    let number = number.min(queue.len());
+    queue.drain(..number).collect()
 }
 
-fn is_position(ask: &Ask) -> bool {
-    matches!(ask, Ask::Position { .. })
+/// Asks for the positions of channels, by their routes.
+async fn ask_positions(registry: Arc<Registry>, asks: Vec<(Arc<Entry>, Ask)>) {
+    let mut routes: HashMap<_, Vec<(Arc<Entry>, Ask)>> = HashMap::new();
+    for (entry, ask) in asks {
+        let route = registry.subscribing.route(entry.channel.as_str());
+        routes.entry(route).or_default().push((entry, ask));
+    }
+    let questions = routes.values().flat_map(|asks| asks.chunks(POSITIONS));
+    join_all(questions.map(|asks| ask_question(&registry, asks))).await;
 }
 
-async fn perform(registry: Arc<Registry>, entry: Arc<Entry>, ask: Ask) -> (Arc<Entry>, Answer) {
-    let (reader, channel) = (&registry.reader, &entry.channel);
-    let answer = match ask {
-        Ask::Position { serial, handed } => {
-            Answer::Position { serial, handed, standing: reader.position(channel).await }
+async fn ask_question(registry: &Registry, asks: &[(Arc<Entry>, Ask)]) {
+    let channels: Vec<_> = asks.iter().map(|(entry, _)| &entry.channel).collect();
+    let answer = registry.reader.positions(&channels).await;
+    let standing = |nth: usize| answer.as_ref().map(|standings| standings[nth]);
+    for (nth, (entry, ask)) in asks.iter().enumerate() {
+        let Ask::Position { serial, handed } = *ask else { continue };
+        match standing(nth) {
+            Ok(None) => {}
+            Ok(Some(standing)) => registry.look_after(entry, look_interval(&standing)),
+            Err(_) => registry.look_after(entry, FAILED_LOOK_PAUSE),
         }
+        let top = standing(nth).map(|standing| standing.map(|standing| standing.top)).map_err(|_| Failed);
+        registry.advance(entry, |state, delivery| state.sequence.checked(serial, handed, top, delivery));
+    }
+    let used = channels.iter().enumerate();
+    let used = used.filter_map(|(nth, channel)| Some((*channel, standing(nth).ok()??.age)));
+    if registry.reader.renew(&used.collect::<Vec<_>>()).await.is_err() {
+        registry.counters.failed_renewals.fetch_add(1, Relaxed);
+    }
+}
+
+fn look_interval(standing: &Standing) -> Duration {
+    (standing.age / LOOKS_PER_AGE).clamp(LOOK_INTERVAL_MIN, LOOK_INTERVAL_MAX)
+}
+
+async fn read(registry: Arc<Registry>, entry: Arc<Entry>, ask: Ask) {
+    let (reader, channel) = (&registry.reader, &entry.channel);
+    match ask {
         Ask::Page { serial, since, probe } => {
             let limit = if probe { PROBE } else { PAGE };
-            let page = reader.page(channel, Some(since.position), limit).await;
-            Answer::Page { serial, since: since.position, page }
+            let page: Result<_, BackplaneError> = reader.page(channel, Some(since.position), limit).await;
+            let page = page.map(|page| consecutive(page, since.position)).map_err(|_| Failed);
+            registry.advance(&entry, |state, delivery| state.sequence.page(serial, page, delivery));
         }
         Ask::Renounce { serial, epoch } => {
-            Answer::Renounced { serial, outcome: reader.renounce(channel, epoch).await }
+            let outcome = reader.renounce(channel, epoch).await.map(|_| ()).map_err(|_| Failed);
+            registry.advance(&entry, |state, delivery| state.sequence.renounced(serial, outcome, delivery));
         }
-        Ask::Grace { .. } | Ask::Retry { .. } => Answer::Nothing,
-    };
-    (entry, answer)
-}
-
-fn hear(registry: &Registry, entry: &Arc<Entry>, answer: Answer) {
-    match answer {
-        Answer::Position { serial, handed, standing } => {
-            look_again(registry, entry, standing.as_ref().ok().copied().flatten());
-            let top = standing.map(|standing| standing.map(|standing| standing.top)).map_err(|_| Failed);
-            registry.advance(entry, |state, spout| state.sequence.checked(serial, handed, top, spout));
-        }
-        Answer::Page { serial, since, page } => {
-            let page = page.map(|page| consecutive(page, since)).map_err(|_| Failed);
-            registry.advance(entry, |state, spout| state.sequence.page(serial, page, spout));
-        }
-        Answer::Renounced { serial, outcome } => {
-            let outcome = outcome.map(|_| ()).map_err(|_| Failed);
-            registry.advance(entry, |state, spout| state.sequence.renounced(serial, outcome, spout));
-        }
-        Answer::Nothing => {}
+        Ask::Position { .. } | Ask::Grace { .. } | Ask::Retry { .. } => {}
     }
 }
 
@@ -144,22 +161,5 @@ fn consecutive(page: history::Page, since: Position) -> Page {
         publications: publications.collect(),
         top: page.standing.map(|standing| standing.top),
         since_tag: page.since_tag,
-    }
-}
-
-/// Sets the time of a channel's next look, unless there is one before.
-pub(super) fn look_again(registry: &Registry, entry: &Arc<Entry>, standing: Option<Standing>) {
-    let by_age = standing.map_or(LOOK_INTERVAL_MAX, |standing| standing.age / LOOKS_PER_AGE);
-    let interval = by_age.clamp(LOOK_INTERVAL_MIN, LOOK_INTERVAL_MAX);
-    let at = Instant::now() + registry.spread(interval);
-    let is_first = entry.locked(|state| {
-        let is_first = state.look_at.is_none_or(|planned| at < planned) && !state.is_closed;
-        if is_first {
-            state.look_at = Some(at);
-        }
-        is_first
-    });
-    if is_first {
-        registry.order(|desk| desk.timers.push((at, Arc::clone(entry), Due::Look)));
     }
 }

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use super::detour::Cause;
+use super::repair::Cause;
 use crate::{GapReason, redis::envelope::EnvelopeError};
 
 /// Counted while running. Gauges are the first three.
@@ -25,6 +25,7 @@ pub(super) struct Counters {
     pub(super) repaired: AtomicU64,
     pub(super) found_by_check: AtomicU64,
     pub(super) failed_asks: AtomicU64,
+    pub(super) failed_renewals: AtomicU64,
     repairs: [AtomicU64; 6],
     gaps: [AtomicU64; 4],
     undecodable: [AtomicU64; 3],
@@ -63,6 +64,8 @@ pub struct SubscriptionCounters {
     pub found_by_check: u64,
     /// Asks of the server that failed, and were made again.
     pub failed_asks: u64,
+    /// Times that channels could not be said to be in use: their state may expire.
+    pub failed_renewals: u64,
     pub repairs: Repairs,
     pub gaps: GapsTold,
     pub undecodable: Undecodable,
@@ -159,6 +162,7 @@ impl Counters {
             repaired: read(&self.repaired),
             found_by_check: read(&self.found_by_check),
             failed_asks: read(&self.failed_asks),
+            failed_renewals: read(&self.failed_renewals),
             repairs,
             gaps,
             undecodable: Undecodable { version, truncated, malformed },

@@ -10,10 +10,7 @@ use std::{
 use tokio::sync::oneshot;
 
 use super::sequence::Sequence;
-use crate::{
-    Channel,
-    redis::contract::{LinkId, Session},
-};
+use crate::{Channel, redis::contract::Seat};
 
 /// A channel in the registry. What one costs while nothing is wrong: 40 bytes of the map's slot, 256 of this, its
 /// name (30 or so), 90 of the timer of its next look. With what allocators add, less than 500 bytes.
@@ -46,18 +43,13 @@ pub(super) struct State {
     pub(super) waiting: Vec<oneshot::Sender<()>>,
 }
 
-/// One session of a link.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Seat {
-    pub(super) link: LinkId,
-    pub(super) session: Session,
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Sent {
     pub(super) seat: Seat,
-    /// How often, with this one.
+    /// How often without that anything was confirmed, with this one.
     pub(super) tries: u8,
+    /// It is still to be sent: as many as may be are under way.
+    pub(super) is_queued: bool,
 }
 
 /// A channel by its name's bytes, as they arrive from the server.

@@ -1,16 +1,26 @@
 //! The task that sends subscriptions, in batches, and has one clock for all channels.
+//!
+//! So many subscriptions of a session are under way at once; the next leave as those are confirmed. A confirmation that
+//! is late while others come is only waited for.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::{Arc, PoisonError, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
 use super::{
-    entry::{Entry, Seat, Sent},
+    entry::{Entry, Sent},
     registry::{Registry, Removal},
+    work::Due,
 };
-use crate::{Channel, redis::envelope::Place};
+use crate::{
+    Channel,
+    redis::{contract::Seat, slot::slot_of},
+};
+
+/// A channel that nobody wants stays subscribed for this long: whoever reloads a page comes back within it.
+pub(super) const LINGER: Duration = Duration::from_secs(5);
 
 /// Channels in one command: about 30 KB, and 0.5 ms of the server's time.
 const BATCH: usize = 512;
@@ -21,35 +31,14 @@ const BATCH_INTERVAL: Duration = Duration::from_millis(1);
 /// A confirmation that takes longer is not waited for: the channel is sent again.
 const CONFIRMATION: Duration = Duration::from_secs(1);
 
-/// A link that did not confirm so many times is replaced.
+/// A link that confirmed nothing so many times is replaced.
 const TRIES_MAX: u8 = 3;
-
-/// Work for the keeper. Bounded by the number of channels: each has at most one of a kind in here, and a few timers.
-#[derive(Default)]
-pub(super) struct Desk {
-    /// To be subscribed where they live now.
-    pub(super) subscribe: Vec<Arc<Entry>>,
-    pub(super) unsubscribe: Vec<(Seat, Channel)>,
-    pub(super) timers: Vec<(Instant, Arc<Entry>, Due)>,
-    /// Sessions or routes have changed: every channel is looked at.
-    pub(super) is_all: bool,
-}
-
-/// What a channel's time has come for.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Due {
-    Confirmation(Sent),
-    Leave { generation: u64 },
-    Grace { serial: u32, top: Place },
-    Retry { serial: u32 },
-    Look,
-}
 
 struct Keeper {
     registry: Arc<Registry>,
     timers: BTreeMap<(Instant, Ticket), (Arc<Entry>, Due)>,
     timers_made: u64,
-    subscribe: HashMap<Group, Vec<Channel>>,
+    subscribe: HashMap<Group, VecDeque<Arc<Entry>>>,
     unsubscribe: HashMap<Group, Vec<Channel>>,
     flushed_at: Instant,
 }
@@ -82,7 +71,7 @@ pub(super) async fn run(registry: Arc<Registry>) {
     loop {
         let next = keeper.timers.keys().next().map(|(at, _)| *at);
         tokio::select! {
-            () = keeper.registry.desk_filled.notified() => {}
+            () = keeper.registry.work_filled.notified() => {}
             () = until(next) => {}
         }
         let pause = BATCH_INTERVAL.saturating_sub(keeper.flushed_at.elapsed());
@@ -106,17 +95,19 @@ async fn until(at: Option<Instant>) {
 
 impl Keeper {
     fn turn(&mut self) {
-        let desk = std::mem::take(&mut *self.registry.desk.lock().unwrap_or_else(PoisonError::into_inner));
-        for (at, entry, due) in desk.timers {
+        let work = std::mem::take(&mut *self.registry.work.lock().unwrap_or_else(PoisonError::into_inner));
+        for (at, entry, due) in work.timers {
             self.remind(at, entry, due);
         }
-        for (seat, channel) in desk.unsubscribe {
+        for (seat, channel) in work.unsubscribe {
             self.unsubscribe_at(seat, channel);
         }
-        let subscribe = if desk.is_all { self.registry.entries() } else { desk.subscribe };
-        for entry in subscribe {
-            self.place(&entry);
+        let is_concerned =
+            |channel: &Channel| work.is_all || work.slots.contains(&slot_of(channel.as_str().as_bytes()));
+        if work.is_all || !work.slots.is_empty() {
+            self.registry.entries(is_concerned).iter().for_each(|entry| self.place(entry));
         }
+        work.subscribe.iter().for_each(|entry| self.place(entry));
         let now = Instant::now();
         while let Some(timer) = self.timers.first_entry().filter(|timer| timer.key().0 <= now) {
             let (entry, due) = timer.remove();
@@ -137,13 +128,13 @@ impl Keeper {
     fn due(&mut self, entry: &Arc<Entry>, due: Due, now: Instant) {
         let registry = Arc::clone(&self.registry);
         match due {
-            Due::Confirmation(sent) => self.unconfirmed(entry, sent),
+            Due::Confirmation(sent, answered) => self.unconfirmed(entry, sent, answered),
             Due::Leave { generation } => self.leave(entry, generation, now),
             Due::Grace { serial, top } => {
-                registry.advance(entry, |state, spout| state.sequence.grace_over(serial, top, spout));
+                registry.advance(entry, |state, delivery| state.sequence.grace_over(serial, top, delivery));
             }
             Due::Retry { serial } => {
-                registry.advance(entry, |state, spout| state.sequence.retry(serial, spout));
+                registry.advance(entry, |state, delivery| state.sequence.retry(serial, delivery));
             }
             Due::Look => registry.look(entry, now),
         }
@@ -169,22 +160,17 @@ impl Keeper {
             if state.holds == Some(seat) || state.sent.is_some_and(|sent| sent.seat == seat) {
                 return None;
             }
-            state.sent = Some(Sent { seat, tries: 1 });
+            state.sent = Some(Sent { seat, tries: 1, is_queued: true });
             state.sent
         });
         if let (Some(sent), Some(route)) = (sent, route) {
-            self.subscribe_at(entry, sent, route.slot);
+            let group = Group { seat: sent.seat, slot: route.slot };
+            self.subscribe.entry(group).or_default().push_back(Arc::clone(entry));
         }
     }
 
-    fn subscribe_at(&mut self, entry: &Arc<Entry>, sent: Sent, slot: Option<u16>) {
-        let group = Group { seat: sent.seat, slot };
-        self.subscribe.entry(group).or_default().push(entry.channel.clone());
-        self.remind(Instant::now() + CONFIRMATION, Arc::clone(entry), Due::Confirmation(sent));
-    }
-
     /// The time for a confirmation is over.
-    fn unconfirmed(&mut self, entry: &Arc<Entry>, sent: Sent) {
+    fn unconfirmed(&mut self, entry: &Arc<Entry>, sent: Sent, answered: u64) {
         let is_late = entry.locked(|state| {
             let is_late = state.sent == Some(sent) && !state.is_closed;
             if is_late {
@@ -195,31 +181,32 @@ impl Keeper {
         if !is_late {
             return;
         }
-        self.registry.counters.sent_again.fetch_add(1, Relaxed);
-        if sent.tries >= TRIES_MAX && self.registry.is_alive(sent.seat) {
+        let registry = Arc::clone(&self.registry);
+        registry.arrived(sent.seat, false);
+        registry.counters.sent_again.fetch_add(1, Relaxed);
+        let has_answered = registry.flow(sent.seat).is_some_and(|flow| flow.answered() > answered);
+        let tries = if has_answered { 0 } else { sent.tries };
+        if tries >= TRIES_MAX && registry.is_alive(sent.seat) {
             // What follows is `down`, and `up` with a new session. Until then nothing is sent on this one.
-            self.registry.set_session(sent.seat.link, sent.seat.session, false);
-            self.registry.order(|desk| desk.is_all = true);
+            registry.set_session(sent.seat.link, sent.seat.session, false);
+            registry.order(|work| work.is_all = true);
             let why = "subscriptions were not confirmed";
-            self.registry.subscribing.replace(sent.seat.link, sent.seat.session, why);
+            registry.subscribing.replace(sent.seat.link, sent.seat.session, why);
             return;
         }
         self.place(entry);
-        let again = entry.locked(|state| {
-            let again = state.sent.as_mut().filter(|again| again.seat == sent.seat)?;
-            again.tries = sent.tries + 1;
-            Some(*again)
+        entry.locked(|state| {
+            if let Some(again) = state.sent.as_mut().filter(|again| again.seat == sent.seat) {
+                again.tries = tries + 1;
+            }
         });
-        if let Some(again) = again {
-            self.remind(Instant::now() + CONFIRMATION, Arc::clone(entry), Due::Confirmation(again));
-        }
     }
 
     fn leave(&mut self, entry: &Arc<Entry>, generation: u64, now: Instant) {
         match self.registry.remove(entry, generation) {
             Removal::Wanted => {}
             Removal::Newer(generation) => {
-                self.remind(now + super::LINGER, Arc::clone(entry), Due::Leave { generation });
+                self.remind(now + LINGER, Arc::clone(entry), Due::Leave { generation });
             }
             Removal::Done { seats, look_at } => {
                 if let Some(at) = look_at {
@@ -249,27 +236,72 @@ impl Keeper {
 
     /// Ends come first: a channel that begins again in the same turn must not be ended by them.
     fn flush(&mut self) {
-        let registry = &self.registry;
-        let send = |groups: &mut HashMap<Group, Vec<Channel>>, begins: bool| {
-            for (Group { seat, .. }, channels) in groups.drain() {
-                for channels in channels.chunks(BATCH) {
-                    let names: Vec<String> =
-                        channels.iter().map(|channel| registry.prefix.pubsub(channel.as_str())).collect();
-                    let names: Vec<&[u8]> = names.iter().map(String::as_bytes).collect();
-                    registry.counters.batches.fetch_add(1, Relaxed);
-                    // If the session is over, `down` says so, and all of its channels are placed anew.
-                    let _is_over = match begins {
-                        true => registry.subscribing.subscribe(seat.link, seat.session, &names),
-                        false => registry.subscribing.unsubscribe(seat.link, seat.session, &names),
-                    };
-                }
-            }
-        };
         if self.unsubscribe.is_empty() && self.subscribe.is_empty() {
             return;
         }
-        send(&mut self.unsubscribe, false);
-        send(&mut self.subscribe, true);
+        let registry = Arc::clone(&self.registry);
+        for (Group { seat, .. }, channels) in std::mem::take(&mut self.unsubscribe) {
+            for channels in channels.chunks(BATCH) {
+                // If the session is over, its channels ended with it.
+                send(&registry, channels, |names| {
+                    registry.subscribing.unsubscribe(seat.link, seat.session, names)
+                });
+            }
+        }
+        // Set before the queues are looked at: what is confirmed meanwhile comes back here.
+        registry.are_queued.store(true, Relaxed);
+        let mut queues = std::mem::take(&mut self.subscribe);
+        queues.retain(|group, queue| {
+            while self.send_batch(group.seat, queue) {}
+            !queue.is_empty()
+        });
+        registry.are_queued.store(!queues.is_empty(), Relaxed);
+        self.subscribe = queues;
         self.flushed_at = Instant::now();
     }
+
+    /// Sends the first of a queue; false when none is left, or as many are under way as may be.
+    fn send_batch(&mut self, seat: Seat, queue: &mut VecDeque<Arc<Entry>>) -> bool {
+        let registry = Arc::clone(&self.registry);
+        let Some(flow) = registry.flow(seat) else {
+            // `down` said so, and all of its channels are placed anew.
+            queue.clear();
+            return false;
+        };
+        let (answered, at) = (flow.answered(), Instant::now() + CONFIRMATION);
+        let mut channels = Vec::new();
+        while channels.len() < BATCH
+            && let Some(entry) = queue.front()
+        {
+            let is_wanted = |sent: &Sent| sent.seat == seat && sent.is_queued;
+            let is_wanted = entry.locked(|state| state.sent.as_ref().is_some_and(is_wanted));
+            if is_wanted && !flow.begin() {
+                break;
+            }
+            let Some(entry) = queue.pop_front().filter(|_| is_wanted) else { continue };
+            let sent = entry.locked(|state| {
+                let sent = state.sent.as_mut()?;
+                sent.is_queued = false;
+                Some(*sent)
+            });
+            if let Some(sent) = sent {
+                channels.push(entry.channel.clone());
+                self.remind(at, entry, Due::Confirmation(sent, answered));
+            }
+        }
+        if channels.is_empty() {
+            return false;
+        }
+        send(&registry, &channels, |names| registry.subscribing.subscribe(seat.link, seat.session, names));
+        true
+    }
+}
+
+fn send(registry: &Registry, channels: &[Channel], send: impl FnOnce(&[&[u8]]) -> bool) {
+    let names: Vec<String> =
+        channels.iter().map(|channel| registry.prefix.pubsub(channel.as_str())).collect();
+    let names: Vec<&[u8]> = names.iter().map(String::as_bytes).collect();
+    registry.counters.batches.fetch_add(1, Relaxed);
+    // False: the session is over. `down` says so as well, and all of its channels are placed anew.
+    let _is_over = send(&names);
 }

@@ -3,23 +3,26 @@
 //! The way of a publication: a link calls [`Subscriber::message`]; the entry of its channel is found by the bytes of
 //! its name; its sequence hands it to the sink, or finds that something is missing and asks for it.
 //!
-//! - `sequence`, `detour`: one channel's order, as a state machine without I/O or clock. `simulation` tests it.
+//! - `sequence`, `repair`: one channel's order, as a state machine without I/O or clock. `simulation` tests it.
 //! - `entry`: a channel in the registry. `registry`: what the tasks share.
+//! - `work`: what is left for the two tasks. `flow`: how much is under way.
 //! - `keeper`: the task that sends subscriptions in batches, and has the timers. `asker`: the task that asks the server.
 //! - `counters`, `outage`: for the metrics.
 
 mod asker;
 mod counters;
-mod detour;
 mod entry;
+mod flow;
 mod keeper;
 mod outage;
 mod registry;
+mod repair;
 mod sequence;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]
 mod tests;
+mod work;
 
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -27,25 +30,23 @@ use std::{
 };
 
 pub use counters::{GapsTold, Repairs, SubscriptionCounters, Undecodable};
-use entry::{Entry, Seat};
+use entry::Entry;
 use futures_util::{
     FutureExt,
     future::{self, BoxFuture},
 };
-use keeper::Due;
+use keeper::LINGER;
 use registry::Registry;
 use tokio::{sync::oneshot, task::JoinHandle};
+use work::Due;
 
 use super::{
-    contract::{LinkId, Session, Subscriber, Subscribing},
+    contract::{Changed, LinkId, Seat, Session, Subscriber, Subscribing},
     envelope::Message,
     history::Reader,
     names::Prefix,
 };
 use crate::{BackplaneError, Channel, Sink};
-
-/// A channel that nobody wants stays subscribed for this long: whoever reloads a page comes back within it.
-const LINGER: Duration = Duration::from_secs(5);
 
 /// A subscription that is not confirmed by then has failed.
 const SUBSCRIBE_DEADLINE: Duration = Duration::from_secs(3);
@@ -152,7 +153,7 @@ impl Registry {
             (Wanted::Waits(confirmed), state.holds.is_some() || state.sent.is_some())
         });
         if !is_placed {
-            self.order(|desk| desk.subscribe.push(Arc::clone(entry)));
+            self.order(|work| work.subscribe.push(Arc::clone(entry)));
         }
         wanted
     }
@@ -168,7 +169,7 @@ impl Registry {
         });
         if let Some(generation) = begins {
             let due = Due::Leave { generation };
-            self.order(|desk| desk.timers.push((Instant::now() + LINGER, Arc::clone(entry), due)));
+            self.order(|work| work.timers.push((Instant::now() + LINGER, Arc::clone(entry), due)));
         }
     }
 }
@@ -176,16 +177,22 @@ impl Registry {
 impl Subscriber for Subscriptions {
     fn up(&self, link: LinkId, session: Session) {
         self.registry.set_session(link, session, true);
-        self.registry.order(|desk| desk.is_all = true);
+        self.registry.order(|work| work.is_all = true);
     }
 
     fn down(&self, link: LinkId, session: Session) {
         self.registry.set_session(link, session, false);
-        self.registry.order(|desk| desk.is_all = true);
+        self.registry.order(|work| work.is_all = true);
     }
 
-    fn routes_changed(&self) {
-        self.registry.order(|desk| desk.is_all = true);
+    fn routes_changed(&self, changed: &Changed) {
+        self.registry.order(|work| work.look_at(changed));
+    }
+
+    fn refused(&self, link: LinkId, session: Session) {
+        if let Some(flow) = self.registry.flow(Seat { link, session }) {
+            flow.note_answer();
+        }
     }
 
     fn confirmed(&self, link: LinkId, session: Session, channel: &[u8]) {
@@ -196,11 +203,12 @@ impl Subscriber for Subscriptions {
         };
         let mut left = None;
         registry.advance(&entry, |state, _| {
-            if state.sent.is_none_or(|sent| sent.seat != seat) || state.is_closed {
+            if state.sent.is_none_or(|sent| sent.seat != seat || sent.is_queued) || state.is_closed {
                 left = (state.holds != Some(seat)).then_some(seat);
                 return None;
             }
             state.sent = None;
+            registry.arrived(seat, true);
             left = state.holds.filter(|old| *old != seat);
             // Publications between the last here and the first there may be missing.
             registry.let_go(&entry, state);
@@ -228,11 +236,11 @@ impl Subscriber for Subscriptions {
             is_unasked
         });
         if is_unasked {
-            registry.order(|desk| desk.subscribe.push(entry));
+            registry.order(|work| work.subscribe.push(entry));
         }
     }
 
-    fn message(&self, link: LinkId, session: Session, channel: &[u8], payload: Vec<u8>) {
+    fn message(&self, link: LinkId, session: Session, channel: &[u8], payload: &[u8]) {
         let registry = &self.registry;
         registry.counters.received.fetch_add(1, Relaxed);
         let Some(entry) = registry.find(channel) else {
@@ -243,15 +251,15 @@ impl Subscriber for Subscriptions {
             Ok(message) => message,
             Err(error) => return registry.undecodable(&entry.channel, error),
         };
-        registry.advance(&entry, |state, spout| {
+        registry.advance(&entry, |state, delivery| {
             if state.holds != Some(Seat { link, session }) {
                 registry.counters.unknown_channel.fetch_add(1, Relaxed);
                 return None;
             }
             match message {
-                Message::Publication(envelope) => state.sequence.arrived(envelope, spout),
+                Message::Publication(envelope) => state.sequence.arrived(envelope, delivery),
                 Message::Census(event) => {
-                    spout.census(event);
+                    delivery.census(event);
                     None
                 }
             }

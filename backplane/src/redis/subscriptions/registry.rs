@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, PoisonError, RwLock,
-        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -12,17 +12,17 @@ use std::{
 use tokio::sync::Notify;
 
 use super::{
-    asker::Asks,
     counters::Counters,
-    entry::{Entry, Key, Seat, State},
-    keeper::{Desk, Due},
+    entry::{Entry, Key, State},
+    flow::Flow,
     outage::Outage,
     sequence::{Ask, Outlet, Pause},
+    work::{Asks, Due, Work},
 };
 use crate::{
     CensusEvent, Channel, Gap, Intake, Publication, Sink,
     redis::{
-        contract::{LinkId, Session, Subscribing},
+        contract::{LinkId, Seat, Session, Subscribing},
         envelope::EnvelopeError,
         history::Reader,
         names::Prefix,
@@ -42,6 +42,9 @@ const FULL_PAUSE: Duration = Duration::from_millis(20);
 /// A server that did not answer is asked again after this.
 const FAILED_PAUSE: Duration = Duration::from_millis(250);
 
+/// Short beside the intervals of the looks, long enough for some hundred of 100,000 channels to share a question.
+const LOOK_TICK: Duration = Duration::from_millis(500);
+
 /// Warnings about undecodable envelopes are at least so far apart.
 const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -52,13 +55,15 @@ pub(super) struct Registry {
     pub(super) sink: Arc<dyn Sink>,
     pub(super) counters: Counters,
     pub(super) outage: Outage,
-    pub(super) desk: Mutex<Desk>,
-    pub(super) desk_filled: Notify,
+    pub(super) work: Mutex<Work>,
+    pub(super) work_filled: Notify,
     pub(super) asks: Mutex<Asks>,
     pub(super) asks_filled: Notify,
     /// Taken before the lock of an entry, never while one is held.
     channels: RwLock<HashMap<Key, Arc<Entry>>>,
-    sessions: Mutex<HashMap<LinkId, Session>>,
+    sessions: Mutex<HashMap<LinkId, (Session, Arc<Flow>)>>,
+    /// Subscriptions wait for room in a flow.
+    pub(super) are_queued: AtomicBool,
     spreads: AtomicU32,
     began_at: Instant,
     /// Milliseconds after `began_at`, plus 1; 0: never.
@@ -79,7 +84,7 @@ pub(super) enum Removal {
 }
 
 /// Hands over for one channel.
-pub(super) struct Spout<'a> {
+pub(super) struct Delivery<'a> {
     registry: &'a Registry,
     channel: &'a Channel,
 }
@@ -98,12 +103,13 @@ impl Registry {
             sink,
             counters: Counters::default(),
             outage: Outage::default(),
-            desk: Mutex::default(),
-            desk_filled: Notify::new(),
+            work: Mutex::default(),
+            work_filled: Notify::new(),
             asks: Mutex::default(),
             asks_filled: Notify::new(),
             channels: RwLock::default(),
             sessions: Mutex::default(),
+            are_queued: AtomicBool::new(false),
             spreads: AtomicU32::new(0),
             began_at: Instant::now(),
             warned_at_ms: AtomicU64::new(0),
@@ -128,8 +134,9 @@ impl Registry {
         Arc::clone(entry)
     }
 
-    pub(super) fn entries(&self) -> Vec<Arc<Entry>> {
-        self.channels.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    pub(super) fn entries(&self, wanted: impl Fn(&Channel) -> bool) -> Vec<Arc<Entry>> {
+        let channels = self.channels.read().unwrap_or_else(PoisonError::into_inner);
+        channels.values().filter(|entry| wanted(&entry.channel)).cloned().collect()
     }
 
     /// Takes a channel out if nobody has subscribed since `generation`. Nothing can be put in its place before this is
@@ -162,7 +169,7 @@ impl Registry {
         if state.holds.is_some() {
             self.counters.confirmed.fetch_sub(1, Relaxed);
         }
-        state.sequence.interrupted(&mut Spout { registry: self, channel: &entry.channel });
+        state.sequence.interrupted(&mut Delivery { registry: self, channel: &entry.channel });
     }
 
     /// The subscription of a channel is gone, and has to be made again.
@@ -182,14 +189,22 @@ impl Registry {
     }
 
     pub(super) fn session(&self, link: LinkId) -> Option<Session> {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner).get(&link).copied()
+        let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        sessions.get(&link).map(|(session, _)| *session)
+    }
+
+    /// What is under way on a session; `None` when that is over.
+    pub(super) fn flow(&self, seat: Seat) -> Option<Arc<Flow>> {
+        let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        let (session, flow) = sessions.get(&seat.link)?;
+        (*session == seat.session).then(|| Arc::clone(flow))
     }
 
     pub(super) fn set_session(&self, link: LinkId, session: Session, is_up: bool) {
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
         if is_up {
-            sessions.insert(link, session);
-        } else if sessions.get(&link) == Some(&session) {
+            sessions.insert(link, (session, Arc::default()));
+        } else if sessions.get(&link).is_some_and(|(held, _)| *held == session) {
             sessions.remove(&link);
         }
     }
@@ -198,14 +213,22 @@ impl Registry {
         self.session(seat.link) == Some(seat.session)
     }
 
+    /// A subscription that was sent is confirmed, or not waited for any more.
+    pub(super) fn arrived(&self, seat: Seat, is_confirmed: bool) {
+        let has_room = self.flow(seat).is_some_and(|flow| flow.arrived(is_confirmed));
+        if has_room && self.are_queued.swap(false, Relaxed) {
+            self.work_filled.notify_one();
+        }
+    }
+
     /// Does something to a channel's sequence, and sees to what comes of it.
     pub(super) fn advance(
         &self,
         entry: &Arc<Entry>,
-        work: impl FnOnce(&mut State, &mut Spout<'_>) -> Option<Ask>,
+        work: impl FnOnce(&mut State, &mut Delivery<'_>) -> Option<Ask>,
     ) {
         let (ask, waiting) = entry.locked(|state| {
-            let ask = work(state, &mut Spout { registry: self, channel: &entry.channel });
+            let ask = work(state, &mut Delivery { registry: self, channel: &entry.channel });
             let is_done = !state.waiting.is_empty() && state.is_ready();
             (ask, if is_done { std::mem::take(&mut state.waiting) } else { Vec::new() })
         });
@@ -232,20 +255,20 @@ impl Registry {
                 return;
             }
         };
-        self.order(|desk| desk.timers.push((Instant::now() + after, Arc::clone(entry), due)));
+        self.order(|work| work.timers.push((Instant::now() + after, Arc::clone(entry), due)));
     }
 
     /// Leaves work for the keeper.
-    pub(super) fn order(&self, write: impl FnOnce(&mut Desk)) {
-        write(&mut self.desk.lock().unwrap_or_else(PoisonError::into_inner));
-        self.desk_filled.notify_one();
+    pub(super) fn order(&self, write: impl FnOnce(&mut Work)) {
+        write(&mut self.work.lock().unwrap_or_else(PoisonError::into_inner));
+        self.work_filled.notify_one();
     }
 
     /// Has a server end a subscription that is not, or no longer, this node's.
     pub(super) fn end(&self, seat: Seat, name: &[u8]) {
         let tag = self.prefix.tag_of(name).and_then(|tag| std::str::from_utf8(tag).ok());
         if let Some(channel) = tag.and_then(|tag| Channel::from_inside(tag).ok()) {
-            self.order(|desk| desk.unsubscribe.push((seat, channel)));
+            self.order(|work| work.unsubscribe.push((seat, channel)));
         }
     }
 
@@ -262,11 +285,31 @@ impl Registry {
             return;
         }
         let ask = entry.locked(|state| state.sequence.look());
-        match ask {
-            Some(ask) => self.dispatch(entry, ask),
-            // Not live: the position is asked for when the subscription is confirmed.
-            None => super::asker::look_again(self, entry, None),
+        // If it is not live, the position is asked for when the subscription is confirmed.
+        if let Some(ask) = ask {
+            self.dispatch(entry, ask);
         }
+    }
+
+    /// Sets the time of a channel's next look, unless there is one before.
+    pub(super) fn look_after(&self, entry: &Arc<Entry>, interval: Duration) {
+        let at = self.tick_after(self.spread(interval));
+        let is_first = entry.locked(|state| {
+            let is_first = state.look_at.is_none_or(|planned| at < planned) && !state.is_closed;
+            if is_first {
+                state.look_at = Some(at);
+            }
+            is_first
+        });
+        if is_first {
+            self.order(|work| work.timers.push((at, Arc::clone(entry), Due::Look)));
+        }
+    }
+
+    /// Looks have common times, so that those of many channels are one question.
+    fn tick_after(&self, interval: Duration) -> Instant {
+        let after = (self.began_at.elapsed() + interval).as_millis() / LOOK_TICK.as_millis();
+        self.began_at + LOOK_TICK * u32::try_from(after).unwrap_or(u32::MAX)
     }
 
     /// 70 to 100 % of an interval, so that the looks of channels that were subscribed together spread.
@@ -287,14 +330,14 @@ impl Registry {
     }
 }
 
-impl Spout<'_> {
+impl Delivery<'_> {
     /// Handed over at once: what waits for a repair of the channel comes after it.
     pub(super) fn census(&mut self, event: CensusEvent) {
         self.registry.sink.census(self.channel, Arc::new(event));
     }
 }
 
-impl Outlet for Spout<'_> {
+impl Outlet for Delivery<'_> {
     fn publication(&mut self, publication: Arc<Publication>) -> Intake {
         self.registry.sink.publication(self.channel, publication)
     }

@@ -1,7 +1,7 @@
 //! The sequence of one subscribed channel: what arrives becomes what is handed over, once and in order, and what
 //! cannot be becomes a gap. Pure: no I/O, no clock; what has to be asked or awaited is returned as an [`Ask`].
 //!
-//! A channel is *live* while each publication follows the last. Anything else is a *detour*: publications wait in a
+//! A channel is *live* while each publication follows the last. Anything else is a *repair*: publications wait in a
 //! bounded buffer until the stream has told what was missed.
 //!
 //! ```text
@@ -15,7 +15,7 @@ use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use super::{
     counters::Counters,
-    detour::{Cause, Detour, Stage},
+    repair::{Cause, Repair, Stage},
 };
 use crate::{
     Epoch, Gap, GapReason, Intake, Position, Publication,
@@ -79,7 +79,7 @@ pub(super) struct Sequence {
     last: Option<Place>,
     /// Publications of this epoch up to here were read from the stream, and may still arrive.
     overlap: u64,
-    /// Grows when a detour begins or takes another turn.
+    /// Grows when a repair begins or takes another turn.
     serial: u32,
     /// The baseline is known.
     is_based: bool,
@@ -88,7 +88,7 @@ pub(super) struct Sequence {
     /// The server no longer knows the channel, and that was told. `last` is kept: what is still under way of it, or
     /// comes back with an older copy of the data, is not handed over again.
     is_lost: bool,
-    detour: Option<Box<Detour>>,
+    repair: Option<Box<Repair>>,
 }
 
 const _: () = assert!(size_of::<Sequence>() <= 64);
@@ -104,8 +104,8 @@ enum Relation {
 impl Sequence {
     /// Of a channel that is about to be subscribed.
     pub(super) fn new() -> Self {
-        let detour = Some(Box::new(Detour::new(Cause::Reconnect, Stage::Interrupted)));
-        Self { last: None, overlap: 0, serial: 0, is_based: false, has_plain: false, is_lost: false, detour }
+        let repair = Some(Box::new(Repair::new(Cause::Reconnect, Stage::Interrupted)));
+        Self { last: None, overlap: 0, serial: 0, is_based: false, has_plain: false, is_lost: false, repair }
     }
 
     /// Whether everything that is accepted from now on will be handed over or told.
@@ -114,45 +114,45 @@ impl Sequence {
     }
 
     pub(super) fn is_live(&self) -> bool {
-        self.detour.is_none()
+        self.repair.is_none()
     }
 
     /// The subscription is gone; nothing arrives until [`confirmed`](Self::confirmed).
     pub(super) fn interrupted(&mut self, outlet: &mut impl Outlet) {
         self.serial = self.serial.wrapping_add(1);
-        let mut detour = self.detour.take().unwrap_or_else(|| Detour::boxed(Cause::Reconnect));
-        self.has_plain |= detour.interrupt(outlet);
-        self.detour = Some(detour);
+        let mut repair = self.repair.take().unwrap_or_else(|| Repair::boxed(Cause::Reconnect));
+        self.has_plain |= repair.interrupt(outlet);
+        self.repair = Some(repair);
     }
 
     /// The server has the subscription.
     pub(super) fn confirmed(&mut self) -> Option<Ask> {
-        match &mut self.detour {
-            Some(detour) if detour.stage == Stage::Interrupted => Some(self.check()),
+        match &mut self.repair {
+            Some(repair) if repair.stage == Stage::Interrupted => Some(self.check()),
             _ => None,
         }
     }
 
     /// A publication arrived.
     pub(super) fn arrived(&mut self, envelope: Envelope, outlet: &mut impl Outlet) -> Option<Ask> {
-        if let Some(detour) = &mut self.detour {
-            detour.keep(envelope, outlet);
+        if let Some(repair) = &mut self.repair {
+            repair.keep(envelope, outlet);
             return None;
         }
         let relation = self.relation(&envelope);
         if let Relation::Doubt(cause, position) = relation {
-            let mut detour = Detour::boxed(cause);
-            detour.keep(envelope, outlet);
-            return Some(self.read_from(detour, position.epoch, outlet));
+            let mut repair = Repair::boxed(cause);
+            repair.keep(envelope, outlet);
+            return Some(self.read_from(repair, position.epoch, outlet));
         }
         let begins = self.last.is_none() && envelope.tags.is_some();
         if self.hand_over(relation, envelope.publication, outlet) {
             // History begins: its age is to be known, so that it is renewed in time.
             return self.look().filter(|_| begins);
         }
-        let mut detour = Detour::boxed(Cause::Overflow);
-        detour.stall(envelope.tags.is_some(), outlet);
-        Some(self.pause(detour, Pause::Full))
+        let mut repair = Repair::boxed(Cause::Overflow);
+        repair.stall(envelope.tags.is_some(), outlet);
+        Some(self.pause(repair, Pause::Full))
     }
 
     /// A look at the position of a live channel, made now and then.
@@ -170,27 +170,27 @@ impl Sequence {
         if serial != self.serial {
             return None;
         }
-        let Some(mut detour) = self.detour.take() else {
+        let Some(mut repair) = self.repair.take() else {
             return self.checked_live(handed, answer.ok()?, outlet);
         };
         let Ok(top) = answer else {
-            detour.stage = Stage::Failed { checking: true };
-            return Some(self.pause(detour, Pause::Failed));
+            repair.stage = Stage::Failed { checking: true };
+            return Some(self.pause(repair, Pause::Failed));
         };
         if !self.is_based {
-            return self.begin(detour, top, outlet);
+            return self.begin(repair, top, outlet);
         }
         match self.last {
             Some(last) if top == Some(last) => {
                 self.is_lost = false;
-                self.caught_up(detour, outlet)
+                self.caught_up(repair, outlet)
             }
             Some(last) if top.is_some() || !self.is_lost => {
-                Some(self.read_from(detour, last.position.epoch, outlet))
+                Some(self.read_from(repair, last.position.epoch, outlet))
             }
             _ => {
-                self.jump(&mut detour, top, None, outlet);
-                self.caught_up(detour, outlet)
+                self.jump(&mut repair, top, None, outlet);
+                self.caught_up(repair, outlet)
             }
         }
     }
@@ -201,7 +201,7 @@ impl Sequence {
             return None;
         }
         outlet.counters().found_by_check.fetch_add(1, Relaxed);
-        Some(self.read_from(Detour::boxed(Cause::Check), top.position.epoch, outlet))
+        Some(self.read_from(Repair::boxed(Cause::Check), top.position.epoch, outlet))
     }
 
     pub(super) fn page(
@@ -210,40 +210,40 @@ impl Sequence {
         page: Result<Page, Failed>,
         outlet: &mut impl Outlet,
     ) -> Option<Ask> {
-        let (mut detour, last) = match (serial == self.serial, self.last) {
-            (true, Some(last)) => (self.detour.take()?, last),
+        let (mut repair, last) = match (serial == self.serial, self.last) {
+            (true, Some(last)) => (self.repair.take()?, last),
             _ => return None,
         };
         let Ok(page) = page else {
-            detour.stage = Stage::Failed { checking: false };
-            return Some(self.pause(detour, Pause::Failed));
+            repair.stage = Stage::Failed { checking: false };
+            return Some(self.pause(repair, Pause::Failed));
         };
         let top = match page.top {
             Some(top) if top.position.epoch == last.position.epoch => top,
             top => {
-                detour.drop_stale(top, outlet);
-                self.jump(&mut detour, top, Some(GapReason::Unrecoverable), outlet);
-                return self.caught_up(detour, outlet);
+                repair.drop_stale(top, outlet);
+                self.jump(&mut repair, top, Some(GapReason::Unrecoverable), outlet);
+                return self.caught_up(repair, outlet);
             }
         };
         let is_rewritten = match page.since_tag {
             Some(tag) => tag != last.tag,
-            None => top.position.offset < last.position.offset || detour.cause == Cause::Rewritten,
+            None => top.position.offset < last.position.offset || repair.cause == Cause::Rewritten,
         };
         if is_rewritten {
-            return Some(self.renounce(detour, top.position.epoch));
+            return Some(self.renounce(repair, top.position.epoch));
         }
-        detour.drop_read(outlet);
+        repair.drop_read(outlet);
         // After an interruption, other publications may stand where ours stood. If the stream no longer has the one
         // that would prove the contrary, what follows it may not be what followed ours.
-        let is_proven = page.since_tag.is_some() || !detour.must_verify;
+        let is_proven = page.since_tag.is_some() || !repair.must_verify;
         if !is_proven || !follows(&page, last, top) {
-            self.jump(&mut detour, Some(top), None, outlet);
-            return self.caught_up(detour, outlet);
+            self.jump(&mut repair, Some(top), None, outlet);
+            return self.caught_up(repair, outlet);
         }
-        detour.must_verify = false;
+        repair.must_verify = false;
         self.is_lost = false;
-        self.hand_over_page(detour, page.publications, top, outlet)
+        self.hand_over_page(repair, page.publications, top, outlet)
     }
 
     /// The channel has another epoch now: the stream tells.
@@ -256,26 +256,26 @@ impl Sequence {
         if serial != self.serial {
             return None;
         }
-        let mut detour = self.detour.take()?;
+        let mut repair = self.repair.take()?;
         if answer.is_err() {
-            detour.stage = Stage::Failed { checking: false };
-            return Some(self.pause(detour, Pause::Failed));
+            repair.stage = Stage::Failed { checking: false };
+            return Some(self.pause(repair, Pause::Failed));
         }
-        Some(self.read_again(detour, outlet))
+        Some(self.read_again(repair, outlet))
     }
 
     pub(super) fn retry(&mut self, serial: u32, outlet: &mut impl Outlet) -> Option<Ask> {
         if serial != self.serial {
             return None;
         }
-        let detour = self.detour.take()?;
-        match detour.stage {
+        let repair = self.repair.take()?;
+        match repair.stage {
             Stage::Failed { checking: true } => {
-                self.detour = Some(detour);
+                self.repair = Some(repair);
                 Some(self.check())
             }
-            Stage::Failed { checking: false } => Some(self.read_again(detour, outlet)),
-            _ => self.release(detour, outlet),
+            Stage::Failed { checking: false } => Some(self.read_again(repair, outlet)),
+            _ => self.release(repair, outlet),
         }
     }
 
@@ -340,16 +340,16 @@ impl Sequence {
     /// The baseline: what already arrived, or else where the channel stands.
     fn begin(
         &mut self,
-        mut detour: Box<Detour>,
+        mut repair: Box<Repair>,
         top: Option<Place>,
         outlet: &mut impl Outlet,
     ) -> Option<Ask> {
         self.is_based = true;
-        detour.must_verify = false;
-        detour.was_interrupted = false;
-        self.last = detour.first_place().or(top);
+        repair.must_verify = false;
+        repair.was_interrupted = false;
+        self.last = repair.first_place().or(top);
         self.overlap = self.last.map_or(0, |last| last.position.offset);
-        let ask = self.release(detour, outlet);
+        let ask = self.release(repair, outlet);
         // What was under way when the position was read arrives shortly, or is missed and read.
         match top {
             Some(top) if ask.is_none() && self.is_behind(top) => {
@@ -380,7 +380,7 @@ impl Sequence {
             return grace;
         }
         outlet.counters().found_by_check.fetch_add(1, Relaxed);
-        Some(self.read_from(Detour::boxed(Cause::Check), epoch, outlet))
+        Some(self.read_from(Repair::boxed(Cause::Check), epoch, outlet))
     }
 
     fn is_behind(&self, top: Place) -> bool {
@@ -392,7 +392,7 @@ impl Sequence {
     /// Tells a gap, and goes on where the channel stands: before what arrived, if that is the first thing missing.
     fn jump(
         &mut self,
-        detour: &mut Detour,
+        repair: &mut Repair,
         top: Option<Place>,
         reason: Option<GapReason>,
         outlet: &mut impl Outlet,
@@ -402,20 +402,20 @@ impl Sequence {
         };
         let is_new_epoch =
             self.last.is_none_or(|last| top.is_some_and(|top| top.position.epoch != last.position.epoch));
-        let first = detour
+        let first = repair
             .first_place()
             .filter(|first| is_new_epoch && top.is_some_and(|top| is_waiting(first, top)));
         self.is_lost = top.is_none() && self.last.is_some();
         self.last = first.or(top).or(self.last);
         self.overlap = self.last.map_or(0, |last| last.position.offset);
-        detour.must_verify = false;
-        detour.is_told = true;
-        tell(reason.unwrap_or(detour.cause.reason()), first.or(top), outlet);
+        repair.must_verify = false;
+        repair.is_told = true;
+        tell(reason.unwrap_or(repair.cause.reason()), first.or(top), outlet);
     }
 
     fn hand_over_page(
         &mut self,
-        mut detour: Box<Detour>,
+        mut repair: Box<Repair>,
         publications: Vec<(Tag, Arc<Publication>)>,
         top: Place,
         outlet: &mut impl Outlet,
@@ -423,99 +423,99 @@ impl Sequence {
         for (tag, publication) in publications {
             let Some(position) = publication.position else { continue };
             if outlet.publication(publication) == Intake::Full {
-                detour.stall(true, outlet);
-                return Some(self.pause(detour, Pause::Full));
+                repair.stall(true, outlet);
+                return Some(self.pause(repair, Pause::Full));
             }
             outlet.counters().repaired.fetch_add(1, Relaxed);
             self.last = Some(Place { position, tag });
         }
-        detour.is_probe = false;
+        repair.is_probe = false;
         if self.is_behind(top) {
-            return Some(self.read_from(detour, top.position.epoch, outlet));
+            return Some(self.read_from(repair, top.position.epoch, outlet));
         }
         self.overlap = top.position.offset;
-        self.caught_up(detour, outlet)
+        self.caught_up(repair, outlet)
     }
 
-    fn caught_up(&mut self, mut detour: Box<Detour>, outlet: &mut impl Outlet) -> Option<Ask> {
+    fn caught_up(&mut self, mut repair: Box<Repair>, outlet: &mut impl Outlet) -> Option<Ask> {
         self.overlap = self.last.map_or(0, |last| last.position.offset);
-        if detour.was_interrupted {
+        if repair.was_interrupted {
             outlet.census_lost();
         }
-        if detour.was_interrupted && self.has_plain && !detour.is_told {
-            detour.is_told = true;
+        if repair.was_interrupted && self.has_plain && !repair.is_told {
+            repair.is_told = true;
             tell(GapReason::Reconnect, self.last, outlet);
         }
-        detour.was_interrupted = false;
-        detour.must_verify = false;
-        self.release(detour, outlet)
+        repair.was_interrupted = false;
+        repair.must_verify = false;
+        self.release(repair, outlet)
     }
 
-    /// Hands over what waited; ends the detour if that is all.
-    fn release(&mut self, mut detour: Box<Detour>, outlet: &mut impl Outlet) -> Option<Ask> {
-        if detour.spilled_placed && detour.stage == Stage::Stalled {
-            return Some(self.read_again(detour, outlet));
+    /// Hands over what waited; ends the repair if that is all.
+    fn release(&mut self, mut repair: Box<Repair>, outlet: &mut impl Outlet) -> Option<Ask> {
+        if repair.spilled_placed && repair.stage == Stage::Stalled {
+            return Some(self.read_again(repair, outlet));
         }
-        while let Some(envelope) = detour.pop(outlet) {
+        while let Some(envelope) = repair.pop(outlet) {
             let relation = self.relation(&envelope);
             if let Relation::Doubt(cause, position) = relation {
-                detour.put_back(envelope, outlet);
-                detour.cause = cause;
-                return Some(self.read_from(detour, position.epoch, outlet));
+                repair.put_back(envelope, outlet);
+                repair.cause = cause;
+                return Some(self.read_from(repair, position.epoch, outlet));
             }
             let is_placed = envelope.tags.is_some();
             if !self.hand_over(relation, envelope.publication, outlet) {
-                detour.stall(is_placed, outlet);
-                return Some(self.pause(detour, Pause::Full));
+                repair.stall(is_placed, outlet);
+                return Some(self.pause(repair, Pause::Full));
             }
         }
-        if detour.spilled_placed {
-            return Some(self.read_again(detour, outlet));
+        if repair.spilled_placed {
+            return Some(self.read_again(repair, outlet));
         }
-        if detour.spilled_plain {
+        if repair.spilled_plain {
             tell(GapReason::Overflow, self.last, outlet);
         }
         self.serial = self.serial.wrapping_add(1);
         None
     }
 
-    fn read_again(&mut self, mut detour: Box<Detour>, outlet: &mut impl Outlet) -> Ask {
+    fn read_again(&mut self, mut repair: Box<Repair>, outlet: &mut impl Outlet) -> Ask {
         if let Some(last) = self.last {
-            return self.read_from(detour, last.position.epoch, outlet);
+            return self.read_from(repair, last.position.epoch, outlet);
         }
-        detour.spilled_placed = false;
-        self.detour = Some(detour);
+        repair.spilled_placed = false;
+        self.repair = Some(repair);
         self.check()
     }
 
     /// Asks for the stream from the last place; from the beginning of `epoch` if there is none.
-    fn read_from(&mut self, mut detour: Box<Detour>, epoch: Epoch, outlet: &mut impl Outlet) -> Ask {
+    fn read_from(&mut self, mut repair: Box<Repair>, epoch: Epoch, outlet: &mut impl Outlet) -> Ask {
         let since =
             *self.last.get_or_insert(Place { position: Position { epoch, offset: 0 }, tag: Tag::NONE });
-        detour.begin_read(outlet);
-        let probe = detour.is_probe;
+        repair.begin_read(outlet);
+        let probe = repair.is_probe;
         self.serial = self.serial.wrapping_add(1);
-        self.detour = Some(detour);
+        self.repair = Some(repair);
         Ask::Page { serial: self.serial, since, probe }
     }
 
-    fn renounce(&mut self, mut detour: Box<Detour>, epoch: Epoch) -> Ask {
-        detour.stage = Stage::Renouncing;
+    fn renounce(&mut self, mut repair: Box<Repair>, epoch: Epoch) -> Ask {
+        repair.stage = Stage::Renouncing;
         self.serial = self.serial.wrapping_add(1);
-        self.detour = Some(detour);
+        self.repair = Some(repair);
         Ask::Renounce { serial: self.serial, epoch }
     }
 
-    fn pause(&mut self, detour: Box<Detour>, after: Pause) -> Ask {
+    fn pause(&mut self, repair: Box<Repair>, after: Pause) -> Ask {
         self.serial = self.serial.wrapping_add(1);
-        self.detour = Some(detour);
+        self.repair = Some(repair);
         Ask::Retry { serial: self.serial, after }
     }
 
-    /// In a detour: asks where the channel stands.
+    /// In a repair: asks where the channel stands.
     fn check(&mut self) -> Ask {
-        if let Some(detour) = &mut self.detour {
-            detour.stage = Stage::Checking;
+        if let Some(repair) = &mut self.repair {
+            repair.stage = Stage::Checking;
         }
         self.serial = self.serial.wrapping_add(1);
         Ask::Position { serial: self.serial, handed: self.last }

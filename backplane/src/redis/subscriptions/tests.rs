@@ -21,9 +21,11 @@ use crate::{
         contract::{Commands, Subscribing},
         counters::Tallies,
         history::Reader,
-        links::{LinkOptions, Links},
+        links::{LinkOptions, Links, Login},
         names::Prefix,
+        options::RedisFiles,
         publish::Publisher,
+        scripts,
     },
 };
 
@@ -73,15 +75,17 @@ struct Node {
 impl Node {
     async fn start(server: &RedisServer, name: &str) -> Self {
         let prefix = Prefix::new("registry").expect("a prefix");
+        let login = Login { credentials: None, is_tls: false, files: RedisFiles::default(), sentinel: None };
         let options = LinkOptions {
             url: server.url().parse().expect("a URL"),
-            ca: None,
+            login,
             prefix: prefix.as_str().into(),
             instance: name.into(),
             node: name.into(),
             replicas: 0,
+            scripts: scripts::codes(),
         };
-        let links = Links::new(&options).expect("links");
+        let links = Links::new(options).expect("links");
         let commands: Arc<dyn Commands> = Arc::new(links.clone());
         let subscribing: Arc<dyn Subscribing> = Arc::new(links.clone());
         let tallies = Arc::new(Tallies::default());

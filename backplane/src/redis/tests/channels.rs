@@ -51,7 +51,11 @@ impl Rig {
     }
 
     async fn standing(&self) -> Standing {
-        self.reader.position(&channel()).await.expect("position").expect("state")
+        self.if_standing().await.expect("state")
+    }
+
+    async fn if_standing(&self) -> Option<Standing> {
+        self.reader.positions(&[&channel()]).await.expect("positions")[0]
     }
 
     async fn run<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
@@ -120,7 +124,7 @@ async fn the_script_makes_an_envelope_of_the_body() {
         let (duplicate, epoch, at): (u8, Vec<u8>, u64) = rig.server.run(&command).await;
         assert_eq!((duplicate, at), (0, offset));
         let sent: Vec<u8> = rig.run(&["LPOP", "sent"]).await;
-        let envelope = Envelope::decode(sent).expect("an envelope");
+        let envelope = Envelope::decode(&sent).expect("an envelope");
         assert_eq!(envelope.tags, Some(Tags { previous, own: Tag(offset) }));
         let epoch = Epoch(u64::from_be_bytes(epoch.try_into().expect("8 bytes")));
         let (tag, kept) = page(offset - 1, epoch).await;
@@ -180,9 +184,9 @@ async fn a_history_of_several_pages_is_read_as_one() {
     }
 }
 
-/// Entries of any age pattern are let go of exactly.
+/// Entries of any age pattern are left out exactly.
 #[tokio::test]
-async fn age_is_trimmed_at_its_entry() {
+async fn age_ends_at_its_entry() {
     let rig = Rig::start().await;
     for old in [0, 1, 2, 63, 64, 65, 200] {
         rig.run::<()>(&["FLUSHALL"]).await;
@@ -205,13 +209,11 @@ async fn age_is_trimmed_at_its_entry() {
             let since = Some(Position { epoch, offset });
             rig.reader.page(&channel(), since, 1000).await.expect("page")
         };
-        // Before it is let go of, an old entry still tells its tag.
-        assert_eq!(page(old).await.since_tag, Some(Tag(old)));
-        let kept: u64 = rig.run(&["XLEN", "test:{news:a}:s"]).await;
-        assert_eq!(kept, 200 - old, "{old} of 200 are too old");
+        // Until a publish lets go of it, an old entry still tells its tag.
         let read = page(old).await;
+        assert_eq!(read.since_tag, Some(Tag(old)));
         assert!(read.continuous);
-        assert_eq!(read.publications.len() as u64, 200 - old);
+        assert_eq!(read.publications.len() as u64, 200 - old, "{old} of 200 are too old");
         if old > 0 {
             assert!(!page(old - 1).await.continuous);
         }
@@ -255,9 +257,9 @@ async fn an_epoch_is_renounced_once() {
     assert_eq!(rig.reader.renounce(&other, old.epoch).await, Ok(None));
 }
 
-/// Reading history is not use of a channel, reading its position is.
+/// Reading is not use of a channel, renewing is.
 #[tokio::test]
-async fn a_position_read_renews_the_state_and_a_history_read_does_not() {
+async fn renewing_keeps_the_state_and_reading_does_not() {
     let rig = Rig::start().await;
     rig.publish("1", 10, LONG).await;
     let set = async || rig.run::<u8>(&["PEXPIRE", "test:{news:a}:m", "1000000"]).await;
@@ -265,11 +267,60 @@ async fn a_position_read_renews_the_state_and_a_history_read_does_not() {
     set().await;
     let query = HistoryQuery::newest(9);
     assert_eq!(rig.reader.history(&channel(), query).await.expect("history").publications.len(), 1);
+    let age = rig.standing().await.age;
     assert!(left().await <= 1_000_000);
-    rig.standing().await;
+    rig.reader.renew(&[(&channel(), age)]).await.expect("renewed");
     assert!(left().await > 1_000_000);
     rig.run::<u8>(&["DEL", "test:{news:a}:m"]).await;
-    assert_eq!(rig.reader.position(&channel()).await, Ok(None));
+    assert_eq!(rig.if_standing().await, None);
+}
+
+/// Reading goes on where writing is refused, whatever the server lacks.
+#[tokio::test]
+async fn reading_writes_nothing() {
+    let rig = Rig::start().await;
+    rig.publish("1", 10, LONG).await;
+    rig.publish("2", 10, LONG).await;
+    for refusing in [["maxmemory", "1"], ["min-replicas-to-write", "1"]] {
+        rig.run::<()>(&["CONFIG", "SET", refusing[0], refusing[1]]).await;
+        let mut new = text("refused");
+        new.history = Some(HistoryPolicy { size: 10, age: LONG });
+        rig.publisher.publish(new).await.expect_err("writing is refused");
+        let query = HistoryQuery { since: None, limit: 9, bytes: usize::MAX };
+        let history = rig.reader.history(&channel(), query).await.expect("history");
+        assert_eq!(history.publications.len(), 2, "{refusing:?}");
+        assert_eq!(rig.standing().await.top.position.offset, 2, "{refusing:?}");
+        rig.run::<()>(&["CONFIG", "SET", refusing[0], "0"]).await;
+    }
+}
+
+/// Publications of a flight keep their order, also where the server has forgotten the script in between.
+#[tokio::test]
+async fn a_flight_keeps_its_order_whatever_the_server_has_forgotten() {
+    let rig = Rig::start().await;
+    let flight = |range: std::ops::Range<u32>| {
+        let new = range.map(|number| NewPublication {
+            history: Some(HistoryPolicy { size: 100, age: LONG }),
+            ..text(&number.to_string())
+        });
+        new.collect::<Vec<_>>()
+    };
+    for round in 0..3_u32 {
+        rig.run::<()>(&["SCRIPT", "FLUSH"]).await;
+        let published = rig.publisher.publish_flight(flight(round * 16..round * 16 + 16)).await;
+        let offsets = published.into_iter().map(|it| it.expect("published").position.expect("one").offset);
+        let first = u64::from(round * 16) + 1;
+        assert_eq!(offsets.collect::<Vec<_>>(), (first..first + 16).collect::<Vec<_>>());
+    }
+    let history =
+        rig.reader.history(&channel(), HistoryQuery { since: None, limit: 100, bytes: usize::MAX }).await;
+    let texts = history
+        .expect("history")
+        .publications
+        .into_iter()
+        .map(|publication| String::from_utf8_lossy(publication.payload.bytes()).into_owned());
+    let expected: Vec<_> = (0..48).map(|number| number.to_string()).collect();
+    assert_eq!(texts.collect::<Vec<_>>(), expected);
 }
 
 /// A server that has lost its scripts is given them again.

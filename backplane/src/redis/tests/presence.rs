@@ -36,11 +36,16 @@ impl Node {
         if owed.lapsed {
             self.presence.begin_again();
         }
-        self.presence.sweep().await;
+        self.presence.sweep(false).await;
         for instance in owed.ended {
             self.presence.remove_instance(&instance).await.expect("remove");
             self.registry.forget(&instance).await.expect("forget");
         }
+    }
+
+    /// What the backplane does when its connections were made anew.
+    async fn doubt(&self) {
+        self.presence.sweep(true).await;
     }
 
     async fn join(&self, channel: &str, connection: &str) {
@@ -99,6 +104,92 @@ async fn members_are_written_again_when_the_server_lost_them() {
     assert_eq!(b.list("c").await, ["a.1", "b.1"]);
     assert_eq!(b.list("d").await, ["a.1"]);
     assert_eq!(a.tallies.read().leases_lapsed, 1);
+}
+
+/// A server comes back with what it had a while ago, within the lease: who joined since is missing, who left is there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn acknowledged_changes_that_the_server_lost_are_made_again() {
+    let server = Server::start().await;
+    let (a, b) = (Node::new(&server, "a", 1, LEASE), Node::new(&server, "b", 2, LEASE));
+    for node in [&a, &b] {
+        node.round().await;
+    }
+    a.join("c", "a.1").await;
+    a.join("left", "a.3").await;
+    let before = server.copy().await;
+    a.join("c", "a.2").await;
+    a.join("new", "a.4").await;
+    a.presence.leave(&channel("c"), "a.1").await.expect("leave");
+    a.presence.leave(&channel("left"), "a.3").await.expect("leave");
+    server.restore(&before).await;
+    assert_eq!(b.list("c").await, ["a.1"]);
+    assert_eq!(b.list("left").await, ["a.3"]);
+    server.begin_session();
+    a.doubt().await;
+    assert_eq!(b.list("c").await, ["a.2"]);
+    assert_eq!(b.list("left").await, [""; 0]);
+    assert_eq!(b.list("new").await, ["a.4"]);
+    assert_eq!(a.tallies.read().leases_lapsed, 0);
+    // Nothing is written twice for nothing.
+    a.doubt().await;
+    let set = redis::cmd("SMEMBERS").arg("tidegate:{!nodes}:p:a.0000000000000001.1").to_owned();
+    let mut listed: Vec<String> = server.run(&set).await;
+    listed.sort();
+    assert_eq!(listed, ["c", "new"]);
+}
+
+/// A channel of many members is read, written and cleared in pages.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_channel_is_written_and_cleared_in_pages() {
+    let server = Server::start().await;
+    let (a, b) = (Node::new(&server, "a", 1, LEASE), Node::new(&server, "b", 2, LEASE));
+    a.round().await;
+    let joined = (0..3000).map(|number| a.presence.join(&channel("c"), member(&format!("a.{number:04}"))));
+    join_all(joined.collect::<Vec<_>>()).await;
+    server.run::<()>(&redis::cmd("CONFIG").arg("RESETSTAT").to_owned()).await;
+    server.begin_session();
+    a.doubt().await;
+    assert_eq!(b.list("c").await.len(), 3000);
+    let stats: String = server.run(redis::cmd("INFO").arg("commandstats")).await;
+    assert!(!stats.contains("cmdstat_hgetall"), "no command reads all: {stats}");
+    b.presence.remove_instance(&a.registry.instance()).await.expect("removed");
+    assert_eq!(keys(&server, "tidegate:{c}:p").await, [""; 0]);
+}
+
+/// After an outage longer than the lease, the first node back does not declare the others dead; one that stays away is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_is_dead_because_the_server_was_away() {
+    let server = Server::start().await;
+    let (a, b) = (Node::new(&server, "a", 1, LEASE), Node::new(&server, "b", 2, LEASE));
+    for (node, name) in [(&a, "a"), (&b, "b")] {
+        node.registry.round(Some(&record(name))).await.expect("round");
+    }
+    b.join("c", "b.1").await;
+    server.shift_leases(-2 * LEASE.as_millis() as i64).await;
+    let round = a.registry.round(Some(&record("a"))).await.expect("round");
+    assert_eq!(round.records.len(), 2, "the record of the other stays");
+    assert!(a.registry.take_owed().ended.is_empty());
+    assert!(a.registry.may_live(&b.registry.instance()));
+    assert_eq!(a.list("c").await, ["b.1"]);
+    // Its clock is set back: leases would hold for ever.
+    server.shift_leases(100 * LEASE.as_millis() as i64).await;
+    let round = a.registry.round(None).await.expect("round");
+    assert_eq!(round.records.len(), 2);
+    let mut get = redis::cmd("HGET");
+    get.arg("tidegate:{!nodes}:i").arg(b.registry.instance());
+    let end: u64 = server.run(&get).await;
+    let now: (u64, u64) = server.run(&redis::cmd("TIME")).await;
+    assert!(end <= now.0 * 1000 + 2 * LEASE.as_millis() as u64, "{end} {now:?}");
+}
+
+/// Above `maxmemory` a lease is renewed all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_is_renewed_without_memory() {
+    let server = Server::start().await;
+    let a = Node::new(&server, "a", 1, LEASE);
+    a.round().await;
+    server.run::<()>(redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg(1)).await;
+    a.registry.round(Some(&record("a"))).await.expect("a round without memory");
 }
 
 /// A loss that a reader's round found is owed to the next round of the backplane, which is due at once.

@@ -5,7 +5,7 @@ use std::{
     process::{Child, Command, Stdio},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -13,7 +13,10 @@ use std::{
 use futures_util::future::{BoxFuture, FutureExt};
 use redis::{Cmd, FromRedisValue, Value, aio::MultiplexedConnection};
 
-use crate::{BackplaneError, redis::contract::Commands};
+use crate::{
+    BackplaneError,
+    redis::contract::{Commands, LinkId, Route, Seat, Session},
+};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -22,6 +25,7 @@ pub(super) struct Server {
     child: Child,
     connection: MultiplexedConnection,
     is_refusing: AtomicBool,
+    session: AtomicU64,
     _directory: tempfile::TempDir,
 }
 
@@ -38,12 +42,61 @@ impl Server {
             .spawn()
             .expect("redis-server is installed");
         let connection = tokio::time::timeout(DEADLINE, connect(socket)).await.expect("redis-server answers");
-        Arc::new(Self { child, connection, is_refusing: AtomicBool::new(false), _directory: directory })
+        Arc::new(Self {
+            child,
+            connection,
+            is_refusing: AtomicBool::new(false),
+            session: AtomicU64::new(1),
+            _directory: directory,
+        })
     }
 
     /// Calls fail as if the link were away.
     pub(super) fn refuse(&self, is_refusing: bool) {
         self.is_refusing.store(is_refusing, Ordering::SeqCst);
+    }
+
+    /// All that it has, but for the leases.
+    pub(super) async fn copy(&self) -> Vec<(String, Vec<u8>)> {
+        let mut copy = Vec::new();
+        for key in self.run::<Vec<String>>(redis::cmd("KEYS").arg("*")).await {
+            if key != "tidegate:{!nodes}:i" {
+                let dump = self.run(redis::cmd("DUMP").arg(&key)).await;
+                copy.push((key, dump));
+            }
+        }
+        copy
+    }
+
+    /// Goes back to what it had then, as after a restart from an old file.
+    pub(super) async fn restore(&self, copy: &[(String, Vec<u8>)]) {
+        for key in self.run::<Vec<String>>(redis::cmd("KEYS").arg("*")).await {
+            if key != "tidegate:{!nodes}:i" {
+                self.run::<u8>(redis::cmd("DEL").arg(key)).await;
+            }
+        }
+        for (key, dump) in copy {
+            self.run::<()>(redis::cmd("RESTORE").arg(key).arg(0).arg(dump)).await;
+        }
+    }
+
+    /// All that ends, ends so much later: the clock was set back, or the server was away.
+    pub(super) async fn shift_leases(&self, ms: i64) {
+        let code = "for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do \
+                      if field ~= '!' then redis.call('HINCRBY', KEYS[1], field, ARGV[1]) end end \
+                    local all = redis.call('HGETALL', KEYS[2]) \
+                    for i = 1, #all, 2 do local held = all[i + 1] \
+                      local at = struct.unpack('>I8', held) + ARGV[1] \
+                      redis.call('HSET', KEYS[2], all[i], struct.pack('>I8', at) .. string.sub(held, 9)) end \
+                    return 1";
+        let mut command = redis::cmd("EVAL");
+        command.arg(code).arg(2).arg("tidegate:{!nodes}:i").arg("tidegate:{!nodes}").arg(ms);
+        self.run::<u8>(&command).await;
+    }
+
+    /// As if the connections were made anew.
+    pub(super) fn begin_session(&self) {
+        self.session.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Runs any command.
@@ -101,8 +154,28 @@ impl Commands for Server {
         .boxed()
     }
 
+    fn call_all(&self, tag: &str, commands: Vec<Cmd>) -> BoxFuture<'_, Vec<Result<Value, BackplaneError>>> {
+        let tag = tag.to_owned();
+        async move {
+            let mut answers = Vec::new();
+            for command in commands {
+                answers.push(self.call(&tag, command).await);
+            }
+            answers
+        }
+        .boxed()
+    }
+
     fn is_sharded(&self) -> bool {
         false
+    }
+
+    fn route(&self, _tag: &str) -> Option<Route> {
+        Some(Route { link: LinkId(0), slot: None })
+    }
+
+    fn seat(&self, _tag: &str) -> Option<Seat> {
+        Some(Seat { link: LinkId(0), session: Session(self.session.load(Ordering::SeqCst)) })
     }
 }
 

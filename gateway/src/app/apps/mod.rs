@@ -5,12 +5,10 @@
 //!
 //! - `list`: finding apps, replacing them
 //! - `reload`: when their file changes, and on SIGHUP
-//! - `rate`: requests per second, without a lock
 //! - `signature`: HMAC-SHA256 in hexadecimal digits
 
 mod list;
 mod metrics;
-mod rate;
 mod reload;
 pub(crate) mod signature;
 #[cfg(test)]
@@ -22,10 +20,11 @@ use std::sync::{
 };
 
 use tidegate_backplane::{Channel, ChannelError};
+use tidegate_ops::budget::{Rate, SharedBudget};
 
 pub use self::list::Apps;
+use self::signature::Signer;
 pub(crate) use self::{metrics::AppCollector, reload::keep_fresh};
-use self::{rate::Rate, signature::Signer};
 use crate::app::webhooks::Endpoint;
 pub use crate::config::{AppId, AppLimits, WebhookEvent};
 
@@ -53,8 +52,8 @@ pub struct App {
 #[derive(Debug, Default)]
 struct Usage {
     connections: AtomicU32,
-    events: Rate,
-    reads: Rate,
+    events: SharedBudget,
+    reads: SharedBudget,
 }
 
 impl App {
@@ -101,11 +100,11 @@ impl App {
 
     /// Whether so many events more may be published over HTTP now.
     pub(crate) fn takes_events(&self, events: u32) -> bool {
-        self.usage.events.take(self.limits.events_per_second, events)
+        self.usage.events.take(Rate::per_second(self.limits.events_per_second), events).is_ok()
     }
 
     /// Whether one more reading request may be answered now.
     pub(crate) fn takes_read(&self) -> bool {
-        self.usage.reads.take(self.limits.reads_per_second, 1)
+        self.usage.reads.take(Rate::per_second(self.limits.reads_per_second), 1).is_ok()
     }
 }

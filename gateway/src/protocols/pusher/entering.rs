@@ -19,6 +19,7 @@ use crate::{
     app::apps::App,
     app::webhooks::Event,
     hub::ChannelKey,
+    metrics::Budgeted,
     node::roster::{List, ListForm},
     session::{Ctx, Session, subscribing::Attempt},
     subscription::Want,
@@ -52,6 +53,10 @@ pub(super) enum EntranceError {
     Channel(#[from] ChannelError),
     #[error("this connection has {max} subscriptions, more are not allowed")]
     TooMany { max: usize },
+    #[error("subscribing faster than allowed: {per_second} a second")]
+    TooFast { per_second: u32 },
+    #[error("this node has subscribers in as many channels as it is configured for")]
+    NodeFull,
     #[error("the signature of the subscription is missing or wrong")]
     Signature,
     #[error(transparent)]
@@ -70,7 +75,10 @@ impl EntranceError {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::Name(_) | Self::Channel(_) | Self::NoMember | Self::Member(_) => ErrorKind::Request,
-            Self::TooMany { .. } | Self::Census(AttendError::Full { .. }) => ErrorKind::Limit,
+            Self::TooMany { .. }
+            | Self::TooFast { .. }
+            | Self::NodeFull
+            | Self::Census(AttendError::Full { .. }) => ErrorKind::Limit,
             Self::Signature | Self::User(_) => ErrorKind::Auth,
             Self::Census(AttendError::Backplane(_)) | Self::Backplane(_) => ErrorKind::Unavailable,
         }
@@ -80,10 +88,20 @@ impl EntranceError {
 impl Ctx<'_> {
     pub(super) fn pusher_subscribe(&mut self, subscribe: &Subscribe<'_>, action: Action) {
         let Some(app) = self.app_of() else { return };
-        match self.check_subscribe(&app, subscribe, action) {
+        let checked = self.spend_subscribe().and_then(|()| self.check_subscribe(&app, subscribe, action));
+        match checked {
             Ok((channel, kind)) => self.enter(&app, &channel, kind),
             Err(error) => self.deny(&subscribe.channel, error.kind(), &error.to_string()),
         }
+    }
+
+    /// Refused subscriptions count, too: what they cost is the check.
+    fn spend_subscribe(&mut self) -> Result<(), EntranceError> {
+        if !self.core.has_room_for_channels() {
+            self.core.metrics.budgets_spent.add(Budgeted::Channels, 1);
+            return Err(EntranceError::NodeFull);
+        }
+        self.take_subscribe().map_err(|rate| EntranceError::TooFast { per_second: rate.per_second })
     }
 
     /// Subscribes to the presence of a user on the watchlist.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use tidegate_backplane::{Payload, Sender};
+use tidegate_ops::budget::Rate;
 use tidegate_wire::pusher::{Access, ChannelKind, Code, server};
 
 use crate::{
@@ -13,7 +14,7 @@ use crate::{
     node::{PublishError, PublishHistory, PublishRequest},
     session::{
         Ctx, Session,
-        publishing::{Accepted, Publisher, Rates},
+        publishing::{Ended, Rates},
     },
 };
 
@@ -41,16 +42,18 @@ impl Ctx<'_> {
         }
         let socket_id = self.core.socket_ids.name(self.id);
         let user = self.member(key, name);
-        let accepted = app.tells(WebhookEvent::ClientEvent).then(|| {
+        let ended = app.tells(WebhookEvent::ClientEvent).then(|| {
             let (webhooks, told) = (Arc::clone(&self.core.shared.webhooks), Arc::clone(&app));
             let [name, event, data, socket_id] = [name, event, data, &socket_id].map(Box::<str>::from);
             let user = user.clone();
-            let tell = move || {
+            let tell = move |result: Result<(), PublishError>| {
+                result?;
                 let (channel, user_id) = (&*name, user.as_deref());
                 let (event, data, socket_id) = (&*event, &*data, &*socket_id);
                 webhooks.notify(&told, Event::ClientEvent { channel, event, data, socket_id, user_id });
+                Ok(())
             };
-            Box::new(tell) as Accepted
+            Box::new(tell) as Ended
         });
         let request = PublishRequest {
             channel,
@@ -60,7 +63,7 @@ impl Ctx<'_> {
             sender: Some(Box::new(Sender { connection: Some(socket_id.into()), user })),
             history: PublishHistory::Never,
         };
-        self.start_publish(request, accepted);
+        self.start_publish(request, ended);
     }
 
     fn check_event(&mut self, app: &App, bytes: usize) -> Result<(), EventRefused> {
@@ -71,12 +74,15 @@ impl Ctx<'_> {
         if bytes > max {
             return Err(EventRefused::TooLarge { bytes, max });
         }
-        let now = self.connections.now();
+        let now = self.connections.now().duration();
         let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) else {
             return Err(EventRefused::Off);
         };
-        let rates = Rates { messages: app.limits.client_events_per_second, bytes: 0 };
-        let publisher = open.rare_mut().publisher.get_or_insert_with(|| Publisher::new(rates, now));
+        let rates = Rates {
+            messages: Rate::per_second(app.limits.client_events_per_second),
+            bytes: Rate::per_second(0),
+        };
+        let publisher = open.rare_mut().publisher.get_or_insert_default();
         if publisher.take(rates, now, bytes) { Ok(()) } else { Err(EventRefused::Rate) }
     }
 

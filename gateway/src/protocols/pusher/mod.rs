@@ -38,7 +38,6 @@ use crate::{
     metrics::DisconnectReason,
     session::{
         Ctx, Open, Session,
-        access::upgrade,
         core::{Core, Rooms},
         leaving::Leave,
         opening::{Request, Stop},
@@ -172,7 +171,7 @@ impl Protocol for PusherChannels {
     /// Pages of any origin may connect: nothing is granted for what a browser sends along, but for signatures that a
     /// page has to ask its own server for.
     fn accept(&self, core: &Core, head: &Head<'_>) -> Result<Request, Stop> {
-        let upgrade = upgrade(head)?;
+        let upgrade = core.upgrade(head)?;
         let wanted: Wanted = opening::wanted_app(core, head);
         Ok(Request { state: Some(Box::new(wanted)), ..Request::bare(Some(upgrade)) })
     }

@@ -1,6 +1,6 @@
 //! What a client with `envelope=json` asks for on its open connection. Every command is answered, with its `id`.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{borrow::Cow, sync::Arc, time::SystemTime};
 
 use futures_util::FutureExt as _;
 use tidegate_backplane::{BackplaneError, Channel, History, HistoryQuery, Member, Position};
@@ -15,12 +15,9 @@ use tidegate_wire::{
 use super::forms;
 use crate::{
     auth::{Claims, Verdict},
-    hub::outgoing::Content,
-    session::{
-        Ctx, Session,
-        protocol::ProtocolState,
-        publishing::{Publisher, Rates},
-    },
+    hub::{ChannelKey, outgoing::Content},
+    metrics::Budgeted,
+    session::{Ctx, protocol::ProtocolState, publishing::Rates},
 };
 
 /// What few connections have: commands that subscribe and were not answered yet.
@@ -56,19 +53,20 @@ impl Ctx<'_> {
                 Ok(())
             }
             CommandKind::Subscribe { channel, since, token } => {
-                self.subscribe_command(id, &channel, since.as_ref(), token.as_deref())
+                self.subscribe_command(id, &channel, since.as_ref(), token)
             }
             CommandKind::Unsubscribe { channel } => self.unsubscribe_command(id, &channel),
             CommandKind::Publish(publication) => {
-                let reply = self.reply(move |ctx, ()| ctx.ok(id, |_| {}));
-                self.publish_command(id, publication, Box::new(move || reply(())));
+                self.publish_command(id, publication);
                 Ok(())
             }
             CommandKind::Presence { channel } => self.presence_command(id, &channel),
             CommandKind::History { channel, limit, since } => {
                 self.history_command(id, &channel, limit, since.as_ref())
             }
-            CommandKind::Token(token) => self.renew_token(id, token.as_ref().to_owned(), false),
+            CommandKind::Token(token) => {
+                self.with_claims(id, token.into_owned(), move |ctx, claims| ctx.renew_token(id, claims))
+            }
         };
         if let Err(Refused(code, message)) = done {
             self.refuse_command(id, code, &message);
@@ -78,9 +76,9 @@ impl Ctx<'_> {
     /// Commands share the rate of publications, so that what one connection has others do is bounded.
     fn take_command_token(&mut self) -> bool {
         let rates = Rates::from(&self.core.shared.node.config().limits);
-        let now = self.connections.now();
+        let now = self.connections.now().duration();
         let Some(open) = self.open_mut() else { return false };
-        open.rare_mut().publisher.get_or_insert_with(|| Publisher::new(rates, now)).take(rates, now, 0)
+        open.rare_mut().publisher.get_or_insert_default().take(rates, now, 0)
     }
 
     /// Whether an event of a subscription was that of a command, and its `id`.
@@ -117,18 +115,38 @@ impl Ctx<'_> {
         id: Option<u64>,
         name: &str,
         since: Option<&Since>,
-        token: Option<&str>,
+        token: Option<Cow<'_, str>>,
     ) -> Result<(), Refused> {
         let since = since.map(position).transpose()?;
         let Some(token) = token else {
             let claims = self.open().and_then(|open| open.claims().cloned());
             return self.begin_command(id, name, since, claims.as_deref());
         };
-        match self.core.shared.authenticator.verify(token, SystemTime::now()) {
-            Verdict::Valid(claims) => self.begin_command(id, name, since, Some(&claims)),
-            Verdict::Invalid(error) => Err(Refused(401, format!("the token is refused: {error}"))),
+        let name = Box::<str>::from(name);
+        let begin = move |ctx: &mut Ctx<'_>, claims| ctx.begin_command(id, &name, since, Some(&claims));
+        self.with_claims(id, token.into_owned(), begin)
+    }
+
+    /// Goes on with the claims of a token, at once or when its key was fetched.
+    fn with_claims(
+        &mut self,
+        id: Option<u64>,
+        token: String,
+        then: impl FnOnce(&mut Ctx<'_>, Claims) -> Result<(), Refused> + Send + 'static,
+    ) -> Result<(), Refused> {
+        let authenticator = Arc::clone(&self.core.shared.authenticator);
+        match authenticator.verify(&token, SystemTime::now()) {
+            Verdict::Valid(claims) => then(self, claims),
+            Verdict::Invalid(error) => Err(token_refused(&error)),
             Verdict::NeedsKeys(_) => {
-                Err(Refused(503, "the keys of the token are not known yet: try again".to_owned()))
+                let fetched = async move { authenticator.authenticate(&token).await };
+                self.run(fetched, move |ctx, claims| {
+                    let claims = claims.map_err(|error| token_refused(&error));
+                    if let Err(Refused(code, message)) = claims.and_then(|claims| then(ctx, claims)) {
+                        ctx.refuse_command(id, code, &message);
+                    }
+                });
+                Ok(())
             }
         }
     }
@@ -141,7 +159,21 @@ impl Ctx<'_> {
         claims: Option<&Claims>,
     ) -> Result<(), Refused> {
         let channel = self.command_channel(name, claims)?;
-        let max = self.core.shared.node.config().limits.subscriptions as usize;
+        if let Err(rate) = self.take_subscribe() {
+            return Err(Refused(
+                429,
+                format!("subscribing faster than allowed: {} a second", rate.per_second),
+            ));
+        }
+        if !self.core.has_room_for_channels() {
+            self.core.metrics.budgets_spent.add(Budgeted::Channels, 1);
+            return Err(Refused(503, "this node has subscribers in as many channels as it may".to_owned()));
+        }
+        let limits = &self.core.shared.node.config().limits;
+        let max = match claims {
+            Some(_) => limits.subscriptions,
+            None => limits.subscriptions.min(limits.anonymous_subscriptions),
+        } as usize;
         let Some(open) = self.open() else { return Ok(()) };
         if open.subscription_count() >= max {
             return Err(Refused(
@@ -149,9 +181,7 @@ impl Ctx<'_> {
                 format!("this connection has {max} subscriptions, more are not allowed"),
             ));
         }
-        if let Some(key) = self.core.hub.key_of(channel.as_str())
-            && (open.is_subscribing(key) || self.is_subscribed(key))
-        {
+        if self.key_of_own(name).is_some() {
             return Err(Refused(409, format!("{name}: already subscribed, or about to be")));
         }
         let want = self.core.want(&channel, since, true);
@@ -173,13 +203,9 @@ impl Ctx<'_> {
     }
 
     fn unsubscribe_command(&mut self, id: Option<u64>, name: &str) -> Result<(), Refused> {
-        let claims = self.open().and_then(|open| open.claims().cloned());
-        let channel = self.core.channel_of_claims(name, claims.as_deref()).map_err(bad_name)?;
-        let key = self.core.hub.key_of(channel.as_str());
-        let known = key.filter(|&key| {
-            self.is_subscribed(key) || self.open().is_some_and(|open| open.is_subscribing(key))
-        });
-        let Some(key) = known else { return Err(Refused(404, format!("{name}: not subscribed"))) };
+        let Some(key) = self.key_of_own(name) else {
+            return Err(Refused(404, format!("{name}: not subscribed")));
+        };
         if let Some(waiting) = self.take_command(key) {
             self.refuse_command(waiting, 409, &format!("{name}: unsubscribed meanwhile"));
         }
@@ -224,22 +250,7 @@ impl Ctx<'_> {
     }
 
     /// The connection's token from now on. It must be of the same user and app: what was granted to one stays theirs.
-    fn renew_token(&mut self, id: Option<u64>, token: String, again: bool) -> Result<(), Refused> {
-        let claims = match self.core.shared.authenticator.verify(&token, SystemTime::now()) {
-            Verdict::Valid(claims) => claims,
-            Verdict::NeedsKeys(fetch) if !again => {
-                let authenticator = Arc::clone(&self.core.shared.authenticator);
-                let fetched = async move { authenticator.fetch(fetch).await };
-                self.run(fetched, move |ctx, _| {
-                    if let Err(Refused(code, message)) = ctx.renew_token(id, token, true) {
-                        ctx.refuse_command(id, code, &message);
-                    }
-                });
-                return Ok(());
-            }
-            Verdict::NeedsKeys(_) => return Err(Refused(503, "the token's key is not known".to_owned())),
-            Verdict::Invalid(error) => return Err(Refused(401, format!("the token is refused: {error}"))),
-        };
+    fn renew_token(&mut self, id: Option<u64>, claims: Claims) -> Result<(), Refused> {
         let before = self.open().and_then(|open| open.claims().cloned());
         let same = |before: Arc<Claims>| before.user == claims.user && before.app == claims.app;
         if !before.is_none_or(same) {
@@ -267,11 +278,17 @@ impl Ctx<'_> {
         self.core.channel_of_claims(name, claims).map_err(bad_name)
     }
 
-    fn is_subscribed(&self, key: u32) -> bool {
-        let open = self.connections.get(self.id).and_then(Session::open);
-        let own = open.map_or(&[][..], |open| open.subscriptions.as_slice());
-        own.iter().any(|&own| self.core.hub.channel_of(own) == key)
+    /// The channel of this name that it is subscribed to, or about to be. By name, since a channel may have been opened
+    /// by a token of its own, whose app is another; a client could not tell two of one name apart.
+    fn key_of_own(&self, name: &str) -> Option<ChannelKey> {
+        let (open, hub) = (self.open()?, &self.core.hub);
+        let own = open.subscriptions.as_slice().iter().map(|&own| hub.channel_of(own));
+        own.chain(open.under_way_keys()).find(|&key| hub.channel(key).name() == name)
     }
+}
+
+fn token_refused(error: &impl std::fmt::Display) -> Refused {
+    Refused(401, format!("the token is refused: {error}"))
 }
 
 fn bad_name(error: impl std::fmt::Display) -> Refused {

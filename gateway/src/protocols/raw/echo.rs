@@ -11,7 +11,6 @@ use crate::{
     hub::form::FormId,
     session::{
         Ctx,
-        access::upgrade,
         core::Core,
         opening::{Request, Stop},
         protocol::{Event, Protocol},
@@ -33,7 +32,7 @@ impl Protocol for Echo {
 
     fn accept(&self, core: &Core, head: &Head<'_>) -> Result<Request, Stop> {
         core.check_origin(head)?;
-        let upgrade = upgrade(head)?;
+        let upgrade = core.upgrade(head)?;
         Query::parse(head.query).map_err(Refusal::from)?;
         Ok(Request::bare(Some(upgrade)))
     }

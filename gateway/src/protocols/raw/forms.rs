@@ -64,7 +64,8 @@ pub(in crate::protocols) fn put_json(channel: &Channel, content: &Content, out: 
                 Payload::Binary(bytes) => Data::Binary(bytes),
             };
             let event = publication.event.as_deref();
-            raw::encode_envelope(&Envelope { channel: channel.name(), position, event, data }, out);
+            let user = publication.sender.as_deref().and_then(|sender| sender.user.as_deref());
+            raw::encode_envelope(&Envelope { channel: channel.name(), position, event, user, data }, out);
         }
     }
 }

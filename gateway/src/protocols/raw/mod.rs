@@ -12,7 +12,7 @@ use tidegate_backplane::Position;
 use tidegate_wire::{
     frame::Opcode,
     head::Head,
-    raw::{self, Query},
+    raw::{self, Query, Since},
     upgrade::protocols,
 };
 
@@ -20,7 +20,6 @@ use crate::{
     hub::form::FormId,
     session::{
         Ctx,
-        access::upgrade,
         core::Core,
         opening::{Request, Stop},
         protocol::{Event, Protocol},
@@ -50,7 +49,7 @@ impl Protocol for Raw {
 
     fn accept(&self, core: &Core, head: &Head<'_>) -> Result<Request, Stop> {
         core.check_origin(head)?;
-        let upgrade = upgrade(head)?;
+        let upgrade = core.upgrade(head)?;
         let query = Query::parse(head.query).map_err(Refusal::from)?;
         let (channels, claims) = core.authorised_channels(head, &query)?;
         let since = since(&query, channels.len())?;
@@ -112,10 +111,11 @@ impl Protocol for Raw {
 
 /// Positions to recover from, one place for each channel.
 pub(crate) fn since(query: &Query, channels: usize) -> Result<Vec<Option<Position>>, Refusal> {
-    let mut positions = match &query.since {
-        Some(since) => vec![Some(Position { epoch: since.epoch.parse()?, offset: since.offset })],
-        None => Vec::new(),
+    let position = |since: &Since| -> Result<_, Refusal> {
+        Ok(Position { epoch: since.epoch.parse()?, offset: since.offset })
     };
+    let places = query.since.iter().map(|place| place.as_ref().map(position).transpose());
+    let mut positions = places.collect::<Result<Vec<_>, _>>()?;
     positions.resize(channels, None);
     Ok(positions)
 }

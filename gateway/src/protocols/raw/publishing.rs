@@ -1,7 +1,7 @@
 //! What clients publish over a raw WebSocket: which channel is meant, rights, and what a refused client is told.
 
 use bytes::Bytes;
-use tidegate_backplane::{Channel, Payload};
+use tidegate_backplane::{Channel, Payload, Sender};
 use tidegate_wire::{
     frame::Opcode,
     raw::{
@@ -16,11 +16,7 @@ use crate::{
     event::{self, EventNameError},
     metrics::DropReason,
     node::{PublishError, PublishHistory, PublishRequest},
-    session::{
-        Ctx, Session,
-        leaving::Leave,
-        publishing::{Accepted, Publisher, Rates},
-    },
+    session::{Ctx, Session, leaving::Leave, publishing::Rates},
 };
 
 /// Why a client's message is not published.
@@ -48,7 +44,7 @@ impl Ctx<'_> {
         let enveloped = open.form.plain() == ENVELOPED;
         if !enveloped {
             let payload = Payload::Text(text.into());
-            return self.client_publish(None, None, payload, None);
+            return self.client_publish(None, None, payload);
         }
         match parse_client_text(text) {
             Ok(ClientText::Command(command)) => self.command(command),
@@ -56,7 +52,7 @@ impl Ctx<'_> {
                 Ok(()) => {
                     let payload = Payload::Text((&*publication.data).into());
                     let event = publication.event.as_deref().map(Box::from);
-                    self.client_publish(publication.channel.as_deref(), event, payload, None);
+                    self.client_publish(publication.channel.as_deref(), event, payload);
                 }
                 Err(refused) => self.refuse_publish(&refused),
             },
@@ -67,13 +63,8 @@ impl Ctx<'_> {
         }
     }
 
-    /// Publishes what a command holds; `accepted` is called when that was done.
-    pub(super) fn publish_command(
-        &mut self,
-        id: Option<u64>,
-        publication: ClientPublication<'_>,
-        accepted: Accepted,
-    ) {
+    /// Publishes what a command holds, and answers it.
+    pub(super) fn publish_command(&mut self, id: Option<u64>, publication: ClientPublication<'_>) {
         let bytes = publication.data.len();
         let checked = check_event(&publication)
             .and_then(|()| self.check_publish(publication.channel.as_deref(), bytes));
@@ -81,36 +72,44 @@ impl Ctx<'_> {
             Ok(channel) => {
                 let payload = Payload::Text((&*publication.data).into());
                 let event = publication.event.as_deref().map(Box::from);
-                self.start_publish(request(channel, event, payload), Some(accepted));
+                let reply = self.reply(move |ctx, result: Result<(), PublishError>| match result {
+                    Ok(()) => ctx.ok(id, |_| {}),
+                    Err(error) => ctx.refuse_publish_command(id, &error.into()),
+                });
+                let ended = move |result| {
+                    reply(result);
+                    Ok(())
+                };
+                let request = self.request(channel, event, payload);
+                self.start_publish(request, Some(Box::new(ended)));
             }
-            Err(refused) => {
-                let (code, reason) = refused.kind();
-                self.core.metrics.messages_dropped.add(reason, 1);
-                self.refuse_command(id, code, &refused.to_string());
-            }
+            Err(refused) => self.refuse_publish_command(id, &refused),
         }
+    }
+
+    fn refuse_publish_command(&mut self, id: Option<u64>, refused: &Refused) {
+        let (code, reason) = refused.kind();
+        self.core.metrics.messages_dropped.add(reason, 1);
+        self.refuse_command(id, code, &refused.to_string());
     }
 
     pub(super) fn client_binary(&mut self, bytes: &[u8]) {
         let payload = Payload::Binary(Bytes::copy_from_slice(bytes));
-        self.client_publish(None, None, payload, None);
+        self.client_publish(None, None, payload);
     }
 
-    fn client_publish(
-        &mut self,
-        channel: Option<&str>,
-        event: Option<Box<str>>,
-        payload: Payload,
-        accepted: Option<Accepted>,
-    ) {
+    fn client_publish(&mut self, channel: Option<&str>, event: Option<Box<str>>, payload: Payload) {
         match self.check_publish(channel, payload.bytes().len()) {
-            Ok(channel) => self.start_publish(request(channel, event, payload), accepted),
+            Ok(channel) => {
+                let request = self.request(channel, event, payload);
+                self.start_publish(request, None);
+            }
             Err(refused) => self.refuse_publish(&refused),
         }
     }
 
     fn check_publish(&mut self, channel: Option<&str>, bytes: usize) -> Result<Channel, Refused> {
-        let now = self.connections.now();
+        let now = self.connections.now().duration();
         let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) else {
             return Err(Refused::NotSubscribed);
         };
@@ -138,8 +137,16 @@ impl Ctx<'_> {
             return Err(Refused::Forbidden);
         }
         let rates = Rates::from(&self.core.shared.node.config().limits);
-        let publisher = open.rare_mut().publisher.get_or_insert_with(|| Publisher::new(rates, now));
+        let publisher = open.rare_mut().publisher.get_or_insert_default();
         if publisher.take(rates, now, bytes) { Ok(channel) } else { Err(Refused::Rate) }
+    }
+
+    /// The sender is handed its own publications, so only its user is told.
+    fn request(&self, channel: Channel, event: Option<Box<str>>, payload: Payload) -> PublishRequest {
+        let user = self.open().and_then(|open| open.claims()?.user.as_deref().map(Box::from));
+        let sender = user.map(|user| Box::new(Sender { connection: None, user: Some(user) }));
+        let history = PublishHistory::Namespace;
+        PublishRequest { channel, event, payload, idempotency_key: None, sender, history }
     }
 
     /// Says why a message was not published: in the envelope's words, or by closing, since verbatim payloads leave
@@ -175,17 +182,6 @@ impl Refused {
             Self::Failed(PublishError::TooLarge { .. }) => (413, DropReason::PublishFailed),
             Self::Failed(_) => (503, DropReason::PublishFailed),
         }
-    }
-}
-
-fn request(channel: Channel, event: Option<Box<str>>, payload: Payload) -> PublishRequest {
-    PublishRequest {
-        channel,
-        event,
-        payload,
-        idempotency_key: None,
-        sender: None,
-        history: PublishHistory::Namespace,
     }
 }
 

@@ -3,6 +3,7 @@
 use tidegate_testkit::WsClient;
 
 use super::rig::{Rig, config};
+use crate::config::ByteSize;
 
 #[test]
 fn a_client_without_channels_subscribes_recovers_and_leaves() {
@@ -39,4 +40,41 @@ fn a_client_without_channels_subscribes_recovers_and_leaves() {
     rig.eventually_subscribers("a", 0);
     drop(client);
     rig.eventually_empty();
+}
+
+#[test]
+fn a_publish_that_is_refused_late_is_told_with_its_id() {
+    let mut config = config();
+    config.limits.publish_bytes = ByteSize::kib(1);
+    let rig = Rig::start(config);
+    let mut client = WsClient::connect(rig.address, "/ws?channel=plain:a&envelope=json");
+    let publish = |id: u32, bytes: usize| {
+        format!(r#"{{"publish":{{"channel":"plain:a","data":"{}"}},"id":{id}}}"#, "x".repeat(bytes))
+    };
+    client.send_text(&publish(1, 2000));
+    let told = client.expect_json();
+    assert_eq!((&told["error"]["code"], &told["id"]), (&413.into(), &1.into()), "{told}");
+    // One that waits for it is answered as well.
+    client.send_text(&publish(2, 3));
+    let mut told = [client.expect_json(), client.expect_json()];
+    told.sort_by_key(|told| told["id"].is_null());
+    assert_eq!((&told[0]["ok"].is_object(), &told[0]["id"]), (&true, &2.into()), "{told:?}");
+    assert_eq!(told[1]["data"], "xxx");
+    assert!(told[1]["user"].is_null(), "{told:?}");
+}
+
+#[test]
+fn several_channels_come_back_each_from_its_position() {
+    let rig = Rig::start(config());
+    let (a, c) = (rig.publish("a", "a1").unwrap(), rig.publish("c", "c1").unwrap());
+    for (channel, data) in [("a", "a2"), ("b", "b1"), ("c", "c2")] {
+        rig.publish(channel, data);
+    }
+    let path = format!("/ws?channel=a&channel=b&channel=c&since={a},,{c}");
+    let mut client = WsClient::connect(rig.address, &path);
+    let mut missed = [client.expect_text(), client.expect_text()];
+    missed.sort();
+    assert_eq!(missed, ["a2", "c2"]);
+    rig.publish("b", "b2");
+    assert_eq!(client.expect_text(), "b2");
 }

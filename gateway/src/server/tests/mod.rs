@@ -6,6 +6,7 @@ mod apart;
 mod browsers;
 mod commands;
 mod failing;
+mod histories;
 mod leaving;
 mod publishing;
 mod pusher;

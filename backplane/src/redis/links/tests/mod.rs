@@ -13,10 +13,12 @@ use std::sync::{Arc, Mutex};
 use redis::{Cmd, Value};
 use tidegate_testkit::{DEADLINE, eventually, eventually_some};
 
-use super::{LinkOptions, Links};
+use super::{LinkOptions, Links, Login};
 use crate::BackplaneError;
-use crate::redis::contract::{Commands, LinkId, Route, Session, Subscriber, Subscribing};
+use crate::redis::contract::{Changed, Commands, LinkId, Route, Session, Subscriber, Subscribing};
 use crate::redis::error::RedisStartError;
+use crate::redis::options::RedisFiles;
+use crate::redis::url::RedisUrl;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Event {
@@ -75,7 +77,7 @@ impl Subscriber for Recorder {
         self.add(Event::Down(link, session));
     }
 
-    fn routes_changed(&self) {
+    fn routes_changed(&self, _: &Changed) {
         self.add(Event::RoutesChanged);
     }
 
@@ -87,8 +89,8 @@ impl Subscriber for Recorder {
         self.add(Event::Ended(link, session, text(channel)));
     }
 
-    fn message(&self, link: LinkId, session: Session, channel: &[u8], payload: Vec<u8>) {
-        self.add(Event::Message(link, session, text(channel), payload));
+    fn message(&self, link: LinkId, session: Session, channel: &[u8], payload: &[u8]) {
+        self.add(Event::Message(link, session, text(channel), payload.to_vec()));
     }
 }
 
@@ -104,15 +106,22 @@ impl Rig {
     }
 
     pub(super) async fn try_start(url: &str, ca: Option<PathBuf>) -> Result<Self, RedisStartError> {
+        let files = RedisFiles { ca, ..RedisFiles::default() };
+        Self::try_start_with(url, files).await
+    }
+
+    pub(super) async fn try_start_with(url: &str, files: RedisFiles) -> Result<Self, RedisStartError> {
+        let url: RedisUrl = url.parse().unwrap();
         let options = LinkOptions {
-            url: url.parse().unwrap(),
-            ca,
+            login: Login { credentials: url.credentials.clone(), is_tls: url.tls, files, sentinel: None },
+            url,
             prefix: "tidegate".into(),
             instance: "n1.1".into(),
             node: "n1".into(),
             replicas: 0,
+            scripts: crate::redis::scripts::codes(),
         };
-        let links = Links::new(&options)?;
+        let links = Links::new(options)?;
         let recorder = Arc::new(Recorder::default());
         let subscriber: Arc<dyn Subscriber> = Arc::clone(&recorder) as Arc<dyn Subscriber>;
         links.start(subscriber).await?;
@@ -164,7 +173,9 @@ impl Rig {
 
     #[track_caller]
     pub(super) fn eventually_healthy(&self) {
-        eventually("the links are up", DEADLINE, || self.links.health().is_ok());
+        eventually("the links are up", DEADLINE, || {
+            self.links.health().is_ok() && self.links.missing().is_empty()
+        });
     }
 
     pub(super) async fn stop(self) {

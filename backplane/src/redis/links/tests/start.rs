@@ -4,20 +4,91 @@ use redis::Value;
 use tidegate_testkit::redis::{RedisCluster, RedisServer, Sentinel};
 
 use super::{Rig, channel};
+use crate::redis::options::RedisFiles;
 
 /// A start that fails with a sentence that has these words, and no secret.
 async fn check_refused(url: &str, words: &[&str]) {
     let error = Rig::try_start(url, None).await.err().expect("a start that fails").to_string();
+    let error = error.to_lowercase();
     for word in words {
-        assert!(error.contains(word), "{word:?} is not in {error:?}");
+        assert!(error.contains(&word.to_lowercase()), "{word:?} is not in {error:?}");
     }
     assert!(!error.contains("s3cret"), "{error:?}");
 }
 
+/// It is waited for as long as it takes, and said to be away.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_is_not_there() {
-    let address = tidegate_testkit::net::free_address();
-    check_refused(&format!("redis://:s3cret@{address}"), &[&address.to_string(), "out of reach"]).await;
+async fn a_server_that_is_late() {
+    let mut server = RedisServer::start();
+    server.kill();
+    let rig = Rig::start(&server.url()).await;
+    let health = rig.links.health().unwrap_err().to_string();
+    assert!(health.contains(&server.address().to_string()), "{health}");
+    server.restart();
+    rig.eventually_healthy();
+    let master = RedisServer::start();
+    let port = master.address().port().to_string();
+    let replica = RedisServer::builder().option("replicaof", &format!("127.0.0.1 {port}")).start();
+    let late = Rig::start(&replica.url()).await;
+    let health = late.links.health().unwrap_err().to_string();
+    assert!(health.contains("it is a replica"), "{health}");
+    replica.command(&["REPLICAOF", "NO", "ONE"]);
+    late.eventually_healthy();
+    late.stop().await;
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_socket_of_this_machine() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("redis.sock");
+    let socket = path.display().to_string();
+    let server = RedisServer::builder().option("unixsocket", &socket).start();
+    let rig = Rig::start(&format!("redis+unix://{socket}?db=3")).await;
+    assert_eq!(rig.call("a", &["SET", &channel("a"), "1"]).await, Ok(Value::Okay));
+    rig.subscribe("a");
+    assert_eq!(rig.publish("a", "hello").await, Ok(Value::Int(1)));
+    rig.eventually_received("a", "hello");
+    assert_eq!(server.command(&["GET", &channel("a")]), tidegate_testkit::redis::Value::Nil, "database 3");
+    rig.stop().await;
+}
+
+/// Each command that is used is tried, and the one that is forbidden is named.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_right_that_is_missing_is_named() {
+    for lacking in ["-hset", "-evalsha", "-publish", "-sadd", "-script|load"] {
+        let rules = format!("app on >right ~tidegate:* &tidegate:* +@all {lacking}");
+        let server = RedisServer::builder().user(&rules).start();
+        let name = lacking.trim_start_matches('-');
+        check_refused(&server.url_as("app", "right"), &["grant", name.split('|').next().unwrap()]).await;
+    }
+    let server = RedisServer::builder().user("app on >right ~other:* &* +@all").start();
+    check_refused(&server.url_as("app", "right"), &["grant"]).await;
+}
+
+/// A password that was rotated is read again from its file.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_password_that_was_rotated() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("password");
+    std::fs::write(&file, "old\n").unwrap();
+    let server = RedisServer::builder().user("app on >old ~* &* +@all").start();
+    let files = RedisFiles { password: Some(file.clone()), ..RedisFiles::default() };
+    let url = server.url_as("app", "of-the-url");
+    let rig = Rig::try_start_with(&url, files).await.unwrap_or_else(|error| panic!("{error}"));
+    server.command(&["ACL", "SETUSER", "app", "resetpass", ">new"]);
+    std::fs::write(&file, "new\n").unwrap();
+    server.command(&["CLIENT", "KILL", "USER", "app"]);
+    // A call may still go to the connection that was killed.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    loop {
+        match rig.call("a", &["SET", &channel("a"), "1"]).await {
+            Ok(answer) => break assert_eq!(answer, Value::Okay),
+            Err(error) => assert!(std::time::Instant::now() < deadline, "{error}"),
+        }
+        rig.eventually_healthy();
+    }
+    rig.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -31,7 +102,7 @@ async fn wrong_credentials() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_user_with_few_rights() {
     let rules =
-        "app on >right ~tidegate:* &tidegate:* -@all +@pubsub +@read +@write +@connection +@scripting";
+        "app on >right ~tidegate:* &tidegate:* -@all +@pubsub +@read +@write +@connection +@scripting +time";
     let server = RedisServer::builder().user(rules).user("few on >right ~* resetchannels +@all").start();
     let rig = Rig::start(&server.url_as("app", "right")).await;
     assert_eq!(rig.call("a", &["SET", &channel("a"), "1"]).await, Ok(Value::Okay));

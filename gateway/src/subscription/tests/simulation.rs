@@ -9,7 +9,7 @@ use std::collections::{HashSet, VecDeque};
 
 use tidegate_backplane::{Epoch, Payload};
 
-use super::*;
+use crate::subscription::*;
 
 const SEEDS: u64 = 1_500;
 const STEPS: usize = 120;

@@ -1,4 +1,4 @@
-//! A detour of a [`Sequence`](super::sequence::Sequence): why it began, how far it is, and what waits meanwhile.
+//! A repair of a [`Sequence`](super::sequence::Sequence): why it began, how far it is, and what waits meanwhile.
 
 use std::{collections::VecDeque, sync::atomic::Ordering::Relaxed};
 
@@ -57,7 +57,7 @@ pub(super) enum Stage {
 }
 
 #[derive(Debug)]
-pub(super) struct Detour {
+pub(super) struct Repair {
     pub(super) stage: Stage,
     pub(super) cause: Cause,
     /// Whether the stream must prove that it still has what was handed over.
@@ -78,7 +78,7 @@ pub(super) struct Detour {
     before_read: usize,
 }
 
-impl Detour {
+impl Repair {
     pub(super) fn new(cause: Cause, stage: Stage) -> Self {
         Self {
             stage,
