@@ -57,11 +57,15 @@ fn chosen(asked: Option<&str>) -> Result<Vec<String>> {
         }
     }
     if targets.is_empty() {
-        let host = output(Command::new("rustc").args(["--print", "host-tuple"]))?.trim().to_owned();
+        let host = host()?;
         println!("built instead: {host}, which needs the C library of the system");
         targets.push(host);
     }
     Ok(targets)
+}
+
+fn host() -> Result<String> {
+    Ok(output(Command::new("rustc").args(["--print", "host-tuple"]))?.trim().to_owned())
 }
 
 fn has_standard_library(target: &str) -> Result<bool> {
@@ -70,6 +74,10 @@ fn has_standard_library(target: &str) -> Result<bool> {
 }
 
 fn build(workspace: &Workspace, target: &str) -> Result<PathBuf> {
+    // The same as every other task builds, and not a second time.
+    if target == host()? {
+        return workspace.build_product();
+    }
     let build = ["build", "--release", "--locked", "--package", "tidegate", "--target", target];
     run_command(cargo(&workspace.root).args(build))?;
     Ok(workspace.target.join(target).join("release/tidegate"))

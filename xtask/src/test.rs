@@ -32,7 +32,7 @@ enum Step {
     Fmt,
     /// Lints, warnings denied
     Clippy,
-    /// Licences and sources of dependencies, where cargo-deny is installed
+    /// Licences and sources of dependencies
     Deny,
     /// Unit and integration tests of every crate but the end-to-end ones
     Unit,
@@ -48,15 +48,17 @@ enum Step {
     E2e,
     /// Image, compose file, metrics, alerts and dashboards, against that binary
     Deploy,
+    /// The image and the compose file on a container engine, where one can be started
+    Containers,
     /// Autobahn's fuzzing client against that binary
     Autobahn,
-    /// The Dockerfile built and the compose file run on a container engine
-    Containers,
 }
 
 enum Outcome {
     Passed,
     Failed,
+    /// It cannot run on this machine, which is nobody's fault.
+    Skipped(String),
     /// A step that it needs failed.
     NotRun,
 }
@@ -101,8 +103,10 @@ impl Step {
 
     fn needs(self) -> &'static [Step] {
         match self {
-            Step::Unit => &[Step::Prepare],
-            Step::Charts | Step::Clients | Step::E2e | Step::Deploy => &[Step::Prepare, Step::Build],
+            Step::Unit | Step::Deny => &[Step::Prepare],
+            Step::Charts | Step::Clients | Step::E2e | Step::Deploy | Step::Containers => {
+                &[Step::Prepare, Step::Build]
+            }
             Step::Autobahn => &[Step::Build],
             _ => &[],
         }
@@ -117,13 +121,17 @@ impl Step {
                 let lint = ["clippy", "--workspace", "--all-targets", "--locked", "--", "--deny", "warnings"];
                 run_command(cargo(root).args(lint))
             }
-            Step::Deny if !succeeds(cargo(root).args(["deny", "--version"])) => {
-                println!("skipped: cargo-deny is not installed (cargo install cargo-deny)");
-                Ok(())
-            }
             // Advisories need a database from the network and change without a change of ours: not a test.
             Step::Deny => {
-                run_command(cargo(root).args(["deny", "--locked", "check", "licenses", "bans", "sources"]))
+                let mut deny = Command::new(prepare::operators_tools(workspace).join("cargo-deny"));
+                deny.current_dir(root).args([
+                    "--log-level",
+                    "error",
+                    "--locked",
+                    "check",
+                    "--hide-inclusion-graph",
+                ]);
+                run_command(deny.args(["licenses", "bans", "sources"]))
             }
             Step::Unit => {
                 let packages = ["--workspace", "--exclude", "tidegate-tests"];
@@ -131,7 +139,7 @@ impl Step {
             }
             Step::Doc => run_command(cargo(root).args(["test", "--workspace", "--doc", "--locked"])),
             // A binary that was given is tested as it is.
-            Step::Build if given_binary() => Ok(()),
+            Step::Build if environment("TIDEGATE_BIN").is_some() => Ok(()),
             Step::Build => workspace.build_product().map(drop),
             Step::Charts => charts::run(workspace),
             Step::Clients => clients(workspace),
@@ -146,7 +154,9 @@ impl Step {
             }
             Step::Deploy => tests(workspace, options, &["--package", "tidegate-tests"], &["--test", DEPLOY]),
             Step::Autobahn => autobahn::run(workspace, &autobahn::Options::all_cases()),
-            Step::Containers => containers::run(workspace, &containers::Options::default()),
+            Step::Containers => {
+                containers::run(workspace, &containers::Options::in_test(workspace, options.all))
+            }
         }
     }
 }
@@ -154,7 +164,7 @@ impl Step {
 /// The steps in order: the default ones, or those asked for with what they need.
 fn chosen(options: &Options) -> Vec<Step> {
     let wanted = |step: &Step| match options.only.as_slice() {
-        [] => options.all || ![Step::Autobahn, Step::Containers].contains(step),
+        [] => options.all || *step != Step::Autobahn,
         only => only.iter().any(|asked| asked == step || asked.needs().contains(step)),
     };
     Step::value_variants().iter().copied().filter(wanted).collect()
@@ -163,6 +173,11 @@ fn chosen(options: &Options) -> Vec<Step> {
 fn attempt(workspace: &Workspace, step: Step, options: &Options) -> Outcome {
     match step.run(workspace, options) {
         Ok(()) => Outcome::Passed,
+        Err(error) if error.is::<containers::NoEngine>() => {
+            let told = format!("{error}; elsewhere: cargo xtask {}", step.name());
+            println!("skipped: {told}");
+            Outcome::Skipped(told)
+        }
         Err(error) => {
             eprintln!("{} failed: {error:#}", step.name());
             Outcome::Failed
@@ -193,9 +208,7 @@ fn tests(workspace: &Workspace, options: &Options, packages: &[&str], targets: &
         command.args(["test", "--locked", "--no-fail-fast"]);
     }
     command.args(packages).args(targets).args(&options.filter);
-    if !given_binary() {
-        command.env("TIDEGATE_BIN", workspace.target.join("release/tidegate"));
-    }
+    command.env("TIDEGATE_BIN", workspace.product());
     run_command(&mut command)
 }
 
@@ -204,9 +217,7 @@ fn clients(workspace: &Workspace) -> Result<()> {
     let npm = |arguments: &[&str]| {
         let mut command = Command::new("npm");
         command.current_dir(workspace.root.join("clients/js")).args(arguments);
-        if !given_binary() {
-            command.env("TIDEGATE_BIN", workspace.target.join("release/tidegate"));
-        }
+        command.env("TIDEGATE_BIN", workspace.product());
         run_command(&mut command)
     };
     npm(&["ci", "--no-audit", "--no-fund", "--ignore-scripts"])?;
@@ -214,17 +225,14 @@ fn clients(workspace: &Workspace) -> Result<()> {
     npm(&["test"])
 }
 
-fn given_binary() -> bool {
-    environment("TIDEGATE_BIN").is_some()
-}
-
 fn report(done: &[(Step, Outcome, Duration)], total: Duration) -> Result<()> {
     println!("\n=== summary ===");
     for (step, outcome, elapsed) in done {
         let word = match outcome {
-            Outcome::Passed => "passed",
-            Outcome::Failed => "FAILED",
-            Outcome::NotRun => "not run: a step that it needs failed",
+            Outcome::Passed => "passed".to_owned(),
+            Outcome::Failed => "FAILED".to_owned(),
+            Outcome::Skipped(reason) => format!("skipped: {reason}"),
+            Outcome::NotRun => "not run: a step that it needs failed".to_owned(),
         };
         println!("{:<10} {:>8}  {word}", step.name(), minutes(*elapsed));
     }
@@ -262,8 +270,18 @@ mod tests_of_steps {
             false,
             &[],
             &[
-                "prepare", "fmt", "clippy", "deny", "unit", "doc", "build", "charts", "clients", "e2e",
+                "prepare",
+                "fmt",
+                "clippy",
+                "deny",
+                "unit",
+                "doc",
+                "build",
+                "charts",
+                "clients",
+                "e2e",
                 "deploy",
+                "containers",
             ],
         );
         check(
@@ -281,8 +299,8 @@ mod tests_of_steps {
                 "clients",
                 "e2e",
                 "deploy",
-                "autobahn",
                 "containers",
+                "autobahn",
             ],
         );
         check(false, &[Step::E2e], &["prepare", "build", "e2e"]);

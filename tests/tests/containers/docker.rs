@@ -61,24 +61,17 @@ pub(crate) fn expect_health(container: &str, health: &str) {
     });
 }
 
-/// A container of our image in a network of its own; removed on drop.
+/// A container of our image; removed on drop.
 pub(crate) struct Container {
     id: String,
-    network: String,
 }
 
 impl Container {
     /// `docker run --detach OPTIONS IMAGE ARGUMENTS`.
     #[track_caller]
     pub(crate) fn run(options: &[&str], arguments: &[&str]) -> Self {
-        // The engine has no default bridge.
-        let network = docker(&["network", "create", &format!("trial-{}-{}", std::process::id(), unique())]);
-        let mut words = vec!["run", "--detach", "--network", &network];
-        words.extend(options);
-        words.push(IMAGE);
-        words.extend(arguments);
-        let id = docker(&words);
-        Self { id, network }
+        let id = docker(&[&["run", "--detach"], options, &[IMAGE], arguments].concat());
+        Self { id }
     }
 
     pub(crate) fn id(&self) -> &str {
@@ -99,12 +92,5 @@ impl Drop for Container {
             eprintln!("--- log of the container ---\n{}", log(&self.id));
         }
         try_docker(&["rm", "--force", &self.id]);
-        try_docker(&["network", "rm", &self.network]);
     }
-}
-
-fn unique() -> u32 {
-    use std::sync::atomic::{AtomicU32, Ordering};
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    NEXT.fetch_add(1, Ordering::Relaxed)
 }

@@ -48,8 +48,18 @@ const GUARDS: &[Refusal] = &[
     Refusal(&["redis.bundled.enabled=false", "redis.urlEntry=url"], "redis.existingSecret, which is empty"),
     Refusal(
         &["redis.bundled.enabled=false", "redis.existingSecret=a"],
-        "neither redis.urlEntry nor redis.passwordEntry",
+        "none of redis.urlEntry, redis.passwordEntry and redis.sentinelPasswordEntry",
     ),
+    Refusal(
+        &[
+            "redis.bundled.enabled=false",
+            "redis.existingSecret=a",
+            "redis.sentinelPasswordEntry=p",
+            "redis.url=redis://a",
+        ],
+        "for a URL of Sentinels",
+    ),
+    Refusal(&["gateway.extraVolumes[0].name=authorities"], "a volume of the chart"),
     Refusal(
         &["redis.bundled.enabled=false", "redis.existingSecret=a", "redis.passwordEntry=p"],
         "redis.url, which is empty",

@@ -1,5 +1,7 @@
-//! A Docker engine of our own: socket, data and state in folders of ours, ended and cleaned when it goes out of scope.
+//! A Docker engine of our own, in namespaces of its own: its bridges, firewall rules and tracked connections are in a
+//! network that ends with it, and so do all its processes. Nothing of it is seen on the machine but files in one folder.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -7,72 +9,100 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::command::{output, run, succeeds, which};
+use crate::command::{succeeds, which};
 
 /// From the start to the first answer; it is two seconds on a machine at rest.
 const START_MAX: Duration = Duration::from_secs(90);
-/// From SIGTERM to the end, containers included.
+/// From the word to end to the end, containers included.
 const STOP_MAX: Duration = Duration::from_secs(60);
 
+/// The first process in there, below `tini`, which collects what containers leave. Standard input is a pipe from here:
+/// when it is closed, also because this process died, the daemon is told to end, and with it ends everything.
+const RUN: &str = r#"
+ip link set lo up && mkdir -p /run/containerd && mount -t tmpfs tmpfs /run/containerd || exit 1
+exec 3<&0
+dockerd "$@" &
+daemon=$!
+{ read -r _ <&3; kill -TERM $daemon; } &
+wait $daemon
+"#;
+
+/// There can be no engine here: no permission, or no support in the kernel.
+#[derive(Debug, thiserror::Error)]
+#[error("no container engine can be started here: {0}")]
+pub(crate) struct NoEngine(pub(crate) String);
+
 pub(crate) struct Engine {
-    daemon: Child,
+    /// `unshare`, which is in the engine's network itself.
+    outer: Child,
     docker: PathBuf,
-    directory: PathBuf,
+    /// Images and caches.
+    data: PathBuf,
     keep: bool,
-    /// The firewall as it was: the daemon adds chains and does not take them away.
-    firewall: Option<String>,
+    /// Socket, state and log, in a short path: that of a socket has 107 bytes at most.
+    state: PathBuf,
 }
 
 impl Engine {
     /// Starts `dockerd` and waits until it answers.
-    pub(crate) fn start(directory: &Path, keep: bool) -> Result<Self> {
+    pub(crate) fn start(data: &Path, keep: bool) -> Result<Self> {
         // Debian's client builds with BuildKit by itself; a newer one that lies before it in PATH may lack Buildx.
         let debian = PathBuf::from("/usr/bin/docker");
         let docker = if debian.is_file() { Some(debian) } else { which("docker") };
         let docker = docker.context("there is no docker command")?;
-        if !keep && directory.exists() {
-            fs::remove_dir_all(directory).with_context(|| format!("clear {}", directory.display()))?;
+        let state = std::env::temp_dir().join(format!("tidegate-engine-{}", std::process::id()));
+        // A run that was killed leaves containers that would be started again.
+        for leftover in ["containers", "network", "volumes"].map(|name| data.join(name)) {
+            if leftover.exists() {
+                fs::remove_dir_all(&leftover).with_context(|| format!("clear {}", leftover.display()))?;
+            }
         }
-        fs::create_dir_all(directory)?;
-        let firewall = output(&mut Command::new("iptables-save")).ok();
-        let log = directory.join("dockerd.log");
-        let mut command = Command::new("dockerd");
-        command.arg("--data-root").arg(directory.join("data"));
-        command.arg("--exec-root").arg(directory.join("exec"));
-        command.arg("--pidfile").arg(directory.join("dockerd.pid"));
-        command.arg("--host").arg(socket(directory));
-        // A second daemon's default bridge would be the first one's; the compose file has a network of its own.
-        command.args(["--bridge", "none"]);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log)?);
-        let daemon = command.spawn().context("start dockerd")?;
-        let mut engine = Self { daemon, docker, directory: directory.to_owned(), keep, firewall };
+        for directory in [data, &state] {
+            fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
+        }
+        let log = state.join("dockerd.log");
+        let mut command = Command::new("unshare");
+        command.args(["--net", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]);
+        command.args(["tini", "--", "sh", "-c", RUN, "dockerd"]);
+        command.arg("--data-root").arg(data);
+        command.arg("--exec-root").arg(state.join("exec"));
+        command.arg("--pidfile").arg(state.join("dockerd.pid"));
+        command.arg("--host").arg(socket(&state));
+        let file = File::create(&log)?;
+        command.stdin(Stdio::piped()).stdout(file.try_clone()?).stderr(file);
+        let outer = command.spawn().context("start unshare")?;
+        let mut engine = Self { outer, docker, data: data.to_owned(), keep, state };
         let began = Instant::now();
         while !succeeds(engine.command().arg("version")) {
-            if let Some(status) = engine.daemon.try_wait()? {
-                bail!("dockerd ended with {status}; its log: {}", log.display());
-            }
-            if began.elapsed() > START_MAX {
-                bail!("dockerd does not answer; its log: {}", log.display());
+            let ended = engine.outer.try_wait()?;
+            if ended.is_some() || began.elapsed() > START_MAX {
+                let said = fs::read_to_string(&log).unwrap_or_default();
+                let last = said.lines().rev().find(|line| !line.trim().is_empty());
+                return Err(NoEngine(last.unwrap_or("dockerd does not answer").trim().to_owned()).into());
             }
             pause();
         }
-        println!("dockerd runs in {}", directory.display());
+        println!("dockerd runs; its log: {}", log.display());
         Ok(engine)
     }
 
-    /// The value of `DOCKER_HOST`.
+    /// The value of `DOCKER_HOST`. A socket of the file system is reached from every network.
     pub(crate) fn host(&self) -> String {
-        socket(&self.directory)
-    }
-
-    pub(crate) fn docker(&self) -> &Path {
-        &self.docker
+        socket(&self.state)
     }
 
     /// `docker` on this engine.
     pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(&self.docker);
         command.env("DOCKER_HOST", self.host()).env("DOCKER_BUILDKIT", "1");
+        command
+    }
+
+    /// A program in the engine's network, where the ports are that containers publish.
+    pub(crate) fn inside(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/proc/{}/ns/net", self.outer.id())).arg(program);
+        command.env("DOCKER_HOST", self.host()).env("TIDEGATE_DOCKER", &self.docker);
         command
     }
 
@@ -95,33 +125,25 @@ impl Engine {
     }
 
     fn stop(&mut self) -> Result<()> {
-        let pid = self.daemon.id().to_string();
-        run(Command::new("kill").args(["-TERM", &pid]))?;
+        drop(self.outer.stdin.take());
         let began = Instant::now();
-        while self.daemon.try_wait()?.is_none() {
+        while self.outer.try_wait()?.is_none() {
             if began.elapsed() > STOP_MAX {
-                self.daemon.kill()?;
-                self.daemon.wait()?;
-                bail!("dockerd (process {pid}) did not end in time and was killed");
+                // With it the kernel ends the first process of the namespace, and so all others.
+                self.outer.kill()?;
+                self.outer.wait()?;
+                bail!("dockerd did not end in {} s and was killed", STOP_MAX.as_secs());
             }
             pause();
         }
         Ok(())
     }
 
-    /// The firewall as before, and nothing left on the disk that was not asked for.
+    /// Nothing stays on the disk that was not asked for.
     fn clean(&mut self) -> Result<()> {
-        if let Some(rules) = self.firewall.take() {
-            let file = self.directory.join("iptables");
-            fs::write(&file, rules)?;
-            let restored = Command::new("iptables-restore").stdin(File::open(&file)?).status()?;
-            if !restored.success() {
-                bail!("the firewall's rules were not restored: iptables-restore < {}", file.display());
-            }
-        }
+        fs::remove_dir_all(&self.state).with_context(|| format!("remove {}", self.state.display()))?;
         if !self.keep {
-            fs::remove_dir_all(&self.directory)
-                .with_context(|| format!("remove {}", self.directory.display()))?;
+            fs::remove_dir_all(&self.data).with_context(|| format!("remove {}", self.data.display()))?;
         }
         Ok(())
     }
@@ -142,6 +164,6 @@ fn pause() {
     std::thread::sleep(Duration::from_millis(200));
 }
 
-fn socket(directory: &Path) -> String {
-    format!("unix://{}", directory.join("docker.sock").display())
+fn socket(state: &Path) -> String {
+    format!("unix://{}", state.join("docker.sock").display())
 }

@@ -9,7 +9,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use super::engine::Engine;
-use crate::command::{output, run};
+use crate::command::{cargo, output, run};
 use crate::prepare::apt_get;
 
 /// What the compose file calls the image that it builds.
@@ -19,9 +19,39 @@ const PATH: &str =
     "ENV PATH=/usr/local/cargo/bin:/usr/local/toolchain/bin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const AUTHORITIES: &str = "ENV SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt";
 
-/// Builds the Dockerfile as a person does. The host's network: it is what reaches the package registry here.
+/// Builds the Dockerfile as a person does, but with the dependencies in the image of the compiler: the engine has no
+/// network but its own.
 pub(super) fn build(engine: &Engine, root: &Path) -> Result<()> {
-    run(engine.command().args(["build", "--network", "host", "--tag", OURS]).arg(root))
+    let compiler = concat!("rust:", "1.95.0", "-bookworm");
+    if !engine.has_image(TOOLCHAIN) {
+        println!("making a stand-in for {compiler}");
+        rust(engine, TOOLCHAIN, &suite()?).with_context(|| format!("make a stand-in for {compiler}"))?;
+    }
+    dependencies(engine, root, compiler)?;
+    run(engine.command().args(["build", "--network", "none", "--tag", OURS]).arg(root))
+}
+
+/// The compiler's image without dependencies.
+const TOOLCHAIN: &str = "stand-in:toolchain";
+
+/// Puts the sources of all dependencies into the compiler's image, in place of the registry.
+fn dependencies(engine: &Engine, root: &Path, compiler: &str) -> Result<()> {
+    let context = scratch("dependencies")?;
+    let mut vendor = cargo(root);
+    vendor.args(["vendor", "--quiet", "--locked", "--versioned-dirs"]).arg(context.join("crates"));
+    let crates = "/usr/local/cargo/crates";
+    fs::write(
+        context.join("config.toml"),
+        output(&mut vendor)?.replace(&shown(&context.join("crates")), crates),
+    )?;
+    let file = format!("FROM {TOOLCHAIN}\nCOPY config.toml /usr/local/cargo/\nCOPY crates {crates}\n");
+    fs::write(context.join("Dockerfile"), file)?;
+    run(engine.command().args(["build", "--quiet", "--tag", compiler]).arg(&context))?;
+    Ok(fs::remove_dir_all(context)?)
+}
+
+fn shown(path: &Path) -> String {
+    path.display().to_string()
 }
 
 /// The Dockerfile's last stage around a binary that is there.
@@ -49,14 +79,13 @@ fn last_stage(dockerfile: &str) -> Result<String> {
 /// Makes an image with this name from packages of this suite.
 type Maker = fn(&Engine, &str, &str) -> Result<()>;
 
-/// Makes every base image that the engine does not have.
+/// Makes every image that runs beside ours or below it, unless the engine has it.
 pub(super) fn stand_ins(engine: &Engine) -> Result<()> {
     let suite = suite()?;
-    let makers: [(&str, Maker); 4] = [
+    let makers: [(&str, Maker); 3] = [
         ("gcr.io/distroless/cc-debian12:nonroot", distroless),
         ("redis:7.2-alpine", redis),
         ("prom/prometheus:v3.5.0", prometheus),
-        (concat!("rust:", "1.95.0", "-bookworm"), rust),
     ];
     for (name, make) in makers {
         if !engine.has_image(name) {
@@ -123,10 +152,8 @@ fn rust(engine: &Engine, name: &str, suite: &str) -> Result<()> {
     for folder in ["bin", "lib", "libexec"].into_iter().filter(|folder| sysroot.join(folder).is_dir()) {
         hooks.push(format!(r#"cp -aL '{}' "$1/usr/local/toolchain/""#, sysroot.join(folder).display()));
     }
-    // The authorities of this machine: its way to the package registry may have one of its own.
-    hooks.push(r#"cp -L /etc/ssl/certs/ca-certificates.crt "$1/etc/ssl/certs/""#.to_owned());
-    let changes = [PATH, AUTHORITIES, "ENV CARGO_HOME=/usr/local/cargo"];
-    engine.import(name, &mut debian(suite, "ca-certificates,gcc,g++,make,libc6-dev", &hooks), &changes)
+    let changes = [PATH, "ENV CARGO_HOME=/usr/local/cargo"];
+    engine.import(name, &mut debian(suite, "gcc,g++,make,libc6-dev", &hooks), &changes)
 }
 
 /// Writes a minimal Debian with these packages to standard output, as tar.
