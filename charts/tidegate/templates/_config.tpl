@@ -53,8 +53,15 @@
 {{- with ternary .Values.redis.bundled.passwordEntry .Values.redis.passwordEntry .Values.redis.bundled.enabled }}
 password_file: /etc/tidegate/redis/{{ . }}
 {{- end }}
+{{- with .Values.redis.sentinelPasswordEntry }}
+sentinel_password_file: /etc/tidegate/redis/{{ . }}
+{{- end }}
 {{- if .Values.redis.caSecret }}
 ca_file: /etc/tidegate/redis-ca/ca.crt
+{{- end }}
+{{- if .Values.redis.clientSecret }}
+cert_file: /etc/tidegate/redis-client/tls.crt
+key_file: /etc/tidegate/redis-client/tls.key
 {{- end }}
 {{- end -}}
 

@@ -38,7 +38,7 @@
 {{- end -}}
 {{- end -}}
 {{- range .values.extraVolumes -}}
-{{- if has .name (list "config" "credentials" "redis" "redis-ca" "tls") -}}
+{{- if has .name (list "authorities" "config" "credentials" "redis" "redis-ca" "redis-client" "tls") -}}
 {{- fail (printf "%s.extraVolumes has %s, a volume of the chart: use another name." $.component .name) -}}
 {{- end -}}
 {{- end -}}
@@ -90,14 +90,17 @@
 {{- if and $redis.bundled.enabled (not (include "tidegate.credentialsSecret" .)) -}}
 {{- fail "redis.bundled.enabled needs credentials.existingSecret, which has its password, or credentials.apiKey, of which one is made." -}}
 {{- end -}}
-{{- if and (or $redis.urlEntry $redis.passwordEntry) (not $redis.existingSecret) -}}
-{{- fail "redis.urlEntry and redis.passwordEntry name entries of redis.existingSecret, which is empty." -}}
+{{- if and (or $redis.urlEntry $redis.passwordEntry $redis.sentinelPasswordEntry) (not $redis.existingSecret) -}}
+{{- fail "redis.urlEntry, redis.passwordEntry and redis.sentinelPasswordEntry name entries of redis.existingSecret, which is empty." -}}
 {{- end -}}
-{{- if and $redis.existingSecret (not $redis.urlEntry) (not $redis.passwordEntry) -}}
-{{- fail "redis.existingSecret is set, but neither redis.urlEntry nor redis.passwordEntry says which of its entries to use." -}}
+{{- if and $redis.existingSecret (not $redis.urlEntry) (not $redis.passwordEntry) (not $redis.sentinelPasswordEntry) -}}
+{{- fail "redis.existingSecret is set, but none of redis.urlEntry, redis.passwordEntry and redis.sentinelPasswordEntry says which of its entries to use." -}}
 {{- end -}}
 {{- if and $redis.passwordEntry (or $redis.urlEntry (not $redis.url)) -}}
 {{- fail "redis.passwordEntry is the password for redis.url, which is empty." -}}
+{{- end -}}
+{{- if and $redis.sentinelPasswordEntry $redis.url (not (regexMatch "^rediss?-sentinel://" $redis.url)) -}}
+{{- fail "redis.sentinelPasswordEntry is for a URL of Sentinels (redis-sentinel://), and redis.url is another." -}}
 {{- end -}}
 {{- if regexMatch "://[^/]*:[^/]*@" $redis.url -}}
 {{- fail "redis.url holds a password, which would be readable in a ConfigMap: put the URL or the password into redis.existingSecret." -}}

@@ -56,7 +56,7 @@ spec:
           containerPort: {{ .public }}
         - name: internal
           containerPort: {{ .internal }}
-      {{- with concat .environment (include "tidegate.redisEnvironment" . | fromYamlArray) $values.extraEnv }}
+      {{- with concat .environment (include "tidegate.redisEnvironment" . | fromYamlArray) (include "tidegate.authoritiesEnvironment" $root | fromYamlArray) $values.extraEnv }}
       env:
         {{- toYaml . | nindent 8 }}
       {{- end }}
@@ -179,14 +179,16 @@ httpGet:
       - key: {{ $root.Values.redis.bundled.passwordEntry }}
         path: {{ $root.Values.redis.bundled.passwordEntry }}
 {{- end }}
-{{- if $root.Values.redis.passwordEntry }}
+{{- with compact (list $root.Values.redis.passwordEntry $root.Values.redis.sentinelPasswordEntry) }}
 - name: redis
   secret:
     secretName: {{ $root.Values.redis.existingSecret }}
     defaultMode: 288 # 0440
     items:
-      - key: {{ $root.Values.redis.passwordEntry }}
-        path: {{ $root.Values.redis.passwordEntry }}
+      {{- range . }}
+      - key: {{ . }}
+        path: {{ . }}
+      {{- end }}
 {{- end }}
 {{- if $root.Values.redis.caSecret }}
 - name: redis-ca
@@ -197,6 +199,21 @@ httpGet:
       - key: ca.crt
         path: ca.crt
 {{- end }}
+{{- with $root.Values.redis.clientSecret }}
+- name: redis-client
+  secret:
+    secretName: {{ . }}
+    defaultMode: 288 # 0440
+{{- end }}
+{{- end }}
+{{- with $root.Values.authorities.configMap }}
+- name: authorities
+  configMap:
+    name: {{ . }}
+    items:
+      - key: {{ $root.Values.authorities.entry }}
+        # Of a folder of authorities only files with such names are read.
+        path: "00000000.0"
 {{- end }}
 {{- with .values.tls.existingSecret }}
 - name: tls
@@ -215,6 +232,18 @@ httpGet:
     secretKeyRef:
       name: {{ .root.Values.redis.existingSecret }}
       key: {{ .root.Values.redis.urlEntry }}
+{{- else }}
+[]
+{{- end }}
+{{- end -}}
+
+{{/* The image's authorities, and the folder with those of the user, as a list of variables. */}}
+{{- define "tidegate.authoritiesEnvironment" -}}
+{{- if .Values.authorities.configMap }}
+- name: SSL_CERT_FILE
+  value: /etc/ssl/certs/ca-certificates.crt
+- name: SSL_CERT_DIR
+  value: /etc/tidegate/authorities
 {{- else }}
 []
 {{- end }}
