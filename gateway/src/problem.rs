@@ -4,6 +4,13 @@ use std::borrow::Cow;
 
 use serde::Serialize;
 
+/// Target of a line in the log for each refusal, at the level debug: `log.level = "info,refused=debug"`, as `--dev` has it.
+pub(crate) const REFUSED: &str = "refused";
+
+/// Why a request was refused, with the response on its way to the log.
+#[derive(Debug, Clone)]
+pub(crate) struct RefusedBecause(pub(crate) std::sync::Arc<str>);
+
 /// Media type of RFC 9457 section 3.
 pub const PROBLEM_MEDIA_TYPE: &str = "application/problem+json";
 

@@ -53,6 +53,7 @@ use tidegate_ops::{
     section,
 };
 
+use crate::problem::REFUSED;
 use tidegate_backplane::{CHANNEL_BYTES_MAX, RedisOptions};
 
 section! {
@@ -175,6 +176,8 @@ impl Config {
             config.default_app = Some(id.clone());
             config.apps.0.insert(id, AppEntry::dev());
         }
+        // Browsers hide why a handshake was refused.
+        config.log.level = config.log.level.and(REFUSED, "debug");
         // Nobody routes to it: Ctrl-C ends it within a second or two.
         config.drain = Drain {
             settle: Duration::ZERO,
@@ -189,6 +192,21 @@ impl Config {
             ..Namespace::default()
         };
         config
+    }
+
+    /// What nobody can do with these settings, in a sentence each: a gateway without keys refuses everything, which is
+    /// hardly what is wanted.
+    pub fn without_use(&self) -> Vec<&'static str> {
+        let has_apps = !self.apps.0.is_empty() || self.apps_file.is_some();
+        let is_open = self.namespaces.iter().any(|(_, namespace)| namespace.anonymous_subscribe);
+        let mut said = Vec::new();
+        if self.auth.api_keys.is_empty() && !has_apps {
+            said.push("no API key ([[auth.api_keys]]) and no app ([apps.ID]): every request of an application is answered 401");
+        }
+        if self.auth.jwt.is_empty() && self.auth.api_keys.is_empty() && !has_apps && !is_open {
+            said.push("no key for tokens ([[auth.jwt]]) and no namespace with anonymous_subscribe: nobody can subscribe");
+        }
+        said
     }
 
     /// Whether only programs of this machine are to reach it: its credentials are known to everybody.

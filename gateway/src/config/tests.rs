@@ -492,6 +492,16 @@ fn dev_can_be_overridden_and_keeps_its_key() {
 }
 
 #[test]
+fn a_configuration_without_any_key_is_good_for_nothing() {
+    let lacks = |file: &str| Given { file, ..Given::default() }.config().without_use().len();
+    assert_eq!(lacks(""), 2);
+    assert_eq!(lacks("[namespaces.news]\nanonymous_subscribe = true"), 1);
+    assert_eq!(lacks("[[auth.api_keys]]\nname = 'a'\nkey = '0123456789abcdef'"), 0);
+    assert_eq!(lacks("[apps.shop]\nkey = 'k'\nsecret = '0123456789abcdef'"), 0);
+    assert_eq!(lacks("dev = true"), 0);
+}
+
+#[test]
 fn namespaces_inherit_from_default() {
     let file =
         "[namespaces.chat]\npresence = true\n[namespaces.default]\nhistory_size = 5\nhistory_age = '1m'";

@@ -101,6 +101,7 @@ impl Ctx<'_> {
         };
         self.core.metrics.messages_dropped.add(reason, 1);
         let text = refused.to_string();
+        self.log_refusal(channel.unwrap_or("event"), refused);
         self.tell(|out| server::error(code, &text, channel, out));
     }
 }

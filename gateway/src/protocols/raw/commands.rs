@@ -92,6 +92,7 @@ impl Ctx<'_> {
     }
 
     pub(super) fn refuse_command(&mut self, id: Option<u64>, code: u16, message: &str) {
+        self.log_refusal("command", &format_args!("{code} {message}"));
         let mut text = Vec::new();
         command::encode_error(id, code, message, &mut text);
         self.tell_text(&text);
