@@ -82,8 +82,11 @@ test("the chat of the tutorial is one", async () => {
     const bob = await enter("bob");
     await says(bob, "ann: hello");
     await bob.waitForFunction(() => document.getElementById("members").textContent === "ann, bob");
-    await ann.type("[name=text]", "wait");
-    await bob.waitForFunction(() => document.getElementById("typing").textContent === "ann is typing");
+    // It is told every two seconds at most.
+    await eventually("typing is seen", async () => {
+      await ann.type("[name=text]", ".");
+      return bob.evaluate(() => document.getElementById("typing").textContent === "ann is typing");
+    });
 
     // What to try.
     await bob.evaluate(() => gate.publish("room:lobby", { text: "I am ann", user: "ann" }));

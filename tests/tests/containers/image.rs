@@ -36,7 +36,9 @@ fn every_role_is_found_healthy_without_an_address() {
     let below_an_init = Container::run(&[&locked[..], &["--init"]].concat(), &["router"]);
     for container in [&gateway, &router, &moved, &below_an_init] {
         expect_health(container.id(), "healthy");
-        assert_eq!(docker(&["diff", container.id()]), "", "something was written");
+        // The engine makes a place for the init that it brings.
+        let diff = docker(&["diff", container.id()]);
+        assert!(diff.lines().all(|line| line.contains("/sbin")), "something was written: {diff}");
     }
 }
 

@@ -106,6 +106,13 @@ impl Engine {
         command
     }
 
+    /// An empty directory that goes with the engine.
+    pub(crate) fn scratch(&self, name: &str) -> Result<PathBuf> {
+        let directory = self.state.join(name);
+        fs::create_dir(&directory).with_context(|| format!("make {}", directory.display()))?;
+        Ok(directory)
+    }
+
     pub(crate) fn has_image(&self, name: &str) -> bool {
         succeeds(self.command().args(["image", "inspect", name]))
     }

@@ -1,7 +1,6 @@
 //! The images: stand-ins of those that the Dockerfile and the compose file name, made of this machine's Debian packages
 //! under the same names, and our own, of our own Dockerfile.
 
-use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -36,7 +35,7 @@ const TOOLCHAIN: &str = "stand-in:toolchain";
 
 /// Puts the sources of all dependencies into the compiler's image, in place of the registry.
 fn dependencies(engine: &Engine, root: &Path, compiler: &str) -> Result<()> {
-    let context = scratch("dependencies")?;
+    let context = engine.scratch("dependencies")?;
     let mut vendor = cargo(root);
     vendor.args(["vendor", "--quiet", "--locked", "--versioned-dirs"]).arg(context.join("crates"));
     let crates = "/usr/local/cargo/crates";
@@ -46,8 +45,7 @@ fn dependencies(engine: &Engine, root: &Path, compiler: &str) -> Result<()> {
     )?;
     let file = format!("FROM {TOOLCHAIN}\nCOPY config.toml /usr/local/cargo/\nCOPY crates {crates}\n");
     fs::write(context.join("Dockerfile"), file)?;
-    run(engine.command().args(["build", "--quiet", "--tag", compiler]).arg(&context))?;
-    Ok(fs::remove_dir_all(context)?)
+    run(engine.command().args(["build", "--quiet", "--tag", compiler]).arg(&context))
 }
 
 fn shown(path: &Path) -> String {
@@ -57,12 +55,11 @@ fn shown(path: &Path) -> String {
 /// The Dockerfile's last stage around a binary that is there.
 pub(super) fn wrap(engine: &Engine, root: &Path, binary: &Path) -> Result<()> {
     let text = fs::read_to_string(root.join("Dockerfile"))?;
-    let context = scratch("wrap")?;
+    let context = engine.scratch("wrap")?;
     let mut strip = Command::new("strip");
     run(strip.arg("--strip-debug").arg("-o").arg(context.join("tidegate")).arg(binary))?;
     fs::write(context.join("Dockerfile"), last_stage(&text)?)?;
-    run(engine.command().args(["build", "--quiet", "--tag", OURS]).arg(&context))?;
-    Ok(fs::remove_dir_all(context)?)
+    run(engine.command().args(["build", "--quiet", "--tag", OURS]).arg(&context))
 }
 
 /// The arguments before the first stage, and what follows the last FROM, with the binary from the context.
@@ -108,7 +105,7 @@ fn distroless(engine: &Engine, name: &str, _: &str) -> Result<()> {
         "netbase",
         "tzdata",
     ];
-    let (packages, root) = (scratch("packages")?, scratch("distroless")?);
+    let (packages, root) = (engine.scratch("packages")?, engine.scratch("distroless")?);
     let mut download = apt_get();
     download.args(["-o", "APT::Sandbox::User=root", "download"]).args(PACKAGES).current_dir(&packages);
     run(&mut download)?;
@@ -127,11 +124,7 @@ fn distroless(engine: &Engine, name: &str, _: &str) -> Result<()> {
     )?;
     fs::write(root.join("etc/group"), "root:x:0:\nnonroot:x:65532:\n")?;
     let mut tar = Command::new("tar");
-    engine.import(name, tar.arg("-C").arg(&root).args(["-c", "."]), &["USER 65532", AUTHORITIES])?;
-    for directory in [packages, root] {
-        fs::remove_dir_all(directory)?;
-    }
-    Ok(())
+    engine.import(name, tar.arg("-C").arg(&root).args(["-c", "."]), &["USER 65532", AUTHORITIES])
 }
 
 fn redis(engine: &Engine, name: &str, suite: &str) -> Result<()> {
@@ -169,13 +162,6 @@ fn suite() -> Result<String> {
     let text = fs::read_to_string("/etc/os-release")?;
     let name = text.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
     name.map(|name| name.trim_matches('"').to_owned()).context("stand-ins are made on Debian only")
-}
-
-/// An empty directory.
-fn scratch(name: &str) -> Result<PathBuf> {
-    let directory = env::temp_dir().join(format!("tidegate-containers-{}-{name}", std::process::id()));
-    fs::create_dir_all(&directory)?;
-    Ok(directory)
 }
 
 #[cfg(test)]
