@@ -50,6 +50,9 @@ pub(crate) fn run(args: &CheckArgs, api_key: String, via: Option<SocketAddr>) ->
     };
     match storm::run(&options) {
         Ok(report) => judge(&report),
+        Err(StormError::NothingOpened { url, status: Some(401), .. }) if args.subscribe_with_key => {
+            Err(CheckError::Key { url })
+        }
         Err(StormError::NothingOpened { url, status: Some(401), .. }) => Err(CheckError::Token { url }),
         Err(StormError::NothingOpened { url, status: Some(403), .. }) => {
             Err(CheckError::Rights { url, prefix: args.channel_prefix.clone() })

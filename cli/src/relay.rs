@@ -16,7 +16,7 @@ pub(crate) enum RelayError {
     Tls(#[from] rustls::Error),
     #[error("a relay for TLS cannot be started: {0}")]
     Start(#[from] io::Error),
-    #[error("{host} is not reached with TLS: {source}")]
+    #[error("{host} is not reached with TLS: {source} (SSL_CERT_FILE names a private authority)")]
     Unreached { host: String, source: io::Error },
 }
 

@@ -1,11 +1,16 @@
 //! The body of an error response (RFC 9457), for handshakes and for REST.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, fmt};
 
 use serde::Serialize;
 
 /// Target of a line in the log for each refusal, at the level debug: `log.level = "info,refused=debug"`, as `--dev` has it.
 pub(crate) const REFUSED: &str = "refused";
+
+/// A browser hides why it was refused; the log tells it.
+pub(crate) fn log_refusal(what: &str, why: &dyn fmt::Display) {
+    tracing::debug!(target: REFUSED, "{what}: {why}");
+}
 
 /// Why a request was refused, with the response on its way to the log.
 #[derive(Debug, Clone)]

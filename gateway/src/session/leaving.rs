@@ -15,6 +15,7 @@ use crate::{
     auth::Claims,
     hub::{ChannelKey, outgoing::gap_reason},
     metrics::{self, DisconnectReason},
+    problem::log_refusal,
 };
 
 /// Continuity was lost and the protocol has no other way to say it.
@@ -127,7 +128,7 @@ impl Ctx<'_> {
         let protocol = open.protocol.of_list(self.core.shared.protocols);
         self.end_open(open, why);
         if !matches!(why, Leave::Drain) {
-            self.log_refusal("closed", &format_args!("{} {}", why.code().0, why.text()));
+            log_refusal("closed", &format_args!("{} {}", why.code().0, why.text()));
         }
         let spread = u64::from(self.id.generation);
         self.write(|out| protocol.write_farewell(why, spread, out));

@@ -10,7 +10,7 @@ use crate::{
     admission::Over,
     auth::{ApiKeyError, TokenError},
     metrics::{AuthFailure, HandshakeResult},
-    problem::{PROBLEM_MEDIA_TYPE, Problem, REFUSED},
+    problem::{PROBLEM_MEDIA_TYPE, Problem, log_refusal},
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -93,7 +93,7 @@ impl Ctx<'_> {
         if let Some(failure) = refusal.auth_failure() {
             self.core.shared.metrics.node.auth_failures.add(failure, 1);
         }
-        self.log_refusal("handshake", refusal);
+        log_refusal("handshake", refusal);
         let mut out = std::mem::take(&mut self.core.scratch);
         out.clear();
         write(u64::from(self.id.generation), &mut out);
@@ -106,14 +106,6 @@ impl Ctx<'_> {
         }
         self.connections.shut_when_flushed(self.id);
         self.set_leave_timer();
-    }
-}
-
-impl Ctx<'_> {
-    /// A browser hides why it was refused; the log tells it.
-    pub(crate) fn log_refusal(&self, what: &str, why: &dyn std::fmt::Display) {
-        let address = self.connections.get(self.id).map(|session| session.address);
-        tracing::debug!(target: REFUSED, ?address, "{what}: {why}");
     }
 }
 

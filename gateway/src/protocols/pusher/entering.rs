@@ -21,6 +21,7 @@ use crate::{
     hub::ChannelKey,
     metrics::Budgeted,
     node::roster::{List, ListForm},
+    problem::log_refusal,
     session::{Ctx, Session, subscribing::Attempt},
     subscription::Want,
 };
@@ -294,7 +295,7 @@ impl Ctx<'_> {
     pub(super) fn deny(&mut self, name: &str, kind: ErrorKind, text: &str) {
         let name = shown(name);
         self.core.metrics.subscriptions_refused.add(kind.into(), 1);
-        self.log_refusal(name, &text);
+        log_refusal(name, &text);
         self.tell(|out| {
             server::subscription_error(name, SubscriptionError { kind, message: text }, out);
         });

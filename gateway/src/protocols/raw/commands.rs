@@ -17,6 +17,7 @@ use crate::{
     auth::{Claims, Verdict},
     hub::{ChannelKey, outgoing::Content},
     metrics::Budgeted,
+    problem::log_refusal,
     session::{Ctx, protocol::ProtocolState, publishing::Rates},
 };
 
@@ -92,7 +93,7 @@ impl Ctx<'_> {
     }
 
     pub(super) fn refuse_command(&mut self, id: Option<u64>, code: u16, message: &str) {
-        self.log_refusal("command", &format_args!("{code} {message}"));
+        log_refusal("command", &format_args!("{code} {message}"));
         let mut text = Vec::new();
         command::encode_error(id, code, message, &mut text);
         self.tell_text(&text);
