@@ -29,10 +29,10 @@ use http::{HeaderValue, Method, StatusCode, header, request::Parts};
 use tidegate_ops::probes;
 
 pub(crate) use self::{error::ApiError, service::PublicService};
-use crate::config::BackplaneUrl;
 use crate::{
     app::apps::Apps,
     auth::{ApiKeys, Origins},
+    config::BackplaneUrl,
     metrics::Metrics,
     node::Node,
 };
