@@ -28,7 +28,7 @@ pub(super) fn with_presence() -> Config {
 }
 
 pub(super) fn token() -> String {
-    token_of(&serde_json::json!({"sub": "ada", "subscribe": ["*"]}))
+    token_of(&serde_json::json!({"sub": "ada", "channels": ["*"]}))
 }
 
 pub(super) fn token_of(claims: &serde_json::Value) -> String {

@@ -27,7 +27,7 @@ fn with_closed() -> Config {
 /// For the namespace `closed`, for so many seconds.
 fn closed_token(seconds: u64) -> String {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
-    token_of(&serde_json::json!({"sub": "ada", "subscribe": ["closed:*"], "exp": now + seconds}))
+    token_of(&serde_json::json!({"sub": "ada", "channels": ["closed:*"], "exp": now + seconds}))
 }
 
 #[test]
