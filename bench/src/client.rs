@@ -39,6 +39,8 @@ pub enum Role {
     SubscribeSocketIo,
     /// `GET /app/KEY`: subscribe to the channel by Pusher's protocol, count events.
     SubscribePusher,
+    /// The same for a presence channel, each connection as a user of its own.
+    SubscribePresence,
     /// `GET /echo`: send a message of this many bytes, wait for it, send the next.
     Echo { bytes: usize },
 }
@@ -49,6 +51,7 @@ pub struct FleetConfig {
     pub target: Target,
     pub role: Role,
     pub connections: u32,
+    /// Names as they stand in a URL: `a&channel=b` is two channels of one connection.
     pub channels: Arc<[String]>,
     pub channel_of: ChannelOf,
     /// Handshakes under way at once.
@@ -310,7 +313,9 @@ impl Fleet {
                 let path = format!("{prefix}/socket.io/?EIO=4&transport=websocket&channel={channel}");
                 upgrade(&path, authority)
             }
-            Role::SubscribePusher => upgrade(&format!("{prefix}{}", pusher::PATH), authority),
+            Role::SubscribePusher | Role::SubscribePresence => {
+                upgrade(&format!("{prefix}{}", pusher::PATH), authority)
+            }
             Role::Subscribe => upgrade(&format!("{prefix}/ws?channel={channel}"), authority),
             Role::Echo { .. } => upgrade(&format!("{prefix}/echo"), authority),
         };
@@ -387,9 +392,7 @@ impl Fleet {
         };
         let good = match self.config.role {
             Role::SubscribeSse => head.status == 200,
-            Role::Subscribe | Role::SubscribeSocketIo | Role::SubscribePusher | Role::Echo { .. } => {
-                head.status == 101 && head.accepted
-            }
+            _ => head.status == 101 && head.accepted,
         };
         if !good {
             return Verdict::Failed(match head.status {
@@ -406,7 +409,7 @@ impl Fleet {
                 write_client_frame(&mut self.connections[key].out, 0x1, socketio::CONNECT);
             }
             // The server speaks first.
-            Role::SubscribePusher => self.connections[key].phase = Phase::Joining,
+            Role::SubscribePusher | Role::SubscribePresence => self.connections[key].phase = Phase::Joining,
             _ => self.opened(key),
         }
         match self.take_stream(key, &joined[used..]) {
@@ -444,6 +447,7 @@ impl Fleet {
         };
         let echo = matches!(config.role, Role::Echo { .. });
         let socket_io = config.role == Role::SubscribeSocketIo;
+        let is_pusher = matches!(config.role, Role::SubscribePusher | Role::SubscribePresence);
         let (mut ended, mut joined) = (None, false);
         let fed = scanner.feed(bytes, |event| match event {
             FrameEvent::Message { .. } if echo => {
@@ -460,21 +464,23 @@ impl Fleet {
                 Packet::Connected => joined = true,
                 Packet::Other => {}
             },
-            FrameEvent::Message { head, .. } if config.role == Role::SubscribePusher => {
-                match pusher::packet(head) {
-                    pusher::Packet::Message(data) => stats.message(order, data, now_ns, config.run),
-                    pusher::Packet::Ping => {
-                        stats.pings_answered += 1;
-                        write_client_frame(out, 0x1, pusher::PONG);
-                    }
-                    pusher::Packet::Hello => {
-                        let channel = config.channels.get(*channel as usize).map_or("", String::as_str);
-                        write_client_frame(out, 0x1, &pusher::subscribe(channel));
-                    }
-                    pusher::Packet::Subscribed => joined = true,
-                    pusher::Packet::Other => {}
+            FrameEvent::Message { head, .. } if is_pusher => match pusher::packet(head) {
+                pusher::Packet::Message(data) => stats.message(order, data, now_ns, config.run),
+                pusher::Packet::Ping => {
+                    stats.pings_answered += 1;
+                    write_client_frame(out, 0x1, pusher::PONG);
                 }
-            }
+                pusher::Packet::Hello => {
+                    let channel = config.channels.get(*channel as usize).map_or("", String::as_str);
+                    let subscribe = match config.role {
+                        Role::SubscribePresence => pusher::enter(head, channel, key),
+                        _ => pusher::subscribe(channel),
+                    };
+                    write_client_frame(out, 0x1, &subscribe);
+                }
+                pusher::Packet::Subscribed => joined = true,
+                pusher::Packet::Other => {}
+            },
             FrameEvent::Message { head, .. } => stats.message(order, head, now_ns, config.run),
             FrameEvent::Ping(payload) => {
                 stats.pings_answered += 1;

@@ -29,6 +29,7 @@ use http::{HeaderValue, Method, StatusCode, header, request::Parts};
 use tidegate_ops::probes;
 
 pub(crate) use self::{error::ApiError, service::PublicService};
+use crate::config::BackplaneUrl;
 use crate::{
     app::apps::Apps,
     auth::{ApiKeys, Origins},

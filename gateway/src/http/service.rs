@@ -41,9 +41,10 @@ impl PublicService {
         B: hyper::body::Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<axum::BoxError>,
     {
-        let (method, uri) = (request.method().clone(), request.uri().clone());
+        let is_told = tracing::enabled!(target: REFUSED, tracing::Level::DEBUG);
+        let asked = is_told.then(|| (request.method().clone(), request.uri().clone()));
         let response = self.answer(request).await;
-        if let Some(RefusedBecause(why)) = response.extensions().get() {
+        if let (Some((method, uri)), Some(RefusedBecause(why))) = (asked, response.extensions().get()) {
             // Without the query, which may hold credentials.
             let (path, status) = (uri.path(), response.status().as_u16());
             tracing::debug!(target: REFUSED, "{method} {path}: {status} {why}");

@@ -184,7 +184,7 @@ impl Ctx<'_> {
             self.part(subscription);
         }
         if let Some(publisher) = rare.publisher {
-            self.publish_rest(publisher);
+            self.publish_rest(*publisher);
         }
     }
 }
