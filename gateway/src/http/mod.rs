@@ -33,7 +33,6 @@ use crate::config::BackplaneUrl;
 use crate::{
     app::apps::Apps,
     auth::{ApiKeys, Origins},
-    config::BackplaneUrl,
     metrics::Metrics,
     node::Node,
 };
