@@ -121,6 +121,9 @@ impl Server {
 
     /// Serves until drained. `on_ready` is called once, when connections are accepted.
     pub fn run(self, on_ready: impl FnOnce()) -> Result<(), StartError> {
+        for lack in self.config.without_use() {
+            tracing::warn!("{lack}; `tidegate init` writes a configuration that has what it takes");
+        }
         let runtime = runtime(self.config.shards.get())?;
         let tasks = TaskTracker::new();
         let mut parts = Parts::build(&self.config, self.public_address, &runtime, tasks.clone(), |sink| {

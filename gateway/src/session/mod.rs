@@ -117,7 +117,7 @@ pub(crate) struct Rare {
     /// Subscriptions that are not in a lane yet.
     pub(crate) unsettled: Vec<Unsettled>,
     /// An event stream of several channels: in the order of its URL, where it was last in each.
-    pub(crate) places: Box<[Place]>,
+    pub(crate) places: Box<[LastPosition]>,
     pub(crate) publisher: Option<Box<Publisher>>,
     /// What its compressed messages inflated to.
     pub(crate) inflated_bytes: Budget,
@@ -131,7 +131,7 @@ pub(crate) struct Rare {
 
 /// Where an event stream is in one of its channels: 24 bytes, where an `Option` of the position would make 32.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Place {
+pub(crate) struct LastPosition {
     key: ChannelKey,
     is_known: bool,
     position: Position,
@@ -256,7 +256,7 @@ impl Open {
     }
 }
 
-impl Place {
+impl LastPosition {
     pub(crate) fn new(key: ChannelKey, position: Option<Position>) -> Self {
         let unknown = Position { epoch: Epoch(0), offset: 0 };
         Self { key, is_known: position.is_some(), position: position.unwrap_or(unknown) }
@@ -271,9 +271,9 @@ impl Rare {
     /// Notes a channel's new position; the id that an event has then. `None` when no channel has a position.
     pub(crate) fn advance(&mut self, key: ChannelKey, position: Option<Position>) -> Option<String> {
         for place in self.places.iter_mut().filter(|place| place.key == key) {
-            *place = Place::new(key, position.or(place.position()));
+            *place = LastPosition::new(key, position.or(place.position()));
         }
-        sse::join_id(self.places.iter().map(Place::position))
+        sse::join_id(self.places.iter().map(LastPosition::position))
     }
 
     fn is_empty(&self) -> bool {
@@ -359,6 +359,6 @@ mod tests {
         assert!(size_of::<Session>() <= 72, "{}", size_of::<Session>());
         // A size of the allocator.
         assert!(size_of::<Rare>() <= 96, "{}", size_of::<Rare>());
-        assert_eq!(size_of::<Place>(), 24);
+        assert_eq!(size_of::<LastPosition>(), 24);
     }
 }

@@ -20,6 +20,7 @@ use crate::{
     app::webhooks::Event,
     hub::ChannelKey,
     node::roster::{List, ListForm},
+    problem::log_refusal,
     session::{Ctx, Open, Session, release_empty, subscribing::Attempt},
     subscription::Want,
 };
@@ -314,6 +315,7 @@ impl Ctx<'_> {
     pub(super) fn deny(&mut self, name: &str, kind: ErrorKind, text: &str) {
         let name = shown(name);
         self.core.metrics.subscriptions_refused.add(kind.into(), 1);
+        log_refusal(name, &text);
         self.tell(|out| {
             server::subscription_error(name, SubscriptionError { kind, message: text }, out);
         });
