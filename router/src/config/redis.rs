@@ -49,8 +49,6 @@ impl Redis {
                 certificate: None,
             },
             prefix: self.prefix.0.clone(),
-            // A router has nobody to tell what comes of it.
-            removes_instances: false,
             ..RedisOptions::new(url, "router")
         })
     }
