@@ -12,7 +12,7 @@ use crate::{autobahn, charts, prepare};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Also the Autobahn suite (517 cases)
+    /// Also the Autobahn suite (517 cases), and tests named `long`
     #[arg(long)]
     all: bool,
     /// Only these steps and what they need
@@ -178,6 +178,9 @@ fn tests(workspace: &Workspace, options: &Options, packages: &[&str], targets: &
     let mut command = cargo(&workspace.root);
     if succeeds(cargo(&workspace.root).args(["nextest", "--version"])) {
         command.args(["nextest", "run", "--locked", "--no-tests", "warn"]);
+        if options.all {
+            command.arg("--ignore-default-filter");
+        }
     } else {
         command.args(["test", "--locked", "--no-fail-fast"]);
     }
