@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tidegate_testkit::{Closed, Gateway, Received, WsClient, eventually};
+use tidegate_testkit::{Closed, Gateway, Received, WsClient, eventually, eventually_some};
 
 use crate::site::TOKEN;
 
@@ -32,7 +32,11 @@ impl Room {
     #[track_caller]
     pub(crate) fn join(&mut self, gateways: &[Gateway], at: usize) {
         let path = format!("/ws?channel={CHANNEL}&envelope=json&token={TOKEN}");
-        self.members.push((at, WsClient::connect(gateways[at].public(), &path)));
+        // The server that its channel lives on may be on the way up.
+        let member = eventually_some("a member comes in", RIGHT_WITHIN, || {
+            WsClient::try_connect(gateways[at].public(), &path, &[]).ok()
+        });
+        self.members.push((at, member));
     }
 
     /// The first one goes, without a word.

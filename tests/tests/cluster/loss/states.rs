@@ -84,7 +84,7 @@ fn out_of_memory(history: bool, manner: Manner) {
 
 /// A snapshot cannot be written, since its name is that of a folder: Redis answers writes with MISCONF.
 fn snapshots_fail(history: bool, manner: Manner) {
-    let redis = durable().option("save", "3600 1").start();
+    let redis = durable().option("save", "3600 1").option("enable-protected-configs", "yes").start();
     let mut site = Site::start(&redis.url(), GATEWAYS);
     Trial::of_redis("snapshots fail (MISCONF)", history, manner).run(&mut site, |site, progress| {
         progress.eventually(30);
