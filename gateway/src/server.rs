@@ -8,7 +8,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize},
+        atomic::{AtomicBool, AtomicU64},
     },
     thread,
     time::{Duration, Instant},
@@ -46,7 +46,7 @@ use crate::{
     node::shards::{Order, ShardPort},
     node::{Node, Relay},
     protocols::{self, FORMS, PROTOCOLS},
-    session::core::Shared,
+    session::core::{Core, Shared},
     shard::ShardDriver,
 };
 
@@ -283,7 +283,6 @@ impl Parts {
             runtime: runtime.handle().clone(),
             http: Arc::new(http),
             started,
-            legacy_bytes: AtomicUsize::new(0),
             life: new_life().map_err(system("the random source"))?,
         });
         let doorkeeper = Doorkeeper { front, metrics, dealer, edge, strangers: Seldom::default() };
@@ -303,7 +302,7 @@ impl Parts {
     ) -> Result<thread::JoinHandle<()>, StartError> {
         let interests = Arc::clone(&self.relay.interests);
         let hub = Hub::new(index, interests, Arc::clone(self.shared.node.backplane()), FORMS);
-        let driver = ShardDriver::new(
+        let core = Core::new(
             index,
             Arc::clone(&self.shared),
             hub,
@@ -311,6 +310,7 @@ impl Parts {
             self.shared.metrics.shard(),
             Arc::clone(&self.doorkeeper.dealer.door(index).connections),
         );
+        let driver = ShardDriver::new(core);
         let runtime = self.shared.runtime.clone();
         let (node, dealer) = (Arc::clone(&self.shared.node), Arc::clone(&self.doorkeeper.dealer));
         thread::Builder::new()
@@ -341,7 +341,7 @@ async fn housekeeping(node: Arc<Node>, carrier: Carrier) {
     loop {
         every.tick().await;
         carrier.sweep();
-        node.note_interests();
+        node.note_bounds();
         node.rosters().sweep();
         // A server that is away is away for many rounds: said once.
         let announced = node.backplane().announce(node.record()).await;

@@ -300,6 +300,15 @@ impl Config {
                 "limits.message_bytes",
                 "the rate must admit one whole message",
             ),
+            () if limits.messages_per_second > 0
+                && limits.publishes_per_second > limits.messages_per_second =>
+            {
+                (
+                    "limits.publishes_per_second",
+                    "limits.messages_per_second",
+                    "a publication of a client is a message",
+                )
+            }
             () => return Ok(()),
         };
         Err(ConfigError::Contradiction { key: key.into(), other: other.into(), rule })

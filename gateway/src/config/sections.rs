@@ -40,14 +40,16 @@ section! {
         body_bytes: ByteSize = ByteSize::mib(1);
         /// Channels that one connection may be subscribed to.
         subscriptions: u32 = 100;
-        /// The same for a raw WebSocket or event stream without a token or key. A channel that nobody else is in costs
-        /// about 1.8 KiB here and 1 KiB in Redis with a name of 200 bytes: 20 are 55 KiB.
+        /// The same for a raw WebSocket or event stream without a token or key, and for a client of Pusher Channels while
+        /// its app's server has signed neither a user nor a channel for it. A channel that nobody else is in costs about
+        /// 1.8 KiB here and 1 KiB in Redis with a name of 200 bytes: 20 are 55 KiB.
         anonymous_subscriptions: u32 = 20;
         /// Channels of this node that have a subscriber. Subscriptions to more are refused with 503. At 1.8 KiB, 500,000
         /// take 0.9 GiB. 0: no limit.
         channels: u32 = 500_000;
-        /// Subscriptions that one open connection may ask for per second, with `subscriptions` at once. Each costs up to
-        /// 30 commands of Redis with its end: 10 are 300 a second. More are refused and told. 0: no limit.
+        /// Subscriptions that one open connection may ask for per second, with as many at once, or `subscriptions` where
+        /// that is more. Each costs up to 30 commands of Redis with its end: 10 are 300 a second. More are refused and
+        /// told. 0: no limit.
         subscribes_per_second: u32 = 10;
         /// Messages that one connection may send per second, with one second's worth at once: publications, commands,
         /// pings, refused and malformed ones. More are not refused: they wait, unread. 0: no limit.
@@ -66,9 +68,10 @@ section! {
         /// Bytes that may wait for one connection that reads too slowly, before its namespace's `slow_reader`
         /// policy applies. At 1 MiB, 1000 stuck readers hold at most 1 GiB.
         send_queue_bytes: ByteSize = ByteSize::mib(1);
-        /// Bytes that clients had sent before they left and that wait to be published, in the whole node. It
-        /// fills only while publishes wait for a backplane or for room. What is more is dropped, counted as
-        /// `publish_failed`.
+        /// Bytes that clients had sent before they left and that wait to be published or are under way, in the whole
+        /// node. It fills only while publishes wait for a backplane or for room. What waits beyond it is dropped, counted
+        /// as `publish_failed`. What is under way to Redis is bounded there, by 16 MiB of commands for each server, which
+        /// are held three times over until they are written.
         left_behind_bytes: ByteSize = ByteSize::mib(8);
         /// Bytes of history that may be read at once for clients that recover, in pages of 64 KiB; when it is used up,
         /// reads wait their turn. What was read and written counts in `send_queue_bytes` of its connection.
@@ -99,7 +102,10 @@ impl Limits {
     }
 
     pub(crate) fn subscribes(&self) -> Rate {
-        Rate { per_second: self.subscribes_per_second, at_once: self.subscriptions }
+        Rate {
+            per_second: self.subscribes_per_second,
+            at_once: self.subscriptions.max(self.subscribes_per_second),
+        }
     }
 }
 

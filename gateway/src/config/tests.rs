@@ -433,6 +433,10 @@ fn settings_that_do_not_fit_together() {
             "`limits.publish_bytes_per_second` and `limits.message_bytes` do not fit together: the rate must admit one whole message",
         ),
         (
+            "[limits]\npublishes_per_second = 300",
+            "`limits.publishes_per_second` and `limits.messages_per_second` do not fit together: a publication of a client is a message",
+        ),
+        (
             "[apps.a]\nkey = 'k'\nsecret = 's'\nlimits.event_bytes = '2MiB'",
             "`apps.a.limits.event_bytes` and `limits.publish_bytes` do not fit together: an event is a publication",
         ),

@@ -21,7 +21,7 @@ const BACKPLANE_RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Why a request was refused.
 #[derive(Debug, thiserror::Error)]
-pub enum ApiError {
+pub(crate) enum ApiError {
     #[error("{reason}")]
     InvalidJson { reason: Box<str>, at: Place },
     #[error(transparent)]
@@ -54,8 +54,6 @@ pub enum ApiError {
     TooManyPublications { number: usize, max: usize },
     #[error("this path takes application/json")]
     UnsupportedMediaType,
-    #[error("too many requests")]
-    RateLimited { retry_after: Duration },
     #[error("this node has more publications under way than it takes")]
     Overloaded { retry_after: Duration },
     #[error(transparent)]
@@ -64,14 +62,14 @@ pub enum ApiError {
 
 /// Which part of the request held the parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ParameterPlace {
+pub(crate) enum ParameterPlace {
     Query,
     Header,
 }
 
 /// What is wrong with a query parameter or header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum ParameterFault {
+pub(crate) enum ParameterFault {
     #[error("not a parameter of this path")]
     Unknown,
     #[error("given more than once")]
@@ -101,7 +99,7 @@ impl std::fmt::Display for ParameterPlace {
 
 impl ApiError {
     /// The HTTP status code.
-    pub fn status(&self) -> StatusCode {
+    pub(crate) fn status(&self) -> StatusCode {
         match self {
             Self::InvalidJson { .. }
             | Self::InvalidChannel(_)
@@ -116,13 +114,12 @@ impl ApiError {
             Self::BodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
             Self::BodyTooLarge { .. } | Self::PayloadTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::RateLimited { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::Overloaded { .. } | Self::Backplane(_) => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
     /// Last part of the problem type, and the title that belongs to it.
-    pub fn kind(&self) -> (&'static str, &'static str) {
+    pub(crate) fn kind(&self) -> (&'static str, &'static str) {
         match self {
             Self::InvalidJson { .. } => ("invalid-json", "The JSON body is not what this path takes"),
             Self::InvalidChannel(_) => ("invalid-channel", "Not a channel name"),
@@ -146,7 +143,6 @@ impl ApiError {
                 ("too-many-publications", "Too many publications in one request")
             }
             Self::UnsupportedMediaType => ("unsupported-media-type", "Unsupported media type"),
-            Self::RateLimited { .. } => ("rate-limited", "Too many requests"),
             Self::Overloaded { .. } => ("overloaded", "The node is overloaded"),
             Self::Backplane(BackplaneError::Unavailable(_)) => {
                 ("backplane-unavailable", "The backplane is out of reach")
@@ -162,9 +158,9 @@ impl ApiError {
     }
 
     /// How long the client should wait, where waiting helps.
-    pub fn retry_after(&self) -> Option<Duration> {
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::RateLimited { retry_after } | Self::Overloaded { retry_after } => Some(*retry_after),
+            Self::Overloaded { retry_after } => Some(*retry_after),
             Self::Backplane(
                 BackplaneError::Unavailable(_)
                 | BackplaneError::Overloaded(_)
@@ -175,7 +171,7 @@ impl ApiError {
     }
 
     /// The problem document.
-    pub fn problem(&self) -> Problem {
+    pub(crate) fn problem(&self) -> Problem {
         let (name, title) = self.kind();
         let at = match self {
             Self::InvalidJson { at, .. } => Some(at.clone()),

@@ -18,13 +18,13 @@ use super::{ApiError, HttpState, access, public_router, rest::publish};
 /// The router matches the path, copies its parameters and boxes the handler's future and both bodies. A publish
 /// needs none of it, and it is the request whose number per second counts.
 #[derive(Debug, Clone)]
-pub struct PublicService {
+pub(crate) struct PublicService {
     state: HttpState,
     router: Router,
 }
 
 impl PublicService {
-    pub fn new(state: HttpState) -> Self {
+    pub(crate) fn new(state: HttpState) -> Self {
         let router = public_router(Arc::clone(&state));
         Self { state, router }
     }
@@ -35,7 +35,7 @@ impl PublicService {
     }
 
     /// Answers one request. Never fails: what goes wrong is a problem document.
-    pub async fn call<B>(&self, request: Request<B>) -> Response
+    pub(crate) async fn call<B>(&self, request: Request<B>) -> Response
     where
         B: hyper::body::Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<axum::BoxError>,

@@ -16,10 +16,11 @@ pub(crate) mod budget;
 pub(crate) mod core;
 pub(crate) mod ctx;
 pub(crate) mod fanout;
+mod fresh;
 pub(crate) mod hand_off;
-pub(crate) mod ids;
 pub(crate) mod leaving;
 pub(crate) mod opening;
+mod presence;
 pub(crate) mod protocol;
 pub(crate) mod publishing;
 pub(crate) mod refusal;
@@ -29,11 +30,10 @@ pub(crate) mod subscribing;
 
 use std::{any::Any, sync::Arc, time::Duration};
 
-use futures_util::future::{BoxFuture, Shared};
 use tidegate_backplane::Position;
 use tidegate_ops::{budget::Budget, edge::Preamble};
 use tidegate_reactor::Tick;
-use tidegate_wire::decoder::Decoder;
+use tidegate_wire::{decoder::Decoder, sse};
 
 use crate::{
     admission::{AddressKey, Over},
@@ -44,6 +44,7 @@ use crate::{
 use budget::{Budgets, Rates};
 pub(crate) use ctx::Ctx;
 use opening::Opening;
+use presence::Present;
 use protocol::{ProtocolId, ProtocolState};
 use publishing::Publisher;
 pub(crate) use socket_id::SocketIds;
@@ -127,10 +128,6 @@ pub(crate) struct Rare {
     /// What its protocol keeps of it.
     pub(crate) state: Option<Box<dyn ProtocolState>>,
 }
-
-/// Whether a connection's presence entries were written, or failed to be. To leave a channel has to wait for that: a
-/// backplane far away may otherwise carry out the two in the wrong order, and the entry would stay.
-pub(crate) type Present = Shared<BoxFuture<'static, ()>>;
 
 impl Session {
     pub(crate) fn new(address: AddressKey, accepted_ms: u32, over: Option<Over>, preamble: Preamble) -> Self {
@@ -256,7 +253,7 @@ impl Rare {
         for (_, known) in self.positions.iter_mut().filter(|(own, _)| *own == key) {
             *known = position.or(*known);
         }
-        ids::event_id(self.positions.iter().map(|(_, position)| *position))
+        sse::join_id(self.positions.iter().map(|(_, position)| *position))
     }
 
     fn is_empty(&self) -> bool {

@@ -1,11 +1,7 @@
 //! The gateway's side of a shard: what its reactor tells it goes to the session's phase, what other threads ask
 //! goes to the session or the hub.
 
-use std::{
-    io,
-    sync::{Arc, atomic::AtomicU64},
-    time::Duration,
-};
+use std::{io, time::Duration};
 
 use tidegate_backplane::GapReason;
 use tidegate_ops::{
@@ -16,12 +12,11 @@ use tidegate_reactor::{Closed, ConnectionId, Connections, Counters, Driver, Tick
 use tidegate_wire::deflate::Inflater;
 
 use crate::{
-    hub::Hub,
-    metrics::{DisconnectReason, DropReason, HandshakeResult, ShardMetrics},
+    metrics::{DisconnectReason, DropReason, HandshakeResult},
     node::shards::Order,
     session::{
         Ctx, Phase, Session,
-        core::{Command, Core, ShardMailbox, Shared},
+        core::{Command, Core},
         leaving::Leave,
         protocol::Transport,
     },
@@ -41,17 +36,10 @@ pub(crate) struct ShardDriver {
 }
 
 impl ShardDriver {
-    pub(crate) fn new(
-        shard: usize,
-        shared: Arc<Shared>,
-        hub: Hub,
-        mailbox: ShardMailbox,
-        metrics: Arc<ShardMetrics>,
-        connections_dealt: Arc<AtomicU64>,
-    ) -> Self {
+    pub(crate) fn new(core: Core) -> Self {
         Self {
             inflater: Inflater::new(),
-            core: Core::new(shard, shared, hub, mailbox, metrics, connections_dealt),
+            core,
             drain: None,
             gap_closes: None,
             exported: Counters::default(),

@@ -200,7 +200,6 @@ fn every_problem_type_is_in_the_list_of_errors() {
         ApiError::NotFound,
         ApiError::MethodNotAllowed,
         ApiError::OriginRefused,
-        ApiError::RateLimited { retry_after: std::time::Duration::from_secs(1) },
         ApiError::Backplane(tidegate_backplane::BackplaneError::Refused("no".into())),
     ];
     for error in openapi::samples().into_iter().chain(beside) {

@@ -19,9 +19,8 @@ use crate::{
     app::apps::App,
     app::webhooks::Event,
     hub::ChannelKey,
-    metrics::Budgeted,
     node::roster::{List, ListForm},
-    session::{Ctx, Session, subscribing::Attempt},
+    session::{Ctx, Open, Session, subscribing::Attempt},
     subscription::Want,
 };
 
@@ -53,6 +52,8 @@ pub(super) enum EntranceError {
     Channel(#[from] ChannelError),
     #[error("this connection has {max} subscriptions, more are not allowed")]
     TooMany { max: usize },
+    #[error("a connection without a user or a signed channel has at most {max} subscriptions")]
+    TooManyAnonymous { max: usize },
     #[error("subscribing faster than allowed: {per_second} a second")]
     TooFast { per_second: u32 },
     #[error("this node has subscribers in as many channels as it is configured for")]
@@ -76,6 +77,7 @@ impl EntranceError {
         match self {
             Self::Name(_) | Self::Channel(_) | Self::NoMember | Self::Member(_) => ErrorKind::Request,
             Self::TooMany { .. }
+            | Self::TooManyAnonymous { .. }
             | Self::TooFast { .. }
             | Self::NodeFull
             | Self::Census(AttendError::Full { .. }) => ErrorKind::Limit,
@@ -97,10 +99,6 @@ impl Ctx<'_> {
 
     /// Refused subscriptions count, too: what they cost is the check.
     fn spend_subscribe(&mut self) -> Result<(), EntranceError> {
-        if !self.core.has_room_for_channels() {
-            self.core.metrics.budgets_spent.add(Budgeted::Channels, 1);
-            return Err(EntranceError::NodeFull);
-        }
         self.take_subscribe().map_err(|rate| EntranceError::TooFast { per_second: rate.per_second })
     }
 
@@ -117,7 +115,8 @@ impl Ctx<'_> {
     ) -> Result<(Channel, Kind), EntranceError> {
         let name = &*subscribe.channel;
         let kind = check_name(name, app.limits.channel_name_bytes as usize)?;
-        let max = self.core.shared.node.config().limits.subscriptions as usize;
+        let limits = &self.core.shared.node.config().limits;
+        let max = limits.subscriptions as usize;
         let Some(open) = self.connections.get(self.id).and_then(Session::open) else {
             return Err(EntranceError::TooMany { max });
         };
@@ -125,6 +124,10 @@ impl Ctx<'_> {
         // The watchlist has a limit of its own.
         if open.subscription_count().saturating_sub(watched) >= max {
             return Err(EntranceError::TooMany { max });
+        }
+        let anonymous_max = limits.anonymous_subscriptions as usize;
+        if open.subscription_count() >= anonymous_max && !matches!(action, Action::VerifyThenEnter) {
+            self.check_vouched(open, anonymous_max)?;
         }
         let channel_data = subscribe.channel_data.as_deref();
         match action {
@@ -164,7 +167,23 @@ impl Ctx<'_> {
             }
             _ => Kind::Plain,
         };
-        Ok((app.channel(name)?, kind))
+        let channel = app.channel(name)?;
+        match self.core.has_room_for(std::slice::from_ref(&channel)) {
+            true => Ok((channel, kind)),
+            false => Err(EntranceError::NodeFull),
+        }
+    }
+
+    /// A client is anonymous as long as its app's server has signed nothing for it: no user, no channel.
+    fn check_vouched(&self, open: &Open, max: usize) -> Result<(), EntranceError> {
+        let hub = &self.core.hub;
+        let is_signed_in = open.pusher().is_some_and(|pusher| pusher.user.is_some());
+        let keys = open.subscriptions.as_slice().iter().map(|&own| hub.channel_of(own));
+        let mut kinds = keys.chain(open.under_way_keys()).map(|key| ChannelKind::of(hub.channel(key).name()));
+        match is_signed_in || kinds.any(|kind| kind.access != Access::Public) {
+            true => Ok(()),
+            false => Err(EntranceError::TooManyAnonymous { max }),
+        }
     }
 
     fn enter(&mut self, app: &App, channel: &Channel, kind: Kind) {

@@ -160,6 +160,10 @@ impl Rig {
         eventually(&format!("{expect:?} in {channel}"), DEADLINE, || self.attending(channel) == expect);
     }
 
+    pub(super) fn left_behind_bytes(&self) -> usize {
+        self.metrics.node.left_behind_bytes.load(Ordering::Relaxed)
+    }
+
     pub(super) fn subscribers(&self, channel: &str) -> u64 {
         self.node.subscribers(&Channel::new(channel).unwrap())
     }
