@@ -23,5 +23,6 @@ mod problem;
 pub mod proxy;
 pub mod server;
 mod stage;
+mod url_template;
 
 pub use chooser::{Candidates, Chooser, Claim, Node};

@@ -246,7 +246,6 @@ impl Core {
             lease,
             idempotency_window,
             replicas,
-            removes_instances,
             census_settle,
         } = options;
         // Without randomness, nothing after this works either; publishes say so.
@@ -267,15 +266,7 @@ impl Core {
         let subscribing: Arc<dyn Subscribing> = Arc::new(links.clone());
         let tallies = Arc::<Tallies>::default();
         let reader = Reader::new(commands.clone(), prefix.clone(), tallies.clone());
-        let registry = Registry::new(
-            vital.clone(),
-            prefix.clone(),
-            &node,
-            life,
-            lease,
-            removes_instances,
-            tallies.clone(),
-        );
+        let registry = Registry::new(vital.clone(), prefix.clone(), &node, life, lease, tallies.clone());
         let registry = Arc::new(registry);
         let subscriptions =
             Subscriptions::start(prefix.clone(), subscribing.clone(), reader.clone(), sink.clone());

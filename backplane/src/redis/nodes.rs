@@ -32,8 +32,6 @@ pub(crate) struct Registry {
     /// `NODE.LIFE.`, what the names of this process's instances begin with.
     own: Box<str>,
     life: u64,
-    /// Whether this process removes what dead instances left.
-    removes: bool,
     state: Mutex<State>,
     tallies: Arc<Tallies>,
 }
@@ -91,7 +89,6 @@ impl Registry {
         node: &str,
         life: u64,
         lease: Duration,
-        removes: bool,
         tallies: Arc<Tallies>,
     ) -> Self {
         let state = State {
@@ -104,7 +101,7 @@ impl Registry {
             owed: Owed::default(),
         };
         let own = format!("{node}.{life:016x}.").into();
-        Self { commands, prefix, lease, own, life, removes, state: Mutex::new(state), tallies }
+        Self { commands, prefix, lease, own, life, state: Mutex::new(state), tallies }
     }
 
     pub(crate) fn lease(&self) -> Duration {
@@ -208,10 +205,9 @@ impl Registry {
         let stored = record.map(encode).transpose()?.unwrap_or_default();
         let keys = [nodes.as_bytes(), instances.as_bytes()];
         let life = self.life.to_be_bytes();
-        let removes: &[u8] = if self.removes { b"1" } else { b"0" };
         let generation = scripts::random()?.to_be_bytes();
         let head = [lease.as_bytes(), instance.as_bytes(), name.as_bytes()];
-        let args = [head[0], head[1], head[2], &life, &stored, removes, &generation];
+        let args = [head[0], head[1], head[2], &life, &stored, &generation];
         scripts::ANNOUNCE.call(&*self.commands, NODES, &keys, &args).await
     }
 
@@ -319,6 +315,14 @@ fn encode(record: &NodeRecord) -> Result<Vec<u8>, BackplaneError> {
     let NodeRecord { name: _, address, zone, version, connections, capacity, draining } = record.clone();
     let stored = StoredRecord { address, zone, version, connections, capacity, draining };
     serde_json::to_vec(&stored).map_err(|error| BackplaneError::Refused(error.to_string().into()))
+}
+
+/// The record that is stored under a name, if its end counts.
+pub(crate) fn read(name: Vec<u8>, held: &[u8], counts: impl Fn(u64) -> bool) -> Option<NodeRecord> {
+    let (end, stored) = held.split_first_chunk()?;
+    let name = String::from_utf8(name).ok()?.into();
+    let record = decode(name, stored.get(8..)?).ok()?;
+    counts(u64::from_be_bytes(*end)).then_some(record)
 }
 
 fn decode(name: Box<str>, bytes: &[u8]) -> serde_json::Result<NodeRecord> {

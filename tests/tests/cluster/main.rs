@@ -15,5 +15,6 @@ mod loss;
 mod node_death;
 mod publishers;
 mod resubscription;
+mod room;
 mod secured;
 mod site;
