@@ -109,6 +109,7 @@ pub async fn run(subject: &dyn Subject) {
     a_node_that_vanishes_takes_its_presence_with_it(subject).await;
     control_reaches_all_nodes(subject).await;
     a_record_is_read_by_all_nodes(subject).await;
+    reports_are_read_by_all_nodes(subject).await;
 
     the_census_tells_each_user_once(subject).await;
     a_return_is_no_transition(subject).await;

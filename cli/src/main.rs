@@ -2,10 +2,13 @@
 
 mod args;
 mod check;
+mod top;
 
 use std::{io::Write as _, path::Path, process::ExitCode};
 
-use args::{Args, CheckArgs, Command, DoctorArgs, GatewayArgs, HealthcheckArgs, RouterArgs, StormArgs};
+use args::{
+    Args, CheckArgs, Command, DoctorArgs, GatewayArgs, HealthcheckArgs, RouterArgs, StormArgs, TopArgs,
+};
 use clap::Parser as _;
 use tidegate_bench::storm::{self, PublishLoad, StormOptions};
 use tidegate_doctor::{Assessment, Deployment, Machine, Node, Options, Report, Role, Target};
@@ -28,6 +31,7 @@ fn main() -> ExitCode {
         Command::Storm(args) => run_storm(&args),
         Command::Doctor(args) => doctor(args),
         Command::Check(args) => run_check(&args),
+        Command::Top(args) => run_top(&args),
         Command::Healthcheck(args) => healthcheck(&args),
     };
     match outcome {
@@ -76,7 +80,7 @@ fn gateway(args: GatewayArgs) -> Result<ExitCode, Failure> {
         let mut greeting = format!("listening public={scheme}://{public} internal=http://{internal}\n");
         if dev {
             greeting += &format!(
-                "\n  open     {scheme}://{public}/\n  publish  curl -H 'authorization: Bearer dev-key' -d 'hello' \
+                "\n  open     {scheme}://{public}/\n  console  {scheme}://{public}/console\n  publish  curl -H 'authorization: Bearer dev-key' -d 'hello' \
                  {scheme}://{public}/v1/channels/news/publish\n\n"
             );
         }
@@ -152,6 +156,11 @@ fn run_check(args: &CheckArgs) -> Result<ExitCode, Failure> {
     let received = check::run(args, api_key(args.api_key_file.as_deref(), "dev-key")?)
         .map_err(|error| Failure::run(&error))?;
     println!("{} delivered all of {received} messages", args.url);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_top(args: &TopArgs) -> Result<ExitCode, Failure> {
+    top::run(args).map_err(|error| Failure::run(&error))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -3,12 +3,13 @@
 //! [`Server`](server::Server) puts the parts together: `front` lets connections in, `session` speaks with them,
 //! `hub` keeps who is subscribed and fans out, `node` publishes and spreads, `http` serves REST and the internal
 //! port, `auth`, `apps` and `config` say who may do what, `webhooks` tell servers what
-//! happens, `metrics` counts, `drain` stops.
+//! happens, `metrics` counts, `console` shows the cluster to a person, `drain` stops.
 
 pub(crate) mod admission;
 pub mod app;
 pub mod auth;
 pub mod config;
+pub mod console;
 mod edge;
 pub mod event;
 pub mod http;

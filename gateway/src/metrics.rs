@@ -48,7 +48,17 @@ pub struct Metrics {
     shards: Mutex<Vec<Arc<ShardMetrics>>>,
     others: Mutex<Vec<Arc<dyn Collector>>>,
     bounds: Bounds,
-    load: Mutex<Load>,
+    /// Shares of the time since the last scrape, and since the last report to those who watch: neither shortens what
+    /// the other one measures.
+    scraped: Mutex<Load>,
+    watched: Mutex<Load>,
+}
+
+/// Who reads the metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reader {
+    Scrape,
+    Console,
 }
 
 /// What one shard counts. Only that shard writes it.
@@ -133,7 +143,8 @@ impl Metrics {
             shards: Mutex::default(),
             others: Mutex::default(),
             bounds,
-            load: Mutex::default(),
+            scraped: Mutex::default(),
+            watched: Mutex::default(),
         }
     }
 
@@ -150,24 +161,28 @@ impl Metrics {
     }
 
     /// All families in the OpenMetrics text format.
-    pub fn openmetrics(self: &Arc<Self>) -> String {
-        let ours: Arc<dyn Collector> = Arc::new(exposition::GatewayCollector(Arc::clone(self)));
+    pub fn openmetrics(self: &Arc<Self>, reader: Reader) -> String {
+        let ours: Arc<dyn Collector> = Arc::new(exposition::GatewayCollector(Arc::clone(self), reader));
         openmetrics(std::iter::once(ours).chain(lock(&self.others).iter().cloned()))
     }
 
     /// All families in the Prometheus text format 0.0.4.
     pub fn prometheus(self: &Arc<Self>) -> String {
-        to_prometheus(&self.openmetrics())
+        to_prometheus(&self.openmetrics(Reader::Scrape))
     }
 
     /// How much of each resource is in use, from 0 to 1; a resource that cannot be read is left out.
-    pub fn saturation(&self) -> Vec<(Resource, f64)> {
+    pub fn saturation(&self, reader: Reader) -> Vec<(Resource, f64)> {
         let shards = lock(&self.shards);
         let busy: Vec<Duration> =
             shards.iter().map(|shard| Duration::from_nanos(shard.busy_ns.get())).collect();
         drop(shards);
         let send_queue = self.node.send_queue_permille.get() as f64 / 1000.0;
-        lock(&self.load).read(&busy, Some(send_queue), &self.bounds)
+        let load = match reader {
+            Reader::Scrape => &self.scraped,
+            Reader::Console => &self.watched,
+        };
+        lock(load).read(&busy, Some(send_queue), &self.bounds)
     }
 }
 

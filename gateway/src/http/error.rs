@@ -40,6 +40,10 @@ pub enum ApiError {
     OriginRefused,
     #[error("there is nothing at this path")]
     NotFound,
+    #[error("no node has a connection of this name")]
+    NoConnection,
+    #[error("as many watch this node's console as it serves: close one, or open that of another node")]
+    TooManyWatchers,
     #[error("the channel's namespace keeps no presence")]
     PresenceOff,
     #[error("this path does not answer this method; the Allow header lists those it does")]
@@ -111,13 +115,15 @@ impl ApiError {
             | Self::TooManyPublications { .. } => StatusCode::BAD_REQUEST,
             Self::Key(error) => error.status(),
             Self::OriginRefused => StatusCode::FORBIDDEN,
-            Self::NotFound | Self::PresenceOff => StatusCode::NOT_FOUND,
+            Self::NotFound | Self::NoConnection | Self::PresenceOff => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
             Self::BodyTooLarge { .. } | Self::PayloadTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::RateLimited { .. } => StatusCode::TOO_MANY_REQUESTS,
-            Self::Overloaded { .. } | Self::Backplane(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Overloaded { .. } | Self::TooManyWatchers | Self::Backplane(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
         }
     }
 
@@ -137,6 +143,8 @@ impl ApiError {
             }
             Self::OriginRefused => ("origin-refused", "The origin is not allowed"),
             Self::NotFound => ("not-found", "Nothing here"),
+            Self::NoConnection => ("not-found", "Nothing here"),
+            Self::TooManyWatchers => ("overloaded", "The node is overloaded"),
             Self::PresenceOff => ("presence-off", "The channel keeps no presence"),
             Self::MethodNotAllowed => ("method-not-allowed", "Method not allowed here"),
             Self::BodyTimeout(_) => ("body-timeout", "The body took too long"),

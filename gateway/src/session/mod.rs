@@ -19,6 +19,7 @@ pub(crate) mod fanout;
 pub(crate) mod hand_off;
 pub(crate) mod ids;
 pub(crate) mod leaving;
+mod lookup;
 pub(crate) mod opening;
 pub(crate) mod protocol;
 pub(crate) mod publishing;
