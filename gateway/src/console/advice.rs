@@ -26,6 +26,9 @@ pub(super) fn advice(resource: &str) -> &'static str {
         Some(Resource::SendQueue) => {
             "Publishers wait for fan-out: publish less or smaller messages to the busiest channel, or add a node."
         }
+        Some(Resource::Recovery) => {
+            "Clients that come back wait to read history: spread reconnects, add a node, or raise limits.recovery_bytes."
+        }
         None => "See docs/runbook.md.",
     }
 }

@@ -18,7 +18,7 @@ use super::{
 
 /// What one node has seen of the cluster while somebody watched.
 #[derive(Debug)]
-pub struct Cluster {
+pub(super) struct Cluster {
     nodes: BTreeMap<Box<str>, Tracked>,
     taken_ms: u64,
     samples: VecDeque<Sample>,
@@ -76,12 +76,17 @@ impl Default for Cluster {
 
 impl Cluster {
     /// The points of the last 15 minutes, as far as somebody watched.
-    pub fn samples(&self) -> Vec<Sample> {
+    pub(super) fn samples(&self) -> Vec<Sample> {
         self.samples.iter().copied().collect()
     }
 
     /// What the registry has now, each with what it reported last, if that is not too long ago.
-    pub fn take(&mut self, now_ms: u64, served_by: &str, records: Vec<(NodeRecord, Option<Report>)>) -> View {
+    pub(super) fn take(
+        &mut self,
+        now_ms: u64,
+        served_by: &str,
+        records: Vec<(NodeRecord, Option<Report>)>,
+    ) -> View {
         if now_ms.saturating_sub(self.taken_ms) > REPORT_LEASE_MS {
             // Nobody watched: who has gone since may have drained.
             self.nodes.clear();

@@ -15,14 +15,11 @@ mod advice;
 mod cluster;
 mod ledger;
 mod percentiles;
-pub(crate) mod report;
+mod report;
 pub(crate) mod reporter;
 pub mod view;
 pub(crate) mod watch;
 
-pub use cluster::Cluster;
-pub use report::Report;
-pub use view::View;
 pub(crate) use watch::Console;
 
 #[cfg(test)]

@@ -13,45 +13,45 @@ use crate::node::shards::ConnectionState;
 /// A node's report.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Report {
+pub(super) struct Report {
     /// Since the process began: the clock of its rates, and, where it goes back, another process.
-    pub uptime_ms: u64,
+    pub(super) uptime_ms: u64,
     /// Why the node is not ready.
-    pub reasons: Vec<String>,
+    pub(super) reasons: Vec<String>,
     /// What does not work though the node is ready.
-    pub missing: Vec<String>,
+    pub(super) missing: Vec<String>,
     /// By name and labels, as `disconnects_total{reason="drain"}`.
-    pub metrics: BTreeMap<String, f64>,
+    pub(super) metrics: BTreeMap<String, f64>,
     /// `None` where nothing is between the nodes.
-    pub redis: Option<RedisState>,
+    pub(super) redis: Option<RedisState>,
     /// Those with the most subscribers, and those with the most deliveries, on this node.
-    pub channels: Vec<ChannelState>,
+    pub(super) channels: Vec<ChannelState>,
     /// Connections that were asked for and are here. No view has them.
-    pub connections: Vec<ConnectionState>,
+    pub(super) connections: Vec<ConnectionState>,
 }
 
 /// The servers that carry publications, as one node sees them.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct RedisState {
-    pub servers: u64,
-    pub connected: u64,
+pub(super) struct RedisState {
+    pub(super) servers: u64,
+    pub(super) connected: u64,
     /// The largest, from publishing to receiving.
-    pub lag_s: Option<f64>,
+    pub(super) lag_s: Option<f64>,
     /// Commands that wait for answers.
-    pub waiting: f64,
+    pub(super) waiting: f64,
 }
 
 /// A channel on one node.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct ChannelState {
+pub(super) struct ChannelState {
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub app: Option<String>,
-    pub name: String,
-    pub subscribers: u64,
+    pub(super) app: Option<String>,
+    pub(super) name: String,
+    pub(super) subscribers: u64,
     /// A second; estimated where there are many.
-    pub publications: f64,
+    pub(super) publications: f64,
 }
 
 /// Families that are reported, as they are scraped.
@@ -90,7 +90,7 @@ const SENTENCE_CHARACTERS_MAX: usize = 300;
 
 impl Report {
     /// Takes what is reported out of an exposition.
-    pub(crate) fn of_exposition(openmetrics: &str) -> Self {
+    pub(super) fn of_exposition(openmetrics: &str) -> Self {
         let samples = openmetrics.lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
             let (series, value) = line.strip_prefix("tidegate_")?.rsplit_once(' ')?;
             Some((series, value.parse::<f64>().ok()?))
@@ -121,7 +121,7 @@ impl Report {
     }
 
     /// As it is kept, within its bound: what is longest and least needed goes first.
-    pub(crate) fn encode(mut self) -> String {
+    pub(super) fn encode(mut self) -> String {
         for sentences in [&mut self.reasons, &mut self.missing] {
             sentences.truncate(8);
             for sentence in sentences {
@@ -142,23 +142,23 @@ impl Report {
         }
     }
 
-    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         (bytes.len() <= REPORT_BYTES_MAX).then(|| serde_json::from_slice(bytes).ok())?
     }
 
     /// A metric without labels, or 0.
-    pub(crate) fn metric(&self, name: &str) -> f64 {
+    pub(super) fn metric(&self, name: &str) -> f64 {
         self.metrics.get(name).copied().unwrap_or(0.0)
     }
 
     /// The samples of a family with one label: the label's value, and the sample's.
-    pub(crate) fn family<'r>(&'r self, family: &'r str) -> impl Iterator<Item = (&'r str, f64)> {
+    pub(super) fn family<'r>(&'r self, family: &'r str) -> impl Iterator<Item = (&'r str, f64)> {
         of_family(&self.metrics, family)
     }
 }
 
 /// The samples of a family with one label: the label's value, and the sample's.
-pub(crate) fn of_family<'m>(
+pub(super) fn of_family<'m>(
     metrics: &'m BTreeMap<String, f64>,
     family: &'m str,
 ) -> impl Iterator<Item = (&'m str, f64)> {

@@ -5,9 +5,9 @@
 use tidegate_backplane::{NodeRecord, REPORT_BYTES_MAX};
 
 use super::{
-    Cluster, Report, View,
-    report::ChannelState,
-    view::{NodeState, State},
+    cluster::Cluster,
+    report::{ChannelState, Report},
+    view::{NodeState, State, View},
 };
 
 fn record(name: &str, connections: u64) -> NodeRecord {

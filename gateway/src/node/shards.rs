@@ -34,33 +34,33 @@ pub(crate) struct Inquiry {
 
 /// One connection, for a person who asked for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ConnectionState {
+pub(crate) struct ConnectionState {
     /// As presence names it.
-    pub name: String,
-    pub node: String,
+    pub(crate) name: String,
+    pub(crate) node: String,
     /// `opening`, `open` or `leaving`.
-    pub phase: String,
+    pub(crate) phase: String,
     /// What it speaks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub protocol: Option<String>,
+    pub(crate) protocol: Option<String>,
     /// Who, as the token says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub user: Option<String>,
+    pub(crate) user: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub app: Option<String>,
+    pub(crate) app: Option<String>,
     /// The other end of its socket: the client, or a proxy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub peer: Option<String>,
-    pub connected_s: u64,
+    pub(crate) peer: Option<String>,
+    pub(crate) connected_s: u64,
     /// Since something was last heard of it.
-    pub quiet_s: u64,
+    pub(crate) quiet_s: u64,
     /// A ping waits for its pong.
-    pub is_pinged: bool,
+    pub(crate) is_pinged: bool,
     /// Of its subscriptions, the first [`CHANNELS_TOLD`].
-    pub channels: Vec<String>,
-    pub subscriptions: u64,
+    pub(crate) channels: Vec<String>,
+    pub(crate) subscriptions: u64,
     /// What waits for its socket.
-    pub queued_bytes: u64,
+    pub(crate) queued_bytes: u64,
 }
 
 /// Channels that are told of a connection.
