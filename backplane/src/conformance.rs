@@ -123,6 +123,7 @@ async fn work(subject: &dyn Subject) {
     presence_is_of_all_nodes(subject).await;
     control_reaches_all_nodes(subject).await;
     a_record_is_read_by_all_nodes(subject).await;
+    reports_are_read_by_all_nodes(subject).await;
 
     a_full_channel_refuses_new_users(subject).await;
     census_channels_are_listed_by_app(subject).await;

@@ -126,6 +126,12 @@ pub trait Backplane: Send + Sync + 'static {
     /// The nodes of the cluster, in order of their names.
     fn nodes(&self) -> BoxFuture<'_, Result<Vec<NodeRecord>, BackplaneError>>;
 
+    /// Keeps what this node says to those who watch, at most [`REPORT_BYTES_MAX`], for [`REPORT_LEASE`].
+    fn report(&self, node: &str, report: String) -> BoxFuture<'_, Result<(), BackplaneError>>;
+
+    /// What these nodes said last to those who watch; `None` where that is longer ago than [`REPORT_LEASE`].
+    fn reports(&self, nodes: &[Box<str>]) -> BoxFuture<'_, Result<Vec<Option<Vec<u8>>>, BackplaneError>>;
+
     /// Hands an order to the sink of every node, this one included.
     fn control(&self, control: Control) -> BoxFuture<'_, Result<(), BackplaneError>>;
 

@@ -470,6 +470,15 @@ impl Backplane for MemoryBackplane {
         ready(Ok(self.nodes.list(self.options.clock.now()))).boxed()
     }
 
+    fn report(&self, node: &str, report: String) -> BoxFuture<'_, Result<(), BackplaneError>> {
+        self.nodes.report(node, report, self.options.clock.now());
+        ready(Ok(())).boxed()
+    }
+
+    fn reports(&self, nodes: &[Box<str>]) -> BoxFuture<'_, Result<Vec<Option<Vec<u8>>>, BackplaneError>> {
+        ready(Ok(self.nodes.reports(nodes, self.options.clock.now()))).boxed()
+    }
+
     fn control(&self, control: Control) -> BoxFuture<'_, Result<(), BackplaneError>> {
         self.sink.control(control);
         ready(Ok(())).boxed()

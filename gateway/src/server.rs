@@ -35,6 +35,7 @@ use crate::{
     app::webhooks::{TransitionHooks, Webhooks},
     auth::{ApiKeys, Authenticator, Origins},
     config::{Config, ConfigError},
+    console::{Console, reporter},
     edge::door::{Dealer, Doorkeeper, ShardDoor},
     http::{
         HttpContext, PublicService, internal_router,
@@ -141,6 +142,7 @@ impl Server {
         let shards = parts.start_shards(self.public)?;
         let node = Arc::clone(&parts.shared.node);
         runtime.spawn(housekeeping(Arc::clone(&node), parts.carrier.clone()));
+        runtime.spawn(reporter::run(Arc::clone(&node), Arc::clone(&parts.shared.metrics)));
         let authenticator = Arc::clone(&parts.shared.authenticator);
         runtime.spawn(async move { authenticator.keep_fresh().await });
         let relay = Arc::clone(&parts.relay);
@@ -235,6 +237,8 @@ impl Parts {
             })
             .collect();
         let dealer = Arc::new(Dealer::new(doors, started));
+        let stop_http = CancellationToken::new();
+        let console = Console::new(Arc::clone(&node), runtime.handle().clone(), stop_http.clone());
         let context = Arc::new(HttpContext {
             node: Arc::clone(&node),
             keys: Arc::new(ApiKeys::new(&config.auth.api_keys)?),
@@ -244,11 +248,11 @@ impl Parts {
                     .with_local_hosts_only(config.serves_this_machine_only()),
             ),
             metrics: Arc::clone(&metrics),
+            console: Arc::new(console),
             apis: protocols::APIS,
             is_shards: if config.dev { protocols::serve_dev } else { protocols::serve },
             dev: config.dev,
         });
-        let stop_http = CancellationToken::new();
         let http = HttpServer {
             service: PublicService::new(Arc::clone(&context)),
             front: Arc::clone(&front),

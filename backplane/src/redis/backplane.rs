@@ -207,6 +207,16 @@ impl Backplane for RedisBackplane {
         async move { Ok(self.core.round(None).await?.records) }.boxed()
     }
 
+    fn report(&self, node: &str, report: String) -> BoxFuture<'_, Result<(), BackplaneError>> {
+        let node: Box<str> = node.into();
+        async move { self.core.registry.report(&node, report).await }.boxed()
+    }
+
+    fn reports(&self, nodes: &[Box<str>]) -> BoxFuture<'_, Result<Vec<Option<Vec<u8>>>, BackplaneError>> {
+        let nodes = nodes.to_vec();
+        async move { self.core.registry.reports(&nodes).await }.boxed()
+    }
+
     fn control(&self, control: Control) -> BoxFuture<'_, Result<(), BackplaneError>> {
         async move { control::send(&*self.core.commands, &self.core.prefix, &control).await }.boxed()
     }

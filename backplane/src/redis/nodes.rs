@@ -23,7 +23,7 @@ use super::{
     names::{NODES, Prefix},
     scripts::{self, Answer},
 };
-use crate::{BackplaneError, NodeRecord};
+use crate::{BackplaneError, NodeRecord, REPORT_LEASE};
 
 pub(crate) struct Registry {
     commands: Arc<dyn Commands>,
@@ -187,6 +187,25 @@ impl Registry {
         let args = [name.as_bytes(), &self.life.to_be_bytes()];
         scripts::RETIRE.call(&*self.commands, NODES, &[nodes.as_bytes()], &args).await?;
         Ok(())
+    }
+
+    /// Keeps what a node says to those who watch.
+    pub(crate) async fn report(&self, node: &str, report: String) -> Result<(), BackplaneError> {
+        let mut command = redis::cmd("SET");
+        command.arg(self.prefix.report(node)).arg(report).arg("PX").arg(REPORT_LEASE.as_millis() as u64);
+        self.commands.call(NODES, command).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn reports(&self, nodes: &[Box<str>]) -> Result<Vec<Option<Vec<u8>>>, BackplaneError> {
+        if nodes.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut command = redis::cmd("MGET");
+        command.arg(nodes.iter().map(|node| self.prefix.report(node)).collect::<Vec<_>>());
+        let answer = self.commands.call(NODES, command).await?;
+        let not_ours = |_| BackplaneError::Refused("the keys of reports hold something else".into());
+        redis::FromRedisValue::from_redis_value(answer).map_err(not_ours)
     }
 
     /// Forgets an instance after what it left was removed.

@@ -32,6 +32,7 @@ pub use apps::{
     AppEntry, AppLimits, AppProblem, AppTables, WebhookEntry, WebhookEvent, WebhookSending, WebhookUrl,
 };
 pub use auth::{Algorithm, ApiKeyEntry, AuthConfig, JwksUrl, JwtKey, KeyProblem, Scope};
+pub(crate) use origin::is_local_name;
 pub use origin::{OriginRule, Origins};
 pub use pattern::{PATTERN_BYTES_MAX, Pattern, PatternError};
 pub use redis::{BackplaneUrl, Redis, RedisAddress, RedisPrefix, Replicas};
@@ -63,6 +64,10 @@ section! {
         listen: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8000);
         /// Where operators and probes connect: metrics, health, drain. Not for the public.
         internal: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9000);
+        /// Names under which browsers open the console on the internal port, without a port. Addresses, names without
+        /// dots and names that the internet does not have (`.internal`, `.svc`, `.local`) need not be here; others are
+        /// refused, because a page on the internet could make its own name mean this machine.
+        internal_hosts: Vec<Box<str>> = Vec::new();
         /// Name of this node, unique in the cluster.
         node: Box<str> = node_default(), shown "host name and 6 random characters";
         /// `HOST:PORT` where clients and routers reach this node.

@@ -19,6 +19,7 @@ pub(crate) mod fanout;
 mod fresh;
 pub(crate) mod hand_off;
 pub(crate) mod leaving;
+mod lookup;
 pub(crate) mod opening;
 mod presence;
 pub(crate) mod protocol;

@@ -5,6 +5,7 @@
 mod away;
 mod bad_start;
 mod command;
+mod console;
 mod figures;
 mod fleet;
 mod foreign;
