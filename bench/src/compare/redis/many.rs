@@ -36,8 +36,15 @@ pub(super) fn run(places: &Places, sizes: &Sizes) -> Result<Vec<Reading>, Measur
             ("TIDEGATE__NAMESPACES__DEFAULT__HISTORY_SIZE", history),
             ("TIDEGATE__NAMESPACES__DEFAULT__HISTORY_AGE", if history == "0" { "0s" } else { "1h" }),
         ];
-        let environment = environment.map(|(name, value)| (name, value.to_owned())).into();
-        let node = launch_gateway(places, places.server_core, &["--backplane", &url], environment)?;
+        let environment =
+            environment.map(|(name, value): (&'static str, &str)| (name, value.to_owned())).into();
+        let node = launch_gateway(
+            places,
+            places.tidegate.clone(),
+            places.server_core,
+            &["--backplane", &url],
+            environment,
+        )?;
         let clients = open(&node.target(), sizes.idle_channels)?;
         until_subscribed(&redis, sizes.idle_channels)?;
         if history != "0" {
