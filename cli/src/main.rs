@@ -13,7 +13,7 @@ use tidegate_gateway::{
     config::{Config, ConfigError},
     server::{Server, StartError},
 };
-use tidegate_ops::{descriptors, log};
+use tidegate_ops::{config::Loader, descriptors, log};
 use tidegate_router::{config as router, server::Server as RouterServer};
 
 /// Unlike the system's allocator it gives memory of a connection storm back; see
@@ -63,7 +63,8 @@ impl Failure {
 fn gateway(args: GatewayArgs) -> Result<ExitCode, Failure> {
     let check = args.check;
     descriptors::raise_limit();
-    let config = Config::load(&args.into_sources()).map_err(|error| Failure::start(&error))?;
+    let sources = args.into_sources();
+    let config = Config::load(&sources).map_err(|error| Failure::start(&error))?;
     if check {
         println!("the configuration is good");
         return Ok(ExitCode::SUCCESS);
@@ -71,6 +72,7 @@ fn gateway(args: GatewayArgs) -> Result<ExitCode, Failure> {
     let _logging = log::init(&config.log);
     let (dev, scheme) = (config.dev, if config.tls.is_on() { "https" } else { "http" });
     let server = Server::bind(config).map_err(|error| Failure::serve(&error))?;
+    let server = server.reloading(Loader::new(move || Config::load(&sources)));
     let (public, internal) = (server.public_address(), server.internal_address());
     let greet = || {
         let mut greeting = format!("listening public={scheme}://{public} internal=http://{internal}\n");
@@ -89,7 +91,8 @@ fn gateway(args: GatewayArgs) -> Result<ExitCode, Failure> {
 fn run_router(args: RouterArgs) -> Result<ExitCode, Failure> {
     let check = args.check;
     descriptors::raise_limit();
-    let config = router::Config::load(&args.into_sources()).map_err(|error| Failure::start(&error))?;
+    let sources = args.into_sources();
+    let config = router::Config::load(&sources).map_err(|error| Failure::start(&error))?;
     if check {
         println!("the configuration is good");
         return Ok(ExitCode::SUCCESS);
@@ -97,6 +100,7 @@ fn run_router(args: RouterArgs) -> Result<ExitCode, Failure> {
     let _logging = log::init(&config.log);
     let scheme = if config.tls.is_on() { "https" } else { "http" };
     let server = RouterServer::bind(config).map_err(|error| Failure::start(&error))?;
+    let server = server.reloading(Loader::new(move || router::Config::load(&sources)));
     let (public, internal) = (server.public_address(), server.internal_address());
     let greet = || announce(&format!("listening public={scheme}://{public} internal=http://{internal}\n"));
     match server.run(greet) {

@@ -12,6 +12,7 @@ pub use tidegate_ops::config::{ByteSize, ConfigError, Flag, Sources};
 use tidegate_ops::{
     budget::Rate,
     config::{Load, Setting, THREADS_MAX},
+    hosts::{HostName, InternalAccess},
     log::Log,
     section,
     tls::Tls,
@@ -30,6 +31,9 @@ section! {
         listen: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
         /// Where operators and probes connect: metrics, health, drain. Not for the public.
         internal: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9080);
+        /// Names from outside the network by which the internal port may be reached, beside addresses, names without a dot,
+        /// and those under `.svc`, `.local`, `.internal` and the like.
+        internal_hosts: Vec<HostName> = Vec::new();
         /// Where the gateways are known from: a list, a name in DNS, or the registry in Redis that gateways with
         /// the same backplane write. The default is a gateway with its default address on this machine.
         members: MembersSetting = MembersSetting::default();
@@ -174,6 +178,8 @@ section! {
         period: Duration = Duration::from_secs(30);
         /// Time to wait for what is left at the end.
         close_wait: Duration = Duration::from_secs(5);
+        /// File with a token. `POST /drain` with `Authorization: Bearer TOKEN` is then taken from other machines, too.
+        token_file: Option<PathBuf> = None;
     }
 }
 
@@ -213,6 +219,11 @@ impl Config {
         Ok(config)
     }
 
+    /// Who may use the internal port.
+    pub(crate) fn internal_access(&self) -> Result<InternalAccess, ConfigError> {
+        InternalAccess::new(&self.internal_hosts, self.drain.token_file.as_deref())
+    }
+
     fn check(&self) -> Result<(), ConfigError> {
         let health = &self.health;
         let zero = [
@@ -227,6 +238,7 @@ impl Config {
             self.redis.options(url)?;
         }
         self.tls.server()?;
+        self.internal_access()?;
         self.assign.key()?;
         match zero.into_iter().find(|(_, is_zero)| *is_zero) {
             Some((key, _)) => Err(ConfigError::Forbidden {

@@ -1,6 +1,6 @@
 //! The sections about traffic: limits, heartbeat, drain, namespaces.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use tidegate_backplane::{Channel, HistoryPolicy};
 
@@ -129,6 +129,8 @@ section! {
         /// 128 of a shard have to be. They get nothing of the channel meanwhile. Only in namespaces whose
         /// `untold_gap` is `close`.
         gap_period: Duration = Duration::from_secs(10);
+        /// File with a token. `POST /drain` with `Authorization: Bearer TOKEN` is then taken from other machines, too.
+        token_file: Option<PathBuf> = None;
     }
 }
 

@@ -449,14 +449,43 @@ fn settings_that_do_not_fit_together() {
             "`apps.a.limits.event_bytes` and `webhooks.queue_bytes` do not fit together: an event must fit in the queue of a webhook",
         ),
         (
+            "[limits]\npublishes_per_second = 500",
+            "`limits.publishes_per_second` and `limits.messages_per_second` do not fit together: each publication of a client is a message",
+        ),
+        (
+            "[limits]\nmessages_per_second = 100\nsubscribes_per_second = 101",
+            "`limits.subscribes_per_second` and `limits.messages_per_second` do not fit together: each subscription is asked for with a message",
+        ),
+        (
+            "[limits]\nsubscriptions = 5\nanonymous_subscriptions = 6",
+            "`limits.anonymous_subscriptions` and `limits.subscriptions` do not fit together: who has no credentials has no more than others",
+        ),
+        (
+            "[limits]\nleft_behind_bytes = '32KiB'",
+            "`limits.left_behind_bytes` and `limits.message_bytes` do not fit together: what is left behind is whole messages",
+        ),
+        (
+            "[limits]\nconnections = 5\nconnections_per_address = 6",
+            "`limits.connections_per_address` and `limits.connections` do not fit together: one address has no more connections than all",
+        ),
+        (
+            "limits.connections = 5\n[apps.a]\nkey = 'k'\nsecret = 's'\nlimits.connections = 6",
+            "`apps.a.limits.connections` and `limits.connections` do not fit together: an app has no more connections than its node",
+        ),
+        (
+            "limits.messages_per_second = 20\n[apps.a]\nkey = 'k'\nsecret = 's'\nlimits.client_events_per_second = 21",
+            "`apps.a.limits.client_events_per_second` and `limits.messages_per_second` do not fit together: each event of a client is a message",
+        ),
+        (
             "[namespaces.chat]\nhistory_size = 10",
             "`namespaces.chat.history_size` and `namespaces.chat.history_age` do not fit together: history needs both to be above zero, or neither",
         ),
     ] {
         refused_file(file, expect);
     }
-    // Nobody said how large the events of this app may be.
-    let file = "limits.message_bytes = '4KiB'\n[apps.a]\nkey = 'k'\nsecret = 's'";
+    // Nobody said how large the events of this app may be, or how many a client may publish or subscribe to.
+    let file = "limits.message_bytes = '4KiB'\nlimits.messages_per_second = 5\nlimits.subscriptions = 5\n\
+                [apps.a]\nkey = 'k'\nsecret = 's'";
     Given { file, ..Given::default() }.config();
 }
 

@@ -42,7 +42,12 @@ impl Ctx<'_> {
                 return;
             }
             Err(error) => {
-                tracing::debug!(%error, "a connection without the balancer's header");
+                if let Some(left_out) = self.core.without_header.ask() {
+                    let peer = self.connections.peer_address(self.id);
+                    tracing::warn!(
+                        peer = ?peer, %error, left_out, "closed a connection without the balancer's header"
+                    );
+                }
                 self.core.metrics.handshakes.add(HandshakeResult::ProxyHeader, 1);
                 self.connections.close(self.id);
                 return;

@@ -26,7 +26,7 @@ use axum::{
 };
 use futures_util::future::BoxFuture;
 use http::{HeaderValue, Method, StatusCode, header, request::Parts};
-use tidegate_ops::probes;
+use tidegate_ops::{hosts::InternalAccess, probes};
 
 pub use self::{
     error::{ApiError, ParameterFault, ParameterPlace},
@@ -51,6 +51,8 @@ pub struct HttpContext {
     pub(crate) apis: Apis,
     /// Whether a request without a body, by its method and path, is one of a shard's.
     pub(crate) is_shards: fn(&str, &str) -> bool,
+    /// Who may use the internal port.
+    pub internal: InternalAccess,
     /// Serve the first page and what it asks for.
     pub dev: bool,
 }
@@ -91,6 +93,10 @@ impl probes::Operated for HttpContext {
 
     fn drain(&self) {
         self.node.drain();
+    }
+
+    fn internal_access(&self) -> &InternalAccess {
+        &self.internal
     }
 
     fn refuse_page(&self) -> Response {

@@ -104,7 +104,10 @@ impl Door {
         if !self.is_taken_at_accept(peer) {
             self.address_handshakes.take(client)?;
         }
-        self.handshakes.take(self.handshake_rate, 1)
+        match self.edge.tls.is_some() {
+            true => Ok(()),
+            false => self.handshakes.take(self.handshake_rate, 1),
+        }
     }
 
     /// A TLS handshake costs more than all that may follow it.
@@ -201,9 +204,11 @@ impl tidegate_reactor::Intake for Intake {
             return self.0.note_stranger(peer);
         }
         let door = &self.0;
-        if door.is_taken_at_accept(peer.ip()) && door.address_handshakes.take(peer.ip()).is_err() {
-            door.metrics.refusals.add(RefusalReason::RateLimit, 1);
-            return;
+        // To say so within a session would cost the handshake that the limit saves.
+        if door.is_taken_at_accept(peer.ip()) && door.address_handshakes.take(peer.ip()).is_err()
+            || door.edge.tls.is_some() && door.handshakes.take(door.handshake_rate, 1).is_err()
+        {
+            return door.metrics.refusals.add(RefusalReason::RateLimit, 1);
         }
         let Some(over) = self.0.admit() else {
             self.0.metrics.refusals.add(RefusalReason::NoCapacity, 1);
