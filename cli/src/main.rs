@@ -11,7 +11,7 @@ use tidegate_bench::storm::{self, PublishLoad, StormOptions};
 use tidegate_doctor::{Assessment, Deployment, Machine, Node, Options, Report, Role, Target};
 use tidegate_gateway::{
     config::{Config, ConfigError},
-    server::{Server, StartError},
+    server::{self, Server, StartError},
 };
 use tidegate_ops::{config::Loader, descriptors, log};
 use tidegate_router::{config as router, server::Server as RouterServer};
@@ -66,6 +66,7 @@ fn gateway(args: GatewayArgs) -> Result<ExitCode, Failure> {
     let sources = args.into_sources();
     let config = Config::load(&sources).map_err(|error| Failure::start(&error))?;
     if check {
+        server::check(&config).map_err(|error| Failure::start(&error))?;
         println!("the configuration is good");
         return Ok(ExitCode::SUCCESS);
     }

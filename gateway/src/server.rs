@@ -102,6 +102,12 @@ const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// pod's grace period has 10 s for everything that is not the drain's own.
 const WEBHOOKS_CLOSE: Duration = Duration::from_secs(3);
 
+/// What a start looks at beside the configuration itself: whether its keys can be used.
+pub fn check(config: &Config) -> Result<(), ConfigError> {
+    Authenticator::new(&config.auth, TaskTracker::new())?;
+    ApiKeys::new(&config.auth.api_keys).map(drop)
+}
+
 impl Server {
     /// Binds both ports.
     pub fn bind(mut config: Config) -> Result<Self, StartError> {

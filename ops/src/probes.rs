@@ -156,8 +156,12 @@ async fn readyz(State(process): Process) -> (StatusCode, Json<Readiness>) {
     (status, Json(Readiness { ready, reasons, missing: process.missing() }))
 }
 
-/// Whether new connections should come here, and not why not.
 async fn public_readyz(State(process): Process) -> (StatusCode, &'static str) {
+    public_readiness(&*process)
+}
+
+/// Whether new connections should come here, and not why not.
+pub fn public_readiness(process: &dyn Operated) -> (StatusCode, &'static str) {
     match process.not_ready().is_empty() {
         true => (StatusCode::OK, "ready\n"),
         false => (StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),

@@ -149,7 +149,8 @@ section! {
     Limits {
         /// Clients connected at once; each needs two descriptors. More are refused with 503 and counted.
         connections: u32 = connections_default(), shown "half of (descriptor limit − 200)";
-        /// Handshakes that this router accepts per second; more are answered 503 with `Retry-After`.
+        /// Handshakes that this router accepts per second; more are answered 503 with `Retry-After`. Where this router ends
+        /// TLS, every connection is one, and more are closed before the TLS handshake, which is what costs.
         handshakes_per_second: u32 = 2_000;
         /// Handshakes that may come at once on top of the rate: two seconds' worth.
         handshakes_burst: u32 = 4_000;

@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 
 use serde::{Deserialize, Deserializer, de::Error as _};
-use serde_json::value::RawValue;
+use serde_json::{error::Category, value::RawValue};
 
 /// The JSON text of a value, as it was sent. Each of its strings is a text: half of a surrogate pair is no character (RFC
 /// 8259 §8.2), and there are readers that refuse the whole message around one.
@@ -36,6 +36,20 @@ impl<'a> JsonValue<'a> {
             // It was read as JSON, and its escapes were looked at.
             true => serde_json::from_str(self.0).map_or(Cow::Borrowed(self.0), |Text(text)| text),
             false => Cow::Borrowed(self.0),
+        }
+    }
+}
+
+/// What is wrong with a JSON text, for who sent it. Its line and column are beside it. Of a syntax that is none, what a
+/// parser expected there helps nobody; of members, the words are those of their types.
+#[must_use]
+pub fn fault(error: &serde_json::Error) -> Cow<'static, str> {
+    match error.classify() {
+        Category::Eof => "the JSON ends before it is complete".into(),
+        Category::Syntax | Category::Io => "from here on it is no JSON, or a string in it is no text".into(),
+        Category::Data => {
+            let text = error.to_string();
+            text.rsplit_once(" at line ").map_or(text.as_str(), |(words, _)| words).to_owned().into()
         }
     }
 }

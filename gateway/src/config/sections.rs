@@ -17,7 +17,8 @@ section! {
         /// Open connections of one client address. 0: no limit, because behind a proxy or a carrier's NAT
         /// many clients share one address.
         connections_per_address: u32 = 0;
-        /// Handshakes that this node accepts per second; more are answered 503 with `Retry-After`. 0: no
+        /// Handshakes that this node accepts per second; more are answered 503 with `Retry-After`. Where this node ends TLS,
+        /// every connection is one, and more are closed before the TLS handshake, which is what costs. 0: no
         /// limit. At 40 µs of CPU each, 2000 take 8 % of one core, and what is connected stays undisturbed
         /// when clients of a lost node all come at once.
         handshakes_per_second: u32 = 2_000;

@@ -12,7 +12,7 @@ use http::{HeaderMap, header};
 use http_body_util::BodyExt;
 use hyper::body::Body;
 use serde::Deserialize;
-use serde_json::error::Category;
+use tidegate_wire::json;
 
 use super::error::{ApiError, ParameterFault, ParameterPlace};
 use crate::problem::Place;
@@ -117,15 +117,6 @@ fn fault(error: &serde_json::Error, path: &str) -> ApiError {
     // The path's own word for a place it does not know.
     let path = if path == "?" { "." } else { path };
     let at = Place { line: error.line().max(1), column: error.column(), path: path.into() };
-    let reason = match error.classify() {
-        Category::Eof => "the JSON ends before it is complete".into(),
-        // What a parser expected there helps nobody.
-        Category::Syntax | Category::Io => "from here on it is no JSON, or a string in it is no text".into(),
-        // The words are those of the fields. The message ends with the place, which `at` says already.
-        Category::Data => {
-            let text = error.to_string();
-            text.rsplit_once(" at line ").map_or(text.as_str(), |(reason, _)| reason).into()
-        }
-    };
+    let reason = json::fault(error).into();
     ApiError::InvalidJson { reason, at }
 }

@@ -130,6 +130,10 @@ async fn not_found() -> ApiError {
 /// What is under none of our own paths may be under one of a protocol's.
 async fn not_ours(State(state): State<HttpState>, request: Request) -> Response {
     let path = request.uri().path();
+    if request.method() == Method::OPTIONS && path == "/" {
+        // What HAProxy asks unless it is told otherwise; any refusal would take the node down.
+        return probes::public_readiness(&*state).into_response();
+    }
     if let Some(api) = state.api_of(path) {
         let (parts, body) = request.into_parts();
         return api.answer(&state, &parts, body).await;

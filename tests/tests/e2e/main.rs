@@ -16,5 +16,6 @@ mod kept_alive;
 mod openapi;
 mod page;
 mod recovery;
+mod reload;
 mod slow_reader;
 mod startup;

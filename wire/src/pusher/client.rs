@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use serde::Deserialize;
 
-use crate::json::JsonValue;
+use crate::json::{JsonValue, fault};
 
 /// Longest name of an event.
 pub const EVENT_NAME_BYTES_MAX: usize = 200;
@@ -47,9 +47,9 @@ pub struct Subscribe<'a> {
 /// A text that is no message.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientMessageError {
-    #[error("the message is not a JSON object with an event: {0}")]
+    #[error("the message is not a JSON object with an event: {}", fault(.0))]
     Json(serde_json::Error),
-    #[error("the data of {event} is not what it has to be: {source}")]
+    #[error("the data of {event} is not what it has to be: {}", fault(.source))]
     Data { event: &'static str, source: serde_json::Error },
     #[error("a client event names its channel")]
     NoChannel,

@@ -49,6 +49,8 @@ pub(super) enum PusherError {
     Channel { name: Box<str>, error: NameError },
     #[error(transparent)]
     Inside(ChannelError),
+    #[error("Invalid user id: a percent-encoding in the path is malformed, or not UTF-8")]
+    UserId,
     #[error("Invalid event name: {0}")]
     Event(EventNameError),
     #[error("Invalid socket id: it has the form 123.456")]

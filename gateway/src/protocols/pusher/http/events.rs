@@ -47,6 +47,7 @@ struct Event {
 impl Call<'_> {
     /// `POST /events`
     pub(super) async fn events(&self, body: &[u8]) -> Result<Bytes, PusherError> {
+        check_object(body)?;
         // A string, as every SDK sends it, is unescaped once and into its place.
         let event = match serde_json::from_slice::<EventFields<String>>(body) {
             Ok(fields) => self.event(fields, |data: String| Ok(data.into()))?,
@@ -86,6 +87,7 @@ impl Call<'_> {
 
     /// `POST /batch_events`
     pub(super) async fn batch_events(&self, body: &[u8]) -> Result<Bytes, PusherError> {
+        check_object(body)?;
         let fields: BatchFields<'_> = parse(body)?;
         let batch = fields.batch.ok_or(PusherError::Missing("batch"))?;
         let max = self.app.limits.events_per_batch;
@@ -216,6 +218,15 @@ impl Call<'_> {
 
 fn text_of(data: JsonValue<'_>) -> Result<Text, PusherError> {
     Ok(data.into_text().into_owned().into())
+}
+
+/// A list of members in their order is read as if it had their names; it is no form of ours.
+fn check_object(body: &[u8]) -> Result<(), PusherError> {
+    if !body.trim_ascii_start().starts_with(b"[") {
+        return Ok(());
+    }
+    let object = serde_json::from_slice::<Map<String, Value>>(body);
+    object.map(drop).map_err(|error| PusherError::Json { member: "it".into(), error })
 }
 
 /// Reads a body, and says which of its members is wrong.
