@@ -47,8 +47,9 @@ section! {
         /// Channels of this node that have a subscriber. Subscriptions to more are refused with 503. At 1.8 KiB, 500,000
         /// take 0.9 GiB. 0: no limit.
         channels: u32 = 500_000;
-        /// Subscriptions that one open connection may ask for per second, with `subscriptions` at once. Each costs up to
-        /// 30 commands of Redis with its end: 10 are 300 a second. More are refused and told. 0: no limit.
+        /// Subscriptions that one open connection may ask for per second, with as many at once, or `subscriptions` where
+        /// that is more. Each costs up to 30 commands of Redis with its end: 10 are 300 a second. More are refused and
+        /// told. 0: no limit.
         subscribes_per_second: u32 = 10;
         /// Messages that one connection may send per second, with one second's worth at once: publications, commands,
         /// pings, refused and malformed ones. More are not refused: they wait, unread. 0: no limit.
@@ -100,7 +101,10 @@ impl Limits {
     }
 
     pub(crate) fn subscribes(&self) -> Rate {
-        Rate { per_second: self.subscribes_per_second, at_once: self.subscriptions }
+        Rate {
+            per_second: self.subscribes_per_second,
+            at_once: self.subscriptions.max(self.subscribes_per_second),
+        }
     }
 }
 
