@@ -408,14 +408,9 @@ impl<C> Connections<C> {
         let Some(entry) = self.entry_mut(id) else { return };
         // A decision to end is not taken back.
         entry.flags.when_flushed = entry.flags.when_flushed.max(action);
-        if entry.flags.when_flushed == WhenFlushed::Shut {
-            match entry.flags.peer_end {
-                // The peer's end is waited for, and it is found by reading.
-                PeerEnd::Closes => entry.flags.paused = false,
-                PeerEnd::Told => {}
-                // There is nothing to wait for.
-                PeerEnd::Came => entry.flags.when_flushed = WhenFlushed::Close,
-            }
+        if entry.flags.when_flushed == WhenFlushed::Shut && entry.flags.peer_end == PeerEnd::Closes {
+            // The peer's end is waited for, and it is found by reading.
+            entry.flags.paused = false;
         }
         match entry.outbound {
             Some(_) => self.catch_up(id),

@@ -112,11 +112,11 @@ impl Exchange {
         self.lock().heads.pop_front().map(|head| (head, Open(Arc::clone(self))))
     }
 
-    /// hyper gets nothing more.
+    /// hyper gets nothing more. What it was given before may be answered and sent, or not yet.
     pub(super) fn end(&self, end: End) {
         let mut state = self.lock();
         state.end = Some(end);
-        (state.in_head, state.is_flushed) = (false, false);
+        state.in_head = false;
         self.give_time(&mut state);
     }
 
@@ -281,13 +281,25 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_connection_leaves_after_the_flush() {
         let exchange = exchange();
-        exchange.flushed();
+        exchange.begin(Bytes::new());
         exchange.end(End::Returning);
-        assert_eq!(exchange.take_end(), None);
+        exchange.flushed();
+        assert_eq!(exchange.take_end(), None, "it is not answered");
+        drop(exchange.take().unwrap());
         exchange.wrote();
-        assert_eq!(exchange.take_end(), None);
+        assert_eq!(exchange.take_end(), None, "the answer is not sent");
         check(&exchange, 75, Overdue::Quiet);
         exchange.flushed();
+        assert_eq!(exchange.take_end(), Some(End::Returning));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_leaves_at_once_when_all_is_sent() {
+        let exchange = exchange();
+        exchange.begin(Bytes::new());
+        drop(exchange.take().unwrap());
+        exchange.flushed();
+        exchange.end(End::Returning);
         assert_eq!(exchange.take_end(), Some(End::Returning));
     }
 }

@@ -90,7 +90,7 @@ async fn an_event_names_its_channels_in_one_way() {
         (
             "/apps/1/events",
             r#"{"name":"e","channels":"a","data":"x"}"#,
-            "Invalid body: its channels is not what this path takes (line 1, column 27)\n",
+            "Invalid body: its channels is not what this path takes (line 1, column 26)\n",
         ),
     ] {
         let path = signed_path("POST", path, &[], body, "dev-key", "dev-secret");
