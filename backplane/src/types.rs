@@ -337,6 +337,8 @@ pub enum GapReason {
     Hole,
     /// A client's position is no longer, or not, in history.
     Unrecoverable,
+    /// History was lost, and nothing else: all that was published was delivered to who was subscribed.
+    Forgotten,
 }
 
 /// One presence entry: a connection of a user in a channel.

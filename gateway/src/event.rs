@@ -20,7 +20,7 @@ pub(crate) const RESERVED_PREFIXES: [&str; 2] = ["pusher:", "pusher_internal:"];
 
 /// Why a name is refused; the publisher's fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum EventNameError {
+pub(crate) enum EventNameError {
     #[error("an event name has 1 to {NAME_CHARACTERS_MAX} characters and no control characters")]
     Form,
     #[error("the event names {} are the gateway's own", RESERVED.join(", "))]

@@ -1,21 +1,20 @@
 //! One gateway node: from the socket to REST and back. `ARCHITECTURE.md` draws the way of a message.
 //!
-//! [`Server`](server::Server) puts the parts together: `front` lets connections in, `session` speaks with them,
-//! `hub` keeps who is subscribed and fans out, `node` publishes and spreads, `http` serves REST and the internal
-//! port, `auth`, `apps` and `config` say who may do what, `webhooks` tell servers what
-//! happens, `metrics` counts, `drain` stops.
+//! [`Server`](server::Server) puts the parts together, and [`config`] says how it is set up: that is what others use. Inside,
+//! `edge` lets connections in, `shard` drives them, `session` keeps what they are, `protocols` say what they mean, `hub`
+//! fans out, `node` publishes and spreads, `http` serves REST and the internal port, `auth` and `app` say who may do what.
 
-pub(crate) mod admission;
-pub mod app;
-pub mod auth;
+mod admission;
+mod app;
+mod auth;
 pub mod config;
 mod edge;
-pub mod event;
-pub mod http;
+mod event;
+mod http;
 mod hub;
-pub mod metrics;
-pub mod node;
-pub mod problem;
+mod metrics;
+mod node;
+mod problem;
 mod protocols;
 pub mod server;
 mod session;

@@ -9,40 +9,43 @@ mod exposition;
 mod labels;
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicUsize},
     time::Duration,
 };
 
 pub(crate) use backplane::{MemoryCollector, RedisCollector};
-pub use labels::{
+pub(crate) use labels::{
     AuthFailure, Budgeted, CloseCode, DisconnectReason, DropReason, HandshakeResult, ProtocolError,
     PublishCode, SubscriptionRefusal,
 };
-pub use tidegate_ops::metrics::{Bounds, Collector, Counter, Counters, Gauge, Histogram, Listener, Resource};
+pub(crate) use tidegate_ops::metrics::{
+    Bounds, Collector, Counter, Counters, Gauge, Histogram, Listener, Resource,
+};
 use tidegate_ops::{
-    metrics::{Load, openmetrics, to_prometheus},
+    metrics::{Load, openmetrics},
     tls::TlsHandshake,
 };
 
 /// Upper bounds in seconds. A connection knows the millisecond it was accepted in, so there is no bound below; a slow
 /// handshake waits for the client, for keys or for history.
-pub const HANDSHAKE_BOUNDS: &[f64] =
+pub(crate) const HANDSHAKE_BOUNDS: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
 /// From a page that is left at once to a client that stays for days.
-pub const CONNECTION_BOUNDS: &[f64] = &[1.0, 10.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 86_400.0, 604_800.0];
+pub(crate) const CONNECTION_BOUNDS: &[f64] =
+    &[1.0, 10.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 86_400.0, 604_800.0];
 /// From the loopback to a sleeping phone.
-pub const PING_BOUNDS: &[f64] =
+pub(crate) const PING_BOUNDS: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 /// One send costs about 6 µs, so 15,000 subscribers take about 90 ms.
-pub const FANOUT_BOUNDS: &[f64] =
+pub(crate) const FANOUT_BOUNDS: &[f64] =
     &[0.00001, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0];
 /// Publish accepted to written; the alert stands at 0.5 s, so there is a bound at 0.5.
-pub const DELIVERY_BOUNDS: &[f64] =
+pub(crate) const DELIVERY_BOUNDS: &[f64] =
     &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
 
 /// All of one process.
 #[derive(Debug)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     pub node: NodeMetrics,
     pub http: HttpMetrics,
     shards: Mutex<Vec<Arc<ShardMetrics>>>,
@@ -53,7 +56,7 @@ pub struct Metrics {
 
 /// What one shard counts. Only that shard writes it.
 #[derive(Debug)]
-pub struct ShardMetrics {
+pub(crate) struct ShardMetrics {
     pub connections: Gauge,
     pub connections_opened: Counter,
     pub disconnects: Counters<DisconnectReason>,
@@ -92,13 +95,17 @@ pub struct ShardMetrics {
 
 /// What the node counts beside its shards.
 #[derive(Debug)]
-pub struct NodeMetrics {
+pub(crate) struct NodeMetrics {
     pub connections_limit: Gauge,
     /// Channels with a subscriber here.
     pub channels: Gauge,
     /// How full, in the last second, the fullest channel was of what it may have on its way out before its
     /// publishers wait, or the node of what all channels together may; in thousandths.
     pub send_queue_permille: Gauge,
+    /// How much of `limits.recovery_bytes` was in use at the last look, in thousandths.
+    pub recovery_permille: Gauge,
+    /// What clients who left had sent and is not published yet: the number that its bound is kept with.
+    pub left_behind_bytes: AtomicUsize,
     /// 1 while draining.
     pub draining: Gauge,
     /// Shards that have failed; the process drains and ends.
@@ -106,23 +113,25 @@ pub struct NodeMetrics {
     pub auth_failures: Counters<AuthFailure>,
     /// Publishes that went to this node's subscribers only.
     pub publishes_local: Counter,
-    /// Handshakes that end before a shard has them: refused by the acceptor.
+    /// Handshakes that end at the door, before they are a connection of a shard.
     pub handshakes: Counters<HandshakeResult>,
 }
 
 /// What the HTTP side counts.
 #[derive(Debug)]
-pub struct HttpMetrics {
+pub(crate) struct HttpMetrics {
     pub publish_requests: Counters<PublishCode>,
 }
 
 impl Metrics {
-    pub fn new(bounds: Bounds) -> Self {
+    pub(crate) fn new(bounds: Bounds) -> Self {
         Self {
             node: NodeMetrics {
                 connections_limit: Gauge::default(),
                 channels: Gauge::default(),
                 send_queue_permille: Gauge::default(),
+                recovery_permille: Gauge::default(),
+                left_behind_bytes: AtomicUsize::new(0),
                 draining: Gauge::default(),
                 shards_failed: Gauge::default(),
                 auth_failures: Counters::default(),
@@ -138,36 +147,41 @@ impl Metrics {
     }
 
     /// The group of one more shard; it is part of every later scrape.
-    pub fn shard(&self) -> Arc<ShardMetrics> {
+    pub(crate) fn shard(&self) -> Arc<ShardMetrics> {
         let shard = Arc::new(ShardMetrics::default());
         lock(&self.shards).push(Arc::clone(&shard));
         shard
     }
 
     /// Adds families of another module. They come under the prefix `tidegate`.
-    pub fn register(&self, collector: Arc<dyn Collector>) {
+    pub(crate) fn register(&self, collector: Arc<dyn Collector>) {
         lock(&self.others).push(collector);
     }
 
     /// All families in the OpenMetrics text format.
-    pub fn openmetrics(self: &Arc<Self>) -> String {
+    pub(crate) fn openmetrics(self: &Arc<Self>) -> String {
         let ours: Arc<dyn Collector> = Arc::new(exposition::GatewayCollector(Arc::clone(self)));
         openmetrics(std::iter::once(ours).chain(lock(&self.others).iter().cloned()))
     }
 
     /// All families in the Prometheus text format 0.0.4.
-    pub fn prometheus(self: &Arc<Self>) -> String {
-        to_prometheus(&self.openmetrics())
+    #[cfg(test)]
+    pub(crate) fn prometheus(self: &Arc<Self>) -> String {
+        tidegate_ops::metrics::to_prometheus(&self.openmetrics())
     }
 
     /// How much of each resource is in use, from 0 to 1; a resource that cannot be read is left out.
-    pub fn saturation(&self) -> Vec<(Resource, f64)> {
+    pub(crate) fn saturation(&self) -> Vec<(Resource, f64)> {
         let shards = lock(&self.shards);
         let busy: Vec<Duration> =
             shards.iter().map(|shard| Duration::from_nanos(shard.busy_ns.get())).collect();
         drop(shards);
-        let send_queue = self.node.send_queue_permille.get() as f64 / 1000.0;
-        lock(&self.load).read(&busy, Some(send_queue), &self.bounds)
+        let known = [
+            (Resource::SendQueue, &self.node.send_queue_permille),
+            (Resource::Recovery, &self.node.recovery_permille),
+        ];
+        let known = known.map(|(resource, permille)| (resource, permille.get() as f64 / 1000.0));
+        lock(&self.load).read(&busy, &known, &self.bounds)
     }
 }
 

@@ -1,18 +1,30 @@
 //! The body of an error response (RFC 9457), for handshakes and for REST.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, fmt};
 
 use serde::Serialize;
 
+/// Target of a line in the log for each refusal, at the level debug: `log.level = "info,refused=debug"`, as `--dev` has it.
+pub(crate) const REFUSED: &str = "refused";
+
+/// A browser hides why it was refused; the log tells it.
+pub(crate) fn log_refusal(what: &str, why: &dyn fmt::Display) {
+    tracing::debug!(target: REFUSED, "{what}: {why}");
+}
+
+/// Why a request was refused, with the response on its way to the log.
+#[derive(Debug, Clone)]
+pub(crate) struct RefusedBecause(pub(crate) std::sync::Arc<str>);
+
 /// Media type of RFC 9457 section 3.
-pub const PROBLEM_MEDIA_TYPE: &str = "application/problem+json";
+pub(crate) const PROBLEM_MEDIA_TYPE: &str = "application/problem+json";
 
 /// Begin of every problem type; the names are listed in `docs/errors.md`.
 const TYPE_PREFIX: &str = "urn:tidegate:problem:";
 
 /// The body of an error response (RFC 9457).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
-pub struct Problem {
+pub(crate) struct Problem {
     /// Stable name of the kind of problem; docs/errors.md lists them.
     #[serde(rename = "type")]
     #[schema(value_type = String, pattern = "^urn:tidegate:problem:[a-z-]+$")]
@@ -33,7 +45,7 @@ pub struct Problem {
 
 /// Where in a JSON body the fault is. Line and column count from 1, as editors do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
-pub struct Place {
+pub(crate) struct Place {
     #[schema(minimum = 1)]
     pub line: usize,
     #[schema(minimum = 0)]

@@ -9,7 +9,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize},
+        atomic::{AtomicBool, AtomicU64},
     },
     thread,
     time::{Duration, Instant},
@@ -27,7 +27,7 @@ use tidegate_ops::{
     tls::{Certificates, TlsCollector},
     trust::{Networks, Trust},
 };
-use tidegate_reactor::{Acceptor, Shard};
+use tidegate_reactor::{Listener, Shard};
 use tokio::{runtime::Runtime, time::MissedTickBehavior};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -43,12 +43,12 @@ use crate::{
     edge::door::{Dealer, Doorkeeper, ShardDoor},
     http::{HttpContext, PublicService, internal_router, serve::HttpServer},
     hub::Hub,
-    metrics::{Bounds, Collector, Listener, Metrics},
+    metrics::{self, Bounds, Collector, Metrics},
     node::drain,
     node::shards::{Order, ShardPort},
     node::{Node, Relay},
     protocols::{self, FORMS, PROTOCOLS},
-    session::core::Shared,
+    session::core::{Core, Shared},
     shard::ShardDriver,
 };
 
@@ -139,12 +139,14 @@ impl Server {
 
     /// Serves until drained. `on_ready` is called once, when connections are accepted.
     pub fn run(self, on_ready: impl FnOnce()) -> Result<(), StartError> {
+        for lack in self.config.without_use() {
+            tracing::warn!("{lack}; `tidegate init` writes a configuration that has what it takes");
+        }
         let runtime = runtime(self.config.shards.get())?;
         let tasks = TaskTracker::new();
         let mut parts = Parts::build(&self.config, self.public_address, &runtime, tasks.clone(), |sink| {
             Carrier::new(&self.config, sink, runtime.handle())
         })?;
-        let shards = parts.start_shards()?;
         let _internal = runtime.enter();
         let internal =
             tokio::net::TcpListener::from_std(self.internal).map_err(system("the internal port"))?;
@@ -152,8 +154,7 @@ impl Server {
         runtime.spawn(async move {
             probes::serve(internal, internal_service).await;
         });
-        let acceptor = Acceptor::new(self.public).map_err(system("the public port"))?;
-        let acceptor = acceptor.spawn(parts.doorkeeper).map_err(system("the accept thread"))?;
+        let shards = parts.start_shards(self.public)?;
         let node = Arc::clone(&parts.shared.node);
         runtime.spawn(housekeeping(Arc::clone(&node), parts.carrier.clone()));
         let authenticator = Arc::clone(&parts.shared.authenticator);
@@ -185,7 +186,6 @@ impl Server {
             parts.carrier.close().await;
             Ok::<(), StartError>(())
         })?;
-        acceptor.stop().map_err(system("the accept thread"))?;
         parts.relay.stop_shards();
         let number = shards.len();
         // How a shard ended, its thread has told the node.
@@ -205,7 +205,7 @@ struct Parts {
     context: Arc<HttpContext>,
     relay: Arc<Relay>,
     carrier: Carrier,
-    doorkeeper: Doorkeeper,
+    doorkeeper: Arc<Doorkeeper>,
     certificates: Option<Arc<Certificates>>,
     shards: Vec<Shard<ShardDriver>>,
     /// Has HTTP connections finish.
@@ -221,7 +221,7 @@ impl Parts {
         carry: impl FnOnce(Arc<dyn Sink>) -> Result<Carrier, StartError>,
     ) -> Result<Self, StartError> {
         let metrics = Arc::new(Metrics::new(Bounds {
-            listener: Some(Listener { address: public_address, backlog: ACCEPT_BACKLOG }),
+            listener: Some(metrics::Listener { address: public_address, backlog: ACCEPT_BACKLOG }),
         }));
         let shards = (0..config.shards.get())
             .map(|_| Shard::<ShardDriver>::new(config.limits.send_queue_bytes.bytes()))
@@ -308,16 +308,21 @@ impl Parts {
             runtime: runtime.handle().clone(),
             http: Arc::new(http),
             started,
-            legacy_bytes: AtomicUsize::new(0),
             life: new_life().map_err(system("the random source"))?,
         });
-        let doorkeeper = Doorkeeper { front, metrics, dealer, edge, strangers: Seldom::default() };
+        let strangers = Seldom::default();
+        let doorkeeper = Arc::new(Doorkeeper { front, metrics, dealer, edge, strangers });
         let certificates = tls.map(|tls| tls.certificates);
         Ok(Self { shared, context, relay, carrier, doorkeeper, certificates, shards, stop_http })
     }
 
-    fn start_shards(&mut self) -> Result<Vec<thread::JoinHandle<()>>, StartError> {
-        let shards = std::mem::take(&mut self.shards);
+    /// Connections are accepted as soon as the first of them runs.
+    fn start_shards(&mut self, public: StdTcpListener) -> Result<Vec<thread::JoinHandle<()>>, StartError> {
+        let listener = Listener::new(public).map_err(system("the public port"))?;
+        let mut shards = std::mem::take(&mut self.shards);
+        for shard in &mut shards {
+            shard.listen(listener.clone()).map_err(system("the public port"))?;
+        }
         shards.into_iter().enumerate().map(|(index, shard)| self.start_shard(index, shard)).collect()
     }
 
@@ -328,7 +333,7 @@ impl Parts {
     ) -> Result<thread::JoinHandle<()>, StartError> {
         let interests = Arc::clone(&self.relay.interests);
         let hub = Hub::new(index, interests, Arc::clone(self.shared.node.backplane()), FORMS);
-        let driver = ShardDriver::new(
+        let core = Core::new(
             index,
             Arc::clone(&self.shared),
             hub,
@@ -336,6 +341,7 @@ impl Parts {
             self.shared.metrics.shard(),
             Arc::clone(&self.doorkeeper.dealer.door(index).connections),
         );
+        let driver = ShardDriver::new(core, Arc::clone(&self.doorkeeper));
         let runtime = self.shared.runtime.clone();
         let (node, dealer) = (Arc::clone(&self.shared.node), Arc::clone(&self.doorkeeper.dealer));
         thread::Builder::new()
@@ -366,7 +372,7 @@ async fn housekeeping(node: Arc<Node>, carrier: Carrier) {
     loop {
         every.tick().await;
         carrier.sweep();
-        node.note_interests();
+        node.note_bounds();
         node.rosters().sweep();
         // A server that is away is away for many rounds: said once.
         let announced = node.backplane().announce(node.record()).await;

@@ -14,6 +14,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tidegate_reactor::TICK;
+
 const SECOND_NS: u64 = 1_000_000_000;
 
 /// So many a second, and so many at once.
@@ -32,6 +34,14 @@ impl Rate {
 
     pub const fn is_unlimited(self) -> bool {
         self.per_second == 0
+    }
+
+    /// With at least so many at once as come during a tick of a shard's clock, which stands still meanwhile: with fewer,
+    /// who keeps to the rate would be refused.
+    fn on_ticks(self) -> Self {
+        let per_tick = u64::from(self.per_second) * TICK.as_millis() as u64;
+        // One more, since what comes is spread unevenly over the ticks.
+        Self { at_once: self.at_once.max(per_tick.div_ceil(1_000) as u32 + 1), ..self }
     }
 
     fn cost_ns(self, amount: u32) -> u64 {
@@ -63,14 +73,14 @@ const UNIT_NS: u64 = 10_000;
 const DEBT_UNITS_MAX: u32 = 360_000_000;
 
 impl Budget {
-    /// Takes `amount` of what the rate allows, or says how long until it may be taken. `now` is on any clock that does not
-    /// go back.
+    /// Takes `amount` of what the rate allows, or says how long until it may be taken. `now` is on a clock that does not go
+    /// back; it may be as coarse as a shard's ticks.
     pub fn take(&mut self, rate: Rate, now: Duration, amount: u32) -> Result<(), Duration> {
         if rate.is_unlimited() {
             return Ok(());
         }
         let now_units = units(now);
-        let debt_ns = rate.take(self.debt_ns(now_units), amount)?;
+        let debt_ns = rate.on_ticks().take(self.debt_ns(now_units), amount)?;
         let debt_units = debt_ns.div_ceil(UNIT_NS).min(u64::from(DEBT_UNITS_MAX));
         self.0 = now_units.wrapping_add(debt_units as u32);
         Ok(())
@@ -88,6 +98,7 @@ impl Budget {
 
     /// Whether more is owed than may be had at once.
     pub fn is_spent(&self, rate: Rate, now: Duration) -> bool {
+        let rate = rate.on_ticks();
         !rate.is_unlimited() && self.debt_ns(units(now)) >= rate.cost_ns(rate.at_once.max(1))
     }
 
@@ -101,8 +112,9 @@ impl Budget {
     }
 }
 
+/// Without the division of 128 bits that `as_nanos` would need: this is asked several times for each message.
 fn units(now: Duration) -> u32 {
-    (now.as_nanos() / u128::from(UNIT_NS)) as u32
+    (now.as_secs() * (SECOND_NS / UNIT_NS) + u64::from(now.subsec_nanos()) / UNIT_NS) as u32
 }
 
 /// What many threads take from one rate. 64 bits of nanoseconds hold 584 years.
@@ -233,6 +245,20 @@ mod tests {
             assert_eq!(budget.take(rate, now, 1), Err(4 * MS));
             assert!(budget.is_spent(rate, now));
             assert!(budget.take(rate, now + 4 * MS, 1).is_ok());
+        }
+    }
+
+    /// Of 1,000 a second with 3 at once, a clock that stands still for 250 ms refused 247 of 250.
+    #[test]
+    fn who_keeps_to_the_rate_is_not_refused_by_a_clock_of_ticks() {
+        for rate in [Rate { per_second: 1_000, at_once: 3 }, Rate { per_second: 7, at_once: 1 }] {
+            let mut budget = Budget::default();
+            for nth in 0..10 * rate.per_second {
+                let now = Duration::from_secs(1) + Duration::from_secs(1) / rate.per_second * nth;
+                let ticks = now.as_millis() / TICK.as_millis();
+                let taken = budget.take(rate, TICK * ticks as u32, 1);
+                assert_eq!(taken, Ok(()), "number {nth} of {rate:?}");
+            }
         }
     }
 

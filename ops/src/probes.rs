@@ -7,7 +7,7 @@ use axum::{
     body::Body,
     extract::{Request, State},
     middleware::{self, Next},
-    response::{IntoResponse, Response},
+    response::{AppendHeaders, IntoResponse, Response},
     routing::{get, post},
 };
 use http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -33,6 +33,11 @@ pub trait Operated: Send + Sync + 'static {
     /// What does not work though the rest does, one sentence each.
     fn missing(&self) -> Vec<String> {
         Vec::new()
+    }
+
+    /// Whether what is published here reaches nobody elsewhere, so that a second such process beside it is a mistake.
+    fn stands_alone(&self) -> bool {
+        false
     }
 
     /// Begins to drain; more calls change nothing.
@@ -116,6 +121,14 @@ async fn serve_connection(
         .await
 }
 
+/// In the answers to probes of a process that stands alone: `true`.
+pub const ALONE: &str = "tidegate-alone";
+
+/// The header of a process that stands alone.
+fn alone(process: &dyn Operated) -> AppendHeaders<Option<(&'static str, &'static str)>> {
+    AppendHeaders(process.stands_alone().then_some((ALONE, "true")))
+}
+
 /// The routes of the internal port, without a fallback.
 pub fn routes(process: Arc<dyn Operated>) -> Router {
     Router::new()
@@ -145,27 +158,29 @@ async fn metrics(State(process): Process, headers: HeaderMap) -> Response {
 }
 
 /// The process answers, so it lives; draining or without a backplane it must not be restarted.
-async fn livez() -> &'static str {
-    "ok\n"
+async fn livez(State(process): Process) -> impl IntoResponse {
+    (alone(&*process), "ok\n")
 }
 
-async fn readyz(State(process): Process) -> (StatusCode, Json<Readiness>) {
+async fn readyz(State(process): Process) -> impl IntoResponse {
     let reasons = process.not_ready();
     let ready = reasons.is_empty();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(Readiness { ready, reasons, missing: process.missing() }))
+    let headers = alone(&*process);
+    (status, headers, Json(Readiness { ready, reasons, missing: process.missing() }))
 }
 
-async fn public_readyz(State(process): Process) -> (StatusCode, &'static str) {
+async fn public_readyz(State(process): Process) -> impl IntoResponse {
     public_readiness(&*process)
 }
 
 /// Whether new connections should come here, and not why not.
-pub fn public_readiness(process: &dyn Operated) -> (StatusCode, &'static str) {
-    match process.not_ready().is_empty() {
+pub fn public_readiness(process: &dyn Operated) -> Response {
+    let (status, text) = match process.not_ready().is_empty() {
         true => (StatusCode::OK, "ready\n"),
         false => (StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
-    }
+    };
+    (status, alone(process), text).into_response()
 }
 
 /// Begins the drain; a second call changes nothing.

@@ -158,7 +158,7 @@ impl Collector for RouterCollector {
             busy = proxy.busy();
         }
         let mut load = metrics.load.lock().unwrap_or_else(PoisonError::into_inner);
-        page.saturation(&load.read(&busy, None, &metrics.bounds))?;
+        page.saturation(&load.read(&busy, &[], &metrics.bounds))?;
         page.build()
     }
 }

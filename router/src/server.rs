@@ -132,12 +132,12 @@ impl Server {
         let (load, config) = (self.load, Config::clone(&self.config));
         let mut reloading = Reloading { load, config, assigner: assigner.clone(), certificates };
         tokio::spawn(stopping::reload_at_hangup(move || reloading.reload()));
-        let mut proxy = serve_public(self.public, &self.config, context, tls, assigner)?;
+        let proxy = serve_public(self.public, &self.config, context, tls, assigner)?;
         on_ready();
         context.stage.asked().await.map_err(system("signals"))?;
         context.metrics.draining.set(1);
         tokio::select! {
-            () = drain(&self.config, &mut proxy) => {}
+            () = drain(&self.config, &proxy) => {}
             _ = stopping::insisted() => tracing::info!("stopping at once"),
         }
         Ok(proxy)
@@ -292,13 +292,11 @@ fn options(config: &Config) -> proxy::Options {
 }
 
 /// Settles, then closes the clients in equal parts, and waits for the last of them.
-async fn drain(config: &Config, proxy: &mut Proxy) {
+async fn drain(config: &Config, proxy: &Proxy) {
     let drain = &config.drain;
     sleep(drain.settle).await;
     tracing::info!(connections = proxy.connections(), period = ?drain.period, "closing connections");
-    if let Err(error) = proxy.drain(drain.period) {
-        tracing::error!(%error, "the accept thread has failed");
-    }
+    proxy.drain(drain.period);
     let ends = Instant::now() + drain.period + drain.close_wait;
     while proxy.connections() > 0 && Instant::now() < ends {
         sleep(Duration::from_millis(50)).await;

@@ -17,6 +17,9 @@ pub struct Query {
     pub channels: Vec<String>,
     /// `envelope=json`: frames are envelopes, not verbatim payloads.
     pub envelope: bool,
+    /// `positions=true`: the client is told where its channels stand when the connection opens. Only an enveloped one can
+    /// be.
+    pub positions: bool,
     /// `since=EPOCH:OFFSET,…`: what to recover from, one place for each channel, or no places at all.
     pub since: Vec<Option<Since>>,
     /// `token` or `access_token`.
@@ -41,6 +44,8 @@ pub enum QueryError {
     Repeated { parameter: &'static str },
     #[error("envelope: the only envelope is json")]
     Envelope,
+    #[error("positions: expected true, with envelope=json")]
+    Positions,
     #[error("since: expected EPOCH:OFFSET, for example k3f9:42")]
     Since,
     #[error("since: expected one EPOCH:OFFSET for each channel, in their order, separated by commas")]
@@ -92,7 +97,7 @@ impl Query {
     /// [`QueryError`], all of them the client's fault: 400.
     pub fn parse(query: Option<&str>) -> Result<Self, QueryError> {
         let mut parsed = Self::default();
-        let (mut envelope, mut since) = (None, None);
+        let (mut envelope, mut positions, mut since) = (None, None, None);
         for pair in query.unwrap_or_default().split('&') {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             // A key that cannot be decoded is no key of ours, and unknown keys are ignored.
@@ -100,6 +105,7 @@ impl Query {
             match &*key {
                 "channel" => parsed.channels.push(decode(value, "channel")?),
                 "envelope" => set_once(&mut envelope, decode(value, "envelope")?, "envelope")?,
+                "positions" => set_once(&mut positions, decode(value, "positions")?, "positions")?,
                 "since" => set_once(&mut since, Since::parse_list(&decode(value, "since")?)?, "since")?,
                 "token" => set_once(&mut parsed.token, decode(value, "token")?, "token")?,
                 "access_token" => {
@@ -115,6 +121,11 @@ impl Query {
             None => false,
             Some("json") => true,
             Some(_) => return Err(QueryError::Envelope),
+        };
+        parsed.positions = match positions.as_deref() {
+            None => false,
+            Some("true") if parsed.envelope => true,
+            Some(_) => return Err(QueryError::Positions),
         };
         if let Some(since) = since {
             if since.len() != parsed.channels.len() {
@@ -156,6 +167,7 @@ impl QueryError {
         match self {
             Self::Encoding { parameter } | Self::Repeated { parameter } => parameter,
             Self::Envelope => "envelope",
+            Self::Positions => "positions",
             Self::Since | Self::SinceChannels => "since",
         }
     }
@@ -222,6 +234,17 @@ pub fn encode_subscribed(channel: &str, position: Option<(&str, u64)>, recovered
     out.extend_from_slice(b",\"subscribed\":{");
     push_position(position, out);
     out.extend_from_slice(if recovered { b",\"recovered\":true}}" } else { b",\"recovered\":false}}" });
+}
+
+/// Appends the notice that a subscription has ended, and why: a status as in HTTP, and a sentence.
+pub fn encode_unsubscribed(channel: &str, code: u16, message: &str, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"{\"channel\":");
+    push_str(channel, out);
+    out.extend_from_slice(b",\"unsubscribed\":{\"code\":");
+    push_u64(u64::from(code), out);
+    out.extend_from_slice(b",\"message\":");
+    push_str(message, out);
+    out.extend_from_slice(b"}}");
 }
 
 /// Appends the notice that a slow reader missed `count` publications.
@@ -363,6 +386,8 @@ mod tests {
             ("token=%ff", QueryError::Encoding { parameter: "token" }),
             ("envelope=xml", QueryError::Envelope),
             ("envelope", QueryError::Envelope),
+            ("envelope=json&positions=1", QueryError::Positions),
+            ("positions=true", QueryError::Positions),
             ("envelope=json&envelope=json", QueryError::Repeated { parameter: "envelope" }),
             ("token=a&access_token=b", QueryError::Repeated { parameter: "access_token" }),
             ("channel=a&since=", QueryError::Since),

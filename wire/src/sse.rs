@@ -1,5 +1,7 @@
 //! Server-sent events (WHATWG HTML §9.2): an event is encoded once and serves every client.
 
+use std::fmt::Display;
+
 use crate::http_answer::{push_header, push_status};
 use crate::json::push_u64;
 
@@ -8,6 +10,28 @@ pub const COMMENT_HEARTBEAT: &[u8] = b":\n\n";
 
 /// In the head of a stream that only says when to come back: why. A router asks another node then.
 pub const BUSY_HEADER: &str = "tidegate-busy";
+
+/// The id of an event: a place for each channel of the stream's URL, in its order, empty where none is known: `k3:5` for one
+/// channel, `k3:5,,z9:7` for three. A browser sends the last id back when it reconnects to the same URL, so the order is
+/// all that both sides need. `None` when no channel has a place.
+pub fn join_id(places: impl Iterator<Item = Option<impl Display>>) -> Option<String> {
+    let (mut id, mut is_known) = (String::new(), false);
+    for (nth, place) in places.enumerate() {
+        if nth > 0 {
+            id.push(',');
+        }
+        if let Some(place) = place {
+            is_known = true;
+            id.push_str(&place.to_string());
+        }
+    }
+    is_known.then_some(id)
+}
+
+/// The places in an id.
+pub fn split_id(id: &str) -> impl Iterator<Item = Option<&str>> {
+    id.split(',').map(|place| (!place.is_empty()).then_some(place))
+}
 
 /// Appends a whole answer that has an event source come back: any status but 200 would end it for good (WHATWG HTML
 /// §9.2.2), and a stream that ends is connected again after `retry_ms`. `why` is a word. `origin` is of the page that
@@ -103,6 +127,14 @@ fn strip_line_end(text: &str) -> Option<&str> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn an_id_has_a_place_for_each_channel() {
+        assert_eq!(join_id(["a", "b"].into_iter().map(Some)).as_deref(), Some("a,b"));
+        assert_eq!(join_id([None, Some("a"), None].into_iter()).as_deref(), Some(",a,"));
+        assert_eq!(join_id([None::<u8>, None].into_iter()), None);
+        assert_eq!(split_id(",a,").collect::<Vec<_>>(), [None, Some("a"), None]);
+    }
 
     /// What a browser dispatches.
     #[derive(Debug, PartialEq, Eq)]

@@ -17,6 +17,9 @@ pub(crate) struct Options {
     /// Attacks to play, separated by commas; all unless given (an unknown name lists them)
     #[arg(long, value_name = "ROW")]
     only: Option<String>,
+    /// Settings that the binary is too old to know, separated by commas: they are left out
+    #[arg(long, value_name = "KEY")]
+    unknown: Option<String>,
 }
 
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
@@ -31,6 +34,9 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     attack.env("TIDEGATE_BIN", binary);
     if let Some(only) = &options.only {
         attack.arg("--only").arg(only);
+    }
+    if let Some(unknown) = &options.unknown {
+        attack.arg("--unknown").arg(unknown);
     }
     run_command(&mut attack)
 }

@@ -42,11 +42,15 @@ impl Publisher {
 
     pub(crate) async fn publish(&self, new: NewPublication) -> Result<Published, BackplaneError> {
         if new.history.is_none() && new.idempotency_key.is_none() {
-            self.publish_plain(&new).await?;
+            let command = self.plain_command(&new)?;
+            // While the answer is awaited the payload is in the command, and once more in what is to be written.
+            let channel = new.channel.clone();
+            drop(new);
+            self.commands.call(channel.as_str(), command).await?;
             self.tallies.published_plain.fetch_add(1, Relaxed);
             return Ok(Published { position: None, duplicate: false });
         }
-        self.publish_scripted(&new).await
+        self.publish_scripted(new).await
     }
 
     /// Those that are of one kind with their neighbours leave together: the server takes them one after the other.
@@ -94,11 +98,6 @@ impl Publisher {
         outcomes.fill(answers.into_iter().map(|answer| self.read_published(answer?)))
     }
 
-    async fn publish_plain(&self, new: &NewPublication) -> Result<(), BackplaneError> {
-        self.commands.call(new.channel.as_str(), self.plain_command(new)?).await?;
-        Ok(())
-    }
-
     fn plain_command(&self, new: &NewPublication) -> Result<Cmd, BackplaneError> {
         let channel = new.channel.as_str();
         let envelope = envelope::encode_plain(new)?;
@@ -107,10 +106,13 @@ impl Publisher {
         Ok(command)
     }
 
-    async fn publish_scripted(&self, new: &NewPublication) -> Result<Published, BackplaneError> {
-        let parts = self.parts(new)?;
+    async fn publish_scripted(&self, new: NewPublication) -> Result<Published, BackplaneError> {
+        let parts = self.parts(&new)?;
+        // The payload is in the parts.
+        let channel = new.channel.clone();
+        drop(new);
         let (keys, args) = parts.call(self.verb());
-        let answer = scripts::PUBLISH.call(&*self.kept, new.channel.as_str(), &keys, &args).await?;
+        let answer = scripts::PUBLISH.call(&*self.kept, channel.as_str(), &keys, &args).await?;
         self.read_published(answer)
     }
 

@@ -35,6 +35,9 @@ pub enum Measure {
     EchoRate,
     Pause,
     IdleCpu,
+    MemoryThree,
+    MemoryThreeSse,
+    MemoryPresence,
     RedisLatency,
     RedisReceiveCpu,
     RedisReceiveCpuLoaded,
@@ -66,6 +69,7 @@ pub enum Scenario {
     Rest,
     Echo,
     Idle,
+    Kinds,
     RedisLatency,
     RedisReceive,
     RedisFanout,
@@ -84,7 +88,7 @@ impl Group {
     #[must_use]
     pub fn servers(self) -> &'static [Server] {
         match self {
-            Self::Gateway => &[Server::Tidegate, Server::Floor, Server::Bun, Server::Ws],
+            Self::Gateway => &[Server::Tidegate, Server::Before, Server::Floor, Server::Bun, Server::Ws],
             Self::Redis => &[Server::Tidegate, Server::OneNode, Server::SocketIo, Server::RedisBenchmark],
             Self::Router => &[Server::Tidegate, Server::Haproxy, Server::Nginx],
             Self::Pusher => &[Server::Tidegate, Server::Sockudo],
@@ -109,11 +113,12 @@ impl Measure {
 }
 
 impl Scenario {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Fanout,
         Self::Rest,
         Self::Echo,
         Self::Idle,
+        Self::Kinds,
         Self::RedisLatency,
         Self::RedisReceive,
         Self::RedisFanout,
@@ -128,7 +133,7 @@ impl Scenario {
     #[must_use]
     pub fn group(self) -> Group {
         match self {
-            Self::Fanout | Self::Rest | Self::Echo | Self::Idle => Group::Gateway,
+            Self::Fanout | Self::Rest | Self::Echo | Self::Idle | Self::Kinds => Group::Gateway,
             Self::RedisLatency | Self::RedisReceive | Self::RedisFanout | Self::RedisPublish => Group::Redis,
             Self::Proxy | Self::Placement => Group::Router,
             Self::Scaling => Group::Scaling,
@@ -150,6 +155,7 @@ impl Scenario {
                 Measure::IdleCpu,
                 Measure::Pause,
             ],
+            Self::Kinds => &[Measure::MemoryThree, Measure::MemoryThreeSse, Measure::MemoryPresence],
             Self::RedisLatency => &[Measure::RedisLatency],
             Self::RedisReceive => &[Measure::RedisReceiveCpu, Measure::RedisReceiveCpuLoaded],
             Self::RedisFanout => &[Measure::RedisFanoutRate],
@@ -174,6 +180,7 @@ impl Scenario {
     pub fn servers(self) -> &'static [Server] {
         match self {
             Self::RedisLatency | Self::RedisFanout => &[Server::Tidegate, Server::OneNode, Server::SocketIo],
+            Self::Kinds => &[Server::Tidegate, Server::Before],
             Self::RedisReceive | Self::Placement => &[Server::Tidegate],
             Self::RedisPublish => &[Server::Tidegate, Server::RedisBenchmark],
             _ => self.group().servers(),

@@ -1,8 +1,8 @@
 //! The applications that clients belong to: their keys and limits, the webhooks that tell their servers what happens,
 //! and what the name of one of their channels says. Pusher's rules hold for channels of apps, and for no others.
 
-pub mod apps;
-pub mod webhooks;
+pub(crate) mod apps;
+pub(crate) mod webhooks;
 
 use std::time::Duration;
 

@@ -13,11 +13,11 @@ use crate::config::{ApiKeyEntry, AppId, ConfigError, Empty, Sha256};
 
 /// The configured API keys; a reload replaces them all.
 #[derive(Debug)]
-pub struct ApiKeys(ArcSwap<Vec<Arc<ApiKey>>>);
+pub(crate) struct ApiKeys(ArcSwap<Vec<Arc<ApiKey>>>);
 
 /// An API key, as its digest, and what it may do.
 #[derive(Debug, Clone)]
-pub struct ApiKey {
+pub(crate) struct ApiKey {
     /// For logs.
     pub name: Box<str>,
     digest: Sha256,
@@ -28,7 +28,7 @@ pub struct ApiKey {
 
 /// Why a request is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
-pub enum ApiKeyError {
+pub(crate) enum ApiKeyError {
     #[error("an API key is required: authorization: Bearer KEY")]
     Missing,
     #[error("the API key is not known")]
@@ -43,12 +43,12 @@ pub enum ApiKeyError {
 
 impl ApiKeys {
     /// With keys from a loaded configuration.
-    pub fn new(entries: &[ApiKeyEntry]) -> Result<Self, ConfigError> {
+    pub(crate) fn new(entries: &[ApiKeyEntry]) -> Result<Self, ConfigError> {
         Ok(Self(ArcSwap::from_pointee(Self::list(entries)?)))
     }
 
     /// From now on these and no others.
-    pub fn replace(&self, entries: &[ApiKeyEntry]) -> Result<(), ConfigError> {
+    pub(crate) fn replace(&self, entries: &[ApiKeyEntry]) -> Result<(), ConfigError> {
         self.0.store(Arc::new(Self::list(entries)?));
         Ok(())
     }
@@ -59,7 +59,7 @@ impl ApiKeys {
 
     /// The key of a request, if it has the scope and, where a channel is given, the channel. Without one only the
     /// scope counts: what then names channels asks [`ApiKey::covers`] for each.
-    pub fn authorize(
+    pub(crate) fn authorize(
         &self,
         bearer: Option<&str>,
         scope: Scope,
@@ -67,13 +67,13 @@ impl ApiKeys {
     ) -> Result<Arc<ApiKey>, ApiKeyError> {
         let presented = bearer.filter(|key| !key.is_empty()).ok_or(ApiKeyError::Missing)?;
         let key = self.find(presented).ok_or(ApiKeyError::Unknown)?;
-        if !key.scopes.contains(&scope) {
-            return Err(ApiKeyError::Scope(scope));
-        }
-        match channel {
-            Some(channel) if !key.covers(channel) => Err(ApiKeyError::Channel),
-            _ => Ok(key),
-        }
+        let refusal = match channel {
+            _ if !key.scopes.contains(&scope) => ApiKeyError::Scope(scope),
+            Some(channel) if !key.covers(channel) => ApiKeyError::Channel,
+            _ => return Ok(key),
+        };
+        tracing::debug!(key = %key.name, %refusal, "a request is refused");
+        Err(refusal)
     }
 
     /// The time it takes tells nothing about the keys: digests are compared, not keys, each as a whole, and all of
@@ -115,18 +115,18 @@ impl ApiKey {
     }
 
     /// The app in which the key holds, if it is not the default one.
-    pub fn app(&self) -> Option<&AppId> {
+    pub(crate) fn app(&self) -> Option<&AppId> {
         self.app.as_ref()
     }
 
     /// Whether the key may use a channel of this name in its app.
-    pub fn covers(&self, channel: &Channel) -> bool {
+    pub(crate) fn covers(&self, channel: &Channel) -> bool {
         self.channels.iter().any(|pattern| pattern.matches(channel.name()))
     }
 }
 
 impl ApiKeyError {
-    pub const fn status(self) -> StatusCode {
+    pub(crate) const fn status(self) -> StatusCode {
         match self {
             Self::Missing | Self::Unknown => StatusCode::UNAUTHORIZED,
             Self::Scope(_) | Self::Channel | Self::Connection => StatusCode::FORBIDDEN,
@@ -136,7 +136,7 @@ impl ApiKeyError {
 
 /// The credentials in an `authorization` header of the Bearer scheme (RFC 6750 section 2.1); they may be empty, and are
 /// then no good ones. The scheme's case does not matter (RFC 9110 section 11.1).
-pub fn bearer(authorization: &str) -> Option<&str> {
+pub(crate) fn bearer(authorization: &str) -> Option<&str> {
     let (scheme, credentials) = authorization.split_once(' ').unwrap_or((authorization, ""));
     scheme.eq_ignore_ascii_case("bearer").then(|| credentials.trim())
 }

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::SystemTime};
 
 use arc_swap::ArcSwap;
 use futures_util::future::{join_all, pending};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 
 use super::{
@@ -18,18 +18,23 @@ use crate::config::{AuthConfig, ConfigError, Empty, JwtKey, KeyProblem};
 
 /// Verifies tokens with the configured keys. Shared by all threads.
 #[derive(Debug)]
-pub struct Authenticator {
+pub(crate) struct Authenticator {
     issuers: ArcSwap<Vec<Issuer>>,
     /// Others were put in their place.
     replaced: Notify,
     /// Reads of key sets run here.
     tasks: TaskTracker,
+    /// For tokens of open connections that wait for a key, in bytes.
+    room: Arc<Semaphore>,
 }
+
+/// Tokens that wait for a key, all together: 4,000 of 1 KiB, for the 5 s that a read may take.
+const WAITING_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// The outcome of [`Authenticator::verify`].
 #[derive(Debug)]
 #[must_use]
-pub enum Verdict {
+pub(crate) enum Verdict {
     Valid(Claims),
     Invalid(TokenError),
     /// A key that is not here may be there by now: await [`Authenticator::fetch`], and verify again.
@@ -39,7 +44,7 @@ pub enum Verdict {
 /// A read of a key set that is worth waiting for.
 #[derive(Debug)]
 #[must_use]
-pub struct KeyFetch {
+pub(crate) struct KeyFetch {
     set: Arc<KeySet>,
     read: u64,
 }
@@ -60,14 +65,19 @@ enum Keys {
 impl Authenticator {
     /// With keys from a loaded configuration. Reads key set files, but fetches nothing: see
     /// [`keep_fresh`](Self::keep_fresh). `tasks` is what drain awaits; a read in it takes at most 5 s.
-    pub fn new(config: &AuthConfig, tasks: TaskTracker) -> Result<Self, ConfigError> {
+    pub(crate) fn new(config: &AuthConfig, tasks: TaskTracker) -> Result<Self, ConfigError> {
         let issuers = ArcSwap::from_pointee(issuers(config, &[])?);
-        Ok(Self { issuers, replaced: Notify::new(), tasks })
+        Ok(Self {
+            issuers,
+            replaced: Notify::new(),
+            tasks,
+            room: Arc::new(Semaphore::new(WAITING_BYTES_MAX)),
+        })
     }
 
     /// From now on the keys of this configuration and no others. Key sets at an address that was known keep their keys
     /// until they have been read again.
-    pub fn replace(&self, config: &AuthConfig) -> Result<(), ConfigError> {
+    pub(crate) fn replace(&self, config: &AuthConfig) -> Result<(), ConfigError> {
         let issuers = issuers(config, &self.issuers.load())?;
         self.issuers.store(Arc::new(issuers));
         self.replaced.notify_one();
@@ -75,7 +85,7 @@ impl Authenticator {
     }
 
     /// Never blocks, and may be called by reactor threads. Cost: the signature, 5 µs (HS256) to 60 µs (ES256).
-    pub fn verify(&self, token: &str, now: SystemTime) -> Verdict {
+    pub(crate) fn verify(&self, token: &str, now: SystemTime) -> Verdict {
         let token = match Token::parse(token) {
             Ok(token) => token,
             Err(error) => return Verdict::Invalid(error),
@@ -112,13 +122,19 @@ impl Authenticator {
         })
     }
 
+    /// Room for a token that an open connection has wait for a key; `None` when as many bytes wait as may.
+    pub(crate) fn room_for(&self, token: &str) -> Option<OwnedSemaphorePermit> {
+        let bytes = u32::try_from(token.len()).ok()?;
+        Arc::clone(&self.room).try_acquire_many_owned(bytes).ok()
+    }
+
     /// Waits until the keys were read, well or not. Any number of callers share one read.
-    pub async fn fetch(&self, fetch: KeyFetch) {
+    pub(crate) async fn fetch(&self, fetch: KeyFetch) {
         fetch.set.read(fetch.read, &self.tasks).await;
     }
 
     /// Verifies, and fetches keys where that may help. For callers that may wait.
-    pub async fn authenticate(&self, token: &str) -> Result<Claims, TokenError> {
+    pub(crate) async fn authenticate(&self, token: &str) -> Result<Claims, TokenError> {
         // Every fetch is of another set, or the least interval between two has passed meanwhile.
         for _ in 0..=self.issuers.load().len() {
             match self.verify(token, SystemTime::now()) {
@@ -131,7 +147,7 @@ impl Authenticator {
     }
 
     /// Reads the key sets now and at every refresh, and never returns. To be spawned once, next to the server.
-    pub async fn keep_fresh(&self) {
+    pub(crate) async fn keep_fresh(&self) {
         loop {
             let issuers = self.issuers.load_full();
             let sets = issuers.iter().filter_map(|issuer| match &issuer.keys {

@@ -5,13 +5,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tidegate_backplane::Channel;
+use tidegate_reactor::Tick;
 
 use super::{Pattern, token::TokenError};
 use crate::config::{AppId, JwtKey};
 
 /// The claims of a valid token.
 #[derive(Debug, Clone)]
-pub struct Claims {
+pub(crate) struct Claims {
     /// `sub`: the user. Presence and disconnecting by user need it.
     pub user: Option<Box<str>>,
     /// The moment from which the token no longer counts: `exp` and the leeway. `None`: never.
@@ -73,11 +74,17 @@ enum RawPublish {
 }
 
 impl Claims {
-    pub fn may_subscribe(&self, channel: &Channel) -> bool {
+    /// When it expires, on a clock of ticks.
+    pub(crate) fn expiry(&self, now: Tick) -> Option<Tick> {
+        let left = self.expires?.duration_since(SystemTime::now()).unwrap_or_default();
+        Some(now.after(left))
+    }
+
+    pub(crate) fn may_subscribe(&self, channel: &Channel) -> bool {
         any(&self.channels, channel)
     }
 
-    pub fn may_publish(&self, channel: &Channel) -> bool {
+    pub(crate) fn may_publish(&self, channel: &Channel) -> bool {
         match &self.publish {
             Publish::Subscribed => any(&self.channels, channel),
             Publish::Only(patterns) => any(patterns, channel),

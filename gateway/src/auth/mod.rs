@@ -20,9 +20,9 @@ mod keys;
 mod tests;
 mod token;
 
-pub use api_keys::{ApiKey, ApiKeyError, ApiKeys, bearer};
-pub use authenticator::{Authenticator, KeyFetch, Verdict};
-pub use claims::Claims;
-pub use token::TokenError;
+pub(crate) use api_keys::{ApiKey, ApiKeyError, ApiKeys, bearer};
+pub(crate) use authenticator::{Authenticator, KeyFetch, Verdict};
+pub(crate) use claims::Claims;
+pub(crate) use token::TokenError;
 
-pub use crate::config::{Algorithm, OriginRule, Origins, Pattern, Scope};
+pub(crate) use crate::config::{Algorithm, Origins, Pattern, Scope};

@@ -10,7 +10,7 @@ use crate::config::Setting as _;
 
 /// Why a token is refused. All of them are answered with 401.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
-pub enum TokenError {
+pub(crate) enum TokenError {
     #[error("a token is required")]
     Missing,
     #[error("the token is malformed: {0}")]

@@ -55,6 +55,7 @@ use tidegate_ops::{
     section,
 };
 
+use crate::problem::REFUSED;
 use tidegate_backplane::RedisOptions;
 
 section! {
@@ -94,6 +95,10 @@ section! {
         forwarded_header: ForwardedHeader = ForwardedHeader::XForwardedFor;
         /// Development mode: loopback only, the API key `dev-key`, anonymous subscriptions, history.
         dev: bool = false;
+        /// `dev` for a trial in a container or a virtual machine: `listen` and `internal` may be any address. Whoever
+        /// reaches them may publish and read. The flag sets `dev` too, and `listen` to `0.0.0.0:8000` where nothing
+        /// else is said.
+        dev_anywhere: bool = false;
         /// See `tls.*`.
         tls: Tls = Tls::default();
         /// See `limits.*`.
@@ -176,6 +181,8 @@ impl Config {
             config.default_app = Some(id.clone());
             config.apps.0.insert(id, AppEntry::dev());
         }
+        // Browsers hide why a handshake was refused.
+        config.log.level = config.log.level.and(REFUSED, "debug");
         // Nobody routes to it: Ctrl-C ends it within a second or two.
         config.drain = Drain {
             settle: Duration::ZERO,
@@ -191,6 +198,21 @@ impl Config {
             ..Namespace::default()
         };
         config
+    }
+
+    /// What nobody can do with these settings, in a sentence each: a gateway without keys refuses everything, which is
+    /// hardly what is wanted.
+    pub fn without_use(&self) -> Vec<&'static str> {
+        let has_apps = !self.apps.0.is_empty() || self.apps_file.is_some();
+        let is_open = self.namespaces.iter().any(|(_, namespace)| namespace.anonymous_subscribe);
+        let mut said = Vec::new();
+        if self.auth.api_keys.is_empty() && !has_apps {
+            said.push("no API key ([[auth.api_keys]]) and no app ([apps.ID]): every request of an application is answered 401");
+        }
+        if self.auth.jwt.is_empty() && self.auth.api_keys.is_empty() && !has_apps && !is_open {
+            said.push("no key for tokens ([[auth.jwt]]) and no namespace with anonymous_subscribe: nobody can subscribe");
+        }
+        said
     }
 
     /// Whether only programs of this machine are to reach it: its credentials are known to everybody.
@@ -255,11 +277,14 @@ impl Config {
 
     fn check_dev(&self) -> Result<(), ConfigError> {
         let addresses = [("listen", self.listen), ("internal", self.internal)];
-        match addresses.into_iter().find(|(_, address)| self.dev && !address.ip().is_loopback()) {
+        match addresses
+            .into_iter()
+            .find(|(_, address)| self.dev && !self.dev_anywhere && !address.ip().is_loopback())
+        {
             Some((key, address)) => Err(ConfigError::Forbidden {
                 key: key.into(),
                 value: address.to_string().into(),
-                rule: "--dev has fixed credentials and listens on loopback addresses only",
+                rule: "--dev has fixed credentials and listens on loopback addresses only (for a trial in a container: --dev-anywhere)",
             }),
             None => Ok(()),
         }

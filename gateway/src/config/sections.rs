@@ -41,8 +41,9 @@ section! {
         body_bytes: ByteSize = ByteSize::mib(1);
         /// Channels that one connection may be subscribed to.
         subscriptions: u32 = 100;
-        /// The same for a raw WebSocket or event stream without a token or key. A channel that nobody else is in costs
-        /// about 1.8 KiB here and 1 KiB in Redis with a name of 200 bytes: 20 are 55 KiB.
+        /// The same for a raw WebSocket or event stream without a token or key, and for a client of Pusher Channels while
+        /// its app's server has signed neither a user nor a channel for it. A channel that nobody else is in costs about
+        /// 1.8 KiB here and 1 KiB in Redis with a name of 200 bytes: 20 are 55 KiB.
         anonymous_subscriptions: u32 = 20;
         /// Channels of this node that have a subscriber. Subscriptions to more are refused with 503. At 1.8 KiB, 500,000
         /// take 0.9 GiB. 0: no limit.
@@ -68,9 +69,10 @@ section! {
         /// Bytes that may wait for one connection that reads too slowly, before its namespace's `slow_reader`
         /// policy applies. At 1 MiB, 1000 stuck readers hold at most 1 GiB.
         send_queue_bytes: ByteSize = ByteSize::mib(1);
-        /// Bytes that clients had sent before they left and that wait to be published, in the whole node. It
-        /// fills only while publishes wait for a backplane or for room. What is more is dropped, counted as
-        /// `publish_failed`.
+        /// Bytes that clients had sent before they left and that wait to be published or are under way, in the whole
+        /// node. It fills only while publishes wait for a backplane or for room. What waits beyond it is dropped, counted
+        /// as `publish_failed`. What is under way to Redis is bounded there, by 16 MiB of commands for each server, which
+        /// are held three times over until they are written.
         left_behind_bytes: ByteSize = ByteSize::mib(8);
         /// Bytes of history that may be read at once for clients that recover, in pages of 64 KiB; when it is used up,
         /// reads wait their turn. What was read and written counts in `send_queue_bytes` of its connection.
@@ -270,9 +272,8 @@ impl Load for Namespaces {
 
 const DEFAULT: &str = "default";
 
-/// Descriptors that are not clients: standard streams 3, listeners 2, the acceptor's spare 1, epoll and wake-up
-/// of 32 shards 64, Tokio 4, the backplane's connections 16, keys being fetched 6, and some 100 kept-alive
-/// HTTP connections: 196, rounded up.
+/// Descriptors that are not clients: standard streams 3, listeners 2, epoll, wake-up and the spare one of 32 shards 96,
+/// Tokio 4, the backplane's connections 16, keys being fetched 6, and some 70 kept-alive HTTP connections: 197, rounded up.
 const DESCRIPTORS_RESERVED: u64 = 200;
 
 fn connections_default() -> u32 {

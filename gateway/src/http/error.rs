@@ -13,7 +13,7 @@ use crate::{
     auth::ApiKeyError,
     event::EventNameError,
     node::PublishError,
-    problem::{PROBLEM_MEDIA_TYPE, Place, Problem},
+    problem::{PROBLEM_MEDIA_TYPE, Place, Problem, RefusedBecause},
 };
 
 /// What a client is told to wait when the backplane is away: reconnects to it are tried within a second.
@@ -21,7 +21,7 @@ const BACKPLANE_RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Why a request was refused.
 #[derive(Debug, thiserror::Error)]
-pub enum ApiError {
+pub(crate) enum ApiError {
     #[error("{reason}")]
     InvalidJson { reason: Box<str>, at: Place },
     #[error(transparent)]
@@ -40,6 +40,11 @@ pub enum ApiError {
     OriginRefused,
     #[error("there is nothing at this path")]
     NotFound,
+    #[error(
+        "there is nothing at this path of a Tidegate gateway: /openapi.json lists its HTTP API; clients connect at /ws, \
+         /sse and /app/KEY"
+    )]
+    NoSuchPath,
     #[error("the channel's namespace keeps no presence")]
     PresenceOff,
     #[error("this path does not answer this method; the Allow header lists those it does")]
@@ -56,8 +61,6 @@ pub enum ApiError {
     UnsupportedMediaType,
     #[error("the body has a Content-Encoding, and no coding is decoded here; send it as it is")]
     ContentCoding,
-    #[error("too many requests")]
-    RateLimited { retry_after: Duration },
     #[error("this node has more publications under way than it takes")]
     Overloaded { retry_after: Duration },
     #[error(transparent)]
@@ -66,14 +69,14 @@ pub enum ApiError {
 
 /// Which part of the request held the parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ParameterPlace {
+pub(crate) enum ParameterPlace {
     Query,
     Header,
 }
 
 /// What is wrong with a query parameter or header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum ParameterFault {
+pub(crate) enum ParameterFault {
     #[error("not a parameter of this path")]
     Unknown,
     #[error("given more than once")]
@@ -105,7 +108,7 @@ impl std::fmt::Display for ParameterPlace {
 
 impl ApiError {
     /// The HTTP status code.
-    pub fn status(&self) -> StatusCode {
+    pub(crate) fn status(&self) -> StatusCode {
         match self {
             Self::InvalidJson { .. }
             | Self::InvalidChannel(_)
@@ -115,18 +118,17 @@ impl ApiError {
             | Self::TooManyPublications { .. } => StatusCode::BAD_REQUEST,
             Self::Key(error) => error.status(),
             Self::OriginRefused => StatusCode::FORBIDDEN,
-            Self::NotFound | Self::PresenceOff => StatusCode::NOT_FOUND,
+            Self::NotFound | Self::NoSuchPath | Self::PresenceOff => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
             Self::BodyTooLarge { .. } | Self::PayloadTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType | Self::ContentCoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::RateLimited { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::Overloaded { .. } | Self::Backplane(_) => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
     /// Last part of the problem type, and the title that belongs to it.
-    pub fn kind(&self) -> (&'static str, &'static str) {
+    pub(crate) fn kind(&self) -> (&'static str, &'static str) {
         match self {
             Self::InvalidJson { .. } => ("invalid-json", "The JSON body is not what this path takes"),
             Self::InvalidChannel(_) => ("invalid-channel", "Not a channel name"),
@@ -140,7 +142,7 @@ impl ApiError {
                 ("forbidden", "The API key does not allow this")
             }
             Self::OriginRefused => ("origin-refused", "The origin is not allowed"),
-            Self::NotFound => ("not-found", "Nothing here"),
+            Self::NotFound | Self::NoSuchPath => ("not-found", "Nothing here"),
             Self::PresenceOff => ("presence-off", "The channel keeps no presence"),
             Self::MethodNotAllowed => ("method-not-allowed", "Method not allowed here"),
             Self::BodyTimeout(_) => ("body-timeout", "The body took too long"),
@@ -152,7 +154,6 @@ impl ApiError {
             Self::UnsupportedMediaType | Self::ContentCoding => {
                 ("unsupported-media-type", "Unsupported media type")
             }
-            Self::RateLimited { .. } => ("rate-limited", "Too many requests"),
             Self::Overloaded { .. } => ("overloaded", "The node is overloaded"),
             Self::Backplane(BackplaneError::Unavailable(_)) => {
                 ("backplane-unavailable", "The backplane is out of reach")
@@ -168,9 +169,9 @@ impl ApiError {
     }
 
     /// How long the client should wait, where waiting helps.
-    pub fn retry_after(&self) -> Option<Duration> {
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::RateLimited { retry_after } | Self::Overloaded { retry_after } => Some(*retry_after),
+            Self::Overloaded { retry_after } => Some(*retry_after),
             Self::Backplane(
                 BackplaneError::Unavailable(_)
                 | BackplaneError::Overloaded(_)
@@ -181,7 +182,7 @@ impl ApiError {
     }
 
     /// The problem document.
-    pub fn problem(&self) -> Problem {
+    pub(crate) fn problem(&self) -> Problem {
         let (name, title) = self.kind();
         let at = match self {
             Self::InvalidJson { at, .. } => Some(at.clone()),
@@ -227,9 +228,11 @@ impl From<BackplaneError> for ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let body = serde_json::to_vec(&self.problem()).unwrap_or_default();
+        let problem = self.problem();
+        let body = serde_json::to_vec(&problem).unwrap_or_default();
         let mut response = Response::new(Body::from(body));
         *response.status_mut() = self.status();
+        response.extensions_mut().insert(RefusedBecause(problem.detail.into()));
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_MEDIA_TYPE));
         if let Some(challenge) = self.challenge() {

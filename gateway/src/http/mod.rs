@@ -28,10 +28,8 @@ use futures_util::future::BoxFuture;
 use http::{HeaderValue, Method, StatusCode, header, request::Parts};
 use tidegate_ops::{hosts::InternalAccess, probes};
 
-pub use self::{
-    error::{ApiError, ParameterFault, ParameterPlace},
-    service::PublicService,
-};
+pub(crate) use self::{error::ApiError, service::PublicService};
+use crate::config::BackplaneUrl;
 use crate::{
     app::apps::Apps,
     auth::{ApiKeys, Origins},
@@ -41,7 +39,7 @@ use crate::{
 
 /// What the handlers of both ports share.
 #[derive(Debug)]
-pub struct HttpContext {
+pub(crate) struct HttpContext {
     pub node: Arc<Node>,
     pub keys: Arc<ApiKeys>,
     pub apps: Arc<Apps>,
@@ -69,7 +67,7 @@ pub(crate) trait Api: Sync + fmt::Debug {
 pub(crate) type Apis = &'static [&'static dyn Api];
 
 /// A shared [`HttpContext`].
-pub type HttpState = Arc<HttpContext>;
+pub(crate) type HttpState = Arc<HttpContext>;
 
 impl HttpContext {
     fn api_of(&self, path: &str) -> Option<&'static dyn Api> {
@@ -91,6 +89,10 @@ impl probes::Operated for HttpContext {
         self.node.missing()
     }
 
+    fn stands_alone(&self) -> bool {
+        self.node.config().backplane == BackplaneUrl::Memory
+    }
+
     fn drain(&self) {
         self.node.drain();
     }
@@ -105,7 +107,7 @@ impl probes::Operated for HttpContext {
 }
 
 /// Everything on the public port that is plain HTTP.
-pub fn public_router(state: HttpState) -> Router {
+pub(crate) fn public_router(state: HttpState) -> Router {
     let mut router = Router::new().route("/openapi.json", get(openapi::serve)).merge(rest::routes());
     router = router.merge(probes::public_routes(Arc::clone(&state) as Arc<dyn probes::Operated>));
     if state.dev {
@@ -119,7 +121,7 @@ pub fn public_router(state: HttpState) -> Router {
 }
 
 /// The internal port: metrics, probes, drain.
-pub fn internal_router(state: HttpState) -> Router {
+pub(crate) fn internal_router(state: HttpState) -> Router {
     probes::routes(state).fallback(not_found).method_not_allowed_fallback(method_not_allowed)
 }
 
@@ -140,7 +142,10 @@ async fn not_ours(State(state): State<HttpState>, request: Request) -> Response 
     }
     match (state.is_shards)(Method::GET.as_str(), path) {
         true => not_for_a_shard(request).await,
-        false => ApiError::NotFound.into_response(),
+        false if path == "/" => {
+            page::front(request.headers()).unwrap_or_else(|| ApiError::NoSuchPath.into_response())
+        }
+        false => ApiError::NoSuchPath.into_response(),
     }
 }
 

@@ -117,7 +117,7 @@ impl HttpServer {
                 let read = [&held[..], &unread].concat();
                 place.address = None;
                 let preamble = tls.map_or(Preamble::None, Preamble::Session);
-                self.dealer.deal(socket, read.into(), address, None, preamble);
+                self.dealer.deal(socket, read.into(), address, preamble);
             }
             (Err(error), _) => tracing::warn!(%error, "a socket could not leave the runtime"),
             (Ok(_), None) => {}

@@ -2,6 +2,7 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
+use tidegate_backplane::{Gap, GapReason};
 use tidegate_reactor::{ConnectionId, Overflow, Written};
 
 use super::{
@@ -139,6 +140,8 @@ impl Lane {
                 continue;
             }
             match batch.unsaid_gap() {
+                // They have no position that could be of no use any more, and miss nothing.
+                Some(Gap { reason: GapReason::Forgotten, .. }) => {}
                 Some(_) if terms.stays_at_gaps => tally.untold += 1,
                 Some(gap) => {
                     slice.closes = true;

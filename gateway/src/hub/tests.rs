@@ -411,6 +411,18 @@ fn where_the_namespace_says_so_they_stay_and_are_counted() {
     assert_eq!(bench.metrics.gaps_untold.get(), 3);
 }
 
+/// History was lost while they were subscribed, so they have all of it: who cannot come back to a position loses nothing.
+#[test]
+fn who_has_no_position_stays_when_only_history_was_lost() {
+    let mut bench = Bench::new(Terms::default());
+    (0..3).for_each(|slot| bench.join(slot, VERBATIM));
+    bench.content(Content::Gap(Gap { reason: GapReason::Forgotten, top: None }), None);
+    bench.publish("b", None);
+    assert_eq!(bench.sent().len(), 3);
+    assert!(bench.members.closed.is_empty());
+    assert_eq!(bench.metrics.gaps_untold.get(), 0);
+}
+
 #[test]
 fn a_sender_gets_the_rest_of_the_batch() {
     let mut bench = Bench::new(Terms::default());

@@ -1,6 +1,9 @@
 //! The families of a gateway.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, atomic::Ordering},
+};
 
 use tidegate_ops::metrics::{Collector, DescriptorEncoder, Page};
 
@@ -118,6 +121,11 @@ fn messages(page: &mut Page<'_>, shards: &[Arc<ShardMetrics>]) -> fmt::Result {
 fn node(page: &mut Page<'_>, metrics: &Metrics) -> fmt::Result {
     let node = &metrics.node;
     page.gauge("channels", "Channels with a subscriber on this node.", node.channels.get() as f64)?;
+    page.gauge(
+        "left_behind_bytes",
+        "Bytes that clients who left had sent and that are not published yet.",
+        node.left_behind_bytes.load(Ordering::Relaxed) as f64,
+    )?;
     page.gauge("draining", "1 while the process drains.", node.draining.get() as f64)?;
     page.gauge(
         "shards_failed",

@@ -217,7 +217,7 @@ impl From<ErrorKind> for SubscriptionRefusal {
 
 impl CloseCode {
     /// The label of a code on the wire; what else clients close with shares one.
-    pub fn of(code: u16) -> Self {
+    pub(crate) fn of(code: u16) -> Self {
         match code {
             1000 => Self::Normal,
             1001 => Self::GoingAway,
@@ -240,7 +240,7 @@ impl CloseCode {
 }
 
 impl PublishCode {
-    pub fn of(status: u16) -> Self {
+    pub(crate) fn of(status: u16) -> Self {
         match status {
             200 => Self::Ok,
             207 => Self::Partial,

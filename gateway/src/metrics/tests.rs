@@ -24,6 +24,7 @@ fn metrics() -> Arc<Metrics> {
         shard.delivery_latency_seconds.observe(Duration::from_secs(60));
     }
     metrics.node.send_queue_permille.set(250);
+    metrics.node.recovery_permille.set(500);
     metrics.node.handshakes.add(HandshakeResult::Draining, 1);
     metrics.node.auth_failures.add(AuthFailure::KeyUnknown, 4);
     metrics.http.publish_requests.add(PublishCode::of(200), 7);
@@ -66,6 +67,7 @@ fn shards_are_summed() {
         ("tidegate_delivery_latency_seconds_count", 22.0),
         ("tidegate_delivery_latency_seconds_sum", 120.02),
         (r#"tidegate_saturation{resource="send_queue"}"#, 0.25),
+        (r#"tidegate_saturation{resource="recovery"}"#, 0.5),
     ] {
         assert_eq!(samples.get(name), Some(&value), "{name}");
     }
@@ -75,7 +77,7 @@ fn shards_are_summed() {
 fn every_family_is_there_and_described() {
     let text = metrics().prometheus();
     let gateway = "connections connections_limit connections_opened_total disconnects_total close_frames_total protocol_errors_total \
-                   handshakes_total handshake_seconds connection_duration_seconds subscriptions channels \
+                   handshakes_total handshake_seconds connection_duration_seconds subscriptions channels left_behind_bytes \
                    messages_received_total messages_sent_total bytes_received_total bytes_sent_total \
                    messages_dropped_total gaps_untold_total send_queue_bytes ping_rtt_seconds draining fanout_seconds \
                    delivery_latency_seconds publish_requests_total publishes_local_total auth_failures_total saturation build_info";

@@ -83,6 +83,8 @@ pub(crate) struct Load {
 
 pub(crate) struct Interests {
     stripes: Vec<RwLock<HashMap<Channel, Arc<Interest>>>>,
+    /// Entries of all stripes.
+    channels: AtomicUsize,
     hasher: RandomState,
     node: Arc<NodeLoad>,
     generation: AtomicU64,
@@ -92,6 +94,7 @@ impl Interests {
     pub(crate) fn new() -> Self {
         Self {
             stripes: (0..STRIPES).map(|_| RwLock::default()).collect(),
+            channels: AtomicUsize::new(0),
             hasher: RandomState::new(),
             node: Arc::default(),
             generation: AtomicU64::new(0),
@@ -165,7 +168,7 @@ impl Interests {
 
     /// Channels in the table.
     pub(crate) fn len(&self) -> usize {
-        self.stripes.iter().map(|stripe| stripe.read().unwrap_or_else(PoisonError::into_inner).len()).sum()
+        self.channels.load(Ordering::Relaxed)
     }
 
     /// The channel's entry with the shard's mark. `Some`: it is new, and waits for its subscription.
@@ -185,7 +188,9 @@ impl Interests {
         let subscribers = before.map(|failed| Arc::clone(&failed.subscribers)).unwrap_or_default();
         let (begin, subscribing) = oneshot::channel();
         let interest = Arc::new(self.interest(channel, marks, subscribers, subscribing));
-        stripe.insert(channel.clone(), Arc::clone(&interest));
+        if stripe.insert(channel.clone(), Arc::clone(&interest)).is_none() {
+            self.channels.fetch_add(1, Ordering::Relaxed);
+        }
         (interest, Some(begin))
     }
 
@@ -195,7 +200,11 @@ impl Interests {
         let interest = stripe.get(channel)?;
         let left = interest.shards.fetch_and(!(1 << shard), Ordering::AcqRel) & !(1 << shard);
         let generation = interest.generation;
-        (left == 0).then(|| stripe.remove(channel)).map(|_| generation)
+        (left == 0).then(|| {
+            stripe.remove(channel);
+            self.channels.fetch_sub(1, Ordering::Relaxed);
+            generation
+        })
     }
 
     fn interest(

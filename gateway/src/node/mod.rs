@@ -41,7 +41,7 @@ use crate::{
 
 /// A publish as a front end asks for it.
 #[derive(Debug, Clone)]
-pub struct PublishRequest {
+pub(crate) struct PublishRequest {
     pub channel: Channel,
     pub event: Option<Box<str>>,
     pub payload: Payload,
@@ -52,7 +52,7 @@ pub struct PublishRequest {
 
 /// What is kept of a publication.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum PublishHistory {
+pub(crate) enum PublishHistory {
     /// What the channel's namespace says, or its app where the channel is of one that has a rule for it.
     #[default]
     Namespace,
@@ -62,7 +62,7 @@ pub enum PublishHistory {
 
 /// What became of a publish that was accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PublishOutcome {
+pub(crate) struct PublishOutcome {
     pub position: Option<Position>,
     /// The idempotency key was seen before, and nothing was published.
     pub duplicate: bool,
@@ -72,7 +72,7 @@ pub struct PublishOutcome {
 
 /// Why a publish was not accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum PublishError {
+pub(crate) enum PublishError {
     #[error("this node has more publications under way than it takes")]
     Overloaded { retry_after: Duration },
     #[error(transparent)]
@@ -83,7 +83,7 @@ pub enum PublishError {
 
 /// A channel with subscribers on this node.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ChannelInfo {
+pub(crate) struct ChannelInfo {
     pub name: Channel,
     pub subscribers: u64,
 }
@@ -91,12 +91,12 @@ pub struct ChannelInfo {
 /// Why the node is not ready.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not ready")]
-pub struct NotReady {
+pub(crate) struct NotReady {
     pub reasons: Vec<NotReadyReason>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NotReadyReason {
+pub(crate) enum NotReadyReason {
     #[error("draining")]
     Draining,
     #[error("a shard has failed: the node drains and ends, to be started again")]
@@ -110,7 +110,7 @@ pub enum NotReadyReason {
 
 /// Bounds that front ends apply while they read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// The payload of one publication.
     pub payload_bytes_max: usize,
     /// The body of one request.
@@ -129,7 +129,7 @@ pub(crate) enum Stage {
 }
 
 /// One node.
-pub struct Node {
+pub(crate) struct Node {
     config: Arc<Config>,
     backplane: Arc<dyn Backplane>,
     histories: Arc<Histories>,
@@ -200,7 +200,7 @@ impl Node {
     /// Publishes, after waiting for room in the channel if it has to. The answer means: in history where there
     /// is one, and on its way to every subscriber; or, where the namespace allows it and the backplane is away, to
     /// those on this node.
-    pub async fn publish(&self, request: PublishRequest) -> Result<PublishOutcome, PublishError> {
+    pub(crate) async fn publish(&self, request: PublishRequest) -> Result<PublishOutcome, PublishError> {
         self.check_size(&request)?;
         self.wait_for_room(&request.channel).await?;
         let (publication, local) = self.prepare(request);
@@ -209,7 +209,7 @@ impl Node {
 
     /// As [`publish`](Self::publish), for several to one channel: they keep their order, and a flight of them waits for
     /// room, and for the backplane, as one.
-    pub async fn publish_in_order(
+    pub(crate) async fn publish_in_order(
         &self,
         requests: Vec<PublishRequest>,
     ) -> Vec<Result<PublishOutcome, PublishError>> {
@@ -298,12 +298,12 @@ impl Node {
     }
 
     /// Its name in the cluster.
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.config.node
     }
 
     /// Channels of an app with subscribers on this node, in order of their names.
-    pub fn channels(
+    pub(crate) fn channels(
         &self,
         app: Option<&str>,
         prefix: &str,
@@ -315,11 +315,15 @@ impl Node {
     }
 
     /// Subscribers of a channel on this node.
-    pub fn subscribers(&self, channel: &Channel) -> u64 {
+    pub(crate) fn subscribers(&self, channel: &Channel) -> u64 {
         self.relay.interests.get(channel).map_or(0, |interest| interest.subscribers.load(Ordering::Relaxed))
     }
 
-    pub async fn history(&self, channel: &Channel, query: HistoryQuery) -> Result<History, BackplaneError> {
+    pub(crate) async fn history(
+        &self,
+        channel: &Channel,
+        query: HistoryQuery,
+    ) -> Result<History, BackplaneError> {
         self.backplane.history(channel, query).await
     }
 
@@ -329,7 +333,7 @@ impl Node {
     }
 
     /// The members of a channel; `None` where its namespace keeps no presence.
-    pub async fn presence(&self, channel: &Channel) -> Result<Option<Vec<Member>>, BackplaneError> {
+    pub(crate) async fn presence(&self, channel: &Channel) -> Result<Option<Vec<Member>>, BackplaneError> {
         match self.namespaces().of(channel).presence {
             true => self.backplane.presence(channel).await.map(Some),
             false => Ok(None),
@@ -337,16 +341,20 @@ impl Node {
     }
 
     /// Closes connections, on whichever node they are.
-    pub async fn disconnect(&self, target: DisconnectTarget, reason: Box<str>) -> Result<(), BackplaneError> {
+    pub(crate) async fn disconnect(
+        &self,
+        target: DisconnectTarget,
+        reason: Box<str>,
+    ) -> Result<(), BackplaneError> {
         self.backplane.control(Control::Disconnect { target, reason }).await
     }
 
-    pub async fn nodes(&self) -> Result<Vec<NodeRecord>, BackplaneError> {
+    pub(crate) async fn nodes(&self) -> Result<Vec<NodeRecord>, BackplaneError> {
         self.backplane.nodes().await
     }
 
     /// Whether new connections should come here.
-    pub fn readiness(&self) -> Result<(), NotReady> {
+    pub(crate) fn readiness(&self) -> Result<(), NotReady> {
         let draining = (self.stage() > Stage::Serving).then_some(NotReadyReason::Draining);
         let away = self.backplane.health().err().map(NotReadyReason::Backplane);
         let failed = (self.shards_failed() > 0).then_some(NotReadyReason::ShardFailed);
@@ -357,7 +365,7 @@ impl Node {
     }
 
     /// What does not work though the rest does, one sentence each.
-    pub fn missing(&self) -> Vec<String> {
+    pub(crate) fn missing(&self) -> Vec<String> {
         self.backplane.missing()
     }
 
@@ -372,7 +380,7 @@ impl Node {
     }
 
     /// Begins to drain; the process ends when it is done. More calls change nothing.
-    pub fn drain(&self) {
+    pub(crate) fn drain(&self) {
         if self.stage() == Stage::Serving {
             self.set_stage(Stage::Settling);
         }
@@ -393,7 +401,7 @@ impl Node {
         self.shards_failed.load(Ordering::Acquire)
     }
 
-    pub fn limits(&self) -> Limits {
+    pub(crate) fn limits(&self) -> Limits {
         Limits {
             payload_bytes_max: self.config.limits.publish_bytes.bytes(),
             body_bytes_max: self.config.limits.body_bytes.bytes(),
@@ -401,7 +409,7 @@ impl Node {
     }
 
     /// Client connections, HTTP included.
-    pub fn connections(&self) -> u64 {
+    pub(crate) fn connections(&self) -> u64 {
         self.front.connections()
     }
 
@@ -440,11 +448,18 @@ impl Node {
         self.metrics.node.draining.set(i64::from(stage > Stage::Serving));
     }
 
-    /// Exports what the node's table of channels says.
-    pub(crate) fn note_interests(&self) {
+    /// The channels that have subscribers on this node.
+    pub(crate) fn interests(&self) -> &Interests {
+        &self.relay.interests
+    }
+
+    /// Exports how full the node's bounds are.
+    pub(crate) fn note_bounds(&self) {
         let interests = &self.relay.interests;
         self.metrics.node.channels.set(interests.len() as i64);
         self.metrics.node.send_queue_permille.set(interests.take_peak_permille() as i64);
+        let recovery = self.histories.usage();
+        self.metrics.node.recovery_permille.set((recovery.bytes * 1000 / recovery.bytes_max.max(1)) as i64);
     }
 
     pub(crate) async fn drain_asked(&self) {

@@ -119,6 +119,7 @@ pub(crate) fn gap_reason(reason: GapReason) -> &'static str {
         GapReason::Reconnect => "reconnect",
         GapReason::Overflow => "overflow",
         GapReason::Hole => "hole",
-        GapReason::Unrecoverable => "unrecoverable",
+        // For a client both mean that its position is of no use any more.
+        GapReason::Unrecoverable | GapReason::Forgotten => "unrecoverable",
     }
 }

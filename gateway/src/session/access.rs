@@ -1,6 +1,6 @@
 //! What a request may have: the origin of its page, its credentials, the channels that its URL names.
 
-use std::time::SystemTime;
+use std::{borrow::Cow, time::SystemTime};
 
 use tidegate_backplane::Channel;
 use tidegate_wire::{
@@ -13,7 +13,6 @@ use super::{core::Core, opening::Stop, refusal::Refusal};
 use crate::{
     app::{self, apps::AppId},
     auth::{Claims, Scope, TokenError, Verdict, bearer},
-    metrics::Budgeted,
 };
 
 /// Credentials that were checked.
@@ -46,12 +45,16 @@ impl Core {
         head: &Head<'_>,
         query: &Query,
     ) -> Result<(Vec<Channel>, Option<Claims>), Stop> {
-        let is_anonymous = query.token.is_none() && head.header("authorization").and_then(bearer).is_none();
+        let is_anonymous = credential(head, query).is_none();
         let channels = self.url_channels(query, is_anonymous)?;
         let (claims, app) = self.authorise(head, query, &channels)?;
         let app = app.as_ref().map(AppId::as_str);
         let channels = channels.into_iter().map(|channel| AppId::channel(app, channel.name()));
-        Ok((channels.collect::<Result<_, _>>().map_err(Refusal::from)?, claims))
+        let channels: Vec<Channel> = channels.collect::<Result<_, _>>().map_err(Refusal::from)?;
+        match self.has_room_for(&channels) {
+            true => Ok((channels, claims)),
+            false => Err(Refusal::NoChannels.into()),
+        }
     }
 
     /// Whether a channel may be subscribed to on an open connection, with these claims.
@@ -90,10 +93,6 @@ impl Core {
         }
         if given > max {
             return Err(Refusal::TooManyChannels { given, max });
-        }
-        if !self.has_room_for_channels() {
-            self.metrics.budgets_spent.add(Budgeted::Channels, 1);
-            return Err(Refusal::NoChannels);
         }
         let channels = query.channels.iter().map(|name| Channel::new(name)).collect::<Result<Vec<_>, _>>()?;
         for (at, channel) in channels.iter().enumerate() {
@@ -143,33 +142,35 @@ impl Core {
     }
 
     fn credentials(&self, head: &Head<'_>, query: &Query) -> Result<Credentials, Stop> {
-        let header = match head.header("authorization") {
-            Some(UNREADABLE) => {
-                let unreadable =
-                    TokenError::Malformed("the Authorization header is not UTF-8, or is given twice");
-                return Err(Refusal::Token(unreadable).into());
-            }
-            header => header.and_then(bearer),
-        };
-        // Browsers can set no header but this one, and it stands in no log of URLs.
-        let offered = head.header_joined("sec-websocket-protocol");
-        let entry = offered.as_deref().and_then(|offered| {
-            tidegate_wire::upgrade::protocols(offered).find_map(|name| name.strip_prefix("bearer."))
-        });
-        let Some(text) = query.token.as_deref().or(header).or(entry) else {
-            return Ok(Credentials::Anonymous);
-        };
+        if head.header("authorization") == Some(UNREADABLE) {
+            let unreadable =
+                TokenError::Malformed("the Authorization header is not UTF-8, or is given twice");
+            return Err(Refusal::Token(unreadable).into());
+        }
+        let Some(text) = credential(head, query) else { return Ok(Credentials::Anonymous) };
         // Two dots make a token (RFC 7515 section 7.1); API keys come in the header only, not in URLs.
         let is_token = text.bytes().filter(|&byte| byte == b'.').count() == 2;
         if !is_token && query.token.is_none() {
-            return Ok(Credentials::ApiKey(text.to_owned()));
+            return Ok(Credentials::ApiKey(text.into_owned()));
         }
-        match self.shared.authenticator.verify(text, SystemTime::now()) {
+        match self.shared.authenticator.verify(&text, SystemTime::now()) {
             Verdict::Valid(claims) => Ok(Credentials::Token(claims)),
             Verdict::Invalid(error) => Err(Refusal::Token(error).into()),
             Verdict::NeedsKeys(fetch) => Err(Stop::NeedsKeys(fetch)),
         }
     }
+}
+
+/// The token or key of a request: a parameter, a header, or an entry of the one header that browsers can set, which
+/// stands in no log of URLs.
+fn credential<'a>(head: &'a Head<'_>, query: &'a Query) -> Option<Cow<'a, str>> {
+    let entry = || {
+        let offered = head.header_joined("sec-websocket-protocol")?;
+        let mut names = tidegate_wire::upgrade::protocols(&offered);
+        names.find_map(|name| name.strip_prefix("bearer.").map(str::to_owned))
+    };
+    let header = || head.header("authorization").filter(|&header| header != UNREADABLE).and_then(bearer);
+    query.token.as_deref().or_else(header).map(Cow::Borrowed).or_else(|| entry().map(Cow::Owned))
 }
 
 impl Core {

@@ -7,13 +7,13 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
 
-use tidegate_backplane::Epoch;
+use tidegate_backplane::{Channel, Epoch};
 use tidegate_ops::{edge::Edge, seldom::Seldom};
 use tidegate_reactor::{ConnectionId, Connections, Mail, Mailbox};
 use tidegate_wire::deflate::Deflater;
@@ -37,7 +37,7 @@ use crate::{
         form::Encoder,
         outgoing::{Content, Outgoing},
     },
-    metrics::{Metrics, ShardMetrics},
+    metrics::{Budgeted, Metrics, ShardMetrics},
     node::{
         Node,
         shards::{Order, ShardPort},
@@ -84,9 +84,7 @@ pub(crate) struct Shared {
     /// Serves the requests that are no protocol's.
     pub(crate) http: Arc<dyn TakesHandOffs>,
     pub(crate) started: Instant,
-    /// What those who left had sent and is not published yet, in all shards.
-    pub(crate) legacy_bytes: AtomicUsize,
-    /// Names this process's life in the ids of event streams; see [`Fresh`](super::ids::Fresh).
+    /// Names this process's life in places of empty channels; see [`Fresh`](super::fresh::Fresh).
     pub(crate) life: Epoch,
 }
 
@@ -189,10 +187,19 @@ impl Core {
         }
     }
 
-    /// Whether this node has fewer channels than it may have, as of the last second.
-    pub(crate) fn has_room_for_channels(&self) -> bool {
-        let max = i64::from(self.shared.node.config().limits.channels);
-        max == 0 || self.shared.metrics.node.channels.get() < max
+    /// Whether this node may have subscribers in these channels; a refusal is counted. Those that have some already cost
+    /// nothing more. Shards that ask at the same moment may each get the last place.
+    pub(crate) fn has_room_for(&self, channels: &[Channel]) -> bool {
+        let node = &self.shared.node;
+        let (interests, max) = (node.interests(), node.config().limits.channels as usize);
+        let has = interests.len();
+        let fits = max == 0
+            || has + channels.len() <= max
+            || has + channels.iter().filter(|channel| interests.get(channel).is_none()).count() <= max;
+        if !fits {
+            self.metrics.budgets_spent.add(Budgeted::Channels, 1);
+        }
+        fits
     }
 
     /// Names a connection in the cluster. The life of the process is a part, so that a node that was started again

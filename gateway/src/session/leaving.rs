@@ -1,6 +1,6 @@
 //! Goodbyes: what a client is told when the connection ends, and how it is counted.
 
-use std::{borrow::Cow, sync::Arc, time::Duration};
+use std::{borrow::Cow, time::Duration};
 
 use tidegate_backplane::{BackplaneError, DisconnectTarget, GapReason};
 use tidegate_reactor::{ConnectionId, Connections};
@@ -9,12 +9,13 @@ use tidegate_wire::{
     frame::CloseCode,
 };
 
-use super::{Ctx, Open, Phase, Present, Session, core::Core, protocol::Transport, refusal::Refusal};
+use super::{Ctx, Open, Phase, Session, core::Core, protocol::Transport, refusal::Refusal};
 use crate::{
     app::apps::AppId,
     auth::Claims,
-    hub::{ChannelKey, outgoing::gap_reason},
+    hub::outgoing::gap_reason,
     metrics::{self, DisconnectReason},
+    problem::log_refusal,
 };
 
 /// Continuity was lost and the protocol has no other way to say it.
@@ -126,6 +127,9 @@ impl Ctx<'_> {
         let decoder = std::mem::replace(&mut open.decoder, Decoder::new(false));
         let protocol = open.protocol.of_list(self.core.shared.protocols);
         self.end_open(open, why);
+        if !matches!(why, Leave::Drain) {
+            log_refusal("closed", &format_args!("{} {}", why.code().0, why.text()));
+        }
         let spread = u64::from(self.id.generation);
         self.write(|out| protocol.write_farewell(why, spread, out));
         // A client that broke the protocol is not listened to any more (RFC 6455 section 7.1.7); others answer
@@ -173,40 +177,15 @@ impl Ctx<'_> {
             self.abandon(unsettled);
         }
         if let Some(present) = rare.present {
-            for &subscription in open.subscriptions.as_slice() {
-                self.leave_presence(self.core.hub.channel_of(subscription), present.clone());
-            }
+            self.leave_all_presence(open.subscriptions.as_slice(), &present);
         }
         // Leaving may move another's place, but its own others stay findable: a connection is in a lane once.
         for &subscription in open.subscriptions.as_slice() {
             self.part(subscription);
         }
         if let Some(publisher) = rare.publisher {
-            self.publish_rest(publisher);
+            self.publish_rest(*publisher);
         }
-    }
-
-    /// It is not present in a channel any more that it goes out of.
-    pub(crate) fn leave_presence_of(&self, key: ChannelKey) {
-        let present = self.open().and_then(|open| open.rare.as_ref()?.present.clone());
-        if let Some(present) = present {
-            self.leave_presence(key, present);
-        }
-    }
-
-    fn leave_presence(&self, key: ChannelKey, present: Present) {
-        let channel = self.core.hub.channel(key).clone();
-        if !self.core.shared.node.namespaces().of(&channel).presence {
-            return;
-        }
-        let (backplane, name) =
-            (Arc::clone(self.core.shared.node.backplane()), self.core.connection_name(self.id));
-        self.core.detach(async move {
-            present.await;
-            if let Err(error) = backplane.leave(&channel, &name).await {
-                tracing::warn!(%error, "a presence entry could not be removed");
-            }
-        });
     }
 }
 

@@ -16,10 +16,11 @@ pub(crate) mod budget;
 pub(crate) mod core;
 pub(crate) mod ctx;
 pub(crate) mod fanout;
+mod fresh;
 pub(crate) mod hand_off;
-pub(crate) mod ids;
 pub(crate) mod leaving;
 pub(crate) mod opening;
+mod presence;
 pub(crate) mod protocol;
 pub(crate) mod publishing;
 pub(crate) mod refusal;
@@ -29,11 +30,10 @@ pub(crate) mod subscribing;
 
 use std::{any::Any, sync::Arc, time::Duration};
 
-use futures_util::future::{BoxFuture, Shared};
 use tidegate_backplane::Position;
 use tidegate_ops::{budget::Budget, edge::Preamble};
 use tidegate_reactor::Tick;
-use tidegate_wire::decoder::Decoder;
+use tidegate_wire::{decoder::Decoder, sse};
 
 use crate::{
     admission::{AddressKey, Over},
@@ -44,6 +44,7 @@ use crate::{
 use budget::{Budgets, Rates};
 pub(crate) use ctx::Ctx;
 use opening::Opening;
+use presence::Present;
 use protocol::{ProtocolId, ProtocolState};
 use publishing::Publisher;
 pub(crate) use socket_id::SocketIds;
@@ -117,7 +118,7 @@ pub(crate) struct Rare {
     pub(crate) unsettled: Vec<Unsettled>,
     /// An event stream of several channels: in the order of its URL, the last position of each.
     pub(crate) positions: Vec<(ChannelKey, Option<Position>)>,
-    pub(crate) publisher: Option<Publisher>,
+    pub(crate) publisher: Option<Box<Publisher>>,
     /// What its compressed messages inflated to.
     pub(crate) inflated_bytes: Budget,
     /// Why it is about to be closed, for the count; set by whoever dooms it.
@@ -127,10 +128,6 @@ pub(crate) struct Rare {
     /// What its protocol keeps of it.
     pub(crate) state: Option<Box<dyn ProtocolState>>,
 }
-
-/// Whether a connection's presence entries were written, or failed to be. To leave a channel has to wait for that: a
-/// backplane far away may otherwise carry out the two in the wrong order, and the entry would stay.
-pub(crate) type Present = Shared<BoxFuture<'static, ()>>;
 
 impl Session {
     pub(crate) fn new(address: AddressKey, accepted_ms: u32, over: Option<Over>, preamble: Preamble) -> Self {
@@ -198,6 +195,7 @@ impl Open {
         let unsettled = &mut self.rare.as_mut()?.unsettled;
         let at = unsettled.iter().position(|it| it.attempt == attempt)?;
         let taken = unsettled.remove(at);
+        release_empty(unsettled);
         self.drop_empty_rare();
         Some(taken)
     }
@@ -256,7 +254,7 @@ impl Rare {
         for (_, known) in self.positions.iter_mut().filter(|(own, _)| *own == key) {
             *known = position.or(*known);
         }
-        ids::event_id(self.positions.iter().map(|(_, position)| *position))
+        sse::join_id(self.positions.iter().map(|(_, position)| *position))
     }
 
     fn is_empty(&self) -> bool {
@@ -269,6 +267,14 @@ impl Rare {
             && self.reason.is_none()
             && self.present.is_none()
             && self.state.is_none()
+    }
+}
+
+/// Gives back the memory of what is over: room for four subscriptions under way is more than 1 KB, and their connection may
+/// stay for days.
+pub(crate) fn release_empty<T>(items: &mut Vec<T>) {
+    if items.is_empty() {
+        *items = Vec::new();
     }
 }
 
@@ -332,5 +338,7 @@ mod tests {
         assert!(size_of::<Decoder>() <= 16, "{}", size_of::<Decoder>());
         assert!(size_of::<Open>() <= 56, "{}", size_of::<Open>());
         assert!(size_of::<Session>() <= 72, "{}", size_of::<Session>());
+        // One size of the allocator; the next is 160.
+        assert!(size_of::<Rare>() <= 128, "{}", size_of::<Rare>());
     }
 }

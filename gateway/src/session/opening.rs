@@ -3,14 +3,10 @@
 //! The answer (`101` or the head of the event stream) is written when the subscription stands and what was missed
 //! is known, so whoever publishes after seeing it reaches this client, and nothing is written before it.
 
-use std::{
-    any::Any,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{any::Any, sync::Arc, time::Duration};
 
-use futures_util::{FutureExt as _, future::join_all};
-use tidegate_backplane::{BackplaneError, Channel, Member, Position};
+use futures_util::FutureExt as _;
+use tidegate_backplane::{BackplaneError, Channel, Position};
 use tidegate_reactor::{Overflow, Tick};
 use tidegate_wire::{decoder::Decoder, upgrade::Upgrade};
 
@@ -385,50 +381,14 @@ impl Ctx<'_> {
         if let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) {
             let rare = open.rare_mut();
             (rare.claims, rare.expires) = (renewed.claims, renewed.expires);
+            self.beat_in_time();
         }
     }
 
     fn take_claims(&self, now: Tick, claims: Option<Claims>, rare: &mut Rare) {
         let Some(claims) = claims else { return };
-        rare.expires = claims.expires.map(|expires| {
-            let left = expires.duration_since(SystemTime::now()).unwrap_or_default();
-            now.after(left)
-        });
+        rare.expires = claims.expiry(now);
         rare.claims = Some(Arc::new(claims));
-    }
-
-    pub(crate) fn join_presence(&mut self, channels: &[Channel]) {
-        let node = &self.core.shared.node;
-        let with_presence: Vec<&Channel> =
-            channels.iter().filter(|channel| node.namespaces().of(channel).presence).collect();
-        if with_presence.is_empty() {
-            return;
-        }
-        let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) else { return };
-        let Some(claims) = open.claims().cloned() else { return };
-        let Some(user) = claims.user.clone() else { return };
-        let name = self.core.connection_name(self.id);
-        let joining: Vec<_> = with_presence
-            .into_iter()
-            .map(|channel| {
-                let (connection, info) = (name.as_str().into(), claims.info.clone());
-                node.backplane().join(channel, Member { connection, user: user.clone(), info })
-            })
-            .collect();
-        let before = open.rare.as_ref().and_then(|rare| rare.present.clone());
-        let joined = async move {
-            if let Some(before) = before {
-                before.await;
-            }
-            for result in join_all(joining).await {
-                if let Err(error) = result {
-                    tracing::warn!(%error, "a presence entry could not be written");
-                }
-            }
-        };
-        let present = joined.boxed().shared();
-        open.rare_mut().present = Some(present.clone());
-        self.core.detach(present);
     }
 }
 

@@ -4,7 +4,7 @@
 use std::any::Any;
 
 use tidegate_backplane::{BackplaneError, Position};
-use tidegate_reactor::Connections;
+use tidegate_reactor::{Connections, Tick};
 use tidegate_wire::{
     frame::{self, CloseCode},
     head::Head,
@@ -61,6 +61,8 @@ pub(crate) enum Event<'e> {
     Silent,
     /// The time between two heartbeats has passed; streams only.
     HeartbeatDue,
+    /// What [`Protocol::due`] said has come.
+    Due,
 }
 
 /// A protocol. It keeps nothing itself: state of a shard is in [`room`](Self::room), that of a connection in
@@ -132,6 +134,12 @@ pub(crate) trait Protocol: Sync + std::fmt::Debug {
         if let Some(code) = self.close_code(why) {
             frame::encode_close(code, &why.text(), out);
         }
+    }
+
+    /// When something ends that it keeps of an open connection; [`Event::Due`] says so then.
+    fn due(&self, open: &Open) -> Option<Tick> {
+        let _ = open;
+        None
     }
 
     /// Whether an open connection is signed in as a user of an app in the protocol's own way.

@@ -35,7 +35,8 @@ pub(crate) struct Publisher {
     messages: Budget,
     bytes: Budget,
     waiting: Queue,
-    under_way: bool,
+    /// What the publish under way holds; 0 when there is none.
+    under_way_bytes: usize,
     /// So much waits that the connection is not read.
     paused: bool,
 }
@@ -46,6 +47,8 @@ pub(crate) struct Publisher {
 pub(crate) struct Queue {
     requests: VecDeque<Waiting>,
     bytes: usize,
+    /// Of one who left: what the publish under way holds.
+    under_way_bytes: usize,
 }
 
 /// Publishes of one connection that may wait: as many bytes as a channel takes on its way out, and so many messages that
@@ -134,7 +137,7 @@ impl Ctx<'_> {
             }
         }
         if let Some(publisher) = self.publisher() {
-            publisher.under_way = false;
+            publisher.under_way_bytes = 0;
         }
     }
 
@@ -144,40 +147,46 @@ impl Ctx<'_> {
         publisher.is_some_and(|publisher| publisher.paused)
     }
 
-    /// A connection that publishes has left: what it sent before goes on, one after the other.
+    /// A connection that publishes has left: what it sent before goes on, one after the other. What is under way cannot be
+    /// taken back, so it counts whether or not there is room; what waits for it is dropped where there is none.
     pub(crate) fn publish_rest(&mut self, publisher: Publisher) {
-        let waiting = publisher.waiting;
-        if waiting.requests.is_empty() {
+        let Publisher { waiting, under_way_bytes, .. } = publisher;
+        if under_way_bytes == 0 {
             return;
         }
         let max = self.core.shared.node.config().limits.left_behind_bytes.bytes();
-        let node_wide = &self.core.shared.legacy_bytes;
-        if node_wide.fetch_add(waiting.bytes, Ordering::Relaxed) + waiting.bytes > max {
-            node_wide.fetch_sub(waiting.bytes, Ordering::Relaxed);
-            let lost = waiting.requests.len() as u64;
-            return self.core.metrics.messages_dropped.add(DropReason::PublishFailed, lost);
-        }
-        // It waits for a publish under way, whose end brings `published`.
-        self.core.legacies.insert(self.id, waiting);
+        let node_wide = &self.core.shared.metrics.node.left_behind_bytes;
+        let bytes = under_way_bytes + waiting.bytes;
+        let fits = node_wide.fetch_add(bytes, Ordering::Relaxed) + bytes <= max;
+        let legacy = match fits {
+            true => Queue { under_way_bytes, ..waiting },
+            false => {
+                node_wide.fetch_sub(waiting.bytes, Ordering::Relaxed);
+                let lost = waiting.requests.len() as u64;
+                self.core.metrics.messages_dropped.add(DropReason::PublishFailed, lost);
+                Queue { under_way_bytes, ..Queue::default() }
+            }
+        };
+        // The end of what is under way brings `published`.
+        self.core.legacies.insert(self.id, legacy);
     }
 
     fn next_to_publish(&mut self) -> Option<Waiting> {
         if let Some(publisher) = self.publisher() {
             let next = publisher.waiting.pop();
+            publisher.under_way_bytes = next.as_ref().map_or(0, Waiting::cost);
             if publisher.paused && publisher.waiting.has_room() {
                 publisher.paused = false;
                 self.connections.set_paused(self.id, false);
             }
             return next;
         }
-        let next = self.core.legacies.get_mut(&self.id)?.pop();
-        match &next {
-            Some(next) => {
-                self.core.shared.legacy_bytes.fetch_sub(next.cost(), Ordering::Relaxed);
-            }
-            None => {
-                self.core.legacies.remove(&self.id);
-            }
+        let legacy = self.core.legacies.get_mut(&self.id)?;
+        let next = legacy.pop();
+        let ended = std::mem::replace(&mut legacy.under_way_bytes, next.as_ref().map_or(0, Waiting::cost));
+        self.core.shared.metrics.node.left_behind_bytes.fetch_sub(ended, Ordering::Relaxed);
+        if next.is_none() {
+            self.core.legacies.remove(&self.id);
         }
         next
     }
@@ -186,19 +195,20 @@ impl Ctx<'_> {
     pub(crate) fn start_publish(&mut self, request: PublishRequest, ended: Option<Ended>) {
         let Some(publisher) = self.publisher() else { return };
         let next = Waiting { request, ended };
-        if publisher.under_way {
+        if publisher.under_way_bytes > 0 {
             publisher.waiting.push(next);
             if publisher.waiting.is_full() && !std::mem::replace(&mut publisher.paused, true) {
                 self.connections.set_paused(self.id, true);
             }
             return;
         }
+        let bytes = next.cost();
         match self.publish(next) {
             Some(Ok(())) => {}
             Some(Err(error)) => self.tell_protocol(Event::PublishFailed(error)),
             None => {
                 if let Some(publisher) = self.publisher() {
-                    publisher.under_way = true;
+                    publisher.under_way_bytes = bytes;
                 }
             }
         }
@@ -225,6 +235,6 @@ impl Ctx<'_> {
     }
 
     fn publisher(&mut self) -> Option<&mut Publisher> {
-        self.open_mut()?.rare.as_mut()?.publisher.as_mut()
+        self.open_mut()?.rare.as_mut()?.publisher.as_deref_mut()
     }
 }

@@ -178,6 +178,11 @@ impl Ctx<'_> {
         if rare.and_then(|rare| rare.expires).is_some_and(|expires| expires <= now) {
             return self.leave(Leave::TokenExpired);
         }
+        let protocol = open.protocol.of_list(self.core.shared.protocols);
+        if protocol.due(open).is_some_and(|due| due <= now) {
+            protocol.on_event(self, Event::Due);
+        }
+        let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) else { return };
         let heartbeat = &self.core.shared.node.config().heartbeat;
         let (interval, timeout) = (heartbeat.interval, heartbeat.timeout);
         if open.protocol.of_list(self.core.shared.protocols).transport() == Transport::Stream {
@@ -207,11 +212,23 @@ impl Ctx<'_> {
         self.beat_at(next);
     }
 
-    /// The next look at a connection: its heartbeat, or the end of its token if that is sooner.
+    /// Something of a connection that was just heard may end sooner than its next heartbeat is due.
+    pub(crate) fn beat_in_time(&mut self) {
+        if let Some(open) = self.open_mut() {
+            open.pinged = false;
+            self.beat_at(self.connections.now().after(self.core.shared.node.config().heartbeat.interval));
+        }
+    }
+
+    /// The next look at a connection: its heartbeat, or the end of its token or of what its protocol keeps if that is
+    /// sooner.
     fn beat_at(&mut self, due: Tick) {
-        let expires = self.open().and_then(|open| open.rare.as_ref()?.expires).unwrap_or(Tick::NEVER);
+        let Some(open) = self.open() else { return };
+        let expires = open.rare.as_ref().and_then(|rare| rare.expires);
+        let ends = open.protocol.of_list(self.core.shared.protocols).due(open);
         let soonest = Tick(self.connections.now().0 + 1);
-        self.connections.set_timer(self.id, due.min(expires.max(soonest)));
+        let ends = expires.into_iter().chain(ends).min().unwrap_or(Tick::NEVER);
+        self.connections.set_timer(self.id, due.min(ends.max(soonest)));
     }
 
     /// Closes a connection that does not answer pings.

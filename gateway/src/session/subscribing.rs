@@ -8,12 +8,12 @@
 
 use std::sync::Arc;
 
-use tidegate_backplane::{BackplaneError, Channel, Position};
+use tidegate_backplane::{BackplaneError, Channel, Gap, GapReason, Position};
 use tidegate_reactor::Shared as SharedBytes;
 use tidegate_wire::sse;
 
 use super::{
-    Ctx, Open, Phase, Session, core::Core, ids::Fresh, leaving::Leave, opening::terms, protocol::Event,
+    Ctx, Open, Phase, Session, core::Core, fresh::Fresh, leaving::Leave, opening::terms, protocol::Event,
 };
 use crate::{
     hub::{ChannelKey, form::FormId, outgoing::Content},
@@ -233,7 +233,8 @@ impl Ctx<'_> {
         let mut untold = None;
         for item in items {
             let content = Content::from(item);
-            if !self.say(key, &content, &mut out) {
+            let is_forgotten = matches!(content, Content::Gap(Gap { reason: GapReason::Forgotten, .. }));
+            if !self.say(key, &content, &mut out) && !is_forgotten {
                 untold = Some(content);
                 break;
             }

@@ -3,7 +3,8 @@
 
 use std::{
     io,
-    sync::{Arc, atomic::AtomicU64},
+    net::{SocketAddr, TcpStream},
+    sync::Arc,
     time::Duration,
 };
 
@@ -16,22 +17,22 @@ use tidegate_reactor::{Closed, ConnectionId, Connections, Counters, Driver, Tick
 use tidegate_wire::deflate::Inflater;
 
 use crate::{
-    hub::Hub,
-    metrics::{DisconnectReason, DropReason, HandshakeResult, ShardMetrics},
+    edge::door::Doorkeeper,
+    metrics::{DisconnectReason, DropReason, HandshakeResult},
     node::shards::Order,
     session::{
         Ctx, Phase, Session,
-        core::{Command, Core, ShardMailbox, Shared},
+        core::{Command, Core},
         leaving::Leave,
         protocol::{Event, Transport},
     },
 };
 
 /// Drives one shard.
-#[derive(Debug)]
 pub(crate) struct ShardDriver {
     inflater: Inflater,
     core: Core,
+    door: Arc<Doorkeeper>,
     drain: Option<Sweep>,
     /// Those who have to be closed for a gap.
     gap_closes: Option<Sweep<(ConnectionId, GapReason)>>,
@@ -41,17 +42,11 @@ pub(crate) struct ShardDriver {
 }
 
 impl ShardDriver {
-    pub(crate) fn new(
-        shard: usize,
-        shared: Arc<Shared>,
-        hub: Hub,
-        mailbox: ShardMailbox,
-        metrics: Arc<ShardMetrics>,
-        connections_dealt: Arc<AtomicU64>,
-    ) -> Self {
+    pub(crate) fn new(core: Core, door: Arc<Doorkeeper>) -> Self {
         Self {
             inflater: Inflater::new(),
-            core: Core::new(shard, shared, hub, mailbox, metrics, connections_dealt),
+            core,
+            door,
             drain: None,
             gap_closes: None,
             exported: Counters::default(),
@@ -63,6 +58,14 @@ impl ShardDriver {
 impl Driver for ShardDriver {
     type Connection = Session;
     type Command = Command;
+
+    fn on_connection(&mut self, socket: TcpStream, peer: SocketAddr) -> Option<(TcpStream, Session)> {
+        self.door.take(self.core.shard, socket, peer)
+    }
+
+    fn on_exhausted(&mut self, socket: Option<TcpStream>) {
+        self.door.turn_away(socket);
+    }
 
     fn on_adopted(&mut self, connections: &mut Connections<Session>, id: ConnectionId) {
         self.core.metrics.connections.set(connections.len() as i64);

@@ -18,6 +18,7 @@ label!(
         Cpu = "cpu",
         AcceptQueue = "accept_queue",
         SendQueue = "send_queue",
+        Recovery = "recovery",
     }
 );
 
@@ -64,11 +65,11 @@ impl Default for Load {
 
 impl Load {
     /// How much of each resource is in use, from 0 to 1; a resource that cannot be read is left out. `busy` is the total
-    /// busy time of each thread of the data plane, `send_queue` the share that the caller knows.
+    /// busy time of each thread of the data plane, `known` what the caller knows itself.
     pub fn read(
         &mut self,
         busy: &[Duration],
-        send_queue: Option<f64>,
+        known: &[(Resource, f64)],
         bounds: &Bounds,
     ) -> Vec<(Resource, f64)> {
         let process = Process::read();
@@ -77,9 +78,13 @@ impl Load {
             (Resource::Memory, share(process.resident_bytes, memory_limit())),
             (Resource::Cpu, self.cpu(busy, process.cpu_seconds)),
             (Resource::AcceptQueue, bounds.listener.and_then(accept_queue)),
-            (Resource::SendQueue, send_queue),
         ];
-        shares.into_iter().filter_map(|(resource, share)| Some((resource, share?.clamp(0.0, 1.0)))).collect()
+        let known = known.iter().map(|&(resource, share)| (resource, Some(share)));
+        shares
+            .into_iter()
+            .chain(known)
+            .filter_map(|(resource, share)| Some((resource, share?.clamp(0.0, 1.0))))
+            .collect()
     }
 
     fn cpu(&mut self, busy: &[Duration], cpu_seconds: Option<f64>) -> Option<f64> {

@@ -8,47 +8,78 @@ use tidegate_testkit::{RawTcp, masked_frame};
 
 use super::frames::upgraded;
 
-/// Channels that one connection of the long names asks for, and the length of a name.
-const NAMES: usize = 100;
+/// The length of a long name.
 const NAME_BYTES: usize = 200;
 
-/// One client of Pusher Channels that subscribes to a channel of its own and leaves it again, so often a second.
-/// `prefix` begins the names. Returns how many channels it asked for.
+/// Subscriptions that a client has before it leaves the first: a subscription that is left at once may never begin.
+const HELD: usize = 20;
+
+/// One client of Pusher Channels that subscribes to channels of its own and leaves them again, so many a second. `prefix`
+/// begins the names. Returns how many channels it asked for.
 #[track_caller]
 pub fn churn(address: SocketAddr, prefix: &str, per_second: f64, lasting: Duration) -> usize {
     let mut asked = 0;
     say_until(address, lasting, |elapsed, out| {
         while (asked as f64) < elapsed * per_second && out.len() < 64 * 1024 {
-            let name = format!("{prefix}{asked}");
-            say(&format!(r#"{{"event":"pusher:subscribe","data":{{"channel":"{name}"}}}}"#), out);
-            say(&format!(r#"{{"event":"pusher:unsubscribe","data":{{"channel":"{name}"}}}}"#), out);
+            say_channel("subscribe", &format!("{prefix}{asked}"), out);
+            if asked >= HELD {
+                say_channel("unsubscribe", &format!("{prefix}{}", asked - HELD), out);
+            }
             asked += 1;
         }
     });
     asked
 }
 
-/// The same in one channel that others are in, at a rate in bits.
+/// One client that joins channels which others are in, and leaves them again, at a rate in bits.
 #[track_caller]
-pub fn churn_counted(address: SocketAddr, channel: &str, bits_per_second: f64, lasting: Duration) -> usize {
-    let mut pair = Vec::new();
-    say(&format!(r#"{{"event":"pusher:subscribe","data":{{"channel":"{channel}"}}}}"#), &mut pair);
-    say(&format!(r#"{{"event":"pusher:unsubscribe","data":{{"channel":"{channel}"}}}}"#), &mut pair);
-    let mut sent = 0;
+pub fn churn_counted(
+    address: SocketAddr,
+    channels: &[String],
+    bits_per_second: f64,
+    lasting: Duration,
+) -> usize {
+    let (mut sent, mut commands) = (0, ["subscribe", "unsubscribe"].into_iter().cycle());
     say_until(address, lasting, |elapsed, out| {
-        while (sent * 8) as f64 <= elapsed * bits_per_second && out.len() < 64 * 1024 {
-            out.extend_from_slice(&pair);
-            sent += pair.len();
+        if ((sent * 8) as f64) < elapsed * bits_per_second && out.len() < 64 * 1024 {
+            let (before, command) = (out.len(), commands.next().unwrap_or_default());
+            channels.iter().for_each(|channel| say_channel(command, channel, out));
+            sent += out.len() - before;
         }
     });
     sent
 }
 
-/// Anonymous connections of as many channels with names as long as they may be. Those that were let in.
+/// Anonymous clients of Pusher Channels that each ask for so many channels with names as long as they may be, and stay.
 #[track_caller]
-pub fn join_names(address: SocketAddr, connections: usize) -> Vec<RawTcp> {
+pub fn hold_names(address: SocketAddr, clients: usize, names: usize) -> Vec<TcpStream> {
+    let join = |number: usize| {
+        let mut socket = upgraded(address, "/app/dev-key?protocol=7");
+        let mut out = Vec::new();
+        for at in 0..names {
+            say_channel("subscribe", &format!("{:x<NAME_BYTES$}", format!("{number}-{at}-")), &mut out);
+        }
+        socket.write_all(&out).expect("the gateway reads 30 KB");
+        // The answer to a ping comes behind the others.
+        socket.write_all(&masked_frame(0x89, b"asked")).expect("the gateway reads a ping");
+        let (mut tail, mut bytes) = (Vec::new(), vec![0; 64 * 1024]);
+        while !tail.ends_with(b"asked") {
+            match socket.read(&mut bytes) {
+                Ok(read) if read > 0 => tail.extend_from_slice(&bytes[..read]),
+                other => panic!("a client that asks for channels is answered: {other:?}"),
+            }
+        }
+        socket
+    };
+    (0..clients).map(join).collect()
+}
+
+/// Anonymous connections of so many channels each, with names as long as they may be. Those that were let in.
+#[track_caller]
+pub fn join_names(address: SocketAddr, connections: usize, names: usize) -> Vec<RawTcp> {
     let connect = |number: usize| {
-        let names = (0..NAMES).map(|at| format!("channel={:x<NAME_BYTES$}", format!("{number}-{at}-")));
+        let names =
+            (0..names).map(|at| format!("channel={:x<NAME_BYTES$}", format!("{number}-{at}-of-{names}-")));
         let path = format!("/ws?envelope=json&{}", names.collect::<Vec<_>>().join("&"));
         let mut connection = RawTcp::upgrade(address, &path);
         let head = connection.read_head(tidegate_testkit::DEADLINE);
@@ -75,6 +106,8 @@ fn say_until(address: SocketAddr, lasting: Duration, mut next: impl FnMut(f64, &
     }
 }
 
-fn say(text: &str, out: &mut Vec<u8>) {
+/// `command`: `subscribe` or `unsubscribe`.
+pub(super) fn say_channel(command: &str, channel: &str, out: &mut Vec<u8>) {
+    let text = format!(r#"{{"event":"pusher:{command}","data":{{"channel":"{channel}"}}}}"#);
     out.extend_from_slice(&masked_frame(0x81, text.as_bytes()));
 }

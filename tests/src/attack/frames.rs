@@ -82,6 +82,8 @@ fn linger(socket: &mut TcpStream, give_up: Instant) {
     let mut answers = vec![0; BURST_BYTES];
     let mut tail = Vec::new();
     while asked.is_ok() && Instant::now() < give_up && !tail.ends_with(b"last") {
+        let left = give_up.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        socket.set_read_timeout(Some(left)).expect("a positive time-out");
         match socket.read(&mut answers) {
             Ok(read) if read > 0 => {
                 tail.extend_from_slice(&answers[..read]);

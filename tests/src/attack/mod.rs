@@ -17,9 +17,9 @@ mod rows;
 mod scene;
 mod watch;
 
-pub use channels::{churn, churn_counted, join_names};
-pub use doors::{bare_requests, knock};
+pub use channels::{churn, churn_counted, hold_names, join_names};
+pub use doors::{Sent, bare_requests, knock};
 pub use frames::{braces, compressed_burst, compressed_stream, pings};
-pub use rows::{Outcome, Row, TABLE_HEAD, play};
+pub use rows::{Outcome, Player, Row, TABLE_HEAD};
 pub use scene::Scene;
 pub use watch::{Felt, Watch};

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::thread;
 
 use tidegate_testkit::net::SocketOptions;
-use tidegate_testkit::{DEADLINE, RawTcp, WsClient};
+use tidegate_testkit::{DEADLINE, RawTcp};
 
 use super::Scene;
 
@@ -53,6 +53,16 @@ pub(super) fn recover_unread(
     (0..streams).map(connect).collect()
 }
 
+/// How many of the streams were answered with a 200: the others recovered nothing.
+#[track_caller]
+pub(super) fn let_in(streams: Vec<RawTcp>) -> usize {
+    let head = |mut stream: RawTcp| stream.read_head(DEADLINE);
+    streams.into_iter().filter_map(|stream| head(stream).ok()).filter(|head| head.status == 200).count()
+}
+
+/// Clients of one thread that have asked before the first of them reads its answer.
+const ASKING_TOGETHER: usize = 250;
+
 /// Clients that come back together and recover the same channel from the same position.
 #[track_caller]
 pub(super) fn return_together(address: SocketAddr, channel: &str, position: &str, clients: usize) {
@@ -60,8 +70,14 @@ pub(super) fn return_together(address: SocketAddr, channel: &str, position: &str
     let come_back = move |count: usize| {
         let path = path.clone();
         thread::spawn(move || {
-            for _ in 0..count {
-                WsClient::connect(address, &path).next(DEADLINE);
+            for asked in (0..count).step_by(ASKING_TOGETHER) {
+                let together = ASKING_TOGETHER.min(count - asked);
+                let clients: Vec<RawTcp> = (0..together).map(|_| RawTcp::upgrade(address, &path)).collect();
+                for mut client in clients {
+                    let head = client.read_head(DEADLINE).expect("who comes back is answered");
+                    assert_eq!(head.status, 101);
+                    client.read_frame(DEADLINE).expect("who comes back is sent what it missed");
+                }
             }
         })
     };

@@ -44,7 +44,7 @@ pub enum Row {
     SubscriptionCount,
     /// cache_miss webhooks by an anonymous client, to an address that hangs
     CacheMiss,
-    /// 100 names of 200 bytes on each of 50 anonymous connections
+    /// 100 names of 200 bytes on each of 50 anonymous connections (75 where they stand in the URL)
     Names,
     /// Publishers that leave what they sent behind, 64 KiB each, 1,000 times, while Redis hangs
     Legacies,
@@ -59,39 +59,228 @@ pub struct Outcome {
     pub bar: &'static str,
 }
 
-/// Plays one attack against a gateway of its own.
-#[track_caller]
-pub fn play(row: Row) -> Outcome {
-    match row {
-        Row::Quiet => on_open("", "", |_| {
+/// Plays attacks, each against a gateway of its own.
+#[derive(Debug, Default)]
+pub struct Player {
+    /// Settings that the gateway's program does not know.
+    pub unknown: Vec<String>,
+}
+
+impl Player {
+    #[track_caller]
+    fn open(&self, config: &str) -> Scene {
+        Scene::of(0, config, &self.unknown)
+    }
+
+    #[track_caller]
+    fn on_redis(&self, gateways: usize, config: &str) -> Scene {
+        Scene::of(gateways, config, &self.unknown)
+    }
+
+    #[track_caller]
+    pub fn play(&self, row: Row) -> Outcome {
+        match row {
+            Row::Quiet => self.on_open("", "", |_| {
+                thread::sleep(LASTING);
+                String::new()
+            }),
+            Row::Compressed20 => self.on_open("", "ping <= 20 ms", |gateway| {
+                format!("{} of 20 cut", frames::compressed_burst(gateway.public(), 20))
+            }),
+            Row::Compressed200 => self.on_open("", "ping <= 20 ms, senders cut or slowed", |gateway| {
+                format!("{} of 200 cut", frames::compressed_burst(gateway.public(), 200))
+            }),
+            Row::CompressedStream => self.on_open("", "delivery p50 <= 5 ms, CPU <= 10 %", |gateway| {
+                let taken = frames::compressed_stream(gateway.public(), 5.5e6, LASTING);
+                format!("{} KB taken", taken / 1000)
+            }),
+            Row::Pings => self.on_open("", "ping <= 20 ms", |gateway| {
+                format!("{} of 200 cut", frames::pings(gateway.public(), 200))
+            }),
+            Row::Braces => self.on_open("", "ping <= 20 ms", |gateway| {
+                format!("{} of 500 cut", frames::braces(gateway.public(), 500))
+            }),
+            Row::RecoverMany => self.recover("many-", 40, 4_000, 50, "memory <= +64 MB"),
+            Row::RecoverLarge => self.recover("large-", 10, 60_000, 20, "memory <= +64 MB, ping <= 20 ms"),
+            Row::RecoverSame => self.recover_same(),
+            Row::BareRequests => self.bare_requests(),
+            Row::Churn => self.churn(),
+            Row::SubscriptionCount => self.subscription_count(),
+            Row::CacheMiss => self.cache_miss(),
+            Row::Names => self.names(),
+            Row::Legacies => self.legacies(),
+        }
+    }
+
+    fn on_open(&self, config: &str, bar: &'static str, attack: impl FnOnce(&Gateway) -> String) -> Outcome {
+        let scene = self.open(config);
+        watched(&scene, bar, |scene| attack(scene.gateway()))
+    }
+
+    fn recover(
+        &self,
+        prefix: &str,
+        channels: usize,
+        bytes: usize,
+        streams: usize,
+        bar: &'static str,
+    ) -> Outcome {
+        // Who is anonymous may have 20 channels; this row is about clients that may have more.
+        let scene = self.open("[limits]\nanonymous_subscriptions = 100\n");
+        let positions = recoveries::fill(&scene, prefix, channels, 100, bytes);
+        watched(&scene, bar, |scene| {
+            let held = recoveries::recover_unread(scene.gateway().public(), prefix, &positions, streams);
             thread::sleep(LASTING);
+            format!("{} of {streams} streams let in", recoveries::let_in(held))
+        })
+    }
+
+    fn recover_same(&self) -> Outcome {
+        let clients = 4_000;
+        let scene = self.on_redis(1, "[limits]\nhandshakes_per_second = 0\n");
+        let position = recoveries::fill(&scene, "same-", 1, 100, 100).remove(0);
+        let mut outcome = watched(&scene, "one read for all that ask within it", |scene| {
+            recoveries::return_together(scene.gateway().public(), "same-0", &position, clients);
             String::new()
-        }),
-        Row::Compressed20 => on_open("", "ping <= 20 ms", |gateway| {
-            format!("{} of 20 cut", frames::compressed_burst(gateway.public(), 20))
-        }),
-        Row::Compressed200 => on_open("", "ping <= 20 ms, senders cut or slowed", |gateway| {
-            format!("{} of 200 cut", frames::compressed_burst(gateway.public(), 200))
-        }),
-        Row::CompressedStream => on_open("", "delivery p50 <= 5 ms, CPU <= 10 %", |gateway| {
-            let taken = frames::compressed_stream(gateway.public(), 5.5e6, LASTING);
-            format!("{} KB taken", taken / 1000)
-        }),
-        Row::Pings => on_open("", "ping <= 20 ms", |gateway| {
-            format!("{} of 200 cut", frames::pings(gateway.public(), 200))
-        }),
-        Row::Braces => on_open("", "ping <= 20 ms", |gateway| {
-            format!("{} of 500 cut", frames::braces(gateway.public(), 500))
-        }),
-        Row::RecoverMany => recover("many-", 40, 4_000, 50, "memory <= +64 MB"),
-        Row::RecoverLarge => recover("large-", 10, 60_000, 20, "memory <= +64 MB, ping <= 20 ms"),
-        Row::RecoverSame => recover_same(),
-        Row::BareRequests => bare_requests(),
-        Row::Churn => churn(),
-        Row::SubscriptionCount => subscription_count(),
-        Row::CacheMiss => cache_miss(),
-        Row::Names => names(),
-        Row::Legacies => legacies(),
+        });
+        let metrics = scene.gateway().metrics();
+        outcome.said = format!(
+            "{:.2} Redis commands a recovery; {:.0} reads, shared {:.0} times",
+            outcome.felt.redis_commands / clients as f64,
+            metrics.sum("tidegate_recovery_reads_total", &[]),
+            metrics.sum("tidegate_recovery_reads_shared_total", &[]),
+        );
+        outcome
+    }
+
+    fn bare_requests(&self) -> Outcome {
+        let scene = self.open("");
+        watched(&scene, "no handshake of others refused", |scene| {
+            let address = scene.gateway().public();
+            let stop = Arc::new(AtomicBool::new(false));
+            let stopped = Arc::clone(&stop);
+            let others = thread::spawn(move || doors::knock(address, &stopped));
+            let doors::Sent { requests, answers } = doors::bare_requests(address, 13_200, LASTING);
+            stop.store(true, Ordering::Relaxed);
+            let (refused, knocked) = others.join().expect("the others' thread ends");
+            let per_second = |count: usize| count as f64 / LASTING.as_secs_f64();
+            format!(
+                "{refused} of {knocked} others refused; {:.0} requests/s sent, {:.0} answered",
+                per_second(requests),
+                per_second(answers),
+            )
+        })
+    }
+
+    fn churn(&self) -> Outcome {
+        let scene = self.on_redis(2, "");
+        watched(&scene, "Redis <= 500 commands/s for it, the rest refused and told", |scene| {
+            let asked = channels::churn(scene.gateway().public(), "own-", 7_200.0, LASTING);
+            format!("{asked} channels asked for")
+        })
+    }
+
+    fn subscription_count(&self) -> Outcome {
+        let scene = self.open("subscription_count = true\n");
+        let others = 156;
+        let path = "/app/dev-key?protocol=7";
+        let channels: Vec<String> = (0..8).map(|at| format!("counted-{at}")).collect();
+        let mut joins = Vec::new();
+        channels.iter().for_each(|channel| channels::say_channel("subscribe", channel, &mut joins));
+        let held: Vec<RawTcp> = (0..others)
+            .map(|_| {
+                let mut client = RawTcp::upgraded(scene.gateway().public(), path);
+                client.send(&joins);
+                client
+            })
+            .collect();
+        let mut outcome = watched(&scene, "coalesced in time", |scene| {
+            let sent = channels::churn_counted(scene.gateway().public(), &channels, 4e6, LASTING);
+            format!("{} KB asked; {} others", sent / 1000, held.len())
+        });
+        let times = outcome.felt.bytes_out / outcome.felt.bytes_in.max(1.0);
+        outcome.said = format!("{}; bytes out are {times:.1} x those in", outcome.said);
+        outcome
+    }
+
+    /// The webhook's address accepts and never answers, so that what is told to it piles up.
+    fn cache_miss(&self) -> Outcome {
+        let hangs = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+        let address = hangs.local_addr().expect("a bound socket has an address");
+        let hook = format!(
+            "[[apps.1.webhooks]]\nurl = \"http://{address}\"\n[webhooks]\nqueue_bytes = \"256KiB\"\n"
+        );
+        let scene = self.open(&hook);
+        watched(
+            &scene,
+            "occupied, vacated and members keep a queue of their own; cache_miss coalesced",
+            |scene| {
+                let asked = channels::churn(scene.gateway().public(), "cache-", 2_000.0, LASTING);
+                let metrics = scene.gateway().metrics();
+                format!(
+                    "{asked} misses asked for; events dropped {:?}; waiting {} KB",
+                    metrics.by_label("tidegate_webhook_events_dropped_total", "reason"),
+                    metrics.sum("tidegate_webhook_queue_bytes", &[]) / 1e3,
+                )
+            },
+        )
+    }
+
+    fn names(&self) -> Outcome {
+        let connections = 50;
+        let scene = self.on_redis(1, "");
+        watched(&scene, "bounded by limits.*, in the memory table", |scene| {
+            let address = scene.gateway().public();
+            let mut held = Vec::new();
+            let measure = |what: &str, join: &mut dyn FnMut() -> usize| {
+                let (here, there) = memory(scene);
+                let joined = join();
+                let each = |bytes: f64| bytes / 1024.0 / connections as f64;
+                let (here, there) = (each(memory(scene).0 - here), each(memory(scene).1 - there));
+                format!(
+                    "{what}: {joined} of {connections} let in, {here:.0} KiB here and {there:.0} KiB in Redis for each"
+                )
+            };
+            let mut clients = Vec::new();
+            let asked = [
+                // As many as fit into a request head.
+                measure("/ws, 75 names", &mut || {
+                    let joined = channels::join_names(address, connections, 75);
+                    held.extend(joined);
+                    held.len()
+                }),
+                measure("/app, 100 names", &mut || {
+                    clients.extend(channels::hold_names(address, connections, 100));
+                    clients.len()
+                }),
+            ];
+            asked.join("; ")
+        })
+    }
+
+    fn legacies(&self) -> Outcome {
+        let mut scene = self.on_redis(1, "");
+        // A bystander would wait for Redis, too: this row has none. The channel is held, so that nobody subscribes anew.
+        let _held = scene.gateway().subscribe("open:legacy");
+        let address = scene.gateway().public();
+        let before = resident_bytes(scene.gateway().pid());
+        if let Some(redis) = scene.redis.as_mut() {
+            redis.stop();
+        }
+        let frame = masked_frame(0x82, &[7; 15 * 1024]);
+        let options = SocketOptions { reset_on_close: false, ..SocketOptions::default() };
+        for _ in 0..1_000 {
+            leave_legacy(address, options, &frame.repeat(4));
+        }
+        let grown = resident_bytes(scene.gateway().pid()).saturating_sub(before);
+        if let Some(redis) = scene.redis.as_mut() {
+            redis.cont();
+        }
+        let felt = Felt { memory_bytes: grown, seconds: 1.0, ..Felt::default() };
+        let dropped = scene.gateway().metrics().by_label("tidegate_messages_dropped_total", "reason");
+        let dropped: f64 = dropped.values().sum();
+        let said = format!("1,000 publishers of 60 KiB; {dropped:.0} of 4,000 messages dropped");
+        Outcome { felt, said, bar: "bounded in bytes" }
     }
 }
 
@@ -123,143 +312,16 @@ impl Outcome {
     }
 }
 
-fn on_open(config: &str, bar: &'static str, attack: impl FnOnce(&Gateway) -> String) -> Outcome {
-    let scene = Scene::open(config);
-    watched(&scene, bar, |scene| attack(scene.gateway()))
-}
-
 fn watched(scene: &Scene, bar: &'static str, attack: impl FnOnce(&Scene) -> String) -> Outcome {
     let mut said = String::new();
     let felt = Watch::during(scene, || said = attack(scene));
     Outcome { felt, said, bar }
 }
 
-fn recover(prefix: &str, channels: usize, bytes: usize, streams: usize, bar: &'static str) -> Outcome {
-    let scene = Scene::open("");
-    let positions = recoveries::fill(&scene, prefix, channels, 100, bytes);
-    watched(&scene, bar, |scene| {
-        let held = recoveries::recover_unread(scene.gateway().public(), prefix, &positions, streams);
-        thread::sleep(LASTING);
-        format!("{} streams", held.len())
-    })
-}
-
-fn recover_same() -> Outcome {
-    let clients = 4_000;
-    let scene = Scene::on_redis(1, "[limits]\nhandshakes_per_second = 0\n");
-    let position = recoveries::fill(&scene, "same-", 1, 100, 100).remove(0);
-    let mut outcome = watched(&scene, "one read for all that ask within it", |scene| {
-        recoveries::return_together(scene.gateway().public(), "same-0", &position, clients);
-        String::new()
-    });
-    outcome.said = format!("{:.2} Redis commands a recovery", outcome.felt.redis_commands / clients as f64);
-    outcome
-}
-
-fn bare_requests() -> Outcome {
-    let scene = Scene::open("");
-    watched(&scene, "no handshake of others refused", |scene| {
-        let address = scene.gateway().public();
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let others = thread::spawn(move || doors::knock(address, &stopped));
-        let sent = doors::bare_requests(address, 13_200, LASTING);
-        stop.store(true, Ordering::Relaxed);
-        let (refused, knocked) = others.join().expect("the others' thread ends");
-        format!(
-            "{refused} of {knocked} others refused; {:.0} requests/s",
-            sent as f64 / LASTING.as_secs_f64()
-        )
-    })
-}
-
-fn churn() -> Outcome {
-    let scene = Scene::on_redis(2, "");
-    watched(&scene, "Redis <= 500 commands/s for it, the rest refused and told", |scene| {
-        let asked = channels::churn(scene.gateway().public(), "own-", 7_200.0, LASTING);
-        format!("{asked} channels asked for")
-    })
-}
-
-fn subscription_count() -> Outcome {
-    let scene = Scene::open("subscription_count = true\n");
-    let others = 156;
-    let path = "/app/dev-key?protocol=7";
-    let held: Vec<RawTcp> = (0..others)
-        .map(|_| {
-            let mut client = RawTcp::upgraded(scene.gateway().public(), path);
-            let join = br#"{"event":"pusher:subscribe","data":{"channel":"counted"}}"#;
-            client.send(&masked_frame(0x81, join));
-            client
-        })
-        .collect();
-    let mut outcome = watched(&scene, "coalesced in time", |scene| {
-        let sent = channels::churn_counted(scene.gateway().public(), "counted", 4e6, LASTING);
-        format!("{} KB asked; {} others", sent / 1000, held.len())
-    });
-    let times = outcome.felt.bytes_out / outcome.felt.bytes_in.max(1.0);
-    outcome.said = format!("{}; bytes out are {times:.1} x those in", outcome.said);
-    outcome
-}
-
-/// The webhook's address accepts and never answers, so that what is told to it piles up.
-fn cache_miss() -> Outcome {
-    let hangs = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
-    let address = hangs.local_addr().expect("a bound socket has an address");
-    let hook =
-        format!("[[apps.1.webhooks]]\nurl = \"http://{address}\"\n[webhooks]\nqueue_bytes = \"256KiB\"\n");
-    let scene = Scene::open(&hook);
-    watched(
-        &scene,
-        "occupied, vacated and members keep a queue of their own; cache_miss coalesced",
-        |scene| {
-            let asked = channels::churn(scene.gateway().public(), "cache-", 2_000.0, LASTING);
-            let metrics = scene.gateway().metrics();
-            format!(
-                "{asked} misses asked for; events dropped {:?}; waiting {} KB",
-                metrics.by_label("tidegate_webhook_events_dropped_total", "reason"),
-                metrics.sum("tidegate_webhook_queue_bytes", &[]) / 1e3,
-            )
-        },
-    )
-}
-
-fn names() -> Outcome {
-    let connections = 50;
-    let scene = Scene::on_redis(1, "");
-    watched(&scene, "bounded by limits.*, in the memory table", |scene| {
-        let redis = || scene.redis.as_ref().and_then(|redis| redis.info("used_memory")?.parse::<f64>().ok());
-        let (here, there) = (resident_bytes(scene.gateway().pid()), redis().unwrap_or(0.0));
-        let held = channels::join_names(scene.gateway().public(), connections);
-        let here = (resident_bytes(scene.gateway().pid()) - here) as f64 / 1024.0 / connections as f64;
-        let there = (redis().unwrap_or(0.0) - there) / 1024.0 / connections as f64;
-        format!(
-            "{here:.0} KiB here, {there:.0} KiB in Redis for each; {} of {connections} let in",
-            held.len()
-        )
-    })
-}
-
-fn legacies() -> Outcome {
-    let mut scene = Scene::on_redis(1, "");
-    // A bystander would wait for Redis, too: this row has none. The channel is held, so that nobody subscribes anew.
-    let _held = scene.gateway().subscribe("open:legacy");
-    let address = scene.gateway().public();
-    let before = resident_bytes(scene.gateway().pid());
-    if let Some(redis) = scene.redis.as_mut() {
-        redis.stop();
-    }
-    let frame = masked_frame(0x82, &[7; 15 * 1024]);
-    let options = SocketOptions { reset_on_close: false, ..SocketOptions::default() };
-    for _ in 0..1_000 {
-        leave_legacy(address, options, &frame.repeat(4));
-    }
-    let grown = resident_bytes(scene.gateway().pid()).saturating_sub(before);
-    if let Some(redis) = scene.redis.as_mut() {
-        redis.cont();
-    }
-    let felt = Felt { memory_bytes: grown, seconds: 1.0, ..Felt::default() };
-    Outcome { felt, said: "1,000 publishers of 60 KiB".to_owned(), bar: "bounded in bytes" }
+/// Resident bytes of the attacked gateway, and of Redis what it says that it uses.
+fn memory(scene: &Scene) -> (f64, f64) {
+    let redis = scene.redis.as_ref().and_then(|redis| redis.info("used_memory")?.parse().ok());
+    (resident_bytes(scene.gateway().pid()) as f64, redis.unwrap_or(0.0))
 }
 
 /// Subscriptions wait for Redis, too: the channel is one that the gateway holds already.

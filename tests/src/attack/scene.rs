@@ -1,7 +1,7 @@
 //! A gateway of one shard, with what an attack needs beside it.
 
 use tidegate_testkit::redis::RedisServer;
-use tidegate_testkit::{Gateway, GatewayBuilder, Rest};
+use tidegate_testkit::{Gateway, Rest};
 
 /// Processes of one attack. The gateways come first: they end before their Redis.
 #[derive(Debug)]
@@ -35,17 +35,34 @@ impl Scene {
     /// One gateway with production's limits.
     #[track_caller]
     pub fn open(config: &str) -> Self {
-        let gateways = vec![builder(config).start()];
-        Self { gateways, redis: None }
+        Self::of(0, config, &[])
     }
 
     /// Gateways on one Redis.
     #[track_caller]
     pub fn on_redis(gateways: usize, config: &str) -> Self {
-        let redis = RedisServer::start();
-        let start = |number| builder(config).backplane(&redis.url()).node(&format!("g{number}")).start();
-        let gateways = (1..=gateways).map(start).collect();
-        Self { gateways, redis: Some(redis) }
+        Self::of(gateways, config, &[])
+    }
+
+    /// So many gateways on one Redis; with 0, one that needs none. `unknown` names settings of `config` that are left
+    /// out, since the gateway's program is older than they are.
+    #[track_caller]
+    pub fn of(on_redis: usize, config: &str, unknown: &[String]) -> Self {
+        let is_known = |line: &&str| {
+            let key = line.split('=').next().unwrap_or_default().trim();
+            !unknown.iter().any(|unknown| unknown == key)
+        };
+        let lines: Vec<&str> = OPEN.lines().chain(config.lines()).filter(is_known).collect();
+        let config = lines.join("\n");
+        let builder = || Gateway::builder().production().argument("--shards").argument("1").config(&config);
+        let redis = (on_redis > 0).then(RedisServer::start);
+        let gateways = match &redis {
+            None => vec![builder().start()],
+            Some(redis) => (1..=on_redis)
+                .map(|number| builder().backplane(&redis.url()).node(&format!("g{number}")).start())
+                .collect(),
+        };
+        Self { gateways, redis }
     }
 
     pub fn rest(&self) -> Rest {
@@ -56,9 +73,4 @@ impl Scene {
     pub fn gateway(&self) -> &Gateway {
         &self.gateways[0]
     }
-}
-
-fn builder(config: &str) -> GatewayBuilder {
-    let builder = Gateway::builder().production().argument("--shards").argument("1");
-    builder.config(&format!("{OPEN}{config}"))
 }

@@ -2,7 +2,7 @@
 //! The gateway's program is that of `TIDEGATE_BIN`, as in the tests.
 
 use clap::{Parser, ValueEnum};
-use tidegate_tests::attack::{Row, TABLE_HEAD, play};
+use tidegate_tests::attack::{Player, Row, TABLE_HEAD};
 
 #[derive(Debug, Parser)]
 #[command(name = "tidegate-attack", about = "What hostile clients do, and what the others feel of it")]
@@ -10,6 +10,9 @@ struct Arguments {
     /// Attacks to play; all unless given
     #[arg(long, value_name = "ROW", value_delimiter = ',')]
     only: Vec<Row>,
+    /// Settings that the program is too old to know: they are left out
+    #[arg(long, value_name = "KEY", value_delimiter = ',')]
+    unknown: Vec<String>,
 }
 
 fn main() {
@@ -19,8 +22,9 @@ fn main() {
         [] => Row::value_variants(),
         only => only,
     };
+    let player = Player { unknown: arguments.unknown };
     println!("{TABLE_HEAD}");
     for &row in rows {
-        println!("{}", play(row).line(row));
+        println!("{}", player.play(row).line(row));
     }
 }

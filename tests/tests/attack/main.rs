@@ -82,7 +82,7 @@ fn one_address_takes_no_handshake_from_others() {
     let sent = bare_requests(address, 2_000, Duration::from_secs(2));
     stop.store(true, Ordering::Relaxed);
     let (refused, knocked) = others.join().unwrap();
-    assert!(sent > 100 && knocked > 10, "{sent} requests, {knocked} others");
+    assert!(sent.answers > 100 && knocked > 10, "{sent:?}, {knocked} others");
     assert_eq!(refused, 0, "of {knocked}");
     let over = scene.gateway().metric("tidegate_handshakes_total", &[("result", "address_rate")]);
     assert!(over > 0.0);
@@ -110,7 +110,7 @@ fn subscribing_all_the_time_costs_redis_little() {
 #[test]
 fn anonymous_connections_have_few_channels() {
     let scene = Scene::open("");
-    assert_eq!(join_names(scene.gateway().public(), 3).len(), 0);
+    assert_eq!(join_names(scene.gateway().public(), 3, 100).len(), 0);
     let path = |count: usize| {
         let names = (0..count).map(|at| format!("channel=name-{at}"));
         format!("/ws?{}", names.collect::<Vec<_>>().join("&"))
@@ -122,16 +122,18 @@ fn anonymous_connections_have_few_channels() {
     assert_eq!((status(&path(20)), status(&path(21))), (101, 400));
 }
 
-/// The node has a limit of its own.
+/// The node has a limit of its own, which no burst passes; who joins a channel that is there costs nothing more.
 #[test]
 fn a_node_has_so_many_channels() {
     let scene = Scene::open("[limits]\nchannels = 5\n");
     let gateway = scene.gateway();
     let _held: Vec<RawTcp> =
         (0..5).map(|at| RawTcp::upgraded(gateway.public(), &format!("/ws?channel=held-{at}"))).collect();
-    gateway.eventually_metric("tidegate_channels", &[], |channels| channels >= 5.0);
-    let mut late = RawTcp::upgrade(gateway.public(), "/ws?channel=late");
-    assert_eq!(late.read_head(DEADLINE).unwrap().status, 503);
+    let status = |channel: &str| {
+        let mut connection = RawTcp::upgrade(gateway.public(), &format!("/ws?channel={channel}"));
+        connection.read_head(DEADLINE).unwrap().status
+    };
+    assert_eq!([status("late"), status("held-0")], [503, 101]);
     assert_eq!(spent(gateway, "channels"), 1.0);
 }
 

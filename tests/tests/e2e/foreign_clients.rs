@@ -32,6 +32,7 @@ const COMMANDS: &str = r#"
 [limits]
 subscriptions = 3
 publishes_per_second = 1000
+messages_per_second = 1000
 subscribes_per_second = 1000
 [namespaces.news]
 client_publish = "token"

@@ -19,3 +19,4 @@ mod recovery;
 mod reload;
 mod slow_reader;
 mod startup;
+mod told;

@@ -29,7 +29,7 @@ pub struct Command<'a> {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CommandKind<'a> {
-    /// `token`: may stand in for that of the connection, for this channel.
+    /// `token`, here and below: may stand in for that of the connection, for this channel.
     Subscribe {
         channel: Cow<'a, str>,
         since: Option<Since>,
@@ -41,11 +41,13 @@ pub enum CommandKind<'a> {
     Publish(ClientPublication<'a>),
     Presence {
         channel: Cow<'a, str>,
+        token: Option<Cow<'a, str>>,
     },
     History {
         channel: Cow<'a, str>,
         limit: Option<usize>,
         since: Option<Since>,
+        token: Option<Cow<'a, str>>,
     },
     /// The connection's token from now on.
     Token(Cow<'a, str>),
@@ -144,6 +146,8 @@ pub fn parse_client_text(text: &str) -> Result<ClientText<'_>, ClientTextError> 
 
 impl<'a> Members<'a> {
     fn command(&self) -> Result<Option<CommandKind<'a>>, ClientTextProblem> {
+        let takes_token = [self.subscribe, self.presence, self.history].iter().any(Option::is_some);
+        let token = || self.token.map(|token| text("token", token)).transpose();
         let named = [
             ("subscribe", self.subscribe),
             ("unsubscribe", self.unsubscribe),
@@ -151,8 +155,8 @@ impl<'a> Members<'a> {
             ("presence", self.presence),
             ("history", self.history),
             ("ping", self.ping),
-            // Beside `subscribe` it is for that channel.
-            ("token", self.token.filter(|_| self.subscribe.is_none())),
+            // Beside a command that names a channel it is for that one.
+            ("token", self.token.filter(|_| !takes_token)),
         ];
         let mut there = named.into_iter().filter_map(|(name, value)| Some((name, value?)));
         let Some((name, value)) = there.next() else { return Ok(None) };
@@ -163,15 +167,15 @@ impl<'a> Members<'a> {
             "subscribe" => CommandKind::Subscribe {
                 channel: text(name, value)?,
                 since: self.since.map(|since| position(&text("since", since)?)).transpose()?,
-                token: self.token.map(|token| text("token", token)).transpose()?,
+                token: token()?,
             },
             "unsubscribe" => CommandKind::Unsubscribe { channel: text(name, value)? },
             "publish" => CommandKind::Publish(parse_client_publication(value.get())?),
-            "presence" => CommandKind::Presence { channel: text(name, value)? },
+            "presence" => CommandKind::Presence { channel: text(name, value)?, token: token()? },
             "history" => {
                 let HistoryMembers { channel, limit, since } = member(name, value)?;
                 let since = since.map(|since| position(&since.0)).transpose()?;
-                CommandKind::History { channel: channel.0, limit, since }
+                CommandKind::History { channel: channel.0, limit, since, token: token()? }
             }
             "token" => CommandKind::Token(text(name, value)?),
             _ if value.get() == "true" => CommandKind::Ping,
@@ -272,10 +276,16 @@ mod tests {
         check(r#"{"publish":{"channel":"a","data":[1]},"id":7}"#, Command { id, kind });
         check(
             r#"{"presence":"a","id":7}"#,
-            Command { id, kind: CommandKind::Presence { channel: "a".into() } },
+            Command { id, kind: CommandKind::Presence { channel: "a".into(), token: None } },
         );
-        let kind = CommandKind::History { channel: "a".into(), limit: Some(3), since: since("e", 0) };
-        check(r#"{"history":{"channel":"a","limit":3,"since":"e:0"},"id":7}"#, Command { id, kind });
+        let kind = CommandKind::Presence { channel: "a".into(), token: Some("t".into()) };
+        check(r#"{"presence":"a","token":"t","id":7}"#, Command { id, kind });
+        let history =
+            |token| CommandKind::History { channel: "a".into(), limit: Some(3), since: since("e", 0), token };
+        let text = r#"{"history":{"channel":"a","limit":3,"since":"e:0"},"id":7}"#;
+        check(text, Command { id, kind: history(None) });
+        let text = r#"{"history":{"channel":"a","limit":3,"since":"e:0"},"token":"t","id":7}"#;
+        check(text, Command { id, kind: history(Some("t".into())) });
         check(r#"{"token":"t","id":7}"#, Command { id, kind: CommandKind::Token("t".into()) });
         check(r#"{"ping":true,"id":0}"#, Command { id: Some(0), kind: CommandKind::Ping });
     }

@@ -120,7 +120,7 @@ impl Counters {
             GapReason::Reconnect => 0,
             GapReason::Overflow => 1,
             GapReason::Hole => 2,
-            GapReason::Unrecoverable => 3,
+            GapReason::Unrecoverable | GapReason::Forgotten => 3,
         };
         self.gaps[at].fetch_add(1, Relaxed);
     }

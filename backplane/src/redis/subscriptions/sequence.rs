@@ -222,7 +222,11 @@ impl Sequence {
             Some(top) if top.position.epoch == last.position.epoch => top,
             top => {
                 repair.drop_stale(top, outlet);
-                self.jump(&mut repair, top, Some(GapReason::Unrecoverable), outlet);
+                let reason = match is_forgotten(&repair, top) {
+                    true => GapReason::Forgotten,
+                    false => GapReason::Unrecoverable,
+                };
+                self.jump(&mut repair, top, Some(reason), outlet);
                 return self.caught_up(repair, outlet);
             }
         };
@@ -527,6 +531,20 @@ fn before(position: Position, previous: Tag) -> Place {
 }
 
 /// Whether a page has what comes right after `last`.
+/// Whether the server has lost the history of a channel whose subscription was whole all the time: what was accepted
+/// before came by, and what is accepted in the new epoch does from its first publication on.
+fn is_forgotten(repair: &Repair, top: Option<Place>) -> bool {
+    let begins = |first: Place| {
+        first.position.offset == 0 && top.is_some_and(|top| top.position.epoch == first.position.epoch)
+    };
+    match repair.cause {
+        _ if repair.was_interrupted => false,
+        Cause::Epoch => repair.first_place().is_some_and(begins),
+        Cause::Check => top.is_none(),
+        _ => false,
+    }
+}
+
 fn follows(page: &Page, last: Place, top: Place) -> bool {
     match page.publications.first() {
         Some((_, first)) => first.position.is_some_and(|at| at.offset == last.position.offset + 1),

@@ -24,7 +24,7 @@ use crate::{
 
 /// All apps of this node.
 #[derive(Debug)]
-pub struct Apps {
+pub(crate) struct Apps {
     snapshot: ArcSwap<Snapshot>,
     /// Grows with every snapshot.
     generation: AtomicU64,
@@ -46,7 +46,7 @@ struct Snapshot {
 
 impl Apps {
     /// The apps of a loaded configuration, those of its `apps_file` included.
-    pub fn new(config: &Config, webhooks: Arc<Webhooks>) -> Result<Self, ConfigError> {
+    pub(crate) fn new(config: &Config, webhooks: Arc<Webhooks>) -> Result<Self, ConfigError> {
         let apps = Self {
             snapshot: ArcSwap::default(),
             generation: AtomicU64::new(0),
@@ -61,21 +61,22 @@ impl Apps {
     }
 
     /// The app that clients of this key belong to, also if it is disabled.
-    pub fn by_key(&self, key: &str) -> Option<Arc<App>> {
+    pub(crate) fn by_key(&self, key: &str) -> Option<Arc<App>> {
         self.snapshot.load().by_key.get(key).cloned()
     }
 
-    pub fn by_id(&self, id: &str) -> Option<Arc<App>> {
+    pub(crate) fn by_id(&self, id: &str) -> Option<Arc<App>> {
         self.snapshot.load().by_id.get(id).cloned()
     }
 
     /// The app whose channels are those of `/v1`, where there is one.
-    pub fn default(&self) -> Option<Arc<App>> {
+    pub(crate) fn default(&self) -> Option<Arc<App>> {
         self.source.load().default.as_ref().and_then(|id| self.by_id(id.as_str()))
     }
 
     /// Another number than before: apps may have changed, and what is kept of one must be looked up again.
-    pub fn generation(&self) -> u64 {
+    #[cfg(test)]
+    pub(crate) fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
 

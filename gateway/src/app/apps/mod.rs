@@ -22,15 +22,15 @@ use std::sync::{
 use tidegate_backplane::{Channel, ChannelError};
 use tidegate_ops::budget::{Rate, SharedBudget};
 
-pub use self::list::Apps;
+pub(crate) use self::list::Apps;
 use self::signature::Signer;
 pub(crate) use self::{metrics::AppCollector, reload::keep_fresh};
 use crate::app::webhooks::Endpoint;
-pub use crate::config::{AppId, AppLimits, WebhookEvent};
+pub(crate) use crate::config::{AppId, AppLimits, WebhookEvent};
 
 /// One app, as one snapshot of the configuration has it.
 #[derive(Debug)]
-pub struct App {
+pub(crate) struct App {
     pub id: AppId,
     /// Public: clients connect with it, and signatures of channels begin with it.
     pub key: Box<str>,
@@ -59,42 +59,43 @@ struct Usage {
 impl App {
     /// Whether `signature` is the hexadecimal HMAC-SHA256 of `signed` under the app's secret. Takes as long whatever
     /// part of it is right.
-    pub fn verify(&self, signed: &str, signature: &str) -> bool {
+    pub(crate) fn verify(&self, signed: &str, signature: &str) -> bool {
         self.signer.verify(signed.as_bytes(), signature)
     }
 
     /// Whether anybody is told of such events. Where nobody is, [`Webhooks::notify`](crate::app::webhooks::Webhooks::notify)
     /// does nothing, and the event need not be made.
-    pub fn tells(&self, event: WebhookEvent) -> bool {
+    pub(crate) fn tells(&self, event: WebhookEvent) -> bool {
         self.webhooks.iter().any(|endpoint| endpoint.takes(event))
     }
 
     /// What the names of its channels, users and watchlists begin with inside, before a `!`; nothing for the default
     /// app.
-    pub fn prefix(&self) -> Option<&str> {
+    pub(crate) fn prefix(&self) -> Option<&str> {
         (!self.is_default).then_some(self.id.as_str())
     }
 
     /// The app's channel of this name.
-    pub fn channel(&self, name: &str) -> Result<Channel, ChannelError> {
+    pub(crate) fn channel(&self, name: &str) -> Result<Channel, ChannelError> {
         AppId::channel(self.prefix(), name)
     }
 
     /// Takes one of the app's connections, or says that there is none left. Every one that was taken is given back
     /// with [`App::release`], to this snapshot's app or to a later one's.
-    pub fn admit(&self) -> bool {
+    pub(crate) fn admit(&self) -> bool {
         let max = self.limits.connections;
         let one_more = |open: u32| (max == 0 || open < max).then(|| open.saturating_add(1));
         self.usage.connections.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok()
     }
 
-    pub fn release(&self) {
+    pub(crate) fn release(&self) {
         let before = self.usage.connections.fetch_sub(1, Ordering::Relaxed);
         debug_assert!(before > 0, "more connections were given back than were taken");
     }
 
     /// Open connections on this node.
-    pub fn connections(&self) -> u32 {
+    #[cfg(test)]
+    pub(crate) fn connections(&self) -> u32 {
         self.usage.connections.load(Ordering::Relaxed)
     }
 

@@ -31,7 +31,8 @@ use crate::{
 /// Something that happened in a channel, by the names that the app knows, without its prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(tag = "name", rename_all = "snake_case")]
-pub enum Event<'a> {
+#[expect(clippy::enum_variant_names, reason = "the names are Pusher's")]
+pub(crate) enum Event<'a> {
     /// The first subscription of the channel on any node.
     ChannelOccupied { channel: &'a str },
     /// The last subscription has been gone for a while.
@@ -58,7 +59,7 @@ pub enum Event<'a> {
 
 /// All queues of this node.
 #[derive(Debug)]
-pub struct Webhooks {
+pub(crate) struct Webhooks {
     sending: WebhookSending,
     metrics: Arc<WebhookMetrics>,
     queues: Mutex<HashMap<QueueKey, Arc<Queue>>>,
@@ -82,7 +83,7 @@ pub(crate) struct Endpoint {
 
 impl Webhooks {
     /// Senders run on this runtime.
-    pub fn new(sending: WebhookSending, runtime: Handle) -> Result<Self, ConfigError> {
+    pub(crate) fn new(sending: WebhookSending, runtime: Handle) -> Result<Self, ConfigError> {
         Ok(Self {
             client: sender::client(&sending)?,
             sending,
@@ -95,7 +96,7 @@ impl Webhooks {
     }
 
     /// Tells whoever of the app wants to know. Never waits: what finds no room is dropped and counted.
-    pub fn notify(&self, app: &App, event: Event<'_>) {
+    pub(crate) fn notify(&self, app: &App, event: Event<'_>) {
         let mut json: Option<Arc<[u8]>> = None;
         for endpoint in app.webhooks.iter().filter(|endpoint| endpoint.wants(&event)) {
             let json = json.get_or_insert_with(|| event.to_json());
@@ -194,7 +195,7 @@ const fn bit(event: WebhookEvent) -> u8 {
 }
 
 impl<'a> Event<'a> {
-    pub const fn kind(&self) -> WebhookEvent {
+    pub(crate) const fn kind(&self) -> WebhookEvent {
         match self {
             Self::ChannelOccupied { .. } => WebhookEvent::ChannelOccupied,
             Self::ChannelVacated { .. } => WebhookEvent::ChannelVacated,

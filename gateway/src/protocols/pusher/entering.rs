@@ -19,9 +19,9 @@ use crate::{
     app::apps::App,
     app::webhooks::Event,
     hub::ChannelKey,
-    metrics::Budgeted,
     node::roster::{List, ListForm},
-    session::{Ctx, Session, subscribing::Attempt},
+    problem::log_refusal,
+    session::{Ctx, Open, Session, release_empty, subscribing::Attempt},
     subscription::Want,
 };
 
@@ -53,6 +53,8 @@ pub(super) enum EntranceError {
     Channel(#[from] ChannelError),
     #[error("this connection has {max} subscriptions, more are not allowed")]
     TooMany { max: usize },
+    #[error("a connection without a user or a signed channel has at most {max} subscriptions")]
+    TooManyAnonymous { max: usize },
     #[error("subscribing faster than allowed: {per_second} a second")]
     TooFast { per_second: u32 },
     #[error("this node has subscribers in as many channels as it is configured for")]
@@ -76,6 +78,7 @@ impl EntranceError {
         match self {
             Self::Name(_) | Self::Channel(_) | Self::NoMember | Self::Member(_) => ErrorKind::Request,
             Self::TooMany { .. }
+            | Self::TooManyAnonymous { .. }
             | Self::TooFast { .. }
             | Self::NodeFull
             | Self::Census(AttendError::Full { .. }) => ErrorKind::Limit,
@@ -103,10 +106,6 @@ impl Ctx<'_> {
 
     /// Refused subscriptions count, too: what they cost is the check.
     fn spend_subscribe(&mut self) -> Result<(), EntranceError> {
-        if !self.core.has_room_for_channels() {
-            self.core.metrics.budgets_spent.add(Budgeted::Channels, 1);
-            return Err(EntranceError::NodeFull);
-        }
         self.take_subscribe().map_err(|rate| EntranceError::TooFast { per_second: rate.per_second })
     }
 
@@ -123,7 +122,8 @@ impl Ctx<'_> {
     ) -> Result<(Channel, Kind), EntranceError> {
         let name = &*subscribe.channel;
         let kind = check_name(name, app.limits.channel_name_bytes as usize)?;
-        let max = self.core.shared.node.config().limits.subscriptions as usize;
+        let limits = &self.core.shared.node.config().limits;
+        let max = limits.subscriptions as usize;
         let Some(open) = self.connections.get(self.id).and_then(Session::open) else {
             return Err(EntranceError::TooMany { max });
         };
@@ -131,6 +131,10 @@ impl Ctx<'_> {
         // The watchlist has a limit of its own.
         if open.subscription_count().saturating_sub(watched) >= max {
             return Err(EntranceError::TooMany { max });
+        }
+        let anonymous_max = limits.anonymous_subscriptions as usize;
+        if open.subscription_count() >= anonymous_max && !matches!(action, Action::VerifyThenEnter) {
+            self.check_vouched(open, anonymous_max)?;
         }
         let channel_data = subscribe.channel_data.as_deref();
         match action {
@@ -170,7 +174,23 @@ impl Ctx<'_> {
             }
             _ => Kind::Plain,
         };
-        Ok((app.channel(name)?, kind))
+        let channel = app.channel(name)?;
+        match self.core.has_room_for(std::slice::from_ref(&channel)) {
+            true => Ok((channel, kind)),
+            false => Err(EntranceError::NodeFull),
+        }
+    }
+
+    /// A client is anonymous as long as its app's server has signed nothing for it: no user, no channel.
+    fn check_vouched(&self, open: &Open, max: usize) -> Result<(), EntranceError> {
+        let hub = &self.core.hub;
+        let is_signed_in = open.pusher().is_some_and(|pusher| pusher.user.is_some());
+        let keys = open.subscriptions.as_slice().iter().map(|&own| hub.channel_of(own));
+        let mut kinds = keys.chain(open.under_way_keys()).map(|key| ChannelKind::of(hub.channel(key).name()));
+        match is_signed_in || kinds.any(|kind| kind.access != Access::Public) {
+            true => Ok(()),
+            false => Err(EntranceError::TooManyAnonymous { max }),
+        }
     }
 
     fn enter(&mut self, app: &App, channel: &Channel, kind: Kind) {
@@ -273,6 +293,7 @@ impl Ctx<'_> {
         let Some(pusher) = open.state_mut::<Pusher>() else { return };
         let at = pusher.entering.iter().position(|entering| entering.attempt.key == key);
         let Some(entering) = at.map(|at| pusher.entering.swap_remove(at)) else { return };
+        release_empty(&mut pusher.entering);
         open.drop_empty_rare();
         self.give_back(entering);
     }
@@ -300,6 +321,7 @@ impl Ctx<'_> {
     pub(super) fn deny(&mut self, name: &str, kind: ErrorKind, text: &str) {
         let name = shown(name);
         self.core.metrics.subscriptions_refused.add(kind.into(), 1);
+        log_refusal(name, &text);
         self.tell(|out| {
             server::subscription_error(name, SubscriptionError { kind, message: text }, out);
         });
@@ -313,7 +335,9 @@ impl Ctx<'_> {
         let Some(open) = self.open_mut() else { return };
         let entering = open.state_mut::<Pusher>().and_then(|pusher| {
             let at = pusher.entering.iter().position(|entering| entering.attempt.key == key)?;
-            Some(pusher.entering.swap_remove(at))
+            let entering = pusher.entering.swap_remove(at);
+            release_empty(&mut pusher.entering);
+            Some(entering)
         });
         let (kind, list) = entering.map_or((Kind::Plain, None), |entering| (entering.kind, entering.list));
         if matches!(kind, Kind::Watch) {
@@ -336,7 +360,9 @@ impl Ctx<'_> {
         match kind {
             Kind::Presence(user) => {
                 if let Some(open) = self.open_mut() {
-                    open.pusher_mut().members.push((key, user.id));
+                    let members = &mut open.pusher_mut().members;
+                    members.reserve_exact(1);
+                    members.push((key, user.id));
                 }
             }
             Kind::Plain if channel_kind.access != Access::User => {

@@ -208,7 +208,7 @@ impl Protocol for PusherChannels {
             Event::Subscribed { key, is_new, .. } => ctx.granted(key, is_new),
             Event::Refused { key, error } => ctx.fail_entrance(key, &error.clone().into()),
             Event::ListWanted { attempt } => ctx.read_list(attempt),
-            Event::Begun | Event::HeartbeatDue => {}
+            Event::Begun | Event::HeartbeatDue | Event::Due => {}
         }
     }
 

@@ -4,26 +4,33 @@ use std::{borrow::Cow, sync::Arc, time::SystemTime};
 
 use futures_util::FutureExt as _;
 use tidegate_backplane::{BackplaneError, Channel, History, HistoryQuery, Member, Position};
+use tidegate_reactor::Tick;
 use tidegate_wire::{
     frame::Opcode,
     raw::{
-        Since,
+        self, Since,
         command::{self, Command, CommandKind},
     },
 };
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::forms;
 use crate::{
-    auth::{Claims, Verdict},
+    auth::{Authenticator, Claims, Verdict},
     hub::{ChannelKey, outgoing::Content},
-    metrics::Budgeted,
+    problem::log_refusal,
     session::{Ctx, protocol::ProtocolState, publishing::Rates},
 };
 
-/// What few connections have: commands that subscribe and were not answered yet.
+/// What few connections have.
 #[derive(Debug, Default)]
 pub(super) struct Commands {
-    subscribing: Vec<(u32, Option<u64>)>,
+    /// Commands that subscribe and were not answered yet.
+    subscribing: Vec<(ChannelKey, Option<u64>)>,
+    /// Subscriptions that a token of their own has opened, and when it expires.
+    granted: Vec<(ChannelKey, Tick)>,
+    /// Commands whose token waits for a key.
+    awaiting_keys: u32,
 }
 
 /// Why a command is not carried out: a status as in HTTP, and a sentence.
@@ -33,9 +40,19 @@ struct Refused(u16, String);
 const HISTORY_LIMIT: usize = 100;
 const HISTORY_BYTES: usize = 64 * 1024;
 
+/// Commands of one connection whose token may wait for a key.
+const AWAITING_KEYS_MAX: u32 = 4;
+
 impl ProtocolState for Commands {
     fn is_empty(&self) -> bool {
-        self.subscribing.is_empty()
+        self.subscribing.is_empty() && self.granted.is_empty() && self.awaiting_keys == 0
+    }
+}
+
+impl Commands {
+    /// When the first of the granted subscriptions ends.
+    pub(super) fn due(&self) -> Option<Tick> {
+        self.granted.iter().map(|&(_, expires)| expires).min()
     }
 }
 
@@ -60,9 +77,20 @@ impl Ctx<'_> {
                 self.publish_command(id, publication);
                 Ok(())
             }
-            CommandKind::Presence { channel } => self.presence_command(id, &channel),
-            CommandKind::History { channel, limit, since } => {
-                self.history_command(id, &channel, limit, since.as_ref())
+            CommandKind::Presence { channel, token } => {
+                self.with_channel(id, &channel, token, move |ctx, channel| ctx.presence_command(id, channel))
+            }
+            CommandKind::History { channel, limit, since, token } => {
+                match since.as_ref().map(position).transpose() {
+                    Ok(since) => {
+                        let limit = limit.unwrap_or(HISTORY_LIMIT).min(HISTORY_LIMIT);
+                        let query = HistoryQuery { since, limit, bytes: HISTORY_BYTES };
+                        self.with_channel(id, &channel, token, move |ctx, channel| {
+                            ctx.history_command(id, channel, query)
+                        })
+                    }
+                    Err(refused) => Err(refused),
+                }
             }
             CommandKind::Token(token) => {
                 self.with_claims(id, token.into_owned(), move |ctx, claims| ctx.renew_token(id, claims))
@@ -92,6 +120,7 @@ impl Ctx<'_> {
     }
 
     pub(super) fn refuse_command(&mut self, id: Option<u64>, code: u16, message: &str) {
+        log_refusal("command", &format_args!("{code} {message}"));
         let mut text = Vec::new();
         command::encode_error(id, code, message, &mut text);
         self.tell_text(&text);
@@ -120,11 +149,83 @@ impl Ctx<'_> {
         let since = since.map(position).transpose()?;
         let Some(token) = token else {
             let claims = self.open().and_then(|open| open.claims().cloned());
-            return self.begin_command(id, name, since, claims.as_deref());
+            return self.begin_command(id, name, since, claims.as_deref()).map(drop);
         };
         let name = Box::<str>::from(name);
-        let begin = move |ctx: &mut Ctx<'_>, claims| ctx.begin_command(id, &name, since, Some(&claims));
+        let begin = move |ctx: &mut Ctx<'_>, claims: Claims| {
+            if let Some(key) = ctx.key_of_own(&name).filter(|&key| ctx.is_granted(key)) {
+                return ctx.renew_grant(id, key, &claims);
+            }
+            let key = ctx.begin_command(id, &name, since, Some(&claims))?;
+            if let Some(key) = key {
+                ctx.grant(key, &claims);
+            }
+            Ok(())
+        };
         self.with_claims(id, token.into_owned(), begin)
+    }
+
+    /// A token of its own has opened a subscription, which lasts as long as it does.
+    fn grant(&mut self, key: ChannelKey, claims: &Claims) {
+        self.forget_grant(key);
+        let Some(expires) = claims.expiry(self.connections.now()) else { return };
+        let Some(open) = self.open_mut() else { return };
+        open.state_or_default::<Commands>().granted.push((key, expires));
+        self.beat_in_time();
+    }
+
+    fn is_granted(&self, key: ChannelKey) -> bool {
+        let commands = self.open().and_then(|open| open.state::<Commands>());
+        commands.is_some_and(|commands| commands.granted.iter().any(|&(own, _)| own == key))
+    }
+
+    /// Another token for a subscription that one has opened.
+    fn renew_grant(&mut self, id: Option<u64>, key: ChannelKey, claims: &Claims) -> Result<(), Refused> {
+        let own = self.core.hub.channel(key).clone();
+        if self.command_channel(own.name(), Some(claims))? != own {
+            return Err(Refused(403, format!("{}: the token is of another app", own.name())));
+        }
+        self.grant(key, claims);
+        self.ok(id, |out| {
+            command::push_channel(own.name(), out);
+            out.push(b',');
+            put_expires(claims, out);
+        });
+        Ok(())
+    }
+
+    /// Ends the subscriptions whose token has expired, and says so.
+    pub(super) fn end_granted(&mut self) {
+        let now = self.connections.now();
+        let Some(commands) = self.open_mut().and_then(|open| open.state_mut::<Commands>()) else { return };
+        let ended: Vec<ChannelKey> =
+            commands.granted.extract_if(.., |(_, expires)| *expires <= now).map(|(key, _)| key).collect();
+        for key in ended {
+            let name = self.core.hub.channel(key).name().to_owned();
+            let mut notice = Vec::new();
+            raw::encode_unsubscribed(&name, 401, "the token of this subscription has expired", &mut notice);
+            self.end_command(key, &format!("{name}: its token has expired meanwhile"), 401);
+            self.tell_text(&notice);
+        }
+    }
+
+    /// Ends a subscription; a command that waits for it is refused.
+    fn end_command(&mut self, key: ChannelKey, why: &str, code: u16) {
+        if let Some(waiting) = self.take_command(key) {
+            self.refuse_command(waiting, code, why);
+        }
+        self.forget_grant(key);
+        self.leave_presence_of(key);
+        self.end_subscription(key);
+    }
+
+    /// A subscription is no longer one that a token of its own has opened.
+    pub(super) fn forget_grant(&mut self, key: ChannelKey) {
+        let Some(open) = self.open_mut() else { return };
+        if let Some(commands) = open.state_mut::<Commands>() {
+            commands.granted.retain(|&(own, _)| own != key);
+        }
+        open.drop_empty_rare();
     }
 
     /// Goes on with the claims of a token, at once or when its key was fetched.
@@ -139,8 +240,14 @@ impl Ctx<'_> {
             Verdict::Valid(claims) => then(self, claims),
             Verdict::Invalid(error) => Err(token_refused(&error)),
             Verdict::NeedsKeys(_) => {
-                let fetched = async move { authenticator.authenticate(&token).await };
+                let room = self.await_keys(&authenticator, &token)?;
+                let fetched = async move {
+                    let claims = authenticator.authenticate(&token).await;
+                    drop(room);
+                    claims
+                };
                 self.run(fetched, move |ctx, claims| {
+                    ctx.keys_awaited();
                     let claims = claims.map_err(|error| token_refused(&error));
                     if let Err(Refused(code, message)) = claims.and_then(|claims| then(ctx, claims)) {
                         ctx.refuse_command(id, code, &message);
@@ -151,13 +258,41 @@ impl Ctx<'_> {
         }
     }
 
+    /// Takes room for a command that waits for a key, of the connection's and the node's.
+    fn await_keys(
+        &mut self,
+        authenticator: &Authenticator,
+        token: &str,
+    ) -> Result<OwnedSemaphorePermit, Refused> {
+        let busy = |of| Refused(503, format!("{of} has as many commands wait for keys as it may; try again"));
+        let Some(open) = self.open_mut() else { return Err(busy("this connection")) };
+        let commands = open.state_or_default::<Commands>();
+        if commands.awaiting_keys >= AWAITING_KEYS_MAX {
+            return Err(busy("this connection"));
+        }
+        commands.awaiting_keys += 1;
+        authenticator.room_for(token).ok_or_else(|| {
+            self.keys_awaited();
+            busy("this node")
+        })
+    }
+
+    fn keys_awaited(&mut self) {
+        let Some(open) = self.open_mut() else { return };
+        if let Some(commands) = open.state_mut::<Commands>() {
+            commands.awaiting_keys = commands.awaiting_keys.saturating_sub(1);
+        }
+        open.drop_empty_rare();
+    }
+
+    /// Begins a subscription; its channel, unless the connection is gone or the backplane has refused at once.
     fn begin_command(
         &mut self,
         id: Option<u64>,
         name: &str,
         since: Option<Position>,
         claims: Option<&Claims>,
-    ) -> Result<(), Refused> {
+    ) -> Result<Option<ChannelKey>, Refused> {
         let channel = self.command_channel(name, claims)?;
         if let Err(rate) = self.take_subscribe() {
             return Err(Refused(
@@ -165,8 +300,7 @@ impl Ctx<'_> {
                 format!("subscribing faster than allowed: {} a second", rate.per_second),
             ));
         }
-        if !self.core.has_room_for_channels() {
-            self.core.metrics.budgets_spent.add(Budgeted::Channels, 1);
+        if !self.core.has_room_for(std::slice::from_ref(&channel)) {
             return Err(Refused(503, "this node has subscribers in as many channels as it may".to_owned()));
         }
         let limits = &self.core.shared.node.config().limits;
@@ -174,7 +308,7 @@ impl Ctx<'_> {
             Some(_) => limits.subscriptions,
             None => limits.subscriptions.min(limits.anonymous_subscriptions),
         } as usize;
-        let Some(open) = self.open() else { return Ok(()) };
+        let Some(open) = self.open() else { return Ok(None) };
         if open.subscription_count() >= max {
             return Err(Refused(
                 429,
@@ -186,38 +320,59 @@ impl Ctx<'_> {
         }
         let want = self.core.want(&channel, since, true);
         let Some((attempt, confirmation)) = self.begin_subscription(&channel, want, false) else {
-            return Ok(());
+            return Ok(None);
         };
         if let Some(open) = self.open_mut() {
             open.state_or_default::<Commands>().subscribing.push((attempt.key, id));
         }
         match confirmation.clone().now_or_never() {
             Some(Ok(())) => self.confirmed(attempt),
-            Some(Err(error)) => self.refused(attempt, error),
+            Some(Err(error)) => {
+                self.refused(attempt, error);
+                return Ok(None);
+            }
             None => self.run(confirmation, move |ctx, result| match result {
                 Ok(()) => ctx.confirmed(attempt),
                 Err(error) => ctx.refused(attempt, error),
             }),
         }
-        Ok(())
+        Ok(Some(attempt.key))
     }
 
     fn unsubscribe_command(&mut self, id: Option<u64>, name: &str) -> Result<(), Refused> {
         let Some(key) = self.key_of_own(name) else {
             return Err(Refused(404, format!("{name}: not subscribed")));
         };
-        if let Some(waiting) = self.take_command(key) {
-            self.refuse_command(waiting, 409, &format!("{name}: unsubscribed meanwhile"));
-        }
-        self.leave_presence_of(key);
-        self.end_subscription(key);
+        self.end_command(key, &format!("{name}: unsubscribed meanwhile"), 409);
         self.ok(id, |out| command::push_channel(name, out));
         Ok(())
     }
 
-    fn presence_command(&mut self, id: Option<u64>, name: &str) -> Result<(), Refused> {
-        let claims = self.open().and_then(|open| open.claims().cloned());
-        let channel = self.command_channel(name, claims.as_deref())?;
+    /// Goes on with a channel that the client may ask about: by the token that it gives, by its own, or because it is
+    /// subscribed to it.
+    fn with_channel(
+        &mut self,
+        id: Option<u64>,
+        name: &str,
+        token: Option<Cow<'_, str>>,
+        then: impl FnOnce(&mut Ctx<'_>, Channel) + Send + 'static,
+    ) -> Result<(), Refused> {
+        let Some(token) = token else {
+            let own = self.key_of_own(name).map(|key| self.core.hub.channel(key).clone());
+            let claims = self.open().and_then(|open| open.claims().cloned());
+            let channel = own.map_or_else(|| self.command_channel(name, claims.as_deref()), Ok)?;
+            then(self, channel);
+            return Ok(());
+        };
+        let name = Box::<str>::from(name);
+        self.with_claims(id, token.into_owned(), move |ctx, claims| {
+            let channel = ctx.command_channel(&name, Some(&claims))?;
+            then(ctx, channel);
+            Ok(())
+        })
+    }
+
+    fn presence_command(&mut self, id: Option<u64>, channel: Channel) {
         let (node, of) = (Arc::clone(&self.core.shared.node), channel.clone());
         let read = async move { node.presence(&of).await };
         self.run(read, move |ctx, result| match result {
@@ -225,28 +380,15 @@ impl Ctx<'_> {
             Ok(None) => ctx.refuse_command(id, 404, "the namespace of this channel keeps no presence"),
             Err(error) => ctx.refuse_command(id, 503, &error.to_string()),
         });
-        Ok(())
     }
 
-    fn history_command(
-        &mut self,
-        id: Option<u64>,
-        name: &str,
-        limit: Option<usize>,
-        since: Option<&Since>,
-    ) -> Result<(), Refused> {
-        let since = since.map(position).transpose()?;
-        let claims = self.open().and_then(|open| open.claims().cloned());
-        let channel = self.command_channel(name, claims.as_deref())?;
-        let limit = limit.unwrap_or(HISTORY_LIMIT).min(HISTORY_LIMIT);
-        let query = HistoryQuery { since, limit, bytes: HISTORY_BYTES };
+    fn history_command(&mut self, id: Option<u64>, channel: Channel, query: HistoryQuery) {
         let (node, of) = (Arc::clone(&self.core.shared.node), channel.clone());
         let read = async move { node.history(&of, query).await };
         self.run(read, move |ctx, result: Result<History, BackplaneError>| match result {
             Ok(history) => ctx.ok(id, |out| put_history(&channel, &history, out)),
             Err(error) => ctx.refuse_command(id, 503, &error.to_string()),
         });
-        Ok(())
     }
 
     /// The connection's token from now on. It must be of the same user and app: what was granted to one stays theirs.
@@ -256,12 +398,10 @@ impl Ctx<'_> {
         if !before.is_none_or(same) {
             return Err(Refused(403, "the token is of another user or app".to_owned()));
         }
-        let expires = claims.expires.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+        let mut expires = Vec::new();
+        put_expires(&claims, &mut expires);
         self.set_claims(claims);
-        self.ok(id, |out| match expires {
-            Some(at) => out.extend_from_slice(format!("\"expires\":{}", at.as_secs()).as_bytes()),
-            None => out.extend_from_slice(b"\"expires\":null"),
-        });
+        self.ok(id, |out| out.extend_from_slice(&expires));
         Ok(())
     }
 
@@ -298,6 +438,14 @@ fn bad_name(error: impl std::fmt::Display) -> Refused {
 fn position(since: &Since) -> Result<Position, Refused> {
     let epoch = since.epoch.parse().map_err(|error| Refused(400, format!("since: {error}")))?;
     Ok(Position { epoch, offset: since.offset })
+}
+
+fn put_expires(claims: &Claims, out: &mut Vec<u8>) {
+    let expires = claims.expires.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+    match expires {
+        Some(at) => out.extend_from_slice(format!("\"expires\":{}", at.as_secs()).as_bytes()),
+        None => out.extend_from_slice(b"\"expires\":null"),
+    }
 }
 
 fn put_members(name: &str, members: &[Member], out: &mut Vec<u8>) {

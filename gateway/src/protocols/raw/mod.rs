@@ -9,6 +9,7 @@ mod subscribing;
 use std::any::Any;
 
 use tidegate_backplane::Position;
+use tidegate_reactor::Tick;
 use tidegate_wire::{
     frame::Opcode,
     head::Head,
@@ -19,21 +20,29 @@ use tidegate_wire::{
 use crate::{
     hub::form::FormId,
     session::{
-        Ctx,
+        Ctx, Open,
         core::Core,
         opening::{Request, Stop},
         protocol::{Event, Protocol},
         refusal::Refusal,
     },
 };
+use commands::Commands;
 use publishing::Refused;
 
 /// The name of what is spoken here, for clients that name what they speak (RFC 6455 section 1.9). A client that names
 /// others only is answered none, which browsers take for a refusal.
 const SUBPROTOCOL: &str = "tidegate.v1";
 
-/// [`Open::tag`](crate::session::Open) of a client that named it: it is told where it is in its channels.
-const V1: u32 = 1;
+/// [`Open::tag`] of a client that is told where it is in its channels, if it is enveloped: it named the subprotocol, or
+/// asked with `positions=true`.
+const TELLS_POSITIONS: u32 = 1;
+
+/// What a client asked for that is told where it is in its channels.
+#[derive(Debug)]
+struct Asked {
+    names_protocol: bool,
+}
 
 #[derive(Debug)]
 pub(crate) struct Raw;
@@ -55,8 +64,10 @@ impl Protocol for Raw {
         let since = since(&query, channels.len())?;
         let envelope = query.envelope;
         let offered = head.header_joined("sec-websocket-protocol");
-        let is_v1 = offered.is_some_and(|offered| protocols(&offered).any(|name| name == SUBPROTOCOL));
-        let state = is_v1.then(|| Box::new(()) as Box<dyn Any + Send>);
+        let names_protocol =
+            offered.is_some_and(|offered| protocols(&offered).any(|name| name == SUBPROTOCOL));
+        let asks = names_protocol || query.positions;
+        let state = asks.then(|| Box::new(Asked { names_protocol }) as Box<dyn Any + Send>);
         Ok(Request { envelope, channels, since, claims, state, ..Request::bare(Some(upgrade)) })
     }
 
@@ -65,14 +76,17 @@ impl Protocol for Raw {
         if compression && request.shares_deflate() { form.deflated() } else { form }
     }
 
-    /// Verbatim clients have no words for it, and those that name no subprotocol do not expect it.
+    /// Verbatim clients have no words for it, and those that do not ask do not expect it: to one of them the first frame
+    /// is a publication.
     fn tells_positions(&self, request: &Request) -> bool {
         request.envelope && request.state.is_some()
     }
 
     fn write_answer(&self, request: &Request, out: &mut Vec<u8>) {
         if let Some(upgrade) = &request.upgrade {
-            upgrade.write_response(out, request.state.as_ref().map(|_| SUBPROTOCOL));
+            let asked = request.state.as_ref().and_then(|state| state.downcast_ref::<Asked>());
+            let names_protocol = asked.is_some_and(|asked| asked.names_protocol);
+            upgrade.write_response(out, names_protocol.then_some(SUBPROTOCOL));
         }
     }
 
@@ -101,11 +115,16 @@ impl Protocol for Raw {
             Event::Refused { key, error } => ctx.raw_refused(key, error),
             Event::Opened { state } => {
                 if let Some(open) = ctx.open_mut().filter(|_| state.is_some()) {
-                    open.tag = V1;
+                    open.tag = TELLS_POSITIONS;
                 }
             }
+            Event::Due => ctx.end_granted(),
             Event::Begun | Event::ListWanted { .. } | Event::HeartbeatDue => {}
         }
+    }
+
+    fn due(&self, open: &Open) -> Option<Tick> {
+        open.state::<Commands>().and_then(Commands::due)
     }
 }
 

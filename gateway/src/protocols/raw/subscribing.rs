@@ -6,7 +6,7 @@ use tidegate_wire::{
     raw::{self, command},
 };
 
-use super::{V1, forms};
+use super::{TELLS_POSITIONS, forms};
 use crate::{
     hub::ChannelKey,
     session::{Ctx, leaving::Leave},
@@ -25,7 +25,10 @@ impl Ctx<'_> {
             });
             return self.join_presence(&[channel]);
         }
-        if !self.open().is_some_and(|open| open.tag == V1 && open.form.plain() == forms::ENVELOPED) {
+        if !self
+            .open()
+            .is_some_and(|open| open.tag == TELLS_POSITIONS && open.form.plain() == forms::ENVELOPED)
+        {
             return;
         }
         let Some(place) = self.core.place(key, position) else { return };
@@ -37,6 +40,7 @@ impl Ctx<'_> {
     }
 
     pub(super) fn raw_refused(&mut self, key: ChannelKey, error: &BackplaneError) {
+        self.forget_grant(key);
         if let Some(id) = self.take_command(key) {
             return self.refuse_command(id, 503, &error.to_string());
         }

@@ -2,7 +2,7 @@
 
 pub(super) mod forms;
 
-use tidegate_backplane::Position;
+use tidegate_backplane::{Epoch, Position};
 use tidegate_wire::{
     frame::CloseCode,
     head::Head,
@@ -17,7 +17,6 @@ use crate::{
     session::{
         Ctx,
         core::Core,
-        ids::{event_id, parse_event_id},
         leaving::Leave,
         opening::{Request, Stop},
         protocol::{Event, Protocol, Transport},
@@ -51,7 +50,7 @@ impl Protocol for Sse {
         let last_id = head.header("last-event-id").or(query.last_event_id.as_deref());
         let since = match last_id.filter(|id| !id.is_empty()) {
             Some(id) => {
-                let mut positions = parse_event_id(id);
+                let mut positions = positions_of(id);
                 positions.resize(channels.len(), None);
                 positions
             }
@@ -102,12 +101,16 @@ impl Protocol for Sse {
             Event::Begun => {
                 let rare = ctx.open().and_then(|open| open.rare.as_ref());
                 let places = rare.map_or(&[][..], |rare| &rare.positions).iter().map(|(_, place)| *place);
-                if let Some(id) = event_id(places) {
+                if let Some(id) = sse::join_id(places) {
                     ctx.write(|out| sse::encode_id(&id, out));
                 }
             }
             Event::Refused { error, .. } => ctx.leave(Leave::unavailable(error)),
-            Event::ListWanted { .. } | Event::Opened { .. } | Event::PublishFailed(_) | Event::Silent => {}
+            Event::ListWanted { .. }
+            | Event::Opened { .. }
+            | Event::PublishFailed(_)
+            | Event::Silent
+            | Event::Due => {}
         }
     }
 
@@ -127,6 +130,14 @@ impl Protocol for Sse {
     }
 }
 
+/// Stands for an id that is not ours: no channel ever has this position, so the client is told of a gap.
+const FOREIGN: Position = Position { epoch: Epoch(0), offset: 0 };
+
+/// The positions in an id, one place for each channel of the URL.
+fn positions_of(id: &str) -> Vec<Option<Position>> {
+    sse::split_id(id).map(|place| Some(place?.parse().unwrap_or(FOREIGN))).collect()
+}
+
 /// Tells where a channel stands when nothing else does: without an id that names it, what the channel publishes during a
 /// reconnect would be skipped in silence.
 fn subscribed(ctx: &mut Ctx<'_>, key: ChannelKey, position: Option<Position>, is_new: bool) {
@@ -136,5 +147,25 @@ fn subscribed(ctx: &mut Ctx<'_>, key: ChannelKey, position: Option<Position>, is
         open.rare_mut().advance(key, Some(place));
     } else if is_new {
         ctx.write(|out| sse::encode_id(&place.to_string(), out));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_come_back_as_they_went() {
+        let position = |epoch, offset| Some(Position { epoch: Epoch(epoch), offset });
+        for places in [
+            vec![position(723, 5)],
+            vec![None, position(1, 0)],
+            vec![position(u64::MAX, u64::MAX), None, position(36, 7)],
+        ] {
+            let id = sse::join_id(places.iter().copied()).expect("a position");
+            assert_eq!(positions_of(&id), places, "{id}");
+        }
+        assert_eq!(positions_of("42"), [Some(FOREIGN)]);
+        assert_eq!(positions_of("k3:5,x"), ["k3:5".parse().ok(), Some(FOREIGN)]);
     }
 }

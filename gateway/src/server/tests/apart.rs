@@ -28,9 +28,12 @@ pub(super) fn with_presence() -> Config {
 }
 
 pub(super) fn token() -> String {
-    let claims = serde_json::json!({"sub": "ada", "subscribe": ["*"]});
+    token_of(&serde_json::json!({"sub": "ada", "channels": ["*"]}))
+}
+
+pub(super) fn token_of(claims: &serde_json::Value) -> String {
     let key = jsonwebtoken::EncodingKey::from_secret(SECRET);
-    jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).unwrap()
+    jsonwebtoken::encode(&jsonwebtoken::Header::default(), claims, &key).unwrap()
 }
 
 #[test]

@@ -1,9 +1,34 @@
 //! Commands on an open raw WebSocket.
 
-use tidegate_testkit::WsClient;
+use std::{net::TcpListener, time::SystemTime};
 
-use super::rig::{Rig, config};
-use crate::config::ByteSize;
+use base64::Engine as _;
+use tidegate_testkit::{DEADLINE, RawTcp, WsClient};
+
+use super::{
+    apart::{token_of, with_presence},
+    rig::{Rig, config},
+};
+use crate::{
+    auth::Algorithm,
+    config::{ByteSize, Config, JwksUrl, JwtKey, List, Namespace, Setting as _},
+};
+
+/// A namespace `closed` that needs a token, and has history and presence.
+fn with_closed() -> Config {
+    let mut config = with_presence();
+    config.auth.jwt.0[0].leeway = std::time::Duration::ZERO;
+    let closed =
+        Namespace { anonymous_subscribe: false, presence: true, ..config.namespaces.default.clone() };
+    config.namespaces.named.insert("closed".into(), closed);
+    config
+}
+
+/// For the namespace `closed`, for so many seconds.
+fn closed_token(seconds: u64) -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    token_of(&serde_json::json!({"sub": "ada", "channels": ["closed:*"], "exp": now + seconds}))
+}
 
 #[test]
 fn a_client_without_channels_subscribes_recovers_and_leaves() {
@@ -77,4 +102,121 @@ fn several_channels_come_back_each_from_its_position() {
     assert_eq!(missed, ["a2", "c2"]);
     rig.publish("b", "b2");
     assert_eq!(client.expect_text(), "b2");
+}
+
+/// A subscription lasts no longer than the token that opened it; another one in time keeps it.
+#[test]
+fn a_subscription_ends_with_its_own_token_unless_that_is_renewed() {
+    let rig = Rig::start(with_closed());
+    let mut client = WsClient::connect(rig.address, "/ws?envelope=json&channel=open");
+    let subscribe = |channel: &str, seconds: u64, id: u32| {
+        format!(r#"{{"subscribe":"closed:{channel}","token":"{}","id":{id}}}"#, closed_token(seconds))
+    };
+    for (channel, id) in [("a", 1), ("b", 2)] {
+        client.send_text(&subscribe(channel, 3, id));
+        assert_eq!(client.expect_json()["ok"]["channel"], format!("closed:{channel}"));
+    }
+    let stays = format!(r#"{{"subscribe":"open","token":"{}","id":4}}"#, closed_token(3));
+    client.send_text(&stays);
+    assert_eq!(client.expect_json()["error"]["code"], 409, "it is not the token's that is bound to none");
+    client.send_text(&subscribe("b", 3_600, 3));
+    let renewed = client.expect_json();
+    assert!(renewed["ok"]["expires"].is_u64() && renewed["id"] == 3, "{renewed}");
+    let told = client.expect_json();
+    assert_eq!(
+        (&told["channel"], &told["unsubscribed"]["code"]),
+        (&"closed:a".into(), &401.into()),
+        "{told}"
+    );
+    for channel in ["closed:a", "closed:b", "open"] {
+        rig.publish(channel, channel);
+    }
+    assert_eq!(
+        [client.expect_json(), client.expect_json()].map(|told| told["data"].clone()),
+        ["closed:b", "open"]
+    );
+    rig.eventually_subscribers("closed:a", 0);
+}
+
+#[test]
+fn who_may_ask_about_a_channel_is_said_by_its_token_or_its_subscription() {
+    let rig = Rig::start(with_closed());
+    rig.publish("closed:a", "1");
+    let mut client = WsClient::connect(rig.address, "/ws?envelope=json&channel=open");
+    let token = closed_token(3_600);
+    let history =
+        |token: &str, id: u32| format!(r#"{{"history":{{"channel":"closed:a"}}{token},"id":{id}}}"#);
+    let presence = |token: &str, id: u32| format!(r#"{{"presence":"closed:a"{token},"id":{id}}}"#);
+    let with = format!(r#","token":"{token}""#);
+    for ask in [&history as &dyn Fn(&str, u32) -> String, &presence] {
+        client.send_text(&ask("", 1));
+        assert_eq!(client.expect_json()["error"]["code"], 401);
+        client.send_text(&ask(&with, 2));
+        assert_eq!(client.expect_json()["ok"]["channel"], "closed:a");
+    }
+    client.send_text(&format!(r#"{{"subscribe":"closed:a","token":"{token}","id":3}}"#));
+    assert_eq!(client.expect_json()["id"], 3);
+    for ask in [&history as &dyn Fn(&str, u32) -> String, &presence] {
+        client.send_text(&ask("", 4));
+        assert_eq!(client.expect_json()["ok"]["channel"], "closed:a");
+    }
+}
+
+/// The attacker's cost: tokens that wait for a key, four of them.
+#[test]
+fn few_commands_of_a_connection_wait_for_a_key() {
+    // It takes connections and never answers.
+    let keys = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut config = config();
+    config.auth.jwt = List(vec![JwtKey {
+        algorithm: Some(Algorithm::Rs256),
+        jwks_url: JwksUrl::from_text(&format!("http://{}/jwks", keys.local_addr().unwrap())),
+        ..JwtKey::default()
+    }]);
+    let rig = Rig::start(config);
+    let mut client = WsClient::connect(rig.address, "/ws?envelope=json&channel=open");
+    let part = |text: &str| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(text);
+    let token = format!("{}.{}.{}", part(r#"{"alg":"RS256","kid":"x"}"#), part("{}"), part("signature"));
+    for id in 1..=5 {
+        client.send_text(&format!(r#"{{"subscribe":"a","token":"{token}","id":{id}}}"#));
+    }
+    let told = client.expect_json();
+    assert_eq!((&told["error"]["code"], &told["id"]), (&503.into(), &5.into()), "{told}");
+}
+
+/// A client that asks is told where each channel stands; to one that does not, the first frame is a publication.
+#[test]
+fn positions_are_told_on_open_to_who_asks() {
+    let rig = Rig::start(config());
+    let position = rig.publish("a", "1").unwrap();
+    let mut asks =
+        WsClient::connect(rig.address, "/ws?channel=a&channel=plain:b&envelope=json&positions=true");
+    let told = asks.expect_json();
+    let at = format!("{}:{}", told["subscribed"]["epoch"].as_str().unwrap(), told["subscribed"]["offset"]);
+    assert_eq!((&told["channel"], at), (&"a".into(), position.to_string()), "{told}");
+    let mut other = WsClient::connect(rig.address, "/ws?channel=a&envelope=json");
+    rig.publish("a", "2");
+    for client in [&mut asks, &mut other] {
+        assert_eq!(client.expect_json()["data"], "2");
+    }
+}
+
+/// A token is one wherever it stands: who has it is not anonymous.
+#[test]
+fn a_token_in_the_subprotocols_counts_like_any_other() {
+    let mut config = with_closed();
+    config.limits.anonymous_subscriptions = 1;
+    let rig = Rig::start(config);
+    let status = |protocols: &str| {
+        let mut connection = RawTcp::connect(rig.address);
+        let request = format!(
+            "GET /ws?channel=closed:a&channel=closed:b HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n\
+             Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: {protocols}\r\n\r\n"
+        );
+        connection.send(request.as_bytes());
+        connection.read_head(DEADLINE).unwrap().status
+    };
+    let with_token = format!("tidegate.v1, bearer.{}", closed_token(3_600));
+    assert_eq!([status("tidegate.v1"), status(&with_token)], [400, 101]);
 }

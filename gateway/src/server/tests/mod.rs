@@ -9,6 +9,7 @@ mod failing;
 mod heads;
 mod histories;
 mod leaving;
+mod memory;
 mod publishing;
 mod pusher;
 mod pusher_http;

@@ -134,8 +134,12 @@ fn what_is_left_by_those_who_go_is_bounded() {
         writer.read_to_end(DEADLINE).unwrap();
     }
     rig.eventually_metric(dropped, 1.0);
+    // What is under way of both counts, and what is left of one.
+    let left = rig.left_behind_bytes();
+    assert!((40_002..64 * 1024).contains(&left), "{left}");
     drop(full);
     let mut sizes: Vec<usize> = (0..3).map(|_| reader.expect_binary().len()).collect();
     sizes.sort_unstable();
     assert_eq!(sizes, [1, 1, 40_000]);
+    tidegate_testkit::eventually("nothing is left", DEADLINE, || rig.left_behind_bytes() == 0);
 }

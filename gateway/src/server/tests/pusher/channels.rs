@@ -127,6 +127,27 @@ fn names_and_numbers_of_channels() {
     client.subscribe("d");
 }
 
+/// The attacker's cost: a client for whom nobody has signed has few channels.
+#[test]
+fn who_is_unknown_to_its_app_has_few_channels() {
+    let mut config = config();
+    config.limits.anonymous_subscriptions = 2;
+    let rig = Rig::start(config);
+    let mut client = Client::connect(&rig);
+    client.subscribe("a");
+    client.subscribe("b");
+    client.ask("c");
+    assert!(client.expect_refusal("c", "LimitReached", 403).contains("at most 2"));
+    // A signature says who it is, of a channel or of a user.
+    client.subscribe("private-a");
+    client.subscribe("c");
+    let mut user = Client::connect(&rig);
+    user.sign_in(&json!({ "id": "u" }));
+    for channel in ["a", "b", "c"] {
+        user.subscribe(channel);
+    }
+}
+
 #[test]
 fn what_waits_for_the_backplane_is_answered_when_it_has() {
     let rig = Rig::start(config());

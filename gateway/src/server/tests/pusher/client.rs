@@ -159,7 +159,7 @@ pub(super) fn signature(signed: &str) -> String {
 }
 
 /// The data of a message: what its string holds, if that is JSON.
-fn data(message: &Value) -> Value {
+pub(super) fn data(message: &Value) -> Value {
     if message["data"].is_null() {
         return Value::Null;
     }

@@ -10,7 +10,7 @@ use tidegate_testkit::{DEADLINE, WsClient, eventually, net::SocketOptions};
 
 use super::{
     super::rig::Rig,
-    client::{Client, PATH, config},
+    client::{Client, PATH, config, data},
 };
 use crate::{
     config::{ByteSize, SlowReader},
@@ -69,16 +69,22 @@ fn whose_app_is_taken_away_or_switched_off_must_go() {
     stays.expect_nothing();
 }
 
+/// A client whose kernel takes little for it.
+fn narrow(rig: &Rig) -> Client {
+    let options = SocketOptions { receive_buffer_bytes: Some(4096), ..SocketOptions::default() };
+    let socket = WsClient::try_connect_from(rig.address, PATH, &[], options).unwrap();
+    let mut client = Client { socket, id: String::new() };
+    client.id = client.expect("pusher:connection_established")["socket_id"].as_str().unwrap().to_owned();
+    client
+}
+
 #[test]
 fn a_slow_reader_is_told_what_it_missed() {
     let mut config = config();
     config.limits.send_queue_bytes = ByteSize::kib(64);
     config.namespaces.default.slow_reader = SlowReader::Drop;
     let rig = Rig::start(config);
-    let options = SocketOptions { receive_buffer_bytes: Some(4096), ..SocketOptions::default() };
-    let socket = WsClient::try_connect_from(rig.address, PATH, &[], options).unwrap();
-    let mut client = Client { socket, id: String::new() };
-    client.expect("pusher:connection_established");
+    let mut client = narrow(&rig);
     client.subscribe("a");
     let filler = "x".repeat(8 * 1024);
     let dropped = || rig.metric("tidegate_messages_dropped_total{reason=\"queue_full\"}");
@@ -100,6 +106,46 @@ fn a_slow_reader_is_told_what_it_missed() {
         }
     }
     assert_eq!(dropped(), told as f64);
+}
+
+/// Under `latest` a publication takes the place of older ones, but never of who came and went.
+#[test]
+fn who_came_and_went_is_told_to_a_slow_reader_under_every_policy() {
+    for (policy, reason) in [(SlowReader::Drop, "queue_full"), (SlowReader::Latest, "superseded")] {
+        let mut config = config();
+        config.limits.send_queue_bytes = ByteSize::kib(64);
+        config.namespaces.default.slow_reader = policy;
+        let rig = Rig::start(config);
+        let mut slow = narrow(&rig);
+        slow.subscribe_as("presence-a", "slow");
+        let filler = "x".repeat(8 * 1024);
+        let dropped = format!("tidegate_messages_dropped_total{{reason=\"{reason}\"}}");
+        let fill = || {
+            let before = rig.metric(&dropped);
+            while rig.metric(&dropped) < before + 20.0 {
+                rig.publish("presence-a", &filler);
+            }
+        };
+        fill();
+        let mut observer = Client::connect(&rig);
+        observer.subscribe_as("presence-a", "observer");
+        let mut guest = Client::connect(&rig);
+        guest.subscribe_as("presence-a", "guest");
+        observer.expect_on("pusher_internal:member_added", "presence-a");
+        drop(guest);
+        observer.expect_on("pusher_internal:member_removed", "presence-a");
+        fill();
+        let mut told = Vec::new();
+        while !told.contains(&("pusher_internal:member_removed".to_owned(), "guest".to_owned())) {
+            let message = slow.next();
+            if let Some(user) = data(&message)["user_id"].as_str() {
+                told.push((message["event"].as_str().unwrap().to_owned(), user.to_owned()));
+            }
+        }
+        let events: Vec<(&str, &str)> = told.iter().map(|(event, user)| (&**event, &**user)).collect();
+        let (added, removed) = ("pusher_internal:member_added", "pusher_internal:member_removed");
+        assert_eq!(events, [(added, "observer"), (added, "guest"), (removed, "guest")], "{policy:?}");
+    }
 }
 
 /// It subscribes, is answered with a large event, unsubscribes, and begins again. What it does not read is not queued for

@@ -1,0 +1,62 @@
+//! `cargo xtask containers`: the Dockerfile is built and the compose file run on a real engine, which is started for it
+//! and ended after. No registry is asked: the base images are made of Debian's packages.
+
+mod engine;
+mod images;
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+
+use crate::command::{cargo, run as run_command};
+use crate::prepare;
+use crate::workspace::Workspace;
+use engine::Engine;
+pub(crate) use engine::NoEngine;
+
+/// The executable of `tests/tests` that holds the image and the compose file against that engine.
+pub(crate) const TESTS: &str = "containers";
+
+const TESTS_OF: [&str; 4] = ["--package", "tidegate-tests", "--test", TESTS];
+
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct Options {
+    /// Make the image of this binary, and do not compile in a container: seconds, not minutes
+    #[arg(long, value_name = "FILE")]
+    binary: Option<PathBuf>,
+    /// Keep the engine's images and caches in target/containers: the next run builds only what changed
+    #[arg(long)]
+    keep: bool,
+    /// A filter for the names of the tests
+    filter: Option<String>,
+}
+
+impl Options {
+    /// As a step of `cargo xtask test`: around the binary that the other steps test, or whole. What the stand-ins are
+    /// made of changes seldom, so that they are kept.
+    pub(crate) fn in_test(workspace: &Workspace, whole: bool) -> Self {
+        let binary = (!whole).then(|| workspace.product());
+        Self { binary, keep: true, filter: None }
+    }
+}
+
+pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
+    if !cfg!(target_os = "linux") {
+        bail!(NoEngine("that is done on Linux only; docker compose up --build runs elsewhere".to_owned()));
+    }
+    prepare::containers(workspace)?;
+    // Compiled before, where the network is that has the dependencies.
+    run_command(cargo(&workspace.root).args(["test", "--locked", "--no-run"]).args(TESTS_OF))?;
+    let engine = Engine::start(&workspace.target.join("containers"), options.keep)?;
+    images::stand_ins(&engine)?;
+    match &options.binary {
+        Some(binary) => images::wrap(&engine, &workspace.root, binary)?,
+        None => images::build(&engine, &workspace.root)?,
+    }
+    let mut tests = engine.inside("cargo");
+    tests.current_dir(&workspace.root);
+    tests.args(["test", "--locked", "--offline"]).args(TESTS_OF);
+    // One after the other: they share an engine and two cores.
+    tests.args(&options.filter).args(["--", "--test-threads", "1", "--nocapture"]);
+    run_command(tests.env("TIDEGATE_COMPOSE", prepare::operators_tools(workspace).join("docker-compose")))
+}
