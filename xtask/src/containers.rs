@@ -6,9 +6,10 @@ mod images;
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
 
-use crate::command::{cargo, run as run_command};
+use crate::command::{cargo, output, run as run_command};
 use crate::prepare;
 use crate::workspace::Workspace;
 use engine::Engine;
@@ -16,8 +17,6 @@ pub(crate) use engine::NoEngine;
 
 /// The executable of `tests/tests` that holds the image and the compose file against that engine.
 pub(crate) const TESTS: &str = "containers";
-
-const TESTS_OF: [&str; 4] = ["--package", "tidegate-tests", "--test", TESTS];
 
 #[derive(Debug, Default, clap::Args)]
 pub(crate) struct Options {
@@ -46,17 +45,26 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     }
     prepare::containers(workspace)?;
     // Compiled before, where the network is that has the dependencies.
-    run_command(cargo(&workspace.root).args(["test", "--locked", "--no-run"]).args(TESTS_OF))?;
+    let tests = executable(workspace)?;
     let engine = Engine::start(&workspace.target.join("containers"), options.keep)?;
     images::stand_ins(&engine)?;
     match &options.binary {
         Some(binary) => images::wrap(&engine, &workspace.root, binary)?,
         None => images::build(&engine, &workspace.root)?,
     }
-    let mut tests = engine.inside("cargo");
-    tests.current_dir(&workspace.root);
-    tests.args(["test", "--locked", "--offline"]).args(TESTS_OF);
+    let mut tests = engine.inside(tests);
     // One after the other: they share an engine and two cores.
-    tests.args(&options.filter).args(["--", "--test-threads", "1", "--nocapture"]);
+    tests.args(&options.filter).args(["--test-threads", "1", "--nocapture"]);
     run_command(tests.env("TIDEGATE_COMPOSE", prepare::operators_tools(workspace).join("docker-compose")))
+}
+
+/// The file of the compiled tests.
+fn executable(workspace: &Workspace) -> Result<PathBuf> {
+    let mut build = cargo(&workspace.root);
+    build.args(["test", "--locked", "--no-run", "--message-format", "json"]);
+    let told = output(build.args(["--package", "tidegate-tests", "--test", TESTS]))?;
+    let messages = told.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let mut of_tests = messages.filter(|message| message["target"]["name"] == TESTS);
+    let path = of_tests.find_map(|message| message["executable"].as_str().map(PathBuf::from));
+    path.context("cargo names the executable of the tests")
 }
