@@ -18,11 +18,11 @@ use axum::{
 use futures_util::stream;
 use http::{HeaderMap, header};
 use serde_json::json;
+use tidegate_ops::probes::Operated as _;
 
 use super::{HttpState, access, error::ApiError, page::asset};
 use crate::{
     auth::{ApiKeyError, Scope},
-    config::is_local_name,
     console::watch::{LookupError, Watcher},
     node::shards::ConnectionState,
 };
@@ -63,8 +63,7 @@ fn is_own(state: &HttpState, headers: &HeaderMap) -> bool {
     let text =
         |name: header::HeaderName| headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()));
     let host = text(header::HOST).unwrap_or_default();
-    let is_named = is_local_name(&host)
-        || state.node.config().internal_hosts.iter().any(|own| own.eq_ignore_ascii_case(without_port(&host)));
+    let is_named = state.internal_access().allows_host(&host);
     // `none`: a person has typed the address.
     let is_same = text(header::HeaderName::from_static("sec-fetch-site"))
         .is_none_or(|site| ["same-origin", "none"].contains(&&*site));
@@ -72,13 +71,6 @@ fn is_own(state: &HttpState, headers: &HeaderMap) -> bool {
         origin.split_once("://").is_some_and(|(_, authority)| authority.eq_ignore_ascii_case(&host))
     });
     is_named && is_same && is_of_page
-}
-
-fn without_port(host: &str) -> &str {
-    match host.rsplit_once(':') {
-        Some((name, port)) if !port.ends_with(']') => name,
-        _ => host,
-    }
 }
 
 /// What the page shows before the first view.
