@@ -32,7 +32,6 @@ pub use apps::{
     AppEntry, AppLimits, AppProblem, AppTables, WebhookEntry, WebhookEvent, WebhookSending, WebhookUrl,
 };
 pub use auth::{Algorithm, ApiKeyEntry, AuthConfig, JwksUrl, JwtKey, KeyProblem, Scope};
-pub(crate) use origin::is_local_name;
 pub use origin::{OriginRule, Origins};
 pub use pattern::{PATTERN_BYTES_MAX, Pattern, PatternError};
 pub use redis::{BackplaneUrl, Redis, RedisAddress, RedisPrefix, Replicas};

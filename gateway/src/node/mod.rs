@@ -477,11 +477,6 @@ impl Node {
         &self.relay.watching
     }
 
-    /// The table of channels.
-    pub(crate) fn interests(&self) -> &Interests {
-        &self.relay.interests
-    }
-
     /// Has the shards look connections up.
     pub(crate) fn look_up(&self, inquiry: Arc<Inquiry>) {
         self.relay.to_all(&Order::LookUp(inquiry));

@@ -47,9 +47,10 @@ impl Watching {
         let until = now + WATCH_LEASE;
         state.until = Some(until);
         for name in connections {
+            let has_room = state.lookups.len() < LOOKUPS_MAX;
             match state.lookups.iter_mut().find(|(own, _)| *own == name) {
                 Some((_, end)) => *end = until,
-                None if state.lookups.len() < LOOKUPS_MAX => state.lookups.push((name, until)),
+                None if has_room => state.lookups.push((name, until)),
                 // Whoever asked is told that it was not found.
                 None => {}
             }
@@ -100,9 +101,10 @@ impl Rates {
             return;
         }
         let mut counts = lock(&self.counts);
+        let has_room = counts.len() < SAMPLES as usize;
         match counts.get_mut(channel) {
             Some(count) => *count += every,
-            None if counts.len() < SAMPLES as usize => drop(counts.insert(channel.clone(), every)),
+            None if has_room => drop(counts.insert(channel.clone(), every)),
             None => {}
         }
     }

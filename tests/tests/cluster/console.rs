@@ -50,7 +50,7 @@ fn has_channel(list: &Value, name: &str, is_so: impl Fn(&Value) -> bool) -> bool
 }
 
 fn is_reported(redis: &RedisServer, node: &str) -> bool {
-    redis.command(&["EXISTS", &format!("tidegate:{{!nodes}}:r:{node}")]) == RedisValue::Int(1)
+    redis.command(&["EXISTS", &format!("tidegate:{{!nodes}}:r:{node}")]) == RedisValue::Integer(1)
 }
 
 #[test]
