@@ -308,7 +308,13 @@ impl Link {
         // Calls that wait hear at once that their outcome is not known.
         drivers.shutdown().await;
         self.counts.add_replacement(&why);
-        tracing::warn!(server = %self.name, session = live.session.0, %why, "Redis is away");
+        match &why {
+            // It left the topology, or the process stops: nobody is to do anything about it.
+            Trouble::Dropped => {
+                tracing::info!(server = %self.name, session = live.session.0, "Redis is asked no more");
+            }
+            why => tracing::warn!(server = %self.name, session = live.session.0, %why, "Redis is away"),
+        }
         let server = Some(live.server.clone());
         *self.state() = State::Away(Away { since: Instant::now(), server, why });
         around.changed();
