@@ -39,6 +39,8 @@ pub enum Role {
     SubscribeSocketIo,
     /// `GET /app/KEY`: subscribe to the channel by Pusher's protocol, count events.
     SubscribePusher,
+    /// The same for a presence channel, each connection as a user of its own.
+    SubscribePresence,
     /// `GET /echo`: send a message of this many bytes, wait for it, send the next.
     Echo { bytes: usize },
 }
@@ -49,6 +51,7 @@ pub struct FleetConfig {
     pub target: Target,
     pub role: Role,
     pub connections: u32,
+    /// Names as they stand in a URL: `a&channel=b` is two channels of one connection.
     pub channels: Arc<[String]>,
     pub channel_of: ChannelOf,
     /// Handshakes under way at once.
@@ -61,6 +64,10 @@ pub struct FleetConfig {
     pub run: u16,
     /// See [`ConnectOptions::reset_on_close`].
     pub reset_on_close: bool,
+    /// Shown with each handshake.
+    pub token: Option<Arc<str>>,
+    /// A connection that was open and ends is opened again, as a client would.
+    pub comes_back: bool,
 }
 
 impl fmt::Debug for FleetConfig {
@@ -85,11 +92,15 @@ pub struct Fleet {
     ramp_began_ns: Option<u64>,
     open: u32,
     echo_frame: Vec<u8>,
+    /// Connections that are to be opened again, and from when on.
+    returning: VecDeque<(u64, u32)>,
     stats: FleetStats,
 }
 
 #[derive(Debug)]
 struct Connection {
+    /// Times that it was opened again.
+    returns: u32,
     /// `None` once it ended.
     stream: Option<TcpStream>,
     phase: Phase,
@@ -144,6 +155,7 @@ impl Fleet {
             ramp_began_ns: None,
             open: 0,
             echo_frame,
+            returning: VecDeque::new(),
             stats: FleetStats::default(),
         }
     }
@@ -210,30 +222,73 @@ impl Fleet {
             connection.phase = Phase::Closed;
         }
         self.open = 0;
+        self.config.comes_back = false;
+        self.returning.clear();
     }
 
     fn begin(&mut self, io: &mut Io<'_>, now_ns: u64) {
         let index = self.connections.len() as u32;
+        let connection = Connection::new((self.config.channel_of)(index), now_ns);
+        self.connections.push(connection);
+        self.connect(io, index);
+    }
+
+    /// Opens connections again whose wait is over.
+    fn bring_back(&mut self, io: &mut Io<'_>, now_ns: u64) {
+        let mut begun = 0;
+        while let Some(&(due_ns, index)) = self.returning.front()
+            && due_ns <= now_ns
+            && begun < CONNECTS_PER_TURN
+            && self.handshaking < self.config.handshakes_in_flight
+        {
+            self.returning.pop_front();
+            let connection = &mut self.connections[index as usize];
+            // What it has seen stays: what it misses meanwhile is lost to it.
+            let order = std::mem::take(&mut connection.order);
+            let returns = connection.returns + 1;
+            *connection = Connection { order, returns, ..Connection::new(connection.channel, now_ns) };
+            self.connect(io, index);
+            begun += 1;
+        }
+    }
+
+    fn connect(&mut self, io: &mut Io<'_>, index: u32) {
+        let returns = self.connections[index as usize].returns;
         let options =
             ConnectOptions { source: self.source(index), reset_on_close: self.config.reset_on_close };
-        let channel = (self.config.channel_of)(index);
-        let mut connection = Connection::new(channel, now_ns);
-        let started = connect(self.config.target.address, options).and_then(|mut stream| {
+        let address = self.config.target.address_of(index, returns);
+        let started = connect(address, options).and_then(|mut stream| {
             io.register(&mut stream, index)?;
             Ok(stream)
         });
         match started {
             Ok(stream) => {
-                connection.stream = Some(stream);
+                self.connections[index as usize].stream = Some(stream);
                 self.handshakes.push_back(index);
                 self.handshaking += 1;
             }
             Err(error) => {
-                connection.phase = Phase::Closed;
-                self.stats.fail(ConnectFailure::from(&error));
+                self.connections[index as usize].phase = Phase::Closed;
+                self.failed(index as usize, ConnectFailure::from(&error));
             }
         }
-        self.connections.push(connection);
+    }
+
+    /// A failure to come back is no failure of the ramp: it is tried again.
+    fn failed(&mut self, key: usize, failure: ConnectFailure) {
+        if self.connections[key].returns == 0 {
+            self.stats.fail(failure);
+        } else {
+            self.come_back(key);
+        }
+    }
+
+    /// Half a second to a second and a half later, so that not all come at once.
+    fn come_back(&mut self, key: usize) {
+        if self.config.comes_back {
+            let spread_ns = (key as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) % 1_000_000_000;
+            self.returning.push_back((now_ns() + 500_000_000 + spread_ns, key as u32));
+        }
     }
 
     /// 127.0.0.0/8 is all loopback on Linux, so every address of it is a source with its own 64k ports.
@@ -249,7 +304,7 @@ impl Fleet {
     fn request(&self, channel: u32) -> Vec<u8> {
         let Target { authority, prefix, .. } = &self.config.target;
         let channel = self.config.channels.get(channel as usize).map_or("", String::as_str);
-        let request = match self.config.role {
+        let mut request = match self.config.role {
             Role::SubscribeSse => format!(
                 "GET {prefix}/sse?channel={channel} HTTP/1.1\r\nHost: {authority}\r\n\
                  Accept: text/event-stream\r\n\r\n"
@@ -258,10 +313,16 @@ impl Fleet {
                 let path = format!("{prefix}/socket.io/?EIO=4&transport=websocket&channel={channel}");
                 upgrade(&path, authority)
             }
-            Role::SubscribePusher => upgrade(&format!("{prefix}{}", pusher::PATH), authority),
+            Role::SubscribePusher | Role::SubscribePresence => {
+                upgrade(&format!("{prefix}{}", pusher::PATH), authority)
+            }
             Role::Subscribe => upgrade(&format!("{prefix}/ws?channel={channel}"), authority),
             Role::Echo { .. } => upgrade(&format!("{prefix}/echo"), authority),
         };
+        if let Some(token) = &self.config.token {
+            request.truncate(request.len() - 2);
+            request += &format!("Authorization: Bearer {token}\r\n\r\n");
+        }
         request.into_bytes()
     }
 
@@ -331,9 +392,7 @@ impl Fleet {
         };
         let good = match self.config.role {
             Role::SubscribeSse => head.status == 200,
-            Role::Subscribe | Role::SubscribeSocketIo | Role::SubscribePusher | Role::Echo { .. } => {
-                head.status == 101 && head.accepted
-            }
+            _ => head.status == 101 && head.accepted,
         };
         if !good {
             return Verdict::Failed(match head.status {
@@ -350,7 +409,7 @@ impl Fleet {
                 write_client_frame(&mut self.connections[key].out, 0x1, socketio::CONNECT);
             }
             // The server speaks first.
-            Role::SubscribePusher => self.connections[key].phase = Phase::Joining,
+            Role::SubscribePusher | Role::SubscribePresence => self.connections[key].phase = Phase::Joining,
             _ => self.opened(key),
         }
         match self.take_stream(key, &joined[used..]) {
@@ -366,7 +425,10 @@ impl Fleet {
         connection.phase = Phase::Open;
         connection.began_ns = now_ns;
         connection.out.extend_from_slice(&self.echo_frame);
-        self.stats.opened += 1;
+        match connection.returns {
+            0 => self.stats.opened += 1,
+            _ => self.stats.returned += 1,
+        }
         self.handshaking -= 1;
         self.open += 1;
     }
@@ -385,6 +447,7 @@ impl Fleet {
         };
         let echo = matches!(config.role, Role::Echo { .. });
         let socket_io = config.role == Role::SubscribeSocketIo;
+        let is_pusher = matches!(config.role, Role::SubscribePusher | Role::SubscribePresence);
         let (mut ended, mut joined) = (None, false);
         let fed = scanner.feed(bytes, |event| match event {
             FrameEvent::Message { .. } if echo => {
@@ -401,21 +464,23 @@ impl Fleet {
                 Packet::Connected => joined = true,
                 Packet::Other => {}
             },
-            FrameEvent::Message { head, .. } if config.role == Role::SubscribePusher => {
-                match pusher::packet(head) {
-                    pusher::Packet::Message(data) => stats.message(order, data, now_ns, config.run),
-                    pusher::Packet::Ping => {
-                        stats.pings_answered += 1;
-                        write_client_frame(out, 0x1, pusher::PONG);
-                    }
-                    pusher::Packet::Hello => {
-                        let channel = config.channels.get(*channel as usize).map_or("", String::as_str);
-                        write_client_frame(out, 0x1, &pusher::subscribe(channel));
-                    }
-                    pusher::Packet::Subscribed => joined = true,
-                    pusher::Packet::Other => {}
+            FrameEvent::Message { head, .. } if is_pusher => match pusher::packet(head) {
+                pusher::Packet::Message(data) => stats.message(order, data, now_ns, config.run),
+                pusher::Packet::Ping => {
+                    stats.pings_answered += 1;
+                    write_client_frame(out, 0x1, pusher::PONG);
                 }
-            }
+                pusher::Packet::Hello => {
+                    let channel = config.channels.get(*channel as usize).map_or("", String::as_str);
+                    let subscribe = match config.role {
+                        Role::SubscribePresence => pusher::enter(head, channel, key),
+                        _ => pusher::subscribe(channel),
+                    };
+                    write_client_frame(out, 0x1, &subscribe);
+                }
+                pusher::Packet::Subscribed => joined = true,
+                pusher::Packet::Other => {}
+            },
             FrameEvent::Message { head, .. } => stats.message(order, head, now_ns, config.run),
             FrameEvent::Ping(payload) => {
                 stats.pings_answered += 1;
@@ -439,24 +504,25 @@ impl Fleet {
     }
 
     fn apply(&mut self, key: usize, verdict: Verdict) {
-        let connection = &mut self.connections[key];
-        let phase = connection.phase;
+        let phase = self.connections[key].phase;
         match verdict {
             Verdict::Keep => return,
             Verdict::Failed(failure) if phase != Phase::Closed => {
-                self.stats.fail(failure);
                 self.handshaking -= 1;
+                self.failed(key, failure);
             }
             Verdict::Ended(ending) if phase == Phase::Open => {
                 *self.stats.endings.entry(ending).or_default() += 1;
                 self.open -= 1;
+                self.come_back(key);
             }
             Verdict::Ended(_) if phase == Phase::Joining => {
-                self.stats.fail(ConnectFailure::Reset);
                 self.handshaking -= 1;
+                self.failed(key, ConnectFailure::Reset);
             }
             Verdict::Failed(_) | Verdict::Ended(_) => {}
         }
+        let connection = &mut self.connections[key];
         connection.phase = Phase::Closed;
         connection.stream = None;
         connection.out = Vec::new();
@@ -495,6 +561,7 @@ impl Party for Fleet {
 
     fn tick(&mut self, io: &mut Io<'_>, now_ns: u64) -> Option<u64> {
         self.expire_handshakes(now_ns);
+        self.bring_back(io, now_ns);
         let allowed = self.allowed(now_ns).min(self.config.connections);
         let mut begun = 0;
         while begun < CONNECTS_PER_TURN
@@ -506,7 +573,7 @@ impl Party for Fleet {
         }
         let ramping = self.connections.len() < self.config.connections as usize;
         match (ramping, self.handshaking) {
-            (false, 0) => None,
+            (false, 0) => self.returning.front().map(|(due_ns, _)| *due_ns),
             // A paced ramp is looked at each millisecond; an unpaced one when a handshake ends.
             (true, in_flight) if in_flight < self.config.handshakes_in_flight => Some(now_ns + 1_000_000),
             _ => Some(now_ns + 250_000_000),
@@ -533,6 +600,7 @@ impl Party for Fleet {
 impl Connection {
     fn new(channel: u32, now_ns: u64) -> Self {
         Self {
+            returns: 0,
             stream: None,
             phase: Phase::Connecting,
             channel,

@@ -52,6 +52,22 @@ pub(crate) fn subscribe(channel: &str) -> Vec<u8> {
     format!(r#"{{"event":"pusher:subscribe","data":{{"channel":"{channel}"}}}}"#).into_bytes()
 }
 
+/// Asks for a presence channel as the user of this number, with the signature that an application would give. `hello` is
+/// the head of the frame that names the socket.
+pub(crate) fn enter(hello: &[u8], channel: &str, user: usize) -> Vec<u8> {
+    let key = br#"\"socket_id\":\""#;
+    let socket_id = find(hello, key).map_or(&[][..], |at| &hello[at + key.len()..]);
+    let socket_id = socket_id.split(|&byte| byte == b'\\').next().unwrap_or_default();
+    let data = format!(r#"{{"user_id":"{user}"}}"#);
+    let signed = [socket_id, format!(":{channel}:{data}").as_bytes()].concat();
+    let signature = hex(sign(&Signer::new().secret, &signed).as_ref());
+    let data = data.replace('"', r#"\""#);
+    format!(
+        r#"{{"event":"pusher:subscribe","data":{{"channel":"{channel}","channel_data":"{data}","auth":"{APP_KEY}:{signature}"}}}}"#
+    )
+    .into_bytes()
+}
+
 /// Signs requests as the server SDKs do.
 #[derive(Debug)]
 pub(crate) struct Signer {
@@ -110,6 +126,15 @@ mod tests {
         ] {
             assert_eq!(packet(head), expected);
         }
+    }
+
+    #[test]
+    fn a_presence_channel_is_asked_for_with_the_signature_of_the_documentation() {
+        let hello =
+            br#"{"event":"pusher:connection_established","data":"{\"socket_id\":\"1234.1234\",\"activ"#;
+        // printf '%s' '1234.1234:presence-a:{"user_id":"7"}' | openssl dgst -sha256 -hmac dev-secret
+        let expected = r#"{"event":"pusher:subscribe","data":{"channel":"presence-a","channel_data":"{\"user_id\":\"7\"}","auth":"dev-key:f6561e82bbf68a1e9e70610c8ef216e8c97c0f31366d98a3b61988a29537e273"}}"#;
+        assert_eq!(String::from_utf8(enter(hello, "presence-a", 7)).unwrap(), expected);
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub struct Report {
 pub struct Connections {
     pub asked: u32,
     pub opened: u64,
+    /// Opened again after they had ended.
+    pub returned: u64,
     pub seconds: f64,
     pub per_second: f64,
     pub handshake_us: Percentiles,
@@ -175,6 +177,9 @@ impl fmt::Display for Report {
         writeln!(f, "    handshake  {}", connections.handshake_us)?;
         write_counts(f, "    failed", &connections.failed)?;
         write_counts(f, "    ended", &connections.ended)?;
+        if connections.returned > 0 {
+            writeln!(f, "    came back  {}", connections.returned)?;
+        }
         writeln!(
             f,
             "  publishes    {} in {:.2} s, {:.0}/s",

@@ -58,6 +58,8 @@ pub struct IoKind(pub io::ErrorKind);
 #[derive(Debug, Clone)]
 pub struct FleetStats {
     pub opened: u64,
+    /// Connections that ended and were opened again.
+    pub returned: u64,
     pub failures: BTreeMap<ConnectFailure, u64>,
     pub endings: BTreeMap<Ending, u64>,
     pub messages: u64,
@@ -78,6 +80,7 @@ impl Default for FleetStats {
     fn default() -> Self {
         Self {
             opened: 0,
+            returned: 0,
             failures: BTreeMap::new(),
             endings: BTreeMap::new(),
             messages: 0,
@@ -108,6 +111,7 @@ impl FleetStats {
     /// Adds what another fleet counted.
     pub fn merge(&mut self, other: &Self) {
         self.opened += other.opened;
+        self.returned += other.returned;
         for (&failure, count) in &other.failures {
             *self.failures.entry(failure).or_default() += count;
         }

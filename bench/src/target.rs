@@ -5,8 +5,10 @@ use std::net::{SocketAddr, ToSocketAddrs};
 /// A resolved server. Paths of requests are appended to `prefix`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
-    /// First address the name resolved to.
+    /// The first address that the name resolved to, to which publishers go.
     pub address: SocketAddr,
+    /// All of them; subscribers take them in turn.
+    pub addresses: Vec<SocketAddr>,
     /// Value of the `Host` header.
     pub authority: String,
     /// Path of the URL without a trailing slash; empty for a bare origin.
@@ -43,18 +45,33 @@ impl Target {
         let (authority, path) = rest.find('/').map_or((rest, ""), |slash| rest.split_at(slash));
         let path = path.split(['?', '#']).next().unwrap_or("");
         let resolve = |source| TargetError::Resolve { url: url.to_owned(), source };
-        let address = with_port(authority)
-            .to_socket_addrs()
-            .map_err(|source| resolve(Some(source)))?
-            .next()
-            .ok_or_else(|| resolve(None))?;
-        Ok(Self { address, authority: authority.to_owned(), prefix: path.trim_end_matches('/').to_owned() })
+        let found = with_port(authority).to_socket_addrs().map_err(|source| resolve(Some(source)))?;
+        let mut addresses: Vec<SocketAddr> = found.collect();
+        let address = *addresses.first().ok_or_else(|| resolve(None))?;
+        // A name such as `localhost` has addresses of both families, and a server is often on one of them only.
+        addresses.retain(|other| other.is_ipv4() == address.is_ipv4());
+        let prefix = path.trim_end_matches('/').to_owned();
+        Ok(Self { address, addresses, authority: authority.to_owned(), prefix })
     }
 
     /// The target of a server known by address.
     #[must_use]
     pub fn of(address: SocketAddr) -> Self {
-        Self { address, authority: address.to_string(), prefix: String::new() }
+        Self { address, addresses: vec![address], authority: address.to_string(), prefix: String::new() }
+    }
+
+    /// The same server, reached at one address: that of a relay, with the name that it knows itself by.
+    #[must_use]
+    pub fn via(mut self, address: SocketAddr) -> Self {
+        (self.address, self.addresses) = (address, vec![address]);
+        self
+    }
+
+    /// Where a connection goes; the same one goes elsewhere when it comes back.
+    #[must_use]
+    pub fn address_of(&self, index: u32, attempt: u32) -> SocketAddr {
+        let turn = index.wrapping_add(attempt) as usize % self.addresses.len().max(1);
+        self.addresses.get(turn).copied().unwrap_or(self.address)
     }
 }
 
@@ -92,6 +109,10 @@ mod tests {
     #[test]
     fn unusable_urls_say_why() {
         assert!(matches!(Target::parse("wss://x"), Err(TargetError::Encrypted { .. })));
+        let mut many = Target::of("127.0.0.1:1".parse().unwrap());
+        many.addresses.push("127.0.0.2:1".parse().unwrap());
+        let ports = [many.address_of(0, 0), many.address_of(1, 0), many.address_of(1, 1)];
+        assert_eq!(ports.map(|address| address.ip().to_string()), ["127.0.0.1", "127.0.0.2", "127.0.0.1"]);
         assert!(matches!(Target::parse("127.0.0.1:80"), Err(TargetError::Scheme { .. })));
         assert!(matches!(Target::parse("ws://127.0.0.1:99999"), Err(TargetError::Resolve { .. })));
     }

@@ -139,6 +139,8 @@ fn config(options: &WorkerOptions, target: Target, connections: u32) -> FleetCon
         sources: options.sources,
         run: options.run,
         reset_on_close: true,
+        token: None,
+        comes_back: false,
     }
 }
 

@@ -70,6 +70,8 @@ fn fleet(server: SocketAddr) -> Fleet {
         sources: 0,
         run: RUN,
         reset_on_close: false,
+        token: None,
+        comes_back: false,
     };
     Fleet::new(0, config)
 }

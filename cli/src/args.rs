@@ -29,7 +29,11 @@ pub(crate) enum Command {
     Doctor(DoctorArgs),
     /// Subscribe, publish a few messages, and exit 0 if every one arrived.
     Check(CheckArgs),
-    /// Ask a URL and exit 0 if it answers 200, for container health checks.
+    /// Write a commented configuration with fresh secrets.
+    Init(InitArgs),
+    /// Sign a token for a client, with the secret that `init` made.
+    Token(TokenArgs),
+    /// Ask a gateway or router whether it lives, and exit 0 if it does, for container health checks.
     Healthcheck(HealthcheckArgs),
 }
 
@@ -71,6 +75,9 @@ pub(crate) struct GatewayArgs {
     /// Development mode: loopback only, API key `dev-key`, anyone may subscribe.
     #[arg(long)]
     dev: bool,
+    /// --dev on every address, for a trial in a container: whoever reaches it may publish and read.
+    #[arg(long)]
+    dev_anywhere: bool,
 }
 
 #[derive(Debug, Default, ClapArgs)]
@@ -110,7 +117,7 @@ pub(crate) struct RouterArgs {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct StormArgs {
-    /// Public address of the deployment.
+    /// Public address of the deployment; wss:// or https:// where it is encrypted.
     #[arg(default_value = "http://127.0.0.1:8000")]
     pub(crate) url: String,
     /// Connections to open.
@@ -131,6 +138,9 @@ pub(crate) struct StormArgs {
     /// How long to publish, after all connections are open.
     #[arg(long, default_value = "10s", value_name = "DURATION", value_parser = parse_duration)]
     pub(crate) duration: Duration,
+    /// Token (JWT) that every connection shows.
+    #[arg(long, value_name = "JWT", env = "TIDEGATE_TOKEN", hide_env_values = true)]
+    pub(crate) token: Option<String>,
     /// API key to publish with; the default is the one of `gateway --dev`.
     #[arg(long, default_value = "dev-key", value_name = "KEY", hide_default_value = true)]
     pub(crate) api_key: String,
@@ -180,18 +190,53 @@ pub(crate) struct DoctorArgs {
 pub(crate) struct CheckArgs {
     /// Public address of the deployment.
     pub(crate) url: String,
-    /// What the name of the channel begins with. Anyone must be able to subscribe to it.
+    /// What the name of the channel begins with. Anyone must be able to subscribe to it, or the token's bearer.
     #[arg(long, default_value = "check", value_name = "PREFIX")]
     pub(crate) channel_prefix: String,
+    /// Token (JWT) to subscribe with.
+    #[arg(long, value_name = "JWT", env = "TIDEGATE_TOKEN", hide_env_values = true)]
+    pub(crate) token: Option<String>,
+    /// Subscribe with the API key, too: it has the scope `read`, and nobody else need be able to.
+    #[arg(long, conflicts_with = "token")]
+    pub(crate) subscribe_with_key: bool,
     /// File with the API key to publish with; the default key is the one of `gateway --dev`.
     #[arg(long, value_name = "FILE")]
     pub(crate) api_key_file: Option<PathBuf>,
 }
 
 #[derive(Debug, ClapArgs)]
+pub(crate) struct InitArgs {
+    /// Where to write; it is made and must not exist.
+    #[arg(default_value = "tidegate", value_name = "DIRECTORY")]
+    pub(crate) directory: PathBuf,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct TokenArgs {
+    /// The user, for presence and for disconnecting by user.
+    #[arg(long, value_name = "USER")]
+    pub(crate) sub: Option<String>,
+    /// Channels that may be subscribed to, such as 'room:*'; can be repeated.
+    #[arg(long = "channel", value_name = "PATTERN", required = true)]
+    pub(crate) channels: Vec<String>,
+    /// Channels that may be published to; can be repeated. The namespace must allow it (`client_publish`).
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) publish: Vec<String>,
+    /// How long it is good.
+    #[arg(long, default_value = "1h", value_name = "DURATION", value_parser = parse_duration)]
+    pub(crate) expires: Duration,
+    /// What other members see of this user in presence, as JSON.
+    #[arg(long, value_name = "JSON")]
+    pub(crate) info: Option<serde_json::Value>,
+    /// File with the secret (HS256), `secret_file` of `[[auth.jwt]]`.
+    #[arg(long, default_value = "tidegate/secrets/jwt", value_name = "FILE")]
+    pub(crate) secret_file: PathBuf,
+}
+
+#[derive(Debug, ClapArgs)]
 pub(crate) struct HealthcheckArgs {
-    /// What to ask, such as http://127.0.0.1:9000/readyz.
-    pub(crate) url: String,
+    /// What to ask, such as http://127.0.0.1:9000/readyz. Without it: /livez of the gateway or router that runs here.
+    pub(crate) url: Option<String>,
     /// How long to wait for the answer.
     #[arg(long, default_value = "3s", value_name = "DURATION", value_parser = parse_duration)]
     pub(crate) timeout: Duration,
@@ -212,8 +257,10 @@ impl GatewayArgs {
     }
 
     fn overrides(self) -> Vec<(Flag, String)> {
+        let anywhere = self.dev_anywhere;
+        let listen = self.listen.or_else(|| anywhere.then(|| "0.0.0.0:8000".to_owned()));
         let given = [
-            (flags::LISTEN, self.listen),
+            (flags::LISTEN, listen),
             (flags::INTERNAL, self.internal),
             (flags::BACKPLANE, self.backplane),
             (flags::NODE, self.node),
@@ -223,7 +270,8 @@ impl GatewayArgs {
             (flags::LOG_FORMAT, self.log_format),
             (flags::LOG_LEVEL, self.log_level),
             // Absent is not `false`: the file may say `dev = true`.
-            (flags::DEV, self.dev.then(|| "true".to_owned())),
+            (flags::DEV, (self.dev || anywhere).then(|| "true".to_owned())),
+            (flags::DEV_ANYWHERE, anywhere.then(|| "true".to_owned())),
         ];
         given.into_iter().filter_map(|(flag, text)| text.map(|text| (flag, text))).collect()
     }
@@ -310,11 +358,24 @@ mod tests {
     fn every_flag_of_the_configuration() {
         for flag in flags::ALL {
             let (line, value) = match flag {
-                flag if flag == flags::DEV => (format!("tidegate gateway {}", flag.name), "true"),
+                flags::DEV => (format!("tidegate gateway {}", flag.name), "true"),
+                // Sets three: see below.
+                flags::DEV_ANYWHERE => continue,
                 _ => (format!("tidegate gateway {} value", flag.name), "value"),
             };
             assert_eq!(gateway(&line).overrides(), [(flag, value.to_owned())], "{line}");
         }
+    }
+
+    #[test]
+    fn dev_anywhere_is_dev_that_others_reach() {
+        let of = |line: &str| gateway(line).overrides();
+        let (dev, anywhere) = ((flags::DEV, "true".to_owned()), (flags::DEV_ANYWHERE, "true".to_owned()));
+        let listen = |address: &str| (flags::LISTEN, address.to_owned());
+        let expect = [listen("0.0.0.0:8000"), dev.clone(), anywhere.clone()];
+        assert_eq!(of("tidegate gateway --dev-anywhere"), expect);
+        let expect = [listen("[::]:80"), dev, anywhere];
+        assert_eq!(of("tidegate gateway --dev-anywhere --listen [::]:80"), expect);
     }
 
     #[test]
@@ -359,8 +420,8 @@ mod tests {
             "tidegate storm --connections 0",
             "tidegate storm --duration 10",
             "tidegate storm --payload 4kb",
-            "tidegate healthcheck",
             "tidegate check",
+            "tidegate token --channel a --expires 5",
             "tidegate doctor --connections 0",
             "tidegate doctor --gateways 3",
             "tidegate doctor --idle 5s",

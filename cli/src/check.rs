@@ -1,6 +1,6 @@
 //! `tidegate check`: a storm of one connection and a few messages, judged strictly.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use tidegate_bench::{
     report::Report,
@@ -18,6 +18,14 @@ const DURATION: Duration = Duration::from_secs(1);
 pub(crate) enum CheckError {
     #[error(transparent)]
     Storm(#[from] StormError),
+    #[error("{url} refuses the API key (401): give the right one in --api-key-file")]
+    Key { url: String },
+    #[error(
+        "{url} refuses the subscription (401): anyone must be able to subscribe, or give a token with --token"
+    )]
+    Token { url: String },
+    #[error("{url} refuses the subscription (403): the token does not have the channels `{prefix}-*`")]
+    Rights { url: String, prefix: String },
     #[error("{url} refused to publish: {status}")]
     Refused { url: String, status: u16 },
     #[error(
@@ -27,7 +35,7 @@ pub(crate) enum CheckError {
 }
 
 /// Subscribes to a channel, publishes to it, and gives the number of messages, all of which arrived.
-pub(crate) fn run(args: &CheckArgs, api_key: String) -> Result<u64, CheckError> {
+pub(crate) fn run(args: &CheckArgs, api_key: String, via: Option<SocketAddr>) -> Result<u64, CheckError> {
     let options = StormOptions {
         url: args.url.clone(),
         connections: 1,
@@ -35,16 +43,31 @@ pub(crate) fn run(args: &CheckArgs, api_key: String) -> Result<u64, CheckError> 
         channel_prefix: args.channel_prefix.clone(),
         publish: PublishLoad::PerSecond { rate: PER_SECOND, publishers: 1 },
         duration: DURATION,
+        token: if args.subscribe_with_key { Some(api_key.clone()) } else { args.token.clone() },
         api_key: Some(api_key),
+        via,
         ..StormOptions::default()
     };
-    judge(&storm::run(&options)?)
+    match storm::run(&options) {
+        Ok(report) => judge(&report),
+        Err(StormError::NothingOpened { url, status: Some(401), .. }) if args.subscribe_with_key => {
+            Err(CheckError::Key { url })
+        }
+        Err(StormError::NothingOpened { url, status: Some(401), .. }) => Err(CheckError::Token { url }),
+        Err(StormError::NothingOpened { url, status: Some(403), .. }) => {
+            Err(CheckError::Rights { url, prefix: args.channel_prefix.clone() })
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn judge(report: &Report) -> Result<u64, CheckError> {
     let url = report.url.clone();
     let (accepted, received) = (report.publishes.accepted, report.deliveries.received);
     let refused = report.publishes.refused.keys().chain(report.publishes.pushed_back.keys()).next();
+    if let (0, Some(401)) = (accepted, refused) {
+        return Err(CheckError::Key { url });
+    }
     if let (0, Some(&status)) = (accepted, refused) {
         return Err(CheckError::Refused { url, status });
     }
@@ -74,6 +97,7 @@ mod tests {
             connections: Connections {
                 asked: 1,
                 opened: 1,
+                returned: 0,
                 seconds: 0.1,
                 per_second: 10.0,
                 handshake_us: none,
@@ -110,7 +134,8 @@ mod tests {
     fn only_a_deployment_that_delivers_everything_passes() {
         assert!(matches!(judge(&report(10, 10, None)), Ok(10)));
         assert!(matches!(judge(&report(10, 9, None)), Err(CheckError::Lossy { lost: 1, .. })));
-        assert!(matches!(judge(&report(0, 0, Some(401))), Err(CheckError::Refused { status: 401, .. })));
+        assert!(matches!(judge(&report(0, 0, Some(401))), Err(CheckError::Key { .. })));
+        assert!(matches!(judge(&report(0, 0, Some(403))), Err(CheckError::Refused { status: 403, .. })));
         // Nothing was published and nothing was refused: that proves nothing.
         assert!(matches!(judge(&report(0, 0, None)), Err(CheckError::Lossy { .. })));
         let mut ended = report(10, 10, None);

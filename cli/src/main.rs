@@ -2,10 +2,22 @@
 
 mod args;
 mod check;
+mod health;
+mod init;
+mod relay;
+mod token;
 
-use std::{io::Write as _, path::Path, process::ExitCode};
+use std::{
+    io::Write as _,
+    path::Path,
+    process::ExitCode,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
-use args::{Args, CheckArgs, Command, DoctorArgs, GatewayArgs, HealthcheckArgs, RouterArgs, StormArgs};
+use args::{Args, CheckArgs, Command, DoctorArgs, GatewayArgs, RouterArgs, StormArgs};
 use clap::Parser as _;
 use tidegate_bench::storm::{self, PublishLoad, StormOptions};
 use tidegate_doctor::{Assessment, Deployment, Machine, Node, Options, Report, Role, Target};
@@ -15,6 +27,7 @@ use tidegate_gateway::{
 };
 use tidegate_ops::{descriptors, log};
 use tidegate_router::{config as router, server::Server as RouterServer};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Unlike the system's allocator it gives memory of a connection storm back; see
 /// `docs/adr/0004-allocator.md`.
@@ -28,7 +41,17 @@ fn main() -> ExitCode {
         Command::Storm(args) => run_storm(&args),
         Command::Doctor(args) => doctor(args),
         Command::Check(args) => run_check(&args),
-        Command::Healthcheck(args) => healthcheck(&args),
+        Command::Init(args) => init::run(&args.directory)
+            .map(|said| print!("{said}"))
+            .map_err(|error| Failure::start(&error))
+            .map(|()| ExitCode::SUCCESS),
+        Command::Token(args) => token::run(&args)
+            .map(|token| println!("{token}"))
+            .map_err(|error| Failure::start(&error))
+            .map(|()| ExitCode::SUCCESS),
+        Command::Healthcheck(args) => {
+            health::run(&args).map_err(|error| Failure::run(&error)).map(|()| ExitCode::SUCCESS)
+        }
     };
     match outcome {
         Ok(code) => code,
@@ -70,6 +93,13 @@ fn gateway(args: GatewayArgs) -> Result<ExitCode, Failure> {
     }
     let _logging = log::init(&config.log);
     let (dev, scheme) = (config.dev, if config.tls.is_on() { "https" } else { "http" });
+    if dev && config.dev_anywhere {
+        eprintln!(
+            "tidegate: --dev-anywhere: whoever reaches {} may subscribe, and publish and read with the key `dev-key`. \
+             For a trial only; for anything else: tidegate init",
+            config.listen
+        );
+    }
     let server = Server::bind(config).map_err(|error| Failure::serve(&error))?;
     let (public, internal) = (server.public_address(), server.internal_address());
     let greet = || {
@@ -125,6 +155,10 @@ fn run_storm(args: &StormArgs) -> Result<ExitCode, Failure> {
         publish,
         payload_bytes: args.payload.bytes(),
         duration: args.duration,
+        token: args.token.clone(),
+        stop: stop_on_signal()?,
+        lines: true,
+        via: relay::to(&args.url).map_err(|error| Failure::run(&error))?,
         api_key: Some(api_key(args.api_key_file.as_deref(), &args.api_key)?),
         metrics_urls: args.metrics.iter().cloned().collect(),
         ..StormOptions::default()
@@ -138,6 +172,34 @@ fn run_storm(args: &StormArgs) -> Result<ExitCode, Failure> {
     Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// Set by SIGTERM or SIGINT, so that the report is made. As process 1 of a container nothing else would end it. A second
+/// signal does not wait for the report.
+fn stop_on_signal() -> Result<Arc<AtomicBool>, Failure> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&stop);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
+    let runtime = runtime.map_err(|error| Failure::run(&error))?;
+    let listen = move || {
+        runtime.block_on(async {
+            let (Ok(mut term), Ok(mut int)) =
+                (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+            else {
+                return eprintln!("tidegate: signals cannot be caught: they end the storm without a report");
+            };
+            for is_first in [true, false] {
+                tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+                match is_first {
+                    true => told.store(true, Ordering::Relaxed),
+                    false => std::process::exit(130),
+                }
+            }
+        });
+    };
+    let thread = std::thread::Builder::new().name("signals".to_owned()).spawn(listen);
+    thread.map_err(|error| Failure::run(&error))?;
+    Ok(stop)
+}
+
 /// The key in the file, if there is one.
 fn api_key(file: Option<&Path>, key: &str) -> Result<String, Failure> {
     let Some(path) = file else { return Ok(key.to_owned()) };
@@ -149,7 +211,8 @@ fn api_key(file: Option<&Path>, key: &str) -> Result<String, Failure> {
 }
 
 fn run_check(args: &CheckArgs) -> Result<ExitCode, Failure> {
-    let received = check::run(args, api_key(args.api_key_file.as_deref(), "dev-key")?)
+    let relay = relay::to(&args.url).map_err(|error| Failure::run(&error))?;
+    let received = check::run(args, api_key(args.api_key_file.as_deref(), "dev-key")?, relay)
         .map_err(|error| Failure::run(&error))?;
     println!("{} delivered all of {received} messages", args.url);
     Ok(ExitCode::SUCCESS)
@@ -181,19 +244,4 @@ fn doctor(args: DoctorArgs) -> Result<ExitCode, Failure> {
 #[tokio::main(flavor = "current_thread")]
 async fn measure(options: &Options) -> Deployment {
     Deployment::measure(options).await
-}
-
-#[tokio::main(flavor = "current_thread")]
-async fn healthcheck(args: &HealthcheckArgs) -> Result<ExitCode, Failure> {
-    let ask = || async {
-        let client = reqwest::Client::builder().timeout(args.timeout).build()?;
-        client.get(&args.url).send().await
-    };
-    let response = ask()
-        .await
-        .map_err(|error| Failure { sentence: format!("{} does not answer: {error}", args.url), code: 1 })?;
-    if response.status().is_success() {
-        return Ok(ExitCode::SUCCESS);
-    }
-    Err(Failure { sentence: format!("{} answers {}", args.url, response.status()), code: 1 })
 }

@@ -28,11 +28,11 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.machine, f)?;
-        match &self.deployment {
-            Some(deployment) => write!(f, "\n{deployment}"),
-            None => Ok(()),
+        // Who asks about an address wants to know of that; what this machine allows comes after.
+        if let Some(deployment) = &self.deployment {
+            write!(f, "{deployment}\nthis machine\n")?;
         }
+        fmt::Display::fmt(&self.machine, f)
     }
 }
 

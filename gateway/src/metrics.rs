@@ -113,7 +113,7 @@ pub(crate) struct NodeMetrics {
     pub auth_failures: Counters<AuthFailure>,
     /// Publishes that went to this node's subscribers only.
     pub publishes_local: Counter,
-    /// Handshakes that end before a shard has them: refused by the acceptor.
+    /// Handshakes that end at the door, before they are a connection of a shard.
     pub handshakes: Counters<HandshakeResult>,
 }
 

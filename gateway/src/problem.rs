@@ -1,8 +1,20 @@
 //! The body of an error response (RFC 9457), for handshakes and for REST.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, fmt};
 
 use serde::Serialize;
+
+/// Target of a line in the log for each refusal, at the level debug: `log.level = "info,refused=debug"`, as `--dev` has it.
+pub(crate) const REFUSED: &str = "refused";
+
+/// A browser hides why it was refused; the log tells it.
+pub(crate) fn log_refusal(what: &str, why: &dyn fmt::Display) {
+    tracing::debug!(target: REFUSED, "{what}: {why}");
+}
+
+/// Why a request was refused, with the response on its way to the log.
+#[derive(Debug, Clone)]
+pub(crate) struct RefusedBecause(pub(crate) std::sync::Arc<str>);
 
 /// Media type of RFC 9457 section 3.
 pub(crate) const PROBLEM_MEDIA_TYPE: &str = "application/problem+json";

@@ -23,7 +23,7 @@ use tidegate_ops::{
     tls::{Certificates, TlsCollector},
     trust::{Networks, Trust},
 };
-use tidegate_reactor::{Acceptor, Shard};
+use tidegate_reactor::{Listener, Shard};
 use tokio::{runtime::Runtime, time::MissedTickBehavior};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -41,7 +41,7 @@ use crate::{
         serve::{HttpServer, Patience, QUIET_MAX},
     },
     hub::Hub,
-    metrics::{Bounds, Collector, Listener, Metrics},
+    metrics::{self, Bounds, Collector, Metrics},
     node::drain,
     node::shards::{Order, ShardPort},
     node::{Node, Relay},
@@ -121,12 +121,14 @@ impl Server {
 
     /// Serves until drained. `on_ready` is called once, when connections are accepted.
     pub fn run(self, on_ready: impl FnOnce()) -> Result<(), StartError> {
+        for lack in self.config.without_use() {
+            tracing::warn!("{lack}; `tidegate init` writes a configuration that has what it takes");
+        }
         let runtime = runtime(self.config.shards.get())?;
         let tasks = TaskTracker::new();
         let mut parts = Parts::build(&self.config, self.public_address, &runtime, tasks.clone(), |sink| {
             Carrier::new(&self.config, sink, runtime.handle())
         })?;
-        let shards = parts.start_shards()?;
         let _internal = runtime.enter();
         let internal =
             tokio::net::TcpListener::from_std(self.internal).map_err(system("the internal port"))?;
@@ -136,8 +138,7 @@ impl Server {
                 tracing::error!(%error, "the internal port has failed");
             }
         });
-        let acceptor = Acceptor::new(self.public).map_err(system("the public port"))?;
-        let acceptor = acceptor.spawn(parts.doorkeeper).map_err(system("the accept thread"))?;
+        let shards = parts.start_shards(self.public)?;
         let node = Arc::clone(&parts.shared.node);
         runtime.spawn(housekeeping(Arc::clone(&node), parts.carrier.clone()));
         let authenticator = Arc::clone(&parts.shared.authenticator);
@@ -162,7 +163,6 @@ impl Server {
             parts.carrier.close().await;
             Ok::<(), StartError>(())
         })?;
-        acceptor.stop().map_err(system("the accept thread"))?;
         parts.relay.stop_shards();
         let number = shards.len();
         // How a shard ended, its thread has told the node.
@@ -182,7 +182,7 @@ struct Parts {
     context: Arc<HttpContext>,
     relay: Arc<Relay>,
     carrier: Carrier,
-    doorkeeper: Doorkeeper,
+    doorkeeper: Arc<Doorkeeper>,
     certificates: Option<Arc<Certificates>>,
     shards: Vec<Shard<ShardDriver>>,
     /// Has HTTP connections finish.
@@ -198,7 +198,7 @@ impl Parts {
         carry: impl FnOnce(Arc<dyn Sink>) -> Result<Carrier, StartError>,
     ) -> Result<Self, StartError> {
         let metrics = Arc::new(Metrics::new(Bounds {
-            listener: Some(Listener { address: public_address, backlog: ACCEPT_BACKLOG }),
+            listener: Some(metrics::Listener { address: public_address, backlog: ACCEPT_BACKLOG }),
         }));
         let shards = (0..config.shards.get())
             .map(|_| Shard::<ShardDriver>::new(config.limits.send_queue_bytes.bytes()))
@@ -285,13 +285,19 @@ impl Parts {
             started,
             life: new_life().map_err(system("the random source"))?,
         });
-        let doorkeeper = Doorkeeper { front, metrics, dealer, edge, strangers: Seldom::default() };
+        let strangers = Seldom::default();
+        let doorkeeper = Arc::new(Doorkeeper { front, metrics, dealer, edge, strangers });
         let certificates = tls.map(|tls| tls.certificates);
         Ok(Self { shared, context, relay, carrier, doorkeeper, certificates, shards, stop_http })
     }
 
-    fn start_shards(&mut self) -> Result<Vec<thread::JoinHandle<()>>, StartError> {
-        let shards = std::mem::take(&mut self.shards);
+    /// Connections are accepted as soon as the first of them runs.
+    fn start_shards(&mut self, public: StdTcpListener) -> Result<Vec<thread::JoinHandle<()>>, StartError> {
+        let listener = Listener::new(public).map_err(system("the public port"))?;
+        let mut shards = std::mem::take(&mut self.shards);
+        for shard in &mut shards {
+            shard.listen(listener.clone()).map_err(system("the public port"))?;
+        }
         shards.into_iter().enumerate().map(|(index, shard)| self.start_shard(index, shard)).collect()
     }
 
@@ -310,7 +316,7 @@ impl Parts {
             self.shared.metrics.shard(),
             Arc::clone(&self.doorkeeper.dealer.door(index).connections),
         );
-        let driver = ShardDriver::new(core);
+        let driver = ShardDriver::new(core, Arc::clone(&self.doorkeeper));
         let runtime = self.shared.runtime.clone();
         let (node, dealer) = (Arc::clone(&self.shared.node), Arc::clone(&self.doorkeeper.dealer));
         thread::Builder::new()

@@ -14,7 +14,8 @@ section! {
     Log {
         /// `json` is one object per line.
         format: LogFormat = LogFormat::Text;
-        /// A level, or levels per module: `info,tidegate_gateway=debug`.
+        /// A level, or levels per module: `info,tidegate_gateway=debug`. `info,refused=debug` has a line for each
+        /// request, handshake, command or message that a gateway refuses, with the reason.
         level: LogFilter = LogFilter("info".into());
     }
 }
@@ -32,6 +33,12 @@ choice! {
 pub struct LogFilter(Box<str>);
 
 impl LogFilter {
+    /// Also what has this target, from this level on.
+    #[must_use]
+    pub fn and(self, target: &str, level: &str) -> Self {
+        Self(format!("{},{target}={level}", self.0).into())
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }

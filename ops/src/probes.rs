@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::{
     Json, Router,
     extract::State,
-    response::{IntoResponse, Response},
+    response::{AppendHeaders, IntoResponse, Response},
     routing::{get, post},
 };
 use http::{HeaderMap, StatusCode, header};
@@ -29,6 +29,11 @@ pub trait Operated: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// Whether what is published here reaches nobody elsewhere, so that a second such process beside it is a mistake.
+    fn stands_alone(&self) -> bool {
+        false
+    }
+
     /// Begins to drain; more calls change nothing.
     fn drain(&self);
 
@@ -48,6 +53,14 @@ struct Readiness {
 }
 
 type Process = State<Arc<dyn Operated>>;
+
+/// In the answers to probes of a process that stands alone: `true`.
+pub const ALONE: &str = "tidegate-alone";
+
+/// The header of a process that stands alone.
+fn alone(process: &dyn Operated) -> AppendHeaders<Option<(&'static str, &'static str)>> {
+    AppendHeaders(process.stands_alone().then_some((ALONE, "true")))
+}
 
 /// The routes of the internal port, without a fallback.
 pub fn routes(process: Arc<dyn Operated>) -> Router {
@@ -77,23 +90,25 @@ async fn metrics(State(process): Process, headers: HeaderMap) -> Response {
 }
 
 /// The process answers, so it lives; draining or without a backplane it must not be restarted.
-async fn livez() -> &'static str {
-    "ok\n"
+async fn livez(State(process): Process) -> impl IntoResponse {
+    (alone(&*process), "ok\n")
 }
 
-async fn readyz(State(process): Process) -> (StatusCode, Json<Readiness>) {
+async fn readyz(State(process): Process) -> impl IntoResponse {
     let reasons = process.not_ready();
     let ready = reasons.is_empty();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(Readiness { ready, reasons, missing: process.missing() }))
+    let headers = alone(&*process);
+    (status, headers, Json(Readiness { ready, reasons, missing: process.missing() }))
 }
 
 /// Whether new connections should come here, and not why not.
-async fn public_readyz(State(process): Process) -> (StatusCode, &'static str) {
-    match process.not_ready().is_empty() {
+async fn public_readyz(State(process): Process) -> impl IntoResponse {
+    let (status, text) = match process.not_ready().is_empty() {
         true => (StatusCode::OK, "ready\n"),
         false => (StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
-    }
+    };
+    (status, alone(&*process), text)
 }
 
 /// Begins the drain; a second call changes nothing.

@@ -1,19 +1,19 @@
 //! A readiness loop for very many, mostly idle connections. It knows sockets, bytes and time; what the bytes
 //! mean is the [`Driver`]'s business.
 //!
-//! The way of the data: [`Acceptor`] takes a socket in and posts it to a shard's [`Mailbox`]; the [`Shard`] (one
-//! thread, one epoll or kqueue instance) reads into its one shared buffer and hands the bytes to the driver; the
-//! driver writes through [`Connections`], straight to the socket, and only a socket that would block gets a
+//! The way of the data: a [`Shard`] (one thread, one epoll or kqueue instance) takes a socket from the [`Listener`] that
+//! all shards share, or is posted one through its [`Mailbox`]; it reads into its one shared buffer and hands the bytes to
+//! the driver; the driver writes through [`Connections`], straight to the socket, and only a socket that would block gets a
 //! queue ([`outbound`]), bounded in bytes. Timers sit in one [`wheel`] with coarse ticks.
 //!
 //! A connection that speaks TLS ([`TlsSession`]) does so in the shard: the driver sees plaintext ([`tls`]).
 //!
 //! An idle connection owns one slab entry: no task, no timer object, no buffer, no queue.
 
-mod acceptor;
 mod answers;
 mod connections;
 mod entry;
+mod listening;
 mod mailbox;
 #[cfg(test)]
 #[path = "mailbox/tests.rs"]
@@ -36,8 +36,8 @@ mod sync {
     pub(crate) use mio::Waker;
 }
 
-pub use acceptor::{Acceptor, AcceptorHandle, Intake};
 pub use connections::{Closed, Connections, Counters, Released, Written};
+pub use listening::Listener;
 pub use mailbox::{Mail, Mailbox, waking_once};
 pub use outbound::{Overflow, Shared};
 pub use shard::{Driver, Shard, Turn};

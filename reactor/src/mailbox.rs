@@ -18,6 +18,8 @@ pub enum Mail<Connection, Command> {
     Adopt { socket: TcpStream, read: Bytes, connection: Connection },
     /// Anything else; the driver knows what it means.
     Command(Command),
+    /// Takes no more connections from its listener, and lets go of it.
+    StopListening,
     /// Ends the shard's loop; its connections are closed as they are, and what is posted afterwards is dropped.
     Stop,
 }

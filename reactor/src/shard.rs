@@ -1,9 +1,10 @@
-//! The loop of one shard: events, messages, timers, the driver's own work, burials; each in portions that are bounded in
+//! The loop of one shard: events, new connections, messages, timers, the driver's own work, burials; each in portions that are bounded in
 //! time, so that no one waits for a large piece of somebody else's.
 
 use std::{
     collections::VecDeque,
     io,
+    net::{SocketAddr, TcpStream},
     time::{Duration, Instant},
 };
 
@@ -11,6 +12,7 @@ use mio::{Events, Poll, Token, Waker};
 
 use crate::{
     connections::{Closed, Connections},
+    listening::{Incoming, Listener, Listening},
     mailbox::{Mail, Mailbox},
     peering::Notice,
     rests::Rest,
@@ -24,6 +26,20 @@ pub trait Driver {
     type Connection: Send;
     /// What other threads ask of the shard.
     type Command: Send;
+
+    /// A connection came in on the listener of the shard. What is given back is adopted here; what is not was handed on, or
+    /// is closed.
+    fn on_connection(
+        &mut self,
+        _socket: TcpStream,
+        _peer: SocketAddr,
+    ) -> Option<(TcpStream, Self::Connection)> {
+        None
+    }
+
+    /// A connection came in for which there was no descriptor; `socket` holds the spare one and is closed afterwards.
+    /// `None`: not even the spare could be had; who waits keeps waiting, and this is said once until descriptors come back.
+    fn on_exhausted(&mut self, _socket: Option<TcpStream>) {}
 
     /// A socket was adopted; bytes that were read before follow through [`on_bytes`](Self::on_bytes). Also called
     /// for one that failed at that, so that each [`on_closed`](Self::on_closed) has had its `on_adopted`.
@@ -82,6 +98,7 @@ pub enum Turn {
 }
 
 const WAKE: Token = Token(usize::MAX);
+const LISTENER: Token = Token(usize::MAX - 1);
 
 /// One `read` takes at most so much; a connection with more comes again in the next turn, after the others.
 const READ_BUFFER_BYTES: usize = 64 * 1024;
@@ -89,7 +106,7 @@ const READ_BUFFER_BYTES: usize = 64 * 1024;
 /// Events taken from the kernel at once. At about 10 µs each, a full portion is some 5 ms.
 const EVENTS_MAX: usize = 512;
 
-/// What one kind of work may take of a turn before the rest of it waits for the next. There are six kinds, and one piece
+/// What one kind of work may take of a turn before the rest of it waits for the next. There are seven kinds, and one piece
 /// of work is well under 1 ms, so a turn is at most some 10 ms even if all have too much to do.
 const PORTION: Duration = Duration::from_micros(1_500);
 
@@ -111,6 +128,7 @@ pub struct Shard<D: Driver> {
     poll: Poll,
     mailbox: Mailbox<Mail<D::Connection, D::Command>>,
     connections: Connections<D::Connection>,
+    listening: Option<Listening>,
 }
 
 impl<D: Driver> Shard<D> {
@@ -119,7 +137,13 @@ impl<D: Driver> Shard<D> {
         let poll = Poll::new()?;
         let mailbox = Mailbox::new(Waker::new(poll.registry(), WAKE)?);
         let connections = Connections::new(poll.registry().try_clone()?, queue_bytes_max);
-        Ok(Self { poll, mailbox, connections })
+        Ok(Self { poll, mailbox, connections, listening: None })
+    }
+
+    /// Takes connections from this listener, beside other shards that do so.
+    pub fn listen(&mut self, listener: Listener) -> io::Result<()> {
+        self.listening = Some(Listening::begin(listener, self.poll.registry(), LISTENER)?);
+        Ok(())
     }
 
     pub fn mailbox(&self) -> Mailbox<Mail<D::Connection, D::Command>> {
@@ -132,10 +156,10 @@ impl<D: Driver> Shard<D> {
         let mut buffer = vec![0; READ_BUFFER_BYTES];
         let mut inbox = VecDeque::new();
         let started = Instant::now();
-        let mut busy = Duration::ZERO;
+        let (mut ended, mut busy) = (Duration::ZERO, Duration::ZERO);
         let mut turn = Turn::Idle;
         loop {
-            let timeout = self.timeout(turn, &inbox, started.elapsed());
+            let timeout = self.timeout(turn, &inbox, ended);
             match self.poll.poll(&mut events, timeout) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 other => other?,
@@ -147,11 +171,12 @@ impl<D: Driver> Shard<D> {
             self.serve_unread(&mut driver, &mut buffer);
             self.serve_events(&mut driver, &events, &mut buffer);
             self.serve_rests(&mut driver, rests);
+            self.serve_listener(&mut driver, turn_started)?;
             // Before anything new is written to them.
             self.tell_recovered(&mut driver);
             self.tell_notices(&mut driver);
             self.mailbox.drain(&mut inbox);
-            if self.serve_mail(&mut driver, &mut inbox) == Serve::Stop {
+            if self.serve_mail(&mut driver, &mut inbox)? == Serve::Stop {
                 return Ok(());
             }
             self.serve_timers(&mut driver);
@@ -160,18 +185,22 @@ impl<D: Driver> Shard<D> {
             // (connections to bury, drops to tell) makes the next poll return at once.
             turn = driver.on_turn(&mut self.connections, busy);
             self.connections.flush_merging();
-            busy = started.elapsed() - turn_started;
+            ended = started.elapsed();
+            busy = ended - turn_started;
         }
     }
 
     fn timeout<M>(&self, turn: Turn, inbox: &VecDeque<M>, elapsed: Duration) -> Option<Duration> {
         let connections = &self.connections;
-        if turn == Turn::More || !inbox.is_empty() || connections.has_work() {
+        let is_due = self.listening.as_ref().is_some_and(|listening| listening.is_due);
+        if turn == Turn::More || !inbox.is_empty() || connections.has_work() || is_due {
             return Some(Duration::ZERO);
         }
         // The driver's own coarse work (sweeps) runs at least once a second.
         let ticks = if connections.rests.await_tick() { 1 } else { connections.wheel.ticks_to_next(4) };
-        let next = TICK * (connections.now().0 + ticks);
+        let tick = TICK * (connections.now().0 + ticks);
+        let paused_until = self.listening.as_ref().and_then(|listening| listening.paused_until);
+        let next = paused_until.map_or(tick, |until| until.min(tick));
         Some(next.saturating_sub(elapsed).max(Duration::from_millis(1)))
     }
 
@@ -185,10 +214,15 @@ impl<D: Driver> Shard<D> {
     }
 
     fn serve_events(&mut self, driver: &mut D, events: &Events, buffer: &mut [u8]) {
-        let portion = Portion::begin();
+        let (mut portion, mut is_used_up) = (Portion::default(), false);
         for event in events {
-            if event.token() == WAKE {
-                continue;
+            match event.token() {
+                WAKE => continue,
+                LISTENER => {
+                    self.listening.iter_mut().for_each(|listening| listening.is_due = true);
+                    continue;
+                }
+                _ => {}
             }
             let slot = event.token().0 as u32;
             if event.is_writable() {
@@ -201,39 +235,71 @@ impl<D: Driver> Shard<D> {
                 && let Some(id) = self.connections.to_read(slot)
             {
                 // Each event is told once: those that are not served now are remembered.
-                match portion.is_used_up() {
+                match is_used_up {
                     true => self.connections.list_unread(id),
-                    false => self.serve_bytes(driver, id, buffer, event.is_read_closed() || event.is_error()),
+                    false => {
+                        self.serve_bytes(driver, id, buffer, event.is_read_closed() || event.is_error());
+                        is_used_up = portion.is_used_up();
+                    }
                 }
             }
         }
     }
 
+    /// Takes connections in. `now` is on the clock of the shard.
+    fn serve_listener(&mut self, driver: &mut D, now: Duration) -> io::Result<()> {
+        let Some(mut listening) = self.listening.take() else { return Ok(()) };
+        listening.resume(self.poll.registry(), LISTENER, now);
+        for _ in 0..listening.begin_turn() {
+            match listening.accept() {
+                Incoming::Connection(socket, peer) => {
+                    if let Some((socket, connection)) = driver.on_connection(socket, peer) {
+                        self.adopt(driver, socket, &[], connection);
+                    }
+                }
+                Incoming::Passing => {}
+                Incoming::Nobody => break,
+                Incoming::OnSpare(socket) => driver.on_exhausted(Some(socket)),
+                Incoming::Starved => {
+                    driver.on_exhausted(None);
+                    listening.pause(self.poll.registry(), now)?;
+                    break;
+                }
+                Incoming::Stuck => {
+                    listening.pause(self.poll.registry(), now)?;
+                    break;
+                }
+            }
+        }
+        self.listening = Some(listening);
+        Ok(())
+    }
+
     /// Those that had more than one buffer's worth, or were paused.
     fn serve_unread(&mut self, driver: &mut D, buffer: &mut [u8]) {
-        let portion = Portion::begin();
+        let mut portion = Portion::default();
         for _ in 0..self.connections.unread.len() {
+            let Some(id) = self.connections.next_unread() else { return };
+            self.serve_bytes(driver, id, buffer, true);
             if portion.is_used_up() {
                 return;
             }
-            let Some(id) = self.connections.next_unread() else { return };
-            self.serve_bytes(driver, id, buffer, true);
         }
     }
 
     /// Those that sent more than they may have done at once. They come after all that did not: while others still wait
     /// for their first part, only one of them has its next, so that none is left out for good.
     fn serve_rests(&mut self, driver: &mut D, waiting: usize) {
-        let portion = Portion::begin();
+        let mut portion = Portion::default();
         let waiting = if self.connections.unread.is_empty() { waiting } else { waiting.min(1) };
         for _ in 0..waiting {
-            if portion.is_used_up() {
-                return;
-            }
             let Some((id, mut rest)) = self.connections.next_rest() else { return };
             let used = self.hand(driver, id, rest.bytes());
             rest.skip(used);
             self.connections.keep_rest(id, rest);
+            if portion.is_used_up() {
+                return;
+            }
         }
     }
 
@@ -259,28 +325,35 @@ impl<D: Driver> Shard<D> {
         used.min(bytes.len())
     }
 
-    fn serve_mail(&mut self, driver: &mut D, inbox: &mut VecDeque<Mail<D::Connection, D::Command>>) -> Serve {
-        let portion = Portion::begin();
+    fn serve_mail(
+        &mut self,
+        driver: &mut D,
+        inbox: &mut VecDeque<Mail<D::Connection, D::Command>>,
+    ) -> io::Result<Serve> {
+        let mut portion = Portion::default();
         for _ in 0..MAIL_MAX {
-            if portion.is_used_up() {
-                break;
-            }
             match inbox.pop_front() {
                 Some(Mail::Adopt { socket, read, connection }) => {
                     self.adopt(driver, socket, &read, connection)
                 }
                 Some(Mail::Command(command)) => driver.on_command(&mut self.connections, command),
-                Some(Mail::Stop) => return Serve::Stop,
+                Some(Mail::StopListening) => {
+                    self.listening.take().map_or(Ok(()), |listening| listening.end(self.poll.registry()))?;
+                }
+                Some(Mail::Stop) => return Ok(Serve::Stop),
                 None => break,
+            }
+            if portion.is_used_up() {
+                break;
             }
         }
         if inbox.is_empty() && inbox.capacity() > 4096 {
             *inbox = VecDeque::new();
         }
-        Serve::On
+        Ok(Serve::On)
     }
 
-    fn adopt(&mut self, driver: &mut D, socket: std::net::TcpStream, read: &[u8], connection: D::Connection) {
+    fn adopt(&mut self, driver: &mut D, socket: TcpStream, read: &[u8], connection: D::Connection) {
         let id = self.connections.reserve(connection);
         if let Err(error) = self.connections.attach(id, socket) {
             self.connections.doom(id, Closed::Failed(error.kind()));
@@ -296,14 +369,14 @@ impl<D: Driver> Shard<D> {
     }
 
     fn serve_timers(&mut self, driver: &mut D) {
-        let portion = Portion::begin();
+        let mut portion = Portion::default();
         for _ in 0..TIMERS_MAX {
-            if portion.is_used_up() {
-                return;
-            }
             let Some((slot, armed)) = self.connections.wheel.next_expired() else { return };
             if let Some(id) = self.connections.visit_timer(slot, armed) {
                 driver.on_timer(&mut self.connections, id);
+            }
+            if portion.is_used_up() {
+                return;
             }
         }
     }
@@ -315,11 +388,8 @@ impl<D: Driver> Shard<D> {
     }
 
     fn tell_notices(&mut self, driver: &mut D) {
-        let portion = Portion::begin();
+        let mut portion = Portion::default();
         for _ in 0..NOTICES_MAX {
-            if portion.is_used_up() {
-                break;
-            }
             let Some((id, notice)) = self.connections.notices.pop_front() else { break };
             if self.connections.in_slot(id.slot) != Some(id) {
                 continue;
@@ -328,6 +398,9 @@ impl<D: Driver> Shard<D> {
                 Notice::Connected => driver.on_connected(&mut self.connections, id),
                 Notice::Flushed => driver.on_flushed(&mut self.connections, id),
                 Notice::Ended => driver.on_end(&mut self.connections, id),
+            }
+            if portion.is_used_up() {
+                break;
             }
         }
         let notices = &mut self.connections.notices;
@@ -338,14 +411,14 @@ impl<D: Driver> Shard<D> {
 
     /// Closing one connection may doom others; they are buried with it or in the next turn.
     fn bury_doomed(&mut self, driver: &mut D) {
-        let portion = Portion::begin();
+        let mut portion = Portion::default();
         for _ in 0..BURIALS_MAX {
-            if portion.is_used_up() {
-                break;
-            }
             let Some((id, closed)) = self.connections.doomed.pop_front() else { break };
             if let Some(connection) = self.connections.bury(id) {
                 driver.on_closed(&mut self.connections, id, connection, closed);
+            }
+            if portion.is_used_up() {
+                break;
             }
         }
         let doomed = &mut self.connections.doomed;
@@ -355,16 +428,20 @@ impl<D: Driver> Shard<D> {
     }
 }
 
-/// The time that one kind of work has in a turn. A look at the clock is some 25 ns.
-struct Portion(Instant);
+/// The time that one kind of work has in a turn, from its first piece on. A look at the clock is some 25 ns.
+#[derive(Default)]
+struct Portion(Option<Instant>);
 
 impl Portion {
-    fn begin() -> Self {
-        Self(Instant::now())
-    }
-
-    fn is_used_up(&self) -> bool {
-        self.0.elapsed() > PORTION
+    /// Asked after each piece of work, so that what there is none of costs nothing.
+    fn is_used_up(&mut self) -> bool {
+        match self.0 {
+            Some(began) => began.elapsed() > PORTION,
+            None => {
+                self.0 = Some(Instant::now());
+                false
+            }
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! An acceptor whose process runs out of descriptors: it counts, does not spin, and serves again.
+//! Shards whose process runs out of descriptors: they count, do not spin, and serve again.
 //!
 //! The server is this program started again with `--serve` and a low `RLIMIT_NOFILE`; it takes orders line by
 //! line and answers each. A client that is served gets one byte, one that is refused gets none.
@@ -11,6 +11,7 @@ use std::{
     net::{SocketAddr, TcpListener, TcpStream},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::{Arc, Mutex},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -18,7 +19,7 @@ use rustix::{
     process::{Resource, Rlimit, getrlimit, setrlimit},
     time::{ClockId, clock_gettime},
 };
-use tidegate_reactor::{Acceptor, Intake};
+use tidegate_reactor::{Closed, ConnectionId, Connections, Driver, Listener, Mail, Shard, Turn};
 use tidegate_testkit::{
     DEADLINE, eventually,
     net::{SocketOptions, connect},
@@ -171,13 +172,18 @@ struct Held {
 
 struct Holder(Arc<Mutex<Held>>);
 
-impl Intake for Holder {
-    fn on_connection(&mut self, mut socket: TcpStream, _: SocketAddr) {
+/// Keeps the sockets to itself: the shard has none.
+impl Driver for Holder {
+    type Connection = ();
+    type Command = ();
+
+    fn on_connection(&mut self, mut socket: TcpStream, _: SocketAddr) -> Option<(TcpStream, ())> {
         let mut held = self.0.lock().unwrap();
         held.served += 1;
         // Counted before the client knows. It may be gone already.
         socket.write_all(b"!").ok();
         held.sockets.push(socket);
+        None
     }
 
     fn on_exhausted(&mut self, socket: Option<TcpStream>) {
@@ -192,6 +198,24 @@ impl Intake for Holder {
             }
         }
     }
+
+    fn on_adopted(&mut self, _: &mut Connections<()>, _: ConnectionId) {}
+
+    fn on_bytes(&mut self, _: &mut Connections<()>, _: ConnectionId, bytes: &mut [u8]) -> usize {
+        bytes.len()
+    }
+
+    fn on_timer(&mut self, _: &mut Connections<()>, _: ConnectionId) {}
+
+    fn on_recovered(&mut self, _: &mut Connections<()>, _: ConnectionId, _: u64) {}
+
+    fn on_command(&mut self, _: &mut Connections<()>, (): ()) {}
+
+    fn on_closed(&mut self, _: &mut Connections<()>, _: ConnectionId, (): (), _: Closed) {}
+
+    fn on_turn(&mut self, _: &mut Connections<()>, _: Duration) -> Turn {
+        Turn::Idle
+    }
 }
 
 fn serve() {
@@ -200,7 +224,10 @@ fn serve() {
     let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let address = listener.local_addr().unwrap();
     let held = Arc::new(Mutex::new(Held::default()));
-    let acceptor = Acceptor::new(listener).unwrap().spawn(Holder(Arc::clone(&held))).unwrap();
+    let mut shard = Shard::new(0).unwrap();
+    shard.listen(Listener::new(listener).unwrap()).unwrap();
+    let (mailbox, holder) = (shard.mailbox(), Holder(Arc::clone(&held)));
+    let running = thread::spawn(move || shard.run(holder));
     answer(address);
     for order in std::io::stdin().lines() {
         let mut held = held.lock().unwrap();
@@ -217,7 +244,8 @@ fn serve() {
         let cpu_ns = cpu.tv_sec as u64 * 1_000_000_000 + cpu.tv_nsec as u64;
         answer(format_args!("{} {} {} {cpu_ns}", held.served, held.refused, held.starved));
     }
-    acceptor.stop().unwrap();
+    mailbox.send(Mail::Stop);
+    running.join().unwrap().unwrap();
     assert!(TcpStream::connect(address).is_err(), "the listener is closed");
     assert!(File::open("/dev/null").is_ok(), "and there are descriptors again");
     answer("stopped");

@@ -116,7 +116,7 @@ section! {
     /// they do not.
     Health {
         /// What is asked for with GET. On the gateway's public port, any answer below 500 is healthy.
-        path: PathSetting = PathSetting("/".into());
+        path: PathSetting = PathSetting("/livez".into());
         /// Where it is asked, instead of the public port: with 9000 and the path `/readyz`, a gateway that drains is
         /// seen. Then only 200 is healthy; 503 is a gateway that drains.
         port: Option<PortSetting> = None;

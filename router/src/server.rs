@@ -113,7 +113,7 @@ impl Server {
         tokio::spawn(members.run());
         tokio::spawn(members::tick(Arc::clone(&context.chooser)));
         serve_internal(self.internal, context)?;
-        let mut proxy = serve_public(self.public, &self.config, context)?;
+        let proxy = serve_public(self.public, &self.config, context)?;
         tokio::spawn(stopping::reload_at_hangup(
             || "nothing to reload: certificates are read again by themselves",
         ));
@@ -121,7 +121,7 @@ impl Server {
         context.stage.asked().await.map_err(system("signals"))?;
         context.metrics.draining.set(1);
         tokio::select! {
-            () = drain(&self.config, &mut proxy) => {}
+            () = drain(&self.config, &proxy) => {}
             _ = stopping::insisted() => tracing::info!("stopping at once"),
         }
         Ok(proxy)
@@ -251,13 +251,11 @@ fn options(config: &Config) -> proxy::Options {
 }
 
 /// Settles, then closes the clients in equal parts, and waits for the last of them.
-async fn drain(config: &Config, proxy: &mut Proxy) {
+async fn drain(config: &Config, proxy: &Proxy) {
     let drain = &config.drain;
     sleep(drain.settle).await;
     tracing::info!(connections = proxy.connections(), period = ?drain.period, "closing connections");
-    if let Err(error) = proxy.drain(drain.period) {
-        tracing::error!(%error, "the accept thread has failed");
-    }
+    proxy.drain(drain.period);
     let ends = Instant::now() + drain.period + drain.close_wait;
     while proxy.connections() > 0 && Instant::now() < ends {
         sleep(Duration::from_millis(50)).await;

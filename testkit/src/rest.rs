@@ -66,6 +66,11 @@ impl Rest {
         complete(self.request(Method::GET, path, &[], None)).ok()
     }
 
+    /// The same of a server that may be gone: `None` when there is no complete answer.
+    pub fn try_post(&self, path: &str, content_type: &str, body: impl Into<Vec<u8>>) -> Option<Answer> {
+        complete(self.request(Method::POST, path, &[("content-type", content_type)], Some(body.into()))).ok()
+    }
+
     #[track_caller]
     pub fn post(&self, path: &str, content_type: &str, body: impl Into<Vec<u8>>) -> Answer {
         self.send(Method::POST, path, &[("content-type", content_type)], Some(body.into()))

@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::command::{environment, output};
+use crate::command::output;
 use crate::k8s;
 use crate::workspace::Workspace;
 use render::{Given, Helm, Object, objects};
@@ -65,14 +65,13 @@ impl<'a> Site<'a> {
     fn new(workspace: &'a Workspace) -> Result<Self> {
         let tools = Tools::install(workspace)?;
         let chart = workspace.root.join("charts/tidegate");
-        let given = environment("TIDEGATE_BIN").map(PathBuf::from);
         let scratch = workspace.target.join("charts");
         fs::create_dir_all(&scratch)?;
         Ok(Self {
             workspace,
             helm4: Helm { program: tools.helm4.clone(), chart: chart.clone() },
             helm3: Helm { program: tools.helm3.clone(), chart },
-            binary: given.unwrap_or_else(|| workspace.target.join("release/tidegate")),
+            binary: workspace.product(),
             scratch,
             tools,
         })

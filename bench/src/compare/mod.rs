@@ -141,16 +141,30 @@ fn planned(options: &CompareOptions) -> Vec<(Scenario, Vec<Server>, Vec<Measure>
     let asked = |scenario: Scenario| {
         let servers = scenario.servers().iter().copied();
         let asked = servers.filter(|server| options.servers.contains(server));
-        asked.filter(|&server| server != Server::Sockudo || servers::sockudo().is_some()).collect::<Vec<_>>()
+        asked.filter(|&server| is_there(server, &options.places)).collect::<Vec<_>>()
     };
     let scenarios = Scenario::ALL.into_iter().map(|scenario| (scenario, asked(scenario), wanted(scenario)));
     scenarios.filter(|(_, servers, wanted)| !servers.is_empty() && !wanted.is_empty()).collect()
 }
 
-fn take(options: &CompareOptions, scenario: Scenario, server: Server) -> Result<Vec<Reading>, MeasureError> {
+/// Some servers take part only where there is a program of them.
+fn is_there(server: Server, places: &Places) -> bool {
+    match server {
+        Server::Sockudo => servers::sockudo().is_some(),
+        Server::Before => places.before.is_some(),
+        _ => true,
+    }
+}
+
+fn take(
+    options: &CompareOptions,
+    scenario: Scenario,
+    server: Server,
+    wanted: &[Measure],
+) -> Result<Vec<Reading>, MeasureError> {
     let CompareOptions { places, sizes, .. } = options;
     match scenario.group() {
-        Group::Gateway => gateway::run(scenario, server, places, sizes),
+        Group::Gateway => gateway::run(scenario, server, places, sizes, wanted),
         Group::Redis => redis::run(scenario, server, places, sizes),
         Group::Router if scenario == Scenario::Placement => router::placement::run(places),
         Group::Router => router::run(server, places, sizes),
@@ -175,7 +189,7 @@ fn measure(
     wanted: &[Measure],
     results: &mut Results,
 ) {
-    match take(options, scenario, server) {
+    match take(options, scenario, server, wanted) {
         Ok(readings) => {
             for reading in readings.into_iter().filter(|reading| wanted.contains(&reading.measure)) {
                 let Reading { measure, value, .. } = reading;
@@ -260,6 +274,6 @@ mod tests {
     #[test]
     fn rounds_begin_with_another_server() {
         let firsts: Vec<_> = (1..=5).map(|round| turn_order(Group::Gateway.servers(), round)[0]).collect();
-        assert_eq!(firsts, [Server::Tidegate, Server::Floor, Server::Bun, Server::Ws, Server::Tidegate]);
+        assert_eq!(firsts, [Server::Tidegate, Server::Before, Server::Floor, Server::Bun, Server::Ws]);
     }
 }

@@ -35,6 +35,9 @@ pub enum Measure {
     EchoRate,
     Pause,
     IdleCpu,
+    MemoryThree,
+    MemoryThreeSse,
+    MemoryPresence,
     RedisLatency,
     RedisReceiveCpu,
     RedisReceiveCpuLoaded,
@@ -71,6 +74,7 @@ pub enum Scenario {
     Rest,
     Echo,
     Idle,
+    Kinds,
     RedisLatency,
     RedisReceive,
     RedisFanout,
@@ -91,7 +95,7 @@ impl Group {
     #[must_use]
     pub fn servers(self) -> &'static [Server] {
         match self {
-            Self::Gateway => &[Server::Tidegate, Server::Floor, Server::Bun, Server::Ws],
+            Self::Gateway => &[Server::Tidegate, Server::Before, Server::Floor, Server::Bun, Server::Ws],
             Self::Redis => &[Server::Tidegate, Server::OneNode, Server::SocketIo, Server::RedisBenchmark],
             Self::Router => &[Server::Tidegate, Server::Haproxy, Server::Nginx],
             Self::Pusher => &[Server::Tidegate, Server::Sockudo],
@@ -116,11 +120,12 @@ impl Measure {
 }
 
 impl Scenario {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Fanout,
         Self::Rest,
         Self::Echo,
         Self::Idle,
+        Self::Kinds,
         Self::RedisLatency,
         Self::RedisReceive,
         Self::RedisFanout,
@@ -137,7 +142,7 @@ impl Scenario {
     #[must_use]
     pub fn group(self) -> Group {
         match self {
-            Self::Fanout | Self::Rest | Self::Echo | Self::Idle => Group::Gateway,
+            Self::Fanout | Self::Rest | Self::Echo | Self::Idle | Self::Kinds => Group::Gateway,
             Self::RedisLatency
             | Self::RedisReceive
             | Self::RedisFanout
@@ -164,6 +169,7 @@ impl Scenario {
                 Measure::IdleCpu,
                 Measure::Pause,
             ],
+            Self::Kinds => &[Measure::MemoryThree, Measure::MemoryThreeSse, Measure::MemoryPresence],
             Self::RedisLatency => &[Measure::RedisLatency],
             Self::RedisReceive => &[Measure::RedisReceiveCpu, Measure::RedisReceiveCpuLoaded],
             Self::RedisFanout => &[Measure::RedisFanoutRate],
@@ -190,6 +196,7 @@ impl Scenario {
     pub fn servers(self) -> &'static [Server] {
         match self {
             Self::RedisLatency | Self::RedisFanout => &[Server::Tidegate, Server::OneNode, Server::SocketIo],
+            Self::Kinds => &[Server::Tidegate, Server::Before],
             Self::RedisReceive | Self::RedisMany | Self::Placement => &[Server::Tidegate],
             Self::RedisPublish | Self::RedisKept => &[Server::Tidegate, Server::RedisBenchmark],
             _ => self.group().servers(),

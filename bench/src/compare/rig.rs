@@ -131,6 +131,8 @@ impl Rig {
             sources: SOURCES,
             run: RUN,
             reset_on_close: true,
+            token: None,
+            comes_back: false,
         };
         let mut fleet = Fleet::new(FLEET, config);
         let began = Instant::now();

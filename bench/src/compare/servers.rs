@@ -33,6 +33,8 @@ const PEER_FILES: [(&str, &str); 4] = [
 #[serde(rename_all = "kebab-case")]
 pub enum Server {
     Tidegate,
+    /// The gateway of another build, to be compared with.
+    Before,
     Floor,
     Bun,
     Ws,
@@ -61,6 +63,7 @@ impl Server {
     pub fn name(self) -> &'static str {
         match self {
             Self::Tidegate => "Tidegate",
+            Self::Before => "before",
             Self::Floor => "floor",
             Self::Bun => "Bun",
             Self::Ws => "Node ws",
@@ -90,6 +93,8 @@ impl Server {
 pub struct Places {
     /// The gateway's binary.
     pub tidegate: PathBuf,
+    /// The gateway's binary of another build.
+    pub before: Option<PathBuf>,
     /// More arguments for the gateway.
     pub tidegate_args: Vec<String>,
     /// The floor server's binary.
@@ -102,6 +107,14 @@ pub struct Places {
     pub logs: PathBuf,
     pub server_core: usize,
     pub client_core: usize,
+}
+
+impl Places {
+    /// The binary of a gateway.
+    fn gateway(&self, server: Server) -> PathBuf {
+        let before = self.before.as_ref().filter(|_| server == Server::Before);
+        before.unwrap_or(&self.tidegate).clone()
+    }
 }
 
 /// Why a server is not there to be measured.
@@ -204,6 +217,7 @@ pub fn version(server: Server, places: &Places) -> Option<String> {
         Server::Bun => (bun(places), "--version"),
         Server::Ws => (PathBuf::from("node"), "--version"),
         Server::Tidegate => (places.tidegate.clone(), "--version"),
+        Server::Before => (places.gateway(server), "--version"),
         Server::RedisBenchmark => (PathBuf::from("redis-server"), "--version"),
         Server::Haproxy => (system_program("haproxy"), "-v"),
         Server::Nginx => (system_program("nginx"), "-v"),
@@ -250,7 +264,7 @@ pub(super) fn start(server: Server, places: &Places) -> Result<Running, ServerEr
         Server::Floor => return start_floor(places, core),
         Server::Bun => (bun(places), vec!["bun.ts".to_owned(), host, port]),
         Server::Ws => (PathBuf::from("node"), vec!["ws.mjs".to_owned(), host, port]),
-        _ => return launch_gateway(places, core, &[], Vec::new()),
+        _ => return launch_gateway(places, places.gateway(server), core, &[], Vec::new()),
     };
     launch(places, Launch { name: server.name(), program, arguments, environment: Vec::new(), address, core })
 }
@@ -270,7 +284,7 @@ pub(super) fn start_gateway(places: &Places, core: usize, more: &[&str]) -> Resu
         ("TIDEGATE__NAMESPACES__DEFAULT__HISTORY_SIZE", "0"),
         ("TIDEGATE__NAMESPACES__DEFAULT__HISTORY_AGE", "0s"),
     ];
-    launch_gateway(places, core, more, environment(&no_history))
+    launch_gateway(places, places.tidegate.clone(), core, more, environment(&no_history))
 }
 
 /// The same for clients of Pusher. Counts are off as they are unless asked for: a message to every subscriber each 5 s.
@@ -286,6 +300,7 @@ fn environment(words: &[(&'static str, &str)]) -> Vec<(&'static str, String)> {
 /// The same with variables of its own.
 pub(super) fn launch_gateway(
     places: &Places,
+    program: PathBuf,
     core: usize,
     more: &[&str],
     environment: Vec<(&'static str, String)>,
@@ -296,7 +311,6 @@ pub(super) fn launch_gateway(
     arguments.extend_from_slice(more);
     let mut arguments: Vec<String> = arguments.into_iter().map(str::to_owned).collect();
     arguments.extend_from_slice(&places.tidegate_args);
-    let program = places.tidegate.clone();
     launch(places, Launch { name: "gateway", program, arguments, environment, address, core })
 }
 

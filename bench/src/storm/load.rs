@@ -42,8 +42,8 @@ pub(super) struct Load {
 }
 
 /// Waits until every connection is open or failed.
-pub(super) fn ramp(connections: u32, threads: &[ClientThread]) -> Ramp {
-    let bar = bar(u64::from(connections), "connecting {bar:30} {pos}/{len} {msg} {elapsed}");
+pub(super) fn ramp(options: &StormOptions, threads: &[ClientThread]) -> Ramp {
+    let bar = bar(u64::from(options.connections), "connecting {bar:30} {pos}/{len} {msg} {elapsed}");
     let began = Instant::now();
     loop {
         let settled =
@@ -54,7 +54,7 @@ pub(super) fn ramp(connections: u32, threads: &[ClientThread]) -> Ramp {
         if failed > 0 {
             bar.set_message(format!("{failed} failed"));
         }
-        if settled {
+        if settled || options.stop.load(Ordering::Relaxed) {
             bar.finish_and_clear();
             return Ramp { opened, took: began.elapsed() };
         }
@@ -73,7 +73,8 @@ pub(super) fn publish(
     let began = Instant::now();
     let meter = Meter::start(threads);
     let bar = bar(options.duration.as_millis() as u64, "publishing {bar:30} {msg}");
-    while began.elapsed() < options.duration {
+    let mut lines = Lines::new(options);
+    while began.elapsed() < options.duration && !options.stop.load(Ordering::Relaxed) {
         driver.turn(&mut [&mut publisher], TURN)?;
         if began.elapsed() > PUBLISHER_CONNECT && publisher.stats().published == 0 && !publisher.connected() {
             return Err(StormError::PublisherDown {
@@ -82,6 +83,7 @@ pub(super) fn publish(
             });
         }
         show(&bar, began, &meter, publisher.stats().published, threads);
+        lines.show(began, &meter, publisher.stats().published, threads);
     }
     let seconds = began.elapsed().as_secs_f64();
     let accepted = publisher.stats().published;
@@ -110,13 +112,16 @@ pub(super) fn publish(
 }
 
 /// Publishes nothing and watches the connections for the asked time.
-pub(super) fn hold(duration: Duration, threads: &[ClientThread]) -> Load {
+pub(super) fn hold(options: &StormOptions, threads: &[ClientThread]) -> Load {
+    let duration = options.duration;
+    let mut lines = Lines::new(options);
     let began = Instant::now();
     let meter = Meter::start(threads);
     let bar = bar(duration.as_millis() as u64, "holding {bar:30} {msg}");
-    while began.elapsed() < duration {
+    while began.elapsed() < duration && !options.stop.load(Ordering::Relaxed) {
         std::thread::sleep(TURN.min(duration.saturating_sub(began.elapsed())));
         show(&bar, began, &meter, 0, threads);
+        lines.show(began, &meter, 0, threads);
     }
     bar.finish_and_clear();
     let (deliveries_per_second, client_busy) = meter.read(threads);
@@ -181,6 +186,39 @@ impl Meter {
             .max()
             .unwrap_or(0);
         ((messages(threads) - self.messages) as f64 / seconds, busiest as f64 / 1e9 / seconds)
+    }
+}
+
+/// What a log gets in place of a bar that moves.
+struct Lines {
+    asked: u32,
+    /// `None` where nobody reads them.
+    next: Option<Instant>,
+}
+
+impl Lines {
+    const EVERY: Duration = Duration::from_secs(10);
+
+    fn new(options: &StormOptions) -> Self {
+        let wanted = options.lines && !std::io::stderr().is_terminal();
+        Self { asked: options.connections, next: wanted.then(Instant::now) }
+    }
+
+    fn show(&mut self, began: Instant, meter: &Meter, published: u64, threads: &[ClientThread]) {
+        let now = Instant::now();
+        if self.next.is_none_or(|next| now < next) {
+            return;
+        }
+        self.next = Some(now + Self::EVERY);
+        let open = sum(threads, |progress| progress.open.load(Ordering::Relaxed));
+        let returned = sum(threads, |progress| progress.returned.load(Ordering::Relaxed));
+        let (per_second, _) = meter.read(threads);
+        eprintln!(
+            "{} s: {open} of {} connections open, {returned} connections came back, {published} published, \
+             {per_second:.0} deliveries/s",
+            began.elapsed().as_secs(),
+            self.asked
+        );
     }
 }
 

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use crate::publish::{Pace, PublishConfig, PublishConfigError, Publisher};
 use crate::report::{Connections, Deliveries, Percentiles, Report};
-use crate::stats::FleetStats;
+use crate::stats::{ConnectFailure, FleetStats};
 use crate::sys::{now_ns, raise_descriptor_limit};
 use crate::target::{Target, TargetError};
 
@@ -46,6 +48,14 @@ pub struct StormOptions {
     pub connects_per_second: Option<u32>,
     /// Subscribe over `/sse` instead of `/ws`.
     pub sse: bool,
+    /// Token that each connection shows.
+    pub token: Option<String>,
+    /// Set to end before `duration` is over; the report is made all the same.
+    pub stop: Arc<AtomicBool>,
+    /// A line on standard error every ten seconds where that is no terminal.
+    pub lines: bool,
+    /// Connect here and not to the address of `url`, whose scheme may then be an encrypted one.
+    pub via: Option<SocketAddr>,
     /// Client threads; `None` takes one per core and at least 5,000 connections each.
     pub threads: Option<u32>,
 }
@@ -75,7 +85,7 @@ pub enum StormError {
     #[error(
         "no connection to {url} opened: {reason} ({count} of {asked}); check the address and that the server runs"
     )]
-    NothingOpened { url: String, reason: String, count: u64, asked: u32 },
+    NothingOpened { url: String, reason: String, status: Option<u16>, count: u64, asked: u32 },
     #[error("the publisher could not connect to {url} within {seconds} s: check the publish address")]
     PublisherDown { url: String, seconds: u64 },
     #[error("the rate is {rate} a second: use a number above 0")]
@@ -104,6 +114,10 @@ impl Default for StormOptions {
             handshakes_in_flight: 256,
             connects_per_second: None,
             sse: false,
+            token: None,
+            stop: Arc::default(),
+            lines: false,
+            via: None,
             threads: None,
         }
     }
@@ -111,9 +125,16 @@ impl Default for StormOptions {
 
 /// Runs the storm. Progress goes to standard error, and only if that is a terminal.
 pub fn run(options: &StormOptions) -> Result<Report, StormError> {
-    let target = Target::parse(&options.url)?;
     let publish_url = options.publish_url.as_ref().unwrap_or(&options.url);
-    let publish_target = Target::parse(publish_url)?;
+    let (target, publish_target) = match options.via {
+        Some(relay) => {
+            let target = Target::parse(
+                &options.url.replacen("wss://", "ws://", 1).replacen("https://", "http://", 1),
+            )?;
+            (target.clone().via(relay), target.via(relay))
+        }
+        None => (Target::parse(&options.url)?, Target::parse(publish_url)?),
+    };
     check_descriptors(options)?;
     let run = (now_ns() / 1_000) as u16;
     let channels: Arc<[String]> =
@@ -122,13 +143,13 @@ pub fn run(options: &StormOptions) -> Result<Report, StormError> {
     let metrics = Metrics::before(&options.metrics_urls);
 
     let threads = start_threads(options, &target, &channels, run)?;
-    let ramp = load::ramp(options.connections, &threads);
+    let ramp = load::ramp(options, &threads);
     if ramp.opened == 0 && options.connections > 0 {
         return Err(nothing_opened(options, finish(threads, Arc::default())?));
     }
     let load = match publisher {
         Some(publisher) => load::publish(options, publisher, &threads, publish_url)?,
-        None => load::hold(options.duration, &threads),
+        None => load::hold(options, &threads),
     };
     let (saturation, metrics_errors) = metrics.after();
     let stats = finish(threads, Arc::new(load.acknowledged))?;
@@ -167,6 +188,7 @@ fn connections(options: &StormOptions, stats: &FleetStats, took: Duration) -> Co
     Connections {
         asked: options.connections,
         opened: stats.opened,
+        returned: stats.returned,
         seconds,
         per_second: stats.opened as f64 / seconds.max(1e-9),
         handshake_us: Percentiles::from(&stats.handshake_us),
@@ -181,6 +203,10 @@ fn nothing_opened(options: &StormOptions, stats: FleetStats) -> StormError {
     StormError::NothingOpened {
         url: options.url.clone(),
         reason: most.map_or_else(String::new, |(failure, _)| failure.to_string()),
+        status: most.and_then(|(failure, _)| match failure {
+            ConnectFailure::Status(status) => Some(*status),
+            _ => None,
+        }),
         count: stats.failed(),
         asked: options.connections,
     }

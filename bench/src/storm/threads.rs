@@ -34,6 +34,9 @@ pub(super) struct Progress {
     pub(super) opened: AtomicU64,
     pub(super) failed: AtomicU64,
     pub(super) settled: AtomicBool,
+    /// Open now, and opened again so far.
+    pub(super) open: AtomicU64,
+    pub(super) returned: AtomicU64,
     pub(super) messages: AtomicU64,
     pub(super) cpu_ns: AtomicU64,
 }
@@ -84,6 +87,8 @@ pub(super) fn start_threads(
                 sources: options.sources,
                 run,
                 reset_on_close: false,
+                token: options.token.as_deref().map(Arc::from),
+                comes_back: true,
             };
             start_thread(thread, config)
         })
@@ -111,6 +116,8 @@ fn drive(
         driver.turn(&mut [&mut fleet], TURN)?;
         let stats = fleet.stats();
         progress.opened.store(stats.opened, Ordering::Relaxed);
+        progress.open.store(u64::from(fleet.open()), Ordering::Relaxed);
+        progress.returned.store(stats.returned, Ordering::Relaxed);
         progress.failed.store(stats.failed(), Ordering::Relaxed);
         progress.messages.store(stats.messages, Ordering::Relaxed);
         progress.settled.store(fleet.settled(), Ordering::Release);

@@ -8,10 +8,6 @@
 {{- with .Values.credentials.appsEntry }}{{ $_ := set $own "apps_file" (printf "/etc/tidegate/credentials/%s" .) }}{{ end -}}
 {{- if .Values.gateway.tls.existingSecret }}{{ $_ := set $own "tls" (dict "directory" "/etc/tidegate/tls") }}{{ end -}}
 {{- with include "tidegate.redisFiles" . | fromYaml }}{{ $_ := set $own "redis" . }}{{ end -}}
-{{- if include "tidegate.hasTest" . -}}
-{{- $test := dict "anonymous_subscribe" true "client_publish" "never" "history_size" 0 "history_age" "0s" "presence" false -}}
-{{- $_ := set $own "namespaces" (dict "helm-test" $test) -}}
-{{- end -}}
 {{- $config := mustMergeOverwrite (deepCopy .Values.gateway.config) $own -}}
 {{- $auth := default dict $config.auth -}}
 {{- with include "tidegate.apiKeyEntry" . -}}
@@ -54,11 +50,18 @@
 
 {{/* Files with secrets for Redis. */}}
 {{- define "tidegate.redisFiles" -}}
-{{- if .Values.redis.passwordEntry }}
-password_file: /etc/tidegate/redis/{{ .Values.redis.passwordEntry }}
+{{- with ternary .Values.redis.bundled.passwordEntry .Values.redis.passwordEntry .Values.redis.bundled.enabled }}
+password_file: /etc/tidegate/redis/{{ . }}
+{{- end }}
+{{- with .Values.redis.sentinelPasswordEntry }}
+sentinel_password_file: /etc/tidegate/redis/{{ . }}
 {{- end }}
 {{- if .Values.redis.caSecret }}
 ca_file: /etc/tidegate/redis-ca/ca.crt
+{{- end }}
+{{- if .Values.redis.clientSecret }}
+cert_file: /etc/tidegate/redis-client/tls.crt
+key_file: /etc/tidegate/redis-client/tls.key
 {{- end }}
 {{- end -}}
 

@@ -1,11 +1,55 @@
 {{/* What the schema cannot say: values that contradict each other are refused with a sentence. */}}
 {{- define "tidegate.guards" -}}
+{{- include "tidegate.guardNames" . -}}
 {{- include "tidegate.guardCredentials" . -}}
 {{- include "tidegate.guardRedis" . -}}
 {{- range $component := splitList "," (include "tidegate.components" .) -}}
 {{- include "tidegate.guardComponent" (dict "root" $ "component" $component "values" (get $.Values $component)) -}}
 {{- end -}}
 {{- include "tidegate.guardEntry" . -}}
+{{- end -}}
+
+{{/* A name that Kubernetes refuses is found here, not half-way through an installation. */}}
+{{- define "tidegate.guardNames" -}}
+{{- range $name, $value := dict "fullnameOverride" .Values.fullnameOverride "nameOverride" .Values.nameOverride -}}
+{{- if and $value (not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $value)) -}}
+{{- fail (printf "%s is %q: names of objects have small letters, digits and '-', and begin with a letter." $name $value) -}}
+{{- end -}}
+{{- end -}}
+{{- include "tidegate.guardLabels" (dict "name" "commonLabels" "labels" .Values.commonLabels) -}}
+{{- end -}}
+
+{{/* Takes labels and the name of their value. */}}
+{{- define "tidegate.guardLabels" -}}
+{{- range $key, $_ := .labels -}}
+{{- if or (hasPrefix "app.kubernetes.io/" $key) (eq $key "helm.sh/chart") -}}
+{{- fail (printf "%s has %s, which the chart sets and selectors read: use another label." $.name $key) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What is merged into a pod beside what the chart has there. Takes component and its values. */}}
+{{- define "tidegate.guardExtras" -}}
+{{- include "tidegate.guardLabels" (dict "name" (printf "%s.podLabels" .component) "labels" .values.podLabels) -}}
+{{- include "tidegate.guardLabels" (dict "name" (printf "%s.service.labels" .component) "labels" .values.service.labels) -}}
+{{- range .values.extraEnv -}}
+{{- if and (hasKey . "value") (not (kindIs "string" .value)) -}}
+{{- fail (printf "%s.extraEnv: the value of %s is no text, and Kubernetes takes only texts: put it in quotes." $.component .name) -}}
+{{- end -}}
+{{- end -}}
+{{- range .values.extraVolumes -}}
+{{- if has .name (list "authorities" "config" "credentials" "redis" "redis-ca" "redis-client" "tls") -}}
+{{- fail (printf "%s.extraVolumes has %s, a volume of the chart: use another name." $.component .name) -}}
+{{- end -}}
+{{- end -}}
+{{- range concat .values.extraContainers (default list .values.podSpec.initContainers) -}}
+{{- if eq .name $.component -}}
+{{- fail (printf "%s.extraContainers and podSpec.initContainers: %s is the name of the chart's container." $.component .name) -}}
+{{- end -}}
+{{- end -}}
+{{- if and .values.service.nodePort (eq .values.service.type "ClusterIP") -}}
+{{- fail (printf "%s.service.nodePort is for the types NodePort and LoadBalancer; the type is ClusterIP." .component) -}}
+{{- end -}}
 {{- end -}}
 
 {{- define "tidegate.guardCredentials" -}}
@@ -43,14 +87,20 @@
 {{- if and $redis.bundled.enabled (or $redis.url $redis.existingSecret) -}}
 {{- fail "redis.bundled.enabled is set together with redis.url or redis.existingSecret: use the bundled Redis, or another one." -}}
 {{- end -}}
-{{- if and (or $redis.urlEntry $redis.passwordEntry) (not $redis.existingSecret) -}}
-{{- fail "redis.urlEntry and redis.passwordEntry name entries of redis.existingSecret, which is empty." -}}
+{{- if and $redis.bundled.enabled (not (include "tidegate.credentialsSecret" .)) -}}
+{{- fail "redis.bundled.enabled needs credentials.existingSecret, which has its password, or credentials.apiKey, of which one is made." -}}
 {{- end -}}
-{{- if and $redis.existingSecret (not $redis.urlEntry) (not $redis.passwordEntry) -}}
-{{- fail "redis.existingSecret is set, but neither redis.urlEntry nor redis.passwordEntry says which of its entries to use." -}}
+{{- if and (or $redis.urlEntry $redis.passwordEntry $redis.sentinelPasswordEntry) (not $redis.existingSecret) -}}
+{{- fail "redis.urlEntry, redis.passwordEntry and redis.sentinelPasswordEntry name entries of redis.existingSecret, which is empty." -}}
+{{- end -}}
+{{- if and $redis.existingSecret (not $redis.urlEntry) (not $redis.passwordEntry) (not $redis.sentinelPasswordEntry) -}}
+{{- fail "redis.existingSecret is set, but none of redis.urlEntry, redis.passwordEntry and redis.sentinelPasswordEntry says which of its entries to use." -}}
 {{- end -}}
 {{- if and $redis.passwordEntry (or $redis.urlEntry (not $redis.url)) -}}
 {{- fail "redis.passwordEntry is the password for redis.url, which is empty." -}}
+{{- end -}}
+{{- if and $redis.sentinelPasswordEntry $redis.url (not (regexMatch "^rediss?-sentinel://" $redis.url)) -}}
+{{- fail "redis.sentinelPasswordEntry is for a URL of Sentinels (redis-sentinel://), and redis.url is another." -}}
 {{- end -}}
 {{- if regexMatch "://[^/]*:[^/]*@" $redis.url -}}
 {{- fail "redis.url holds a password, which would be readable in a ConfigMap: put the URL or the password into redis.existingSecret." -}}
@@ -80,6 +130,7 @@
 {{/* Takes root, component and its values. */}}
 {{- define "tidegate.guardComponent" -}}
 {{- $values := .values -}}
+{{- include "tidegate.guardExtras" . -}}
 {{- $scaling := $values.autoscaling -}}
 {{- $grace := int64 (include "tidegate.grace" $values) -}}
 {{- $graceMin := int64 (include "tidegate.graceMin" $values) -}}
@@ -124,6 +175,9 @@
 {{- end -}}
 {{- if and .Values.httpRoute.enabled (not .Values.httpRoute.parentRefs) -}}
 {{- fail "httpRoute.enabled is set without httpRoute.parentRefs: name the Gateway that takes the route." -}}
+{{- end -}}
+{{- if and .Values.monitor.enabled .Values.networkPolicy.enabled (not .Values.networkPolicy.internalFrom) -}}
+{{- fail "monitor.enabled is set, and networkPolicy keeps Prometheus from the internal ports: name it in networkPolicy.internalFrom, or set networkPolicy.enabled to false." -}}
 {{- end -}}
 {{- $egress := .Values.networkPolicy.egress -}}
 {{- $elsewhere := and (include "tidegate.hasRedis" .) (not .Values.redis.bundled.enabled) -}}

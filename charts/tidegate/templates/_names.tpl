@@ -49,12 +49,17 @@ labels:
   {{- include "tidegate.labels" . | nindent 2 }}
 {{- end -}}
 
-{{/* Takes an image and the tag that it has without one of its own. */}}
+{{/* Takes root, an image and the tag that it has without one of its own. What stands before the first slash is a registry
+if it has a dot or a port, or is localhost. */}}
 {{- define "tidegate.image" -}}
+{{- $repository := .image.repository -}}
+{{- with .root.Values.global.imageRegistry -}}
+{{- $repository = printf "%s/%s" (trimSuffix "/" .) (regexReplaceAll "^([^/]*[.:][^/]*|localhost)/" $repository "") -}}
+{{- end -}}
 {{- if .image.digest -}}
-{{ .image.repository }}@{{ .image.digest }}
+{{ $repository }}@{{ .image.digest }}
 {{- else -}}
-{{ .image.repository }}:{{ default .tag .image.tag }}
+{{ $repository }}:{{ default .tag .image.tag }}
 {{- end -}}
 {{- end -}}
 
@@ -116,5 +121,6 @@ gateway
 
 {{/* 'true' where the release has a test: it publishes with the API key, over plain HTTP. */}}
 {{- define "tidegate.hasTest" -}}
-{{- if and .Values.helmTest.enabled (include "tidegate.apiKeyEntry" .) (include "tidegate.plain" .) -}}true{{- end -}}
+{{- $scopes := .Values.credentials.apiKeyScopes -}}
+{{- if and .Values.helmTest.enabled (include "tidegate.apiKeyEntry" .) (include "tidegate.plain" .) (has "publish" $scopes) (has "read" $scopes) -}}true{{- end -}}
 {{- end -}}

@@ -20,7 +20,7 @@ metadata:
     {{- end }}
 spec:
   serviceAccountName: {{ include "tidegate.serviceAccountName" $root }}
-  automountServiceAccountToken: false
+  automountServiceAccountToken: {{ $values.automountServiceAccountToken }}
   enableServiceLinks: false
   terminationGracePeriodSeconds: {{ include "tidegate.grace" $values }}
   {{- with $root.Values.imagePullSecrets }}
@@ -35,9 +35,18 @@ spec:
   {{- end }}
   containers:
     - name: {{ .component }}
-      image: {{ include "tidegate.image" (dict "image" $values.image "tag" $root.Chart.AppVersion) }}
+      image: {{ include "tidegate.image" (dict "root" $root "image" $values.image "tag" $root.Chart.AppVersion) }}
       imagePullPolicy: {{ $values.image.pullPolicy }}
-      args: [{{ .component }}, --config, /etc/tidegate/config/{{ .component }}.toml]
+      args:
+        - {{ .component }}
+        - --config
+        - /etc/tidegate/config/{{ .component }}.toml
+        {{- range $values.extraArgs }}
+        - {{ . | quote }}
+        {{- end }}
+      {{- with $values.containerSpec }}
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
       {{- with $values.securityContext }}
       securityContext:
         {{- toYaml . | nindent 8 }}
@@ -47,7 +56,7 @@ spec:
           containerPort: {{ .public }}
         - name: internal
           containerPort: {{ .internal }}
-      {{- with concat .environment (include "tidegate.redisEnvironment" . | fromYamlArray) $values.extraEnv }}
+      {{- with concat .environment (include "tidegate.redisEnvironment" . | fromYamlArray) (include "tidegate.authoritiesEnvironment" $root | fromYamlArray) $values.extraEnv }}
       env:
         {{- toYaml . | nindent 8 }}
       {{- end }}
@@ -74,6 +83,12 @@ spec:
         {{- with $values.extraVolumeMounts }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
+    {{- with $values.extraContainers }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  {{- with $values.podSpec }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
   volumes:
     {{- include "tidegate.files" . | nindent 4 }}
     {{- with $values.extraVolumes }}
@@ -155,14 +170,25 @@ httpGet:
 {{- end }}
 {{- end }}
 {{- if or (eq .component "gateway") (eq (include "tidegate.members" $root) "registry") }}
-{{- if $root.Values.redis.passwordEntry }}
+{{- if $root.Values.redis.bundled.enabled }}
+- name: redis
+  secret:
+    secretName: {{ include "tidegate.credentialsSecret" $root }}
+    defaultMode: 288 # 0440
+    items:
+      - key: {{ $root.Values.redis.bundled.passwordEntry }}
+        path: {{ $root.Values.redis.bundled.passwordEntry }}
+{{- end }}
+{{- with compact (list $root.Values.redis.passwordEntry $root.Values.redis.sentinelPasswordEntry) }}
 - name: redis
   secret:
     secretName: {{ $root.Values.redis.existingSecret }}
     defaultMode: 288 # 0440
     items:
-      - key: {{ $root.Values.redis.passwordEntry }}
-        path: {{ $root.Values.redis.passwordEntry }}
+      {{- range . }}
+      - key: {{ . }}
+        path: {{ . }}
+      {{- end }}
 {{- end }}
 {{- if $root.Values.redis.caSecret }}
 - name: redis-ca
@@ -173,6 +199,21 @@ httpGet:
       - key: ca.crt
         path: ca.crt
 {{- end }}
+{{- with $root.Values.redis.clientSecret }}
+- name: redis-client
+  secret:
+    secretName: {{ . }}
+    defaultMode: 288 # 0440
+{{- end }}
+{{- end }}
+{{- with $root.Values.authorities.configMap }}
+- name: authorities
+  configMap:
+    name: {{ . }}
+    items:
+      - key: {{ $root.Values.authorities.entry }}
+        # Of a folder of authorities only files with such names are read.
+        path: "00000000.0"
 {{- end }}
 {{- with .values.tls.existingSecret }}
 - name: tls
@@ -191,6 +232,18 @@ httpGet:
     secretKeyRef:
       name: {{ .root.Values.redis.existingSecret }}
       key: {{ .root.Values.redis.urlEntry }}
+{{- else }}
+[]
+{{- end }}
+{{- end -}}
+
+{{/* The image's authorities, and the folder with those of the user, as a list of variables. */}}
+{{- define "tidegate.authoritiesEnvironment" -}}
+{{- if .Values.authorities.configMap }}
+- name: SSL_CERT_FILE
+  value: /etc/ssl/certs/ca-certificates.crt
+- name: SSL_CERT_DIR
+  value: /etc/tidegate/authorities
 {{- else }}
 []
 {{- end }}

@@ -7,7 +7,7 @@ import { fileURLToPath } from "node:url";
 
 const root = join(dirname(fileURLToPath(import.meta.url)), "../../..");
 const candidates = [process.env.TIDEGATE_BIN, `${root}/target/debug/tidegate`, `${root}/target/release/tidegate`];
-const binary = candidates.find((path) => path && existsSync(path));
+export const binary = candidates.find((path) => path && existsSync(path));
 if (!binary) throw new Error("there is no tidegate binary: cargo build, or set TIDEGATE_BIN");
 
 /** A port that was free a moment ago. */
@@ -33,10 +33,10 @@ export class Site {
   children = [];
 
   /** Starts a program and waits for its line that says where it listens. */
-  async start(arguments_, program = binary, line = /^listening public=(\S+) internal=(\S+)/m) {
+  async start(arguments_, program = binary, line = /^listening public=(\S+) internal=(\S+)/m, options = {}) {
     const environment = { ...process.env };
     delete environment.TIDEGATE_BIN;
-    const child = spawn(program, arguments_, { env: environment, stdio: ["ignore", "pipe", "pipe"] });
+    const child = spawn(program, arguments_, { env: environment, stdio: ["ignore", "pipe", "pipe"], ...options });
     this.children.push(child);
     let text = "";
     child.stdout.on("data", (data) => (text += data));

@@ -10,9 +10,10 @@ pub const ZONE: Flag = Flag { name: "--zone", key: "zone" };
 pub const SHARDS: Flag = Flag { name: "--shards", key: "shards" };
 pub const BACKPLANE: Flag = Flag { name: "--backplane", key: "backplane" };
 pub const DEV: Flag = Flag { name: "--dev", key: "dev" };
+pub const DEV_ANYWHERE: Flag = Flag { name: "--dev-anywhere", key: "dev_anywhere" };
 pub const LOG_FORMAT: Flag = Flag { name: "--log-format", key: "log.format" };
 pub const LOG_LEVEL: Flag = Flag { name: "--log-level", key: "log.level" };
 
 /// All of them.
-pub const ALL: [Flag; 10] =
-    [LISTEN, INTERNAL, NODE, ADVERTISE, ZONE, SHARDS, BACKPLANE, DEV, LOG_FORMAT, LOG_LEVEL];
+pub const ALL: [Flag; 11] =
+    [LISTEN, INTERNAL, NODE, ADVERTISE, ZONE, SHARDS, BACKPLANE, DEV, DEV_ANYWHERE, LOG_FORMAT, LOG_LEVEL];

@@ -53,6 +53,7 @@ use tidegate_ops::{
     section,
 };
 
+use crate::problem::REFUSED;
 use tidegate_backplane::{CHANNEL_BYTES_MAX, RedisOptions};
 
 section! {
@@ -89,6 +90,10 @@ section! {
         forwarded_header: ForwardedHeader = ForwardedHeader::XForwardedFor;
         /// Development mode: loopback only, the API key `dev-key`, anonymous subscriptions, history.
         dev: bool = false;
+        /// `dev` for a trial in a container or a virtual machine: `listen` and `internal` may be any address. Whoever
+        /// reaches them may publish and read. The flag sets `dev` too, and `listen` to `0.0.0.0:8000` where nothing
+        /// else is said.
+        dev_anywhere: bool = false;
         /// See `tls.*`.
         tls: Tls = Tls::default();
         /// See `limits.*`.
@@ -171,6 +176,8 @@ impl Config {
             config.default_app = Some(id.clone());
             config.apps.0.insert(id, AppEntry::dev());
         }
+        // Browsers hide why a handshake was refused.
+        config.log.level = config.log.level.and(REFUSED, "debug");
         // Nobody routes to it: Ctrl-C ends it within a second or two.
         config.drain = Drain {
             settle: Duration::ZERO,
@@ -185,6 +192,21 @@ impl Config {
             ..Namespace::default()
         };
         config
+    }
+
+    /// What nobody can do with these settings, in a sentence each: a gateway without keys refuses everything, which is
+    /// hardly what is wanted.
+    pub fn without_use(&self) -> Vec<&'static str> {
+        let has_apps = !self.apps.0.is_empty() || self.apps_file.is_some();
+        let is_open = self.namespaces.iter().any(|(_, namespace)| namespace.anonymous_subscribe);
+        let mut said = Vec::new();
+        if self.auth.api_keys.is_empty() && !has_apps {
+            said.push("no API key ([[auth.api_keys]]) and no app ([apps.ID]): every request of an application is answered 401");
+        }
+        if self.auth.jwt.is_empty() && self.auth.api_keys.is_empty() && !has_apps && !is_open {
+            said.push("no key for tokens ([[auth.jwt]]) and no namespace with anonymous_subscribe: nobody can subscribe");
+        }
+        said
     }
 
     /// Whether only programs of this machine are to reach it: its credentials are known to everybody.
@@ -239,35 +261,33 @@ impl Config {
 
     fn check_dev(&self) -> Result<(), ConfigError> {
         let addresses = [("listen", self.listen), ("internal", self.internal)];
-        match addresses.into_iter().find(|(_, address)| self.dev && !address.ip().is_loopback()) {
+        match addresses
+            .into_iter()
+            .find(|(_, address)| self.dev && !self.dev_anywhere && !address.ip().is_loopback())
+        {
             Some((key, address)) => Err(ConfigError::Forbidden {
                 key: key.into(),
                 value: address.to_string().into(),
-                rule: "--dev has fixed credentials and listens on loopback addresses only",
+                rule: "--dev has fixed credentials and listens on loopback addresses only (for a trial in a container: --dev-anywhere)",
             }),
             None => Ok(()),
         }
     }
 
-    /// What an app is said to be allowed must fit into what the node takes at all: it would be refused in words of the
-    /// other limit. A default that nobody wrote gives way instead: who lowers a limit of the node means the apps too.
+    /// What an app may do must fit into what the node takes at all: it would be refused in words of the other limit.
     fn check_app_limits(&self, id: &AppId, app: &AppLimits) -> Result<(), ConfigError> {
         let limits = &self.limits;
-        let said =
-            |value: ByteSize, default: ByteSize| if value == default { ByteSize::new(0) } else { value };
-        let event_bytes = said(app.event_bytes, AppLimits::default().event_bytes);
-        let presence_user_bytes = said(app.presence_user_bytes, AppLimits::default().presence_user_bytes);
         let (key, other, rule) = match () {
-            () if event_bytes > limits.publish_bytes => {
+            () if app.event_bytes > limits.publish_bytes => {
                 ("event_bytes", "limits.publish_bytes", "an event is a publication")
             }
-            () if event_bytes > limits.body_bytes => {
+            () if app.event_bytes > limits.body_bytes => {
                 ("event_bytes", "limits.body_bytes", "an event must fit in a request body")
             }
-            () if event_bytes > limits.message_bytes => {
+            () if app.event_bytes > limits.message_bytes => {
                 ("event_bytes", "limits.message_bytes", "an event of a client must fit in a message")
             }
-            () if presence_user_bytes > limits.message_bytes => {
+            () if app.presence_user_bytes > limits.message_bytes => {
                 ("presence_user_bytes", "limits.message_bytes", "a user's object comes in a message")
             }
             () if app.event_bytes > self.webhooks.queue_bytes => {

@@ -269,9 +269,8 @@ impl Load for Namespaces {
 
 const DEFAULT: &str = "default";
 
-/// Descriptors that are not clients: standard streams 3, listeners 2, the acceptor's spare 1, epoll and wake-up
-/// of 32 shards 64, Tokio 4, the backplane's connections 16, keys being fetched 6, and some 100 kept-alive
-/// HTTP connections: 196, rounded up.
+/// Descriptors that are not clients: standard streams 3, listeners 2, epoll, wake-up and the spare one of 32 shards 96,
+/// Tokio 4, the backplane's connections 16, keys being fetched 6, and some 70 kept-alive HTTP connections: 197, rounded up.
 const DESCRIPTORS_RESERVED: u64 = 200;
 
 fn connections_default() -> u32 {

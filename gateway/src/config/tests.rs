@@ -459,9 +459,6 @@ fn settings_that_do_not_fit_together() {
     ] {
         refused_file(file, expect);
     }
-    // Nobody said how large the events of this app may be.
-    let file = "limits.message_bytes = '4KiB'\n[apps.a]\nkey = 'k'\nsecret = 's'";
-    Given { file, ..Given::default() }.config();
 }
 
 #[test]
@@ -475,7 +472,8 @@ fn dev_is_loopback_with_fixed_credentials() {
     let listen = [(flags::DEV, "true"), (flags::LISTEN, "0.0.0.0:8000")];
     let sentence = |key, address| {
         format!(
-            "`{key}` is {address}, but --dev has fixed credentials and listens on loopback addresses only"
+            "`{key}` is {address}, but --dev has fixed credentials and listens on loopback addresses only \
+             (for a trial in a container: --dev-anywhere)"
         )
     };
     Given { flags: &listen, ..Given::default() }.refused(&sentence("listen", "0.0.0.0:8000"));
@@ -483,6 +481,8 @@ fn dev_is_loopback_with_fixed_credentials() {
     Given { flags: &internal, ..Given::default() }.refused(&sentence("internal", "[::]:9000"));
     let loopback = [(flags::DEV, "true"), (flags::LISTEN, "[::1]:0")];
     assert_eq!(Given { flags: &loopback, ..Given::default() }.config().listen.port(), 0);
+    let anywhere = [(flags::DEV, "true"), (flags::DEV_ANYWHERE, "true"), (flags::LISTEN, "0.0.0.0:8000")];
+    assert!(Given { flags: &anywhere, ..Given::default() }.config().listen.ip().is_unspecified());
 }
 
 #[test]
@@ -493,6 +493,16 @@ fn dev_can_be_overridden_and_keeps_its_key() {
     assert!(!config.namespaces.default.anonymous_subscribe);
     let names: Vec<_> = config.auth.api_keys.iter().map(|key| &*key.name).collect();
     assert_eq!(names, ["mine", "dev-key"]);
+}
+
+#[test]
+fn a_configuration_without_any_key_is_good_for_nothing() {
+    let lacks = |file: &str| Given { file, ..Given::default() }.config().without_use().len();
+    assert_eq!(lacks(""), 2);
+    assert_eq!(lacks("[namespaces.news]\nanonymous_subscribe = true"), 1);
+    assert_eq!(lacks("[[auth.api_keys]]\nname = 'a'\nkey = '0123456789abcdef'"), 0);
+    assert_eq!(lacks("[apps.shop]\nkey = 'k'\nsecret = '0123456789abcdef'"), 0);
+    assert_eq!(lacks("dev = true"), 0);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The front door: takes connections from the acceptor, and deals them to the shards.
+//! The front door: who may come in, and to which shard.
 
 use std::{
     io::Write,
@@ -15,10 +15,10 @@ use tidegate_ops::{
     edge::{Edge, Preamble},
     seldom::Seldom,
 };
-use tidegate_reactor::{Intake, Mail};
+use tidegate_reactor::Mail;
 
 use crate::{
-    admission::{AddressKey, Front, Over},
+    admission::{AddressKey, Front},
     metrics::{HandshakeResult, Metrics},
     session::{Session, core::ShardMailbox},
 };
@@ -28,9 +28,11 @@ const NO_ROOM: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 2\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 
 /// Deals connections out to the shards: new ones, and those that come back from HTTP.
+///
+/// A shard keeps what it takes in, unless another one holds fewer.
 pub(crate) struct Dealer {
     shards: Vec<ShardDoor>,
-    /// The shard that got the last connection. Two threads that deal at once may take the same: it is a hint.
+    /// The shard that got the last connection of HTTP. Two threads that deal at once may take the same: it is a hint.
     last: AtomicUsize,
     /// The clock that [`Session::accepted_ms`] counts on.
     started: Instant,
@@ -45,7 +47,11 @@ pub(crate) struct ShardDoor {
     pub(crate) failed: AtomicBool,
 }
 
-/// Takes connections from the acceptor.
+/// A shard may hold so much more than the emptiest and still be given a connection: a 64th. Where they are many, a little
+/// unevenness is cheaper than having another shard serve what was taken in here; few are spread evenly.
+const UNEVENNESS: u64 = 64;
+
+/// Lets connections in, or turns them away; the same one for all shards.
 pub(crate) struct Doorkeeper {
     pub(crate) front: Arc<Front>,
     pub(crate) metrics: Arc<Metrics>,
@@ -70,45 +76,62 @@ impl Dealer {
         door.connections.swap(0, Ordering::AcqRel)
     }
 
-    /// Gives a connection that has its place in the limits to a shard, with what was `read` from it.
-    pub(crate) fn deal(
-        &self,
-        socket: TcpStream,
-        read: Bytes,
-        address: AddressKey,
-        over: Option<Over>,
-        preamble: Preamble,
-    ) {
-        let accepted_ms = self.started.elapsed().as_millis() as u32;
-        let door = self.choose();
+    /// Gives a connection of HTTP, which has its place in the limits, to a shard, with what was `read` from it.
+    pub(crate) fn deal(&self, socket: TcpStream, read: Bytes, address: AddressKey, preamble: Preamble) {
+        let next = (self.last.load(Ordering::Relaxed) + 1) % self.shards.len();
+        let shard = self.choose(next);
+        self.last.store(shard, Ordering::Relaxed);
+        self.send(shard, socket, read, Session::new(address, self.now_ms(), None, preamble));
+    }
+
+    /// A connection that came in at a shard, with its place in the limits: it is given back, or has gone to another shard.
+    fn keep(&self, shard: usize, socket: TcpStream, connection: Session) -> Option<(TcpStream, Session)> {
+        let chosen = self.choose(shard);
+        if chosen == shard {
+            self.door(shard).connections.fetch_add(1, Ordering::AcqRel);
+            return Some((socket, connection));
+        }
+        self.send(chosen, socket, Bytes::new(), connection);
+        None
+    }
+
+    fn send(&self, shard: usize, socket: TcpStream, read: Bytes, connection: Session) {
+        let door = self.door(shard);
         door.connections.fetch_add(1, Ordering::AcqRel);
-        let connection = Session::new(address, accepted_ms, over, preamble);
         door.mailbox.send(Mail::Adopt { socket, read, connection });
     }
 
-    /// The next shard in turn, unless it holds clearly more than the emptiest.
-    fn choose(&self) -> &ShardDoor {
-        let next = (self.last.load(Ordering::Relaxed) + 1) % self.shards.len();
+    /// On the clock of [`Session::accepted_ms`].
+    fn now_ms(&self) -> u32 {
+        self.started.elapsed().as_millis() as u32
+    }
+
+    /// The preferred shard, unless it holds more than the emptiest.
+    fn choose(&self, preferred: usize) -> usize {
         let load = |door: &ShardDoor| match door.failed.load(Ordering::Relaxed) {
             true => u64::MAX,
             false => door.connections.load(Ordering::Relaxed),
         };
         let least = self.shards.iter().map(load).min().unwrap_or(0);
-        // A little unevenness is cheaper than looking for the emptiest each time under churn.
-        let chosen = match load(&self.shards[next]) <= least.saturating_add(16) {
-            true => next,
-            false => self.shards.iter().position(|door| load(door) == least).unwrap_or(next),
-        };
-        self.last.store(chosen, Ordering::Relaxed);
-        &self.shards[chosen]
+        match load(&self.shards[preferred]) <= least.saturating_add(least / UNEVENNESS) {
+            true => preferred,
+            false => self.shards.iter().position(|door| load(door) == least).unwrap_or(preferred),
+        }
     }
 }
 
-impl Intake for Doorkeeper {
-    fn on_connection(&mut self, socket: TcpStream, peer: SocketAddr) {
+impl Doorkeeper {
+    /// A connection came in at a shard. What the shard is to keep is given back.
+    pub(crate) fn take(
+        &self,
+        shard: usize,
+        socket: TcpStream,
+        peer: SocketAddr,
+    ) -> Option<(TcpStream, Session)> {
         let peer = peer.ip().to_canonical();
         if !self.edge.admits(peer) {
-            return self.note_stranger(peer);
+            self.note_stranger(peer);
+            return None;
         }
         let admitted = match self.edge.names_later(peer) {
             true => self.front.admit_unnamed(),
@@ -124,22 +147,23 @@ impl Intake for Doorkeeper {
                 Some(key) => (key, Some(over)),
                 None => {
                     self.metrics.node.handshakes.add(over.result(), 1);
-                    return self.answer_no_room(&socket);
+                    self.answer_no_room(&socket);
+                    return None;
                 }
             },
         };
-        self.dealer.deal(socket, Bytes::new(), key, over, self.edge.preamble());
+        let connection = Session::new(key, self.dealer.now_ms(), over, self.edge.preamble());
+        self.dealer.keep(shard, socket, connection)
     }
 
-    fn on_exhausted(&mut self, socket: Option<TcpStream>) {
+    /// There was no descriptor for a connection but the spare one, or not even that.
+    pub(crate) fn turn_away(&self, socket: Option<TcpStream>) {
         self.metrics.node.handshakes.add(HandshakeResult::Descriptors, 1);
         if let Some(socket) = socket {
             self.answer_no_room(&socket);
         }
     }
-}
 
-impl Doorkeeper {
     /// A peer that is no balancer could say that it is anybody. Its connection is closed with the socket.
     fn note_stranger(&self, peer: IpAddr) {
         self.metrics.node.handshakes.add(HandshakeResult::ProxyPeer, 1);

@@ -13,7 +13,7 @@ use crate::{
     auth::ApiKeyError,
     event::EventNameError,
     node::PublishError,
-    problem::{PROBLEM_MEDIA_TYPE, Place, Problem},
+    problem::{PROBLEM_MEDIA_TYPE, Place, Problem, RefusedBecause},
 };
 
 /// What a client is told to wait when the backplane is away: reconnects to it are tried within a second.
@@ -40,6 +40,11 @@ pub(crate) enum ApiError {
     OriginRefused,
     #[error("there is nothing at this path")]
     NotFound,
+    #[error(
+        "there is nothing at this path of a Tidegate gateway: /openapi.json lists its HTTP API; clients connect at /ws, \
+         /sse and /app/KEY"
+    )]
+    NoSuchPath,
     #[error("the channel's namespace keeps no presence")]
     PresenceOff,
     #[error("this path does not answer this method; the Allow header lists those it does")]
@@ -109,7 +114,7 @@ impl ApiError {
             | Self::TooManyPublications { .. } => StatusCode::BAD_REQUEST,
             Self::Key(error) => error.status(),
             Self::OriginRefused => StatusCode::FORBIDDEN,
-            Self::NotFound | Self::PresenceOff => StatusCode::NOT_FOUND,
+            Self::NotFound | Self::NoSuchPath | Self::PresenceOff => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
             Self::BodyTooLarge { .. } | Self::PayloadTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
@@ -133,7 +138,7 @@ impl ApiError {
                 ("forbidden", "The API key does not allow this")
             }
             Self::OriginRefused => ("origin-refused", "The origin is not allowed"),
-            Self::NotFound => ("not-found", "Nothing here"),
+            Self::NotFound | Self::NoSuchPath => ("not-found", "Nothing here"),
             Self::PresenceOff => ("presence-off", "The channel keeps no presence"),
             Self::MethodNotAllowed => ("method-not-allowed", "Method not allowed here"),
             Self::BodyTimeout(_) => ("body-timeout", "The body took too long"),
@@ -214,9 +219,11 @@ impl From<BackplaneError> for ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let body = serde_json::to_vec(&self.problem()).unwrap_or_default();
+        let problem = self.problem();
+        let body = serde_json::to_vec(&problem).unwrap_or_default();
         let mut response = Response::new(Body::from(body));
         *response.status_mut() = self.status();
+        response.extensions_mut().insert(RefusedBecause(problem.detail.into()));
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_MEDIA_TYPE));
         if let Some(challenge) = self.challenge() {

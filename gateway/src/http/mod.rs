@@ -29,6 +29,7 @@ use http::{HeaderValue, Method, StatusCode, header, request::Parts};
 use tidegate_ops::probes;
 
 pub(crate) use self::{error::ApiError, service::PublicService};
+use crate::config::BackplaneUrl;
 use crate::{
     app::apps::Apps,
     auth::{ApiKeys, Origins},
@@ -86,6 +87,10 @@ impl probes::Operated for HttpContext {
         self.node.missing()
     }
 
+    fn stands_alone(&self) -> bool {
+        self.node.config().backplane == BackplaneUrl::Memory
+    }
+
     fn drain(&self) {
         self.node.drain();
     }
@@ -127,7 +132,10 @@ async fn not_ours(State(state): State<HttpState>, request: Request) -> Response 
     }
     match (state.is_shards)(Method::GET.as_str(), path) {
         true => not_for_a_shard(request).await,
-        false => ApiError::NotFound.into_response(),
+        false if path == "/" => {
+            page::front(request.headers()).unwrap_or_else(|| ApiError::NoSuchPath.into_response())
+        }
+        false => ApiError::NoSuchPath.into_response(),
     }
 }
 

@@ -175,7 +175,7 @@ impl HttpServer {
                 let read = [&head, read_buf, &unread[..], &decrypted].concat();
                 place.address = None;
                 let preamble = tls.map_or(Preamble::None, Preamble::Session);
-                self.dealer.deal(socket, read.into(), address, None, preamble);
+                self.dealer.deal(socket, read.into(), address, preamble);
             }
             (Err(error), _) => tracing::warn!(%error, "a socket could not leave the runtime"),
             (Ok(_), None) => {}

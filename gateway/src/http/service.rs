@@ -12,6 +12,7 @@ use http::{Method, Request};
 use tower::ServiceExt;
 
 use super::{ApiError, HttpState, access, public_router, rest::publish};
+use crate::problem::{REFUSED, RefusedBecause};
 
 /// One per process, cloned per connection: two shared pointers.
 ///
@@ -34,8 +35,24 @@ impl PublicService {
         self.state.is_shards
     }
 
-    /// Answers one request. Never fails: what goes wrong is a problem document.
+    /// Answers one request. Never fails: what goes wrong is a problem document, and a line in the log.
     pub(crate) async fn call<B>(&self, request: Request<B>) -> Response
+    where
+        B: hyper::body::Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<axum::BoxError>,
+    {
+        let is_told = tracing::enabled!(target: REFUSED, tracing::Level::DEBUG);
+        let asked = is_told.then(|| (request.method().clone(), request.uri().clone()));
+        let response = self.answer(request).await;
+        if let (Some((method, uri)), Some(RefusedBecause(why))) = (asked, response.extensions().get()) {
+            // Without the query, which may hold credentials.
+            let (path, status) = (uri.path(), response.status().as_u16());
+            tracing::debug!(target: REFUSED, "{method} {path}: {status} {why}");
+        }
+        response
+    }
+
+    async fn answer<B>(&self, request: Request<B>) -> Response
     where
         B: hyper::body::Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<axum::BoxError>,

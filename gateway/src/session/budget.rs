@@ -37,7 +37,7 @@ pub(crate) struct Rates {
 #[derive(Debug)]
 pub(crate) struct Share {
     messages: u32,
-    /// From the second message on: most connections have one, and it costs no look at the clock.
+    /// From the end of the first message on: most connections have one.
     started: Option<Instant>,
 }
 
@@ -59,10 +59,15 @@ impl Share {
     /// A message was handled; whether the next one may be in this turn.
     pub(crate) fn count(&mut self) -> ControlFlow<()> {
         self.messages += 1;
-        let started = *self.started.get_or_insert_with(Instant::now);
-        match self.messages >= MESSAGES_PER_TURN || started.elapsed() > TIME_PER_TURN {
-            true => ControlFlow::Break(()),
-            false => ControlFlow::Continue(()),
+        match self.started {
+            Some(started) if self.messages >= MESSAGES_PER_TURN || started.elapsed() > TIME_PER_TURN => {
+                ControlFlow::Break(())
+            }
+            Some(_) => ControlFlow::Continue(()),
+            None => {
+                self.started = Some(Instant::now());
+                ControlFlow::Continue(())
+            }
         }
     }
 }

@@ -60,12 +60,14 @@ impl Core {
     /// Sends a portion of what waits in the hub. Who has to be closed for a gap is named in `farewells`, and gets
     /// nothing more of that channel.
     pub(crate) fn fan_out(&mut self, connections: &mut Connections<Session>) -> Turn {
-        let began = Instant::now();
+        // From the first few writes on: most turns have none.
+        let mut began = None;
         let now = connections.now();
         let (encoder, metrics) = (&mut self.encoder, &self.metrics);
         let mut receivers = Fanout { connections, farewells: &mut self.farewells };
         let mut delivery = Delivery { receivers: &mut receivers, encoder, metrics, now };
-        let turn = self.hub.run(&mut delivery, || began.elapsed() >= TURN_TIME);
+        let turn =
+            self.hub.run(&mut delivery, || began.get_or_insert_with(Instant::now).elapsed() >= TURN_TIME);
         for Farewell { id, key, .. } in self.farewells.clone() {
             self.silence(connections, id, key);
         }

@@ -15,6 +15,7 @@ use crate::{
     auth::Claims,
     hub::outgoing::gap_reason,
     metrics::{self, DisconnectReason},
+    problem::log_refusal,
 };
 
 /// Continuity was lost and the protocol has no other way to say it.
@@ -126,6 +127,9 @@ impl Ctx<'_> {
         let decoder = std::mem::replace(&mut open.decoder, Decoder::new(false));
         let protocol = open.protocol.of_list(self.core.shared.protocols);
         self.end_open(open, why);
+        if !matches!(why, Leave::Drain) {
+            log_refusal("closed", &format_args!("{} {}", why.code().0, why.text()));
+        }
         let spread = u64::from(self.id.generation);
         self.write(|out| protocol.write_farewell(why, spread, out));
         // A client that broke the protocol is not listened to any more (RFC 6455 section 7.1.7); others answer
@@ -180,7 +184,7 @@ impl Ctx<'_> {
             self.part(subscription);
         }
         if let Some(publisher) = rare.publisher {
-            self.publish_rest(publisher);
+            self.publish_rest(*publisher);
         }
     }
 }

@@ -118,7 +118,7 @@ pub(crate) struct Rare {
     pub(crate) unsettled: Vec<Unsettled>,
     /// An event stream of several channels: in the order of its URL, the last position of each.
     pub(crate) positions: Vec<(ChannelKey, Option<Position>)>,
-    pub(crate) publisher: Option<Publisher>,
+    pub(crate) publisher: Option<Box<Publisher>>,
     /// What its compressed messages inflated to.
     pub(crate) inflated_bytes: Budget,
     /// Why it is about to be closed, for the count; set by whoever dooms it.
@@ -195,6 +195,7 @@ impl Open {
         let unsettled = &mut self.rare.as_mut()?.unsettled;
         let at = unsettled.iter().position(|it| it.attempt == attempt)?;
         let taken = unsettled.remove(at);
+        release_empty(unsettled);
         self.drop_empty_rare();
         Some(taken)
     }
@@ -269,6 +270,14 @@ impl Rare {
     }
 }
 
+/// Gives back the memory of what is over: room for four subscriptions under way is more than 1 KB, and their connection may
+/// stay for days.
+pub(crate) fn release_empty<T>(items: &mut Vec<T>) {
+    if items.is_empty() {
+        *items = Vec::new();
+    }
+}
+
 impl Subscriptions {
     pub(crate) fn push(&mut self, subscription: Subscription) {
         *self = match std::mem::replace(self, Self::None) {
@@ -329,5 +338,7 @@ mod tests {
         assert!(size_of::<Decoder>() <= 16, "{}", size_of::<Decoder>());
         assert!(size_of::<Open>() <= 56, "{}", size_of::<Open>());
         assert!(size_of::<Session>() <= 72, "{}", size_of::<Session>());
+        // One size of the allocator; the next is 160.
+        assert!(size_of::<Rare>() <= 128, "{}", size_of::<Rare>());
     }
 }

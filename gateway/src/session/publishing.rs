@@ -235,6 +235,6 @@ impl Ctx<'_> {
     }
 
     fn publisher(&mut self) -> Option<&mut Publisher> {
-        self.open_mut()?.rare.as_mut()?.publisher.as_mut()
+        self.open_mut()?.rare.as_mut()?.publisher.as_deref_mut()
     }
 }

@@ -10,7 +10,7 @@ use crate::{
     admission::Over,
     auth::{ApiKeyError, TokenError},
     metrics::{AuthFailure, HandshakeResult},
-    problem::{PROBLEM_MEDIA_TYPE, Problem},
+    problem::{PROBLEM_MEDIA_TYPE, Problem, log_refusal},
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -93,7 +93,7 @@ impl Ctx<'_> {
         if let Some(failure) = refusal.auth_failure() {
             self.core.shared.metrics.node.auth_failures.add(failure, 1);
         }
-        tracing::debug!(%refusal, "handshake refused");
+        log_refusal("handshake", refusal);
         let mut out = std::mem::take(&mut self.core.scratch);
         out.clear();
         write(u64::from(self.id.generation), &mut out);

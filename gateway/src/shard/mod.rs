@@ -1,7 +1,12 @@
 //! The gateway's side of a shard: what its reactor tells it goes to the session's phase, what other threads ask
 //! goes to the session or the hub.
 
-use std::{io, time::Duration};
+use std::{
+    io,
+    net::{SocketAddr, TcpStream},
+    sync::Arc,
+    time::Duration,
+};
 
 use tidegate_backplane::GapReason;
 use tidegate_ops::{
@@ -12,6 +17,7 @@ use tidegate_reactor::{Closed, ConnectionId, Connections, Counters, Driver, Tick
 use tidegate_wire::deflate::Inflater;
 
 use crate::{
+    edge::door::Doorkeeper,
     metrics::{DisconnectReason, DropReason, HandshakeResult},
     node::shards::Order,
     session::{
@@ -23,10 +29,10 @@ use crate::{
 };
 
 /// Drives one shard.
-#[derive(Debug)]
 pub(crate) struct ShardDriver {
     inflater: Inflater,
     core: Core,
+    door: Arc<Doorkeeper>,
     drain: Option<Sweep>,
     /// Those who have to be closed for a gap.
     gap_closes: Option<Sweep<(ConnectionId, GapReason)>>,
@@ -36,10 +42,11 @@ pub(crate) struct ShardDriver {
 }
 
 impl ShardDriver {
-    pub(crate) fn new(core: Core) -> Self {
+    pub(crate) fn new(core: Core, door: Arc<Doorkeeper>) -> Self {
         Self {
             inflater: Inflater::new(),
             core,
+            door,
             drain: None,
             gap_closes: None,
             exported: Counters::default(),
@@ -51,6 +58,14 @@ impl ShardDriver {
 impl Driver for ShardDriver {
     type Connection = Session;
     type Command = Command;
+
+    fn on_connection(&mut self, socket: TcpStream, peer: SocketAddr) -> Option<(TcpStream, Session)> {
+        self.door.take(self.core.shard, socket, peer)
+    }
+
+    fn on_exhausted(&mut self, socket: Option<TcpStream>) {
+        self.door.turn_away(socket);
+    }
 
     fn on_adopted(&mut self, connections: &mut Connections<Session>, id: ConnectionId) {
         self.core.metrics.connections.set(connections.len() as i64);

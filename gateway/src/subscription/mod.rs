@@ -381,6 +381,9 @@ impl Machine {
     /// What the client missed is not in history any more. It goes on from where the channel stood.
     fn gap(&mut self, top: Option<Position>, kept: Kept) -> Outputs {
         let mut told = self.lost(top);
+        if top.is_none() {
+            self.seen.set_past();
+        }
         match (kept.has_overflowed(), top) {
             (false, _) => self.finish(kept, false, told),
             (true, Some(_)) => self.go_on(told),

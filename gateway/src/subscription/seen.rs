@@ -63,6 +63,11 @@ impl Seen {
         }
     }
 
+    /// The channel has nothing of the epoch of `through`, nor of any other: what comes by is of a new one.
+    pub(super) fn set_past(&mut self) {
+        self.met = true;
+    }
+
     /// It was told where the channel stands, and sent nothing.
     pub(super) fn set_new(&mut self) {
         self.is_new = true;

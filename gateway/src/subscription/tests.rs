@@ -122,6 +122,22 @@ fn what_is_gone_is_a_gap() {
     check(&machine.page(gone), "subscribed 1:9, gap 1:9, join 1:9");
 }
 
+/// The channel begins anew after a restart: the first publication of the new epoch is news.
+#[test]
+fn after_a_gap_in_a_channel_without_anything_what_comes_is_news() {
+    let mut machine = Machine::new(Want::After(at(3)), false);
+    machine.confirmed();
+    machine.room();
+    let nothing = Ok(History { publications: Vec::new(), top: None, continuous: false });
+    let outputs = machine.page(nothing);
+    check(&outputs, "subscribed nowhere, gap nowhere, join 1:3");
+    let Some(Output::Join(mut seen)) = outputs.into_iter().next_back() else { panic!("it joins") };
+    let first = Position { epoch: Epoch(2), offset: 1 };
+    assert!(seen.follow(Arrival::Publication(Some(first))));
+    assert!(!seen.follow(Arrival::Publication(Some(first))));
+    assert!(seen.is_settled(Some(first)));
+}
+
 #[test]
 fn a_failed_read_refuses_before_the_answer_and_is_a_gap_after_it() {
     let lost = || Err(BackplaneError::Unavailable("gone".into()));

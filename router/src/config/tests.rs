@@ -70,6 +70,9 @@ fn refused() {
     }
     check("members = 'redis://h:port'", "`members` cannot be used");
     check("members = 'redis://h'\n[redis]\nprefix = '{}'", "for `redis.prefix`");
+    check("members = 'rediss://h'\n[redis]\ncert_file = 'c'", "redis.key_file belongs to it");
+    check("members = 'redis://h'\n[redis]\ncert_file = 'c'\nkey_file = 'k'", "not one over TLS");
+    check("members = 'redis://h'\n[redis]\nsentinel_user = 'u'", "redis.sentinel_password_file");
     check("[assign]\nurl = 'ws://gateway'", "for `assign.url`");
     check("[assign]\nurl = 'ftp://{node}'", "for `assign.url`");
     check("[assign]\nkeys = 0", "`assign.keys` is 0, but it must be above zero");

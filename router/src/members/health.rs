@@ -2,6 +2,7 @@
 
 use std::{io, net::SocketAddr, time::Duration};
 
+use tidegate_ops::probes::ALONE;
 use tidegate_wire::proxy_v2;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -31,7 +32,10 @@ pub struct Health {
 /// What one check found.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    Healthy,
+    Healthy {
+        /// What is published there reaches nobody elsewhere.
+        alone: bool,
+    },
     /// 503.
     Refusing,
     Failed(CheckError),
@@ -56,8 +60,8 @@ impl Health {
     pub(super) async fn check(&self, address: &str, socket: SocketAddr) -> Outcome {
         let socket = SocketAddr::new(socket.ip(), self.port.unwrap_or(socket.port()));
         let request = self.request(address);
-        let status = match timeout(self.timeout, status_of(socket, &request)).await {
-            Ok(Ok(status)) => status,
+        let (status, alone) = match timeout(self.timeout, answer_of(socket, &request)).await {
+            Ok(Ok(answer)) => answer,
             Ok(Err(CheckError::Io(error))) if is_own_lack(&error) => return Outcome::NotMade(error),
             Ok(Err(error)) => return Outcome::Failed(error),
             Err(_) => return Outcome::Failed(CheckError::Timeout),
@@ -65,7 +69,7 @@ impl Health {
         let healthy = if self.port.is_some() { 200..=299 } else { 100..=499 };
         match status {
             503 => Outcome::Refusing,
-            status if healthy.contains(&status) => Outcome::Healthy,
+            status if healthy.contains(&status) => Outcome::Healthy { alone },
             status => Outcome::Failed(CheckError::Status(status)),
         }
     }
@@ -87,7 +91,7 @@ impl Health {
 impl Outcome {
     pub(super) fn found(&self) -> Found {
         match self {
-            Self::Healthy => Found::Healthy,
+            Self::Healthy { .. } => Found::Healthy,
             Self::Refusing => Found::Refusing,
             Self::Failed(_) => Found::Failed,
             Self::NotMade(_) => Found::Nothing,
@@ -95,13 +99,43 @@ impl Outcome {
     }
 }
 
-/// The status of the answer to a GET. Only the begin of the answer is read.
-async fn status_of(socket: SocketAddr, request: &[u8]) -> Result<u16, CheckError> {
+/// Of an answer so much is looked at: its head, mostly.
+const ANSWER_BYTES: usize = 1024;
+
+/// The status of the answer to a GET, and whether its head says that the gateway stands alone.
+async fn answer_of(socket: SocketAddr, request: &[u8]) -> Result<(u16, bool), CheckError> {
     let mut stream = TcpStream::connect(socket).await?;
     stream.write_all(request).await?;
+    let mut answer = Vec::with_capacity(ANSWER_BYTES);
+    let mut begin = (&mut stream).take(ANSWER_BYTES as u64);
+    while !answer.windows(4).any(|four| four == b"\r\n\r\n") && begin.read_buf(&mut answer).await? > 0 {}
+    understood(&answer)
+}
+
+fn understood(answer: &[u8]) -> Result<(u16, bool), CheckError> {
     // RFC 9112 §4: `HTTP/1.1 200 `.
-    let mut line = [0; 13];
-    stream.read_exact(&mut line).await?;
-    let status = line.strip_prefix(b"HTTP/1.").and_then(|rest| std::str::from_utf8(rest.get(2..5)?).ok());
-    status.and_then(|digits| digits.parse().ok()).ok_or(CheckError::NotHttp)
+    let status = answer.strip_prefix(b"HTTP/1.").and_then(|rest| std::str::from_utf8(rest.get(2..5)?).ok());
+    let status = status.and_then(|digits| digits.parse().ok()).ok_or(CheckError::NotHttp)?;
+    let says = |line: &[u8]| {
+        line.strip_suffix(b": true\r").is_some_and(|name| name.eq_ignore_ascii_case(ALONE.as_bytes()))
+    };
+    Ok((status, answer.split(|byte| *byte == b'\n').any(says)))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_gateway_that_stands_alone_says_so_in_its_head() {
+        let check =
+            |answer: &str, expect| assert_eq!(understood(answer.as_bytes()).unwrap(), expect, "{answer}");
+        check("HTTP/1.1 200 OK\r\nTidegate-Alone: true\r\ncontent-length: 3\r\n\r\nok\n", (200, true));
+        check("HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nok\n", (200, false));
+        check("HTTP/1.0 503 Busy\r\n", (503, false));
+        assert!(understood(b"SSH-2.0-OpenSSH\r\n").is_err());
+        assert!(understood(b"HTTP/1.1").is_err());
+    }
 }

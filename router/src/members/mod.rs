@@ -57,6 +57,8 @@ pub struct Members {
     is_failing: bool,
     /// Nearly all members look bad.
     is_panicking: bool,
+    /// It was said that members keep publications to themselves.
+    said_alone: bool,
 }
 
 /// What is known of a member beside how it stands.
@@ -152,6 +154,7 @@ impl Members {
             metrics,
             is_failing: false,
             is_panicking: false,
+            said_alone: false,
         }
     }
 
@@ -204,13 +207,23 @@ impl Members {
             (name, outcome)
         });
         let mut checks = std::pin::pin!(checks.buffer_unordered(CHECKS_AT_ONCE));
+        let (mut asked, mut alone) = (0, 0);
         while let Some((name, outcome)) = checks.next().await {
+            asked += 1;
             match &outcome {
                 Outcome::Failed(error) => tracing::debug!(node = name, %error, "a check failed"),
                 Outcome::NotMade(error) => tracing::warn!(%error, "gateways cannot be checked from here"),
-                Outcome::Healthy | Outcome::Refusing => {}
+                Outcome::Healthy { alone: true } => alone += 1,
+                Outcome::Healthy { .. } | Outcome::Refusing => {}
             }
             self.membership.checked(self.begin.elapsed(), &name, outcome.found());
+        }
+        if alone > 0 && asked > 1 && !self.said_alone {
+            self.said_alone = true;
+            tracing::warn!(
+                "{alone} of {asked} gateways have the memory backplane: what is published on one does not reach the clients \
+                 of another. Give all of them the same Redis (`backplane`)"
+            );
         }
     }
 

@@ -1,4 +1,4 @@
-//! Who may come in, and to which shard. Runs in the acceptor's thread.
+//! Who may come in, and to which shard.
 
 use std::{
     fmt,
@@ -55,9 +55,8 @@ pub(super) struct ShardDoor {
     clients: AtomicU64,
 }
 
-/// What the acceptor calls.
-#[derive(Debug)]
-pub(super) struct Intake(pub(super) Arc<Door>);
+/// A shard may hold so much more than the emptiest and still be given a client: a 64th, as in the gateway.
+const UNEVENNESS: u64 = 64;
 
 /// Clients over the limit that may stay until they are told, as in the gateway. More are closed with a prepared answer.
 const TURNED_AWAY_MAX: u32 = 64;
@@ -127,9 +126,55 @@ impl Door {
         self.turned_away.fetch_sub(1, Ordering::AcqRel);
     }
 
-    /// Gives a client that has its place to a shard, with what was `read` from it.
+    /// A client came in at a shard. What the shard is to keep is given back.
+    pub(super) fn take(
+        &self,
+        shard: usize,
+        socket: TcpStream,
+        peer: SocketAddr,
+    ) -> Option<(TcpStream, Link)> {
+        if !self.edge.admits(peer.ip()) {
+            self.note_stranger(peer);
+            return None;
+        }
+        if self.is_taken_at_accept(peer.ip()) && self.address_handshakes.take(peer.ip()).is_err() {
+            self.metrics.refusals.add(RefusalReason::RateLimit, 1);
+            return None;
+        }
+        let Some(over) = self.admit() else {
+            self.metrics.refusals.add(RefusalReason::NoCapacity, 1);
+            self.answer_no_room(&socket);
+            return None;
+        };
+        let ends = Addresses { source: peer, destination: self.local_address(&socket) };
+        let connection = Link::client(ends, over, self.edge.preamble());
+        let chosen = self.choose(shard);
+        if chosen == shard {
+            self.shards[shard].clients.fetch_add(1, Ordering::AcqRel);
+            return Some((socket, connection));
+        }
+        self.send(chosen, socket, Bytes::new(), connection);
+        None
+    }
+
+    /// There was no descriptor for a client but the spare one, or not even that.
+    pub(super) fn turn_away(&self, socket: Option<TcpStream>) {
+        self.metrics.refusals.add(RefusalReason::Descriptors, 1);
+        if let Some(socket) = socket {
+            self.answer_no_room(&socket);
+        }
+    }
+
+    /// Gives a client of HTTP, which has its place, to a shard, with what was `read` from it.
     pub(super) fn deal(&self, socket: TcpStream, read: Bytes, connection: Link) {
-        let shard = self.choose();
+        let next = (self.last.load(Ordering::Relaxed) + 1) % self.shards.len();
+        let shard = self.choose(next);
+        self.last.store(shard, Ordering::Relaxed);
+        self.send(shard, socket, read, connection);
+    }
+
+    fn send(&self, shard: usize, socket: TcpStream, read: Bytes, connection: Link) {
+        let shard = &self.shards[shard];
         shard.clients.fetch_add(1, Ordering::AcqRel);
         shard.mailbox.send(Mail::Adopt { socket, read, connection });
     }
@@ -176,49 +221,18 @@ impl Door {
         }
     }
 
-    /// The next shard in turn, unless it holds clearly more than the emptiest.
-    fn choose(&self) -> &ShardDoor {
-        let load = |door: &ShardDoor| door.clients.load(Ordering::Relaxed);
-        let next = (self.last.load(Ordering::Relaxed) + 1) % self.shards.len();
-        let emptiest = (0..self.shards.len()).min_by_key(|at| load(&self.shards[*at])).unwrap_or(next);
-        // Pairs live long and end unevenly; 16 more are no matter.
-        let uneven = load(&self.shards[next]) > load(&self.shards[emptiest]) + 16;
-        let chosen = if uneven { emptiest } else { next };
-        self.last.store(chosen, Ordering::Relaxed);
-        &self.shards[chosen]
+    /// The preferred shard, unless it holds more than the emptiest.
+    fn choose(&self, preferred: usize) -> usize {
+        let load = |at: usize| self.shards[at].clients.load(Ordering::Relaxed);
+        let emptiest = (0..self.shards.len()).min_by_key(|&at| load(at)).unwrap_or(preferred);
+        let least = load(emptiest);
+        if load(preferred) > least + least / UNEVENNESS { emptiest } else { preferred }
     }
 }
 
 impl ShardDoor {
     pub(super) fn new(mailbox: Mailbox<Mail<Link, Command>>) -> Self {
         Self { mailbox, clients: AtomicU64::new(0) }
-    }
-}
-
-impl tidegate_reactor::Intake for Intake {
-    fn on_connection(&mut self, socket: TcpStream, peer: SocketAddr) {
-        if !self.0.edge.admits(peer.ip()) {
-            return self.0.note_stranger(peer);
-        }
-        let door = &self.0;
-        if door.is_taken_at_accept(peer.ip()) && door.address_handshakes.take(peer.ip()).is_err() {
-            door.metrics.refusals.add(RefusalReason::RateLimit, 1);
-            return;
-        }
-        let Some(over) = self.0.admit() else {
-            self.0.metrics.refusals.add(RefusalReason::NoCapacity, 1);
-            return self.0.answer_no_room(&socket);
-        };
-        let ends = Addresses { source: peer, destination: self.0.local_address(&socket) };
-        let connection = Link::client(ends, over, self.0.edge.preamble());
-        self.0.deal(socket, Bytes::new(), connection);
-    }
-
-    fn on_exhausted(&mut self, socket: Option<TcpStream>) {
-        self.0.metrics.refusals.add(RefusalReason::Descriptors, 1);
-        if let Some(socket) = socket {
-            self.0.answer_no_room(&socket);
-        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    net::{SocketAddr, TcpStream},
     sync::{Arc, atomic::Ordering::Acquire},
     time::Duration,
 };
@@ -140,6 +141,14 @@ impl ProxyDriver {
 impl Driver for ProxyDriver {
     type Connection = Link;
     type Command = Command;
+
+    fn on_connection(&mut self, socket: TcpStream, peer: SocketAddr) -> Option<(TcpStream, Link)> {
+        self.shared.door.take(self.shard, socket, peer)
+    }
+
+    fn on_exhausted(&mut self, socket: Option<TcpStream>) {
+        self.shared.door.turn_away(socket);
+    }
 
     fn on_adopted(&mut self, links: &mut Links, id: ConnectionId) {
         links.set_timer(id, links.now().after(self.shared.options.head_timeout));

@@ -1,7 +1,7 @@
 //! The data path of the router: a client's first request chooses a node, and from then on bytes move both ways.
 //!
 //! ```text
-//! client ──► reactor::acceptor ──► door (limits, dealing) ──► driver, one per shard
+//! client ──► reactor::listening ─► door (limits, dealing) ──► driver, one per shard
 //!                                                              │ request   head → node → head to forward
 //!                    ┌── Upgrade, event stream ────────────────┤ handshake connect, retry, the node's answer
 //!                    ▼                                         │ pair      bytes, ends, pauses
@@ -40,7 +40,7 @@ use std::{
 
 use axum::Router;
 use tidegate_ops::{budget::Rate, edge::Edge, metrics::Page};
-use tidegate_reactor::{Acceptor, AcceptorHandle, Mail, Mailbox, Shard};
+use tidegate_reactor::{Listener, Mail, Mailbox, Shard};
 use tokio::runtime::Handle;
 
 pub use self::metrics::{ConnectResult, CutReason, Direction, Fallback, ProxyMetrics, RefusalReason};
@@ -93,7 +93,6 @@ pub struct Proxy {
     shared: Arc<Shared>,
     stats: ProxyStats,
     mailboxes: Vec<Mailbox<Mail<Link, Command>>>,
-    acceptor: Option<AcceptorHandle>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -148,6 +147,7 @@ impl Proxy {
         // Differs from every other router's, also of one that is started at the same moment: that is all it is for.
         let router = RouterId(RandomState::new().hash_one(std::process::id()));
         let address = listener.local_addr()?;
+        let listener = Listener::new(listener)?;
         let shards = (0..options.shards.max(1))
             .map(|_| Shard::<ProxyDriver>::new(QUEUE_BYTES_MAX))
             .collect::<io::Result<Vec<_>>>()?;
@@ -173,19 +173,19 @@ impl Proxy {
             draining: AtomicBool::new(false),
             router,
         });
+        let lost = mailboxes.clone();
+        shared.chooser.on_lost(Box::new(move |node| cut(&lost, node)));
         let threads = shards
             .into_iter()
             .enumerate()
-            .map(|(index, shard)| {
+            .map(|(index, mut shard)| {
+                shard.listen(listener.clone())?;
                 let driver = ProxyDriver::new(index, Arc::clone(&shared), Arc::clone(&metrics[index]));
                 spawn(index, shard, driver)
             })
             .collect::<io::Result<Vec<_>>>()?;
-        let acceptor = Acceptor::new(listener)?.spawn(door::Intake(Arc::clone(&door)))?;
-        let lost = mailboxes.clone();
-        shared.chooser.on_lost(Box::new(move |node| cut(&lost, node)));
         let stats = ProxyStats { shards: metrics, door };
-        Ok(Self { shared, stats, mailboxes, acceptor: Some(acceptor), threads })
+        Ok(Self { shared, stats, mailboxes, threads })
     }
 
     /// Clients held, those in HTTP included.
@@ -198,18 +198,16 @@ impl Proxy {
     }
 
     /// Takes no more clients, and closes those that are here in equal parts over the time.
-    pub fn drain(&mut self, over: Duration) -> io::Result<()> {
-        let stopped = self.acceptor.take().map_or(Ok(()), AcceptorHandle::stop);
+    pub fn drain(&self, over: Duration) {
         self.shared.drain();
         for mailbox in &self.mailboxes {
+            mailbox.send(Mail::StopListening);
             mailbox.send(Mail::Command(Command::Drain { over }));
         }
-        stopped
     }
 
     /// Ends the shards; what is still open is cut.
     pub fn stop(mut self) -> io::Result<()> {
-        let stopped = self.acceptor.take().map_or(Ok(()), AcceptorHandle::stop);
         self.shared.drain();
         for mailbox in &self.mailboxes {
             mailbox.send(Mail::Stop);
@@ -217,7 +215,7 @@ impl Proxy {
         for thread in self.threads.drain(..) {
             thread.join().map_err(|_| io::Error::other("a shard panicked"))?;
         }
-        stopped
+        Ok(())
     }
 }
 

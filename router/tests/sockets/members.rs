@@ -62,7 +62,7 @@ impl Rig {
 
 fn health() -> Health {
     Health {
-        path: "/".into(),
+        path: "/livez".into(),
         port: None,
         proxy_protocol: false,
         interval: Duration::from_secs(3600),
@@ -95,7 +95,7 @@ async fn a_list_is_checked() {
     };
     rounds_until(&mut members, "both live", || rig.states() == states("live", "live")).await;
     let request = a.requests().remove(0);
-    assert!(request.starts_with("GET / HTTP/1.1\r\n"), "{request}");
+    assert!(request.starts_with("GET /livez HTTP/1.1\r\n"), "{request}");
     assert!(request.contains(&format!("\r\nHost: {}\r\n", a.address)), "{request}");
 
     a.answer(404);

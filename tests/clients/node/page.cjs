@@ -6,7 +6,7 @@ const path = require("node:path");
 const { chromium } = require("playwright-core");
 
 const GATEWAY = process.env.GATEWAY;
-const VIEWPORTS = { phone: { width: 390, height: 844 }, desktop: { width: 1280, height: 800 } };
+const VIEWPORTS = { small: { width: 320, height: 640 }, phone: { width: 390, height: 844 }, desktop: { width: 1280, height: 800 } };
 
 async function publish(channel, body) {
   const answer = await fetch(`${GATEWAY}/v1/channels/${channel}/publish`, {
@@ -33,6 +33,8 @@ async function exercise(page, transport) {
   await page.getByLabel(/message to/i).fill(own);
   await page.getByRole("button", { name: "Publish", exact: true }).click();
   await messages.getByText(own).waitFor();
+  const shell = await page.locator("#curl").textContent();
+  assert.ok(shell.includes(`--data-raw '${own}'`), shell);
   const other = `from outside over ${transport}: <b>not markup</b>`;
   await publish(channel, other);
   await messages.getByText(other).waitFor();

@@ -11,3 +11,4 @@ mod image;
 mod nodes;
 mod prometheus;
 mod tools;
+mod workflows;

@@ -18,3 +18,4 @@ mod page;
 mod recovery;
 mod slow_reader;
 mod startup;
+mod told;

@@ -1,5 +1,6 @@
 //! The first page in headless Chromium: WebSocket and EventSource, on a phone and in the dark.
 
+use reqwest::Method;
 use tidegate_testkit::{DEADLINE, Gateway, Tool, chromium_path, target_directory};
 
 #[test]
@@ -25,5 +26,9 @@ fn the_first_page_subscribes_and_publishes_over_both_transports() {
 #[test]
 fn production_has_no_page() {
     let gateway = Gateway::builder().production().start();
-    assert_eq!(gateway.rest().get("/").status, 404);
+    let rest = gateway.rest();
+    rest.get("/").expect_problem(404);
+    let answer = rest.send(Method::GET, "/", &[("accept", "text/html,*/*;q=0.8")], None);
+    assert_eq!(answer.status, 404);
+    assert!(answer.text().contains("<code>/ws</code>"), "{}", answer.text());
 }

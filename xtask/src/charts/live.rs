@@ -79,12 +79,19 @@ fn named<'a>(objects: &'a [Object], component: &'static str) -> Result<&'a Objec
 fn redis(directory: &Path, objects: &[Object]) -> Result<(Server, String)> {
     let object = named(objects, "redis")?;
     let words = list(object.at("/spec/template/spec/containers/0/command"));
+    let secret = object.at("/spec/template/spec/containers/0/env/0/valueFrom/secretKeyRef");
+    let entry = secret["key"].as_str().context("the password is in a Secret")?;
+    let is_the_secret = |object: &&Object| object.kind() == "Secret" && object.name() == secret["name"];
+    let secret = objects.iter().find(is_the_secret).context("the Secret is rendered")?;
+    let password =
+        secret.at("/stringData")[entry].as_str().context("the Secret has the password")?.to_owned();
     fs::create_dir_all(directory)?;
     for _ in 0..PORT_TRIES {
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port().to_string();
         let words = words.iter().filter_map(serde_json::Value::as_str).map(|word| match word {
             "6379" => port.clone(),
             "/data" => directory.display().to_string(),
+            "$(REDISCLI_AUTH)" => password.clone(),
             word => word.to_owned(),
         });
         let words: Vec<String> = words.chain(["--bind".to_owned(), "127.0.0.1".to_owned()]).collect();

@@ -68,10 +68,20 @@ impl Machine {
         let directory = self.directory.join(path.trim_start_matches('/'));
         fs::create_dir_all(&directory)?;
         if let Some(name) = volume["configMap"]["name"].as_str() {
-            let map = objects.iter().find(|object| object.kind() == "ConfigMap" && object.name() == name);
-            let map = map.with_context(|| format!("there is no ConfigMap {name}"))?;
-            for (file, content) in map.at("/data").as_object().into_iter().flatten() {
-                fs::write(directory.join(file), self.local(&text(content)))?;
+            match objects.iter().find(|object| object.kind() == "ConfigMap" && object.name() == name) {
+                Some(map) => {
+                    for (file, content) in map.at("/data").as_object().into_iter().flatten() {
+                        fs::write(directory.join(file), self.local(&text(content)))?;
+                    }
+                }
+                // The user's; of those there are only certificates.
+                None if name.starts_with("existing-") => {
+                    for item in list(&volume["configMap"]["items"]) {
+                        certificate(&directory)?;
+                        fs::rename(directory.join("tls.crt"), directory.join(text(&item["path"])))?;
+                    }
+                }
+                None => bail!("there is no ConfigMap {name}"),
             }
         } else if let Some(name) = volume["secret"]["secretName"].as_str() {
             match list(&volume["secret"]["items"]) {

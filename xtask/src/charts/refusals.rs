@@ -48,8 +48,18 @@ const GUARDS: &[Refusal] = &[
     Refusal(&["redis.bundled.enabled=false", "redis.urlEntry=url"], "redis.existingSecret, which is empty"),
     Refusal(
         &["redis.bundled.enabled=false", "redis.existingSecret=a"],
-        "neither redis.urlEntry nor redis.passwordEntry",
+        "none of redis.urlEntry, redis.passwordEntry and redis.sentinelPasswordEntry",
     ),
+    Refusal(
+        &[
+            "redis.bundled.enabled=false",
+            "redis.existingSecret=a",
+            "redis.sentinelPasswordEntry=p",
+            "redis.url=redis://a",
+        ],
+        "for a URL of Sentinels",
+    ),
+    Refusal(&["gateway.extraVolumes[0].name=authorities"], "a volume of the chart"),
     Refusal(
         &["redis.bundled.enabled=false", "redis.existingSecret=a", "redis.passwordEntry=p"],
         "redis.url, which is empty",
@@ -97,6 +107,18 @@ const GUARDS: &[Refusal] = &[
     Refusal(&["router.config.upstream.proxy_protocol=true"], "set both or neither"),
     Refusal(&["ingress.enabled=true"], "name at least one host"),
     Refusal(&["httpRoute.enabled=true"], "name the Gateway"),
+    Refusal(&["fullnameOverride=Abc_D"], "small letters, digits"),
+    Refusal(&["gateway.podLabels.app\\.kubernetes\\.io/name=x"], "selectors read"),
+    Refusal(&["commonLabels.app\\.kubernetes\\.io/component=x"], "selectors read"),
+    Refusal(&["gateway.extraEnv[0].name=A", "gateway.extraEnv[0].value=7"], "put it in quotes"),
+    Refusal(&["router.extraVolumes[0].name=config"], "a volume of the chart"),
+    Refusal(&["router.extraContainers[0].name=router"], "the chart's container"),
+    Refusal(&["router.service.nodePort=30080"], "the type is ClusterIP"),
+    Refusal(&["monitor.enabled=true"], "networkPolicy.internalFrom"),
+    Refusal(
+        &["credentials.apiKey=", "credentials.jwtSecret=", "gateway.config.auth.api_keys[0].key_file=/k"],
+        "of which one is made",
+    ),
     Refusal(
         &[
             "networkPolicy.enabled=true",

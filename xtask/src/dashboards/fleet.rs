@@ -19,6 +19,16 @@ const OVERVIEW: Row = Row {
     title: "Overview",
     panels: &[
         Panel {
+            title: "The ceiling",
+            about: "The fullest resource of any node; at 100 % nothing more goes in. docs/runbook.md says what to do.",
+            look: Look::Number,
+            unit: Unit::Share,
+            queries: &[Query {
+                expr: "topk(1, tidegate_saturation{@})",
+                legend: "{{resource}} of {{instance}}",
+            }],
+        },
+        Panel {
             title: "Gateways",
             about: "Gateways that answer scrapes.",
             look: Look::Number,
@@ -51,13 +61,6 @@ const OVERVIEW: Row = Row {
                 expr: "sum(rate(tidegate_messages_sent_total{@}[$__rate_interval]))",
                 legend: "",
             }],
-        },
-        Panel {
-            title: "Highest saturation",
-            about: "The fullest resource of any node; at 100 % it is a ceiling.",
-            look: Look::Number,
-            unit: Unit::Share,
-            queries: &[Query { expr: "max(tidegate_saturation{@})", legend: "" }],
         },
         Panel {
             title: "Alerts",

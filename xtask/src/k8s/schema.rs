@@ -59,6 +59,11 @@ fn leaf(item: &Item, pages: &Pages) -> Result<Value> {
         "duration" => reference::duration(),
         // A number of pods, or a part of them.
         "share" => json!({"type": ["integer", "string"], "minimum": 0, "pattern": "^[0-9]+%$"}),
+        "share or null" => {
+            json!({"type": ["integer", "string", "null"], "minimum": 0, "pattern": "^[0-9]+%$"})
+        }
+        // 0 stands for none.
+        "node port" => json!({"type": "integer", "minimum": 0, "maximum": 65535}),
         "memory" => json!({"type": "string", "pattern": "^[0-9]+(kb|mb|gb)$"}),
         "grace" => json!({"type": ["integer", "null"], "minimum": 1}),
         "probe" => strict(&[

@@ -6,12 +6,18 @@ const KEY = "dev-key";
 const MESSAGES_MAX = 200;
 const POLL_MS = 2000;
 const RETRY_MS = { first: 500, most: 10000 };
+const GAPS = {
+  unrecoverable: "what followed the last message is no longer in history, or the gateway was restarted without a Redis",
+  overflow: "more came than a queue on the way holds",
+  reconnect: "the gateway had lost its Redis",
+  hole: "the gateway missed some",
+};
 
 const $ = (id) => document.getElementById(id);
 const view = {
   state: $("state"), channel: $("channel"), target: $("target"), curl: $("curl"), copy: $("copy"),
   messages: $("messages"), empty: $("empty"), published: $("published"), payload: $("payload"),
-  connections: $("connections"), subscribers: $("subscribers"), received: $("received"),
+  connections: $("connections"), subscribers: $("subscribers"), received: $("received"), where: $("where"),
 };
 
 // ---- the subscription -------------------------------------------------------------------------------------
@@ -75,12 +81,15 @@ class Subscription {
   gap(gap) {
     if (gap?.epoch != null && gap.offset != null) this.position = `${gap.epoch}:${gap.offset}`;
     else this.position = null;
-    showMessage({ notice: `Some messages could not be recovered (${gap?.reason ?? "gap"}).`, position: this.position });
+    const why = GAPS[gap?.reason] ?? gap?.reason ?? "gap";
+    showMessage({ notice: `Messages are missing here: ${why}.`, position: this.position });
   }
 
   opened() {
     this.attempt = 0;
     showState("open", this.transport === "ws" ? "connected" : "streaming");
+    // What failed while it was away is no news any more.
+    if ("bad" in view.published.dataset) showPublished("");
     poll();
   }
 
@@ -88,8 +97,14 @@ class Subscription {
     if (this.ended) return;
     const ceiling = Math.min(RETRY_MS.most, RETRY_MS.first * 2 ** this.attempt++);
     const wait = ceiling / 2 + Math.random() * (ceiling / 2);
-    showState("waiting", `offline, again in ${Math.ceil(wait / 1000)} s`, reason);
-    this.timer = setTimeout(() => this.open(), wait);
+    this.wait(Date.now() + wait, reason);
+  }
+
+  wait(until, reason) {
+    const left = until - Date.now();
+    if (left <= 0) return this.open();
+    showState("waiting", `offline, again in ${Math.ceil(left / 1000)} s`, reason);
+    this.timer = setTimeout(() => this.wait(until, reason), left % 1000 || 1000);
   }
 
   end() {
@@ -109,20 +124,24 @@ function subscribe() {
 // ---- publishing -------------------------------------------------------------------------------------------
 
 async function publish() {
-  view.published.removeAttribute("data-bad");
+  let answer;
   try {
-    const answer = await fetch(publishPath(view.channel.value), {
+    answer = await fetch(publishPath(view.channel.value), {
       method: "POST",
       headers: { authorization: `Bearer ${KEY}`, "content-type": "text/plain; charset=utf-8" },
       body: view.payload.value,
     });
-    const body = await answer.json();
-    if (!answer.ok) throw new Error(body.detail ?? body.title ?? answer.status);
-    view.published.textContent = body.epoch == null ? "accepted" : `accepted at ${body.epoch}:${body.offset}`;
-  } catch (error) {
-    view.published.dataset.bad = "";
-    view.published.textContent = `not published: ${error.message}`;
+  } catch {
+    return showPublished("not published: the gateway does not answer", true);
   }
+  const body = await answer.json().catch(() => ({}));
+  if (!answer.ok) return showPublished(`not published: ${body.detail ?? body.title ?? answer.status}`, true);
+  showPublished(body.epoch == null ? "accepted" : `accepted at ${body.epoch}:${body.offset}`);
+}
+
+function showPublished(text, isBad = false) {
+  view.published.toggleAttribute("data-bad", isBad);
+  view.published.textContent = text;
 }
 
 function publishPath(channel) {
@@ -140,7 +159,10 @@ function showState(state, text, title = "") {
 function showTarget() {
   const channel = view.channel.value;
   view.target.textContent = channel;
-  view.curl.textContent = `curl -H 'authorization: Bearer ${KEY}' -d hello '${location.origin}${publishPath(channel)}'`;
+  // In single quotes a shell changes nothing but a single quote; `--data-raw` takes an @ at the begin for one.
+  const payload = `'${view.payload.value.replaceAll("'", `'\\''`)}'`;
+  const address = `'${location.origin}${publishPath(channel)}'`;
+  view.curl.textContent = `curl -H 'authorization: Bearer ${KEY}' --data-raw ${payload} ${address}`;
 }
 
 // Text only ever enters as textContent: a message is data, never markup.
@@ -171,6 +193,7 @@ async function poll() {
     const numbers = await answer.json();
     view.connections.textContent = numbers.connections.toLocaleString();
     view.subscribers.textContent = numbers.subscribers.toLocaleString();
+    view.where.textContent = numbers.nodes > 1 ? `Connections and subscribers are those of this gateway, ${numbers.node}, one of ${numbers.nodes}.` : "";
   } catch {
     // The state line says already that the server is away.
     view.connections.textContent = view.subscribers.textContent = "–";
@@ -211,5 +234,6 @@ $("copy").addEventListener("click", copy);
 $("clear").addEventListener("click", () => { view.messages.replaceChildren(); view.empty.hidden = false; });
 for (const choice of document.querySelectorAll("[name=transport]")) choice.addEventListener("change", subscribe);
 view.channel.addEventListener("input", showTarget);
+view.payload.addEventListener("input", showTarget);
 setInterval(() => { if (!document.hidden) poll(); }, POLL_MS);
 subscribe();

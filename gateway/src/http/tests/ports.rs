@@ -152,7 +152,7 @@ async fn the_first_page_in_dev_only() {
         .without("authorization")
         .of(state)
         .await
-        .is(200, json!({"connections": 0, "subscribers": 0}));
+        .is(200, json!({"node": state.node.config().node, "nodes": 1, "connections": 0, "subscribers": 0}));
     get("/dev/numbers?channel=a%20b").of(state).await.is_problem(400, "invalid-channel");
     get("/nothing").of(state).await.is_problem(404, "not-found");
 }

@@ -20,7 +20,8 @@ use crate::{
     app::webhooks::Event,
     hub::ChannelKey,
     node::roster::{List, ListForm},
-    session::{Ctx, Open, Session, subscribing::Attempt},
+    problem::log_refusal,
+    session::{Ctx, Open, Session, release_empty, subscribing::Attempt},
     subscription::Want,
 };
 
@@ -286,6 +287,7 @@ impl Ctx<'_> {
         let Some(pusher) = open.state_mut::<Pusher>() else { return };
         let at = pusher.entering.iter().position(|entering| entering.attempt.key == key);
         let Some(entering) = at.map(|at| pusher.entering.swap_remove(at)) else { return };
+        release_empty(&mut pusher.entering);
         open.drop_empty_rare();
         self.give_back(entering);
     }
@@ -313,6 +315,7 @@ impl Ctx<'_> {
     pub(super) fn deny(&mut self, name: &str, kind: ErrorKind, text: &str) {
         let name = shown(name);
         self.core.metrics.subscriptions_refused.add(kind.into(), 1);
+        log_refusal(name, &text);
         self.tell(|out| {
             server::subscription_error(name, SubscriptionError { kind, message: text }, out);
         });
@@ -326,7 +329,9 @@ impl Ctx<'_> {
         let Some(open) = self.open_mut() else { return };
         let entering = open.state_mut::<Pusher>().and_then(|pusher| {
             let at = pusher.entering.iter().position(|entering| entering.attempt.key == key)?;
-            Some(pusher.entering.swap_remove(at))
+            let entering = pusher.entering.swap_remove(at);
+            release_empty(&mut pusher.entering);
+            Some(entering)
         });
         let (kind, list) = entering.map_or((Kind::Plain, None), |entering| (entering.kind, entering.list));
         self.answer(|out| match (&kind, &list) {
@@ -357,7 +362,9 @@ impl Ctx<'_> {
         match kind {
             Kind::Presence(user) => {
                 if let Some(open) = self.open_mut() {
-                    open.pusher_mut().members.push((key, user.id));
+                    let members = &mut open.pusher_mut().members;
+                    members.reserve_exact(1);
+                    members.push((key, user.id));
                 }
             }
             Kind::Plain if channel_kind.access != Access::User => {

@@ -12,6 +12,7 @@ use crate::{
     hub::ChannelKey,
     metrics::DropReason,
     node::{PublishError, PublishHistory, PublishRequest},
+    problem::log_refusal,
     session::{
         Ctx, Session,
         publishing::{Ended, Rates},
@@ -101,6 +102,7 @@ impl Ctx<'_> {
         };
         self.core.metrics.messages_dropped.add(reason, 1);
         let text = refused.to_string();
+        log_refusal(channel.unwrap_or("event"), refused);
         self.tell(|out| server::error(code, &text, channel, out));
     }
 }

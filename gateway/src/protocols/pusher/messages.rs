@@ -10,6 +10,7 @@ use tidegate_wire::pusher::{
 use super::AppKey;
 use crate::{
     metrics::DropReason,
+    problem::log_refusal,
     session::{Ctx, Session},
 };
 
@@ -85,6 +86,7 @@ impl Ctx<'_> {
     /// An error without a code. The name of the channel is said back, as far as it can be one.
     pub(super) fn tell_error(&mut self, channel: Option<&str>, text: &str) {
         let channel = channel.map(shown);
+        log_refusal(channel.unwrap_or("message"), &text);
         self.tell(|out| server::error(None, text, channel, out));
     }
 }

@@ -16,6 +16,7 @@ use crate::{
     event::{self, EventNameError},
     metrics::DropReason,
     node::{PublishError, PublishHistory, PublishRequest},
+    problem::log_refusal,
     session::{Ctx, Session, leaving::Leave, publishing::Rates},
 };
 
@@ -154,6 +155,7 @@ impl Ctx<'_> {
     pub(super) fn refuse_publish(&mut self, refused: &Refused) {
         let (code, reason) = refused.kind();
         self.core.metrics.messages_dropped.add(reason, 1);
+        log_refusal("publish", refused);
         let Some(open) = self.connections.get(self.id).and_then(Session::open) else { return };
         if open.form.plain() == ENVELOPED {
             let mut notice = Vec::new();

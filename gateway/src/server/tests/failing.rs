@@ -1,6 +1,7 @@
-//! A shard that fails: nobody new comes to it, the others go on until they are drained, the node says so.
+//! Which shard has a connection. One that fails: nobody new comes to it, the others go on until they are drained, the node
+//! says so.
 
-use std::num::NonZeroUsize;
+use std::{num::NonZeroUsize, sync::atomic::Ordering};
 
 use futures_util::FutureExt;
 use tidegate_reactor::Mail;
@@ -8,6 +9,19 @@ use tidegate_testkit::{DEADLINE, Received, WsClient, eventually};
 
 use super::rig::{Rig, config};
 use crate::{node::NotReadyReason, session::core::Command};
+
+/// Whichever of them the kernel wakes.
+#[test]
+fn connections_are_spread_evenly_over_the_shards() {
+    let mut config = config();
+    config.shards = NonZeroUsize::new(4).unwrap();
+    let rig = Rig::start(config);
+    let clients: Vec<WsClient> = (0..40).map(|_| WsClient::connect(rig.address, "/ws?channel=a")).collect();
+    let held = || [0, 1, 2, 3].map(|shard| rig.dealer.door(shard).connections.load(Ordering::Acquire));
+    assert_eq!(held(), [10; 4]);
+    drop(clients);
+    eventually("their places are free", DEADLINE, || held() == [0; 4]);
+}
 
 #[test]
 fn a_shard_that_panics_has_the_node_drain_and_takes_nobody_more() {

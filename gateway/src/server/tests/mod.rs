@@ -8,6 +8,7 @@ mod commands;
 mod failing;
 mod histories;
 mod leaving;
+mod memory;
 mod publishing;
 mod pusher;
 mod pusher_http;

@@ -16,7 +16,6 @@ use tidegate_backplane::{
     Gap, GapReason, History, HistoryQuery, Intake, Member, MemoryBackplane, MemoryOptions, NewPublication,
     NodeRecord, Payload, Position, Publication, Published, Roll, Sender, Sink, Sums, Transition,
 };
-use tidegate_reactor::{Acceptor, AcceptorHandle};
 use tidegate_testkit::{DEADLINE, eventually, eventually_some};
 use tokio::{runtime::Runtime, sync::watch};
 use tokio_util::task::TaskTracker;
@@ -42,7 +41,6 @@ pub(super) struct Rig {
     pub(super) dealer: Arc<Dealer>,
     metrics: Arc<Metrics>,
     runtime: Option<Runtime>,
-    acceptor: Option<AcceptorHandle>,
     shards: Vec<thread::JoinHandle<()>>,
 }
 
@@ -74,9 +72,8 @@ impl Rig {
             Ok(Carrier::of_memory(backplane, memory))
         };
         let mut parts = Parts::build(&config, address, &runtime, TaskTracker::new(), carry).unwrap();
-        let shards = parts.start_shards().unwrap();
+        let shards = parts.start_shards(listener).unwrap();
         let dealer = Arc::clone(&parts.doorkeeper.dealer);
-        let acceptor = Acceptor::new(listener).unwrap().spawn(parts.doorkeeper).unwrap();
         Self {
             address,
             node: Arc::clone(&parts.shared.node),
@@ -87,7 +84,6 @@ impl Rig {
             dealer,
             metrics: Arc::clone(&parts.shared.metrics),
             runtime: Some(runtime),
-            acceptor: Some(acceptor),
             shards,
         }
     }
@@ -209,9 +205,6 @@ impl Drop for Rig {
         self.backplane.history.open();
         self.backplane.subscription.open();
         self.backplane.joins.open();
-        if let Some(acceptor) = self.acceptor.take() {
-            acceptor.stop().unwrap();
-        }
         self.relay.stop_shards();
         let panicked = self.shards.drain(..).map(thread::JoinHandle::join).any(|ended| ended.is_err());
         if let Some(runtime) = self.runtime.take() {

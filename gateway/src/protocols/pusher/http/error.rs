@@ -8,7 +8,7 @@ use http::{HeaderValue, Method, StatusCode, header};
 use tidegate_backplane::{BackplaneError, ChannelError};
 use tidegate_wire::pusher::NameError;
 
-use crate::{event::EventNameError, http::ApiError, node::PublishError};
+use crate::{event::EventNameError, http::ApiError, node::PublishError, problem::RefusedBecause};
 
 /// Where Pusher's own sentence is known, it is this one.
 #[derive(Debug, thiserror::Error)]
@@ -102,8 +102,10 @@ impl PusherError {
 impl IntoResponse for PusherError {
     fn into_response(self) -> Response {
         let status = self.status();
-        let mut response = Response::new(Body::from(format!("{self}\n")));
+        let text = self.to_string();
+        let mut response = Response::new(Body::from(format!("{text}\n")));
         *response.status_mut() = status;
+        response.extensions_mut().insert(RefusedBecause(text.into()));
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
         if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {

@@ -1,0 +1,8 @@
+//! The image and the compose file on a real container engine, which `cargo xtask containers` starts and fills with images.
+
+#![allow(clippy::unwrap_used)]
+
+mod compose;
+mod docker;
+mod image;
+mod stack;
