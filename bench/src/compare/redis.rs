@@ -243,7 +243,7 @@ fn publish(kind: Kind, places: &Places, sizes: &Sizes) -> Result<Vec<Reading>, M
                 ("TIDEGATE__NAMESPACES__DEFAULT__HISTORY_SIZE", size),
                 ("TIDEGATE__NAMESPACES__DEFAULT__HISTORY_AGE", age),
             ];
-            launch_gateway(places, places.server_core, &arguments, environment)?
+            launch_gateway(places, places.tidegate.clone(), places.server_core, &arguments, environment)?
         }
     };
     let mut rig = Rig::new()?;

@@ -37,7 +37,13 @@ pub(super) fn run(places: &Places, sizes: &Sizes) -> Result<Vec<Reading>, Measur
             ("TIDEGATE__NAMESPACES__DEFAULT__HISTORY_AGE", if history == "0" { "0s" } else { "1h" }),
         ];
         let environment = environment.map(|(name, value)| (name, value.to_owned())).into();
-        let node = launch_gateway(places, places.server_core, &["--backplane", &url], environment)?;
+        let node = launch_gateway(
+            places,
+            places.tidegate.clone(),
+            places.server_core,
+            &["--backplane", &url],
+            environment,
+        )?;
         let clients = open(&node.target(), sizes.idle_channels)?;
         until_subscribed(&redis, sizes.idle_channels)?;
         if history != "0" {
