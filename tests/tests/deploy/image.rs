@@ -82,6 +82,14 @@ fn what_is_copied_and_built_is_there() {
         for needed in [manifest, &sources] {
             assert!(admitted.contains(needed.to_str().unwrap()), "{} is not admitted", needed.display());
         }
+        // Cargo wants the files of targets that a manifest names, also where it does not build them.
+        let text = fs::read_to_string(root().join(manifest)).unwrap();
+        for (named, folder) in [("[[test]]", "tests"), ("[[bench]]", "benches"), ("[[example]]", "examples")]
+        {
+            let folder = manifest.with_file_name(folder);
+            let is_admitted = admitted.contains(folder.to_str().unwrap());
+            assert!(!text.contains(named) || is_admitted, "{} is not admitted", folder.display());
+        }
     }
     for needed in ["Cargo.toml", "Cargo.lock"] {
         assert!(admitted.contains(needed));
