@@ -356,10 +356,11 @@ impl MemoryBackplane {
         let now = self.options.clock.now();
         let history = self.table.with_existing(channel, |state| {
             state.age_history(&self.history, now);
-            state.history.held.as_ref().map(|log| log.read(query))
+            state.history.held.as_ref().map(|log| log.read(query, now))
         });
         // Whoever has a position was here before the channel's state was lost, or comes from another process.
-        let nothing = || History { publications: Vec::new(), top: None, continuous: query.since.is_none() };
+        let nothing =
+            || History { publications: Vec::new(), top: None, left: None, continuous: query.since.is_none() };
         history.flatten().unwrap_or_else(nothing)
     }
 

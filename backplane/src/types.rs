@@ -313,6 +313,8 @@ pub struct History {
     pub publications: Vec<Arc<Publication>>,
     /// Position of the newest publication; `None` when the channel has never had one (or lost its state).
     pub top: Option<Position>,
+    /// How long the newest of `publications` is kept from now on; `None` without publications.
+    pub left: Option<Duration>,
     /// With `since`: what followed it is here without a hole (up to `limit` and `bytes`). Without `since`: always true.
     pub continuous: bool,
 }

@@ -23,9 +23,9 @@ use tidegate_bench::storm::{self, PublishLoad, StormOptions};
 use tidegate_doctor::{Assessment, Deployment, Machine, Node, Options, Report, Role, Target};
 use tidegate_gateway::{
     config::{Config, ConfigError},
-    server::{Server, StartError},
+    server::{self, Server, StartError},
 };
-use tidegate_ops::{descriptors, log};
+use tidegate_ops::{config::Loader, descriptors, log};
 use tidegate_router::{config as router, server::Server as RouterServer};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -86,8 +86,10 @@ impl Failure {
 fn gateway(args: GatewayArgs) -> Result<ExitCode, Failure> {
     let check = args.check;
     descriptors::raise_limit();
-    let config = Config::load(&args.into_sources()).map_err(|error| Failure::start(&error))?;
+    let sources = args.into_sources();
+    let config = Config::load(&sources).map_err(|error| Failure::start(&error))?;
     if check {
+        server::check(&config).map_err(|error| Failure::start(&error))?;
         println!("the configuration is good");
         return Ok(ExitCode::SUCCESS);
     }
@@ -101,6 +103,7 @@ fn gateway(args: GatewayArgs) -> Result<ExitCode, Failure> {
         );
     }
     let server = Server::bind(config).map_err(|error| Failure::serve(&error))?;
+    let server = server.reloading(Loader::new(move || Config::load(&sources)));
     let (public, internal) = (server.public_address(), server.internal_address());
     let greet = || {
         let mut greeting = format!("listening public={scheme}://{public} internal=http://{internal}\n");
@@ -119,7 +122,8 @@ fn gateway(args: GatewayArgs) -> Result<ExitCode, Failure> {
 fn run_router(args: RouterArgs) -> Result<ExitCode, Failure> {
     let check = args.check;
     descriptors::raise_limit();
-    let config = router::Config::load(&args.into_sources()).map_err(|error| Failure::start(&error))?;
+    let sources = args.into_sources();
+    let config = router::Config::load(&sources).map_err(|error| Failure::start(&error))?;
     if check {
         println!("the configuration is good");
         return Ok(ExitCode::SUCCESS);
@@ -127,6 +131,7 @@ fn run_router(args: RouterArgs) -> Result<ExitCode, Failure> {
     let _logging = log::init(&config.log);
     let scheme = if config.tls.is_on() { "https" } else { "http" };
     let server = RouterServer::bind(config).map_err(|error| Failure::start(&error))?;
+    let server = server.reloading(Loader::new(move || router::Config::load(&sources)));
     let (public, internal) = (server.public_address(), server.internal_address());
     let greet = || announce(&format!("listening public={scheme}://{public} internal=http://{internal}\n"));
     match server.run(greet) {

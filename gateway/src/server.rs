@@ -1,6 +1,7 @@
 //! The composition root: binds, builds every part, and runs them until the node is drained.
 
 mod carrier;
+mod reload;
 
 use std::{
     io,
@@ -16,8 +17,11 @@ use std::{
 
 use tidegate_backplane::{Epoch, RedisStartError, Sink};
 use tidegate_ops::{
+    config::Loader,
     edge::Edge,
+    http::{Patience, QUIET_MAX},
     listener::{ACCEPT_BACKLOG, ListenError, listen},
+    probes,
     seldom::Seldom,
     stopping,
     tls::{Certificates, TlsCollector},
@@ -28,6 +32,7 @@ use tokio::{runtime::Runtime, time::MissedTickBehavior};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use carrier::Carrier;
+use reload::Reloading;
 
 use crate::{
     admission::Front,
@@ -36,10 +41,7 @@ use crate::{
     auth::{ApiKeys, Authenticator, Origins},
     config::{Config, ConfigError},
     edge::door::{Dealer, Doorkeeper, ShardDoor},
-    http::{
-        HttpContext, PublicService, internal_router,
-        serve::{HttpServer, Patience, QUIET_MAX},
-    },
+    http::{HttpContext, PublicService, internal_router, serve::HttpServer},
     hub::Hub,
     metrics::{self, Bounds, Collector, Metrics},
     node::drain,
@@ -81,6 +83,9 @@ impl StartError {
 #[derive(Debug)]
 pub struct Server {
     config: Arc<Config>,
+    load: Option<Loader<Config>>,
+    /// As it was asked for: its port may be 0.
+    listen: SocketAddr,
     public: StdTcpListener,
     internal: StdTcpListener,
     public_address: SocketAddr,
@@ -97,6 +102,12 @@ const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// pod's grace period has 10 s for everything that is not the drain's own.
 const WEBHOOKS_CLOSE: Duration = Duration::from_secs(3);
 
+/// What a start looks at beside the configuration itself: whether its keys can be used.
+pub fn check(config: &Config) -> Result<(), ConfigError> {
+    Authenticator::new(&config.auth, TaskTracker::new())?;
+    ApiKeys::new(&config.auth.api_keys).map(drop)
+}
+
 impl Server {
     /// Binds both ports.
     pub fn bind(mut config: Config) -> Result<Self, StartError> {
@@ -107,8 +118,15 @@ impl Server {
         };
         let (public_address, internal_address) = (address(&public)?, address(&internal)?);
         // A port that the kernel chose (0) is the one that other nodes are told.
-        config.listen = public_address;
-        Ok(Self { config: Arc::new(config), public, internal, public_address, internal_address })
+        let listen = std::mem::replace(&mut config.listen, public_address);
+        let config = Arc::new(config);
+        Ok(Self { config, load: None, listen, public, internal, public_address, internal_address })
+    }
+
+    /// How the configuration is read again on SIGHUP. Without it only the files are that it names.
+    #[must_use]
+    pub fn reloading(self, load: Loader<Config>) -> Self {
+        Self { load: Some(load), ..self }
     }
 
     pub fn public_address(&self) -> SocketAddr {
@@ -134,9 +152,7 @@ impl Server {
             tokio::net::TcpListener::from_std(self.internal).map_err(system("the internal port"))?;
         let internal_service = internal_router(Arc::clone(&parts.context));
         runtime.spawn(async move {
-            if let Err(error) = axum::serve(internal, internal_service).await {
-                tracing::error!(%error, "the internal port has failed");
-            }
+            probes::serve(internal, internal_service).await;
         });
         let shards = parts.start_shards(self.public)?;
         let node = Arc::clone(&parts.shared.node);
@@ -146,12 +162,19 @@ impl Server {
         let relay = Arc::clone(&parts.relay);
         let tell = move || relay.to_all(&Order::AppsChanged);
         runtime.spawn(apps::keep_fresh(Arc::clone(&parts.context.apps), tell));
+        let mut reloading = Reloading {
+            load: self.load,
+            config: Config { listen: self.listen, ..Config::clone(&self.config) },
+            authenticator: Arc::clone(&parts.shared.authenticator),
+            api_keys: Arc::clone(&parts.shared.api_keys),
+            apps: Arc::clone(&parts.context.apps),
+            certificates: parts.certificates.clone(),
+            relay: Arc::clone(&parts.relay),
+        };
         if let Some(certificates) = parts.certificates {
             runtime.spawn(certificates.keep_fresh());
         }
-        runtime.spawn(stopping::reload_at_hangup(|| {
-            "certificates, key sets and the list of apps are read again by themselves; all else needs a restart"
-        }));
+        runtime.spawn(stopping::reload_at_hangup(move || reloading.reload()));
         on_ready();
         runtime.block_on(async {
             stopping::asked(node.drain_asked()).await.map_err(system("signals"))?;
@@ -246,6 +269,7 @@ impl Parts {
             metrics: Arc::clone(&metrics),
             apis: protocols::APIS,
             is_shards: if config.dev { protocols::serve_dev } else { protocols::serve },
+            internal: config.internal_access()?,
             dev: config.dev,
         });
         let stop_http = CancellationToken::new();
@@ -254,6 +278,7 @@ impl Parts {
             front: Arc::clone(&front),
             dealer: Arc::clone(&dealer),
             metrics: Arc::clone(&metrics),
+            is_shards: protocols::is_shards(config.dev),
             patience: Patience { head: config.limits.handshake_timeout, quiet: QUIET_MAX },
             head_bytes_max: config.limits.head_bytes.bytes(),
             runtime: runtime.handle().clone(),

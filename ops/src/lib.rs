@@ -14,6 +14,7 @@ pub mod budget;
 pub mod config;
 pub mod descriptors;
 pub mod edge;
+pub mod hosts;
 pub mod http;
 pub mod listener;
 pub mod log;

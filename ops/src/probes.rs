@@ -1,17 +1,23 @@
 //! The internal port: metrics, probes and drain. It is not for the public network and asks for no key.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
-    extract::State,
+    body::Body,
+    extract::{Request, State},
+    middleware::{self, Next},
     response::{AppendHeaders, IntoResponse, Response},
     routing::{get, post},
 };
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
+use tokio::{net::TcpListener, sync::Semaphore};
+use tower::ServiceExt as _;
 
-use crate::metrics::to_prometheus;
+use crate::{hosts::InternalAccess, metrics::to_prometheus};
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -37,6 +43,9 @@ pub trait Operated: Send + Sync + 'static {
     /// Begins to drain; more calls change nothing.
     fn drain(&self);
 
+    /// Who may use the internal port.
+    fn internal_access(&self) -> &InternalAccess;
+
     /// The answer to a web page that asks for a drain: 403 in the form that the process has for errors.
     fn refuse_page(&self) -> Response;
 }
@@ -54,6 +63,64 @@ struct Readiness {
 
 type Process = State<Arc<dyn Operated>>;
 
+/// Who a request came from. One that came over no socket has none.
+#[derive(Debug, Clone, Copy)]
+struct Peer(SocketAddr);
+
+/// Connections at once: probes, a few scrapers, a person. Each costs a descriptor that a client could have.
+const CONNECTIONS_MAX: usize = 64;
+
+/// How long a head may take, and the pause between two requests. Scrapers that come less often connect anew.
+const HEAD_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long after an accept that failed, for want of descriptors above all, the next one is tried.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves the internal port, and never returns. More connections than a few are closed at once: whoever opens many
+/// takes no descriptors from clients.
+pub async fn serve(listener: TcpListener, router: Router) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let (socket, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "the internal port could not accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            tracing::warn!(%peer, max = CONNECTIONS_MAX, "the internal port has as many connections as it takes");
+            continue;
+        };
+        let router = router.clone();
+        tokio::spawn(async move {
+            if let Err(error) = serve_connection(socket, peer, router).await {
+                tracing::debug!(%error, %peer, "a connection to the internal port ended early");
+            }
+            drop(place);
+        });
+    }
+}
+
+async fn serve_connection(
+    socket: tokio::net::TcpStream,
+    peer: SocketAddr,
+    router: Router,
+) -> Result<(), hyper::Error> {
+    let service = service_fn(move |request: http::Request<Incoming>| {
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(Peer(peer));
+        router.clone().oneshot(request)
+    });
+    http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_PATIENCE)
+        .half_close(true)
+        .serve_connection(TokioIo::new(socket), service)
+        .await
+}
+
 /// In the answers to probes of a process that stands alone: `true`.
 pub const ALONE: &str = "tidegate-alone";
 
@@ -69,6 +136,7 @@ pub fn routes(process: Arc<dyn Operated>) -> Router {
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/drain", post(drain))
+        .layer(middleware::from_fn_with_state(Arc::clone(&process), check_host))
         .with_state(process)
 }
 
@@ -102,23 +170,163 @@ async fn readyz(State(process): Process) -> impl IntoResponse {
     (status, headers, Json(Readiness { ready, reasons, missing: process.missing() }))
 }
 
-/// Whether new connections should come here, and not why not.
 async fn public_readyz(State(process): Process) -> impl IntoResponse {
+    public_readiness(&*process)
+}
+
+/// Whether new connections should come here, and not why not.
+pub fn public_readiness(process: &dyn Operated) -> Response {
     let (status, text) = match process.not_ready().is_empty() {
         true => (StatusCode::OK, "ready\n"),
         false => (StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
     };
-    (status, alone(&*process), text)
+    (status, alone(process), text).into_response()
 }
 
 /// Begins the drain; a second call changes nothing.
 ///
-/// A web page can make a browser on this machine or network post here. Browsers say so with `Origin`; whoever
-/// drains a process does not use a page.
-async fn drain(State(process): Process, headers: HeaderMap) -> Response {
-    if headers.contains_key(header::ORIGIN) {
+/// For who is on this machine, or in this container, or knows the token: from anywhere else a process is told to stop by
+/// what runs it. A web page can make a browser on this machine post here. Browsers say so with `Origin`; whoever drains a
+/// process does not use a page.
+async fn drain(State(process): Process, request: Request) -> Response {
+    if request.headers().contains_key(header::ORIGIN) {
         return process.refuse_page();
+    }
+    let is_local = |Peer(address): &Peer| address.ip().to_canonical().is_loopback();
+    let authorization = request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
+    if !request.extensions().get::<Peer>().is_none_or(is_local)
+        && !process.internal_access().may_drain(authorization.unwrap_or_default())
+    {
+        let text = "a drain is begun from this machine, with the token of drain.token_file, or by SIGTERM\n";
+        return (StatusCode::FORBIDDEN, text).into_response();
     }
     process.drain();
     StatusCode::ACCEPTED.into_response()
+}
+
+/// Keeps out pages whose name was rebound to this address: they are of the port's own origin, and name their own host.
+async fn check_host(State(process): Process, request: Request, next: Next) -> Response {
+    let host = request.headers().get(header::HOST).map(HeaderValue::as_bytes).unwrap_or_default();
+    if process.internal_access().allows_host(&String::from_utf8_lossy(host)) {
+        return next.run(request).await;
+    }
+    let text =
+        "this port is reached by an address, by a name inside the network, or by one of internal_hosts\n";
+    (StatusCode::MISDIRECTED_REQUEST, text).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpStream,
+    };
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Process(AtomicBool, InternalAccess);
+
+    impl Operated for Process {
+        fn openmetrics(&self) -> String {
+            "# EOF\n".to_owned()
+        }
+        fn not_ready(&self) -> Vec<String> {
+            Vec::new()
+        }
+        fn drain(&self) {
+            self.0.store(true, Ordering::Release);
+        }
+        fn internal_access(&self) -> &InternalAccess {
+            &self.1
+        }
+        fn refuse_page(&self) -> Response {
+            StatusCode::FORBIDDEN.into_response()
+        }
+    }
+
+    async fn ask(router: &Router, peer: &str) -> StatusCode {
+        ask_with(router, peer, &[]).await
+    }
+
+    async fn ask_with(router: &Router, peer: &str, headers: &[(&str, &str)]) -> StatusCode {
+        let mut request = Request::post("/drain");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let mut request = request.body(Body::empty()).unwrap();
+        request.extensions_mut().insert(Peer(peer.parse().unwrap()));
+        router.clone().oneshot(request).await.unwrap().status()
+    }
+
+    #[tokio::test]
+    async fn a_drain_is_begun_on_this_machine_only() {
+        let process = Arc::new(Process::default());
+        let router = routes(Arc::clone(&process) as Arc<dyn Operated>);
+        for peer in ["10.0.0.7:1", "[2001:db8::1]:1"] {
+            assert_eq!(ask(&router, peer).await, StatusCode::FORBIDDEN, "{peer}");
+        }
+        assert!(!process.0.load(Ordering::Acquire));
+        for peer in ["127.0.0.1:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
+            assert_eq!(ask(&router, peer).await, StatusCode::ACCEPTED, "{peer}");
+        }
+    }
+
+    #[tokio::test]
+    async fn who_knows_the_token_drains_from_elsewhere() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "drain-me-please\n").unwrap();
+        let access = InternalAccess::new(&[], Some(file.path())).unwrap();
+        let process = Arc::new(Process(AtomicBool::new(false), access));
+        let router = routes(Arc::clone(&process) as Arc<dyn Operated>);
+        for wrong in ["", "Bearer ", "Bearer drain-me", "drain-me-please", "Basic drain-me-please"] {
+            let status = ask_with(&router, "10.0.0.7:1", &[("authorization", wrong)]).await;
+            assert_eq!(status, StatusCode::FORBIDDEN, "{wrong}");
+        }
+        let right = ("authorization", "Bearer drain-me-please");
+        let page = [right, ("origin", "https://evil.example")];
+        assert_eq!(ask_with(&router, "10.0.0.7:1", &page).await, StatusCode::FORBIDDEN);
+        assert!(!process.0.load(Ordering::Acquire));
+        assert_eq!(ask_with(&router, "10.0.0.7:1", &[right]).await, StatusCode::ACCEPTED);
+    }
+
+    #[tokio::test]
+    async fn a_name_from_outside_reaches_nothing() {
+        let process = Arc::new(Process::default());
+        let router = routes(Arc::clone(&process) as Arc<dyn Operated>);
+        let rebound = [("host", "rebound.example:9000")];
+        assert_eq!(ask_with(&router, "127.0.0.1:1", &rebound).await, StatusCode::MISDIRECTED_REQUEST);
+        for path in ["/metrics", "/readyz", "/livez"] {
+            let request = Request::get(path).header("host", "rebound.example").body(Body::empty()).unwrap();
+            let answer = router.clone().oneshot(request).await.unwrap();
+            assert_eq!(answer.status(), StatusCode::MISDIRECTED_REQUEST, "{path}");
+        }
+        assert!(!process.0.load(Ordering::Acquire));
+    }
+
+    #[tokio::test]
+    async fn many_connections_leave_the_descriptors_to_others() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let serving = tokio::spawn(serve(listener, routes(Arc::new(Process::default()))));
+        let mut held = Vec::new();
+        for _ in 0..CONNECTIONS_MAX {
+            let mut socket = TcpStream::connect(address).await.unwrap();
+            socket.write_all(b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\nGET /li").await.unwrap();
+            let mut answer = [0; 15];
+            socket.read_exact(&mut answer).await.unwrap();
+            assert_eq!(&answer, b"HTTP/1.1 200 OK");
+            held.push(socket);
+        }
+        let mut more = TcpStream::connect(address).await.unwrap();
+        let mut answer = Vec::new();
+        // Closed without a word, whichever way the kernel says so.
+        let read = more.read_to_end(&mut answer).await;
+        assert!(read.is_err() || answer.is_empty());
+        serving.abort();
+    }
 }

@@ -23,11 +23,11 @@ pub async fn insisted() -> io::Result<()> {
 }
 
 /// SIGHUP, as long as the process runs: a terminal that closes, or a reload. It ends nobody. `reload` reads again what
-/// can be read again while the process serves, and says what that was.
-pub async fn reload_at_hangup(mut reload: impl FnMut() -> &'static str) -> io::Result<()> {
+/// can be read again while the process serves, and logs what became of it.
+pub async fn reload_at_hangup(mut reload: impl FnMut()) -> io::Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
     while hangup.recv().await.is_some() {
-        tracing::info!("SIGHUP: {}", reload());
+        reload();
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use arc_swap::ArcSwapOption;
 use axum::{
     Json, Router,
     body::Body,
@@ -39,8 +40,8 @@ pub struct Assigner {
     metrics: Arc<Metrics>,
     rule: KeyRule,
     url: UrlTemplate,
-    /// What a request must bring.
-    key: Option<Box<str>>,
+    /// What a request must bring; a reload replaces it.
+    key: ArcSwapOption<Box<str>>,
     keys_max: usize,
     lifetime: Duration,
     requests: SharedBudget,
@@ -86,7 +87,7 @@ enum AssignError {
     Rate { wait: Duration },
     #[error("the key is missing: `?key=…`, or what the router's rule `{0}` needs")]
     KeyMissing(KeyRule),
-    #[error("the body is not {{\"keys\":[…]}}: {0}")]
+    #[error("the body is not {{\"keys\":[…]}}")]
     InvalidJson(serde_json::Error),
     #[error("the body has {number} keys; at least one and at most {max} are allowed")]
     Keys { number: usize, max: usize },
@@ -128,12 +129,18 @@ impl Assigner {
         rule: KeyRule,
         options: &config::Assign,
     ) -> Result<Option<Self>, ConfigError> {
-        let key = options.key()?;
+        let key = ArcSwapOption::from(options.key()?.map(Arc::new));
         let requests = SharedBudget::default();
         let request_rate = Rate { per_second: options.requests_per_second, at_once: options.requests_burst };
         let (keys_max, lifetime) = (options.keys as usize, options.lifetime);
         let on = |url| Self { chooser, metrics, rule, url, key, keys_max, lifetime, requests, request_rate };
         Ok(options.url.clone().map(on))
+    }
+
+    /// Reads the file with the key again.
+    pub(crate) fn reload(&self, options: &config::Assign) -> Result<(), ConfigError> {
+        self.key.store(options.key()?.map(Arc::new));
+        Ok(())
     }
 
     /// The routes, without a fallback. Requests must carry [`Client`] in their extensions.
@@ -153,7 +160,7 @@ impl Assigner {
             return Ok(());
         }
         self.requests.take(self.request_rate, 1).map_err(|wait| AssignError::Rate { wait })?;
-        let Some(key) = &self.key else { return Ok(()) };
+        let Some(key) = &*self.key.load() else { return Ok(()) };
         let given =
             request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
         let given = given.strip_prefix(b"Bearer ").unwrap_or_default();

@@ -12,6 +12,7 @@ pub use tidegate_ops::config::{ByteSize, ConfigError, Flag, Sources};
 use tidegate_ops::{
     budget::Rate,
     config::{Load, Setting, THREADS_MAX},
+    hosts::{HostName, InternalAccess},
     log::Log,
     section,
     tls::Tls,
@@ -30,6 +31,9 @@ section! {
         listen: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
         /// Where operators and probes connect: metrics, health, drain. Not for the public.
         internal: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9080);
+        /// Names from outside the network by which the internal port may be reached, beside addresses, names without a dot,
+        /// and those under `.svc`, `.local`, `.internal` and the like.
+        internal_hosts: Vec<HostName> = Vec::new();
         /// Where the gateways are known from: a list, a name in DNS, or the registry in Redis that gateways with
         /// the same backplane write. The default is a gateway with its default address on this machine.
         members: MembersSetting = MembersSetting::default();
@@ -145,7 +149,8 @@ section! {
     Limits {
         /// Clients connected at once; each needs two descriptors. More are refused with 503 and counted.
         connections: u32 = connections_default(), shown "half of (descriptor limit − 200)";
-        /// Handshakes that this router accepts per second; more are answered 503 with `Retry-After`.
+        /// Handshakes that this router accepts per second; more are answered 503 with `Retry-After`. Where this router ends
+        /// TLS, every connection is one, and more are closed before the TLS handshake, which is what costs.
         handshakes_per_second: u32 = 2_000;
         /// Handshakes that may come at once on top of the rate: two seconds' worth.
         handshakes_burst: u32 = 4_000;
@@ -174,6 +179,8 @@ section! {
         period: Duration = Duration::from_secs(30);
         /// Time to wait for what is left at the end.
         close_wait: Duration = Duration::from_secs(5);
+        /// File with a token. `POST /drain` with `Authorization: Bearer TOKEN` is then taken from other machines, too.
+        token_file: Option<PathBuf> = None;
     }
 }
 
@@ -213,6 +220,11 @@ impl Config {
         Ok(config)
     }
 
+    /// Who may use the internal port.
+    pub(crate) fn internal_access(&self) -> Result<InternalAccess, ConfigError> {
+        InternalAccess::new(&self.internal_hosts, self.drain.token_file.as_deref())
+    }
+
     fn check(&self) -> Result<(), ConfigError> {
         let health = &self.health;
         let zero = [
@@ -227,6 +239,7 @@ impl Config {
             self.redis.options(url)?;
         }
         self.tls.server()?;
+        self.internal_access()?;
         self.assign.key()?;
         match zero.into_iter().find(|(_, is_zero)| *is_zero) {
             Some((key, _)) => Err(ConfigError::Forbidden {

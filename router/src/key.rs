@@ -39,7 +39,7 @@ impl KeyRule {
 
     /// The key of a request head. `client` is who sent it: the peer, or whom a trusted proxy named.
     pub fn key_of<'h>(&self, head: &Head<'h>, client: SocketAddr) -> Key<'h> {
-        self.key_of_parts(head.path, head.query, |name| head.header(name), client)
+        self.key_of_parts(head.path, head.query, |name| head.headers_named(name).next(), client)
     }
 
     /// The same of a request that somebody else parsed: its path as sent, its query, and the value of the first header of

@@ -21,6 +21,7 @@ pub mod metrics;
 pub mod placement;
 mod problem;
 pub mod proxy;
+mod reload;
 pub mod server;
 mod stage;
 mod url_template;

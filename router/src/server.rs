@@ -12,13 +12,14 @@ use http::StatusCode;
 use tidegate_backplane::{RedisNodes, RedisStartError};
 use tidegate_ops::{
     budget::Rate,
-    config::ConfigError,
+    config::{ConfigError, Loader},
     edge::Edge,
+    hosts::InternalAccess,
     listener::{ACCEPT_BACKLOG, ListenError, listen, listen_shared},
     metrics::{Bounds, Listener},
     probes::{self, Operated},
     stopping,
-    tls::TlsCollector,
+    tls::{TlsCollector, TlsServer},
     trust::{Networks, Trust},
 };
 use tokio::{
@@ -34,6 +35,7 @@ use crate::{
     metrics::Metrics,
     problem::{Problem, not_found},
     proxy::{self, Proxy},
+    reload::Reloading,
     stage::Stage,
 };
 
@@ -61,6 +63,7 @@ impl StartError {
 #[derive(Debug)]
 pub struct Server {
     config: Arc<Config>,
+    load: Option<Loader<Config>>,
     public: StdTcpListener,
     internal: StdTcpListener,
     public_address: SocketAddr,
@@ -84,7 +87,14 @@ impl Server {
         let internal = listen(config.internal, "internal")?;
         let address = |listener: &StdTcpListener| listener.local_addr().map_err(system("the listener"));
         let (public_address, internal_address) = (address(&public)?, address(&internal)?);
-        Ok(Self { config: Arc::new(config), public, internal, public_address, internal_address })
+        let config = Arc::new(config);
+        Ok(Self { config, load: None, public, internal, public_address, internal_address })
+    }
+
+    /// How the configuration is read again on SIGHUP. Without it only the files are that it names.
+    #[must_use]
+    pub fn reloading(self, load: Loader<Config>) -> Self {
+        Self { load: Some(load), ..self }
     }
 
     pub fn public_address(&self) -> SocketAddr {
@@ -98,7 +108,7 @@ impl Server {
     /// Serves until drained. `on_ready` is called once, when connections are accepted.
     pub fn run(self, on_ready: impl FnOnce()) -> Result<(), StartError> {
         let runtime = runtime(self.config.shards.get())?;
-        let context = Arc::new(Context::new(&self.config, self.public_address));
+        let context = Arc::new(Context::new(&self.config, self.public_address)?);
         let served = runtime.block_on(self.serve(&context, on_ready));
         let stopped = served.and_then(|proxy| proxy.stop().map_err(system("the end of the shards")));
         runtime.shutdown_timeout(Duration::from_secs(1));
@@ -113,10 +123,13 @@ impl Server {
         tokio::spawn(members.run());
         tokio::spawn(members::tick(Arc::clone(&context.chooser)));
         serve_internal(self.internal, context)?;
-        let proxy = serve_public(self.public, &self.config, context)?;
-        tokio::spawn(stopping::reload_at_hangup(
-            || "nothing to reload: certificates are read again by themselves",
-        ));
+        let tls = self.config.tls.server()?;
+        let assigner = assigner(&self.config, context)?;
+        let certificates = tls.as_ref().map(|tls| Arc::clone(&tls.certificates));
+        let (load, config) = (self.load, Config::clone(&self.config));
+        let mut reloading = Reloading { load, config, assigner: assigner.clone(), certificates };
+        tokio::spawn(stopping::reload_at_hangup(move || reloading.reload()));
+        let proxy = serve_public(self.public, &self.config, context, tls, assigner)?;
         on_ready();
         context.stage.asked().await.map_err(system("signals"))?;
         context.metrics.draining.set(1);
@@ -133,17 +146,19 @@ impl Server {
 struct Context {
     chooser: Arc<Chooser>,
     metrics: Arc<Metrics>,
+    internal: InternalAccess,
     stage: Stage,
 }
 
 impl Context {
-    fn new(config: &Config, public_address: SocketAddr) -> Self {
+    fn new(config: &Config, public_address: SocketAddr) -> Result<Self, ConfigError> {
         let listener = Some(Listener { address: public_address, backlog: ACCEPT_BACKLOG });
-        Self {
+        Ok(Self {
             chooser: Arc::new(Chooser::new(config.load_factor)),
             metrics: Arc::new(Metrics::new(Bounds { listener })),
+            internal: config.internal_access()?,
             stage: Stage::default(),
-        }
+        })
     }
 }
 
@@ -166,6 +181,10 @@ impl Operated for Context {
 
     fn drain(&self) {
         self.stage.drain();
+    }
+
+    fn internal_access(&self) -> &InternalAccess {
+        &self.internal
     }
 
     fn refuse_page(&self) -> Response {
@@ -205,19 +224,23 @@ fn serve_internal(listener: StdTcpListener, context: &Arc<Context>) -> Result<()
     let listener = tokio::net::TcpListener::from_std(listener).map_err(system("the internal port"))?;
     let operated = Arc::clone(context) as Arc<dyn Operated>;
     let routes = probes::routes(operated).fallback(not_found);
-    tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, routes).await {
-            tracing::error!(%error, "the internal port has failed");
-        }
-    });
+    tokio::spawn(probes::serve(listener, routes));
     Ok(())
 }
 
-fn serve_public(listener: StdTcpListener, config: &Config, context: &Context) -> Result<Proxy, StartError> {
+fn assigner(config: &Config, context: &Context) -> Result<Option<Arc<Assigner>>, StartError> {
     let (chooser, metrics) = (Arc::clone(&context.chooser), Arc::clone(&context.metrics));
-    let assigner = Assigner::new(chooser, metrics, config.key.clone(), &config.assign)?;
-    let assign = assigner.map_or_else(assign::off, |assigner| Arc::new(assigner).routes());
-    let tls = config.tls.server()?;
+    Ok(Assigner::new(chooser, metrics, config.key.clone(), &config.assign)?.map(Arc::new))
+}
+
+fn serve_public(
+    listener: StdTcpListener,
+    config: &Config,
+    context: &Context,
+    tls: Option<TlsServer>,
+    assigner: Option<Arc<Assigner>>,
+) -> Result<Proxy, StartError> {
+    let assign = assigner.map_or_else(assign::off, Assigner::routes);
     if let Some(tls) = &tls {
         context.metrics.add(Arc::new(TlsCollector(Arc::clone(&tls.certificates))));
         tokio::spawn(Arc::clone(&tls.certificates).keep_fresh());

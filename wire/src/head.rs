@@ -28,8 +28,8 @@ pub const FORWARDING_BYTES_MAX: usize = 1024;
 /// hyper counts a target's bytes with 16 bits.
 const TARGET_BYTES_MAX: usize = 65_534;
 
-/// Stands for a header value that is not UTF-8. No header of ours has a meaning for it, so it is refused where its value
-/// counts, and is never taken for a header that is not there.
+/// Stands for a header value that is not UTF-8, or for one of several values where there can be one. No header of ours has
+/// a meaning for it, so it is refused where its value counts, and is never taken for a header that is not there.
 pub const UNREADABLE: &str = "\u{fffd}";
 
 /// A request head that borrows the buffer it was read from.
@@ -93,10 +93,13 @@ impl<'b> Head<'b> {
         Ok(Some(Self { method, path, query, minor_version, len, headers, headers_len }))
     }
 
-    /// The first header of that name. One that is not UTF-8 is there all the same: it reads as [`UNREADABLE`].
+    /// The header of that name. One that is not UTF-8, or is given twice, is there all the same: it reads as
+    /// [`UNREADABLE`]. Which of two a proxy before us went by is not known (RFC 9110 §5.3).
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&'b str> {
-        self.headers_named(name).next()
+        let mut values = self.headers_named(name);
+        let first = values.next()?;
+        Some(if values.next().is_some() { UNREADABLE } else { first })
     }
 
     /// Every header of that name, in order; for one that is not UTF-8 stands [`UNREADABLE`].

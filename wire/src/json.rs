@@ -1,4 +1,85 @@
-//! JSON pieces for encoders that write by hand: strings, integers, and payloads that are JSON already.
+//! JSON pieces for encoders that write by hand: strings, integers, and payloads that are JSON already; and values of
+//! clients that are passed on as they are.
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Deserializer, de::Error as _};
+use serde_json::{error::Category, value::RawValue};
+
+/// The JSON text of a value, as it was sent. Each of its strings is a text: half of a surrogate pair is no character (RFC
+/// 8259 §8.2), and there are readers that refuse the whole message around one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct JsonValue<'a>(&'a str);
+
+impl<'de: 'a, 'a> Deserialize<'de> for JsonValue<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let json = <&RawValue>::deserialize(deserializer)?.get();
+        match has_half_pair(json) {
+            true => Err(D::Error::custom("a string has half of a surrogate pair, which is no character")),
+            false => Ok(Self(json)),
+        }
+    }
+}
+
+impl<'a> JsonValue<'a> {
+    #[must_use]
+    pub fn get(self) -> &'a str {
+        self.0
+    }
+
+    /// What it says: the text of a string, the JSON text of anything else.
+    #[must_use]
+    pub fn into_text(self) -> Cow<'a, str> {
+        #[derive(Deserialize)]
+        struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+        match self.0.starts_with('"') {
+            // It was read as JSON, and its escapes were looked at.
+            true => serde_json::from_str(self.0).map_or(Cow::Borrowed(self.0), |Text(text)| text),
+            false => Cow::Borrowed(self.0),
+        }
+    }
+}
+
+/// What is wrong with a JSON text, for who sent it. Its line and column are beside it. Of a syntax that is none, what a
+/// parser expected there helps nobody; of members, the words are those of their types.
+#[must_use]
+pub fn fault(error: &serde_json::Error) -> Cow<'static, str> {
+    match error.classify() {
+        Category::Eof => "the JSON ends before it is complete".into(),
+        Category::Syntax | Category::Io => "from here on it is no JSON, or a string in it is no text".into(),
+        Category::Data => {
+            let text = error.to_string();
+            text.rsplit_once(" at line ").map_or(text.as_str(), |(words, _)| words).to_owned().into()
+        }
+    }
+}
+
+/// Whether a string in this JSON text has an escape that is half of a surrogate pair.
+fn has_half_pair(json: &str) -> bool {
+    let mut rest = json.as_bytes();
+    while let Some(at) = rest.iter().position(|byte| *byte == b'\\') {
+        // Outside of strings JSON has no backslash.
+        let escape = &rest[at..];
+        let unit = code_unit(escape);
+        let is_pair = || {
+            code_unit(escape.get(6..).unwrap_or_default()).is_some_and(|low| (0xdc00..0xe000).contains(&low))
+        };
+        let len = match unit {
+            None => 2,
+            Some(0xd800..0xdc00) if is_pair() => 12,
+            Some(0xd800..0xe000) => return true,
+            Some(_) => 6,
+        };
+        rest = escape.get(len..).unwrap_or_default();
+    }
+    false
+}
+
+/// Of an escape such as `\u00e9` at the beginning.
+fn code_unit(escape: &[u8]) -> Option<u16> {
+    let digits = escape.strip_prefix(br"\u")?.get(..4)?;
+    u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
+}
 
 /// Nesting that every common JSON parser accepts. The strictest one known here, serde_json's, stops at 128, of which
 /// an envelope needs one.
@@ -118,6 +199,36 @@ mod tests {
             let mut out = Vec::new();
             push_u64(value, &mut out);
             prop_assert_eq!(String::from_utf8(out).expect("digits"), value.to_string());
+        }
+    }
+
+    #[test]
+    fn half_of_a_surrogate_pair_is_no_text() {
+        for good in [
+            r#""a""#,
+            r#""\ud83d\ude00""#,
+            r#""\\ud83d""#,
+            r#"{"\u00e9":["\ud83d\uDE00","\\\\"]}"#,
+            "12",
+            r#""\ud7ff\ue000""#,
+        ] {
+            let value: JsonValue<'_> = serde_json::from_str(good).expect(good);
+            assert_eq!(value.get(), good);
+            if let Ok(text) = serde_json::from_str::<String>(good) {
+                assert_eq!(value.into_text(), text);
+            }
+        }
+        for bad in [
+            r#""\ud83d""#,
+            r#""\ude00""#,
+            r#""\ude00\ud83d""#,
+            r#""\ud83d\u0061""#,
+            r#""\ud83dx""#,
+            r#"{"\ud83d":1}"#,
+            r#"[["\\\ud83d"]]"#,
+            r#""\ud83d\\ude00""#,
+        ] {
+            assert!(serde_json::from_str::<JsonValue<'_>>(bad).is_err(), "{bad}");
         }
     }
 

@@ -25,5 +25,5 @@ pub mod request;
 pub mod sse;
 pub mod upgrade;
 
-mod json;
+pub mod json;
 mod mask;

@@ -6,10 +6,9 @@ use std::borrow::Cow;
 
 use base64::Engine as _;
 use serde::Deserialize;
-use serde_json::value::RawValue;
 
 use crate::head::form_decode;
-use crate::json::{push_document, push_str, push_u64};
+use crate::json::{JsonValue, push_document, push_str, push_u64};
 
 /// What the query of a raw endpoint asks for. Unknown keys are ignored.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -276,10 +275,7 @@ pub fn parse_client_publication(text: &str) -> Result<ClientPublication<'_>, Cli
         return Err(ClientPublicationError::Object);
     }
     let object: ClientObject<'_> = serde_json::from_str(text)?;
-    let data = match object.data.get() {
-        string if string.starts_with('"') => serde_json::from_str::<Text<'_>>(string)?.0,
-        other => Cow::Borrowed(other),
-    };
+    let data = object.data.into_text();
     Ok(ClientPublication {
         channel: object.channel.map(|text| text.0),
         event: object.event.map(|text| text.0),
@@ -295,7 +291,7 @@ struct ClientObject<'a> {
     #[serde(borrow)]
     event: Option<Text<'a>>,
     #[serde(borrow)]
-    data: &'a RawValue,
+    data: JsonValue<'a>,
 }
 
 /// A string that borrows when it holds no escapes; serde does not see through `Option<Cow<str>>` by itself.

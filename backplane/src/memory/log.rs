@@ -85,7 +85,7 @@ impl Log {
     }
 
     /// Answers a query; what is over age must have been trimmed.
-    pub(super) fn read(&self, query: &HistoryQuery) -> History {
+    pub(super) fn read(&self, query: &HistoryQuery, now: Instant) -> History {
         let top = Position { epoch: self.epoch, offset: self.top };
         let (range, continuous) = match query.since {
             None => (self.kept.len().saturating_sub(query.limit)..self.kept.len(), true),
@@ -93,13 +93,18 @@ impl Log {
             Some(since) => self.after(since.offset, query.limit),
         };
         let mut bytes_left = Some(query.bytes);
-        let publications = self.kept.range(range).map(|kept| &kept.publication).enumerate();
-        let fits = publications.take_while(|(nth, publication)| {
-            bytes_left = bytes_left.and_then(|left| left.checked_sub(publication.history_bytes()));
+        let fits = self.kept.range(range).enumerate().take_while(|(nth, kept)| {
+            bytes_left = bytes_left.and_then(|left| left.checked_sub(kept.publication.history_bytes()));
             *nth == 0 || bytes_left.is_some()
         });
-        let publications = fits.map(|(_, publication)| Arc::clone(publication)).collect();
-        History { publications, top: Some(top), continuous }
+        let mut newest = None;
+        let publications = fits.map(|(_, kept)| {
+            newest = Some(kept.at);
+            Arc::clone(&kept.publication)
+        });
+        let publications = publications.collect();
+        let left = newest.map(|at| self.policy.age.saturating_sub(now.saturating_duration_since(at)));
+        History { publications, top: Some(top), left, continuous }
     }
 
     /// Gives back the memory of a burst. Slots are 24 bytes: fewer than 64 of them are not worth a move.

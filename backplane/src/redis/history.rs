@@ -54,6 +54,8 @@ pub(crate) struct Page {
     pub(crate) publications: Vec<(Tag, Arc<Publication>)>,
     /// Offset of the last entry that was read, decoded or not; `None` when none was.
     pub(crate) last: Option<u64>,
+    /// How long that entry is kept.
+    pub(crate) left: Option<Duration>,
 }
 
 impl Reader {
@@ -148,7 +150,8 @@ impl Reader {
         let first = self.bounded(channel, query).await?;
         let top = first.standing.map(|standing| standing.top.position);
         let mut undecodable = first.undecodable;
-        let mut history = History { publications: Vec::new(), top, continuous: first.continuous };
+        let (left, continuous) = (first.left, first.continuous);
+        let mut history = History { publications: Vec::new(), top, left, continuous };
         let (Some(top), Some(mut last)) = (top, first.last) else { return Ok(Some(history)) };
         history.publications.extend(first.publications.into_iter().map(|(_, publication)| publication));
         let mut left = query.limit.saturating_sub(history.publications.len());
@@ -158,7 +161,7 @@ impl Reader {
             let since = Some(Position { offset: last, ..top });
             let page = self.page(channel, since, left).await?;
             let Some(read) = page.last.filter(|_| page.continuous) else { return Ok(None) };
-            last = read;
+            (last, history.left) = (read, page.left);
             undecodable += page.undecodable;
             let up_to_top = page.publications.into_iter().map(|(_, publication)| publication);
             let up_to_top = up_to_top.filter(|it| it.position.is_some_and(|at| at.offset <= top.offset));
@@ -178,6 +181,7 @@ impl Reader {
                 since_tag: None,
                 publications: Vec::new(),
                 last: None,
+                left: None,
             });
         }
         let standing = take_standing(&mut answer)?;
@@ -188,8 +192,11 @@ impl Reader {
             since_tag: answer.optional_word()?.map(Tag),
             publications: Vec::new(),
             last: None,
+            left: None,
         };
         let mut entries = answer.list()?;
+        let left = Duration::from_millis(answer.number()?);
+        page.left = (!entries.is_empty()).then_some(left);
         while !entries.is_empty() {
             let offset = entries.number()?;
             let position = Position { offset, ..standing.top.position };

@@ -1,5 +1,8 @@
 //! Keys of the REST API: found in constant time, each with scopes and channels.
 
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
 use aws_lc_rs::digest::{SHA256, digest};
 use http::StatusCode;
 use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
@@ -8,9 +11,9 @@ use tidegate_backplane::Channel;
 use super::{Pattern, Scope};
 use crate::config::{ApiKeyEntry, AppId, ConfigError, Empty, Sha256};
 
-/// The configured API keys.
-#[derive(Debug, Clone)]
-pub(crate) struct ApiKeys(Vec<ApiKey>);
+/// The configured API keys; a reload replaces them all.
+#[derive(Debug)]
+pub(crate) struct ApiKeys(ArcSwap<Vec<Arc<ApiKey>>>);
 
 /// An API key, as its digest, and what it may do.
 #[derive(Debug, Clone)]
@@ -41,7 +44,17 @@ pub(crate) enum ApiKeyError {
 impl ApiKeys {
     /// With keys from a loaded configuration.
     pub(crate) fn new(entries: &[ApiKeyEntry]) -> Result<Self, ConfigError> {
-        entries.iter().map(ApiKey::new).collect::<Result<_, _>>().map(Self)
+        Ok(Self(ArcSwap::from_pointee(Self::list(entries)?)))
+    }
+
+    /// From now on these and no others.
+    pub(crate) fn replace(&self, entries: &[ApiKeyEntry]) -> Result<(), ConfigError> {
+        self.0.store(Arc::new(Self::list(entries)?));
+        Ok(())
+    }
+
+    fn list(entries: &[ApiKeyEntry]) -> Result<Vec<Arc<ApiKey>>, ConfigError> {
+        entries.iter().map(|entry| ApiKey::new(entry).map(Arc::new)).collect()
     }
 
     /// The key of a request, if it has the scope and, where a channel is given, the channel. Without one only the
@@ -51,7 +64,7 @@ impl ApiKeys {
         bearer: Option<&str>,
         scope: Scope,
         channel: Option<&Channel>,
-    ) -> Result<&ApiKey, ApiKeyError> {
+    ) -> Result<Arc<ApiKey>, ApiKeyError> {
         let presented = bearer.filter(|key| !key.is_empty()).ok_or(ApiKeyError::Missing)?;
         let key = self.find(presented).ok_or(ApiKeyError::Unknown)?;
         let refusal = match channel {
@@ -65,16 +78,17 @@ impl ApiKeys {
 
     /// The time it takes tells nothing about the keys: digests are compared, not keys, each as a whole, and all of
     /// them, whichever fits.
-    fn find(&self, presented: &str) -> Option<&ApiKey> {
+    fn find(&self, presented: &str) -> Option<Arc<ApiKey>> {
+        let keys = self.0.load();
         let presented = sha256(presented.as_bytes());
         let mut found = Choice::from(0);
         let mut found_at = 0u32;
-        for (at, key) in (0u32..).zip(&self.0) {
+        for (at, key) in (0u32..).zip(keys.iter()) {
             let same = key.digest.0.ct_eq(&presented.0);
             found_at.conditional_assign(&at, same);
             found |= same;
         }
-        bool::from(found).then(|| self.0.get(found_at as usize)).flatten()
+        bool::from(found).then(|| keys.get(found_at as usize).cloned()).flatten()
     }
 }
 
@@ -120,10 +134,10 @@ impl ApiKeyError {
     }
 }
 
-/// The credentials in an `authorization` header of the Bearer scheme (RFC 6750 section 2.1). The scheme's case
-/// does not matter (RFC 9110 section 11.1).
+/// The credentials in an `authorization` header of the Bearer scheme (RFC 6750 section 2.1); they may be empty, and are
+/// then no good ones. The scheme's case does not matter (RFC 9110 section 11.1).
 pub(crate) fn bearer(authorization: &str) -> Option<&str> {
-    let (scheme, credentials) = authorization.split_once(' ')?;
+    let (scheme, credentials) = authorization.split_once(' ').unwrap_or((authorization, ""));
     scheme.eq_ignore_ascii_case("bearer").then(|| credentials.trim())
 }
 
@@ -173,7 +187,7 @@ mod tests {
         let channel = channel.map(|name| Channel::new(name).expect("a valid channel"));
         let keys = keys();
         let answer = keys.authorize(bearer, scope, channel.as_ref());
-        let answer = answer.map(|key| &*key.name).map_err(|error| (error, error.status().as_u16()));
+        let answer = answer.as_ref().map(|key| &*key.name).map_err(|error| (*error, error.status().as_u16()));
         assert_eq!(answer, expect, "{bearer:?} {scope:?} {channel:?}");
     }
 
@@ -224,7 +238,7 @@ mod tests {
             ("bearer k", Some("k")),
             ("BEARER   k ", Some("k")),
             ("Basic k", None),
-            ("Bearer", None),
+            ("Bearer", Some("")),
             ("Bearerk", None),
             ("", None),
         ] {

@@ -2,7 +2,9 @@
 
 use std::{sync::Arc, time::SystemTime};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use arc_swap::ArcSwap;
+use futures_util::future::{join_all, pending};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 
 use super::{
@@ -17,7 +19,9 @@ use crate::config::{AuthConfig, ConfigError, Empty, JwtKey, KeyProblem};
 /// Verifies tokens with the configured keys. Shared by all threads.
 #[derive(Debug)]
 pub(crate) struct Authenticator {
-    issuers: Vec<Issuer>,
+    issuers: ArcSwap<Vec<Issuer>>,
+    /// Others were put in their place.
+    replaced: Notify,
     /// Reads of key sets run here.
     tasks: TaskTracker,
     /// For tokens of open connections that wait for a key, in bytes.
@@ -62,13 +66,22 @@ impl Authenticator {
     /// With keys from a loaded configuration. Reads key set files, but fetches nothing: see
     /// [`keep_fresh`](Self::keep_fresh). `tasks` is what drain awaits; a read in it takes at most 5 s.
     pub(crate) fn new(config: &AuthConfig, tasks: TaskTracker) -> Result<Self, ConfigError> {
-        let issuers = config
-            .jwt
-            .iter()
-            .enumerate()
-            .map(|(index, key)| Ok(Issuer { keys: Keys::new(index, key)?, rules: Rules::new(key) }))
-            .collect::<Result<_, ConfigError>>()?;
-        Ok(Self { issuers, tasks, room: Arc::new(Semaphore::new(WAITING_BYTES_MAX)) })
+        let issuers = ArcSwap::from_pointee(issuers(config, &[])?);
+        Ok(Self {
+            issuers,
+            replaced: Notify::new(),
+            tasks,
+            room: Arc::new(Semaphore::new(WAITING_BYTES_MAX)),
+        })
+    }
+
+    /// From now on the keys of this configuration and no others. Key sets at an address that was known keep their keys
+    /// until they have been read again.
+    pub(crate) fn replace(&self, config: &AuthConfig) -> Result<(), ConfigError> {
+        let issuers = issuers(config, &self.issuers.load())?;
+        self.issuers.store(Arc::new(issuers));
+        self.replaced.notify_one();
+        Ok(())
     }
 
     /// Never blocks, and may be called by reactor threads. Cost: the signature, 5 µs (HS256) to 60 µs (ES256).
@@ -80,7 +93,9 @@ impl Authenticator {
         // The error that says most: claims of a signed token, then a signature, then no key at all.
         let mut refusal = None;
         let mut tried = false;
-        for issuer in self.issuers_of(token.algorithm) {
+        let issuers = self.issuers.load();
+        let of_algorithm = || issuers.iter().filter(|issuer| issuer.keys.algorithm() == token.algorithm);
+        for issuer in of_algorithm() {
             let (signed, candidates) = issuer.keys.try_all(&token);
             tried |= candidates;
             if !signed {
@@ -94,19 +109,15 @@ impl Authenticator {
         if let Some(error) = refusal {
             return Verdict::Invalid(error);
         }
-        if let Some(fetch) =
-            self.issuers_of(token.algorithm).find_map(|issuer| issuer.keys.fetch_for(&token, now))
-        {
+        if let Some(fetch) = of_algorithm().find_map(|issuer| issuer.keys.fetch_for(&token, now)) {
             return Verdict::NeedsKeys(fetch);
         }
         Verdict::Invalid(match tried {
             true => TokenError::Signature,
-            false
-                if token.key_id.is_none() && self.issuers_of(token.algorithm).any(|it| it.keys.need_id()) =>
-            {
+            false if token.key_id.is_none() && of_algorithm().any(|it| it.keys.need_id()) => {
                 TokenError::Malformed("its header has no kid, and the keys here have ids")
             }
-            false if self.issuers_of(token.algorithm).next().is_none() => TokenError::Algorithm,
+            false if of_algorithm().next().is_none() => TokenError::Algorithm,
             false => TokenError::UnknownKey,
         })
     }
@@ -125,7 +136,7 @@ impl Authenticator {
     /// Verifies, and fetches keys where that may help. For callers that may wait.
     pub(crate) async fn authenticate(&self, token: &str) -> Result<Claims, TokenError> {
         // Every fetch is of another set, or the least interval between two has passed meanwhile.
-        for _ in 0..=self.issuers.len() {
+        for _ in 0..=self.issuers.load().len() {
             match self.verify(token, SystemTime::now()) {
                 Verdict::Valid(claims) => return Ok(claims),
                 Verdict::Invalid(error) => return Err(error),
@@ -137,21 +148,30 @@ impl Authenticator {
 
     /// Reads the key sets now and at every refresh, and never returns. To be spawned once, next to the server.
     pub(crate) async fn keep_fresh(&self) {
-        let sets = self.issuers.iter().filter_map(|issuer| match &issuer.keys {
-            Keys::Set(set) => Some(Arc::clone(set).keep_fresh(&self.tasks)),
-            Keys::One(..) => None,
-        });
-        futures_util::future::join_all(sets).await;
-        std::future::pending().await
-    }
-
-    fn issuers_of(&self, algorithm: Algorithm) -> impl Iterator<Item = &Issuer> {
-        self.issuers.iter().filter(move |issuer| issuer.keys.algorithm() == algorithm)
+        loop {
+            let issuers = self.issuers.load_full();
+            let sets = issuers.iter().filter_map(|issuer| match &issuer.keys {
+                Keys::Set(set) => Some(Arc::clone(set).keep_fresh(&self.tasks)),
+                Keys::One(..) => None,
+            });
+            let fresh = async {
+                join_all(sets).await;
+                pending::<()>().await;
+            };
+            tokio::select! { () = self.replaced.notified() => {}, () = fresh => {} }
+        }
     }
 }
 
+/// What the configuration has now; `before` is what was there.
+fn issuers(config: &AuthConfig, before: &[Issuer]) -> Result<Vec<Issuer>, ConfigError> {
+    let keys = config.jwt.iter().enumerate();
+    keys.map(|(index, key)| Ok(Issuer { keys: Keys::new(index, key, before)?, rules: Rules::new(key) }))
+        .collect()
+}
+
 impl Keys {
-    fn new(index: usize, entry: &JwtKey) -> Result<Self, ConfigError> {
+    fn new(index: usize, entry: &JwtKey, before: &[Issuer]) -> Result<Self, ConfigError> {
         let at = |name: &str| format!("auth.jwt[{index}].{name}").into();
         let algorithm = entry.algorithm.ok_or_else(|| ConfigError::Missing {
             key: at("algorithm"),
@@ -184,7 +204,8 @@ impl Keys {
             })?;
             let keys = from_jwks(algorithm, &json)
                 .map_err(|problem| unusable("jwks_file", &entry.jwks_file, problem))?;
-            return Ok(Self::Set(Arc::new(KeySet::new(algorithm, Source::File(path.clone()), pace, keys))));
+            let source = Source::File(path.clone());
+            return Ok(Self::Set(Arc::new(KeySet::new(algorithm, source, pace, keys.into()))));
         }
         let Some(address) = &entry.jwks_url else {
             return Err(ConfigError::Unusable { key: at("secret"), path: None, problem: Empty.into() });
@@ -196,7 +217,11 @@ impl Keys {
             );
         }
         let source = Source::Url { url: address.url().clone(), client: client()? };
-        Ok(Self::Set(Arc::new(KeySet::new(algorithm, source, pace, Vec::new()))))
+        let known = before.iter().find_map(|issuer| match &issuer.keys {
+            Self::Set(set) => set.keys_from(algorithm, address.url()),
+            Self::One(..) => None,
+        });
+        Ok(Self::Set(Arc::new(KeySet::new(algorithm, source, pace, known.unwrap_or_default()))))
     }
 
     fn algorithm(&self) -> Algorithm {

@@ -78,8 +78,8 @@ pub(super) const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 const KEY_SET_BYTES_MAX: usize = 1 << 20;
 
 impl KeySet {
-    pub(super) fn new(algorithm: Algorithm, source: Source, pace: Pace, keys: Vec<Key>) -> Self {
-        let snapshot = Snapshot { keys: keys.into(), reads: 0, read_at: None };
+    pub(super) fn new(algorithm: Algorithm, source: Source, pace: Pace, keys: Arc<[Key]>) -> Self {
+        let snapshot = Snapshot { keys, reads: 0, read_at: None };
         Self {
             algorithm,
             source,
@@ -92,6 +92,16 @@ impl KeySet {
 
     pub(super) fn algorithm(&self) -> Algorithm {
         self.algorithm
+    }
+
+    /// Its keys, if they are of this algorithm and come from this address.
+    pub(super) fn keys_from(&self, algorithm: Algorithm, address: &reqwest::Url) -> Option<Arc<[Key]>> {
+        match &self.source {
+            Source::Url { url, .. } if url == address && algorithm == self.algorithm => {
+                Some(Arc::clone(&self.current.load().keys))
+            }
+            _ => None,
+        }
     }
 
     pub(super) fn snapshot(&self) -> arc_swap::Guard<Arc<Snapshot>> {

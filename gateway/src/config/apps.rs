@@ -6,9 +6,10 @@ use std::{
     time::Duration,
 };
 
+use tidegate_backplane::CHANNEL_BYTES_MAX;
 use tidegate_ops::{choice, section};
 
-use super::{AppId, ByteSize, ConfigError, Entry, List, Load, Node, Secret, Setting, read_secret};
+use super::{AppId, ByteSize, ConfigError, Entry, Limits, List, Load, Node, Secret, Setting, read_secret};
 
 section! {
     /// One app: what its clients and servers sign with, what it may do, who is told of its events. Exactly one of
@@ -193,6 +194,10 @@ pub(crate) struct AppSource {
     pub(crate) default: Option<AppId>,
     /// Apps that tokens or API keys are for: they may have raw clients and event streams.
     pub(crate) raw: BTreeSet<AppId>,
+    /// What the node takes at all.
+    pub(crate) limits: Limits,
+    /// `webhooks.queue_bytes`
+    pub(crate) webhook_queue_bytes: ByteSize,
 }
 
 impl AppSource {
@@ -204,8 +209,61 @@ impl AppSource {
             Some(id) if !all.0.contains_key(id.as_str()) => {
                 Err(unusable(format!("default_app = {id:?}"), AppProblem::Unknown))
             }
-            _ => Ok(all),
+            _ => {
+                all.0.iter().try_for_each(|(id, app)| self.check_limits(id, &app.limits))?;
+                Ok(all)
+            }
         }
+    }
+
+    /// What an app is said to be allowed must fit into what the node takes at all: it would be refused in words of the
+    /// other limit. A default that nobody wrote gives way instead: who lowers a limit of the node means the apps too.
+    fn check_limits(&self, id: &AppId, app: &AppLimits) -> Result<(), ConfigError> {
+        let (limits, defaults) = (&self.limits, AppLimits::default());
+        let said =
+            |value: ByteSize, default: ByteSize| if value == default { ByteSize::new(0) } else { value };
+        let event_bytes = said(app.event_bytes, defaults.event_bytes);
+        let presence_user_bytes = said(app.presence_user_bytes, defaults.presence_user_bytes);
+        let (key, other, rule) = match () {
+            () if event_bytes > limits.publish_bytes => {
+                ("event_bytes", "limits.publish_bytes", "an event is a publication")
+            }
+            // Its name and its channel stand beside it.
+            () if event_bytes >= limits.body_bytes => {
+                ("event_bytes", "limits.body_bytes", "an event must fit in a request body")
+            }
+            () if event_bytes > limits.message_bytes => {
+                ("event_bytes", "limits.message_bytes", "an event of a client must fit in a message")
+            }
+            () if presence_user_bytes > limits.message_bytes => {
+                ("presence_user_bytes", "limits.message_bytes", "a user's object comes in a message")
+            }
+            () if app.event_bytes > self.webhook_queue_bytes => {
+                ("event_bytes", "webhooks.queue_bytes", "an event must fit in the queue of a webhook")
+            }
+            () if app.client_events_per_second != defaults.client_events_per_second
+                && limits.messages_per_second > 0
+                && app.client_events_per_second > limits.messages_per_second =>
+            {
+                (
+                    "client_events_per_second",
+                    "limits.messages_per_second",
+                    "each event of a client is a message",
+                )
+            }
+            // The default is what this machine has descriptors for.
+            () if limits.connections != Limits::default().connections
+                && app.connections > limits.connections =>
+            {
+                ("connections", "limits.connections", "an app has no more connections than its node")
+            }
+            () if app.channel_name_bytes as usize > CHANNEL_BYTES_MAX => {
+                ("channel_name_bytes", "200", "no channel has a longer name")
+            }
+            () => return Ok(()),
+        };
+        let key = format!("apps.{id}.limits.{key}").into();
+        Err(ConfigError::Contradiction { key, other: other.into(), rule })
     }
 }
 

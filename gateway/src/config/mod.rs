@@ -44,17 +44,19 @@ pub use tidegate_ops::{
         ByteSize, ConfigError, Empty, Flag, List, Origin, PREFIX, Secret, Setting, Sha256, Sources,
         UnitError, parse_duration, read_secret,
     },
+    hosts::HostName,
     log::Log,
     tls::Tls,
     trust::{ForwardedHeader, Network},
 };
 use tidegate_ops::{
     config::{Entry, Load, Node, THREADS_MAX},
+    hosts::InternalAccess,
     section,
 };
 
 use crate::problem::REFUSED;
-use tidegate_backplane::{CHANNEL_BYTES_MAX, RedisOptions};
+use tidegate_backplane::RedisOptions;
 
 section! {
     /// The settings of a gateway node.
@@ -63,6 +65,9 @@ section! {
         listen: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8000);
         /// Where operators and probes connect: metrics, health, drain. Not for the public.
         internal: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9000);
+        /// Names from outside the network by which the internal port may be reached, beside addresses, names without a dot,
+        /// those under `.svc`, `.local`, `.internal` and the like, and the one in `advertise`.
+        internal_hosts: Vec<HostName> = Vec::new();
         /// Name of this node, unique in the cluster.
         node: Box<str> = node_default(), shown "host name and 6 random characters";
         /// `HOST:PORT` where clients and routers reach this node.
@@ -184,6 +189,7 @@ impl Config {
             period: Duration::from_secs(1),
             close_wait: Duration::from_secs(1),
             gap_period: Duration::from_secs(1),
+            token_file: None,
         };
         config.namespaces.default = Namespace {
             anonymous_subscribe: true,
@@ -214,6 +220,14 @@ impl Config {
         self.dev && self.listen.ip().is_loopback()
     }
 
+    /// Who may use the internal port.
+    pub(crate) fn internal_access(&self) -> Result<InternalAccess, ConfigError> {
+        let advertised = self.advertised();
+        let own = advertised.rsplit_once(':').and_then(|(host, _)| HostName::from_text(host));
+        let hosts: Vec<_> = self.internal_hosts.iter().cloned().chain(own).collect();
+        InternalAccess::new(&hosts, self.drain.token_file.as_deref())
+    }
+
     /// `HOST:PORT` where clients and routers reach this node.
     pub fn advertised(&self) -> Box<str> {
         match &self.advertise {
@@ -234,6 +248,8 @@ impl Config {
             tables: self.apps.clone(),
             file: self.apps_file.clone(),
             default: self.default_app.clone(),
+            limits: self.limits.clone(),
+            webhook_queue_bytes: self.webhooks.queue_bytes,
         }
     }
 
@@ -252,9 +268,9 @@ impl Config {
         let apps = self.app_source().read()?;
         self.auth.finish_apps(self.default_app.as_ref(), |id| apps.0.contains_key(id.as_str()))?;
         self.tls.server()?;
+        self.internal_access()?;
         self.check_dev()?;
         self.check_limits()?;
-        apps.0.iter().try_for_each(|(id, app)| self.check_app_limits(id, &app.limits))?;
         self.check_history()?;
         self.redis_options().map(drop)
     }
@@ -274,38 +290,13 @@ impl Config {
         }
     }
 
-    /// What an app may do must fit into what the node takes at all: it would be refused in words of the other limit.
-    fn check_app_limits(&self, id: &AppId, app: &AppLimits) -> Result<(), ConfigError> {
-        let limits = &self.limits;
-        let (key, other, rule) = match () {
-            () if app.event_bytes > limits.publish_bytes => {
-                ("event_bytes", "limits.publish_bytes", "an event is a publication")
-            }
-            () if app.event_bytes > limits.body_bytes => {
-                ("event_bytes", "limits.body_bytes", "an event must fit in a request body")
-            }
-            () if app.event_bytes > limits.message_bytes => {
-                ("event_bytes", "limits.message_bytes", "an event of a client must fit in a message")
-            }
-            () if app.presence_user_bytes > limits.message_bytes => {
-                ("presence_user_bytes", "limits.message_bytes", "a user's object comes in a message")
-            }
-            () if app.event_bytes > self.webhooks.queue_bytes => {
-                ("event_bytes", "webhooks.queue_bytes", "an event must fit in the queue of a webhook")
-            }
-            () if app.channel_name_bytes as usize > CHANNEL_BYTES_MAX => {
-                ("channel_name_bytes", "200", "no channel has a longer name")
-            }
-            () => return Ok(()),
-        };
-        let key = format!("apps.{id}.limits.{key}").into();
-        Err(ConfigError::Contradiction { key, other: other.into(), rule })
-    }
-
+    /// Pairs of limits of which one could never be reached. A default that nobody wrote gives way: who lowers a limit means
+    /// all that it bounds.
     fn check_limits(&self) -> Result<(), ConfigError> {
-        let limits = &self.limits;
+        let (limits, defaults) = (&self.limits, Limits::default());
         let largest = limits.message_bytes.max(limits.publish_bytes);
         let rate = limits.publish_bytes_per_second;
+        let is_above = |said: u32, default: u32, bound: u32| said != default && bound > 0 && said > bound;
         let (key, other, rule) = match () {
             () if limits.send_queue_bytes < largest => (
                 "limits.send_queue_bytes",
@@ -320,13 +311,50 @@ impl Config {
                 "limits.message_bytes",
                 "the rate must admit one whole message",
             ),
-            () if limits.messages_per_second > 0
-                && limits.publishes_per_second > limits.messages_per_second =>
+            () if limits.left_behind_bytes < limits.message_bytes => {
+                ("limits.left_behind_bytes", "limits.message_bytes", "what is left behind is whole messages")
+            }
+            () if is_above(
+                limits.publishes_per_second,
+                defaults.publishes_per_second,
+                limits.messages_per_second,
+            ) =>
             {
                 (
                     "limits.publishes_per_second",
                     "limits.messages_per_second",
-                    "a publication of a client is a message",
+                    "each publication of a client is a message",
+                )
+            }
+            () if is_above(
+                limits.subscribes_per_second,
+                defaults.subscribes_per_second,
+                limits.messages_per_second,
+            ) =>
+            {
+                (
+                    "limits.subscribes_per_second",
+                    "limits.messages_per_second",
+                    "each subscription is asked for with a message",
+                )
+            }
+            () if limits.anonymous_subscriptions != defaults.anonymous_subscriptions
+                && limits.anonymous_subscriptions > limits.subscriptions =>
+            {
+                (
+                    "limits.anonymous_subscriptions",
+                    "limits.subscriptions",
+                    "who has no credentials has no more than others",
+                )
+            }
+            // The default is what this machine has descriptors for.
+            () if limits.connections != defaults.connections
+                && limits.connections_per_address > limits.connections =>
+            {
+                (
+                    "limits.connections_per_address",
+                    "limits.connections",
+                    "one address has no more connections than all",
                 )
             }
             () => return Ok(()),

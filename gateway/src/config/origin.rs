@@ -51,7 +51,7 @@ impl Origins {
 
     /// Whether requests for this `Host` are served.
     pub fn allows_host(&self, host: &str) -> bool {
-        !self.local_hosts_only || is_local_name(host)
+        !self.local_hosts_only || tidegate_ops::hosts::is_local_name(host)
     }
 
     /// Whether a request with this `Origin` and `Host` may go on. A request without an `Origin` does not come
@@ -119,21 +119,6 @@ impl Parts {
             None => format!("{}://{}", self.scheme, self.host),
         }
     }
-}
-
-/// Whether a `Host` is empty, an address, a name without dots, or below a name that the internet does not have.
-pub(crate) fn is_local_name(host: &str) -> bool {
-    const LOCAL: [&str; 8] = ["localhost", "local", "internal", "svc", "lan", "home.arpa", "test", "invalid"];
-    let name = match host.rsplit_once(':') {
-        Some((name, port)) if !port.ends_with(']') => name,
-        _ => host,
-    };
-    let name = name.trim_end_matches('.').to_ascii_lowercase();
-    let is_below = |local: &&str| name.strip_suffix(*local).is_some_and(|head| head.ends_with('.'));
-    !name.contains('.')
-        || name.starts_with('[')
-        || name.parse::<std::net::IpAddr>().is_ok()
-        || LOCAL.iter().any(is_below)
 }
 
 /// Whether a host, as it stands in an origin, is this machine.

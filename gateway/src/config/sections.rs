@@ -1,6 +1,6 @@
 //! The sections about traffic: limits, heartbeat, drain, namespaces.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use tidegate_backplane::{Channel, HistoryPolicy};
 
@@ -17,7 +17,8 @@ section! {
         /// Open connections of one client address. 0: no limit, because behind a proxy or a carrier's NAT
         /// many clients share one address.
         connections_per_address: u32 = 0;
-        /// Handshakes that this node accepts per second; more are answered 503 with `Retry-After`. 0: no
+        /// Handshakes that this node accepts per second; more are answered 503 with `Retry-After`. Where this node ends TLS,
+        /// every connection is one, and more are closed before the TLS handshake, which is what costs. 0: no
         /// limit. At 40 µs of CPU each, 2000 take 8 % of one core, and what is connected stays undisturbed
         /// when clients of a lost node all come at once.
         handshakes_per_second: u32 = 2_000;
@@ -135,6 +136,8 @@ section! {
         /// 128 of a shard have to be. They get nothing of the channel meanwhile. Only in namespaces whose
         /// `untold_gap` is `close`.
         gap_period: Duration = Duration::from_secs(10);
+        /// File with a token. `POST /drain` with `Authorization: Bearer TOKEN` is then taken from other machines, too.
+        token_file: Option<PathBuf> = None;
     }
 }
 

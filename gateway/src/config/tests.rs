@@ -1,6 +1,8 @@
 //! Tests of the configuration: precedence, refusals with their sentences, secrets, the reference.
 #![allow(clippy::unwrap_used)]
 
+mod pairs;
+
 use std::{ffi::OsString, io::Write as _, net::SocketAddr, path::PathBuf, time::Duration};
 
 use proptest::prelude::*;
@@ -415,50 +417,6 @@ fn debug_hides_secrets() {
                 [[auth.api_keys]]\nname = 'a'\nkey = 'api-key-api-key-api-key'";
     let shown = format!("{:?}", Given { file, ..Given::default() }.config());
     assert!(!shown.contains("jwt-secret") && !shown.contains("api-key-api"), "{shown}");
-}
-
-#[test]
-fn settings_that_do_not_fit_together() {
-    for (file, expect) in [
-        (
-            "[limits]\nsend_queue_bytes = '32KiB'",
-            "`limits.send_queue_bytes` and `limits.message_bytes, publish_bytes` do not fit together: one message must fit in the queue",
-        ),
-        (
-            "[limits]\nbody_bytes = '1KiB'",
-            "`limits.body_bytes` and `limits.publish_bytes` do not fit together: one publication must fit in a request body",
-        ),
-        (
-            "[limits]\npublish_bytes_per_second = '1KiB'",
-            "`limits.publish_bytes_per_second` and `limits.message_bytes` do not fit together: the rate must admit one whole message",
-        ),
-        (
-            "[limits]\npublishes_per_second = 300",
-            "`limits.publishes_per_second` and `limits.messages_per_second` do not fit together: a publication of a client is a message",
-        ),
-        (
-            "[apps.a]\nkey = 'k'\nsecret = 's'\nlimits.event_bytes = '2MiB'",
-            "`apps.a.limits.event_bytes` and `limits.publish_bytes` do not fit together: an event is a publication",
-        ),
-        (
-            "[apps.a]\nkey = 'k'\nsecret = 's'\nlimits.presence_user_bytes = '2MiB'",
-            "`apps.a.limits.presence_user_bytes` and `limits.message_bytes` do not fit together: a user's object comes in a message",
-        ),
-        (
-            "[apps.a]\nkey = 'k'\nsecret = 's'\nlimits.channel_name_bytes = 300",
-            "`apps.a.limits.channel_name_bytes` and `200` do not fit together: no channel has a longer name",
-        ),
-        (
-            "webhooks.queue_bytes = '1KiB'\n[apps.a]\nkey = 'k'\nsecret = 's'",
-            "`apps.a.limits.event_bytes` and `webhooks.queue_bytes` do not fit together: an event must fit in the queue of a webhook",
-        ),
-        (
-            "[namespaces.chat]\nhistory_size = 10",
-            "`namespaces.chat.history_size` and `namespaces.chat.history_age` do not fit together: history needs both to be above zero, or neither",
-        ),
-    ] {
-        refused_file(file, expect);
-    }
 }
 
 #[test]

@@ -141,6 +141,14 @@ impl Doorkeeper {
             }
             false => self.front.admit(peer),
         };
+        if let (Ok(key), true) = (admitted, self.edge.tls.is_some())
+            && let Err(over) = self.front.take_handshake()
+        {
+            // To say so within a session would cost the handshake that the limit saves.
+            self.front.release(key);
+            self.metrics.node.handshakes.add(over.result(), 1);
+            return None;
+        }
         let (key, over) = match admitted {
             Ok(key) => (key, None),
             Err(over) => match self.front.turn_away() {

@@ -147,7 +147,12 @@ impl Ctx<'_> {
         match self.check(arrival, protocol, head) {
             Ok(request) => self.begin_opening(request, &received[head.len..]),
             Err(Stop::Refused(refusal)) => self.refuse_request(protocol, head, &refusal),
-            Err(Stop::NeedsKeys(fetch)) => self.wait_for_keys(fetch, received),
+            Err(Stop::NeedsKeys(fetch)) => {
+                if protocol.of_list(self.core.shared.protocols).transport() == Transport::Stream {
+                    self.connections.set_half_open(self.id);
+                }
+                self.wait_for_keys(fetch, received);
+            }
         }
     }
 
@@ -173,7 +178,8 @@ impl Ctx<'_> {
         if shared.node.stage() == Stage::Closing {
             return Err(Refusal::Draining.into());
         }
-        let is_new = !matches!(arrival, Arrival::Resumed);
+        // Where this node ends TLS, the handshake was taken before that.
+        let is_new = !matches!(arrival, Arrival::Resumed) && shared.edge.tls.is_none();
         if is_new {
             shared.front.check_handshake().map_err(Refusal::Over)?;
         }

@@ -42,7 +42,12 @@ impl Ctx<'_> {
                 return;
             }
             Err(error) => {
-                tracing::debug!(%error, "a connection without the balancer's header");
+                if let Some(left_out) = self.core.without_header.ask() {
+                    let peer = self.connections.peer_address(self.id);
+                    tracing::warn!(
+                        peer = ?peer, %error, left_out, "closed a connection without the balancer's header"
+                    );
+                }
                 self.core.metrics.handshakes.add(HandshakeResult::ProxyHeader, 1);
                 self.connections.close(self.id);
                 return;
@@ -65,13 +70,16 @@ impl Ctx<'_> {
     /// share one connection, so it is counted as nobody's.)
     pub(super) fn name_client(&mut self, head: &RequestHead<'_>) -> Result<(), Over> {
         let trust = &self.core.shared.edge.trust;
-        let Some(session) =
-            self.connections.get_mut(self.id).filter(|session| session.address == AddressKey::UNNAMED)
-        else {
+        if self.session().is_none_or(|session| session.address != AddressKey::UNNAMED) {
             return Ok(());
-        };
+        }
         let values: Vec<&[u8]> = head.octets_named(trust.header()).collect();
-        if let Some(client) = trust.client(values.into_iter()) {
+        let says_something = values.iter().any(|value| !value.trim_ascii().is_empty());
+        let client = trust.client(values.into_iter()).or_else(|| {
+            // Whoever is named in words that cannot be read counts as who wrote them: as the proxy, not as nobody.
+            says_something.then(|| self.connections.peer_address(self.id)).flatten().map(|peer| peer.ip())
+        });
+        if let (Some(client), Some(session)) = (client, self.connections.get_mut(self.id)) {
             session.address = self.core.shared.front.name(client)?;
             if self.core.shared.edge.tls.is_some() {
                 self.core.shared.front.take_handshake_of(session.address)?;

@@ -1,5 +1,7 @@
 //! Who may call: the API key of a request, and CORS for the origins that are allowed.
 
+use std::sync::Arc;
+
 use axum::{
     body::Body,
     extract::{Request, State},
@@ -22,13 +24,13 @@ const PREFLIGHT_HEADERS: &str = "authorization, cache-control, content-type, ide
 const EXPOSED_HEADERS: &str = "retry-after, www-authenticate";
 
 /// The request's API key, if it has the scope and, where the request names a channel, covers it.
-pub(super) fn authorize<'s>(
-    state: &'s HttpState,
+pub(super) fn authorize(
+    state: &HttpState,
     headers: &HeaderMap,
     scope: Scope,
     channel: Option<&Channel>,
-) -> Result<&'s ApiKey, ApiError> {
-    let bearer = headers.get(header::AUTHORIZATION).and_then(|value| bearer(value.to_str().ok()?));
+) -> Result<Arc<ApiKey>, ApiError> {
+    let bearer = single(headers, &header::AUTHORIZATION).and_then(|value| bearer(value.to_str().ok()?));
     state.keys.authorize(bearer, scope, channel).map_err(|error| refuse(state, error))
 }
 
@@ -65,9 +67,23 @@ pub(super) fn allows_host(state: &HttpState, headers: &HeaderMap) -> bool {
 
 /// The request's origin, when it has one that may read the answer.
 pub(super) fn allowed_origin(state: &HttpState, headers: &HeaderMap) -> Option<HeaderValue> {
-    let origin = headers.get(header::ORIGIN)?;
+    let origin = single(headers, &header::ORIGIN)?;
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     state.origins.allows(Some(origin.to_str().ok()?), host).then(|| origin.clone())
+}
+
+/// The header of that name, if there is one and not several: which of them somebody before us went by is not known.
+pub(super) fn single<'h>(headers: &'h HeaderMap, name: &header::HeaderName) -> Option<&'h HeaderValue> {
+    let mut values = headers.get_all(name).iter();
+    values.next().filter(|_| values.next().is_none())
+}
+
+/// Whether the body is said to be coded, which nobody here decodes: its bytes would be taken for the payload.
+pub(super) fn is_coded(headers: &HeaderMap) -> bool {
+    headers
+        .get_all(header::CONTENT_ENCODING)
+        .iter()
+        .any(|value| !value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity"))
 }
 
 /// Lets the page of this origin read the response.

@@ -12,8 +12,9 @@ use http::{HeaderMap, header};
 use http_body_util::BodyExt;
 use hyper::body::Body;
 use serde::Deserialize;
+use tidegate_wire::json;
 
-use super::error::ApiError;
+use super::error::{ApiError, ParameterFault, ParameterPlace};
 use crate::problem::Place;
 
 /// How long a body may take. A payload at the default bound of 64 KiB passes at 53 kbit/s.
@@ -65,23 +66,34 @@ where
 
 /// Refuses a body that says it is something else than JSON. One that says nothing is taken for JSON.
 pub(super) fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
-    let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(()) };
-    let essence = essence(value.as_bytes());
+    let Some(essence) = media_type(headers)? else { return Ok(()) };
+    let essence = essence.as_bytes();
     let json = essence.eq_ignore_ascii_case(b"application/json")
         || essence.len() > 5 && essence[essence.len() - 5..].eq_ignore_ascii_case(b"+json");
     if json { Ok(()) } else { Err(ApiError::UnsupportedMediaType) }
 }
 
 /// Whether the body is a binary payload rather than text.
-pub(super) fn is_binary(headers: &HeaderMap) -> bool {
-    headers
-        .get(header::CONTENT_TYPE)
-        .is_some_and(|value| essence(value.as_bytes()).eq_ignore_ascii_case(b"application/octet-stream"))
+pub(super) fn is_binary(headers: &HeaderMap) -> Result<bool, ApiError> {
+    let essence = media_type(headers)?;
+    Ok(essence.is_some_and(|essence| essence.eq_ignore_ascii_case("application/octet-stream")))
 }
 
-/// The media type without its parameters.
-fn essence(value: &[u8]) -> &[u8] {
-    value.split(|&byte| byte == b';').next().unwrap_or_default().trim_ascii()
+/// The media type without its parameters. One that cannot be read is not taken for none: text or binary is what the
+/// payload's readers get.
+fn media_type(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
+    let mut values = headers.get_all(header::CONTENT_TYPE).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    let fault = |fault| ApiError::InvalidParameter {
+        place: ParameterPlace::Header,
+        name: "content-type".into(),
+        fault,
+    };
+    if values.next().is_some() {
+        return Err(fault(ParameterFault::Repeated));
+    }
+    let text = value.to_str().map_err(|_| fault(ParameterFault::Text))?;
+    Ok(Some(text.split(';').next().unwrap_or_default().trim()))
 }
 
 /// Parses JSON, and says where it is wrong.
@@ -101,17 +113,10 @@ pub(super) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, ApiErro
     })
 }
 
-/// Parses a JSON text that was cut out of a body at `path`; line and column count from its own begin.
-pub(super) fn parse_at<'a, T: Deserialize<'a>>(json: &'a [u8], path: &str) -> Result<T, ApiError> {
-    serde_json::from_slice(json).map_err(|error| fault(&error, path))
-}
-
 fn fault(error: &serde_json::Error, path: &str) -> ApiError {
     // The path's own word for a place it does not know.
     let path = if path == "?" { "." } else { path };
     let at = Place { line: error.line().max(1), column: error.column(), path: path.into() };
-    let text = error.to_string();
-    // serde_json ends its messages with the place, which `at` says already.
-    let reason = text.rsplit_once(" at line ").map_or(text.as_str(), |(reason, _)| reason);
-    ApiError::InvalidJson { reason: reason.into(), at }
+    let reason = json::fault(error).into();
+    ApiError::InvalidJson { reason, at }
 }

@@ -59,6 +59,8 @@ pub(crate) enum ApiError {
     TooManyPublications { number: usize, max: usize },
     #[error("this path takes application/json")]
     UnsupportedMediaType,
+    #[error("the body has a Content-Encoding, and no coding is decoded here; send it as it is")]
+    ContentCoding,
     #[error("this node has more publications under way than it takes")]
     Overloaded { retry_after: Duration },
     #[error(transparent)]
@@ -81,6 +83,8 @@ pub(crate) enum ParameterFault {
     Repeated,
     #[error("has a malformed percent-encoding, or is not UTF-8")]
     Encoding,
+    #[error("is not ASCII text")]
+    Text,
     #[error("must be a whole number from {min} to {max}")]
     Number { min: usize, max: usize },
     #[error("must be a position of the form EPOCH:OFFSET")]
@@ -118,7 +122,7 @@ impl ApiError {
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
             Self::BodyTooLarge { .. } | Self::PayloadTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::UnsupportedMediaType | Self::ContentCoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Overloaded { .. } | Self::Backplane(_) => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
@@ -147,7 +151,9 @@ impl ApiError {
             Self::TooManyPublications { .. } => {
                 ("too-many-publications", "Too many publications in one request")
             }
-            Self::UnsupportedMediaType => ("unsupported-media-type", "Unsupported media type"),
+            Self::UnsupportedMediaType | Self::ContentCoding => {
+                ("unsupported-media-type", "Unsupported media type")
+            }
             Self::Overloaded { .. } => ("overloaded", "The node is overloaded"),
             Self::Backplane(BackplaneError::Unavailable(_)) => {
                 ("backplane-unavailable", "The backplane is out of reach")
@@ -197,7 +203,10 @@ impl ApiError {
 
     /// Whether unread bytes of the body may follow on the connection, which must then be closed.
     fn leaves_body_unread(&self) -> bool {
-        matches!(self, Self::BodyTooLarge { .. } | Self::BodyTimeout(_) | Self::BodyIncomplete)
+        matches!(
+            self,
+            Self::BodyTooLarge { .. } | Self::BodyTimeout(_) | Self::BodyIncomplete | Self::ContentCoding
+        )
     }
 }
 

@@ -26,7 +26,7 @@ use axum::{
 };
 use futures_util::future::BoxFuture;
 use http::{HeaderValue, Method, StatusCode, header, request::Parts};
-use tidegate_ops::probes;
+use tidegate_ops::{hosts::InternalAccess, probes};
 
 pub(crate) use self::{error::ApiError, service::PublicService};
 use crate::config::BackplaneUrl;
@@ -49,6 +49,8 @@ pub(crate) struct HttpContext {
     pub(crate) apis: Apis,
     /// Whether a request without a body, by its method and path, is one of a shard's.
     pub(crate) is_shards: fn(&str, &str) -> bool,
+    /// Who may use the internal port.
+    pub internal: InternalAccess,
     /// Serve the first page and what it asks for.
     pub dev: bool,
 }
@@ -95,6 +97,10 @@ impl probes::Operated for HttpContext {
         self.node.drain();
     }
 
+    fn internal_access(&self) -> &InternalAccess {
+        &self.internal
+    }
+
     fn refuse_page(&self) -> Response {
         ApiError::OriginRefused.into_response()
     }
@@ -126,6 +132,10 @@ async fn not_found() -> ApiError {
 /// What is under none of our own paths may be under one of a protocol's.
 async fn not_ours(State(state): State<HttpState>, request: Request) -> Response {
     let path = request.uri().path();
+    if request.method() == Method::OPTIONS && path == "/" {
+        // What HAProxy asks unless it is told otherwise; any refusal would take the node down.
+        return probes::public_readiness(&*state).into_response();
+    }
     if let Some(api) = state.api_of(path) {
         let (parts, body) = request.into_parts();
         return api.answer(&state, &parts, body).await;

@@ -1,48 +1,25 @@
 //! Connections that are plain HTTP: they come from a shard as a socket and the bytes already read, and are hyper's
 //! until they end, or until a request comes that is a shard's.
 //!
-//! Such a request goes back the way the connection came. hyper alone decides where a request begins: the head is
-//! taken from a request that hyper has parsed, has found to have no body, and has given to the service. So nothing
-//! that is the body of an earlier request can be taken for a head, whatever it looks like. The service leaves that
-//! request unanswered; when hyper has flushed the answers to the requests before it, the connection is taken apart
-//! and its parts (the head, what hyper read after it, the socket) are dealt to a shard.
+//! Each head is judged as in a shard before hyper has it (`ops::http::Gate`), so nothing that is the body of one request
+//! can be taken for another, whatever it looks like. A request that is a shard's goes back the way the connection came,
+//! when the answers to those before it have been flushed: the socket and all that was read are dealt to a shard.
 
-mod head;
-mod progress;
-mod socket;
-
-use std::{
-    convert::Infallible,
-    fmt,
-    future::{Future, pending, poll_fn},
-    pin::{Pin, pin},
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{fmt, sync::Arc};
 
 use axum::response::Response;
 use http::Request;
-use hyper::{
-    body::Incoming,
-    server::conn::http1::{self, Parts},
-    service::service_fn,
-};
-use hyper_util::rt::TokioIo;
+use hyper::{body::Incoming, service::service_fn};
 use tidegate_ops::{
     edge::Preamble,
+    http::{
+        AnswerBody, Departure, End, Exchange, Gate, IsShards, Left, Overdue, Patience, serve as serve_through,
+    },
     tls::{Link, LinkParts},
 };
-use tokio::{
-    runtime::Handle,
-    time::{Instant, Sleep, sleep_until},
-};
+use tokio::runtime::Handle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::{
-    progress::{Overdue, Progress},
-    socket::WatchedSocket,
-};
 use super::PublicService;
 use crate::{
     admission::{AddressKey, Front},
@@ -54,19 +31,6 @@ use crate::{
     },
 };
 
-/// How long a connection may keep the server waiting.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Patience {
-    /// From the first byte of a head to its last.
-    pub(crate) head: Duration,
-    /// Between requests, and for a client that does not take its answer.
-    pub(crate) quiet: Duration,
-}
-
-/// nginx and common load balancers drop a kept-alive connection that was unused for 60 s. If this side dropped it
-/// first, their next request would meet a closing socket; with 15 s more it is they who close.
-pub(crate) const QUIET_MAX: Duration = Duration::from_secs(75);
-
 /// Serves what shards hand over.
 ///
 /// Each connection is a task of the runtime, spawned by the shard. There is no queue before them: their number is
@@ -76,6 +40,7 @@ pub(crate) struct HttpServer {
     pub(crate) front: Arc<Front>,
     pub(crate) dealer: Arc<Dealer>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) is_shards: IsShards,
     pub(crate) patience: Patience,
     pub(crate) head_bytes_max: usize,
     pub(crate) runtime: Handle,
@@ -91,13 +56,10 @@ struct Place {
     address: Option<AddressKey>,
 }
 
-/// How a connection stops being hyper's.
-enum End {
-    Served(hyper::Result<()>),
-    /// The head of a request that is a shard's.
-    Returning(Vec<u8>),
-    Overdue(Overdue),
-}
+/// hyper took something for a request that it was not given as one. Ends the connection.
+#[derive(Debug, thiserror::Error)]
+#[error("hyper has read a request that the gate has not")]
+struct Misread;
 
 impl TakesHandOffs for HttpServer {
     fn take(self: Arc<Self>, hand_off: HandOff) {
@@ -109,70 +71,50 @@ impl TakesHandOffs for HttpServer {
 
 impl HttpServer {
     async fn serve(self: Arc<Self>, hand_off: HandOff, place: Place) {
-        let HandOff { socket, received: unread, tls, .. } = hand_off;
+        let HandOff { socket, received, tls, .. } = hand_off;
         let socket = match Link::new(socket, tls) {
             Ok(socket) => socket,
             Err(error) => return tracing::warn!(%error, "a handed-over socket could not be registered"),
         };
-        let progress = Arc::new(Progress::new(self.patience));
-        let io = TokioIo::new(WatchedSocket { unread, socket, progress: Arc::clone(&progress) });
-        // No header_read_timeout: it is one limit for the time between requests and for a head, and a new timer
-        // for every request.
-        let mut connection = http1::Builder::new()
-            .keep_alive(!self.stop.is_cancelled())
-            .max_header_size(self.head_bytes_max)
-            .serve_connection(io, service_fn(|request| self.answer(request, &progress)));
-        let mut stopped = pin!(self.stop.cancelled());
-        let (mut stopping, mut lingers) = (false, true);
-        let mut timer = pin!(sleep_until(Instant::now() + self.patience.quiet));
-        let end = loop {
-            // The connection first: the request that it was handed over with is read before anything stops it.
-            tokio::select! {
-                biased;
-                end = poll_fn(|cx| poll_end(&mut connection, &progress, timer.as_mut(), cx)) => break end,
-                () = &mut stopped, if !stopping => {
-                    stopping = true;
-                    lingers = !progress.is_quiet();
-                    Pin::new(&mut connection).graceful_shutdown();
-                }
-            }
-        };
-        let Parts { io, read_buf, .. } = connection.into_parts();
-        let io = io.into_inner();
-        match end {
-            End::Returning(head) => self.give_back(head, &read_buf, io, place),
-            End::Overdue(Overdue::Head) => self.give_up(io.socket).await,
-            End::Overdue(Overdue::Quiet) => {}
-            End::Served(served) => {
+        let exchange = Arc::new(Exchange::new(self.patience));
+        let gate = Gate::new(socket, &received, self.head_bytes_max, self.is_shards, Arc::clone(&exchange));
+        drop(received);
+        let service = service_fn(|request| self.answer(request, &exchange));
+        let Departure { left, gate, read, lingers } = serve_through(gate, service, &self.stop).await;
+        match left {
+            Left::Ended(End::Returning) if read.is_empty() => self.give_back(gate, place),
+            Left::Ended(End::Returning) => tracing::warn!("hyper has kept bytes of a request"),
+            Left::Ended(End::Refused(error)) => self.refuse(error.into(), gate.socket).await,
+            Left::Overdue(Overdue::Head) => self.refuse(Refusal::HeadTimeout, gate.socket).await,
+            Left::Overdue(Overdue::Quiet) => {}
+            Left::Served(served) => {
                 if let Err(error) = served {
                     tracing::debug!(%error, "an HTTP connection ended early");
                 }
                 // The body of a request that was refused for its size may still be on its way.
                 if lingers {
-                    io.socket.end_with(&[]).await;
+                    gate.socket.end_with(&[]).await;
                 }
             }
         }
     }
 
-    async fn answer(&self, request: Request<Incoming>, progress: &Progress) -> Result<Response, Infallible> {
-        if let Some(head) = head::of_shard(&request, self.service.is_shards()) {
-            progress.return_at_flush(head);
-            // Dropped when the connection is taken apart.
-            return pending().await;
-        }
-        progress.requested();
-        let response = self.service.call(request).await;
-        progress.answered();
-        Ok(response)
+    async fn answer(
+        &self,
+        request: Request<Incoming>,
+        exchange: &Arc<Exchange>,
+    ) -> Result<http::Response<AnswerBody>, Misread> {
+        let (_, open) = exchange.take().ok_or(Misread)?;
+        let response: Response = self.service.call(request).await;
+        Ok(response.map(|body| AnswerBody::new(body, open)))
     }
 
-    /// Deals a connection to a shard, with all that was read from it and not answered.
-    fn give_back(&self, head: Vec<u8>, read_buf: &[u8], socket: WatchedSocket, mut place: Place) {
-        let WatchedSocket { unread, socket, .. } = socket;
+    /// Deals a connection to a shard, with the request that comes next.
+    fn give_back(&self, gate: Gate, mut place: Place) {
+        let Gate { socket, held, .. } = gate;
         match (socket.into_parts(), place.address) {
-            (Ok(LinkParts { socket, tls, unread: decrypted }), Some(address)) => {
-                let read = [&head, read_buf, &unread[..], &decrypted].concat();
+            (Ok(LinkParts { socket, tls, unread }), Some(address)) => {
+                let read = [&held[..], &unread].concat();
                 place.address = None;
                 let preamble = tls.map_or(Preamble::None, Preamble::Session);
                 self.dealer.deal(socket, read.into(), address, preamble);
@@ -182,8 +124,7 @@ impl HttpServer {
         }
     }
 
-    async fn give_up(&self, socket: Link) {
-        let refusal = Refusal::HeadTimeout;
+    async fn refuse(&self, refusal: Refusal, socket: Link) {
         self.metrics.node.handshakes.add(refusal.result(), 1);
         let mut answer = Vec::new();
         refusal.write(0, None, &mut answer);
@@ -197,37 +138,6 @@ impl Drop for Place {
             self.front.release(address);
         }
     }
-}
-
-/// Drives a connection and looks where it stands.
-fn poll_end<C>(
-    connection: &mut C,
-    progress: &Progress,
-    mut timer: Pin<&mut Sleep>,
-    cx: &mut Context<'_>,
-) -> Poll<End>
-where
-    C: Future<Output = hyper::Result<()>> + Unpin,
-{
-    if let Poll::Ready(served) = Pin::new(connection).poll(cx) {
-        return Poll::Ready(End::Served(served));
-    }
-    if let Some(head) = progress.take_flushed() {
-        return Poll::Ready(End::Returning(head));
-    }
-    // Moved only when it would ring too late. When it rings early, the deadline is looked at again: at most once
-    // in each span of patience, so a request costs no timer.
-    if let Some(deadline) = progress.deadline().filter(|deadline| *deadline < timer.deadline()) {
-        timer.as_mut().reset(deadline);
-    }
-    while timer.as_mut().poll(cx).is_ready() {
-        let now = Instant::now();
-        if let Some(overdue) = progress.overdue(now) {
-            return Poll::Ready(End::Overdue(overdue));
-        }
-        timer.as_mut().reset(progress.deadline().unwrap_or(now + progress.patience.quiet));
-    }
-    Poll::Pending
 }
 
 impl fmt::Debug for HttpServer {

@@ -30,11 +30,6 @@ impl PublicService {
         Self { state, router }
     }
 
-    /// Whether a request without a body, by its method and path, is one of a shard's.
-    pub(crate) fn is_shards(&self) -> fn(&str, &str) -> bool {
-        self.state.is_shards
-    }
-
     /// Answers one request. Never fails: what goes wrong is a problem document, and a line in the log.
     pub(crate) async fn call<B>(&self, request: Request<B>) -> Response
     where
@@ -59,6 +54,13 @@ impl PublicService {
     {
         if !access::allows_host(&self.state, request.headers()) {
             return ApiError::OriginRefused.into_response();
+        }
+        if access::is_coded(request.headers()) {
+            let mut refused = ApiError::ContentCoding.into_response();
+            if let Some(origin) = access::allowed_origin(&self.state, request.headers()) {
+                access::allow(refused.headers_mut(), origin);
+            }
+            return refused;
         }
         if *request.method() == Method::POST && publish::segment(request.uri().path()).is_some() {
             return self.publish(request).await;

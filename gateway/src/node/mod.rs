@@ -25,11 +25,12 @@ use tidegate_backplane::{
 };
 use tidegate_reactor::waking_once;
 use tokio::sync::Notify;
+use tokio_util::task::TaskTracker;
 
 use crate::{
     admission::Front,
     app::{self, webhooks::TransitionHooks},
-    config::{BackplaneAway, Config, Namespaces},
+    config::{BackplaneAway, BackplaneUrl, Config, Namespaces},
     metrics::Metrics,
     node::histories::Histories,
     node::interest::{Interest, Interests},
@@ -141,6 +142,8 @@ pub(crate) struct Node {
     /// Why the node registry refuses this node.
     registry_refusal: Mutex<Option<BackplaneError>>,
     shards_failed: AtomicU64,
+    /// Clients that a drain has sent away and that are still in the census.
+    moves: TaskTracker,
 }
 
 /// What the backplane calls: spreads to the shards.
@@ -190,6 +193,7 @@ impl Node {
             drain_was_asked: AtomicBool::new(false),
             registry_refusal: Mutex::default(),
             shards_failed: AtomicU64::new(0),
+            moves: TaskTracker::new(),
         }
     }
 
@@ -427,6 +431,16 @@ impl Node {
             stage if stage == Stage::Settling as u8 => Stage::Settling,
             _ => Stage::Closing,
         }
+    }
+
+    /// Whether those who leave now are likely to go on at another node.
+    pub(crate) fn is_moving_clients(&self) -> bool {
+        self.stage() == Stage::Closing && self.config.backplane != BackplaneUrl::Memory
+    }
+
+    /// What is given back when a client that moved has had its time to arrive.
+    pub(crate) fn moves(&self) -> &TaskTracker {
+        &self.moves
     }
 
     pub(crate) fn set_stage(&self, stage: Stage) {

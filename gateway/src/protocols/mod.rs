@@ -4,6 +4,8 @@ mod pusher;
 mod raw;
 mod sse;
 
+use tidegate_ops::http::IsShards;
+
 use crate::{
     http::Apis,
     hub::form::Forms,
@@ -36,6 +38,15 @@ pub(crate) fn serve(method: &str, path: &str) -> bool {
 /// The same with `--dev`.
 pub(crate) fn serve_dev(method: &str, path: &str) -> bool {
     ProtocolId::of(PROTOCOLS, method, path, true).is_some()
+}
+
+/// How HTTP tells a request that is theirs from one of its own, with `--dev` or without. It is the rule of the shards, so
+/// that no request goes back and forth.
+pub(crate) fn is_shards(dev: bool) -> IsShards {
+    match dev {
+        true => |head, _| !head.has_body() && serve_dev(head.method, head.path),
+        false => |head, _| !head.has_body() && serve(head.method, head.path),
+    }
 }
 
 #[cfg(test)]

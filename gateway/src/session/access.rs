@@ -113,6 +113,10 @@ impl Core {
     ) -> Result<(Option<Claims>, Option<AppId>), Stop> {
         let credentials = self.credentials(head, query)?;
         let mut key_app = None;
+        if let Credentials::ApiKey(key) = &credentials {
+            // Also where no channel asks for it: credentials that are wrong are not none.
+            self.shared.api_keys.authorize(Some(key), Scope::Read, None).map_err(Refusal::from)?;
+        }
         for channel in channels {
             let open = self.is_open(channel);
             match &credentials {
@@ -139,7 +143,8 @@ impl Core {
 
     fn credentials(&self, head: &Head<'_>, query: &Query) -> Result<Credentials, Stop> {
         if head.header("authorization") == Some(UNREADABLE) {
-            let unreadable = TokenError::Malformed("the Authorization header is not UTF-8");
+            let unreadable =
+                TokenError::Malformed("the Authorization header is not UTF-8, or is given twice");
             return Err(Refusal::Token(unreadable).into());
         }
         let Some(text) = credential(head, query) else { return Ok(Credentials::Anonymous) };

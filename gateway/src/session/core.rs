@@ -14,7 +14,7 @@ use std::{
 };
 
 use tidegate_backplane::{Channel, Epoch};
-use tidegate_ops::edge::Edge;
+use tidegate_ops::{edge::Edge, seldom::Seldom};
 use tidegate_reactor::{ConnectionId, Connections, Mail, Mailbox};
 use tidegate_wire::deflate::Deflater;
 use tokio::runtime::Handle;
@@ -109,6 +109,8 @@ pub(crate) struct Core {
     pub(crate) attempts: u32,
     /// What each protocol keeps in a shard.
     pub(crate) rooms: Rooms,
+    /// Connections that lack the balancer's header, for the log.
+    pub(crate) without_header: Seldom,
     /// Reused for answers.
     pub(crate) scratch: Vec<u8>,
     /// What the front counts for this shard.
@@ -143,6 +145,7 @@ impl Core {
             socket_ids: SocketIds::new(shared.life, shard),
             attempts: 0,
             rooms: Rooms(shared.protocols.iter().map(|protocol| protocol.room()).collect()),
+            without_header: Seldom::default(),
             scratch: Vec::new(),
             connections_dealt,
             shared,

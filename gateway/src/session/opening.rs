@@ -13,7 +13,7 @@ use tidegate_wire::{decoder::Decoder, upgrade::Upgrade};
 use super::{
     Ctx, Open, Phase, Rare, Session, Subscriptions,
     budget::Budgets,
-    protocol::{Event, ProtocolId},
+    protocol::{Event, ProtocolId, Transport},
     refusal::Refusal,
     subscribing::{Attempt, Unsettled},
 };
@@ -211,6 +211,9 @@ impl Ctx<'_> {
     /// Subscribes to what was asked for; `rest` came after the head.
     pub(crate) fn begin_opening(&mut self, request: Request, rest: &[u8]) {
         let protocol = request.protocol.of_list(self.core.shared.protocols);
+        if protocol.transport() == Transport::Stream {
+            self.connections.set_half_open(self.id);
+        }
         let tells_place = protocol.tells_positions(&request);
         let (mut unsettled, mut waiting, mut refused) = (Vec::new(), 0, None);
         for (channel, since) in request.channels.iter().zip(&request.since) {

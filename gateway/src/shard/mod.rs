@@ -24,7 +24,7 @@ use crate::{
         Ctx, Phase, Session,
         core::{Command, Core},
         leaving::Leave,
-        protocol::Transport,
+        protocol::{Event, Transport},
     },
 };
 
@@ -108,6 +108,10 @@ impl Driver for ShardDriver {
 
     fn on_flushed(&mut self, connections: &mut Connections<Session>, id: ConnectionId) {
         self.core.ctx(connections, id).on_room();
+    }
+
+    fn on_end(&mut self, connections: &mut Connections<Session>, id: ConnectionId) {
+        self.core.ctx(connections, id).request_ended();
     }
 
     fn on_recovered(&mut self, connections: &mut Connections<Session>, id: ConnectionId, dropped: u64) {
@@ -214,6 +218,21 @@ impl ShardDriver {
 }
 
 impl Ctx<'_> {
+    /// The client of an event stream has closed its side. It may have gone, or only have said all that it had to say
+    /// (RFC 9112 section 9.6): a heartbeat tells which, for the kernel of one that is gone answers it with a reset.
+    fn request_ended(&mut self) {
+        let Some(session) = self.connections.get(self.id) else { return };
+        match &session.phase {
+            // Its answer is still to come, and tells the same.
+            Phase::Opening(_) => {}
+            Phase::Open(open) => {
+                open.protocol.of_list(self.core.shared.protocols).on_event(self, Event::HeartbeatDue);
+            }
+            Phase::Head(_) => self.connections.close(self.id),
+            Phase::Leaving(_) => self.connections.close_when_flushed(self.id),
+        }
+    }
+
     /// A connection is gone: counts its end, and gives back what it held.
     fn closed(&mut self, session: Session, closed: Closed) {
         self.core.count_out(self.connections, session.address);

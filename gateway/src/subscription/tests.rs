@@ -21,12 +21,12 @@ fn publication(offset: u64, bytes: usize) -> Arc<Publication> {
 
 fn page(offsets: std::ops::RangeInclusive<u64>, top: u64) -> Result<History, BackplaneError> {
     let publications = offsets.map(|offset| publication(offset, 1)).collect();
-    Ok(History { publications, top: Some(at(top)), continuous: true })
+    Ok(History { publications, top: Some(at(top)), left: None, continuous: true })
 }
 
 /// Where the channel stands, and nothing of its past.
 fn standing(top: u64) -> Result<History, BackplaneError> {
-    Ok(History { publications: Vec::new(), top: Some(at(top)), continuous: true })
+    Ok(History { publications: Vec::new(), top: Some(at(top)), left: None, continuous: true })
 }
 
 /// The outputs in a short form, such as `subscribed 1:3 recovered, 1:4, room`.
@@ -118,7 +118,12 @@ fn what_is_gone_is_a_gap() {
     let mut machine = Machine::new(Want::After(at(2)), false);
     machine.confirmed();
     machine.room();
-    let gone = Ok(History { publications: vec![publication(9, 1)], top: Some(at(9)), continuous: false });
+    let gone = Ok(History {
+        publications: vec![publication(9, 1)],
+        top: Some(at(9)),
+        left: None,
+        continuous: false,
+    });
     check(&machine.page(gone), "subscribed 1:9, gap 1:9, join 1:9");
 }
 
@@ -128,7 +133,7 @@ fn after_a_gap_in_a_channel_without_anything_what_comes_is_news() {
     let mut machine = Machine::new(Want::After(at(3)), false);
     machine.confirmed();
     machine.room();
-    let nothing = Ok(History { publications: Vec::new(), top: None, continuous: false });
+    let nothing = Ok(History { publications: Vec::new(), top: None, left: None, continuous: false });
     let outputs = machine.page(nothing);
     check(&outputs, "subscribed nowhere, gap nowhere, join 1:3");
     let Some(Output::Join(mut seen)) = outputs.into_iter().next_back() else { panic!("it joins") };
@@ -158,7 +163,7 @@ fn a_failed_read_refuses_before_the_answer_and_is_a_gap_after_it() {
 fn a_stream_that_had_nothing_gets_all_there_ever_was() {
     let age = Duration::from_secs(60);
     let since = |away| Want::SinceEmpty { away: Duration::from_secs(away), history_age: age };
-    let nothing = || Ok(History { publications: Vec::new(), top: None, continuous: true });
+    let nothing = || Ok(History { publications: Vec::new(), top: None, left: None, continuous: true });
     let mut machine = Machine::new(since(1), false);
     check(&machine.confirmed(), "read place");
     check(&machine.page(nothing()), "subscribed nowhere recovered, join nowhere");

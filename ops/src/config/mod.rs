@@ -21,4 +21,4 @@ pub use error::{ConfigError, Empty, Origin};
 pub use reference::reference;
 pub use section::{Entry, List, Load, Node};
 pub use setting::{ByteSize, Secret, Setting, Sha256, THREADS_MAX, UnitError, parse_duration};
-pub use sources::{Flag, Merged, PREFIX, Sources, read_secret};
+pub use sources::{Flag, Loader, Merged, PREFIX, Sources, read_secret};

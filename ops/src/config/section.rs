@@ -24,6 +24,15 @@ pub struct Node<'a> {
 pub trait Load {
     fn load(&mut self, node: &Node<'_>) -> Result<(), ConfigError>;
 
+    /// The keys below this one whose values differ in `other`, as far as that shows: secrets look alike. Empty for what
+    /// is no section.
+    fn differing(&self, _other: &Self) -> Vec<String>
+    where
+        Self: Sized,
+    {
+        Vec::new()
+    }
+
     /// Adds an entry for every key under `key`.
     fn describe(
         &self,
@@ -244,6 +253,21 @@ macro_rules! section {
                     }
                 }
                 Ok(())
+            }
+
+            fn differing(&self, other: &Self) -> Vec<String> {
+                let mut keys = Vec::new();
+                $(
+                    if format!("{:?}", self.$field) != format!("{:?}", other.$field) {
+                        let key = stringify!($field);
+                        let below = self.$field.differing(&other.$field);
+                        match below.is_empty() {
+                            true => keys.push(key.to_owned()),
+                            false => keys.extend(below.iter().map(|below| format!("{key}.{below}"))),
+                        }
+                    }
+                )+
+                keys
             }
 
             fn describe(

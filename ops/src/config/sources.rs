@@ -32,6 +32,25 @@ pub struct Sources {
     pub overrides: Vec<(Flag, String)>,
 }
 
+/// Reads a configuration as it was read at the start, from its file, variables and flags.
+pub struct Loader<C>(Box<dyn Fn() -> Result<C, ConfigError> + Send + Sync>);
+
+impl<C> Loader<C> {
+    pub fn new(load: impl Fn() -> Result<C, ConfigError> + Send + Sync + 'static) -> Self {
+        Self(Box::new(load))
+    }
+
+    pub fn load(&self) -> Result<C, ConfigError> {
+        (self.0)()
+    }
+}
+
+impl<C> std::fmt::Debug for Loader<C> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Loader")
+    }
+}
+
 /// A flag of the command line that sets a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Flag {

@@ -66,6 +66,23 @@ impl Gate {
         Self { socket, held: received.into(), granted: 0, next, head_bytes_max, is_shards, exchange }
     }
 
+    pub(super) fn exchange(&self) -> &Arc<Exchange> {
+        &self.exchange
+    }
+
+    pub(super) fn head_bytes_max(&self) -> usize {
+        self.head_bytes_max
+    }
+
+    /// The exchange is told whether the client takes what it is sent.
+    fn note_write(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        match &written {
+            Poll::Ready(_) => self.exchange.wrote(),
+            Poll::Pending => self.exchange.blocked(),
+        }
+        written
+    }
+
     /// Looks at what is held until hyper may be given something of it; `false`: more is needed.
     fn grant(&mut self) -> io::Result<bool> {
         while self.granted == 0 {
@@ -130,11 +147,16 @@ impl AsyncRead for Gate {
                 // Its task looks for that after each poll, so nothing has to wake it.
                 return Poll::Pending;
             }
-            let Self { socket, held, .. } = &mut *self;
+            let Self { socket, held, exchange, next, .. } = &mut *self;
             held.reserve(READ_BYTES);
             match poll_read_buf(pin!(socket), cx, held) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Ok(())),
-                Poll::Ready(read) => read.map(drop)?,
+                Poll::Ready(read) => {
+                    read?;
+                    if matches!(next, Next::Head { .. }) {
+                        exchange.received();
+                    }
+                }
                 Poll::Pending => {
                     self.give_up_buffer();
                     return Poll::Pending;
@@ -151,7 +173,8 @@ impl AsyncRead for Gate {
 
 impl AsyncWrite for Gate {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write(cx, bytes)
+        let written = Pin::new(&mut self.socket).poll_write(cx, bytes);
+        self.note_write(written)
     }
 
     fn poll_write_vectored(
@@ -159,7 +182,8 @@ impl AsyncWrite for Gate {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write_vectored(cx, slices)
+        let written = Pin::new(&mut self.socket).poll_write_vectored(cx, slices);
+        self.note_write(written)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -3,11 +3,14 @@
 //!
 //! - [`gate`]: the socket between hyper and the kernel
 //! - [`exchange`]: what the gate, the service and the task of a connection tell each other
+//! - [`serve()`]: the task
 
 mod exchange;
 mod gate;
+mod serve;
 
 pub use self::{
-    exchange::{AnswerBody, End, Exchange, Open},
+    exchange::{AnswerBody, End, Exchange, Open, Overdue, Patience, QUIET_MAX},
     gate::{Gate, IsShards},
+    serve::{Departure, Left, serve},
 };

@@ -56,10 +56,14 @@ pub(super) enum CheckError {
 }
 
 impl Health {
-    /// Asks a node once. `address` is how it is called; its host goes into the request.
+    /// Asks a node once. `address` is how it is called. Its public port is asked by that; its internal port, which is not
+    /// to be reached by just any name, by its address.
     pub(super) async fn check(&self, address: &str, socket: SocketAddr) -> Outcome {
         let socket = SocketAddr::new(socket.ip(), self.port.unwrap_or(socket.port()));
-        let request = self.request(address);
+        let request = match self.port {
+            Some(_) => self.request(&socket.to_string()),
+            None => self.request(address),
+        };
         let (status, alone) = match timeout(self.timeout, answer_of(socket, &request)).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(CheckError::Io(error))) if is_own_lack(&error) => return Outcome::NotMade(error),

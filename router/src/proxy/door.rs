@@ -103,7 +103,10 @@ impl Door {
         if !self.is_taken_at_accept(peer) {
             self.address_handshakes.take(client)?;
         }
-        self.handshakes.take(self.handshake_rate, 1)
+        match self.edge.tls.is_some() {
+            true => Ok(()),
+            false => self.handshakes.take(self.handshake_rate, 1),
+        }
     }
 
     /// A TLS handshake costs more than all that may follow it.
@@ -137,7 +140,10 @@ impl Door {
             self.note_stranger(peer);
             return None;
         }
-        if self.is_taken_at_accept(peer.ip()) && self.address_handshakes.take(peer.ip()).is_err() {
+        // To say so within a session would cost the handshake that the limit saves.
+        if self.is_taken_at_accept(peer.ip()) && self.address_handshakes.take(peer.ip()).is_err()
+            || self.edge.tls.is_some() && self.handshakes.take(self.handshake_rate, 1).is_err()
+        {
             self.metrics.refusals.add(RefusalReason::RateLimit, 1);
             return None;
         }

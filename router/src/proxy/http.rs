@@ -11,11 +11,8 @@ mod nodes;
 
 use std::{
     fmt,
-    future::poll_fn,
     net::{SocketAddr, TcpStream as StdTcpStream},
-    pin::{Pin, pin},
     sync::Arc,
-    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
@@ -24,20 +21,18 @@ use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version, header, request::Parts,
 };
-use hyper::{
-    body::Incoming,
-    server::conn::http1::{self, Parts as ConnectionParts},
-    service::service_fn,
-};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::{body::Incoming, service::service_fn};
 use tidegate_ops::{
     edge::{Edge, Preamble},
-    http::{AnswerBody, End, Exchange, Gate},
+    http::{
+        AnswerBody, Departure, End, Exchange, Gate, Left, Overdue, Patience, QUIET_MAX,
+        serve as serve_through,
+    },
     tls::{Link as SocketLink, LinkParts},
 };
 use tidegate_reactor::TlsSession;
 use tidegate_wire::{
-    head::{FORWARDING_BYTES_MAX, Head, HeadError},
+    head::{Head, HeadError},
     proxy_v2::Addresses,
     request::RequestError,
 };
@@ -86,6 +81,7 @@ pub(super) struct HttpProxy {
     /// Answers what is asked of the router itself.
     assign: Router,
     head_bytes_max: usize,
+    patience: Patience,
     router: RouterId,
     runtime: Handle,
     stop: CancellationToken,
@@ -103,12 +99,6 @@ struct Visit {
     kept: Kept,
 }
 
-/// How a connection stops being hyper's.
-enum Left {
-    Served(hyper::Result<()>),
-    Gate(End),
-}
-
 /// A request as the rules of a shard read it.
 struct Reading {
     route: Route,
@@ -120,10 +110,6 @@ struct Reading {
 #[derive(Debug, thiserror::Error)]
 #[error("hyper has read a request that the gate has not")]
 struct Misread;
-
-/// Between requests, and for a head: as in the gateway, 15 s more than nginx and common load balancers keep an unused
-/// connection, so that it is not this side that closes first.
-const QUIET_MAX: Duration = Duration::from_secs(75);
 
 /// A node has so long to begin its answer. Its slowest one is a publication that waits 5 s for room.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
@@ -146,6 +132,7 @@ impl HttpProxy {
             door,
             assign,
             head_bytes_max: options.head_bytes_max,
+            patience: Patience { head: options.head_timeout, quiet: QUIET_MAX },
             router,
             runtime,
             stop: CancellationToken::new(),
@@ -172,7 +159,7 @@ impl HttpProxy {
             Ok(socket) => socket,
             Err(error) => return tracing::warn!(%error, "a handed-over socket could not be registered"),
         };
-        let exchange = Arc::new(Exchange::default());
+        let exchange = Arc::new(Exchange::new(self.patience));
         let gate = Gate::new(socket, &received, self.head_bytes_max, is_shards, Arc::clone(&exchange));
         drop(received);
         let origin = Origin {
@@ -182,38 +169,14 @@ impl HttpProxy {
             router: self.router,
         };
         let visit = Visit { ends, origin, exchange, kept: Kept::default() };
-        let mut connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(QUIET_MAX)
-            .max_header_size(self.head_bytes_max + FORWARDING_BYTES_MAX)
-            .keep_alive(!self.stop.is_cancelled())
-            .serve_connection(TokioIo::new(gate), service_fn(|request| self.answer(request, &visit)));
-        let mut stopped = pin!(self.stop.cancelled());
-        let (mut stopping, mut lingers) = (false, true);
-        let left = loop {
-            // The connection first: the request that it was handed over with is read before anything stops it.
-            tokio::select! {
-                biased;
-                left = poll_fn(|cx| poll_left(&mut connection, &visit.exchange, cx)) => break left,
-                () = &mut stopped, if !stopping => {
-                    stopping = true;
-                    lingers = !visit.exchange.is_idle();
-                    Pin::new(&mut connection).graceful_shutdown();
-                }
-            }
-        };
-        let ConnectionParts { io, read_buf, .. } = connection.into_parts();
-        let gate = io.into_inner();
+        let service = service_fn(|request| self.answer(request, &visit));
+        let Departure { left, gate, read, lingers } = serve_through(gate, service, &self.stop).await;
         match left {
-            Left::Gate(End::Returning) if read_buf.is_empty() => self.give_back(gate, ends, place),
-            Left::Gate(End::Returning) => tracing::warn!("hyper has kept bytes of a request"),
-            Left::Gate(End::Refused(error)) => {
-                let refusal = Refusal::from(error);
-                self.door.metrics().refusals.add(refusal.reason(), 1);
-                let mut answer = Vec::new();
-                refusal.write(u64::from(ends.source.port()), &mut answer);
-                gate.socket.end_with(&answer).await;
-            }
+            Left::Ended(End::Returning) if read.is_empty() => self.give_back(gate, ends, place),
+            Left::Ended(End::Returning) => tracing::warn!("hyper has kept bytes of a request"),
+            Left::Ended(End::Refused(error)) => self.refuse(error.into(), ends, gate.socket).await,
+            Left::Overdue(Overdue::Head) => self.refuse(Refusal::HeadTimeout, ends, gate.socket).await,
+            Left::Overdue(Overdue::Quiet) => {}
             Left::Served(served) => {
                 if let Err(error) = served {
                     tracing::debug!(%error, "an HTTP connection ended early");
@@ -224,6 +187,13 @@ impl HttpProxy {
                 }
             }
         }
+    }
+
+    async fn refuse(&self, refusal: Refusal, ends: Addresses, socket: SocketLink) {
+        self.door.metrics().refusals.add(refusal.reason(), 1);
+        let mut answer = Vec::new();
+        refusal.write(u64::from(ends.source.port()), &mut answer);
+        socket.end_with(&answer).await;
     }
 
     /// Deals a connection to a shard, with the request that comes next.
@@ -341,17 +311,6 @@ impl HttpProxy {
 /// Whether a request is a pair's.
 fn is_shards(head: &Head<'_>, followed: bool) -> bool {
     matches!(request::route(head, followed), Route::Pair(_))
-}
-
-/// Drives a connection and looks where it stands.
-fn poll_left<C>(connection: &mut C, exchange: &Exchange, cx: &mut Context<'_>) -> Poll<Left>
-where
-    C: Future<Output = hyper::Result<()>> + Unpin,
-{
-    if let Poll::Ready(served) = Pin::new(connection).poll(cx) {
-        return Poll::Ready(Left::Served(served));
-    }
-    exchange.take_end().map_or(Poll::Pending, |end| Poll::Ready(Left::Gate(end)))
 }
 
 /// Sends a request to a node.

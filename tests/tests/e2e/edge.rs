@@ -163,6 +163,21 @@ fn a_slow_handshake_has_no_more_time_than_a_slow_head() {
     assert!(answer.starts_with(b"HTTP/1.1 408 ") && announced, "{}", String::from_utf8_lossy(&answer));
 }
 
+/// A handshake of TLS costs many times what follows it: it is the one that the node's rate is about.
+#[test]
+fn secure_handshakes_are_within_the_nodes_rate() {
+    let config = "limits.handshakes_per_second = 1\nlimits.handshakes_burst = 5\n";
+    let secure = Secure::start_with(config);
+    let begin = std::time::Instant::now();
+    let opened = (0..40)
+        .filter(|_| connect_tls(secure.gateway.public(), &secure.client, SocketOptions::default()).is_ok());
+    let opened = opened.count() as u64;
+    let may = 5 + begin.elapsed().as_secs() + 1;
+    assert!((1..=may).contains(&opened), "{opened} of 40 were opened, {may} may be");
+    let refused = secure.gateway.metric("tidegate_handshakes_total", &[("result", "rate_limit")]);
+    assert!(refused >= 40.0 - may as f64, "{refused}");
+}
+
 #[test]
 fn plain_http_on_a_secure_port_is_an_alert() {
     let secure = Secure::start();
@@ -250,8 +265,8 @@ fn the_balancers_header_names_the_client() {
 
 #[test]
 fn a_connection_without_the_header_is_closed_and_counted() {
-    let gateway = Gateway::builder().config("proxy_protocol = true\n").start();
-    let refused = |count: f64| {
+    let mut gateway = Gateway::builder().config("proxy_protocol = true\n").start();
+    let refused = |gateway: &Gateway, count: f64| {
         let labels = [("result", "proxy_header")];
         gateway.eventually_metric("tidegate_handshakes_total", &labels, |n| n == count);
     };
@@ -263,8 +278,11 @@ fn a_connection_without_the_header_is_closed_and_counted() {
         // An end or a reset, as bytes were left unread or not; never an answer.
         let answer = client.read_to_end(DEADLINE).unwrap_or_default();
         assert!(answer.is_empty(), "{answer:?}");
-        refused(index as f64 + 1.0);
+        refused(&gateway, index as f64 + 1.0);
     }
+    // One line of many, for whoever wonders why nobody gets in.
+    let told = "closed a connection without the balancer's header";
+    assert_eq!(gateway.process().stderr().matches(told).count(), 1);
     // A health check of the balancer itself.
     let local = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
     assert_eq!(request(gateway.public(), &[local, &upgrade("")]).1, 101);
@@ -303,6 +321,9 @@ fn a_trusted_proxy_names_the_client() {
     let (_other, status) = ask("X-Forwarded-For: 198.51.100.2\r\n");
     assert_eq!(status, 101);
     assert_eq!(ask("Forwarded: for=198.51.100.2\r\n").1, 101, "the header that is not read");
+    let (_unreadable, status) = ask("X-Forwarded-For: unknown\r\n");
+    assert_eq!(status, 101, "the proxy itself");
+    assert_eq!(ask("X-Forwarded-For: hidden\r\n").1, 429, "the proxy again");
     // On a connection that had a request before.
     let mut kept = RawTcp::connect(gateway.public());
     kept.send(publish_request("x").as_bytes());

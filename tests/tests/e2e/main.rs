@@ -16,6 +16,7 @@ mod kept_alive;
 mod openapi;
 mod page;
 mod recovery;
+mod reload;
 mod slow_reader;
 mod startup;
 mod told;

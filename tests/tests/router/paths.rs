@@ -1,5 +1,10 @@
 //! What comes through a router: WebSockets, event streams, REST, assign; and to which gateway.
 
+use std::{
+    io::{Read as _, Write as _},
+    net::{Shutdown, TcpStream},
+};
+
 use tidegate_testkit::{DEADLINE, Gateway, RawTcp, SseClient, Tool, WsClient, eventually, frame};
 
 use crate::site::{GATEWAY_CONFIG, Router, SHORT_DRAIN, Site};
@@ -109,4 +114,46 @@ fn node_ws_through_the_router() {
 #[test]
 fn python_websockets_through_the_router() {
     check_foreign(Tool::python("client.py"));
+}
+
+/// RFC 9112 section 9.6: as many answers as effects, and all of them.
+#[test]
+fn who_closes_its_side_after_a_request_is_answered() {
+    let site = Site::start(2);
+    let ask = |request: &str| {
+        let mut socket = TcpStream::connect(site.router.public).unwrap();
+        socket.set_read_timeout(Some(DEADLINE)).unwrap();
+        socket.write_all(request.as_bytes()).unwrap();
+        socket.shutdown(Shutdown::Write).unwrap();
+        socket
+    };
+    let head = |request: &str| {
+        format!(
+            "{request} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer dev-key\r\nContent-Length: 1\r\n\r\n1"
+        )
+    };
+    let publish = head("POST /v1/channels/news/publish");
+    for _ in 0..20 {
+        for request in [&publish, &head("GET /v1/nodes")] {
+            let mut answer = String::new();
+            ask(request).read_to_string(&mut answer).unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        }
+    }
+    let history = site.router.rest().get("/v1/channels/news/history").json();
+    assert_eq!(history["publications"].as_array().unwrap().len(), 20);
+
+    let mut stream = ask("GET /sse?channel=news HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    let subscribers = || site.gateways.iter().map(|it| it.metric("tidegate_subscriptions", &[])).sum::<f64>();
+    eventually("the stream is subscribed", DEADLINE, || subscribers() == 1.0);
+    for text in ["one", "two"] {
+        site.router.rest().publish("news", text).expect("a position");
+        let mut told = String::new();
+        let mut buffer = [0; 4096];
+        while !told.contains(text) {
+            let read = stream.read(&mut buffer).unwrap();
+            assert!(read > 0, "the stream was cut: {told}");
+            told.push_str(&String::from_utf8_lossy(&buffer[..read]));
+        }
+    }
 }

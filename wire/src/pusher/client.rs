@@ -3,7 +3,8 @@
 use std::borrow::Cow;
 
 use serde::Deserialize;
-use serde_json::value::RawValue;
+
+use crate::json::{JsonValue, fault};
 
 /// Longest name of an event.
 pub const EVENT_NAME_BYTES_MAX: usize = 200;
@@ -46,9 +47,9 @@ pub struct Subscribe<'a> {
 /// A text that is no message.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientMessageError {
-    #[error("the message is not a JSON object with an event: {0}")]
+    #[error("the message is not a JSON object with an event: {}", fault(.0))]
     Json(serde_json::Error),
-    #[error("the data of {event} is not what it has to be: {source}")]
+    #[error("the data of {event} is not what it has to be: {}", fault(.source))]
     Data { event: &'static str, source: serde_json::Error },
     #[error("a client event names its channel")]
     NoChannel,
@@ -146,7 +147,7 @@ impl PresenceMember {
         if user_id.is_empty() || user_id.chars().count() > USER_ID_CHARS_MAX {
             return Err(MemberError::UserId);
         }
-        let user_info = data.user_info.map(RawValue::get);
+        let user_info = data.user_info.map(JsonValue::get);
         let bytes = user_info.map_or(0, str::len);
         if bytes > bytes_max {
             return Err(MemberError::TooLarge { bytes, max: bytes_max });
@@ -194,7 +195,7 @@ struct Frame<'a> {
     #[serde(borrow)]
     event: Text<'a>,
     #[serde(borrow, default)]
-    data: Option<&'a RawValue>,
+    data: Option<JsonValue<'a>>,
     #[serde(borrow, default)]
     channel: Option<Text<'a>>,
 }
@@ -202,7 +203,7 @@ struct Frame<'a> {
 impl<'a> Frame<'a> {
     /// The data of an event of the protocol, in either form.
     fn data<T: FromText<'a>>(&self, event: &'static str) -> Result<T, ClientMessageError> {
-        let raw = self.data.map_or("null", RawValue::get);
+        let raw = self.data.map_or("null", JsonValue::get);
         T::from_raw(raw).map_err(|source| ClientMessageError::Data { event, source })
     }
 
@@ -211,12 +212,7 @@ impl<'a> Frame<'a> {
         if event.len() > EVENT_NAME_BYTES_MAX || event.chars().any(char::is_control) {
             return Err(ClientMessageError::EventName);
         }
-        let data = match self.data.map_or("null", RawValue::get) {
-            string if string.starts_with('"') => {
-                serde_json::from_str::<Text<'a>>(string).map_err(ClientMessageError::Json)?.0
-            }
-            other => Cow::Borrowed(other),
-        };
+        let data = self.data.map_or(Cow::Borrowed("null"), JsonValue::into_text);
         Ok(ClientMessage::Event { event, channel, data })
     }
 }
@@ -278,7 +274,7 @@ struct MemberData<'a> {
     #[serde(borrow)]
     user_id: Id<'a>,
     #[serde(borrow, default)]
-    user_info: Option<&'a RawValue>,
+    user_info: Option<JsonValue<'a>>,
 }
 
 #[derive(Deserialize)]
@@ -287,7 +283,7 @@ struct UserData<'a> {
     #[serde(borrow)]
     id: Id<'a>,
     #[serde(borrow, default)]
-    user_info: Option<&'a RawValue>,
+    user_info: Option<JsonValue<'a>>,
     #[serde(borrow, default)]
     watchlist: Vec<Id<'a>>,
 }

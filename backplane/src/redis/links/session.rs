@@ -73,7 +73,13 @@ async fn serve(link: &Link, around: &dyn Around, made: Made, subscriber: &dyn Su
     // Calls that wait hear at once that their outcome is not known.
     drivers.shutdown().await;
     link.counts.add_replacement(&why);
-    tracing::warn!(server = %link.name, session = live.session.0, %why, "Redis is away");
+    match &why {
+        // It left the topology, or the process stops: nobody is to do anything about it.
+        Trouble::Dropped => {
+            tracing::info!(server = %link.name, session = live.session.0, "Redis is asked no more");
+        }
+        why => tracing::warn!(server = %link.name, session = live.session.0, %why, "Redis is away"),
+    }
     link.set_away(live.server.clone(), why);
     around.changed();
     subscriber.down(link.id, live.session);

@@ -9,7 +9,7 @@
 -- Returns {} for a channel without state, else
 --   {epoch, offset, tag and age in ms of the channel, continuous 0 or 1,
 --    tag of the position to begin after (nil when it is no longer, or not, there),
---    {offset, body, offset, body …}}
+--    {offset, body, offset, body …}, ms for which the last of these is kept}
 
 local CHUNK = 64
 
@@ -47,14 +47,15 @@ else
   start = math.max(first, since + 1)
 end
 
-local found = {}
+local found, last_ms = {}, 0
 while start <= top and limit > 0 and bytes > 0 do
   local count = math.min(limit, CHUNK)
   for _, entry in ipairs(redis.call('XRANGE', stream, digits(start), '+', 'COUNT', count)) do
     if bytes <= 0 then
       break
     end
-    local offset, body = (parse(entry[1])), entry[2][2]
+    local offset, ms = parse(entry[1])
+    local body = entry[2][2]
     room = room - 64 - #body
     if room < 0 and #found > 0 then
       bytes = 0
@@ -62,9 +63,10 @@ while start <= top and limit > 0 and bytes > 0 do
     end
     found[#found + 1] = offset
     found[#found + 1] = body
+    last_ms = ms
     start = offset + 1
     bytes = bytes - 1024 - #body
   end
   limit = limit - count
 end
-return {epoch, top, tag, age, continuous, at, found}
+return {epoch, top, tag, age, continuous, at, found, math.max(0, last_ms + age - now_ms())}

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    path::Path,
+    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
@@ -11,7 +11,12 @@ use std::{
 
 use arc_swap::ArcSwap;
 
-use super::{App, AppId, Usage, metrics::AppMetrics, reload::Stamp, signature::Signer};
+use super::{
+    App, AppId, Usage,
+    metrics::{AppMetrics, ReloadResult},
+    reload::Stamp,
+    signature::Signer,
+};
 use crate::{
     app::webhooks::Webhooks,
     config::{AppEntry, AppSource, Config, ConfigError},
@@ -23,7 +28,7 @@ pub(crate) struct Apps {
     snapshot: ArcSwap<Snapshot>,
     /// Grows with every snapshot.
     generation: AtomicU64,
-    source: AppSource,
+    source: ArcSwap<AppSource>,
     /// What apps use, for as long as anybody holds one: an app that is taken from the list and put back while its
     /// connections are still open goes on with their number.
     usages: Mutex<HashMap<AppId, Weak<Usage>>>,
@@ -45,7 +50,7 @@ impl Apps {
         let apps = Self {
             snapshot: ArcSwap::default(),
             generation: AtomicU64::new(0),
-            source: config.app_source(),
+            source: ArcSwap::from_pointee(config.app_source()),
             usages: Mutex::default(),
             webhooks,
             metrics: AppMetrics::default(),
@@ -66,7 +71,7 @@ impl Apps {
 
     /// The app whose channels are those of `/v1`, where there is one.
     pub(crate) fn default(&self) -> Option<Arc<App>> {
-        self.source.default.as_ref().and_then(|id| self.by_id(id.as_str()))
+        self.source.load().default.as_ref().and_then(|id| self.by_id(id.as_str()))
     }
 
     /// Another number than before: apps may have changed, and what is kept of one must be looked up again.
@@ -77,9 +82,25 @@ impl Apps {
 
     /// Reads the list again, all of it or nothing.
     pub(crate) fn reload(&self) -> Result<(), ConfigError> {
+        self.read(&self.source.load())
+    }
+
+    /// Reads the list as another configuration has it: with its tables, and with who may have raw clients. Where the file
+    /// is, and which app is the default one, stays.
+    pub(crate) fn replace(&self, config: &Config) -> Result<(), ConfigError> {
+        let AppSource { tables, raw, .. } = config.app_source();
+        let source = AppSource { tables, raw, ..AppSource::clone(&self.source.load()) };
+        let read = self.read(&source);
+        self.metrics
+            .reloads
+            .add(if read.is_ok() { ReloadResult::Replaced } else { ReloadResult::Refused }, 1);
+        read.map(|()| self.source.store(Arc::new(source)))
+    }
+
+    fn read(&self, source: &AppSource) -> Result<(), ConfigError> {
         // Before it is read: what changes while it is read is seen at the next look.
-        *self.stamp() = self.file().and_then(Stamp::of);
-        let tables = self.source.read()?;
+        *self.stamp() = source.file.as_deref().and_then(Stamp::of);
+        let tables = source.read()?;
         let by_id: HashMap<_, _> = {
             let mut usages = self.usages.lock().unwrap_or_else(PoisonError::into_inner);
             usages.retain(|_, usage| usage.strong_count() > 0);
@@ -90,7 +111,7 @@ impl Apps {
                     usages.insert(id.clone(), Arc::downgrade(&usage));
                     usage
                 });
-                Arc::new(self.app(id, entry, usage))
+                Arc::new(self.app(source, id, entry, usage))
             });
             apps.map(|app| (app.id.clone(), app)).collect()
         };
@@ -107,8 +128,8 @@ impl Apps {
     }
 
     /// The file that the list is partly in.
-    pub(super) fn file(&self) -> Option<&Path> {
-        self.source.file.as_deref()
+    pub(super) fn file(&self) -> Option<PathBuf> {
+        self.source.load().file.clone()
     }
 
     pub(super) fn len(&self) -> usize {
@@ -120,14 +141,14 @@ impl Apps {
     }
 
     /// From an entry that [`AppTables::finish`] found complete.
-    fn app(&self, id: AppId, entry: AppEntry, usage: Arc<Usage>) -> App {
+    fn app(&self, source: &AppSource, id: AppId, entry: AppEntry, usage: Arc<Usage>) -> App {
         let key = entry.key.unwrap_or_default();
         let secrets = entry.secret.iter().chain(&entry.previous_secret);
         let signer = Arc::new(Signer::new(key.clone(), secrets));
         App {
             webhooks: self.webhooks.endpoints(&id, &entry.webhooks, &signer),
-            is_default: self.source.default.as_ref() == Some(&id),
-            has_raw_clients: self.source.default.as_ref() == Some(&id) || self.source.raw.contains(&id),
+            is_default: source.default.as_ref() == Some(&id),
+            has_raw_clients: source.default.as_ref() == Some(&id) || source.raw.contains(&id),
             id,
             key,
             enabled: entry.enabled,

@@ -4,7 +4,7 @@
 //! [`App`] is a value of one snapshot; what it counts (its open connections, its rates) outlives a reload.
 //!
 //! - `list`: finding apps, replacing them
-//! - `reload`: when their file changes, and on SIGHUP
+//! - `reload`: when their file changes
 //! - `signature`: HMAC-SHA256 in hexadecimal digits
 
 mod list;

@@ -1,4 +1,4 @@
-//! Reading the list of apps again: when its file changes, and on SIGHUP.
+//! Reading the list of apps again when its file changes. (On SIGHUP it is read with the rest of the configuration.)
 
 use std::{
     fs::{self, Metadata},
@@ -8,11 +8,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::Notify,
-    time::{MissedTickBehavior, interval},
-};
+use tokio::time::{MissedTickBehavior, interval};
 
 use super::{Apps, metrics::ReloadResult};
 
@@ -21,35 +17,17 @@ use super::{Apps, metrics::ReloadResult};
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Keeps the list as its file is, for as long as the process lives. `changed` is called after each replacement. Without
-/// a file there is nothing to do, and SIGHUP ends the process, as it does by default.
+/// a file there is nothing to do.
 pub(crate) async fn keep_fresh(apps: Arc<Apps>, changed: impl Fn()) {
     if apps.file().is_none() {
         return;
     }
-    let mut hangup = match signal(SignalKind::hangup()) {
-        Ok(hangup) => hangup,
-        Err(error) => return tracing::error!(%error, "SIGHUP cannot be received: apps_file is not reloaded"),
-    };
-    let asked = Notify::new();
-    let ask = async {
-        while hangup.recv().await.is_some() {
-            asked.notify_one();
-        }
-    };
-    tokio::join!(ask, watch(&apps, &asked, changed));
-}
-
-/// Reads the list again when its file is another one, and when that is asked for.
-pub(super) async fn watch(apps: &Apps, asked: &Notify, changed: impl Fn()) {
     let mut looks = interval(LOOK_EVERY);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let is_asked = tokio::select! {
-            _ = looks.tick() => false,
-            () = asked.notified() => true,
-        };
+        looks.tick().await;
         // A file of a few kilobytes: shorter than a hand-over to another thread.
-        if look(apps, is_asked) == Some(ReloadResult::Replaced) {
+        if look(&apps) == Some(ReloadResult::Replaced) {
             tracing::info!("the list of apps was read again");
             changed();
         }
@@ -67,9 +45,9 @@ pub(super) struct Stamp {
     changed: (i64, i64),
 }
 
-/// Reads the list again if its file is another one, or if that is asked for. `None`: it was not read.
-fn look(apps: &Apps, asked: bool) -> Option<ReloadResult> {
-    if !asked && apps.file().is_none_or(|path| apps.was_read(Stamp::of(path).as_ref())) {
+/// Reads the list again if its file is another one. `None`: it was not read.
+fn look(apps: &Apps) -> Option<ReloadResult> {
+    if apps.file().is_none_or(|path| apps.was_read(Stamp::of(&path).as_ref())) {
         return None;
     }
     let result = match apps.reload() {

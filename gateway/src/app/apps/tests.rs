@@ -12,7 +12,7 @@ use std::{
 
 use tempfile::TempDir;
 use tidegate_testkit::{DEADLINE, eventually};
-use tokio::{runtime::Runtime, sync::Notify};
+use tokio::runtime::Runtime;
 
 use super::{metrics::ReloadResult, *};
 use crate::{app::webhooks::Webhooks, config::Config};
@@ -21,8 +21,6 @@ use crate::{app::webhooks::Webhooks, config::Config};
 struct Watched {
     apps: Arc<Apps>,
     changes: Arc<AtomicUsize>,
-    /// In the place of SIGHUP, which would reach every test of the process.
-    asked: Arc<Notify>,
     file: PathBuf,
     directory: TempDir,
     _runtime: Runtime,
@@ -33,14 +31,8 @@ impl Watched {
         let directory = TempDir::new().unwrap();
         // As Kubernetes does it: the file is a link through a link that is swapped.
         let file = directory.path().join("apps.toml");
-        let watched = |apps, changes, asked, runtime| Self {
-            apps,
-            changes,
-            asked,
-            file: file.clone(),
-            directory,
-            _runtime: runtime,
-        };
+        let watched =
+            |apps, changes, runtime| Self { apps, changes, file: file.clone(), directory, _runtime: runtime };
         swap(file.parent().unwrap(), "first", text);
         std::os::unix::fs::symlink("current/apps.toml", &file).unwrap();
         let runtime =
@@ -58,15 +50,14 @@ impl Watched {
         let apps = Arc::new(Apps::new(&config, Arc::new(webhooks)).unwrap());
         let changes = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&changes);
-        let asked = Arc::new(Notify::new());
-        let (shared, notify) = (Arc::clone(&apps), Arc::clone(&asked));
+        let shared = Arc::clone(&apps);
         runtime.spawn(async move {
             let changed = || {
                 count.fetch_add(1, Ordering::Release);
             };
-            reload::watch(&shared, &notify, changed).await;
+            reload::keep_fresh(shared, changed).await;
         });
-        watched(apps, changes, asked, runtime)
+        watched(apps, changes, runtime)
     }
 
     fn swap(&self, name: &str, text: &str) {
@@ -164,8 +155,32 @@ fn who_asks_has_the_secrets_read_again_too() {
     let takes = |secret: &str| watched.apps.by_id("a").unwrap().verify("text", &signer(secret).sign(b"text"));
     assert!(takes("one") && !takes("two"));
     fs::write(&secret, "two").unwrap();
-    watched.asked.notify_one();
-    eventually("the new secret", DEADLINE, || takes("two") && !takes("one"));
+    watched.apps.reload().unwrap();
+    assert!(takes("two") && !takes("one"));
+}
+
+/// What a start would refuse is refused later, too.
+#[test]
+fn a_file_that_contradicts_the_limits_of_the_node_is_refused() {
+    let watched = Watched::new(&app("a", ""));
+    watched.swap("large", &app("b", "limits.event_bytes = '2MiB'"));
+    eventually("a refused list", DEADLINE, || watched.reloads(ReloadResult::Refused) == 1);
+    assert!(watched.apps.by_id("a").is_some() && watched.apps.by_id("b").is_none());
+}
+
+#[test]
+fn another_configuration_has_other_tables() {
+    let watched = Watched::new(&app("a", ""));
+    let mut config = Config::default();
+    let (id, key, secret) =
+        (AppId::new("new").unwrap(), Some("new-key".into()), Some(crate::config::Secret::new(b"s")));
+    config.apps.0.insert(id.clone(), crate::config::AppEntry { key, secret, ..Default::default() });
+    watched.apps.replace(&config).unwrap();
+    assert!(watched.apps.by_key("new-key").is_some() && watched.apps.by_key("fixed-key").is_none());
+    assert!(watched.apps.by_id("a").is_some(), "the file's are still there");
+    config.apps.0.get_mut(&id).unwrap().key = Some("key-a".into());
+    assert!(watched.apps.replace(&config).is_err(), "the key is another app's");
+    assert!(watched.apps.by_key("new-key").is_some());
 }
 
 #[test]

@@ -323,7 +323,7 @@ fn a_redirect_is_a_refusal_and_is_not_followed() {
 fn one_that_hangs_costs_a_bounded_amount_and_nobody_else() {
     let runtime = runtime();
     let [good, bad] = [Manner::Status(200), Manner::Hang].map(|manner| Hook::start(&runtime, manner));
-    let max = 8 * 1024;
+    let max = 16 * 1024;
     let sending = WebhookSending { queue_bytes: ByteSize::new(max), ..sending() };
     let filtered = WebhookEntry { channel_prefixes: vec!["c".into()], ..entry(&bad.url()) };
     let rig = Rig::new(runtime, sending, vec![entry(&good.url()), filtered]);

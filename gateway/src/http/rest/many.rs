@@ -14,8 +14,8 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use http::{HeaderMap, StatusCode, Uri};
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 use tidegate_backplane::{Channel, Payload, Text};
+use tidegate_wire::json::JsonValue;
 use utoipa::ToSchema;
 
 use super::{
@@ -49,7 +49,7 @@ pub(in crate::http) struct PublishMany<'a> {
     /// The payload: the text of a string, or the JSON text of anything else.
     #[serde(borrow)]
     #[schema(value_type = serde_json::Value)]
-    data: &'a RawValue,
+    data: JsonValue<'a>,
     /// Names of the gateway's own events are refused: gap, dropped, disconnect, binary, and what begins with pusher: or
     /// pusher_internal:.
     #[schema(value_type = Option<String>, pattern = r"^[^\u0000-\u001F\u007F-\u009F]{1,200}$", min_length = 1, max_length = 200)]
@@ -84,7 +84,7 @@ pub(in crate::http) struct BatchFields<'a> {
     /// The payload: the text of a string, or the JSON text of anything else.
     #[serde(borrow)]
     #[schema(value_type = serde_json::Value)]
-    data: &'a RawValue,
+    data: JsonValue<'a>,
     /// Names of the gateway's own events are refused: gap, dropped, disconnect, binary, and what begins with pusher: or
     /// pusher_internal:.
     #[schema(value_type = Option<String>, pattern = r"^[^\u0000-\u001F\u007F-\u009F]{1,200}$", min_length = 1, max_length = 200)]
@@ -226,15 +226,10 @@ where
 }
 
 /// The payload shares the body's memory, unless it is a string with escapes.
-fn payload(data: &RawValue, body: &Bytes) -> Result<Payload, ApiError> {
-    let json = data.get();
-    if !json.starts_with('"') {
-        return text_of(body, json);
-    }
-    let text = body::parse_at::<Cow<'_, str>>(json.as_bytes(), "data")?;
-    match json.contains('\\') {
-        true => Ok(Payload::Text(text.into_owned().into())),
-        false => text_of(body, &json[1..json.len() - 1]),
+fn payload(data: JsonValue<'_>, body: &Bytes) -> Result<Payload, ApiError> {
+    match data.into_text() {
+        Cow::Borrowed(text) => text_of(body, text),
+        Cow::Owned(text) => Ok(Payload::Text(text.into())),
     }
 }
 

@@ -134,7 +134,7 @@ where
 }
 
 fn payload(headers: &HeaderMap, bytes: Bytes) -> Result<Payload, ApiError> {
-    if body::is_binary(headers) {
+    if body::is_binary(headers)? {
         return Ok(Payload::Binary(bytes));
     }
     let text = Text::try_from(bytes);

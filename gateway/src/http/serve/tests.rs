@@ -1,9 +1,10 @@
 //! Connections that keep the server waiting, with real sockets and short patience.
 #![allow(clippy::unwrap_used)]
 
-mod contract;
-
-use std::net::{Ipv4Addr, SocketAddr};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use tokio::{
@@ -48,6 +49,7 @@ fn server(patience: Patience) -> Arc<HttpServer> {
         metrics: Arc::clone(&state.metrics),
         service: PublicService::new(state),
         dealer: Arc::new(Dealer::new(Vec::new(), std::time::Instant::now())),
+        is_shards: crate::protocols::is_shards(false),
         patience,
         head_bytes_max: limits.head_bytes.bytes(),
         front: Arc::new(Front::new(limits)),

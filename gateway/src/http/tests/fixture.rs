@@ -55,6 +55,7 @@ impl Fixture {
             metrics,
             apis: protocols::APIS,
             is_shards: if dev { protocols::serve_dev } else { protocols::serve },
+            internal: tidegate_ops::hosts::InternalAccess::default(),
             dev,
         });
         Self { state, backplane, relay, loads: Mutex::default() }
@@ -163,7 +164,7 @@ impl Scripted {
         let after = query.since.map_or(0, |since| since.offset);
         let wanted = kept.into_iter().filter(|kept| kept.position.is_some_and(|at| at.offset > after));
         let continuous = query.since.is_none_or(|since| since.epoch == EPOCH);
-        History { publications: wanted.take(query.limit).collect(), top, continuous }
+        History { publications: wanted.take(query.limit).collect(), top, left: None, continuous }
     }
 }
 

@@ -125,7 +125,10 @@ async fn probes_on_the_public_port() {
     let ready = probe("/readyz").of(state).await;
     assert_eq!((ready.status.as_u16(), &ready.body[..]), (200, &b"ready\n"[..]));
     assert_eq!(ask("HEAD", "/readyz").of(state).await.status, 200);
+    // The check of HAProxy that nobody has configured.
+    assert_eq!(ask("OPTIONS", "/").without("authorization").of(state).await.status, 200);
     state.node.set_stage(Stage::Settling);
+    assert_eq!(ask("OPTIONS", "/").without("authorization").of(state).await.status, 503);
     let draining = probe("/readyz").of(state).await;
     assert_eq!((draining.status.as_u16(), &draining.body[..]), (503, &b"not ready\n"[..]));
     assert_eq!(probe("/livez").of(state).await.status, 200);

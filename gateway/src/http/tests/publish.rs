@@ -48,6 +48,28 @@ async fn publish_takes_the_body_verbatim() {
     );
 }
 
+/// Subscribers would be handed coded bytes, or text for what was meant as binary.
+#[tokio::test]
+async fn a_body_whose_kind_cannot_be_told_is_refused() {
+    let fixture = Fixture::new(false);
+    let path = "/v1/channels/news/publish";
+    for (name, value, status, kind) in [
+        ("content-type", &b"application/octet-stream\xff"[..], 400, "invalid-parameter"),
+        ("content-encoding", b"gzip", 415, "unsupported-media-type"),
+        ("content-encoding", b"identity, br", 415, "unsupported-media-type"),
+    ] {
+        let value = http::HeaderValue::from_bytes(value).unwrap();
+        let mut request = http::Request::post(path).header("authorization", format!("Bearer {}", super::ALL));
+        request = request.header(name, value).header("origin", "https://app.example.org");
+        let body = Body::from("x");
+        let service = super::super::PublicService::new(std::sync::Arc::clone(&fixture.state));
+        let answer = service.call(request.body(body).unwrap()).await;
+        assert_eq!(answer.status().as_u16(), status, "{kind}");
+        assert_eq!(answer.headers()["content-type"], "application/problem+json");
+    }
+    assert_eq!(fixture.published(), 0);
+}
+
 #[tokio::test]
 async fn a_namespace_may_do_without_the_backplane() {
     let fixture = Fixture::new(false);

@@ -39,19 +39,76 @@ async fn a_channel_that_is_named_twice_gets_one_event() {
 #[tokio::test]
 async fn what_cannot_be_a_string_is_refused_everywhere() {
     let fixture = Fixture::new(true);
-    let event = r#"{"name":"e","channel":"a","data":"\ud83d"}"#;
-    for (path, body) in
-        [("/apps/1/events", event.to_owned()), ("/apps/1/batch_events", format!(r#"{{"batch":[{event}]}}"#))]
+    // Also inside of a value that is passed on as it is written.
+    for data in
+        [r#""\ud83d""#, r#""\ude00\ud83d""#, r#"{"a":"\ud83d"}"#, r#"[["\udc00"]]"#, r#"{"\ud83d":1}"#]
     {
-        let path = signed_path("POST", path, &[], &body, "dev-key", "dev-secret");
-        assert_eq!(post(&path, body).of(&fixture.state).await.status, 400);
+        let event = format!(r#"{{"name":"e","channel":"a","data":{data}}}"#);
+        for (path, body) in
+            [("/apps/1/events", event.clone()), ("/apps/1/batch_events", format!(r#"{{"batch":[{event}]}}"#))]
+        {
+            let path = signed_path("POST", path, &[], &body, "dev-key", "dev-secret");
+            let answer = post(&path, body).of(&fixture.state).await;
+            let text = String::from_utf8_lossy(&answer.body).into_owned();
+            assert_eq!(answer.status, 400, "{data}");
+            assert!(text.starts_with("Invalid body: its ") && text.contains("data is not"), "{text}");
+        }
+        let published = format!(r#"{{"channels":["a"],"data":{data}}}"#);
+        let batch = format!(r#"{{"publications":[{{"channel":"a","data":{data}}}]}}"#);
+        for (path, body, at) in
+            [("/v1/publish", published, "data"), ("/v1/batch", batch, "publications[0].data")]
+        {
+            let answer = post(path, body).header("content-type", "application/json").of(&fixture.state).await;
+            answer.is_problem(400, "invalid-json");
+            assert_eq!(answer.json()["at"]["path"], at);
+        }
     }
-    post("/v1/publish", r#"{"channels":["a"],"data":"\ud83d"}"#)
-        .header("content-type", "application/json")
-        .of(&fixture.state)
-        .await
-        .is_problem(400, "invalid-json");
     assert_eq!(fixture.published(), 0);
+    let whole = r#"{"channels":["a"],"data":"\ud83d\ude00"}"#;
+    assert_eq!(post("/v1/publish", whole).of(&fixture.state).await.status, 200);
+}
+
+#[tokio::test]
+async fn an_event_names_its_channels_in_one_way() {
+    let fixture = Fixture::new(true);
+    for (path, body, text) in [
+        (
+            "/apps/1/events",
+            r#"{"name":"e","channel":"a","channels":["b"],"data":"x"}"#,
+            "Give the channels of an event as channel or as channels, not both\n",
+        ),
+        (
+            "/apps/1/events",
+            r#"["e","x",["a"],null,null,null]"#,
+            "Invalid body: it is not what this path takes (line 1, column 0)\n",
+        ),
+        (
+            "/apps/1/batch_events",
+            r#"{"batch":[{"name":"e","data":"x"}]}"#,
+            "Missing required parameter: channel\n",
+        ),
+        (
+            "/apps/1/events",
+            r#"{"name":"e","channels":"a","data":"x"}"#,
+            "Invalid body: its channels is not what this path takes (line 1, column 26)\n",
+        ),
+    ] {
+        let path = signed_path("POST", path, &[], body, "dev-key", "dev-secret");
+        let answer = post(&path, body).of(&fixture.state).await;
+        assert_eq!((answer.status.as_u16(), &*answer.body), (400, text.as_bytes()));
+    }
+    assert_eq!(fixture.published(), 0);
+}
+
+#[tokio::test]
+async fn a_user_that_cannot_be_read_is_nobody() {
+    let fixture = Fixture::new(true);
+    for user in ["%ff", "%zz", "%"] {
+        let path = format!("/apps/1/users/{user}/terminate_connections");
+        let path = signed_path("POST", &path, &[], "", "dev-key", "dev-secret");
+        assert_eq!(post(&path, "").of(&fixture.state).await.status, 400, "{user}");
+    }
+    assert!(fixture.controls().is_empty());
 }
 
 #[tokio::test]

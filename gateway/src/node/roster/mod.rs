@@ -115,6 +115,13 @@ impl Rosters {
         self.begin_reading(&roster, cause);
     }
 
+    /// Whether nobody is in a channel whose list was read, with at least every change that a shard was told. `None`: it is
+    /// not subscribed any more.
+    pub(crate) fn is_empty(&self, channel: &Channel) -> Option<bool> {
+        let interest = self.interests.get(channel)?;
+        Some(self.find(channel, &interest)?.with(|replica| replica.is_empty()))
+    }
+
     /// A change of a channel, in the order in which the backplane tells it.
     pub(crate) fn event(self: &Arc<Self>, channel: &Channel, event: Arc<CensusEvent>) {
         let Some(interest) = self.interests.get(channel) else { return };

@@ -102,6 +102,11 @@ impl<A> Replica<A> {
         }
     }
 
+    /// Whether nobody is there, after all changes that were told.
+    pub(super) fn is_empty(&self) -> bool {
+        self.users.is_empty()
+    }
+
     /// Somebody wants the list with everything up to a number. `Some`: a reading is to be begun.
     pub(super) fn ask(&mut self, at_least: u64, asker: A, out: &mut impl Outlet<A>) -> Option<Cause> {
         let is_there = matches!(self.phase, Phase::Current) && self.sequence >= at_least;

@@ -88,6 +88,12 @@ impl EntranceError {
     }
 }
 
+impl Entering {
+    pub(super) fn is_watch(&self) -> bool {
+        matches!(self.kind, Kind::Watch)
+    }
+}
+
 impl Ctx<'_> {
     pub(super) fn pusher_subscribe(&mut self, subscribe: &Subscribe<'_>, action: Action) {
         let Some(app) = self.app_of() else { return };
@@ -334,23 +340,15 @@ impl Ctx<'_> {
             Some(entering)
         });
         let (kind, list) = entering.map_or((Kind::Plain, None), |entering| (entering.kind, entering.list));
-        self.answer(|out| match (&kind, &list) {
-            (Kind::Watch, list) => {
-                let user = tidegate_wire::pusher::watched_user(name).into_iter();
-                let is_online = list.as_ref().is_some_and(|list| !list.users.is_empty());
-                frame_of(
-                    |text| match is_online {
-                        true => server::watchlist(user, [].into_iter(), text),
-                        false => server::watchlist([].into_iter(), user, text),
-                    },
-                    out,
-                );
-            }
-            (_, Some(list)) => out.extend_from_slice(list.said(PRESENCE_LIST, |roll, said| {
+        if matches!(kind, Kind::Watch) {
+            return self.watches(key);
+        }
+        self.answer(|out| match &list {
+            Some(list) => out.extend_from_slice(list.said(PRESENCE_LIST, |roll, said| {
                 let members = roll.users.iter().map(|user| (&*user.id, user.info.as_deref()));
                 frame_of(|text| server::presence_succeeded(name, members, text), said);
             })),
-            (_, None) => frame_of(|text| server::subscription_succeeded(name, text), out),
+            None => frame_of(|text| server::subscription_succeeded(name, text), out),
         });
         let channel_kind = ChannelKind::of(name);
         if channel_kind.is_cache && is_new {

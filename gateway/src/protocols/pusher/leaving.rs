@@ -1,6 +1,8 @@
 //! Giving back: a channel, or everything that a connection had.
 
-use tidegate_backplane::{Attend, Channel};
+use std::sync::Arc;
+
+use tidegate_backplane::{Attend, AttendError, Attended, CENSUS_SETTLE, Channel};
 use tidegate_wire::pusher::{Access, ChannelKind, watched_user};
 
 use super::{AppKey, Pusher, users::watch_channel, warn_attending};
@@ -44,7 +46,7 @@ impl Ctx<'_> {
         if let Some(user) = pusher.user
             && let Ok(own) = watch_channel(&app, &user.id)
         {
-            self.attend(&own, Attend::Leave { user: Some(user.id) });
+            self.leave_channel(&own, Some(user.id));
         }
     }
 
@@ -58,17 +60,35 @@ impl Ctx<'_> {
     }
 
     pub(super) fn attend_no_more(&self, key: ChannelKey, user: Option<Box<str>>) {
-        self.attend(self.core.hub.channel(key), Attend::Leave { user });
+        self.leave_channel(self.core.hub.channel(key), user);
+    }
+
+    /// Who is sent away by a drain is back on another node within seconds. Until then it stays in the census, so that
+    /// nobody is told that it left and came.
+    fn leave_channel(&self, channel: &Channel, user: Option<Box<str>>) {
+        let node = &self.core.shared.node;
+        if !node.is_moving_clients() {
+            return self.attend(channel, Attend::Leave { user });
+        }
+        let (backplane, channel) = (Arc::clone(node.backplane()), channel.clone());
+        let leaving = async move {
+            tokio::time::sleep(CENSUS_SETTLE).await;
+            tell(backplane.attend(&channel, Attend::Leave { user }).await);
+        };
+        self.core.shared.runtime.spawn(node.moves().track_future(leaving));
     }
 
     /// Changes the census; nobody waits for the answer.
     pub(super) fn attend(&self, channel: &Channel, attend: Attend) {
         let attended = self.core.shared.node.backplane().attend(channel, attend);
-        self.core.detach(async move {
-            match attended.await {
-                Ok(_) | Err(tidegate_backplane::AttendError::Full { .. }) => {}
-                Err(tidegate_backplane::AttendError::Backplane(error)) => warn_attending(&error),
-            }
-        });
+        self.core.detach(async move { tell(attended.await) });
+    }
+}
+
+/// Nobody waits for what became of it.
+fn tell(attended: Result<Attended, AttendError>) {
+    match attended {
+        Ok(_) | Err(AttendError::Full { .. }) => {}
+        Err(AttendError::Backplane(error)) => warn_attending(&error),
     }
 }

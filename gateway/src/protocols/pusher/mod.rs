@@ -74,6 +74,8 @@ struct Pusher {
     members: Vec<(ChannelKey, Box<str>)>,
     /// Subscriptions under way to channels whose list of members comes with the answer.
     entering: Vec<Entering>,
+    /// Users of the watchlist who are subscribed to, and of whom it was not told yet whether they are online.
+    watched: Vec<ChannelKey>,
 }
 
 impl AppTable {
@@ -106,7 +108,7 @@ impl Rooms {
 
 impl ProtocolState for Pusher {
     fn is_empty(&self) -> bool {
-        self.user.is_none() && self.members.is_empty() && self.entering.is_empty()
+        self.user.is_none() && self.members.is_empty() && self.entering.is_empty() && self.watched.is_empty()
     }
 }
 

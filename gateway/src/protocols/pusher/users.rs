@@ -1,11 +1,15 @@
 //! Users: signing in, and who is told that they are online.
 
 use tidegate_backplane::{Attend, Channel, ChannelError, User};
-use tidegate_wire::pusher::{Code, Identity, WATCH, auth, server};
+use tidegate_wire::pusher::{Code, Identity, WATCH, auth, server, watched_user};
 
-use super::{entering::is_signed, leave_with};
+use super::{
+    entering::{Entering, is_signed},
+    leave_with,
+};
 use crate::{
     app::apps::App,
+    hub::ChannelKey,
     session::{Ctx, Session},
 };
 
@@ -59,6 +63,30 @@ impl Ctx<'_> {
                 self.watch(app, &channel);
             }
         }
+    }
+}
+
+impl Ctx<'_> {
+    /// A user of the watchlist is subscribed to. When all are, it is told at once who of them is online. A change that the
+    /// client was told of meanwhile is in that: the lists of the node are never older than what its shards were told.
+    pub(super) fn watches(&mut self, key: ChannelKey) {
+        let Some(open) = self.open_mut() else { return };
+        let pusher = open.pusher_mut();
+        pusher.watched.push(key);
+        if pusher.entering.iter().any(Entering::is_watch) {
+            return;
+        }
+        let channels: Vec<_> = std::mem::take(&mut pusher.watched)
+            .into_iter()
+            .map(|key| self.core.hub.channel(key).clone())
+            .collect();
+        let (mut online, mut offline) = (Vec::new(), Vec::new());
+        for channel in &channels {
+            let is_online = self.core.shared.node.rosters().is_empty(channel) == Some(false);
+            let status = if is_online { &mut online } else { &mut offline };
+            status.extend(watched_user(channel.name()));
+        }
+        self.tell(|out| server::watchlist(online.iter().copied(), offline.iter().copied(), out));
     }
 }
 

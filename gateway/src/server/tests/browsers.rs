@@ -88,6 +88,32 @@ fn values_are_octets() {
     is(&head(rig.address, &upgrade(&[b"X-Name: caf\xe9"])), 101);
     is(&head(rig.address, &upgrade(&[b"Origin: https://evil.example\xff"])), 403);
     is(&head(rig.address, &upgrade(&[b"Authorization: Bearer a.b.c\xff"])), 401);
+    // Nor is one of two the one that counts: a proxy before us may have gone by the other.
+    let (good, evil) = (format!("Origin: {PAGE}"), &b"Origin: https://evil.example"[..]);
+    is(&head(rig.address, &upgrade(&[good.as_bytes()])), 101);
+    is(&head(rig.address, &upgrade(&[good.as_bytes(), evil])), 403);
+    is(&head(rig.address, &upgrade(&[evil, good.as_bytes()])), 403);
+    for wrong in
+        [&b"Authorization: Bearer"[..], b"Authorization: Bearer ", b"Authorization: Bearer no-key-of-ours"]
+    {
+        is(&head(rig.address, &upgrade(&[wrong])), 401);
+    }
+    is(&head(rig.address, &upgrade(&[b"Authorization: Bearer a", b"Authorization: Bearer a"])), 401);
+    // What a proxy asks its own clients for is not meant for us.
+    is(&head(rig.address, &upgrade(&[b"Authorization: Basic eDp5"])), 101);
+}
+
+/// Also where no channel is named yet.
+#[test]
+fn wrong_credentials_are_not_none() {
+    let rig = Rig::start(config());
+    let bare = |headers: &[&[u8]]| {
+        let text = String::from_utf8(upgrade(headers)).unwrap();
+        text.replace("?channel=news", "?envelope=json").into_bytes()
+    };
+    is(&head(rig.address, &bare(&[])), 101);
+    is(&head(rig.address, &bare(&[b"Authorization: Bearer dev-key"])), 101);
+    is(&head(rig.address, &bare(&[b"Authorization: Bearer no-key-of-ours"])), 401);
 }
 
 #[test]

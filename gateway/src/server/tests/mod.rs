@@ -6,6 +6,7 @@ mod apart;
 mod browsers;
 mod commands;
 mod failing;
+mod heads;
 mod histories;
 mod leaving;
 mod memory;

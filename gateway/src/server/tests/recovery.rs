@@ -300,11 +300,8 @@ fn who_leaves_while_history_is_read_leaves_nothing_behind() {
     rig.backplane.history.shut();
     let mut clients = Vec::new();
     for arrived in 1..=5 {
-        let request = format!(
-            "GET /sse?channel=a&channel=b HTTP/1.1\r\nHost: localhost\r\nLast-Event-ID: {start},{start}\r\n\r\n"
-        );
-        let mut client = tidegate_testkit::RawTcp::connect(rig.address);
-        client.send(request.as_bytes());
+        let path = format!("/ws?channel=a&envelope=json&since={start}");
+        let client = tidegate_testkit::RawTcp::upgrade(rig.address, &path);
         // All ask for the same: one read is sent, and the next waits for it.
         rig.backplane.history.eventually_arrived(1);
         rig.eventually_subscribers("a", arrived);

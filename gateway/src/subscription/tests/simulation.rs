@@ -468,7 +468,8 @@ impl Channel {
 
     /// As the table of [`History`] says, with the bound in bytes.
     fn read(&self, read: Read) -> History {
-        let mut history = History { publications: Vec::new(), top: self.position(), continuous: true };
+        let mut history =
+            History { publications: Vec::new(), top: self.position(), left: None, continuous: true };
         match read {
             Read::Place => {}
             Read::Newest => history.publications.extend(self.log.back().cloned()),

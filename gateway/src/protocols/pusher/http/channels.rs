@@ -124,7 +124,11 @@ impl Call<'_> {
         let last = HistoryQuery::newest(1);
         let history = self.state.node.history(channel, last).await.map_err(PusherError::Backplane)?;
         Ok(history.publications.last().map_or(Value::Null, |publication| match &publication.payload {
-            Payload::Text(text) => json!({ "data": &**text }),
+            // How many seconds it is still kept, rounded up: none is left when nothing is.
+            Payload::Text(text) => json!({
+                "data": &**text,
+                "ttl": history.left.unwrap_or_default().as_millis().div_ceil(1000) as u64,
+            }),
             Payload::Binary(_) => Value::Null,
         }))
     }

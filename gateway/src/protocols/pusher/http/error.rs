@@ -37,16 +37,20 @@ pub(super) enum PusherError {
     NotFound,
     #[error("This path takes {allow} requests")]
     MethodNotAllowed { allow: Method },
-    #[error("Invalid body: it is not the JSON object that this path takes (line {}, column {})", .0.line(), .0.column())]
-    Json(serde_json::Error),
+    #[error("Invalid body: {member} is not what this path takes (line {}, column {})", .error.line(), .error.column())]
+    Json { member: Box<str>, error: serde_json::Error },
     #[error("Invalid body: the data is not UTF-8")]
     Text,
+    #[error("Give the channels of an event as channel or as channels, not both")]
+    BothWays,
     #[error("Missing required parameter: {0}")]
     Missing(&'static str),
     #[error("Invalid channel name {name:?}: {error}")]
     Channel { name: Box<str>, error: NameError },
     #[error(transparent)]
     Inside(ChannelError),
+    #[error("Invalid user id: a percent-encoding in the path is malformed, or not UTF-8")]
+    UserId,
     #[error("Invalid event name: {0}")]
     Event(EventNameError),
     #[error("Invalid socket id: it has the form 123.456")]

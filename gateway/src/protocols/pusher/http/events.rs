@@ -2,14 +2,14 @@
 //!
 //! The form of the whole request is checked before anything is published: what answers 4xx published nothing.
 
-use std::{borrow::Cow, collections::HashSet};
+use std::collections::HashSet;
 
 use bytes::Bytes;
 use futures_util::future::{join_all, try_join_all};
 use serde::Deserialize;
-use serde_json::{Map, Value, json, value::RawValue};
+use serde_json::{Map, Value, json};
 use tidegate_backplane::{Channel, Payload, Sender, Text};
-use tidegate_wire::pusher::ChannelKind;
+use tidegate_wire::{json::JsonValue, pusher::ChannelKind};
 
 use super::{Call, NOTHING, PusherError, channels::Info};
 use crate::{
@@ -31,13 +31,8 @@ struct EventFields<D> {
 #[derive(Debug, Deserialize)]
 struct BatchFields<'b> {
     #[serde(borrow)]
-    batch: Option<Vec<EventFields<Data<'b>>>>,
+    batch: Option<Vec<EventFields<JsonValue<'b>>>>,
 }
-
-/// What an event carries. A string is its text; of anything else it is the JSON text, though SDKs only send strings.
-#[derive(Debug, Deserialize)]
-#[serde(transparent)]
-struct Data<'b>(#[serde(borrow)] &'b RawValue);
 
 /// An event that may be published.
 #[derive(Debug)]
@@ -52,13 +47,14 @@ struct Event {
 impl Call<'_> {
     /// `POST /events`
     pub(super) async fn events(&self, body: &[u8]) -> Result<Bytes, PusherError> {
+        check_object(body)?;
         // A string, as every SDK sends it, is unescaped once and into its place.
         let event = match serde_json::from_slice::<EventFields<String>>(body) {
             Ok(fields) => self.event(fields, |data: String| Ok(data.into()))?,
             Err(_) => {
-                let fields: EventFields<Data<'_>> =
-                    serde_json::from_slice(body).map_err(PusherError::Json)?;
-                self.event(fields, Data::into_text)?
+                // Of anything else it is the JSON text, though SDKs only send strings.
+                let fields: EventFields<JsonValue<'_>> = parse(body)?;
+                self.event(fields, text_of)?
             }
         };
         self.publish_fields(event).await
@@ -91,7 +87,8 @@ impl Call<'_> {
 
     /// `POST /batch_events`
     pub(super) async fn batch_events(&self, body: &[u8]) -> Result<Bytes, PusherError> {
-        let fields: BatchFields<'_> = serde_json::from_slice(body).map_err(PusherError::Json)?;
+        check_object(body)?;
+        let fields: BatchFields<'_> = parse(body)?;
         let batch = fields.batch.ok_or(PusherError::Missing("batch"))?;
         let max = self.app.limits.events_per_batch;
         if batch.len() > max as usize {
@@ -101,7 +98,8 @@ impl Call<'_> {
             .into_iter()
             .map(|fields| match fields.channels {
                 Some(_) => Err(PusherError::Missing("channel")),
-                None => self.event(fields, Data::into_text),
+                None if fields.channel.is_none() => Err(PusherError::Missing("channel")),
+                None => self.event(fields, text_of),
             })
             .collect::<Result<_, _>>()?;
         self.take_events(events.len())?;
@@ -154,7 +152,8 @@ impl Call<'_> {
             return Err(PusherError::TooLarge { max });
         }
         let names = match (fields.channels, fields.channel) {
-            (Some(names), _) if !names.is_empty() => names,
+            (Some(names), Some(_)) if !names.is_empty() => return Err(PusherError::BothWays),
+            (Some(names), None) if !names.is_empty() => names,
             (_, Some(name)) => vec![name],
             _ => return Err(PusherError::Missing("channels")),
         };
@@ -217,16 +216,31 @@ impl Call<'_> {
     }
 }
 
-impl Data<'_> {
-    fn into_text(self) -> Result<Text, PusherError> {
-        let json = self.0.get();
-        if !json.starts_with('"') {
-            return Ok(json.into());
-        }
-        // A string may still be none: half of a surrogate pair is no character.
-        let text: Cow<'_, str> = serde_json::from_str(json).map_err(PusherError::Json)?;
-        Ok(text.into_owned().into())
+fn text_of(data: JsonValue<'_>) -> Result<Text, PusherError> {
+    Ok(data.into_text().into_owned().into())
+}
+
+/// A list of members in their order is read as if it had their names; it is no form of ours.
+fn check_object(body: &[u8]) -> Result<(), PusherError> {
+    if !body.trim_ascii_start().starts_with(b"[") {
+        return Ok(());
     }
+    let object = serde_json::from_slice::<Map<String, Value>>(body);
+    object.map(drop).map_err(|error| PusherError::Json { member: "it".into(), error })
+}
+
+/// Reads a body, and says which of its members is wrong.
+fn parse<'b, T: Deserialize<'b>>(body: &'b [u8]) -> Result<T, PusherError> {
+    let mut deserializer = serde_json::Deserializer::from_slice(body);
+    let read = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| PusherError::Json {
+        member: match error.path().to_string().as_str() {
+            "." | "?" => "it".into(),
+            path => format!("its {path}").into(),
+        },
+        error: error.into_inner(),
+    })?;
+    let rest = deserializer.end();
+    rest.map_err(|error| PusherError::Json { member: "it".into(), error }).map(|()| read)
 }
 
 /// The connection that is not sent the event.

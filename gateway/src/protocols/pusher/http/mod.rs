@@ -18,7 +18,10 @@ use bytes::Bytes;
 use futures_util::{FutureExt as _, future::BoxFuture};
 use http::{HeaderValue, Method, StatusCode, header, request::Parts};
 use tidegate_backplane::{Channel, DisconnectTarget};
-use tidegate_wire::pusher::{ChannelKind, check_name};
+use tidegate_wire::{
+    head::percent_decode,
+    pusher::{ChannelKind, check_name},
+};
 
 use self::{error::PusherError, signed::Parameters};
 use crate::{
@@ -151,7 +154,7 @@ impl Call<'_> {
 
     /// Closes the connections that are signed in as this user, on all nodes.
     async fn terminate(&self, user: &str) -> Result<Bytes, PusherError> {
-        let user = decoded(user);
+        let user = percent_decode(user).map_err(|_| PusherError::UserId)?;
         if user.is_empty() {
             return Err(PusherError::NotFound);
         }

@@ -81,8 +81,10 @@ fn who_is_watched_is_told_online_and_offline() {
     ann.sign_in(&json!({ "id": "ann" }));
     let mut watcher = Client::connect(&rig);
     watcher.sign_in(&json!({ "id": "w", "watchlist": ["ann", "bob", "ann"] }));
-    status(&mut watcher, "online", "ann");
-    status(&mut watcher, "offline", "bob");
+    let told = watcher.expect("pusher_internal:watchlist_events");
+    let both =
+        [("online", "ann"), ("offline", "bob")].map(|(name, id)| json!({ "name": name, "user_ids": [id] }));
+    assert_eq!(told, json!({ "events": both }));
     let [mut bob, mut bob_too] = [(); 2].map(|()| Client::connect(&rig));
     bob.sign_in(&json!({ "id": "bob" }));
     status(&mut watcher, "online", "bob");
@@ -100,6 +102,15 @@ fn who_is_watched_is_told_online_and_offline() {
     assert_eq!(rig.attending("#watch-w"), (0, 0));
 }
 
+/// One message for all of them.
+#[track_caller]
+fn all_offline(client: &mut Client) {
+    let told = client.expect("pusher_internal:watchlist_events");
+    let events = told["events"].as_array().unwrap();
+    assert_eq!((events.len(), &events[0]["name"]), (1, &json!("offline")));
+    assert_eq!(events[0]["user_ids"].as_array().unwrap().len(), 100);
+}
+
 #[test]
 fn a_watchlist_has_a_limit() {
     let mut config = config();
@@ -109,15 +120,11 @@ fn a_watchlist_has_a_limit() {
     let mut client = Client::connect(&rig);
     client.sign_in(&json!({ "id": "w", "watchlist": users(101) }));
     client.expect_error(Some(4302));
-    for _ in 0..100 {
-        client.expect("pusher_internal:watchlist_events");
-    }
+    all_offline(&mut client);
     client.expect_nothing();
     let mut client = Client::connect(&rig);
     client.sign_in(&json!({ "id": "w", "watchlist": users(100) }));
-    for _ in 0..100 {
-        client.expect("pusher_internal:watchlist_events");
-    }
+    all_offline(&mut client);
     // It does not count as channels.
     client.subscribe("a");
     client.ask("b");

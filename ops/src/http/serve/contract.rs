@@ -1,17 +1,13 @@
-//! What handing a connection back stands on: things that hyper does, and that its documentation does not promise. A
+//! What taking a connection from hyper stands on: things that it does, and that its documentation does not promise. A
 //! version of it that does otherwise fails here, and not in a client that loses a part of an answer.
+#![allow(clippy::unwrap_used)]
 
-use std::{
-    convert::Infallible,
-    future::{pending, poll_fn},
-    io,
-    sync::{Arc, Mutex},
-};
+use std::{convert::Infallible, io, sync::Mutex};
 
+use axum::body::Body;
 use http::{Request, Response};
-use http_body_util::Full;
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
+use hyper::service::service_fn;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, ReadBuf};
 
 use super::*;
 
@@ -62,14 +58,13 @@ impl AsyncWrite for Recording {
     }
 }
 
-/// Two requests and one that is left unanswered come together, over a socket that takes the answers in small pieces.
+/// Two requests come together, over a socket that takes the answers in small pieces.
 #[tokio::test]
-async fn hyper_flushes_whole_answers_and_gives_back_what_it_read() {
+async fn hyper_flushes_whole_answers() {
     let (mut client, server) = tokio::io::duplex(256);
     let log = Log::default();
     let head = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n");
-    let sent = [head("/1"), head("/2"), head("/ws"), "rest".into()].concat();
-    client.write_all(sent.as_bytes()).await.unwrap();
+    client.write_all([head("/1"), head("/2")].concat().as_bytes()).await.unwrap();
     let reading = tokio::spawn(async move {
         let mut answers = Vec::new();
         client.read_to_end(&mut answers).await.unwrap();
@@ -77,41 +72,30 @@ async fn hyper_flushes_whole_answers_and_gives_back_what_it_read() {
     });
 
     let service = service_fn(|request: Request<Incoming>| {
-        let path = request.uri().path().to_owned();
-        log.lock().unwrap().push(Seen::Request(path.clone()));
-        async move {
-            if path == "/ws" {
-                return pending().await;
-            }
-            Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(vec![b'x'; 10_000]))))
-        }
+        log.lock().unwrap().push(Seen::Request(request.uri().path().to_owned()));
+        async { Ok::<_, Infallible>(Response::new(Body::from(vec![b'x'; 10_000]))) }
     });
     let io = TokioIo::new(Recording { socket: server, written: 0, log: Arc::clone(&log) });
     let mut connection = http1::Builder::new().serve_connection(io, service);
-    // As the server drives it: until there was a flush after the request that is left unanswered.
+    // As the task drives it: until there was a flush after both requests.
     poll_fn(|cx| {
         let polled = Pin::new(&mut connection).poll(cx);
-        assert!(polled.is_pending(), "the connection stands while a request is unanswered");
+        assert!(polled.is_pending(), "the connection stands while the next request may come");
         let log = log.lock().unwrap();
-        let left = log.iter().position(|seen| *seen == Seen::Request("/ws".into()));
-        let flushed = left.is_some_and(|at| log[at..].iter().any(|seen| matches!(seen, Seen::Flush { .. })));
+        let last = log.iter().position(|seen| *seen == Seen::Request("/2".into()));
+        let flushed = last.is_some_and(|at| log[at..].iter().any(|seen| matches!(seen, Seen::Flush { .. })));
         if flushed { Poll::Ready(()) } else { Poll::Pending }
     })
     .await;
 
     let parts = connection.into_parts();
-    assert_eq!(&parts.read_buf[..], b"rest", "what came after the last head is given back");
+    assert!(parts.read_buf.is_empty(), "nothing is read ahead of what it was given");
     drop(parts.io);
     let answered = reading.await.unwrap();
+    assert!(answered > 20_000);
     let log = log.lock().unwrap();
-    let requests: Vec<&Seen> = log.iter().filter(|seen| matches!(seen, Seen::Request(_))).collect();
-    assert_eq!(
-        requests,
-        ["/1", "/2", "/ws"].map(|path| Seen::Request(path.into())).iter().collect::<Vec<_>>()
-    );
-    let left = log.iter().position(|seen| *seen == Seen::Request("/ws".into())).unwrap();
-    let flushes = log[left..].iter().filter(|seen| matches!(seen, Seen::Flush { .. }));
-    for flush in flushes {
+    let last = log.iter().position(|seen| *seen == Seen::Request("/2".into())).unwrap();
+    for flush in log[last..].iter().filter(|seen| matches!(seen, Seen::Flush { .. })) {
         assert_eq!(*flush, Seen::Flush { written: answered }, "a flush comes when nothing is left to write");
     }
 }
