@@ -16,6 +16,5 @@ mod loss;
 mod node_death;
 mod publishers;
 mod resubscription;
-mod room;
 mod secured;
 mod site;

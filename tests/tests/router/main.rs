@@ -5,7 +5,6 @@
 
 mod bad_requests;
 mod bad_start;
-mod chaos;
 mod edge;
 mod loss;
 mod outages;
