@@ -30,8 +30,8 @@ use futures_util::future::BoxFuture;
 pub use memory::{MemoryBackplane, MemoryCounters, MemoryOptions, SWEEPS_PER_ROUND};
 pub use redis::{
     GapsTold, IDEMPOTENCY_WINDOW, LEASE, LinkCounters, OperationCounters, Prefix, PrefixError, REFUSALS,
-    REPEATS, REPLACEMENTS, RedisBackplane, RedisCounters, RedisFiles, RedisOptions, RedisStartError,
-    RedisUrl, RedisUrlError, Repairs, SentinelLogin, SubscriptionCounters, Undecodable,
+    REPEATS, REPLACEMENTS, RedisBackplane, RedisCounters, RedisFiles, RedisNodes, RedisOptions,
+    RedisStartError, RedisUrl, RedisUrlError, Repairs, SentinelLogin, SubscriptionCounters, Undecodable,
 };
 pub use types::*;
 
@@ -126,6 +126,12 @@ pub trait Backplane: Send + Sync + 'static {
     /// The nodes of the cluster, in order of their names.
     fn nodes(&self) -> BoxFuture<'_, Result<Vec<NodeRecord>, BackplaneError>>;
 
+    /// Keeps what this node says to those who watch, at most [`REPORT_BYTES_MAX`], for [`REPORT_LEASE`].
+    fn report(&self, node: &str, report: String) -> BoxFuture<'_, Result<(), BackplaneError>>;
+
+    /// What these nodes said last to those who watch; `None` where that is longer ago than [`REPORT_LEASE`].
+    fn reports(&self, nodes: &[Box<str>]) -> BoxFuture<'_, Result<Vec<Option<Vec<u8>>>, BackplaneError>>;
+
     /// Hands an order to the sink of every node, this one included.
     fn control(&self, control: Control) -> BoxFuture<'_, Result<(), BackplaneError>>;
 
@@ -135,6 +141,18 @@ pub trait Backplane: Send + Sync + 'static {
     /// What does not work though the rest does, one sentence each.
     fn missing(&self) -> Vec<String> {
         Vec::new()
+    }
+}
+
+/// Who has announced itself, for a process that is no node.
+pub trait ReadNodes: Send + Sync + 'static {
+    /// The nodes that live, in order of their names.
+    fn nodes(&self) -> BoxFuture<'_, Result<Vec<NodeRecord>, BackplaneError>>;
+}
+
+impl<B: Backplane> ReadNodes for B {
+    fn nodes(&self) -> BoxFuture<'_, Result<Vec<NodeRecord>, BackplaneError>> {
+        Backplane::nodes(self)
     }
 }
 

@@ -33,6 +33,7 @@
 
 mod census;
 mod headcount;
+mod hoard;
 mod keys;
 mod ledger;
 mod lock;
@@ -53,13 +54,14 @@ use std::{
 use futures_util::future::{BoxFuture, FutureExt, ready};
 
 use self::{
-    census::{Census, Told},
+    census::Census,
+    headcount::Told,
+    hoard::{Hoard, Released},
     keys::Keys,
-    ledger::{Hoard, Ledger, Released},
     log::Log,
     members::Members,
     nodes::Nodes,
-    table::{Entry, PARTS, State, Table},
+    table::{Entry, Ledger, PARTS, State, Table},
 };
 use crate::{
     Attend, AttendError, Attended, Backplane, BackplaneError, CENSUS_SETTLE, CensusChannel, CensusEvent,
@@ -227,8 +229,8 @@ impl MemoryBackplane {
         }
         let channel = new.channel.clone();
         let published = self.table.with(&channel, |entry, state| self.step(entry, state, new, now))?;
-        self.history.reclaim(&self.table, |state| &mut state.history);
-        self.keys.reclaim(&self.table, |state| &mut state.keys);
+        self.table.reclaim(&self.history, |state| &mut state.history);
+        self.table.reclaim(&self.keys, |state| &mut state.keys);
         Ok(published)
     }
 
@@ -467,6 +469,15 @@ impl Backplane for MemoryBackplane {
 
     fn nodes(&self) -> BoxFuture<'_, Result<Vec<NodeRecord>, BackplaneError>> {
         ready(Ok(self.nodes.list(self.options.clock.now()))).boxed()
+    }
+
+    fn report(&self, node: &str, report: String) -> BoxFuture<'_, Result<(), BackplaneError>> {
+        self.nodes.report(node, report, self.options.clock.now());
+        ready(Ok(())).boxed()
+    }
+
+    fn reports(&self, nodes: &[Box<str>]) -> BoxFuture<'_, Result<Vec<Option<Vec<u8>>>, BackplaneError>> {
+        ready(Ok(self.nodes.reports(nodes, self.options.clock.now()))).boxed()
     }
 
     fn control(&self, control: Control) -> BoxFuture<'_, Result<(), BackplaneError>> {

@@ -365,11 +365,26 @@ pub struct NodeRecord {
     pub draining: bool,
 }
 
+/// How long nodes report after they were told that somebody watches.
+pub const WATCH_LEASE: Duration = Duration::from_secs(15);
+
+/// How long a report is kept: a node that reports each second may miss a few.
+pub const REPORT_LEASE: Duration = Duration::from_secs(5);
+
+/// Largest report. One of 16 resources, 100 counters and 40 channels with names of 40 characters has 8 KiB.
+pub const REPORT_BYTES_MAX: usize = 16 * 1024;
+
+/// Connections that nodes look up at once for those who watch.
+pub const LOOKUPS_MAX: usize = 8;
+
 /// An order for every node of the cluster.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Control {
     /// Close the connections of a user, or one connection.
     Disconnect { target: DisconnectTarget, reason: Box<str> },
+    /// Somebody watches: report ([`Backplane::report`](crate::Backplane::report)) each second for [`WATCH_LEASE`], and
+    /// look up these connections, as presence names them, at most [`LOOKUPS_MAX`].
+    Watch { connections: Vec<Box<str>> },
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -44,6 +44,10 @@ impl Subject for Memory {
         ready(()).boxed()
     }
 
+    fn is_real_time(&self) -> bool {
+        false
+    }
+
     fn idempotency_window(&self) -> Duration {
         self.options().idempotency_window
     }

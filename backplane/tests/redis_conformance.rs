@@ -17,9 +17,9 @@ use tidegate_backplane::{
 use tidegate_testkit::redis::{RedisClient, RedisCluster, RedisServer, Sentinel};
 
 /// Long enough that it does not pass by itself on a busy machine.
-const LEASE: Duration = Duration::from_secs(5);
-const CENSUS_SETTLE: Duration = Duration::from_secs(5);
-const IDEMPOTENCY_WINDOW: Duration = Duration::from_secs(5);
+const LEASE: Duration = Duration::from_secs(8);
+const CENSUS_SETTLE: Duration = Duration::from_secs(8);
+const IDEMPOTENCY_WINDOW: Duration = Duration::from_secs(8);
 
 struct Redis {
     url: String,
@@ -59,6 +59,10 @@ impl Subject for Redis {
     fn pass(&self, time: Duration) -> BoxFuture<'_, ()> {
         // The clock is the server's, which cannot be moved.
         tokio::time::sleep(time).boxed()
+    }
+
+    fn is_real_time(&self) -> bool {
+        true
     }
 
     fn idempotency_window(&self) -> Duration {

@@ -33,6 +33,8 @@ pub(crate) enum Command {
     Init(InitArgs),
     /// Sign a token for a client, with the secret that `init` made.
     Token(TokenArgs),
+    /// Show a cluster's console in the terminal: nodes, rates, the fullest resource, refusals.
+    Top(TopArgs),
     /// Ask a gateway or router whether it lives, and exit 0 if it does, for container health checks.
     Healthcheck(HealthcheckArgs),
 }
@@ -202,6 +204,16 @@ pub(crate) struct CheckArgs {
     /// File with the API key to publish with; the default key is the one of `gateway --dev`.
     #[arg(long, value_name = "FILE")]
     pub(crate) api_key_file: Option<PathBuf>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct TopArgs {
+    /// Internal port of any gateway of the cluster.
+    #[arg(long, default_value = "http://127.0.0.1:9000", value_name = "URL")]
+    pub(crate) url: String,
+    /// Print one snapshot as plain text, and exit; so it does where the output is no terminal.
+    #[arg(long)]
+    pub(crate) once: bool,
 }
 
 #[derive(Debug, ClapArgs)]

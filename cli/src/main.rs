@@ -6,6 +6,7 @@ mod health;
 mod init;
 mod relay;
 mod token;
+mod top;
 
 use std::{
     io::Write as _,
@@ -17,7 +18,7 @@ use std::{
     },
 };
 
-use args::{Args, CheckArgs, Command, DoctorArgs, GatewayArgs, RouterArgs, StormArgs};
+use args::{Args, CheckArgs, Command, DoctorArgs, GatewayArgs, RouterArgs, StormArgs, TopArgs};
 use clap::Parser as _;
 use tidegate_bench::storm::{self, PublishLoad, StormOptions};
 use tidegate_doctor::{Assessment, Deployment, Machine, Node, Options, Report, Role, Target};
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
             .map(|token| println!("{token}"))
             .map_err(|error| Failure::start(&error))
             .map(|()| ExitCode::SUCCESS),
+        Command::Top(args) => run_top(&args),
         Command::Healthcheck(args) => {
             health::run(&args).map_err(|error| Failure::run(&error)).map(|()| ExitCode::SUCCESS)
         }
@@ -109,7 +111,7 @@ fn gateway(args: GatewayArgs) -> Result<ExitCode, Failure> {
         let mut greeting = format!("listening public={scheme}://{public} internal=http://{internal}\n");
         if dev {
             greeting += &format!(
-                "\n  open     {scheme}://{public}/\n  publish  curl -H 'authorization: Bearer dev-key' -d 'hello' \
+                "\n  open     {scheme}://{public}/\n  console  {scheme}://{public}/console\n  publish  curl -H 'authorization: Bearer dev-key' -d 'hello' \
                  {scheme}://{public}/v1/channels/news/publish\n\n"
             );
         }
@@ -220,6 +222,11 @@ fn run_check(args: &CheckArgs) -> Result<ExitCode, Failure> {
     let received = check::run(args, api_key(args.api_key_file.as_deref(), "dev-key")?, relay)
         .map_err(|error| Failure::run(&error))?;
     println!("{} delivered all of {received} messages", args.url);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_top(args: &TopArgs) -> Result<ExitCode, Failure> {
+    top::run(args).map_err(|error| Failure::run(&error))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -51,7 +51,17 @@ pub(crate) struct Metrics {
     shards: Mutex<Vec<Arc<ShardMetrics>>>,
     others: Mutex<Vec<Arc<dyn Collector>>>,
     bounds: Bounds,
-    load: Mutex<Load>,
+    /// Shares of the time since the last scrape, and since the last report to those who watch: neither shortens what
+    /// the other one measures.
+    scraped: Mutex<Load>,
+    watched: Mutex<Load>,
+}
+
+/// Who reads the metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reader {
+    Scrape,
+    Console,
 }
 
 /// What one shard counts. Only that shard writes it.
@@ -142,7 +152,8 @@ impl Metrics {
             shards: Mutex::default(),
             others: Mutex::default(),
             bounds,
-            load: Mutex::default(),
+            scraped: Mutex::default(),
+            watched: Mutex::default(),
         }
     }
 
@@ -159,19 +170,19 @@ impl Metrics {
     }
 
     /// All families in the OpenMetrics text format.
-    pub(crate) fn openmetrics(self: &Arc<Self>) -> String {
-        let ours: Arc<dyn Collector> = Arc::new(exposition::GatewayCollector(Arc::clone(self)));
+    pub(crate) fn openmetrics(self: &Arc<Self>, reader: Reader) -> String {
+        let ours: Arc<dyn Collector> = Arc::new(exposition::GatewayCollector(Arc::clone(self), reader));
         openmetrics(std::iter::once(ours).chain(lock(&self.others).iter().cloned()))
     }
 
     /// All families in the Prometheus text format 0.0.4.
     #[cfg(test)]
     pub(crate) fn prometheus(self: &Arc<Self>) -> String {
-        tidegate_ops::metrics::to_prometheus(&self.openmetrics())
+        tidegate_ops::metrics::to_prometheus(&self.openmetrics(Reader::Scrape))
     }
 
     /// How much of each resource is in use, from 0 to 1; a resource that cannot be read is left out.
-    pub(crate) fn saturation(&self) -> Vec<(Resource, f64)> {
+    pub(crate) fn saturation(&self, reader: Reader) -> Vec<(Resource, f64)> {
         let shards = lock(&self.shards);
         let busy: Vec<Duration> =
             shards.iter().map(|shard| Duration::from_nanos(shard.busy_ns.get())).collect();
@@ -181,7 +192,11 @@ impl Metrics {
             (Resource::Recovery, &self.node.recovery_permille),
         ];
         let known = known.map(|(resource, permille)| (resource, permille.get() as f64 / 1000.0));
-        lock(&self.load).read(&busy, &known, &self.bounds)
+        let load = match reader {
+            Reader::Scrape => &self.scraped,
+            Reader::Console => &self.watched,
+        };
+        lock(load).read(&busy, &known, &self.bounds)
     }
 }
 

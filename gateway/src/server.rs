@@ -40,6 +40,7 @@ use crate::{
     app::webhooks::{TransitionHooks, Webhooks},
     auth::{ApiKeys, Authenticator, Origins},
     config::{Config, ConfigError},
+    console::{Console, reporter},
     edge::door::{Dealer, Doorkeeper, ShardDoor},
     http::{HttpContext, PublicService, internal_router, serve::HttpServer},
     hub::Hub,
@@ -157,6 +158,7 @@ impl Server {
         let shards = parts.start_shards(self.public)?;
         let node = Arc::clone(&parts.shared.node);
         runtime.spawn(housekeeping(Arc::clone(&node), parts.carrier.clone()));
+        runtime.spawn(reporter::run(Arc::clone(&node), Arc::clone(&parts.shared.metrics)));
         let authenticator = Arc::clone(&parts.shared.authenticator);
         runtime.spawn(async move { authenticator.keep_fresh().await });
         let relay = Arc::clone(&parts.relay);
@@ -258,6 +260,8 @@ impl Parts {
             })
             .collect();
         let dealer = Arc::new(Dealer::new(doors, started));
+        let stop_http = CancellationToken::new();
+        let console = Console::new(Arc::clone(&node), runtime.handle().clone(), stop_http.clone());
         let context = Arc::new(HttpContext {
             node: Arc::clone(&node),
             keys: Arc::new(ApiKeys::new(&config.auth.api_keys)?),
@@ -267,12 +271,12 @@ impl Parts {
                     .with_local_hosts_only(config.serves_this_machine_only()),
             ),
             metrics: Arc::clone(&metrics),
+            console: Arc::new(console),
             apis: protocols::APIS,
             is_shards: if config.dev { protocols::serve_dev } else { protocols::serve },
             internal: config.internal_access()?,
             dev: config.dev,
         });
-        let stop_http = CancellationToken::new();
         let http = HttpServer {
             service: PublicService::new(Arc::clone(&context)),
             front: Arc::clone(&front),

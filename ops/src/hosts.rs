@@ -40,7 +40,8 @@ impl InternalAccess {
         Ok(Self { hosts: hosts.to_vec(), drain_token })
     }
 
-    pub(crate) fn allows_host(&self, host: &str) -> bool {
+    /// Whether a request with this `Host` is meant for the internal port.
+    pub fn allows_host(&self, host: &str) -> bool {
         is_local_name(host) || self.hosts.iter().any(|HostName(name)| **name == *name_of(host))
     }
 

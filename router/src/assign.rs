@@ -1,7 +1,6 @@
 //! `/v1/assign`: answers which gateway a key belongs to, for clients that connect to it directly.
 
 use std::{
-    fmt,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -22,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq as _;
 use tidegate_ops::{
     budget::{Rate, SharedBudget},
-    config::{ConfigError, Setting},
+    config::ConfigError,
 };
 
 use crate::{
@@ -31,6 +30,7 @@ use crate::{
     key::KeyRule,
     metrics::{Assignment, Metrics},
     problem::Problem,
+    url_template::UrlTemplate,
 };
 
 /// What answering needs.
@@ -47,10 +47,6 @@ pub struct Assigner {
     requests: SharedBudget,
     request_rate: Rate,
 }
-
-/// How the address that a client is told is made of a node's name and its `HOST:PORT`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UrlTemplate(Box<str>);
 
 /// Whoever sent a request; the public port puts it into the request's extensions.
 #[derive(Debug, Clone, Copy)]
@@ -350,36 +346,6 @@ impl IntoResponse for AssignError {
             _ => {}
         }
         response
-    }
-}
-
-impl UrlTemplate {
-    fn fill(&self, node: &str, address: &str) -> Box<str> {
-        self.0.replace("{node}", node).replace("{address}", address).into()
-    }
-}
-
-impl Setting for UrlTemplate {
-    const EXPECTED: &'static str = r#"a ws:, wss:, http: or https: URL with {address} or {node} in it, such as "wss://{node}.example.com""#;
-
-    fn from_text(text: &str) -> Option<Self> {
-        let (scheme, rest) = text.split_once("://")?;
-        let names_a_node = rest.contains("{address}") || rest.contains("{node}");
-        let rest = rest.replace("{address}", "").replace("{node}", "");
-        let fits = ["ws", "wss", "http", "https"].contains(&scheme)
-            && names_a_node
-            && rest.bytes().all(|byte| byte.is_ascii_graphic() && !b"{}\"<>\\^`|".contains(&byte));
-        fits.then(|| Self(text.into()))
-    }
-
-    fn show(&self) -> String {
-        format!("{:?}", self.0)
-    }
-}
-
-impl fmt::Display for UrlTemplate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
     }
 }
 

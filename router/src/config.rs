@@ -22,7 +22,7 @@ use tidegate_ops::{
 mod redis;
 
 pub use self::redis::{Redis, RedisPrefix};
-use crate::{assign::UrlTemplate, key::KeyRule, members::MembersSetting, placement::LoadFactor};
+use crate::{key::KeyRule, members::MembersSetting, placement::LoadFactor, url_template::UrlTemplate};
 
 section! {
     /// The settings of a router.

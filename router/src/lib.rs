@@ -24,5 +24,6 @@ pub mod proxy;
 mod reload;
 pub mod server;
 mod stage;
+mod url_template;
 
 pub use chooser::{Candidates, Chooser, Claim, Node};

@@ -9,10 +9,7 @@ use std::{
 
 use axum::response::{IntoResponse as _, Response};
 use http::StatusCode;
-use tidegate_backplane::{
-    CensusEvent, Channel, Control, Gap, Intake, Publication, RedisBackplane, RedisStartError, Sink,
-    Transition,
-};
+use tidegate_backplane::{RedisNodes, RedisStartError};
 use tidegate_ops::{
     budget::Rate,
     config::{ConfigError, Loader},
@@ -217,25 +214,10 @@ async fn members(config: &Config, context: &Context) -> Result<Members, StartErr
         MembersSetting::Static(list) => Members::of_list(list, names, health, chooser, metrics),
         MembersSetting::Dns(name) => Members::of_dns(name, names, health, chooser, metrics),
         MembersSetting::Redis(url) => {
-            let backplane = RedisBackplane::connect(config.redis.options(&url)?, Arc::new(Deaf)).await?;
-            Members::of_registry(backplane, names, health, chooser, metrics)
+            let nodes = RedisNodes::connect(config.redis.options(&url)?).await?;
+            Members::of_registry(nodes, names, health, chooser, metrics)
         }
     })
-}
-
-/// A router subscribes to no channel; orders are for gateways.
-struct Deaf;
-
-impl Sink for Deaf {
-    fn publication(&self, _: &Channel, _: Arc<Publication>) -> Intake {
-        Intake::Taken
-    }
-
-    fn gap(&self, _: &Channel, _: Gap) {}
-
-    fn control(&self, _: Control) {}
-    fn census(&self, _: &Channel, _: Arc<CensusEvent>) {}
-    fn transition(&self, _: &Channel, _: Transition) {}
 }
 
 fn serve_internal(listener: StdTcpListener, context: &Arc<Context>) -> Result<(), StartError> {

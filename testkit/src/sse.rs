@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::tcp::{HttpHead, RawTcp, ReadError};
 use crate::wait::DEADLINE;
@@ -87,11 +87,12 @@ impl SseClient {
     /// # Errors
     /// See [`ReadError`].
     pub fn next(&mut self, deadline: Duration) -> Result<SseEvent, ReadError> {
+        let give_up = Instant::now() + deadline;
         loop {
             if let Some(event) = self.parser.events.pop_front() {
                 return Ok(event);
             }
-            self.read_more(deadline)?;
+            self.read_more(left_until(give_up))?;
         }
     }
 
@@ -113,9 +114,9 @@ impl SseClient {
     /// When none comes.
     #[track_caller]
     pub fn expect_comment(&mut self) {
-        let seen = self.parser.comments;
+        let (seen, give_up) = (self.parser.comments, Instant::now() + DEADLINE);
         while self.parser.comments == seen {
-            if let Err(error) = self.read_more(DEADLINE) {
+            if let Err(error) = self.read_more(left_until(give_up)) {
                 panic!("expected a comment: {error}");
             }
         }
@@ -127,8 +128,9 @@ impl SseClient {
     /// When none comes.
     #[track_caller]
     pub fn expect_id(&mut self) -> String {
+        let give_up = Instant::now() + DEADLINE;
         while self.parser.last_id.is_empty() {
-            if let Err(error) = self.read_more(DEADLINE) {
+            if let Err(error) = self.read_more(left_until(give_up)) {
                 panic!("expected an id: {error}");
             }
         }
@@ -141,8 +143,9 @@ impl SseClient {
     /// When the server keeps the stream open.
     #[track_caller]
     pub fn expect_end(&mut self) -> Vec<SseEvent> {
+        let give_up = Instant::now() + DEADLINE;
         loop {
-            match self.read_more(DEADLINE) {
+            match self.read_more(left_until(give_up)) {
                 Ok(()) => {}
                 Err(ReadError::Closed) => return self.parser.events.drain(..).collect(),
                 Err(error) => panic!("expected the end of the stream: {error}"),
@@ -256,6 +259,11 @@ impl Parser {
         let event = if event.is_empty() { "message".to_owned() } else { event };
         self.events.push_back(SseEvent { event, data, id: self.last_id.clone() });
     }
+}
+
+/// Comments come for as long as a stream stands: they do not make a deadline later.
+fn left_until(give_up: Instant) -> Duration {
+    give_up.saturating_duration_since(Instant::now())
 }
 
 #[cfg(test)]

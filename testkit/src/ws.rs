@@ -217,12 +217,9 @@ impl WsClient {
     /// When something else or nothing comes.
     #[track_caller]
     pub fn expect_pong(&mut self) -> Vec<u8> {
-        loop {
-            match self.next(DEADLINE) {
-                Received::Pong(payload) => return payload,
-                Received::Ping(_) => {}
-                other => panic!("expected a pong, got {other:?}"),
-            }
+        match self.next_but(DEADLINE, |received| matches!(received, Received::Ping(_))) {
+            Received::Pong(payload) => payload,
+            other => panic!("expected a pong, got {other:?}"),
         }
     }
 
@@ -241,12 +238,14 @@ impl WsClient {
     /// Reads messages until the connection ends and tells how it ended and how many data messages came before.
     ///
     /// # Panics
-    /// When it stays open.
+    /// When it stays open without any for so long.
     #[track_caller]
     pub fn read_to_close(&mut self, deadline: Duration) -> (usize, Closed) {
         let mut messages = 0;
         loop {
-            match self.next(deadline) {
+            match self
+                .next_but(deadline, |received| matches!(received, Received::Ping(_) | Received::Pong(_)))
+            {
                 Received::Text(_) | Received::Binary(_) => messages += 1,
                 Received::Ping(_) | Received::Pong(_) => {}
                 Received::Closed(closed) => return (messages, closed),
@@ -259,10 +258,18 @@ impl WsClient {
 
     #[track_caller]
     fn next_data(&mut self) -> Received {
+        self.next_but(DEADLINE, |received| matches!(received, Received::Ping(_) | Received::Pong(_)))
+    }
+
+    /// The next that is not passed over. What is does not make the deadline later: pings come for as long as a
+    /// connection stands.
+    #[track_caller]
+    fn next_but(&mut self, deadline: Duration, is_passed: impl Fn(&Received) -> bool) -> Received {
+        let give_up = Instant::now() + deadline;
         loop {
-            match self.next(DEADLINE) {
-                Received::Ping(_) | Received::Pong(_) => {}
-                other => return other,
+            let received = self.next(give_up.saturating_duration_since(Instant::now()));
+            if !is_passed(&received) {
+                return received;
             }
         }
     }

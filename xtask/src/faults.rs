@@ -11,8 +11,8 @@ use crate::workspace::Workspace;
 
 /// The columns that `tests/tests/cluster/loss.rs` fills.
 const HEAD: &str = "\
-| fault | history | published | repeated | clients | taken back | lost | silently | duplicated | misordered | gaps told | closed | seconds |
-| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |";
+| fault | published | history | accepted | repeated | let go | taken back | lost | silently | duplicated | misordered | gaps told | closed | seconds |
+| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |";
 
 pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     prepare::redis()?;

@@ -3,6 +3,7 @@
 mod attack;
 mod autobahn;
 mod bench;
+mod chaos;
 mod charts;
 mod cluster;
 mod command;
@@ -45,6 +46,8 @@ enum Task {
     Dist(dist::Options),
     /// Start Redis and a few gateways on this machine, until Ctrl-C
     Cluster(cluster::Options),
+    /// Break Redis, gateways and the router at random, from a seed, and judge what clients were told
+    Chaos(chaos::Options),
     /// Break Redis in every way there is under load, and print what was lost
     Faults,
     /// Write the Grafana dashboards of deploy/grafana
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
         Task::Containers(options) => containers::run(&workspace, &options),
         Task::Dist(options) => dist::run(&workspace, &options),
         Task::Cluster(options) => cluster::run(&workspace, &options),
+        Task::Chaos(options) => chaos::run(&workspace, &options),
         Task::Faults => faults::run(&workspace),
         Task::Dashboards => dashboards::run(&workspace),
         Task::K8s(options) => k8s::run(&workspace, &options),

@@ -83,6 +83,7 @@ pub async fn control_reaches_the_own_sink(subject: &dyn Subject) {
             target: DisconnectTarget::Connection(unique("connection").into()),
             reason: "".into(),
         },
+        Control::Watch { connections: vec![unique("connection").into()] },
     ];
     for order in &orders {
         bench.backplane.control(order.clone()).await.expect("control");

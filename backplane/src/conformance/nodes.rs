@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{
     AGE_LONG, Bench, DEADLINE, Subject, eventually, offsets, policy, text, texts, unique, unique_channel,
 };
-use crate::{BackplaneError, Control, DisconnectTarget, Member, Published};
+use crate::{BackplaneError, Control, DisconnectTarget, Member, Published, REPORT_LEASE};
 
 /// What either node publishes reaches both, in one order, and is in the history that either reads.
 pub async fn publications_reach_all_nodes_in_one_order(subject: &dyn Subject) {
@@ -108,6 +108,23 @@ pub async fn a_record_is_read_by_all_nodes(subject: &dyn Subject) {
     assert!(b.backplane.nodes().await.expect("nodes").contains(&record));
     a.backplane.retire(&record.name).await.expect("retire");
     assert!(!b.backplane.nodes().await.expect("nodes").contains(&record));
+}
+
+/// Each node reads what the other one says to those who watch, until that is too long ago.
+pub async fn reports_are_read_by_all_nodes(subject: &dyn Subject) {
+    let Some([a, b]) = pair(subject).await else { return };
+    let (name, silent) = (unique("report"), unique("silent"));
+    let names = [silent.as_str().into(), name.as_str().into()];
+    assert_eq!(b.backplane.reports(&names).await, Ok(vec![None, None]));
+    for report in ["{}", "{\"v\":1}"] {
+        a.backplane.report(&name, report.to_owned()).await.expect("report");
+        assert_eq!(b.backplane.reports(&names).await, Ok(vec![None, Some(report.as_bytes().to_vec())]));
+    }
+    assert_eq!(b.backplane.reports(&[]).await, Ok(vec![]));
+    subject.pass(REPORT_LEASE + Duration::from_secs(1)).await;
+    let read = async || b.backplane.reports(&names).await;
+    let ended = eventually("the report ends", read, |reports| *reports == Ok(vec![None, None])).await;
+    assert!(ended.is_ok());
 }
 
 pub(super) async fn pair(subject: &dyn Subject) -> Option<[Bench; 2]> {

@@ -13,8 +13,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{headcount::Headcount, lock::locked};
-use crate::{Attend, AttendError, Attended, CensusChannel, CensusKind, Channel, Roll, Transition};
+use super::{
+    headcount::{Headcount, Told},
+    lock::locked,
+};
+use crate::{Attend, AttendError, Attended, CensusChannel, Channel, Roll};
 
 /// Parts of the map, as of that of presence.
 const PARTS: usize = 16;
@@ -30,13 +33,6 @@ pub(super) struct Census {
     settle: Duration,
     /// The highest number that a channel which is no longer here ended with: others begin above it.
     ended_at: AtomicU64,
-}
-
-/// What a change is told as, in its order.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Told {
-    Event { sequence: u64, kind: CensusKind },
-    Transition(Transition),
 }
 
 impl Census {

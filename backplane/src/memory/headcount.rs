@@ -5,7 +5,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::census::Told;
 use crate::{Attend, AttendError, Attended, CensusKind, Roll, Sums, Transition, User, census};
 
 /// `scripts/census.lua` has the same rules for many nodes; a property test compares the two.
@@ -22,6 +21,13 @@ pub(crate) struct Headcount {
     count: Count,
     /// When the channel is looked at next.
     scheduled: Option<Instant>,
+}
+
+/// What a change is told as, in its order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Told {
+    Event { sequence: u64, kind: CensusKind },
+    Transition(Transition),
 }
 
 #[derive(Debug)]

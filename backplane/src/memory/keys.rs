@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::ledger::{Hoard, Released};
+use super::hoard::{Hoard, Released};
 use crate::Position;
 
 /// What a key costs beside its text: two reference counts (16), its place in the map (16 for the key, 32 for the

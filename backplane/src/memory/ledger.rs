@@ -15,50 +15,13 @@ use std::{
 };
 
 use super::{
+    hoard::{Hoard, Part, Released},
     lock::locked,
-    table::{Entry, State, Table},
 };
 use crate::Channel;
 
-/// Something of a channel that can forget its oldest item.
-pub(super) trait Hoard {
-    /// Forgets one; returns the bytes that it cost.
-    fn shed_oldest(&mut self) -> Option<usize>;
-    fn is_empty(&self) -> bool;
-}
-
-/// What a hoard let go of.
-#[derive(Debug, Default, Clone, Copy)]
-pub(super) struct Released {
-    pub(super) items: u64,
-    pub(super) bytes: u64,
-}
-
-impl Released {
-    pub(super) fn add(&mut self, shed: Option<usize>) {
-        self.items += u64::from(shed.is_some());
-        self.bytes += shed.unwrap_or(0) as u64;
-    }
-}
-
-/// A hoard's place in its channel, with its standing in the ledger.
 #[derive(Debug)]
-pub(super) struct Part<T> {
-    pub(super) held: Option<Box<T>>,
-    /// Stands in the ledger's queue.
-    queued: bool,
-    /// Grew since the queue last asked it.
-    touched: bool,
-}
-
-impl<T> Default for Part<T> {
-    fn default() -> Self {
-        Self { held: None, queued: false, touched: false }
-    }
-}
-
-#[derive(Debug)]
-pub(super) struct Ledger {
+pub(super) struct Ledger<E> {
     bytes_max: u64,
     bytes: AtomicU64,
     items: AtomicU64,
@@ -66,11 +29,11 @@ pub(super) struct Ledger {
     evicted: AtomicU64,
     /// Its lock is the innermost: nothing else is locked under it. A weak reference, so that a channel that is
     /// removed is freed at once; [`purge`](Self::purge) takes its place away.
-    queue: Mutex<VecDeque<(Channel, Weak<Entry>)>>,
+    queue: Mutex<VecDeque<(Channel, Weak<E>)>>,
 }
 
 /// What one turn of the queue did.
-enum Turn {
+pub(super) enum Turn {
     /// Was touched: to the back.
     Spared,
     /// Has more to forget: it stays at the head.
@@ -79,7 +42,7 @@ enum Turn {
     Emptied,
 }
 
-impl Ledger {
+impl<E> Ledger<E> {
     pub(super) fn new(bytes_max: u64) -> Self {
         Self {
             bytes_max,
@@ -91,7 +54,7 @@ impl Ledger {
     }
 
     /// Accounts for one more item in a part of this channel.
-    pub(super) fn keep<T>(&self, channel: &Channel, entry: &Arc<Entry>, part: &mut Part<T>, bytes: usize) {
+    pub(super) fn keep<T>(&self, channel: &Channel, entry: &Arc<E>, part: &mut Part<T>, bytes: usize) {
         self.items.fetch_add(1, Relaxed);
         self.bytes.fetch_add(bytes as u64, Relaxed);
         if part.queued {
@@ -116,15 +79,17 @@ impl Ledger {
         self.evicted.fetch_add(released.items, Relaxed);
     }
 
-    /// Brings the sum back under its bound. The caller holds no lock.
-    pub(super) fn reclaim<T: Hoard>(&self, table: &Table, part: fn(&mut State) -> &mut Part<T>) {
+    /// Brings the sum back under its bound: asks the channels of the queue, one after the other. `ask` takes a
+    /// [`turn`](Self::turn) of a channel, and removes it from where it is found when nothing is left in it. The caller
+    /// holds no lock.
+    pub(super) fn reclaim(&self, ask: impl Fn(&Channel, &E) -> Turn) {
         while self.is_over() {
             let Some((channel, weak)) = locked(&self.queue, VecDeque::pop_front) else { return };
             let Some(entry) = weak.upgrade() else { continue };
-            match entry.with(|state| self.turn(state, part)) {
+            match ask(&channel, &entry) {
                 Turn::Spared => locked(&self.queue, |queue| queue.push_back((channel, weak))),
                 Turn::Shrunk => locked(&self.queue, |queue| queue.push_front((channel, weak))),
-                Turn::Emptied => table.remove_if_blank(&channel),
+                Turn::Emptied => {}
             }
         }
     }
@@ -151,9 +116,8 @@ impl Ledger {
         self.evicted.load(Relaxed)
     }
 
-    fn turn<T: Hoard>(&self, state: &mut State, part: fn(&mut State) -> &mut Part<T>) -> Turn {
-        let interested = state.interest.is_some();
-        let part = part(state);
+    /// One turn of a part, under the lock of its channel. `is_used`: the channel has subscribers here.
+    pub(super) fn turn<T: Hoard>(&self, part: &mut Part<T>, is_used: bool) -> Turn {
         if std::mem::take(&mut part.touched) {
             return Turn::Spared;
         }
@@ -171,7 +135,7 @@ impl Ledger {
             }
             // With nothing left in it, it only knows where the channel stands. Subscribers keep that alive; without
             // them it would be memory that no bound counts, and the next publication begins a new epoch instead.
-            if !interested {
+            if !is_used {
                 part.held = None;
             }
         }

@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Instant};
 
-use super::ledger::{Hoard, Released};
+use super::hoard::{Hoard, Released};
 use crate::{Epoch, History, HistoryPolicy, HistoryQuery, Payload, Position, Publication, Sender};
 
 /// What a publication costs beside its payload and event name: the shared [`Publication`] with its two reference

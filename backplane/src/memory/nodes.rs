@@ -7,17 +7,19 @@ use std::{
 };
 
 use super::lock::locked;
-use crate::NodeRecord;
+use crate::{NodeRecord, REPORT_LEASE};
 
 #[derive(Debug)]
 pub(super) struct Nodes {
     lease: Option<Duration>,
     records: Mutex<BTreeMap<Box<str>, (Instant, NodeRecord)>>,
+    /// What those who watch are told, and until when.
+    reports: Mutex<BTreeMap<Box<str>, (Instant, String)>>,
 }
 
 impl Nodes {
     pub(super) fn new(lease: Option<Duration>) -> Self {
-        Self { lease, records: Mutex::default() }
+        Self { lease, records: Mutex::default(), reports: Mutex::default() }
     }
 
     pub(super) fn announce(&self, node: NodeRecord, now: Instant) {
@@ -31,6 +33,18 @@ impl Nodes {
     pub(super) fn list(&self, now: Instant) -> Vec<NodeRecord> {
         self.sweep(now);
         locked(&self.records, |records| records.values().map(|(_, node)| node.clone()).collect())
+    }
+
+    pub(super) fn report(&self, node: &str, report: String, now: Instant) {
+        locked(&self.reports, |reports| reports.insert(node.into(), (now + REPORT_LEASE, report)));
+    }
+
+    pub(super) fn reports(&self, nodes: &[Box<str>], now: Instant) -> Vec<Option<Vec<u8>>> {
+        locked(&self.reports, |reports| {
+            reports.retain(|_, (end, _)| now < *end);
+            let last = nodes.iter().map(|node| reports.get(node));
+            last.map(|found| found.map(|(_, report)| report.clone().into_bytes())).collect()
+        })
     }
 
     /// Removes the records whose lease has ended.

@@ -11,8 +11,9 @@ use std::{
 };
 
 use super::{
+    hoard::{Hoard, Part},
     keys::Keys,
-    ledger::{Ledger, Part},
+    ledger::{self, Turn},
     lock::locked,
     log::Log,
 };
@@ -21,6 +22,9 @@ use crate::Channel;
 /// Parts of the map. Two of 16 threads meet in one of 64 parts with a probability of 1/64 each, for the tens of
 /// nanoseconds that a look-up takes.
 pub(super) const PARTS: usize = 64;
+
+/// A ledger of channels.
+pub(super) type Ledger = ledger::Ledger<Entry>;
 
 #[derive(Debug)]
 pub(super) struct Table {
@@ -83,6 +87,20 @@ impl Table {
     }
 
     /// Removes a channel of which nothing needs to be known.
+    /// Has channels forget until a ledger is under its bound.
+    pub(super) fn reclaim<T: Hoard>(&self, ledger: &Ledger, part: fn(&mut State) -> &mut Part<T>) {
+        ledger.reclaim(|channel, entry| {
+            let turn = entry.with(|state| {
+                let is_used = state.interest.is_some();
+                ledger.turn(part(state), is_used)
+            });
+            if matches!(turn, Turn::Emptied) {
+                self.remove_if_blank(channel);
+            }
+            turn
+        });
+    }
+
     pub(super) fn remove_if_blank(&self, channel: &Channel) {
         self.with_part(channel, |part| {
             if part.get(channel).is_some_and(|entry| entry.with(State::retire_if_blank)) {

@@ -207,6 +207,16 @@ impl Backplane for RedisBackplane {
         async move { Ok(self.core.round(None).await?.records) }.boxed()
     }
 
+    fn report(&self, node: &str, report: String) -> BoxFuture<'_, Result<(), BackplaneError>> {
+        let node: Box<str> = node.into();
+        async move { self.core.registry.report(&node, report).await }.boxed()
+    }
+
+    fn reports(&self, nodes: &[Box<str>]) -> BoxFuture<'_, Result<Vec<Option<Vec<u8>>>, BackplaneError>> {
+        let nodes = nodes.to_vec();
+        async move { self.core.registry.reports(&nodes).await }.boxed()
+    }
+
     fn control(&self, control: Control) -> BoxFuture<'_, Result<(), BackplaneError>> {
         async move { control::send(&*self.core.commands, &self.core.prefix, &control).await }.boxed()
     }
@@ -246,7 +256,6 @@ impl Core {
             lease,
             idempotency_window,
             replicas,
-            removes_instances,
             census_settle,
         } = options;
         // Without randomness, nothing after this works either; publishes say so.
@@ -267,15 +276,7 @@ impl Core {
         let subscribing: Arc<dyn Subscribing> = Arc::new(links.clone());
         let tallies = Arc::<Tallies>::default();
         let reader = Reader::new(commands.clone(), prefix.clone(), tallies.clone());
-        let registry = Registry::new(
-            vital.clone(),
-            prefix.clone(),
-            &node,
-            life,
-            lease,
-            removes_instances,
-            tallies.clone(),
-        );
+        let registry = Registry::new(vital.clone(), prefix.clone(), &node, life, lease, tallies.clone());
         let registry = Arc::new(registry);
         let subscriptions =
             Subscriptions::start(prefix.clone(), subscribing.clone(), reader.clone(), sink.clone());

@@ -8,6 +8,7 @@
 //! then, so that others take it over if the node dies.
 
 mod own;
+mod script;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -25,14 +26,17 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::own::{Batch, BatchUser, End, Mode, Own, Taken};
+use self::{
+    own::{Batch, BatchUser, End, Mode, Own, Taken},
+    script::{Part, Read, Verdict, flag, read_roll, read_user, read_verdict, user_args},
+};
 use super::{
     contract::Commands,
     counters::Tallies,
     leases::{self, BATCH, CONCURRENCY, Seats, WAITING_MAX},
     names::Prefix,
     nodes::Registry,
-    scripts::{self, Answer},
+    scripts,
 };
 use crate::{
     Attend, AttendError, Attended, BackplaneError, COUNTS_INTERVAL, COUNTS_SMALL_INTERVAL, COUNTS_SMALL_MAX,
@@ -53,24 +57,6 @@ pub(crate) struct Census {
     is_due: Notify,
     runtime: Handle,
     tallies: Arc<Tallies>,
-}
-
-/// What the scripts say.
-#[derive(Default)]
-struct Verdict {
-    attended: Attended,
-    settle_at: Option<Instant>,
-    refused: Vec<Box<str>>,
-    transitions: Vec<Transition>,
-    /// The server has lost this node's part.
-    is_lost: bool,
-}
-
-/// What the other script reads.
-struct Read {
-    roll: Roll,
-    users: u64,
-    instances: Vec<Box<str>>,
 }
 
 impl Census {
@@ -544,9 +530,6 @@ impl Census {
     }
 }
 
-/// Ends that come one after the other are settled together: a channel is asked 20 times a second at most.
-const SETTLE_MIN: Duration = Duration::from_millis(50);
-
 /// How long the keeper sleeps when nothing is to be settled; it is woken before.
 const IDLE: Duration = Duration::from_secs(3600);
 
@@ -565,91 +548,8 @@ fn portions(mut channels: Vec<Channel>) -> Vec<Vec<Channel>> {
     portions
 }
 
-/// An instance's part in a channel, but for the users.
-struct Part<'a> {
-    instance: &'a str,
-    /// `None`: as before.
-    subscriptions: Option<u64>,
-    tells_counts: Option<bool>,
-    is_told: bool,
-    notes_loss: bool,
-}
-
-impl Verdict {
-    /// Takes in what came of the next portion.
-    fn add(&mut self, next: Self) {
-        self.attended = next.attended;
-        self.settle_at = match (self.settle_at, next.settle_at) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        };
-        self.refused.extend(next.refused);
-        self.transitions.extend(next.transitions);
-        self.is_lost |= next.is_lost;
-    }
-}
-
 impl std::fmt::Debug for Census {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Census").field("subscriptions", &self.own_len()).finish_non_exhaustive()
     }
-}
-
-fn user_args(user: &BatchUser) -> [String; 4] {
-    let users_max = user.users_max.map_or_else(String::new, |users_max| users_max.to_string());
-    [user.id.to_string(), user.subscriptions.to_string(), users_max, flag(user.is_told).to_owned()]
-}
-
-fn flag(is_set: bool) -> &'static str {
-    if is_set { "1" } else { "0" }
-}
-
-fn read_verdict(mut answer: Answer) -> Result<Verdict, BackplaneError> {
-    let (sequence, subscriptions, users) = (answer.number()?, answer.number()?, answer.number()?);
-    let settle_ms = answer.number()?;
-    let (mut refused, mut list) = (Vec::new(), answer.list()?);
-    while !list.is_empty() {
-        refused.push(list.text()?);
-    }
-    let (mut transitions, mut list) = (Vec::new(), answer.list()?);
-    while !list.is_empty() {
-        transitions.push(read_transition(&mut list)?);
-    }
-    Ok(Verdict {
-        attended: Attended { sequence, sums: Sums { subscriptions, users } },
-        settle_at: (settle_ms > 0).then(|| Instant::now() + SETTLE_MIN.max(Duration::from_millis(settle_ms))),
-        refused,
-        transitions,
-        is_lost: answer.flag()?,
-    })
-}
-
-fn read_transition(list: &mut Answer) -> Result<Transition, BackplaneError> {
-    let kind = list.text()?;
-    Ok(match &*kind {
-        "joined" => Transition::UserJoined { user: list.text()? },
-        "left" => Transition::UserLeft { user: list.text()? },
-        "count" => Transition::Count { subscriptions: list.number()? },
-        end => {
-            list.text()?;
-            if end == "vacated" { Transition::Vacated } else { Transition::Occupied }
-        }
-    })
-}
-
-fn read_roll(mut answer: Answer) -> Result<Read, BackplaneError> {
-    let (sequence, subscriptions, users) = (answer.number()?, answer.number()?, answer.number()?);
-    let (mut instances, mut list) = (Vec::new(), answer.list()?);
-    while !list.is_empty() {
-        instances.push(list.text()?);
-    }
-    let roll = Roll { sequence, subscriptions, users: Vec::new() };
-    Ok(Read { roll, users, instances })
-}
-
-/// Id, and info if there is one: the value is the number of subscriptions, a line feed, info.
-fn read_user(id: Vec<u8>, held: &[u8]) -> Option<(Box<str>, Option<Box<str>>)> {
-    let id = String::from_utf8(id).ok()?;
-    let (_, info) = std::str::from_utf8(held).ok()?.split_once('\n')?;
-    Some((id.into(), (!info.is_empty()).then(|| info.into())))
 }

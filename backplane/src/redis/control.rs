@@ -1,7 +1,7 @@
 //! Orders to all nodes: their form, and the pub/sub channel that every node is always subscribed to.
 //!
 //! An order is a JSON object: `{"kind":"disconnect","user":U,"reason":R}`, with `app` beside `user` where it is not the
-//! default one, or with `connection` in place of `user`.
+//! default one, or with `connection` in place of `user`; or `{"kind":"watch","connections":[C]}`.
 //! Nodes skip and count kinds that they do not know. An order is not kept: a node that is cut off from Redis while it
 //! is given does not get it.
 
@@ -22,6 +22,7 @@ use super::{
 use crate::{BackplaneError, Control, DisconnectTarget, Sink};
 
 const DISCONNECT: &str = "disconnect";
+const WATCH: &str = "watch";
 
 /// Publishes an order.
 pub(crate) async fn send(
@@ -62,7 +63,7 @@ enum OrderError {
     Undecodable,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct StoredOrder {
     kind: Box<str>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -71,7 +72,9 @@ struct StoredOrder {
     user: Option<Box<str>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     connection: Option<Box<str>>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    connections: Vec<Box<str>>,
+    #[serde(default, skip_serializing_if = "str::is_empty")]
     reason: Box<str>,
 }
 
@@ -174,19 +177,27 @@ impl std::fmt::Debug for Orders {
 }
 
 fn encode(control: &Control) -> Vec<u8> {
-    let Control::Disconnect { target, reason } = control.clone();
-    let (app, user, connection) = match target {
-        DisconnectTarget::User { app, user } => (app, Some(user), None),
-        DisconnectTarget::Connection(connection) => (None, None, Some(connection)),
+    let order = match control.clone() {
+        Control::Disconnect { target, reason } => {
+            let (app, user, connection) = match target {
+                DisconnectTarget::User { app, user } => (app, Some(user), None),
+                DisconnectTarget::Connection(connection) => (None, None, Some(connection)),
+            };
+            StoredOrder { kind: DISCONNECT.into(), app, user, connection, reason, ..StoredOrder::default() }
+        }
+        Control::Watch { connections } => {
+            StoredOrder { kind: WATCH.into(), connections, ..StoredOrder::default() }
+        }
     };
-    let order = StoredOrder { kind: DISCONNECT.into(), app, user, connection, reason };
     serde_json::to_vec(&order).expect("texts are JSON")
 }
 
 fn decode(bytes: &[u8]) -> Result<Control, OrderError> {
     let order: StoredOrder = serde_json::from_slice(bytes).map_err(|_| OrderError::Undecodable)?;
-    if &*order.kind != DISCONNECT {
-        return Err(OrderError::Unknown);
+    match &*order.kind {
+        DISCONNECT => {}
+        WATCH => return Ok(Control::Watch { connections: order.connections }),
+        _ => return Err(OrderError::Unknown),
     }
     let target = match (order.app, order.user, order.connection) {
         (app, Some(user), None) => DisconnectTarget::User { app, user },
@@ -210,6 +221,10 @@ mod tests {
             [user(None, "ü\n\""), user(Some("1"), "a!b"), DisconnectTarget::Connection("n.1".into())]
         {
             let control = Control::Disconnect { target, reason: "banned".into() };
+            assert_eq!(decode(&encode(&control)), Ok(control));
+        }
+        for connections in [vec![], vec!["n.1".into(), "a\"b".into()]] {
+            let control = Control::Watch { connections };
             assert_eq!(decode(&encode(&control)), Ok(control));
         }
         let check = |text: &str, expect: Result<Control, OrderError>| {

@@ -229,6 +229,6 @@ fn set_command(name: &str, set: &str, channel: &str) -> Cmd {
     command
 }
 
-fn not_ours() -> BackplaneError {
+pub(crate) fn not_ours() -> BackplaneError {
     BackplaneError::Refused("a key holds something else than ours; do others use the same key prefix?".into())
 }

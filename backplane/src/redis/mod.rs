@@ -1,7 +1,8 @@
 //! The [`Backplane`](crate::Backplane) of many nodes, over Redis or Valkey. `docs/adr/0008-redis-backplane.md` has the
 //! names, the envelope, and why.
 //!
-//! - `backplane`: [`RedisBackplane`], which puts the parts together. `options`: what it is told.
+//! - `backplane`: [`RedisBackplane`], which puts the parts together. `options`: what it is told. `reader`: [`RedisNodes`],
+//!   which only reads who is there.
 //! - `contract`: what the parts ask of each other.
 //! - `url`, `error`: which servers, and why they cannot be used.
 //! - `links`: connections, and which server holds what. `slot`: hash slots of a Cluster.
@@ -27,6 +28,7 @@ mod options;
 mod owner;
 mod presence;
 mod publish;
+mod reader;
 mod scripts;
 mod slot;
 mod subscriptions;
@@ -40,6 +42,7 @@ pub use error::RedisStartError;
 pub use links::{LinkCounters, REFUSALS, REPEATS, REPLACEMENTS};
 pub use names::{Prefix, PrefixError};
 pub use options::{IDEMPOTENCY_WINDOW, LEASE, RedisFiles, RedisOptions, SentinelLogin};
+pub use reader::RedisNodes;
 pub use subscriptions::{GapsTold, Repairs, SubscriptionCounters, Undecodable};
 pub use url::{RedisUrl, RedisUrlError};
 

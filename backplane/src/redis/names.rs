@@ -118,6 +118,11 @@ impl Prefix {
         self.key(NODES, ":i")
     }
 
+    /// `P:{!nodes}:r:NODE`, what a node says to those who watch.
+    pub(crate) fn report(&self, node: &str) -> String {
+        format!("{}:{{{NODES}}}:r:{node}", self.name)
+    }
+
     /// `P:{!nodes}:p:INSTANCE`, the set of channels in which an instance has members.
     pub(crate) fn instance_channels(&self, instance: &str) -> String {
         format!("{}:{{{NODES}}}:p:{instance}", self.name)

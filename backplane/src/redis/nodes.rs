@@ -23,7 +23,7 @@ use super::{
     names::{NODES, Prefix},
     scripts::{self, Answer},
 };
-use crate::{BackplaneError, NodeRecord};
+use crate::{BackplaneError, NodeRecord, REPORT_LEASE};
 
 pub(crate) struct Registry {
     commands: Arc<dyn Commands>,
@@ -32,8 +32,6 @@ pub(crate) struct Registry {
     /// `NODE.LIFE.`, what the names of this process's instances begin with.
     own: Box<str>,
     life: u64,
-    /// Whether this process removes what dead instances left.
-    removes: bool,
     state: Mutex<State>,
     tallies: Arc<Tallies>,
 }
@@ -91,7 +89,6 @@ impl Registry {
         node: &str,
         life: u64,
         lease: Duration,
-        removes: bool,
         tallies: Arc<Tallies>,
     ) -> Self {
         let state = State {
@@ -104,7 +101,7 @@ impl Registry {
             owed: Owed::default(),
         };
         let own = format!("{node}.{life:016x}.").into();
-        Self { commands, prefix, lease, own, life, removes, state: Mutex::new(state), tallies }
+        Self { commands, prefix, lease, own, life, state: Mutex::new(state), tallies }
     }
 
     pub(crate) fn lease(&self) -> Duration {
@@ -192,6 +189,25 @@ impl Registry {
         Ok(())
     }
 
+    /// Keeps what a node says to those who watch.
+    pub(crate) async fn report(&self, node: &str, report: String) -> Result<(), BackplaneError> {
+        let mut command = redis::cmd("SET");
+        command.arg(self.prefix.report(node)).arg(report).arg("PX").arg(REPORT_LEASE.as_millis() as u64);
+        self.commands.call(NODES, command).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn reports(&self, nodes: &[Box<str>]) -> Result<Vec<Option<Vec<u8>>>, BackplaneError> {
+        if nodes.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut command = redis::cmd("MGET");
+        command.arg(nodes.iter().map(|node| self.prefix.report(node)).collect::<Vec<_>>());
+        let answer = self.commands.call(NODES, command).await?;
+        let not_ours = |_| BackplaneError::Refused("the keys of reports hold something else".into());
+        redis::FromRedisValue::from_redis_value(answer).map_err(not_ours)
+    }
+
     /// Forgets an instance after what it left was removed.
     pub(crate) async fn forget(&self, instance: &str) -> Result<(), BackplaneError> {
         let mut command = redis::cmd("HDEL");
@@ -208,10 +224,9 @@ impl Registry {
         let stored = record.map(encode).transpose()?.unwrap_or_default();
         let keys = [nodes.as_bytes(), instances.as_bytes()];
         let life = self.life.to_be_bytes();
-        let removes: &[u8] = if self.removes { b"1" } else { b"0" };
         let generation = scripts::random()?.to_be_bytes();
         let head = [lease.as_bytes(), instance.as_bytes(), name.as_bytes()];
-        let args = [head[0], head[1], head[2], &life, &stored, removes, &generation];
+        let args = [head[0], head[1], head[2], &life, &stored, &generation];
         scripts::ANNOUNCE.call(&*self.commands, NODES, &keys, &args).await
     }
 
@@ -319,6 +334,14 @@ fn encode(record: &NodeRecord) -> Result<Vec<u8>, BackplaneError> {
     let NodeRecord { name: _, address, zone, version, connections, capacity, draining } = record.clone();
     let stored = StoredRecord { address, zone, version, connections, capacity, draining };
     serde_json::to_vec(&stored).map_err(|error| BackplaneError::Refused(error.to_string().into()))
+}
+
+/// The record that is stored under a name, if its end counts.
+pub(crate) fn read(name: Vec<u8>, held: &[u8], counts: impl Fn(u64) -> bool) -> Option<NodeRecord> {
+    let (end, stored) = held.split_first_chunk()?;
+    let name = String::from_utf8(name).ok()?.into();
+    let record = decode(name, stored.get(8..)?).ok()?;
+    counts(u64::from_be_bytes(*end)).then_some(record)
 }
 
 fn decode(name: Box<str>, bytes: &[u8]) -> serde_json::Result<NodeRecord> {

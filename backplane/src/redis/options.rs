@@ -46,9 +46,6 @@ pub struct RedisOptions {
     pub idempotency_window: Duration,
     /// A publication with history or key is accepted when so many replicas have it.
     pub replicas: u8,
-    /// Whether this process removes what dead nodes left, and so is told the transitions that come of it. Not of a
-    /// process that has nobody to tell them to.
-    pub removes_instances: bool,
     /// How long an end must last until it is told as a transition.
     pub census_settle: Duration,
 }
@@ -65,7 +62,6 @@ impl RedisOptions {
             lease: LEASE,
             idempotency_window: IDEMPOTENCY_WINDOW,
             replicas: 0,
-            removes_instances: true,
             census_settle: CENSUS_SETTLE,
         }
     }

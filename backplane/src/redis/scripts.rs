@@ -1,6 +1,6 @@
 //! The Lua scripts, how they are called, and how their answers are read.
 
-use std::sync::LazyLock;
+use std::{cell::RefCell, sync::LazyLock};
 
 use redis::{Cmd, Value};
 
@@ -210,11 +210,41 @@ fn unexpected(script: &'static str) -> BackplaneError {
     BackplaneError::Refused(why.into())
 }
 
+/// Words that one system call draws. A publication with history takes two.
+const WORDS_AT_ONCE: usize = 64;
+
+thread_local! {
+    /// What was drawn, and how many of its first words are not given out.
+    static DRAWN: RefCell<([u8; 8 * WORDS_AT_ONCE], usize)> = const { RefCell::new(([0; 8 * WORDS_AT_ONCE], 0)) };
+}
+
 /// 64 random bits: among a million epochs, two are equal with a probability of 3 in 10^8.
 pub(crate) fn random() -> Result<u64, BackplaneError> {
-    getrandom::u64().map_err(|error| BackplaneError::Unavailable(format!("no randomness: {error}").into()))
+    DRAWN.with_borrow_mut(|(bytes, left)| {
+        if *left == 0 {
+            getrandom::fill(bytes)
+                .map_err(|error| BackplaneError::Unavailable(format!("no randomness: {error}").into()))?;
+            *left = WORDS_AT_ONCE;
+        }
+        *left -= 1;
+        let (words, _) = bytes.as_chunks();
+        Ok(u64::from_ne_bytes(words[*left]))
+    })
 }
 
 pub(crate) fn random_epoch() -> Result<Epoch, BackplaneError> {
     random().map(Epoch)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn words_are_given_out_once() {
+        let drawn: HashSet<u64> = (0..3 * WORDS_AT_ONCE).map(|_| random().expect("randomness")).collect();
+        assert_eq!(drawn.len(), 3 * WORDS_AT_ONCE);
+    }
 }

@@ -44,6 +44,11 @@ pub enum Measure {
     RedisFanoutRate,
     RedisPublishRate,
     RedisBatchRate,
+    RedisKeptRate,
+    RedisKeptBatchRate,
+    RedisIdleCommands,
+    RedisIdleScripts,
+    RedisBack,
     ProxyMemory,
     ProxyMessageCpu,
     ProxyHandshakeCpu,
@@ -74,6 +79,8 @@ pub enum Scenario {
     RedisReceive,
     RedisFanout,
     RedisPublish,
+    RedisKept,
+    RedisMany,
     Proxy,
     Placement,
     Scaling,
@@ -113,7 +120,7 @@ impl Measure {
 }
 
 impl Scenario {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::Fanout,
         Self::Rest,
         Self::Echo,
@@ -123,6 +130,8 @@ impl Scenario {
         Self::RedisReceive,
         Self::RedisFanout,
         Self::RedisPublish,
+        Self::RedisKept,
+        Self::RedisMany,
         Self::Proxy,
         Self::Placement,
         Self::Scaling,
@@ -134,7 +143,12 @@ impl Scenario {
     pub fn group(self) -> Group {
         match self {
             Self::Fanout | Self::Rest | Self::Echo | Self::Idle | Self::Kinds => Group::Gateway,
-            Self::RedisLatency | Self::RedisReceive | Self::RedisFanout | Self::RedisPublish => Group::Redis,
+            Self::RedisLatency
+            | Self::RedisReceive
+            | Self::RedisFanout
+            | Self::RedisPublish
+            | Self::RedisKept
+            | Self::RedisMany => Group::Redis,
             Self::Proxy | Self::Placement => Group::Router,
             Self::Scaling => Group::Scaling,
             Self::PusherIdle | Self::PusherEvents => Group::Pusher,
@@ -160,6 +174,8 @@ impl Scenario {
             Self::RedisReceive => &[Measure::RedisReceiveCpu, Measure::RedisReceiveCpuLoaded],
             Self::RedisFanout => &[Measure::RedisFanoutRate],
             Self::RedisPublish => &[Measure::RedisPublishRate, Measure::RedisBatchRate],
+            Self::RedisKept => &[Measure::RedisKeptRate, Measure::RedisKeptBatchRate],
+            Self::RedisMany => &[Measure::RedisIdleCommands, Measure::RedisIdleScripts, Measure::RedisBack],
             Self::Proxy => &[Measure::ProxyHandshakeCpu, Measure::ProxyMemory, Measure::ProxyMessageCpu],
             Self::Placement => &[Measure::PlacementTime, Measure::PlacementBalance, Measure::PlacementMoved],
             Self::Scaling => &[
@@ -181,8 +197,8 @@ impl Scenario {
         match self {
             Self::RedisLatency | Self::RedisFanout => &[Server::Tidegate, Server::OneNode, Server::SocketIo],
             Self::Kinds => &[Server::Tidegate, Server::Before],
-            Self::RedisReceive | Self::Placement => &[Server::Tidegate],
-            Self::RedisPublish => &[Server::Tidegate, Server::RedisBenchmark],
+            Self::RedisReceive | Self::RedisMany | Self::Placement => &[Server::Tidegate],
+            Self::RedisPublish | Self::RedisKept => &[Server::Tidegate, Server::RedisBenchmark],
             _ => self.group().servers(),
         }
     }
@@ -201,6 +217,8 @@ pub struct Sizes {
     pub timed_publications: u32,
     /// Requests of `redis-benchmark`, unpipelined and pipelined.
     pub redis_requests: [u32; 2],
+    /// Subscribed channels to which nothing is published.
+    pub idle_channels: u32,
     /// Connections held by each gateway of the scaling table.
     pub per_gateway: u32,
     pub broadcasts: u32,
@@ -218,6 +236,7 @@ impl Sizes {
         idle: Duration::from_secs(50),
         timed_publications: 5_000,
         redis_requests: [400_000, 4_000_000],
+        idle_channels: 100_000,
         per_gateway: 15_000,
         broadcasts: 10,
     };
@@ -232,6 +251,7 @@ impl Sizes {
         idle: Duration::from_secs(5),
         timed_publications: 300,
         redis_requests: [30_000, 300_000],
+        idle_channels: 10_000,
         per_gateway: 500,
         broadcasts: 3,
     };

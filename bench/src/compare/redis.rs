@@ -2,8 +2,9 @@
 //!
 //! Node A takes publications, node B has the subscribers. Who has which core is said at each scenario.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
+mod many;
+mod wire;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,7 +12,6 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::client::{Fleet, Role};
-use crate::http::ResponseReader;
 use crate::publish::{Pace, Publisher};
 use crate::target::Target;
 
@@ -20,7 +20,10 @@ use super::rig::{
     CHANNEL, MeasureError, PAYLOAD_BYTES, PUBLISHERS_IN_FLIGHT, Reading, Rig, TURN, Usage, Window,
     one_channel, order_at_the_end, publisher,
 };
-use super::servers::{Places, Running, Server, output_of, start_gateway, start_redis, start_socket_io};
+use super::servers::{
+    Places, Running, Server, launch_gateway, output_of, start_gateway, start_redis, start_socket_io,
+};
+use wire::{Posts, Redis};
 
 /// Subscribers per channel, from which the cost of a publication and of a delivery are told apart. Few, because
 /// a publication costs about as much as one delivery: among 100 of them it would drown in the noise.
@@ -39,8 +42,11 @@ pub(super) fn run(
         (Scenario::RedisLatency, _) => latency(server, places, sizes),
         (Scenario::RedisReceive, _) => receive(places, sizes),
         (Scenario::RedisFanout, _) => fanout(server, places, sizes),
-        (_, Server::RedisBenchmark) => redis_benchmark(places, sizes),
-        _ => publish(places, sizes),
+        (Scenario::RedisMany, _) => many::run(places, sizes),
+        (Scenario::RedisKept, Server::RedisBenchmark) => redis_benchmark(Kind::Kept, places, sizes),
+        (Scenario::RedisKept, _) => publish(Kind::Kept, places, sizes),
+        (_, Server::RedisBenchmark) => redis_benchmark(Kind::Plain, places, sizes),
+        _ => publish(Kind::Plain, places, sizes),
     }
 }
 
@@ -204,114 +210,130 @@ fn fanout(server: Server, places: &Places, sizes: &Sizes) -> Result<Vec<Reading>
     }])
 }
 
+/// What is published.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    /// A `PUBLISH`.
+    Plain,
+    /// With history: a script.
+    Kept,
+}
+
+/// Publications that a channel keeps, and for how many milliseconds.
+const KEPT: [&str; 2] = ["100", "300000"];
+
+/// The gateway's own script.
+const SCRIPT: [&str; 3] = [
+    include_str!("../../../backplane/src/redis/scripts/time.lua"),
+    include_str!("../../../backplane/src/redis/scripts/age.lua"),
+    include_str!("../../../backplane/src/redis/scripts/publish.lua"),
+];
+
 /// Publications accepted by one node, nobody subscribed: 64 single requests in flight, then batches of 64, one
 /// in flight. Redis has the client's core, as it has for `redis-benchmark`.
-fn publish(places: &Places, sizes: &Sizes) -> Result<Vec<Reading>, MeasureError> {
+fn publish(kind: Kind, places: &Places, sizes: &Sizes) -> Result<Vec<Reading>, MeasureError> {
     let redis = start_redis(places, places.client_core)?;
     let url = format!("redis://{}", redis.address);
-    let node = start_gateway(places, places.server_core, &["--backplane", &url])?;
+    let arguments = ["--backplane", &url];
+    let node = match kind {
+        Kind::Plain => start_gateway(places, places.server_core, &arguments)?,
+        Kind::Kept => {
+            let [size, age] = [KEPT[0].to_owned(), format!("{}ms", KEPT[1])];
+            let environment = vec![
+                ("TIDEGATE__NAMESPACES__DEFAULT__HISTORY_SIZE", size),
+                ("TIDEGATE__NAMESPACES__DEFAULT__HISTORY_AGE", age),
+            ];
+            launch_gateway(places, places.tidegate.clone(), places.server_core, &arguments, environment)?
+        }
+    };
     let mut rig = Rig::new()?;
     let mut publisher = publisher(&node.target(), PUBLISHERS_IN_FLIGHT, Pace::Closed, &one_channel())?;
     rig.drive(&mut [&mut publisher], sizes.warmup)?;
     let (window, before) = (Window::begin(&[node.pid()])?, publisher.stats().published);
     rig.drive(&mut [&mut publisher], sizes.window)?;
-    let single = window.usage()?.rate(Measure::RedisPublishRate, publisher.stats().published - before);
+    let [single, batch] = kind.measures();
+    let single = window.usage()?.rate(single, publisher.stats().published - before);
     drop(publisher);
-    let mut batches = Batches::connect(&node.target())?;
-    batches.run(sizes.warmup)?;
+    let mut posts = Posts::connect(&node.target())?;
+    let payload = "x".repeat(PAYLOAD_BYTES);
+    let entries: Vec<_> =
+        (0..PUBLISHERS_IN_FLIGHT).map(|_| json!({"channel": CHANNEL, "data": payload})).collect();
+    let request = posts.request("/v1/batch", &json!({ "publications": entries }));
+    batches(&mut posts, &request, sizes.warmup)?;
     let window = Window::begin(&[node.pid()])?;
-    let published = batches.run(sizes.window)?;
-    Ok(vec![single, window.usage()?.rate(Measure::RedisBatchRate, published)])
+    let published = batches(&mut posts, &request, sizes.window)?;
+    Ok(vec![single, window.usage()?.rate(batch, published)])
 }
 
-/// One keep-alive connection with one `POST /v1/batch` under way.
-struct Batches {
-    stream: TcpStream,
-    request: Vec<u8>,
-    reader: ResponseReader,
-    buffer: Box<[u8]>,
-}
-
-impl Batches {
-    fn connect(target: &Target) -> Result<Self, MeasureError> {
-        let payload = "x".repeat(PAYLOAD_BYTES);
-        let entries: Vec<_> =
-            (0..PUBLISHERS_IN_FLIGHT).map(|_| json!({"channel": CHANNEL, "data": payload})).collect();
-        let body = json!({ "publications": entries }).to_string();
-        let head = format!(
-            "POST /v1/batch HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer dev-key\r\n\
-             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n",
-            target.authority,
-            body.len()
-        );
-        let stream = TcpStream::connect(target.address)?;
-        stream.set_nodelay(true)?;
-        Ok(Self {
-            stream,
-            request: (head + &body).into_bytes(),
-            reader: ResponseReader::default(),
-            buffer: vec![0; 64 * 1024].into(),
-        })
+/// Batches of 64, one after the other, for `time`; gives the number of publications.
+fn batches(posts: &mut Posts, request: &[u8], time: Duration) -> Result<u64, MeasureError> {
+    let (began, mut published) = (Instant::now(), 0);
+    while began.elapsed() < time {
+        posts.post(request)?;
+        published += u64::from(PUBLISHERS_IN_FLIGHT);
     }
-
-    /// Batch after batch for `time`; gives the number of publications.
-    fn run(&mut self, time: Duration) -> Result<u64, MeasureError> {
-        let (began, mut published) = (Instant::now(), 0);
-        while began.elapsed() < time {
-            self.stream.write_all(&self.request)?;
-            let mut status = None;
-            while status.is_none() {
-                let read = self.stream.read(&mut self.buffer)?;
-                if read == 0 {
-                    return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
-                }
-                let fed = self.reader.feed(&self.buffer[..read], |head| status = Some(head.status));
-                fed.map_err(std::io::Error::other)?;
-            }
-            match status {
-                Some(200) => published += u64::from(PUBLISHERS_IN_FLIGHT),
-                status => return Err(MeasureError::Batch { status: status.unwrap_or_default() }),
-            }
-        }
-        Ok(published)
-    }
+    Ok(published)
 }
 
 /// The same commands from Redis' own load generator: 64 connections with one command in flight each, and one
 /// connection with 64.
-fn redis_benchmark(places: &Places, sizes: &Sizes) -> Result<Vec<Reading>, MeasureError> {
+fn redis_benchmark(kind: Kind, places: &Places, sizes: &Sizes) -> Result<Vec<Reading>, MeasureError> {
     let redis = start_redis(places, places.client_core)?;
     let port = redis.address.port().to_string();
-    let payload = "x".repeat(PAYLOAD_BYTES);
-    let [singles, pipelined] = sizes.redis_requests.map(|requests| requests.to_string());
+    let command = kind.command(&mut Redis::connect(redis.address)?)?;
+    let [singles, pipelined] = sizes.redis_requests.map(|requests| (requests / kind.cost()).to_string());
     let rate = |[connections, pipeline, requests]: [&str; 3]| {
-        let arguments = [
-            "-p",
-            &port,
-            "-c",
-            connections,
-            "-P",
-            pipeline,
-            "-n",
-            requests,
-            "--csv",
-            "PUBLISH",
-            CHANNEL,
-            &payload,
-        ];
+        let mut arguments = vec!["-p", &port, "-c", connections, "-P", pipeline, "-n", requests, "--csv"];
+        arguments.extend(command.iter().map(String::as_str));
         let program = Path::new("redis-benchmark");
         let output = output_of(places, places.server_core, program, &arguments)?;
         parse_rate(&output).ok_or(MeasureError::RedisBenchmark { output })
     };
+    let [single, batch] = kind.measures();
     Ok(vec![
-        Reading::of(Measure::RedisPublishRate, rate(["64", "1", &singles])?),
-        Reading::of(Measure::RedisBatchRate, rate(["1", "64", &pipelined])?),
+        Reading::of(single, rate(["64", "1", &singles])?),
+        Reading::of(batch, rate(["1", "64", &pipelined])?),
     ])
 }
 
 /// The second field of the last line: `"PUBLISH …","126742.72",…`.
 fn parse_rate(csv: &str) -> Option<f64> {
     csv.lines().rev().find(|line| !line.is_empty())?.split(',').nth(1)?.trim_matches('"').parse().ok()
+}
+
+impl Kind {
+    fn measures(self) -> [Measure; 2] {
+        match self {
+            Self::Plain => [Measure::RedisPublishRate, Measure::RedisBatchRate],
+            Self::Kept => [Measure::RedisKeptRate, Measure::RedisKeptBatchRate],
+        }
+    }
+
+    /// How many times as long as a plain one, about.
+    fn cost(self) -> u32 {
+        match self {
+            Self::Plain => 1,
+            Self::Kept => 8,
+        }
+    }
+
+    /// What a gateway sends for one publication.
+    fn command(self, redis: &mut Redis) -> Result<Vec<String>, MeasureError> {
+        let payload = "x".repeat(PAYLOAD_BYTES);
+        let words = match self {
+            Self::Plain => vec!["PUBLISH".to_owned(), CHANNEL.to_owned(), payload],
+            Self::Kept => {
+                let digest = redis.text(&["SCRIPT", "LOAD", &SCRIPT.concat()])?;
+                let [meta, stream] = ["m", "s"].map(|end| format!("b:{{{CHANNEL}}}:{end}"));
+                let [size, age] = KEPT.map(str::to_owned);
+                let [verb, channel] = ["PUBLISH", CHANNEL].map(str::to_owned);
+                let (window, tag, epoch) = (String::new(), "12345678".to_owned(), "abcdefgh".to_owned());
+                let call = vec!["EVALSHA".to_owned(), digest, "2".to_owned(), meta, stream];
+                [call, vec![verb, channel, window, payload, size, age, tag, epoch]].concat()
+            }
+        };
+        Ok(words)
+    }
 }
 
 /// The value at 0 of the line through the points that is nearest by relative distance: CPU times have errors in

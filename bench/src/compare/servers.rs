@@ -297,7 +297,8 @@ fn environment(words: &[(&'static str, &str)]) -> Vec<(&'static str, String)> {
     words.iter().map(|&(name, value)| (name, value.to_owned())).collect()
 }
 
-fn launch_gateway(
+/// The same with variables of its own.
+pub(super) fn launch_gateway(
     places: &Places,
     program: PathBuf,
     core: usize,
@@ -343,7 +344,11 @@ pub(super) fn start_router(
 
 /// A Redis that keeps nothing on disk.
 pub(super) fn start_redis(places: &Places, core: usize) -> Result<Running, ServerError> {
-    let address = free_address()?;
+    redis_at(places, core, free_address()?)
+}
+
+/// The same where another one was.
+pub(super) fn redis_at(places: &Places, core: usize, address: SocketAddr) -> Result<Running, ServerError> {
     let port = address.port().to_string();
     let arguments = ["--bind", "127.0.0.1", "--port", &port, "--save", "", "--appendonly", "no"];
     let launched = Launch {

@@ -40,6 +40,10 @@ pub(crate) enum ApiError {
     OriginRefused,
     #[error("there is nothing at this path")]
     NotFound,
+    #[error("no node has a connection of this name")]
+    NoConnection,
+    #[error("as many watch this node's console as it serves: close one, or open that of another node")]
+    TooManyWatchers,
     #[error(
         "there is nothing at this path of a Tidegate gateway: /openapi.json lists its HTTP API; clients connect at /ws, \
          /sse and /app/KEY"
@@ -118,12 +122,16 @@ impl ApiError {
             | Self::TooManyPublications { .. } => StatusCode::BAD_REQUEST,
             Self::Key(error) => error.status(),
             Self::OriginRefused => StatusCode::FORBIDDEN,
-            Self::NotFound | Self::NoSuchPath | Self::PresenceOff => StatusCode::NOT_FOUND,
+            Self::NotFound | Self::NoSuchPath | Self::NoConnection | Self::PresenceOff => {
+                StatusCode::NOT_FOUND
+            }
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
             Self::BodyTooLarge { .. } | Self::PayloadTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType | Self::ContentCoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::Overloaded { .. } | Self::Backplane(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Overloaded { .. } | Self::TooManyWatchers | Self::Backplane(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
         }
     }
 
@@ -142,7 +150,8 @@ impl ApiError {
                 ("forbidden", "The API key does not allow this")
             }
             Self::OriginRefused => ("origin-refused", "The origin is not allowed"),
-            Self::NotFound | Self::NoSuchPath => ("not-found", "Nothing here"),
+            Self::NotFound | Self::NoSuchPath | Self::NoConnection => ("not-found", "Nothing here"),
+            Self::TooManyWatchers => ("overloaded", "The node is overloaded"),
             Self::PresenceOff => ("presence-off", "The channel keeps no presence"),
             Self::MethodNotAllowed => ("method-not-allowed", "Method not allowed here"),
             Self::BodyTimeout(_) => ("body-timeout", "The body took too long"),

@@ -1,4 +1,4 @@
-//! HTTP beside the sockets: REST with problem documents and OpenAPI, the internal endpoints, the first page.
+//! HTTP beside the sockets: REST with problem documents and OpenAPI, the internal endpoints, the first page, the console.
 //!
 //! The way of a publish: [`PublicService`] sees `POST /v1/channels/{channel}/publish` and goes straight to
 //! `rest::publish`, and the paths of a protocol's [`Api`] to that; every other request takes axum's router. Both answer
@@ -6,6 +6,7 @@
 
 mod access;
 pub(crate) mod body;
+mod console;
 mod error;
 mod openapi;
 mod page;
@@ -33,7 +34,8 @@ use crate::config::BackplaneUrl;
 use crate::{
     app::apps::Apps,
     auth::{ApiKeys, Origins},
-    metrics::Metrics,
+    console::Console,
+    metrics::{Metrics, Reader},
     node::Node,
 };
 
@@ -45,6 +47,7 @@ pub(crate) struct HttpContext {
     pub apps: Arc<Apps>,
     pub origins: Arc<Origins>,
     pub metrics: Arc<Metrics>,
+    pub(crate) console: Arc<Console>,
     /// What protocols answer beside `/v1`.
     pub(crate) apis: Apis,
     /// Whether a request without a body, by its method and path, is one of a shard's.
@@ -77,7 +80,7 @@ impl HttpContext {
 
 impl probes::Operated for HttpContext {
     fn openmetrics(&self) -> String {
-        self.metrics.openmetrics()
+        self.metrics.openmetrics(Reader::Scrape)
     }
 
     fn not_ready(&self) -> Vec<String> {
@@ -111,7 +114,7 @@ pub(crate) fn public_router(state: HttpState) -> Router {
     let mut router = Router::new().route("/openapi.json", get(openapi::serve)).merge(rest::routes());
     router = router.merge(probes::public_routes(Arc::clone(&state) as Arc<dyn probes::Operated>));
     if state.dev {
-        router = router.merge(page::routes());
+        router = router.merge(page::routes()).merge(console::routes(&state));
     }
     router
         .fallback(not_ours)
@@ -120,9 +123,11 @@ pub(crate) fn public_router(state: HttpState) -> Router {
         .with_state(state)
 }
 
-/// The internal port: metrics, probes, drain.
+/// The internal port: metrics, probes, drain; the console, and the REST API for what it does with a key.
 pub(crate) fn internal_router(state: HttpState) -> Router {
-    probes::routes(state).fallback(not_found).method_not_allowed_fallback(method_not_allowed)
+    let console = console::routes(&state).merge(console::guarded(rest::routes(), &state));
+    let console = console.with_state(Arc::clone(&state));
+    probes::routes(state).merge(console).fallback(not_found).method_not_allowed_fallback(method_not_allowed)
 }
 
 async fn not_found() -> ApiError {

@@ -50,7 +50,8 @@ pub(super) fn front(headers: &HeaderMap) -> Option<Response> {
     Some(response)
 }
 
-fn asset(kind: &'static str, text: &'static str) -> Response {
+/// A file of a page, with its policy.
+pub(super) fn asset(kind: &'static str, text: &'static str) -> Response {
     let headers: [(HeaderName, &str); 5] = [
         (header::CONTENT_TYPE, kind),
         (header::CONTENT_SECURITY_POLICY, POLICY),

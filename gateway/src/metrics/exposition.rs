@@ -9,12 +9,12 @@ use tidegate_ops::metrics::{Collector, DescriptorEncoder, Page};
 
 use super::{
     CONNECTION_BOUNDS, Counter, DELIVERY_BOUNDS, FANOUT_BOUNDS, Gauge, HANDSHAKE_BOUNDS, Metrics,
-    PING_BOUNDS, ShardMetrics, lock,
+    PING_BOUNDS, Reader, ShardMetrics, lock,
 };
 
 /// The families under `tidegate_`.
 #[derive(Debug)]
-pub(super) struct GatewayCollector(pub(super) Arc<Metrics>);
+pub(super) struct GatewayCollector(pub(super) Arc<Metrics>, pub(super) Reader);
 
 impl Collector for GatewayCollector {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
@@ -23,7 +23,7 @@ impl Collector for GatewayCollector {
         let mut page = Page::new(encoder);
         connections(&mut page, metrics, &shards)?;
         messages(&mut page, &shards)?;
-        node(&mut page, metrics)
+        node(&mut page, metrics, self.1)
     }
 }
 
@@ -118,7 +118,7 @@ fn messages(page: &mut Page<'_>, shards: &[Arc<ShardMetrics>]) -> fmt::Result {
     )
 }
 
-fn node(page: &mut Page<'_>, metrics: &Metrics) -> fmt::Result {
+fn node(page: &mut Page<'_>, metrics: &Metrics, reader: Reader) -> fmt::Result {
     let node = &metrics.node;
     page.gauge("channels", "Channels with a subscriber on this node.", node.channels.get() as f64)?;
     page.gauge(
@@ -138,7 +138,7 @@ fn node(page: &mut Page<'_>, metrics: &Metrics) -> fmt::Result {
     page.counter("publishes_local", local, node.publishes_local.get())?;
     let failures = &node.auth_failures;
     page.counters("auth_failures", "Who was not let in, by reason.", [failures])?;
-    page.saturation(&metrics.saturation())?;
+    page.saturation(&metrics.saturation(reader))?;
     page.build()
 }
 

@@ -43,7 +43,7 @@ fn samples(text: &str) -> HashMap<&str, f64> {
 
 #[test]
 fn shards_are_summed() {
-    let text = metrics().openmetrics();
+    let text = metrics().openmetrics(Reader::Scrape);
     let samples = samples(&text);
     for (name, value) in [
         ("tidegate_connections", 6.0),
@@ -107,7 +107,7 @@ fn the_process_and_its_saturation_are_read_on_linux() {
         assert!(samples.get(name).is_some_and(|value| *value > 0.0), "{name}: {text}");
     }
     assert!(samples.contains_key("process_cpu_seconds_total"));
-    assert!(metrics.saturation().iter().all(|(_, share)| (0.0..=1.0).contains(share)));
+    assert!(metrics.saturation(Reader::Scrape).iter().all(|(_, share)| (0.0..=1.0).contains(share)));
 }
 
 #[test]

@@ -160,6 +160,39 @@ impl Interests {
         found.into_sorted_vec()
     }
 
+    /// The channels with the most subscribers among those in the next stripes from `from` on, and where the next look
+    /// goes on: at most about `looked_at_max` channels are looked at, and none twice.
+    pub(crate) fn largest(
+        &self,
+        from: usize,
+        looked_at_max: usize,
+        limit: usize,
+    ) -> (Vec<(Channel, u64)>, usize) {
+        // The smallest of those found on top.
+        let mut found: BinaryHeap<(std::cmp::Reverse<u64>, Channel)> = BinaryHeap::new();
+        let (mut looked_at, mut stripes) = (0, 0);
+        while stripes < STRIPES && looked_at < looked_at_max {
+            let stripe = &self.stripes[(from + stripes) % STRIPES];
+            let stripe = stripe.read().unwrap_or_else(PoisonError::into_inner);
+            for interest in stripe.values() {
+                let subscribers = interest.subscribers.load(Ordering::Relaxed);
+                let is_larger =
+                    found.len() < limit || found.peek().is_some_and(|least| subscribers > least.0.0);
+                if subscribers > 0 && is_larger {
+                    found.push((std::cmp::Reverse(subscribers), interest.channel.clone()));
+                }
+                if found.len() > limit {
+                    found.pop();
+                }
+            }
+            looked_at += stripe.len();
+            stripes += 1;
+        }
+        let found =
+            found.into_sorted_vec().into_iter().map(|(subscribers, channel)| (channel, subscribers.0));
+        (found.collect(), (from + stripes) % STRIPES)
+    }
+
     /// How full, since the last call, the fullest channel or the node was, in thousandths of what makes
     /// publishers wait.
     pub(crate) fn take_peak_permille(&self) -> usize {

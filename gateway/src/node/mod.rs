@@ -8,6 +8,7 @@ pub(crate) mod interest;
 pub(crate) mod outgoing;
 pub(crate) mod roster;
 pub(crate) mod shards;
+pub(crate) mod watching;
 
 use std::{
     fmt,
@@ -15,7 +16,7 @@ use std::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tidegate_backplane::{
@@ -36,7 +37,8 @@ use crate::{
     node::interest::{Interest, Interests},
     node::outgoing::{Content, Outgoing},
     node::roster::Rosters,
-    node::shards::{Order, ShardPort, Shards},
+    node::shards::{Inquiry, Order, ShardPort, Shards},
+    node::watching::Watching,
 };
 
 /// A publish as a front end asks for it.
@@ -152,6 +154,7 @@ pub(crate) struct Relay {
     local_order: Mutex<()>,
     pub(crate) interests: Arc<Interests>,
     pub(crate) rosters: Arc<Rosters>,
+    pub(crate) watching: Watching,
     shards: Shards,
     /// Publications handed over for channels that nobody here is subscribed to any more.
     pub(crate) unwanted: AtomicU64,
@@ -469,6 +472,16 @@ impl Node {
         }
     }
 
+    /// What it does more while somebody watches.
+    pub(crate) fn watching(&self) -> &Watching {
+        &self.relay.watching
+    }
+
+    /// Has the shards look connections up.
+    pub(crate) fn look_up(&self, inquiry: Arc<Inquiry>) {
+        self.relay.to_all(&Order::LookUp(inquiry));
+    }
+
     /// Who is in the presence channels of this node's subscribers.
     pub(crate) fn rosters(&self) -> &Arc<Rosters> {
         &self.relay.rosters
@@ -500,7 +513,16 @@ impl Relay {
         let (interests, unwanted) = (Arc::new(Interests::new()), AtomicU64::new(0));
         let rosters = Arc::new(Rosters::new(Arc::clone(&interests), Arc::clone(&shards)));
         let transition_hooks = OnceLock::new();
-        Self { local_order: Mutex::default(), interests, rosters, shards, unwanted, transition_hooks }
+        let watching = Watching::default();
+        Self {
+            local_order: Mutex::default(),
+            interests,
+            rosters,
+            watching,
+            shards,
+            unwanted,
+            transition_hooks,
+        }
     }
 
     /// Spreads what the backplane could not be given. Whether it comes before or after what the backplane hands over
@@ -513,6 +535,7 @@ impl Relay {
     }
 
     fn spread(&self, interest: &Arc<Interest>, channel: &Channel, content: Content, payload_bytes: usize) {
+        self.watching.published(channel);
         spread(&self.shards, interest, channel, content, payload_bytes);
     }
 
@@ -573,6 +596,7 @@ impl Sink for Relay {
             Control::Disconnect { target, reason } => {
                 self.to_all(&Order::Disconnect { target, reason });
             }
+            Control::Watch { connections } => self.watching.renew(connections, Instant::now()),
         }
     }
 

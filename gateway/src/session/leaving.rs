@@ -208,18 +208,16 @@ impl Core {
         target: &DisconnectTarget,
         reason: &str,
     ) {
-        // A walk over all connections: 20,000 take about a millisecond, and orders are rare.
-        let ids: Vec<ConnectionId> = (0..connections.slots())
-            .filter_map(|slot| connections.in_slot(slot))
-            .filter(|&id| match target {
-                DisconnectTarget::Connection(name) => {
-                    **name == self.connection_name(id) || self.socket_ids.find(name) == Some(id)
-                }
-                DisconnectTarget::User { app, user } => {
+        let ids: Vec<ConnectionId> = match target {
+            DisconnectTarget::Connection(name) => self.find(connections, name).into_iter().collect(),
+            // A walk over all connections: 20,000 take about a millisecond, and orders are rare.
+            DisconnectTarget::User { app, user } => (0..connections.slots())
+                .filter_map(|slot| connections.in_slot(slot))
+                .filter(|&id| {
                     connections.get(id).is_some_and(|session| self.is_of_user(session, app.as_deref(), user))
-                }
-            })
-            .collect();
+                })
+                .collect(),
+        };
         for id in ids {
             self.ctx(connections, id).leave(Leave::Ordered(reason.into()));
         }

@@ -11,7 +11,7 @@ use tidegate_reactor::{Overflow, Tick};
 use tidegate_wire::{decoder::Decoder, upgrade::Upgrade};
 
 use super::{
-    Ctx, Open, Phase, Rare, Session, Subscriptions,
+    Ctx, LastPosition, Open, Phase, Rare, Session, Subscriptions,
     budget::Budgets,
     protocol::{Event, ProtocolId, Transport},
     refusal::Refusal,
@@ -317,7 +317,8 @@ impl Ctx<'_> {
         let mut rare = Rare { unsettled, ..Rare::default() };
         if self.core.hub.forms().get(form).has_heads() {
             // Every id names every channel from the first on: whoever is cut off in between comes back to all.
-            rare.positions = attempts.iter().map(|it| it.key).zip(request.since.iter().copied()).collect();
+            let places = attempts.iter().zip(&request.since);
+            rare.places = places.map(|(attempt, since)| LastPosition::new(attempt.key, *since)).collect();
         }
         self.write(|out| protocol.write_answer(&request, out));
         self.take_claims(self.connections.now(), request.claims.take(), &mut rare);

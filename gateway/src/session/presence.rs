@@ -36,7 +36,7 @@ impl Ctx<'_> {
                 node.backplane().join(channel, Member { connection, user: user.clone(), info })
             })
             .collect();
-        let before = open.rare.as_ref().and_then(|rare| rare.present.clone());
+        let before = open.rare.as_ref().and_then(|rare| rare.present.as_deref().cloned());
         let joined = async move {
             if let Some(before) = before {
                 before.await;
@@ -48,13 +48,13 @@ impl Ctx<'_> {
             }
         };
         let present = joined.boxed().shared();
-        open.rare_mut().present = Some(present.clone());
+        open.rare_mut().present = Some(Box::new(present.clone()));
         self.core.detach(present);
     }
 
     /// It is not present in a channel any more that it goes out of.
     pub(crate) fn leave_presence_of(&self, key: ChannelKey) {
-        let present = self.open().and_then(|open| open.rare.as_ref()?.present.clone());
+        let present = self.open().and_then(|open| open.rare.as_ref()?.present.as_deref().cloned());
         if let Some(present) = present {
             self.leave_presence(key, present);
         }

@@ -125,6 +125,7 @@ impl Driver for ShardDriver {
             Command::Order(Order::Disconnect { target, reason }) => {
                 self.core.disconnect(connections, &target, &reason);
             }
+            Command::Order(Order::LookUp(inquiry)) => self.core.look_up(connections, &inquiry),
             Command::Order(Order::AppsChanged) => {
                 for protocol in self.core.protocols() {
                     protocol.on_apps_changed(&mut self.core, connections);

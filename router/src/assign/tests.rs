@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use axum::body::to_bytes;
 use serde_json::{Value, json};
-use tidegate_ops::metrics::Bounds;
+use tidegate_ops::{config::Setting as _, metrics::Bounds};
 use tower::ServiceExt as _;
 
 use super::*;

@@ -77,8 +77,6 @@ impl Redis {
             files: RedisFiles { password: self.password_file.clone(), ca: self.ca_file.clone(), certificate },
             sentinel,
             prefix: self.prefix.0.clone(),
-            // A router has nobody to tell what comes of it.
-            removes_instances: false,
             ..RedisOptions::new(url, "router")
         })
     }

@@ -21,7 +21,7 @@ mod setting;
 use std::{collections::HashMap, net::SocketAddr, num::NonZeroU32, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream};
-use tidegate_backplane::{Backplane, BackplaneError};
+use tidegate_backplane::{BackplaneError, ReadNodes};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 pub use self::{
@@ -125,13 +125,13 @@ impl Members {
 
     /// Nodes that announce themselves on a backplane. Those of which it says nothing good are checked.
     pub fn of_registry(
-        backplane: Arc<dyn Backplane>,
+        nodes: Arc<dyn ReadNodes>,
         names: Names,
         health: Health,
         chooser: Arc<Chooser>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let source = Source::Registry(Box::new(Registry::new(backplane, names)));
+        let source = Source::Registry(Box::new(Registry::new(nodes, names)));
         Self::new(source, REGISTRY_INTERVAL, health, chooser, metrics)
     }
 

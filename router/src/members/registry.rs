@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use tidegate_backplane::{Backplane, NodeRecord};
+use tidegate_backplane::{NodeRecord, ReadNodes};
 use tokio::time::timeout;
 
 use super::{MembersError, Place, listing::Sockets, membership, names::Names, setting::HostPort};
@@ -10,7 +10,7 @@ use crate::metrics::Metrics;
 
 /// Reads the registry of a backplane.
 pub(super) struct Registry {
-    backplane: Arc<dyn Backplane>,
+    nodes: Arc<dyn ReadNodes>,
     sockets: Sockets,
 }
 
@@ -18,8 +18,8 @@ pub(super) struct Registry {
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
 impl Registry {
-    pub(super) fn new(backplane: Arc<dyn Backplane>, names: Names) -> Self {
-        Self { backplane, sockets: Sockets::new(names) }
+    pub(super) fn new(nodes: Arc<dyn ReadNodes>, names: Names) -> Self {
+        Self { nodes, sockets: Sockets::new(names) }
     }
 
     /// Who is in the registry; an error beside them says that the host of one of them was not resolved.
@@ -27,7 +27,7 @@ impl Registry {
         &mut self,
         metrics: &Metrics,
     ) -> Result<(Vec<membership::Listed<Place>>, Option<MembersError>), MembersError> {
-        let records = timeout(ANSWER_TIMEOUT, self.backplane.nodes())
+        let records = timeout(ANSWER_TIMEOUT, self.nodes.nodes())
             .await
             .map_err(|_| MembersError::Timeout(ANSWER_TIMEOUT))??;
         let places: Vec<Option<HostPort>> =

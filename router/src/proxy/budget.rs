@@ -3,6 +3,10 @@
 
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 
+/// Nodes asked for one client, each with the connect and the answer timeout: five of them, hung, are 35 s by default.
+/// More than a handful that fail at once is no matter of one client's luck.
+pub(super) const ATTEMPTS_MAX: u32 = 5;
+
 /// Counts in hundredths of an attempt.
 #[derive(Debug)]
 pub(super) struct RetryBudget {

@@ -16,7 +16,7 @@ use tidegate_wire::{
 use super::{
     ConnectResult,
     answer::{self, Verdict},
-    budget::RetryBudget,
+    budget::{ATTEMPTS_MAX, RetryBudget},
     driver::{Links, ProxyDriver},
     http::HandOff,
     link::{Attempt, BodyLeft, End, Kind, Link, Phase},
@@ -28,10 +28,6 @@ use crate::{
     chooser::{Claim, Node, PassedOver},
     lack::is_own_lack,
 };
-
-/// Nodes asked for one client, each with the connect and the answer timeout: five of them, hung, are 35 s by default.
-/// More than a handful that fail at once is no matter of one client's luck.
-pub(super) const ATTEMPTS_MAX: u32 = 5;
 
 /// A node that does not switch has so long to end its answer.
 const RELAY_MAX: Duration = Duration::from_secs(10);

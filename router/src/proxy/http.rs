@@ -46,8 +46,8 @@ use self::{
 };
 use super::{
     ConnectResult, Options,
+    budget::ATTEMPTS_MAX,
     door::Door,
-    handshake::ATTEMPTS_MAX,
     link::Link,
     refusal::{PROBLEM_MEDIA_TYPE, Refusal},
     request::{self, Origin, ROUTER_HEADER, Route, RouterId},

@@ -41,6 +41,8 @@ enum Mode {
     Forwarding,
     /// Each connection carries so many bytes in a tick.
     Slow(usize),
+    /// What comes is held back for so long.
+    Late(Duration),
     /// Connections stand, also new ones, and nothing passes.
     Silent,
     /// No connection stands, a new one is closed at once.
@@ -83,6 +85,11 @@ impl Cut {
     /// Forwards so many bytes a second of each connection, each way.
     pub fn slow(&self, bytes_per_second: usize) {
         self.wire.set(Mode::Slow((bytes_per_second / TICKS_PER_SECOND).max(1)));
+    }
+
+    /// Holds back for so long, each way, what comes.
+    pub fn late(&self, delay: Duration) {
+        self.wire.set(Mode::Late(delay));
     }
 
     /// Closes every connection, and new ones as they come.
@@ -139,11 +146,8 @@ impl Wire {
         drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
-    fn slowness(&self) -> Option<usize> {
-        match self.lock().mode {
-            Mode::Slow(portion) => Some(portion),
-            _ => None,
-        }
+    fn mode(&self) -> Mode {
+        self.lock().mode
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -156,7 +160,7 @@ fn accept(listener: &TcpListener, wire: &Arc<Wire>) {
         let mode = wire.lock().mode;
         match (mode, client) {
             (Mode::Ended, _) => return,
-            (Mode::Forwarding | Mode::Slow(_) | Mode::Silent, Ok(client)) => {
+            (Mode::Forwarding | Mode::Slow(_) | Mode::Late(_) | Mode::Silent, Ok(client)) => {
                 let wire = Arc::clone(wire);
                 // A server that is away closes the client, which is what the thread's end does.
                 thread::spawn(move || drop(join(client, &wire)));
@@ -182,16 +186,21 @@ fn join(client: TcpStream, wire: &Arc<Wire>) -> io::Result<()> {
 }
 
 fn pump((mut from, mut to): (TcpStream, TcpStream), wire: &Wire) {
-    let mut buffer = [0; 16 * 1024];
+    // Large, so that what is late is late together.
+    let mut buffer = vec![0; 1024 * 1024];
     while let Ok(count @ 1..) = from.read(&mut buffer) {
         wire.pass();
         let bytes = buffer.get(..count).unwrap_or_default();
-        let sent = match wire.slowness() {
-            None => to.write_all(bytes),
-            Some(portion) => bytes.chunks(portion).try_for_each(|portion| {
+        let sent = match wire.mode() {
+            Mode::Late(delay) => {
+                observe(delay);
+                to.write_all(bytes)
+            }
+            Mode::Slow(portion) => bytes.chunks(portion).try_for_each(|portion| {
                 observe(TICK);
                 to.write_all(portion)
             }),
+            _ => to.write_all(bytes),
         };
         if sent.is_err() {
             break;

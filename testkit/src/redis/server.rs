@@ -1,6 +1,7 @@
 //! One `redis-server` of one's own.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -135,6 +136,21 @@ impl RedisServer {
         }
         self.process = spawn(self.directory.path(), self.sentinel);
         assert!(self.comes_up(), "redis-server at {}: {}", self.address(), self.process.stdout());
+    }
+
+    /// [`RedisServer::restart`] without what it had kept.
+    #[track_caller]
+    pub fn restart_empty(&mut self) {
+        if self.process.try_wait().is_none() {
+            self.kill();
+        }
+        for kept in ["appendonlydir", "dump.rdb"].map(|name| self.directory.path().join(name)) {
+            let removed = if kept.is_dir() { fs::remove_dir_all(&kept) } else { fs::remove_file(&kept) };
+            if let Err(error) = removed {
+                assert_eq!(error.kind(), ErrorKind::NotFound, "{}: {error}", kept.display());
+            }
+        }
+        self.restart();
     }
 
     /// SIGSTOP: it stands still with all its connections open.
@@ -315,6 +331,16 @@ mod tests {
         assert!(server.try_client().is_err());
         server.restart();
         assert_eq!(server.command(&["GET", "a"]).text(), "1");
+    }
+
+    #[test]
+    fn nothing_is_there_after_a_restart_without_data() {
+        let mut server = RedisServer::start();
+        server.command(&["SET", "a", "1"]);
+        server.command(&["SAVE"]);
+        server.restart_empty();
+        assert_eq!(server.command(&["GET", "a"]), Value::Nil);
+        server.restart_empty();
     }
 
     #[test]

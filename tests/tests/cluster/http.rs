@@ -24,8 +24,10 @@ impl Http {
     /// Status and body. After an error the connection is of no more use.
     pub(crate) fn request(&mut self, head: &str, body: &[u8]) -> io::Result<(u16, Vec<u8>)> {
         let length = body.len();
+        let kind = if body.is_empty() { "" } else { "Content-Type: application/json\r\n" };
         let mut request = format!(
-            "{head} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer dev-key\r\nContent-Length: {length}\r\n\r\n"
+            "{head} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer dev-key\r\n{kind}\
+             Content-Length: {length}\r\n\r\n"
         )
         .into_bytes();
         request.extend_from_slice(body);
@@ -33,12 +35,13 @@ impl Http {
         self.answer()
     }
 
-    /// Publishes `payload` to the channel under an idempotency key and gives the status.
-    pub(crate) fn publish(&mut self, channel: &str, key: &str, payload: &str) -> io::Result<u16> {
+    /// Publishes `payload` to the channel, under an idempotency key if there is one, and gives the status.
+    pub(crate) fn publish(&mut self, channel: &str, key: Option<&str>, payload: &str) -> io::Result<u16> {
         let body = payload.len();
+        let key = key.map(|key| format!("Idempotency-Key: {key}\r\n")).unwrap_or_default();
         let request = format!(
             "POST /v1/channels/{channel}/publish HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer dev-key\r\n\
-             Content-Type: text/plain\r\nIdempotency-Key: {key}\r\nContent-Length: {body}\r\n\r\n{payload}"
+             Content-Type: text/plain\r\n{key}Content-Length: {body}\r\n\r\n{payload}"
         );
         self.stream.get_mut().write_all(request.as_bytes())?;
         Ok(self.answer()?.0)

@@ -72,6 +72,17 @@ fn a_server_without_memory_is_told_and_read() {
     eventually("nothing is missing", DEADLINE, || readyz(&gateway).1["missing"].is_null());
 }
 
+/// What nodes and presence hold has no expiry.
+#[test]
+fn a_server_that_would_evict_presence_is_named() {
+    let redis =
+        RedisServer::builder().option("maxmemory", "1gb").option("maxmemory-policy", "allkeys-lru").start();
+    let gateway = node(&redis.url(), 1).start();
+    let (status, body) = readyz(&gateway);
+    assert_eq!(status, 200);
+    assert!(body["missing"].to_string().contains("allkeys-lru"), "{body}");
+}
+
 /// A copy of the file, two who join and one who leaves, and a restart from the copy within the lease.
 #[test]
 fn presence_that_redis_acknowledged_and_lost_is_made_good() {

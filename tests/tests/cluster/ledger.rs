@@ -1,5 +1,7 @@
 //! What a client received and was told, and the judgement over it.
 
+use std::collections::BTreeSet;
+
 /// In the place of a number: here the client was told that something may be missing.
 const TOLD: u32 = u32::MAX;
 
@@ -52,23 +54,29 @@ impl Ledger {
         self.next
     }
 
-    /// What the client does not have.
-    pub(crate) fn missing(&self, total: u32) -> impl Iterator<Item = u32> {
+    /// What the client does not have; `excused`: what nobody accepted.
+    pub(crate) fn missing(&self, total: u32, excused: &BTreeSet<u32>) -> Vec<u32> {
         let mut seen = vec![false; total as usize];
         for &mark in &self.marks {
             if let Some(seen) = seen.get_mut(mark as usize) {
                 *seen = true;
             }
         }
-        (0..total).zip(seen).filter(|(_, seen)| !seen).map(|(number, _)| number)
+        let missing = (0..total).zip(seen).filter(|(number, seen)| !seen && !excused.contains(number));
+        missing.map(|(number, _)| number).collect()
     }
 
-    pub(crate) fn judge(&self, total: u32) -> Verdict {
+    /// What was not accepted may have come or not, at any place: it counts as if it did not exist.
+    pub(crate) fn judge(&self, total: u32, excused: &BTreeSet<u32>) -> Verdict {
+        let accepted: Vec<u32> = (0..total).filter(|number| !excused.contains(number)).collect();
+        let rank = |number: u32| accepted.partition_point(|accepted| *accepted < number) as u32;
+        let marks = self.marks.iter().filter(|mark| !excused.contains(mark));
+        let marks = marks.map(|&mark| if mark == TOLD { TOLD } else { rank(mark) });
         let mut verdict = Verdict { gaps: self.gaps, closes: self.closes, ..Verdict::default() };
-        let mut seen = vec![false; total as usize];
+        let mut seen = vec![false; accepted.len()];
         let (mut expected, mut told) = (0, false);
         // The end is the publication that will never come: what is missing before it is a hole like any other.
-        for &mark in self.marks.iter().chain([&total]) {
+        for mark in marks.chain([accepted.len() as u32]) {
             if mark == TOLD {
                 told = true;
                 continue;
@@ -84,7 +92,7 @@ impl Ledger {
             expected = expected.max(mark + 1);
             told = false;
         }
-        verdict.lost = self.missing(total).count();
+        verdict.lost = self.missing(total, excused).len();
         verdict
     }
 }
@@ -115,7 +123,7 @@ fn check(marks: &str, total: u32, [lost, silent, duplicated, misordered]: [usize
     }
     let gaps = marks.matches('t').count();
     let expect = Verdict { lost, silent, duplicated, misordered, gaps, closes: 0 };
-    assert_eq!(ledger.judge(total), expect, "{marks}");
+    assert_eq!(ledger.judge(total, &BTreeSet::new()), expect, "{marks}");
 }
 
 #[test]
@@ -135,4 +143,17 @@ fn a_judgement_tells_holes_apart_from_what_was_told() {
     // Repetitions and disorder; what comes late was silently missing when its successor came.
     check("0 1 1 2", 3, [0, 0, 1, 0]);
     check("0 2 1", 3, [0, 1, 0, 1]);
+}
+
+#[test]
+fn what_was_not_accepted_is_nobodys_loss() {
+    let mut ledger = Ledger::default();
+    [0, 3, 1].into_iter().for_each(|number| ledger.publication(number));
+    let judged = |excused: &[u32]| {
+        let Verdict { lost, silent, misordered, .. } = ledger.judge(4, &excused.iter().copied().collect());
+        [lost, silent, misordered]
+    };
+    assert_eq!(judged(&[]), [1, 2, 1]);
+    assert_eq!(judged(&[1]), [1, 1, 0]);
+    assert_eq!(judged(&[1, 2]), [0, 0, 0]);
 }

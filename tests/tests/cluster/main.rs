@@ -5,6 +5,7 @@
 mod away;
 mod bad_start;
 mod command;
+mod console;
 mod figures;
 mod fleet;
 mod foreign;
@@ -15,5 +16,6 @@ mod loss;
 mod node_death;
 mod publishers;
 mod resubscription;
+mod room;
 mod secured;
 mod site;

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use tidegate_testkit::{DEADLINE, Gateway, GatewayBuilder, eventually};
 
 /// `kept:` keeps more than any test publishes to a channel, `live:` nothing, `room:` its members; `local:` is
-/// delivered on the node while Redis is away. The lease is short, so that nobody waits long for the dead to be gone.
+/// delivered on the node while Redis is away. Clients that do not read are not closed for it. The lease is short, so that nobody waits long for the dead to be gone.
 /// The file may go on with keys of `[redis]`.
 pub(crate) const CONFIG: &str = "\
 [namespaces.kept]
@@ -26,6 +26,8 @@ history_age = \"10m\"
 algorithm = \"HS256\"
 secret = \"a secret of the cluster tests, 32+\"
 require_exp = false
+[heartbeat]
+interval = \"10m\"
 [redis]
 lease = \"3s\"
 ";

@@ -1,13 +1,15 @@
 //! What a registry may do without anybody losing a connection, and what a router does when it is wrong about gateways.
 
-use tidegate_testkit::{DEADLINE, Gateway, RawTcp, Stop, WsClient, eventually};
+use std::time::Duration;
+
+use tidegate_testkit::{DEADLINE, Gateway, RawTcp, Received, Stop, WsClient, eventually};
 
 use crate::site::{GATEWAY_CONFIG, Router, SHORT_DRAIN, Site, node};
 
 /// Clients on all gateways, by keys of all of them.
-fn clients(site: &Site, count: usize) -> Vec<WsClient> {
+fn clients(site: &Site, count: usize, query: &str) -> Vec<WsClient> {
     (0..count)
-        .map(|key| WsClient::connect(site.router.public, &format!("/ws?channel=news&key=k{key}")))
+        .map(|key| WsClient::connect(site.router.public, &format!("/ws?channel=news&key=k{key}{query}")))
         .collect()
 }
 
@@ -27,7 +29,7 @@ fn nobody_was_cut(site: &Site, clients: &mut [WsClient]) {
 #[test]
 fn a_redis_that_takes_no_writes_cuts_nobody() {
     let site = Site::start(3);
-    let mut clients = clients(&site, 30);
+    let mut clients = clients(&site, 30, "");
     site.redis.command(&["CONFIG", "SET", "min-replicas-to-write", "1"]);
     let rounds = || site.router.metric("tidegate_members_refreshes_total", &[]);
     let begin = rounds();
@@ -35,6 +37,57 @@ fn a_redis_that_takes_no_writes_cuts_nobody() {
     assert_eq!(site.router.metric("tidegate_nodes", &[("state", "live")]), 3.0);
     site.redis.command(&["CONFIG", "SET", "min-replicas-to-write", "0"]);
     nobody_was_cut(&site, &mut clients);
+}
+
+/// It comes back empty after an outage that is longer than any hold. Clients of enveloped messages are told of the gap.
+#[test]
+fn a_redis_that_was_away_and_lost_its_data_cuts_nobody() {
+    let mut site = Site::start(3);
+    let mut clients = clients(&site, 30, "&envelope=json");
+    lose_everything(&mut site);
+    for client in &mut clients {
+        eventually("something arrives", DEADLINE, || published(&site) && arrives(client));
+    }
+    assert_eq!(site.router.metric("tidegate_cuts_total", &[]), 0.0);
+}
+
+/// Clients of verbatim payloads cannot be told; where the namespace says so, they stay.
+#[test]
+fn a_redis_that_lost_its_data_closes_nobody_who_cannot_be_told_and_stays() {
+    let config = format!("{GATEWAY_CONFIG}[namespaces.default]\nuntold_gap = \"stay\"\n");
+    let mut site = Site::with(3, &config, SHORT_DRAIN);
+    let mut clients = clients(&site, 30, "");
+    lose_everything(&mut site);
+    for client in &mut clients {
+        eventually("something arrives", DEADLINE, || published(&site) && arrives(client));
+    }
+    assert_eq!(site.router.metric("tidegate_cuts_total", &[]), 0.0);
+}
+
+fn lose_everything(site: &mut Site) {
+    site.redis.kill();
+    let failed = || site.router.metric("tidegate_members_refreshes_total", &[("result", "failed")]);
+    let begin = failed();
+    eventually("an outage of some rounds", DEADLINE, || failed() >= begin + 7.0);
+    site.redis.restart_empty();
+    site.router.eventually_live(site.gateways.len());
+}
+
+fn published(site: &Site) -> bool {
+    site.router.rest().post("/v1/channels/news/publish", "text/plain", "back").status == 200
+}
+
+/// Notices of gaps are passed over; the end of a connection is none.
+#[track_caller]
+fn arrives(client: &mut WsClient) -> bool {
+    loop {
+        match client.next(Duration::from_millis(200)) {
+            Received::Text(text) if text.contains("back") => return true,
+            Received::Nothing => return false,
+            Received::Closed(closed) => panic!("cut: {closed:?}"),
+            _ => {}
+        }
+    }
 }
 
 /// A gateway that is full answers 503; its client goes to the next.

@@ -8,9 +8,10 @@ use redis::Value;
 use tokio::time::{sleep, timeout};
 
 use super::dial::{ask, text};
-use super::link::{Link, Place, check_cluster};
+use super::link::{Link, Place};
 use super::live::Sent;
 use super::map::{Map, Spread};
+use super::session::check_cluster;
 use super::shared::Shared;
 use crate::redis::error::Trouble;
 use crate::redis::slot::SLOTS;

@@ -321,7 +321,7 @@ pub(super) async fn next(connection: &mut Connection) -> Result<Value, Trouble> 
 pub(crate) fn text(value: &Value) -> Option<Box<str>> {
     match value {
         Value::BulkString(bytes) => std::str::from_utf8(bytes).ok().map(Into::into),
-        Value::SimpleString(text) => Some(text.as_str().into()),
+        Value::SimpleString(text) | Value::VerbatimString { text, .. } => Some(text.as_str().into()),
         _ => None,
     }
 }

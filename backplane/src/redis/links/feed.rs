@@ -5,15 +5,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use redis::{Cmd, PushKind, ServerError, ServerErrorKind, Value};
+use redis::{PushKind, ServerError, ServerErrorKind, Value};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
+use super::around::Around;
 use super::dial::{Connection, next, send};
 use super::driver::{Side, drive};
-use super::link::{Around, Link};
+use super::link::Link;
 use super::live::{Live, Sent};
 use super::pipe::Answers;
+use super::probe::Probe;
 use super::wire::{Frame, Inbound};
 use crate::redis::contract::Subscriber;
 use crate::redis::error::{Trouble, sentence};
@@ -29,17 +31,6 @@ const SILENCE_DEADLINE: [Duration; 2] = [Duration::from_millis(2_400), Duration:
 
 /// The first probe goes through both connections before the link is up.
 const FIRST_PROBE_DEADLINE: Duration = Duration::from_secs(2);
-
-/// The write that goes with a probe ends by itself.
-const WRITTEN_FOR_MS: u64 = 5_000;
-
-/// The pub/sub channel that this node sends itself something through.
-#[derive(Debug, Clone)]
-pub(super) struct Probe {
-    /// Chosen so that its slot is the link's.
-    tag: Box<str>,
-    channel: Vec<u8>,
-}
 
 /// Subscribes the probe's channel and sends the first probe around. A node without slots has none.
 pub(super) async fn begin(
@@ -263,38 +254,6 @@ impl Feed<'_> {
             Some(Sent::Answer(_)) => self.link.note_write(),
             _ => {}
         }
-    }
-}
-
-impl Probe {
-    pub(super) fn new(tag: String, prefix: &str, instance: &str) -> Self {
-        let channel = format!("{prefix}:{{{tag}}}:probe:{instance}").into_bytes();
-        Self { tag: tag.into(), channel }
-    }
-
-    pub(super) fn name(&self) -> &[u8] {
-        &self.channel
-    }
-
-    fn subscribe(&self, link: &Link) -> Cmd {
-        let mut command = redis::cmd(if link.is_sharded() { "SSUBSCRIBE" } else { "SUBSCRIBE" });
-        command.arg(&self.channel);
-        command
-    }
-
-    fn publish(&self, link: &Link, live: &Live, sent_us: u64) -> Cmd {
-        let mut payload = [0; 16];
-        payload[..8].copy_from_slice(&live.session.0.to_be_bytes());
-        payload[8..].copy_from_slice(&sent_us.to_be_bytes());
-        let mut command = redis::cmd(link.publish_verb());
-        command.arg(&self.channel).arg(&payload[..]);
-        command
-    }
-
-    fn write(&self) -> Cmd {
-        let mut command = redis::cmd("SET");
-        command.arg(&self.channel).arg("").arg("PX").arg(WRITTEN_FOR_MS);
-        command
     }
 }
 

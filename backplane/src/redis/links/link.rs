@@ -1,4 +1,4 @@
-//! One server: its session, what waits for answers there, and how a session follows the last.
+//! One server: its session, and what waits for answers there.
 
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -6,56 +6,26 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use redis::{Cmd, ServerError};
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::counters::{Counts, LinkCounters, Refusal};
-use super::dial::{Connection, Dialer, Greeting, Mode};
-use super::feed::{self, Probe};
 use super::live::{Live, Sent};
-use super::pipe;
-use super::replication::{self, Replication};
-use super::rights;
 use super::room::Room;
 use super::sentinel::Sentinels;
-use crate::redis::contract::{LinkId, Session, Subscriber};
+use crate::redis::contract::{LinkId, Session};
 use crate::redis::error::{Trouble, sentence};
 use crate::redis::url::Server;
-
-/// Pauses between attempts grow from the first to the second; each is shortened by up to half, at random, so that the
-/// nodes of a deployment do not return together.
-const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
-
-/// A session that lived so long was good: the next pause is the shortest.
-const SESSION_GOOD: Duration = Duration::from_secs(5);
 
 /// A node without slots keeps its link for so long after the last call that came by `ASK`: a slot of many keys moves
 /// for seconds, and calls to its tags may be rare.
 const ASKED_FOR: Duration = Duration::from_secs(30);
-
-/// What a link asks of the deployment that it belongs to.
-pub(super) trait Around: Send + Sync {
-    fn dialer(&self) -> &Dialer;
-    /// A probe for the link; `None` while it has no slots.
-    fn probe(&self, link: LinkId) -> Option<Probe>;
-    /// Whether the tag lives there.
-    fn owns(&self, link: LinkId, tag: &str) -> bool;
-    /// Scripts that the server is to know before it is asked for them.
-    fn scripts(&self) -> &[Box<str>];
-    fn replicas(&self) -> u8;
-    fn next_session(&self) -> Session;
-    /// Something of a link changed.
-    fn changed(&self);
-    /// Has the slots read again soon.
-    fn refresh(&self);
-}
 
 /// A server of the topology.
 pub(crate) struct Link {
     pub(crate) id: LinkId,
     /// How operators know it.
     pub(crate) name: Box<str>,
-    place: Place,
+    pub(super) place: Place,
     state: Mutex<State>,
     /// Bytes of commands without an answer, and of those that keep this node alive.
     waiting: Arc<AtomicUsize>,
@@ -63,6 +33,8 @@ pub(crate) struct Link {
     pub(crate) counts: Counts,
     /// Why the server takes no writes, as it last said.
     refusing: Mutex<Option<Box<str>>>,
+    /// The rule by which the server may take away what nodes and presence hold.
+    evicting: Mutex<Option<Box<str>>>,
     /// When another node last sent a call here with `ASK`.
     asked_at: Mutex<Option<Instant>>,
     /// Cancelled when the server leaves the topology.
@@ -101,15 +73,6 @@ pub(crate) struct Away {
     pub(crate) why: Trouble,
 }
 
-/// A session that is ready to begin.
-struct Made {
-    live: Arc<Live>,
-    feed: Connection,
-    probe: Option<Probe>,
-    /// The tasks of the other connections.
-    drivers: JoinSet<()>,
-}
-
 impl Link {
     /// A link that ends with its parent's token.
     pub(crate) fn new(id: LinkId, name: Box<str>, place: Place, stopping: &CancellationToken) -> Arc<Self> {
@@ -123,6 +86,7 @@ impl Link {
             waiting_vital: Arc::default(),
             counts: Counts::default(),
             refusing: Mutex::new(None),
+            evicting: Mutex::new(None),
             asked_at: Mutex::new(None),
             dropped: stopping.child_token(),
         })
@@ -166,6 +130,24 @@ impl Link {
         }
         let refusing = self.refusing.lock().unwrap_or_else(PoisonError::into_inner);
         refusing.as_ref().map(|answer| format!("Redis at {} takes no writes: {answer}", self.name))
+    }
+
+    /// What may go missing there.
+    pub(crate) fn evicts(&self) -> Option<String> {
+        let evicting = self.evicting.lock().unwrap_or_else(PoisonError::into_inner);
+        let policy = evicting.as_ref()?;
+        Some(format!(
+            "Redis at {} may evict presence and node records, which have no expiry: its maxmemory-policy is {policy}; set \
+             noeviction or one of volatile-*",
+            self.name
+        ))
+    }
+
+    pub(super) fn note_evicting(&self, policy: Option<Box<str>>) {
+        if let Some(policy) = &policy {
+            tracing::warn!(server = %self.name, %policy, "Redis may evict presence and node records");
+        }
+        *self.evicting.lock().unwrap_or_else(PoisonError::into_inner) = policy;
     }
 
     /// The server said that it takes no writes, or forbids something.
@@ -266,128 +248,31 @@ impl Link {
         sent
     }
 
-    /// Makes sessions, one after the other, until the server leaves the topology.
-    pub(super) async fn run(self: Arc<Self>, around: Arc<dyn Around>, subscriber: Arc<dyn Subscriber>) {
-        let mut pause = PAUSES[0];
-        loop {
-            let made = tokio::select! {
-                made = self.attempt(&*around) => made,
-                () = self.dropped.cancelled() => return,
-            };
-            match made {
-                Ok(made) => {
-                    let began = Instant::now();
-                    self.serve(&*around, made, &*subscriber).await;
-                    if began.elapsed() >= SESSION_GOOD {
-                        pause = PAUSES[0];
-                    }
-                }
-                Err(trouble) => self.note_failure(trouble, &*around),
-            }
-            tokio::select! {
-                () = tokio::time::sleep(jittered(pause)) => pause = (pause * 2).min(PAUSES[1]),
-                () = self.dropped.cancelled() => return,
-            }
-        }
-    }
-
-    /// A session from `up` to `down`.
-    async fn serve(&self, around: &dyn Around, made: Made, subscriber: &dyn Subscriber) {
-        let Made { live, feed, probe, mut drivers } = made;
-        *self.state() = State::Up(Arc::clone(&live));
+    /// A session has begun.
+    pub(super) fn set_up(&self, live: &Arc<Live>) {
+        *self.state() = State::Up(Arc::clone(live));
         self.counts.sessions.add();
         self.note_write();
-        tracing::info!(server = %self.name, at = %live.server, session = live.session.0, "Redis is up");
-        subscriber.up(self.id, live.session);
-        around.changed();
-        tokio::select! {
-            () = feed::run(feed, probe, self, &live, around, subscriber) => {}
-            () = self.dropped.cancelled() => live.give_up(Trouble::Dropped),
-        }
-        let why = live.why().cloned().unwrap_or(Trouble::Closed);
-        // Calls that wait hear at once that their outcome is not known.
-        drivers.shutdown().await;
-        self.counts.add_replacement(&why);
-        match &why {
-            // It left the topology, or the process stops: nobody is to do anything about it.
-            Trouble::Dropped => {
-                tracing::info!(server = %self.name, session = live.session.0, "Redis is asked no more");
-            }
-            why => tracing::warn!(server = %self.name, session = live.session.0, %why, "Redis is away"),
-        }
-        let server = Some(live.server.clone());
-        *self.state() = State::Away(Away { since: Instant::now(), server, why });
-        around.changed();
-        subscriber.down(self.id, live.session);
-        around.refresh();
     }
 
-    async fn attempt(&self, around: &dyn Around) -> Result<Made, Trouble> {
-        let server = match &self.place {
-            Place::Fixed(server) | Place::Node(server) => server.clone(),
-            Place::Master(sentinels) => sentinels.master(around.dialer()).await?,
-        };
+    /// The session is over.
+    pub(super) fn set_away(&self, server: Server, why: Trouble) {
+        *self.state() = State::Away(Away { since: Instant::now(), server: Some(server), why });
+    }
+
+    /// Where a session is tried next.
+    pub(super) fn set_tried(&self, server: &Server) {
         if let State::Away(away) = &mut *self.state() {
             away.server = Some(server.clone());
         }
-        let (mut feed, greeting) = around.dialer().raw(&server).await?;
-        self.check(&greeting)?;
-        let mut commands = around.dialer().commands(&server).await?;
-        let probe = around.probe(self.id);
-        rights::check(
-            &mut commands,
-            around.scripts(),
-            probe.as_ref().map(Probe::name),
-            self.publish_verb(),
-            around.replicas(),
-        )
-        .await?;
-        let vital = around.dialer().commands(&server).await?;
-        let (mut replication, mut replicating) = (None, None);
-        if around.replicas() > 0 {
-            let (part, waiters) = Replication::new();
-            let connection = around.dialer().commands(&server).await?;
-            (replication, replicating) = (Some(part), Some((waiters, connection)));
-        }
-        let live = Live::new(around.next_session(), server, replication);
-        let mut drivers = JoinSet::new();
-        drivers.spawn(pipe::carry(commands, Arc::clone(&live.pipe), ends(&live)));
-        drivers.spawn(pipe::carry(vital, Arc::clone(&live.vital), ends(&live)));
-        if let (Some(replication), Some((waiters, connection))) = (&live.replication, replicating) {
-            let pipe = &replication.pipe;
-            drivers.spawn(pipe::carry(connection, Arc::clone(pipe), ends(&live)));
-            let waits = Arc::clone(&self.counts.waits);
-            drivers.spawn(replication::run(
-                around.replicas(),
-                Arc::clone(pipe),
-                waiters,
-                move || waits.add(),
-                ends(&live),
-            ));
-        }
-        feed::begin(&mut feed, self, &live, probe.as_ref()).await?;
-        Ok(Made { live, feed, probe, drivers })
     }
 
-    fn check(&self, greeting: &Greeting) -> Result<(), Trouble> {
-        match greeting.mode {
-            _ if self.is_sharded() => check_cluster(greeting)?,
-            Mode::Sentinel => return Err(Trouble::IsSentinel),
-            Mode::Cluster => return Err(Trouble::IsCluster),
-            Mode::Standalone => greeting.require("6.2")?,
-        }
-        if greeting.is_master { Ok(()) } else { Err(Trouble::Replica) }
-    }
-
-    fn note_failure(&self, trouble: Trouble, around: &dyn Around) {
+    /// Why the try failed.
+    pub(super) fn set_failed(&self, trouble: Trouble) {
         self.counts.attempts_failed.add();
-        tracing::debug!(server = %self.name, %trouble, "Redis stays away");
         if let State::Away(away) = &mut *self.state() {
             away.why = trouble;
         }
-        around.changed();
-        // A node that does not come back may have a successor.
-        around.refresh();
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -399,24 +284,4 @@ impl fmt::Debug for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Link").field("id", &self.id).field("name", &self.name).finish_non_exhaustive()
     }
-}
-
-fn ends(live: &Arc<Live>) -> impl Fn(Trouble) + Send + Sync + use<> {
-    let live = Arc::clone(live);
-    move |why| live.give_up(why)
-}
-
-/// Sharded pub/sub came with 7.0.
-pub(super) fn check_cluster(greeting: &Greeting) -> Result<(), Trouble> {
-    match greeting.mode {
-        Mode::Cluster => greeting.require("7.0"),
-        Mode::Standalone => Err(Trouble::NotCluster),
-        Mode::Sentinel => Err(Trouble::IsSentinel),
-    }
-}
-
-fn jittered(pause: Duration) -> Duration {
-    // Without randomness the pause is as long as it may be.
-    let random = getrandom::u32().unwrap_or(u32::MAX);
-    pause.mul_f64(0.5 + f64::from(random) / f64::from(u32::MAX) / 2.0)
 }

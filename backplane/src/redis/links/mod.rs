@@ -1,13 +1,15 @@
 //! Links to the servers of a deployment: which there are, which one holds a tag, and calls and subscriptions on them.
 //!
 //! - `links`: what the others see. `shared`: the links of a deployment, and the tasks that keep them.
-//! - `link`: one server, and how a session follows the last. `live`: a session. `room`: what may wait.
+//! - `link`: one server. `session`: how a session follows the last. `live`: a session. `room`: what may wait.
 //! - `dial`, `login`, `rights`: how a connection begins. `driver`: what carries one. `wire`: what arrives on it.
-//! - `pipe`: commands on a connection. `replication`: those that replicas must have. `feed`: the subscribed connection.
+//! - `pipe`: commands on a connection. `replication`: those that replicas must have. `feed`: the subscribed connection,
+//!   with `probe`, which shows that both carry. `around`: what these ask of the whole.
 //! - `call`: one call with its repetitions.
 //! - `map`: tags to links. `sentinel`, `cluster`, `watch`: where the servers are.
 //! - `counters`: for the metrics.
 
+mod around;
 mod call;
 mod cluster;
 mod counters;
@@ -21,10 +23,12 @@ mod live;
 mod login;
 mod map;
 mod pipe;
+mod probe;
 mod replication;
 mod rights;
 mod room;
 mod sentinel;
+mod session;
 mod shared;
 #[cfg(test)]
 mod tests;

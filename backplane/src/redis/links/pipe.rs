@@ -86,7 +86,7 @@ impl Pipe {
             state.outgoing.extend_from_slice(ASKING);
         }
         let mut first_end = 0;
-        let mut ends = Vec::new();
+        let mut ends = Vec::with_capacity(commands.len().saturating_sub(1));
         for (nth, command) in commands.iter().enumerate() {
             command.write_packed_command(&mut state.outgoing);
             let end = state.pushed + (state.outgoing.len() - before) as u64;
@@ -94,7 +94,7 @@ impl Pipe {
             if nth == 0 { first_end = end } else { ends.push(end) }
         }
         state.pushed += (state.outgoing.len() - before) as u64;
-        let (count, values) = (commands.len(), Vec::new());
+        let (count, values) = (commands.len(), Vec::with_capacity(commands.len()));
         state.waiting.push_back(Waiting { since, first_end, ends, asking, count, values, room, answer });
         drop(state);
         if was_empty {

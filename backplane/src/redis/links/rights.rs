@@ -4,7 +4,7 @@
 
 use redis::{Cmd, Value};
 
-use super::dial::{Connection, ask};
+use super::dial::{Connection, ask, text};
 use super::replication;
 use crate::redis::error::{Trouble, sentence};
 
@@ -40,6 +40,20 @@ pub(super) async fn check(
         },
         _ => Err(Trouble::Protocol),
     }
+}
+
+/// The rule by which the server would take away what nodes and presence hold, which has no expiry; `None` where it has no
+/// such rule, or this node's user may not ask.
+pub(super) async fn evicting_policy(connection: &mut Connection) -> Result<Option<Box<str>>, Trouble> {
+    let info = match ask(connection, redis::cmd("INFO").arg("memory")).await {
+        Ok(info) => text(&info).unwrap_or_default(),
+        Err(Trouble::Refused(_)) => return Ok(None),
+        Err(trouble) => return Err(trouble),
+    };
+    let field = |name: &str| info.lines().find_map(|line| line.trim_end().strip_prefix(name));
+    let is_bounded = field("maxmemory:").is_some_and(|bytes| bytes != "0");
+    let policy = field("maxmemory_policy:").filter(|policy| is_bounded && policy.starts_with("allkeys-"));
+    Ok(policy.map(Into::into))
 }
 
 fn right<T>(answer: Result<T, Trouble>) -> Result<T, Trouble> {

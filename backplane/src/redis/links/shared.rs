@@ -10,13 +10,15 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::around::Around;
 use super::counters::LinkCounters;
 use super::dial::Dialer;
-use super::feed::Probe;
-use super::link::{Around, Link, Place};
+use super::link::{Link, Place};
 use super::login::Login;
 use super::map::{Map, Spread};
+use super::probe::Probe;
 use super::sentinel::Sentinels;
+use super::session;
 use crate::BackplaneError;
 use crate::redis::contract::{LinkId, Session, Subscriber};
 use crate::redis::error::{RedisStartError, Trouble};
@@ -149,6 +151,7 @@ impl Shared {
     pub(super) fn missing(&self) -> Vec<String> {
         let map = self.map();
         let mut missing: Vec<_> = map.links.iter().filter_map(|link| link.missing()).collect();
+        missing.extend(map.links.iter().filter_map(|link| link.evicts()));
         let slots = map.slots_nowhere();
         if slots > 0 {
             let trouble = self.cluster_trouble();
@@ -233,7 +236,8 @@ impl Shared {
 
     pub(super) fn run(self: &Arc<Self>, link: &Arc<Link>) {
         if let Some(subscriber) = self.subscriber() {
-            self.tasks.spawn(Arc::clone(link).run(Arc::clone(self) as Arc<dyn Around>, subscriber));
+            let around = Arc::clone(self) as Arc<dyn Around>;
+            self.tasks.spawn(session::run(Arc::clone(link), around, subscriber));
         }
     }
 

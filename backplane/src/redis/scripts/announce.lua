@@ -6,8 +6,7 @@
 --       3 name of the record, empty without one
 --       4 process that the record belongs to (8 bytes)
 --       5 record
---       6 whether the caller removes what dead instances left (0 or 1)
---       7 generation of the registry (8 bytes), if it has none
+--       6 generation of the registry (8 bytes), if it has none
 -- P:{!nodes} holds name -> end of the lease (8 bytes, ms, big-endian), process (8 bytes), record.
 -- P:{!nodes}:i holds instance -> end of its lease (ms); negative: it ended, and somebody removes its members until then.
 -- In it, `!` holds the generation: who finds another one knows that the data was lost. `@` is when somebody last asked (ms),
@@ -60,7 +59,7 @@ if ARGV[3] ~= '' then
   end
 end
 
-redis.call('HSETNX', instances, '!', ARGV[7])
+redis.call('HSETNX', instances, '!', ARGV[6])
 
 local own = redis.call('HGET', instances, ARGV[2])
 local known = 0
@@ -103,7 +102,7 @@ for i = 1, #all, 2 do
     end
     live[#live + 1] = all[i]
     live[#live + 1] = counted(until_ms) - now
-  elseif ARGV[6] == '1' and now >= doubt and -until_ms <= now then
+  elseif now >= doubt and -until_ms <= now then
     redis.call('HSET', instances, all[i], digits(-(now + lease)))
     ended[#ended + 1] = all[i]
   end

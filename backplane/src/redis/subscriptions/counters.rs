@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use super::repair::Cause;
+use super::cause::Cause;
 use crate::{GapReason, redis::envelope::EnvelopeError};
 
 /// Counted while running. Gauges are the first three.

@@ -3,18 +3,20 @@
 //! The way of a publication: a link calls [`Subscriber::message`]; the entry of its channel is found by the bytes of
 //! its name; its sequence hands it to the sink, or finds that something is missing and asks for it.
 //!
-//! - `sequence`, `repair`: one channel's order, as a state machine without I/O or clock. `simulation` tests it.
+//! - `sequence`, `repair`, `cause`, `outlet`: one channel's order, as a state machine without I/O or clock. `simulation` tests it.
 //! - `entry`: a channel in the registry. `registry`: what the tasks share.
 //! - `work`: what is left for the two tasks. `flow`: how much is under way.
 //! - `keeper`: the task that sends subscriptions in batches, and has the timers. `asker`: the task that asks the server.
 //! - `counters`, `outage`: for the metrics.
 
 mod asker;
+mod cause;
 mod counters;
 mod entry;
 mod flow;
 mod keeper;
 mod outage;
+mod outlet;
 mod registry;
 mod repair;
 mod sequence;

@@ -16,7 +16,8 @@ use super::{
     entry::{Entry, Key, State},
     flow::Flow,
     outage::Outage,
-    sequence::{Ask, Outlet, Pause},
+    outlet::Outlet,
+    sequence::{Ask, Pause},
     work::{Asks, Due, Work},
 };
 use crate::{

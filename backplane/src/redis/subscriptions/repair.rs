@@ -2,43 +2,15 @@
 
 use std::{collections::VecDeque, sync::atomic::Ordering::Relaxed};
 
-use super::sequence::Outlet;
+use super::{cause::Cause, outlet::Outlet};
 use crate::{
-    GapReason, Position,
+    Position,
     redis::envelope::{Envelope, Place},
 };
 
 /// What may wait for one channel. A repair takes a round trip or a few, about 1 ms: 256 KiB are 256 MB/s in one channel.
 /// What does not fit is let go and read from the stream.
 pub(super) const CHANNEL_BYTES_MAX: usize = 256 * 1024;
-
-/// Why what was handed over may not be all.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Cause {
-    /// The subscription was not there for a while.
-    Reconnect,
-    /// The sink had no room.
-    Overflow,
-    /// An offset was skipped.
-    Hole,
-    /// A look at the position found more than had arrived.
-    Check,
-    /// A publication of another epoch arrived.
-    Epoch,
-    /// A publication arrived that follows another one than that which was handed over.
-    Rewritten,
-}
-
-impl Cause {
-    pub(super) fn reason(self) -> GapReason {
-        match self {
-            Self::Reconnect => GapReason::Reconnect,
-            Self::Overflow => GapReason::Overflow,
-            Self::Hole | Self::Check => GapReason::Hole,
-            Self::Epoch | Self::Rewritten => GapReason::Unrecoverable,
-        }
-    }
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {

@@ -14,25 +14,14 @@
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use super::{
-    counters::Counters,
-    repair::{Cause, Repair, Stage},
+    cause::Cause,
+    outlet::Outlet,
+    repair::{Repair, Stage},
 };
 use crate::{
     Epoch, Gap, GapReason, Intake, Position, Publication,
     redis::envelope::{Envelope, Place, Tag, Tags},
 };
-
-/// Where a sequence hands over, and what bounds its memory.
-pub(super) trait Outlet {
-    fn publication(&mut self, publication: Arc<Publication>) -> Intake;
-    fn gap(&mut self, gap: Gap);
-    /// Changes of who is in the channel may have been missed.
-    fn census_lost(&mut self);
-    /// Takes memory for a publication that waits; false when the node has none left.
-    fn reserve(&mut self, bytes: usize) -> bool;
-    fn release(&mut self, bytes: usize);
-    fn counters(&self) -> &Counters;
-}
 
 /// What a sequence needs done. The serial comes back with the answer; one that is out of date is ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

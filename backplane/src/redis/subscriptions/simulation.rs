@@ -12,7 +12,8 @@ use bytes::Bytes;
 
 use super::{
     counters::Counters,
-    sequence::{Ask, Failed, Outlet, Page, Sequence},
+    outlet::Outlet,
+    sequence::{Ask, Failed, Page, Sequence},
 };
 use crate::{
     Epoch, Gap, Intake, Payload, Position, Publication,

@@ -62,8 +62,7 @@ impl Node {
     ) -> Self {
         let tallies = Arc::<Tallies>::default();
         let (commands, prefix) = (server.clone() as Arc<dyn Commands>, Prefix::default());
-        let registry =
-            Registry::new(commands.clone(), prefix.clone(), "n", life, lease, true, tallies.clone());
+        let registry = Registry::new(commands.clone(), prefix.clone(), "n", life, lease, tallies.clone());
         let registry = Arc::new(registry);
         let census = Census::new(commands, prefix, registry.clone(), sink.clone(), settle, tallies.clone());
         let node = Self { registry, census, tallies };

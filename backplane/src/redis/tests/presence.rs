@@ -22,8 +22,7 @@ impl Node {
     fn new(server: &Arc<Server>, name: &str, life: u64, lease: Duration) -> Self {
         let tallies = Arc::<Tallies>::default();
         let prefix = Prefix::default();
-        let registry =
-            Registry::new(server.clone(), prefix.clone(), name, life, lease, true, tallies.clone());
+        let registry = Registry::new(server.clone(), prefix.clone(), name, life, lease, tallies.clone());
         let registry = Arc::new(registry);
         let presence = Presence::new(server.clone(), prefix, registry.clone(), tallies.clone());
         Self { registry, presence, tallies }

@@ -90,7 +90,7 @@ async fn a_later_head_has_as_much_time_as_the_first() {
     let text = read_to_end(&server, client).await;
     assert_eq!((&first[..], answers(&text)), (&b"HTTP/1.1 200"[..], vec!["408"]));
     assert!(text.contains("urn:tidegate:problem:head-timeout"), "{text}");
-    let metrics = server.metrics.openmetrics();
+    let metrics = server.metrics.openmetrics(crate::metrics::Reader::Scrape);
     assert!(metrics.contains(r#"tidegate_handshakes_total{result="timeout"} 1"#), "{metrics}");
 }
 

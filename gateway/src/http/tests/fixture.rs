@@ -13,6 +13,7 @@ use tidegate_backplane::{
 };
 
 use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
 
 use super::{ALL, BODY_MAX, HttpContext, HttpState, NEWS, ORIGIN, PAYLOAD_MAX, READER};
 use crate::{
@@ -21,6 +22,7 @@ use crate::{
     app::webhooks::Webhooks,
     auth::{ApiKeys, Origins, Pattern, Scope},
     config::{ApiKeyEntry, BackplaneAway, ByteSize, Config, Namespace, OriginRule, Secret},
+    console::Console,
     metrics::{Bounds, Metrics},
     node::interest::Load,
     node::{Node, Relay},
@@ -47,8 +49,10 @@ impl Fixture {
         let apps = Arc::new(Apps::new(&config, Arc::clone(&webhooks)).unwrap());
         let shared = Arc::clone(&backplane) as Arc<dyn Backplane>;
         let node = Arc::new(Node::new(config, shared, Arc::clone(&relay), front, Arc::clone(&metrics)));
+        let console = Arc::new(Console::new(Arc::clone(&node), Handle::current(), CancellationToken::new()));
         let state = Arc::new(HttpContext {
             node,
+            console,
             keys,
             apps,
             origins,
@@ -238,6 +242,14 @@ impl Backplane for Scripted {
             capacity: 1000,
             draining: false,
         }])))
+    }
+
+    fn report(&self, _: &str, _: String) -> BoxFuture<'_, Result<(), BackplaneError>> {
+        Box::pin(ready(Ok(())))
+    }
+
+    fn reports(&self, nodes: &[Box<str>]) -> BoxFuture<'_, Result<Vec<Option<Vec<u8>>>, BackplaneError>> {
+        Box::pin(ready(Ok(vec![None; nodes.len()])))
     }
 
     fn control(&self, control: Control) -> BoxFuture<'_, Result<(), BackplaneError>> {

@@ -103,7 +103,7 @@ async fn the_internal_port() {
     state.node.set_stage(Stage::Settling);
     get("/readyz").through(router()).await.is(503, json!({"ready": false, "reasons": ["draining"]}));
     assert_eq!(get("/livez").through(router()).await.status, 200);
-    get("/v1/channels").through(router()).await.is_problem(404, "not-found");
+    get("/nothing").through(router()).await.is_problem(404, "not-found");
 
     let prometheus = get("/metrics").through(router()).await;
     assert_eq!(prometheus.header("content-type"), "text/plain; version=0.0.4; charset=utf-8");
@@ -113,6 +113,44 @@ async fn the_internal_port() {
         .await;
     assert!(openmetrics.header("content-type").starts_with("application/openmetrics-text"));
     assert!(openmetrics.body.ends_with(b"# EOF\n"));
+}
+
+/// The page and its stream need no key, what `/v1` does needs one, and no page of others gets either.
+#[tokio::test]
+async fn the_console_is_for_its_own_page_and_for_programs() {
+    let fixture = Fixture::new(false);
+    let state = &fixture.state;
+    let router = || internal_router(Arc::clone(state));
+    for (path, kind) in [
+        ("/console", "text/html"),
+        ("/console/app.js", "text/javascript"),
+        ("/console/style.css", "text/css"),
+    ] {
+        get(path).of(state).await.is_problem(404, "not-found");
+        let answer = get(path).without("authorization").through(router()).await;
+        assert_eq!(answer.status, 200, "{path}");
+        assert!(answer.header("content-type").starts_with(kind), "{path}");
+        assert!(answer.header("content-security-policy").starts_with("default-src 'none'"), "{path}");
+        let text = String::from_utf8(answer.body.to_vec()).unwrap();
+        for outside in ["//cdn", "innerHTML", "onclick=", "style=\"", "<script>"] {
+            assert!(!text.contains(outside), "{path} has {outside}");
+        }
+    }
+    get("/v1/channels").without("authorization").through(router()).await.is_problem(401, "unauthorized");
+    assert_eq!(get("/v1/channels").through(router()).await.status, 200);
+    let headers = [
+        ("host", "gate-0:9000", 200),
+        ("host", "evil.example", 403),
+        ("origin", ORIGIN, 403),
+        ("sec-fetch-site", "same-origin", 200),
+        ("sec-fetch-site", "cross-site", 403),
+    ];
+    for path in ["/console", "/v1/channels"] {
+        for (name, value, status) in headers {
+            let answer = get(path).header(name, value).through(router()).await;
+            assert_eq!(answer.status, status, "{path} with {name}: {value}");
+        }
+    }
 }
 
 /// Health checks of balancers come to the port that they send clients to. They learn nothing else.

@@ -127,7 +127,7 @@ impl Ctx<'_> {
         let Some(open) = self.connections.get(self.id).and_then(Session::open) else {
             return Err(EntranceError::TooMany { max });
         };
-        let watched = open.pusher().and_then(|it| it.user.as_ref()).map_or(0, |user| user.watchlist.len());
+        let watched = open.pusher().and_then(|it| it.user.as_deref()).map_or(0, |user| user.watchlist.len());
         // The watchlist has a limit of its own.
         if open.subscription_count().saturating_sub(watched) >= max {
             return Err(EntranceError::TooMany { max });
@@ -145,7 +145,7 @@ impl Ctx<'_> {
                 }
             }
             Action::EnterAsUser => {
-                let user = open.pusher().and_then(|pusher| pusher.user.as_ref());
+                let user = open.pusher().and_then(|pusher| pusher.user.as_deref());
                 if user.map(|user| &*user.id) != server_to_user(name) {
                     return Err(EntranceError::User(Refusal::NotSignedIn));
                 }
@@ -155,7 +155,7 @@ impl Ctx<'_> {
         let kind = match kind.access {
             Access::Presence => {
                 let max = app.limits.presence_user_bytes.bytes();
-                let signed_in = open.pusher().and_then(|pusher| pusher.user.as_ref());
+                let signed_in = open.pusher().and_then(|pusher| pusher.user.as_deref());
                 Kind::Presence(match (channel_data, signed_in) {
                     (Some(data), _) => {
                         let member = PresenceMember::parse(data, max)?;

@@ -69,7 +69,7 @@ struct AppTable(Vec<Arc<App>>);
 #[derive(Debug, Default)]
 struct Pusher {
     /// Who it is, when it is signed in.
-    user: Option<Identity>,
+    user: Option<Box<Identity>>,
     /// Who it is in its presence channels.
     members: Vec<(ChannelKey, Box<str>)>,
     /// Subscriptions under way to channels whose list of members comes with the answer.
@@ -128,7 +128,7 @@ impl Open {
     }
 
     fn stage(&self) -> Stage {
-        match self.pusher().and_then(|pusher| pusher.user.as_ref()) {
+        match self.pusher().and_then(|pusher| pusher.user.as_deref()) {
             Some(_) => Stage::SignedIn,
             None => Stage::Established,
         }
@@ -246,7 +246,7 @@ impl Protocol for PusherChannels {
 
     fn is_user(&self, core: &Core, open: &Open, app: Option<&str>, user: &str) -> bool {
         let own_app = core.rooms.pusher().apps.get(AppKey(open.tag));
-        let own_user = open.pusher().and_then(|pusher| pusher.user.as_ref());
+        let own_user = open.pusher().and_then(|pusher| pusher.user.as_deref());
         own_app.is_some_and(|own| own.prefix() == app) && own_user.is_some_and(|own| &*own.id == user)
     }
 

@@ -47,14 +47,14 @@ impl Ctx<'_> {
 
     /// Who an open connection is.
     fn user(&self) -> Option<&Identity> {
-        self.connections.get(self.id).and_then(Session::open)?.pusher()?.user.as_ref()
+        self.connections.get(self.id).and_then(Session::open)?.pusher()?.user.as_deref()
     }
 
     fn signed_in(&mut self, app: &App, identity: Identity) {
         let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) else { return };
         let watchlist = identity.watchlist.clone();
         let user = User { id: identity.id.clone(), info: None };
-        open.pusher_mut().user = Some(identity);
+        open.pusher_mut().user = Some(Box::new(identity));
         if let Ok(own) = watch_channel(app, &user.id) {
             self.attend(&own, Attend::Enter { user: Some(user), users_max: None, tells_counts: false });
         }

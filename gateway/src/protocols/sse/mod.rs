@@ -15,7 +15,7 @@ use crate::{
     event,
     hub::{ChannelKey, form::FormId},
     session::{
-        Ctx,
+        Ctx, LastPosition,
         core::Core,
         leaving::Leave,
         opening::{Request, Stop},
@@ -100,7 +100,7 @@ impl Protocol for Sse {
             Event::Subscribed { key, position, is_new, .. } => subscribed(ctx, key, position, is_new),
             Event::Begun => {
                 let rare = ctx.open().and_then(|open| open.rare.as_ref());
-                let places = rare.map_or(&[][..], |rare| &rare.positions).iter().map(|(_, place)| *place);
+                let places = rare.map_or(&[][..], |rare| &rare.places).iter().map(LastPosition::position);
                 if let Some(id) = sse::join_id(places) {
                     ctx.write(|out| sse::encode_id(&id, out));
                 }

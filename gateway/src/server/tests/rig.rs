@@ -439,6 +439,14 @@ impl Backplane for Held {
         self.memory.nodes()
     }
 
+    fn report(&self, node: &str, report: String) -> BoxFuture<'_, Result<(), BackplaneError>> {
+        self.memory.report(node, report)
+    }
+
+    fn reports(&self, nodes: &[Box<str>]) -> BoxFuture<'_, Result<Vec<Option<Vec<u8>>>, BackplaneError>> {
+        self.memory.reports(nodes)
+    }
+
     fn control(&self, control: Control) -> BoxFuture<'_, Result<(), BackplaneError>> {
         self.memory.control(control)
     }

@@ -101,7 +101,7 @@ impl Client {
                 }
             }
             Item::Refused(status) => {
-                assert!(matches!(status, 429 | 503), "{} was refused: {status}", self.channel);
+                assert!(matches!(status, 429 | 502..=504), "{} was refused: {status}", self.channel);
                 self.try_elsewhere(shared);
             }
             Item::Publication { number, position } => {

@@ -18,6 +18,7 @@ pub(crate) use client::Client;
 pub(crate) use stream::Protocol;
 
 use crate::ledger::{Ledger, Verdict};
+use crate::publishers::Excused;
 
 /// The most that a client waits to be looked at when nothing comes in.
 const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
@@ -90,7 +91,7 @@ impl Fleet {
     }
 
     /// Ends all clients and judges what they have. Gives as well what is missing anywhere, by channel and number.
-    pub(crate) fn judge(self) -> (Verdict, BTreeSet<(String, u32)>) {
+    pub(crate) fn judge(self, excused: &Excused) -> (Verdict, BTreeSet<(String, u32)>) {
         self.shared.stop.store(true, Ordering::Relaxed);
         let total = self.publications_per_channel;
         let clients =
@@ -98,9 +99,11 @@ impl Fleet {
         let mut worst: Option<(Verdict, String)> = None;
         let mut missing = BTreeSet::new();
         let sum = clients.fold(Verdict::default(), |sum, client| {
-            missing
-                .extend(client.ledger().missing(total).map(|number| (client.channel().to_owned(), number)));
-            let verdict = client.ledger().judge(total);
+            let none = BTreeSet::new();
+            let excused = excused.get(client.channel()).unwrap_or(&none);
+            let lacks = client.ledger().missing(total, excused);
+            missing.extend(lacks.into_iter().map(|number| (client.channel().to_owned(), number)));
+            let verdict = client.ledger().judge(total, excused);
             if verdict.silent + verdict.duplicated + verdict.misordered > 0 && worst.is_none() {
                 worst = Some((verdict, format!("{client:?}")));
             }

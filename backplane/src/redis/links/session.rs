@@ -1,0 +1,171 @@
+//! Sessions with one server, one after the other.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinSet;
+
+use super::around::Around;
+use super::dial::{Connection, Greeting, Mode};
+use super::feed;
+use super::link::{Link, Place};
+use super::live::Live;
+use super::pipe;
+use super::probe::Probe;
+use super::replication::{self, Replication};
+use super::rights;
+use crate::redis::contract::Subscriber;
+use crate::redis::error::Trouble;
+
+/// Pauses between attempts grow from the first to the second; each is shortened by up to half, at random, so that the
+/// nodes of a deployment do not return together.
+const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
+
+/// A session that lived so long was good: the next pause is the shortest.
+const SESSION_GOOD: Duration = Duration::from_secs(5);
+
+/// A session that is ready to begin.
+struct Made {
+    live: Arc<Live>,
+    feed: Connection,
+    probe: Option<Probe>,
+    /// The tasks of the other connections.
+    drivers: JoinSet<()>,
+}
+
+/// Makes sessions, one after the other, until the server leaves the topology.
+pub(super) async fn run(link: Arc<Link>, around: Arc<dyn Around>, subscriber: Arc<dyn Subscriber>) {
+    let mut pause = PAUSES[0];
+    loop {
+        let made = tokio::select! {
+            made = attempt(&link, &*around) => made,
+            () = link.dropped.cancelled() => return,
+        };
+        match made {
+            Ok(made) => {
+                let began = Instant::now();
+                serve(&link, &*around, made, &*subscriber).await;
+                if began.elapsed() >= SESSION_GOOD {
+                    pause = PAUSES[0];
+                }
+            }
+            Err(trouble) => note_failure(&link, trouble, &*around),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(jittered(pause)) => pause = (pause * 2).min(PAUSES[1]),
+            () = link.dropped.cancelled() => return,
+        }
+    }
+}
+
+/// A session from `up` to `down`.
+async fn serve(link: &Link, around: &dyn Around, made: Made, subscriber: &dyn Subscriber) {
+    let Made { live, feed, probe, mut drivers } = made;
+    link.set_up(&live);
+    tracing::info!(server = %link.name, at = %live.server, session = live.session.0, "Redis is up");
+    subscriber.up(link.id, live.session);
+    around.changed();
+    tokio::select! {
+        () = feed::run(feed, probe, link, &live, around, subscriber) => {}
+        () = link.dropped.cancelled() => live.give_up(Trouble::Dropped),
+    }
+    let why = live.why().cloned().unwrap_or(Trouble::Closed);
+    // Calls that wait hear at once that their outcome is not known.
+    drivers.shutdown().await;
+    link.counts.add_replacement(&why);
+    match &why {
+        // It left the topology, or the process stops: nobody is to do anything about it.
+        Trouble::Dropped => {
+            tracing::info!(server = %link.name, session = live.session.0, "Redis is asked no more");
+        }
+        why => tracing::warn!(server = %link.name, session = live.session.0, %why, "Redis is away"),
+    }
+    link.set_away(live.server.clone(), why);
+    around.changed();
+    subscriber.down(link.id, live.session);
+    around.refresh();
+}
+
+async fn attempt(link: &Link, around: &dyn Around) -> Result<Made, Trouble> {
+    let server = match &link.place {
+        Place::Fixed(server) | Place::Node(server) => server.clone(),
+        Place::Master(sentinels) => sentinels.master(around.dialer()).await?,
+    };
+    link.set_tried(&server);
+    let (mut feed, greeting) = around.dialer().raw(&server).await?;
+    check(link, &greeting)?;
+    let mut commands = around.dialer().commands(&server).await?;
+    let probe = around.probe(link.id);
+    rights::check(
+        &mut commands,
+        around.scripts(),
+        probe.as_ref().map(Probe::name),
+        link.publish_verb(),
+        around.replicas(),
+    )
+    .await?;
+    link.note_evicting(rights::evicting_policy(&mut commands).await?);
+    let vital = around.dialer().commands(&server).await?;
+    let (mut replication, mut replicating) = (None, None);
+    if around.replicas() > 0 {
+        let (part, waiters) = Replication::new();
+        let connection = around.dialer().commands(&server).await?;
+        (replication, replicating) = (Some(part), Some((waiters, connection)));
+    }
+    let live = Live::new(around.next_session(), server, replication);
+    let mut drivers = JoinSet::new();
+    drivers.spawn(pipe::carry(commands, Arc::clone(&live.pipe), ends(&live)));
+    drivers.spawn(pipe::carry(vital, Arc::clone(&live.vital), ends(&live)));
+    if let (Some(replication), Some((waiters, connection))) = (&live.replication, replicating) {
+        let pipe = &replication.pipe;
+        drivers.spawn(pipe::carry(connection, Arc::clone(pipe), ends(&live)));
+        let waits = Arc::clone(&link.counts.waits);
+        drivers.spawn(replication::run(
+            around.replicas(),
+            Arc::clone(pipe),
+            waiters,
+            move || waits.add(),
+            ends(&live),
+        ));
+    }
+    feed::begin(&mut feed, link, &live, probe.as_ref()).await?;
+    Ok(Made { live, feed, probe, drivers })
+}
+
+fn check(link: &Link, greeting: &Greeting) -> Result<(), Trouble> {
+    match greeting.mode {
+        _ if link.is_sharded() => check_cluster(greeting)?,
+        Mode::Sentinel => return Err(Trouble::IsSentinel),
+        Mode::Cluster => return Err(Trouble::IsCluster),
+        Mode::Standalone => greeting.require("6.2")?,
+    }
+    if greeting.is_master { Ok(()) } else { Err(Trouble::Replica) }
+}
+
+fn note_failure(link: &Link, trouble: Trouble, around: &dyn Around) {
+    tracing::debug!(server = %link.name, %trouble, "Redis stays away");
+    link.set_failed(trouble);
+    around.changed();
+    // A node that does not come back may have a successor.
+    around.refresh();
+}
+
+fn ends(live: &Arc<Live>) -> impl Fn(Trouble) + Send + Sync + use<> {
+    let live = Arc::clone(live);
+    move |why| live.give_up(why)
+}
+
+/// Sharded pub/sub came with 7.0.
+pub(super) fn check_cluster(greeting: &Greeting) -> Result<(), Trouble> {
+    match greeting.mode {
+        Mode::Cluster => greeting.require("7.0"),
+        Mode::Standalone => Err(Trouble::NotCluster),
+        Mode::Sentinel => Err(Trouble::IsSentinel),
+    }
+}
+
+fn jittered(pause: Duration) -> Duration {
+    // Without randomness the pause is as long as it may be.
+    let random = getrandom::u32().unwrap_or(u32::MAX);
+    pause.mul_f64(0.5 + f64::from(random) / f64::from(u32::MAX) / 2.0)
+}

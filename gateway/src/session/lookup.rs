@@ -1,0 +1,64 @@
+//! One connection by its name, for orders and for a person who asks what it is.
+
+use std::sync::PoisonError;
+
+use tidegate_reactor::{ConnectionId, Connections};
+
+use super::{Phase, Session, core::Core};
+use crate::{
+    app::apps::AppId,
+    node::shards::{CHANNELS_TOLD, ConnectionState, Inquiry},
+};
+
+impl Core {
+    /// The connection of a name, as presence or Pusher's protocol gives it, if this shard has it.
+    pub(crate) fn find(&self, connections: &Connections<Session>, name: &str) -> Option<ConnectionId> {
+        let of_socket_id = self.socket_ids.find(name).filter(|&id| connections.get(id).is_some());
+        of_socket_id.or_else(|| {
+            // Slot and generation are the end of the name; the rest is compared whole.
+            let slot = name.rsplit('-').nth(1)?.parse().ok()?;
+            let id = (slot < connections.slots()).then(|| connections.in_slot(slot))??;
+            (self.connection_name(id) == name).then_some(id)
+        })
+    }
+
+    /// Says what the connections are that this shard has of those asked for.
+    pub(crate) fn look_up(&self, connections: &Connections<Session>, inquiry: &Inquiry) {
+        let ids = inquiry.names.iter().filter_map(|name| Some((name, self.find(connections, name)?)));
+        let states = ids.filter_map(|(name, id)| self.state_of(connections, id, name));
+        let mut found = inquiry.found.lock().unwrap_or_else(PoisonError::into_inner);
+        found.extend(states);
+    }
+
+    fn state_of(
+        &self,
+        connections: &Connections<Session>,
+        id: ConnectionId,
+        name: &str,
+    ) -> Option<ConnectionState> {
+        let session = connections.get(id)?;
+        let phase = match &session.phase {
+            Phase::Head(_) | Phase::Opening(_) => "opening",
+            Phase::Open(_) => "open",
+            Phase::Leaving(_) => "leaving",
+        };
+        let (open, claims) = (session.open(), session.claims());
+        let subscriptions = open.map_or(&[][..], |open| open.subscriptions.as_slice());
+        let channel = |&subscription| self.hub.channel(self.hub.channel_of(subscription)).name().to_owned();
+        Some(ConnectionState {
+            name: name.to_owned(),
+            node: self.shared.node.name().to_owned(),
+            phase: phase.to_owned(),
+            protocol: open.map(|open| open.protocol.of_list(self.shared.protocols).name().to_owned()),
+            user: claims.and_then(|claims| claims.user.as_deref()).map(str::to_owned),
+            app: claims.and_then(|claims| claims.app.as_deref()).map(AppId::as_str).map(str::to_owned),
+            peer: connections.peer_address(id).map(|address| address.to_string()),
+            connected_s: self.lasted(session).as_secs(),
+            quiet_s: connections.now().since(connections.heard(id)).as_secs(),
+            is_pinged: open.is_some_and(|open| open.pinged),
+            channels: subscriptions.iter().take(CHANNELS_TOLD).map(channel).collect(),
+            subscriptions: subscriptions.len() as u64,
+            queued_bytes: connections.queued_bytes(id) as u64,
+        })
+    }
+}
