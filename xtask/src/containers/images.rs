@@ -38,18 +38,14 @@ fn dependencies(engine: &Engine, root: &Path, compiler: &str) -> Result<()> {
     let context = engine.scratch("dependencies")?;
     let mut vendor = cargo(root);
     vendor.args(["vendor", "--quiet", "--locked", "--versioned-dirs"]).arg(context.join("crates"));
+    run(&mut vendor)?;
     let crates = "/usr/local/cargo/crates";
-    fs::write(
-        context.join("config.toml"),
-        output(&mut vendor)?.replace(&shown(&context.join("crates")), crates),
-    )?;
+    let sources =
+        format!("[source.crates-io]\nreplace-with = \"beside\"\n[source.beside]\ndirectory = \"{crates}\"\n");
+    fs::write(context.join("config.toml"), sources)?;
     let file = format!("FROM {TOOLCHAIN}\nCOPY config.toml /usr/local/cargo/\nCOPY crates {crates}\n");
     fs::write(context.join("Dockerfile"), file)?;
     run(engine.command().args(["build", "--quiet", "--tag", compiler]).arg(&context))
-}
-
-fn shown(path: &Path) -> String {
-    path.display().to_string()
 }
 
 /// The Dockerfile's last stage around a binary that is there.
