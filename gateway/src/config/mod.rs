@@ -293,7 +293,8 @@ impl Config {
     /// Pairs of limits of which one could never be reached. A default that nobody wrote gives way: who lowers a limit means
     /// all that it bounds.
     fn check_limits(&self) -> Result<(), ConfigError> {
-        let (limits, defaults) = (&self.limits, Limits::default());
+        let limits = &self.limits;
+        let defaults = if self.dev { Self::dev().limits } else { Limits::default() };
         let largest = limits.message_bytes.max(limits.publish_bytes);
         let rate = limits.publish_bytes_per_second;
         let is_above = |said: u32, default: u32, bound: u32| said != default && bound > 0 && said > bound;

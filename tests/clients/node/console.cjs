@@ -30,10 +30,10 @@ async function exercise(page) {
   await page.getByLabel("Channel", { exact: true }).fill("room:a");
   await page.keyboard.press("Enter");
   await page.getByText("Type an API key first.").waitFor();
-  await page.getByLabel(/API key/).fill("wrong");
+  await page.getByRole("textbox", { name: /API key/ }).fill("wrong");
   await page.getByLabel("Channel", { exact: true }).press("Enter");
   await page.locator("#channel-result .wrong").getByText("401").waitFor();
-  await page.getByLabel(/API key/).fill("dev-key");
+  await page.getByRole("textbox", { name: /API key/ }).fill("dev-key");
   await page.getByLabel("Publish to it").fill("<b>not markup</b>");
   await page.getByRole("button", { name: "Publish", exact: true }).press("Enter");
   await page.locator("#channel-result").getByText("Published, offset 1.").waitFor();

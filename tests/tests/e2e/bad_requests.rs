@@ -160,10 +160,13 @@ fn another_media_type_is_415() {
 }
 
 #[test]
-fn the_internal_endpoints_are_not_public() {
+fn of_the_internal_endpoints_only_the_probes_are_public_and_without_details() {
     let gateway = Gateway::start();
-    for path in ["/metrics", "/readyz", "/livez"] {
-        assert_eq!(gateway.rest().get(path).status, 404, "{path}");
+    assert_eq!(gateway.rest().get("/metrics").status, 404);
+    assert_eq!(gateway.internal_rest().get("/metrics").status, 200);
+    assert_eq!(gateway.rest().post("/drain", "text/plain", "").status, 404);
+    for path in ["/readyz", "/livez"] {
+        assert!(!gateway.rest().get(path).text().contains('{'), "{path}");
         assert_eq!(gateway.internal_rest().get(path).status, 200, "{path}");
     }
 }

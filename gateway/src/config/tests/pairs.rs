@@ -73,3 +73,11 @@ fn settings_that_do_not_fit_together() {
                 [apps.a]\nkey = 'k'\nsecret = 's'";
     Given { file, ..Given::default() }.config();
 }
+
+/// `--dev` lifts some limits; whoever lowers another one there has not contradicted himself.
+#[test]
+fn what_dev_lifts_gives_way() {
+    let flags = [(flags::DEV, "true")];
+    let config = Given { flags: &flags, file: "[limits]\nsubscriptions = 2", ..Given::default() }.config();
+    assert_eq!(config.limits.subscriptions, 2);
+}
