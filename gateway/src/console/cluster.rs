@@ -127,7 +127,7 @@ impl Cluster {
     }
 
     fn sample(&self, at_ms: u64, refused: f64, (opened, closed): (f64, f64)) -> Sample {
-        let sum = |of: fn(&Tracked) -> f64| self.nodes.values().map(of).sum::<f64>();
+        let sum = |of: fn(&Tracked) -> f64| self.nodes.values().map(of).fold(0.0, |sum, value| sum + value);
         Sample {
             at_ms,
             connections: self.listed(at_ms).map(|node| node.record.connections).sum(),
@@ -182,7 +182,7 @@ impl Cluster {
     }
 
     fn totals(&self, now_ms: u64, nodes: &[NodeView]) -> Totals {
-        let sum = |of: fn(&Tracked) -> f64| self.listed(now_ms).map(of).sum::<f64>();
+        let sum = |of: fn(&Tracked) -> f64| self.listed(now_ms).map(of).fold(0.0, |sum, value| sum + value);
         let metric = |name: &'static str| {
             let reports = self.listed(now_ms).filter_map(|node| node.report.as_ref());
             reports.map(|report| report.metric(name)).sum::<f64>() as u64
@@ -280,7 +280,8 @@ impl Tracked {
 
     fn rate_where(&self, family: &str, is_wanted: impl Fn(&str) -> bool) -> f64 {
         let grown = of_family(&self.grown, family).filter(|(value, _)| is_wanted(value));
-        self.per_second(grown.map(|(_, count)| count).sum())
+        // Not `sum`: that of nothing is -0.
+        self.per_second(grown.fold(0.0, |sum, (_, count)| sum + count))
     }
 
     fn per_second(&self, count: f64) -> f64 {

@@ -76,6 +76,7 @@ fn a_drain_tells_nobody_that_users_who_moved_left_and_came() {
     assert_eq!(change(&mut watcher), added("moved"));
     let (gone, _) = enter(&site.gateways[0], "gone");
     assert_eq!(change(&mut watcher), added("gone"));
+    assert_eq!(change(&mut moved), added("gone"));
 
     let drained = site.gateways.remove(0);
     let exit = std::thread::spawn(move || drained.terminate());
