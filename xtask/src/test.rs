@@ -270,16 +270,7 @@ mod tests_of_steps {
             false,
             &[],
             &[
-                "prepare",
-                "fmt",
-                "clippy",
-                "deny",
-                "unit",
-                "doc",
-                "build",
-                "charts",
-                "clients",
-                "e2e",
+                "prepare", "fmt", "clippy", "deny", "unit", "doc", "build", "charts", "clients", "e2e",
                 "deploy",
             ],
         );
