@@ -225,7 +225,7 @@ impl<C> Connections<C> {
     }
 
     /// Gives a reserved connection its socket; closes the socket if the connection is gone. The socket is
-    /// non-blocking, as those are that an acceptor or a runtime hands over: saying so again would be one more system
+    /// non-blocking, as those of a listening shard or of a runtime are: saying so again would be one more system
     /// call for each connection.
     pub fn attach(&mut self, id: ConnectionId, socket: StdTcpStream) -> io::Result<()> {
         let Some(entry) = self.entries.get_mut(id.slot).filter(|entry| entry.lives(id)) else {
