@@ -149,10 +149,12 @@ impl ProxyDriver {
     /// The node of a pair, or one that was asked, is gone from the members.
     pub(super) fn cut_node(&mut self, links: &mut Links, id: ConnectionId) {
         match links.get(id).map(|link| &link.phase) {
-            Some(Phase::Piped(pipe)) => {
-                let client = pipe.peer;
-                self.metrics.cuts.add(CutReason::Node, 1);
-                self.part(links, id, client);
+            Some(&Phase::Piped(pipe)) => {
+                // A node that has ended its side has told its client all, and is gone because it has.
+                if !pipe.ended {
+                    self.metrics.cuts.add(CutReason::Node, 1);
+                }
+                self.part(links, id, pipe.peer);
             }
             Some(Phase::Awaiting { .. }) => self.abandon_node(links, id, ConnectResult::Removed),
             Some(Phase::Relaying { .. }) => links.close(id),

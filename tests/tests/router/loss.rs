@@ -25,6 +25,7 @@ fn a_draining_gateway_gets_no_new_clients_and_lets_its_own_go_in_its_words() {
     site.gateway(&next).eventually_connections(1);
     // The gateway closes its clients itself, in its protocol's words.
     client.expect_close(1012);
+    assert_eq!(site.router.metric("tidegate_cuts_total", &[]), 0.0);
     site.gateway(&next).rest().publish("news", "hello");
     assert_eq!(elsewhere.expect_text(), "hello");
     let exit = site.gateways[index(&name)].process().wait(DEADLINE);
