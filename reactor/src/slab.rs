@@ -141,29 +141,18 @@ mod tests {
 
     use super::*;
 
-    /// A small deterministic generator (xorshift), so that a failure replays.
-    struct Random(u64);
-    impl Random {
-        fn below(&mut self, bound: usize) -> usize {
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            (self.0 % bound as u64) as usize
-        }
-    }
-
     #[test]
     fn behaves_like_a_map_and_gives_pages_back() {
-        let mut random = Random(0x9E37_79B9_7F4A_7C15);
+        let mut random = fastrand::Rng::with_seed(0x9E37_79B9_7F4A_7C15);
         let mut slab = Slab::new();
         let mut model: HashMap<u32, u32> = HashMap::new();
         for (phase, inserts_of_ten) in [8, 2, 9, 5, 0].into_iter().enumerate() {
             for step in 0..6000u32 {
-                if random.below(10) < inserts_of_ten {
+                if random.usize(..10) < inserts_of_ten {
                     let value = phase as u32 * 10_000 + step;
                     let slot = slab.insert(value);
                     assert!(model.insert(slot, value).is_none(), "slot {slot} was in use");
-                } else if let Some(&slot) = model.keys().nth(random.below(model.len().max(1))) {
+                } else if let Some(&slot) = model.keys().nth(random.usize(..model.len().max(1))) {
                     assert_eq!(slab.remove(slot), model.remove(&slot));
                     assert_eq!(slab.remove(slot), None);
                 }

@@ -10,6 +10,7 @@ use std::{
     thread,
 };
 
+use fastrand::Rng;
 use support::{Router, TestNode, pair, pair_of, pattern, read_exact, read_to_end, reset};
 use tidegate_router::proxy::{CutReason, Direction, Options};
 use tidegate_testkit::{DEADLINE, eventually, net::SocketOptions};
@@ -148,27 +149,15 @@ fn one_that_resets_while_it_is_not_read_is_noticed() {
     router.eventually_empty();
 }
 
-/// A small deterministic generator (xorshift), so that a failure replays.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % bound as u64) as usize
-    }
-}
-
 /// Sends `bytes` in pieces of random sizes, sometimes tiny; then ends its side.
 fn send_in_pieces(mut socket: TcpStream, bytes: &[u8], seed: u64) {
-    let mut random = Random(seed);
+    let mut random = Rng::with_seed(seed);
     let mut rest = bytes;
     while !rest.is_empty() {
-        let most = [1, 100, 10_000, 300_000][random.below(4)];
-        let (piece, after) = rest.split_at(rest.len().min(1 + random.below(most)));
+        let most = [1, 100, 10_000, 300_000][random.usize(..4)];
+        let (piece, after) = rest.split_at(rest.len().min(1 + random.usize(..most)));
         socket.write_all(piece).unwrap();
-        if random.below(4) == 0 {
+        if random.usize(..4) == 0 {
             thread::yield_now();
         }
         rest = after;
@@ -178,12 +167,12 @@ fn send_in_pieces(mut socket: TcpStream, bytes: &[u8], seed: u64) {
 
 /// Reads in pieces of random sizes up to the end; a piece of one byte is as slow as a reader can be.
 fn receive_in_pieces(mut socket: TcpStream, seed: u64) -> Vec<u8> {
-    let mut random = Random(seed);
+    let mut random = Rng::with_seed(seed);
     let mut received = Vec::new();
     let mut buffer = vec![0; 200_000];
     loop {
-        let most = [1, 50, 5_000, 200_000][random.below(4)];
-        match socket.read(&mut buffer[..1 + random.below(most)]).unwrap() {
+        let most = [1, 50, 5_000, 200_000][random.usize(..4)];
+        match socket.read(&mut buffer[..1 + random.usize(..most)]).unwrap() {
             0 => return received,
             read => received.extend_from_slice(&buffer[..read]),
         }
@@ -196,11 +185,11 @@ fn streams_arrive_whole_whatever_their_pieces_and_ends() {
     let router = Router::with(&[node.address], Options { shards: 2, ..Options::default() });
     thread::scope(|scope| {
         for seed in 1..=12u64 {
-            let mut random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15));
-            let narrow = [None, Some(8 * 1024)][random.below(2)];
+            let mut random = Rng::with_seed(seed);
+            let narrow = [None, Some(8 * 1024)][random.usize(..2)];
             let options = SocketOptions { receive_buffer_bytes: narrow, ..SocketOptions::default() };
             let (client, upstream) = pair_of(router.client_with(options), &node);
-            let lengths = [random.below(2_000_000), random.below(2_000_000)];
+            let lengths = [random.usize(..2_000_000), random.usize(..2_000_000)];
             for (from, to, length) in [(&client, &upstream, lengths[0]), (&upstream, &client, lengths[1])] {
                 let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
                 let sent = pattern(length);

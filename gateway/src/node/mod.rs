@@ -1,11 +1,12 @@
-//! One node: takes publishes, waits where there is no room, hands them to the backplane, and spreads what the
-//! backplane hands back to the shards that have subscribers.
+//! One node: its parts, its stage from serving to closing, and what it answers to front ends.
 
 pub(crate) mod drain;
 pub(crate) mod form;
 pub(crate) mod histories;
 pub(crate) mod interest;
 pub(crate) mod outgoing;
+mod publish;
+mod relay;
 pub(crate) mod roster;
 pub(crate) mod shards;
 pub(crate) mod watching;
@@ -13,75 +14,33 @@ pub(crate) mod watching;
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
 };
 
 use tidegate_backplane::{
-    Backplane, BackplaneError, CensusEvent, Channel, Control, DisconnectTarget, Gap, History, HistoryQuery,
-    Intake, Member, NewPublication, NodeRecord, Payload, Position, Publication, Published, Sender, Sink,
-    Transition,
+    Backplane, BackplaneError, Channel, Control, DisconnectTarget, History, HistoryQuery, Member, NodeRecord,
 };
-use tidegate_reactor::waking_once;
 use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 
+use self::{
+    histories::Histories,
+    interest::Interests,
+    roster::Rosters,
+    shards::{Inquiry, Order},
+    watching::Watching,
+};
+pub(crate) use self::{
+    publish::{PublishError, PublishHistory, PublishOutcome, PublishRequest},
+    relay::{Relay, spread},
+};
 use crate::{
     admission::Front,
-    app::{self, webhooks::TransitionHooks},
-    config::{BackplaneAway, BackplaneUrl, Config, Namespaces},
+    config::{BackplaneUrl, Config, Namespaces},
     metrics::Metrics,
-    node::histories::Histories,
-    node::interest::{Interest, Interests},
-    node::outgoing::{Content, Outgoing},
-    node::roster::Rosters,
-    node::shards::{Inquiry, Order, ShardPort, Shards},
-    node::watching::Watching,
 };
-
-/// A publish as a front end asks for it.
-#[derive(Debug, Clone)]
-pub(crate) struct PublishRequest {
-    pub channel: Channel,
-    pub event: Option<Box<str>>,
-    pub payload: Payload,
-    pub idempotency_key: Option<Box<str>>,
-    pub sender: Option<Box<Sender>>,
-    pub history: PublishHistory,
-}
-
-/// What is kept of a publication.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum PublishHistory {
-    /// What the channel's namespace says, or its app where the channel is of one that has a rule for it.
-    #[default]
-    Namespace,
-    /// It is in no history and has no position.
-    Never,
-}
-
-/// What became of a publish that was accepted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct PublishOutcome {
-    pub position: Option<Position>,
-    /// The idempotency key was seen before, and nothing was published.
-    pub duplicate: bool,
-    /// The backplane was out of reach, and it went to subscribers on this node only.
-    pub local: bool,
-}
-
-/// Why a publish was not accepted.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum PublishError {
-    #[error("this node has more publications under way than it takes")]
-    Overloaded { retry_after: Duration },
-    #[error(transparent)]
-    Backplane(#[from] BackplaneError),
-    #[error("the payload has {bytes} bytes, {max} are allowed")]
-    TooLarge { bytes: usize, max: usize },
-}
 
 /// A channel with subscribers on this node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -148,31 +107,6 @@ pub(crate) struct Node {
     moves: TaskTracker,
 }
 
-/// What the backplane calls: spreads to the shards.
-pub(crate) struct Relay {
-    /// What is published locally has one order on all shards.
-    local_order: Mutex<()>,
-    pub(crate) interests: Arc<Interests>,
-    pub(crate) rosters: Arc<Rosters>,
-    pub(crate) watching: Watching,
-    shards: Shards,
-    /// Publications handed over for channels that nobody here is subscribed to any more.
-    pub(crate) unwanted: AtomicU64,
-    /// Set once, before there is a backplane that tells of them.
-    pub(crate) transition_hooks: OnceLock<TransitionHooks>,
-}
-
-/// Publications of one channel that go to the backplane together, and their payloads: as much as the channel takes
-/// before its publishers wait.
-const FLIGHT_MAX: usize = 64;
-const FLIGHT_BYTES: usize = 64 * 1024;
-
-/// How long a publish waits for room before it is refused. Longer than any fan-out of a healthy node takes.
-const ROOM_PATIENCE: Duration = Duration::from_secs(5);
-
-/// What a refused publisher is told to wait.
-const OVERLOADED_RETRY_AFTER: Duration = Duration::from_secs(1);
-
 impl Node {
     pub(crate) fn new(
         config: Arc<Config>,
@@ -198,106 +132,6 @@ impl Node {
             shards_failed: AtomicU64::new(0),
             moves: TaskTracker::new(),
         }
-    }
-
-    /// Publishes, after waiting for room in the channel if it has to. The answer means: in history where there
-    /// is one, and on its way to every subscriber; or, where the namespace allows it and the backplane is away, to
-    /// those on this node.
-    pub(crate) async fn publish(&self, request: PublishRequest) -> Result<PublishOutcome, PublishError> {
-        self.check_size(&request)?;
-        self.wait_for_room(&request.channel).await?;
-        let (publication, local) = self.prepare(request);
-        self.settle(self.backplane.publish(publication).await, local)
-    }
-
-    /// As [`publish`](Self::publish), for several to one channel: they keep their order, and a flight of them waits for
-    /// room, and for the backplane, as one.
-    pub(crate) async fn publish_in_order(
-        &self,
-        requests: Vec<PublishRequest>,
-    ) -> Vec<Result<PublishOutcome, PublishError>> {
-        let mut outcomes = Vec::with_capacity(requests.len());
-        let mut flight = Vec::new();
-        let mut bytes = 0;
-        for request in requests {
-            if let Err(error) = self.check_size(&request) {
-                self.send_flight(std::mem::take(&mut flight), &mut outcomes).await;
-                outcomes.push(Err(error));
-                continue;
-            }
-            let payload_bytes = request.payload.bytes().len();
-            if flight.len() == FLIGHT_MAX || bytes + payload_bytes > FLIGHT_BYTES {
-                self.send_flight(std::mem::take(&mut flight), &mut outcomes).await;
-                bytes = 0;
-            }
-            bytes += payload_bytes;
-            flight.push(request);
-        }
-        self.send_flight(flight, &mut outcomes).await;
-        outcomes
-    }
-
-    async fn send_flight(
-        &self,
-        flight: Vec<PublishRequest>,
-        outcomes: &mut Vec<Result<PublishOutcome, PublishError>>,
-    ) {
-        let Some(first) = flight.first() else { return };
-        if let Err(error) = self.wait_for_room(&first.channel).await {
-            outcomes.extend(flight.iter().map(|_| Err(error.clone())));
-            return;
-        }
-        let (publications, locals): (Vec<_>, Vec<_>) =
-            flight.into_iter().map(|request| self.prepare(request)).unzip();
-        let results = self.backplane.publish_flight(publications).await;
-        outcomes.extend(results.into_iter().zip(locals).map(|(result, local)| self.settle(result, local)));
-    }
-
-    fn check_size(&self, request: &PublishRequest) -> Result<(), PublishError> {
-        let (bytes, max) = (request.payload.bytes().len(), self.limits().payload_bytes_max);
-        if bytes > max { Err(PublishError::TooLarge { bytes, max }) } else { Ok(()) }
-    }
-
-    async fn wait_for_room(&self, channel: &Channel) -> Result<(), PublishError> {
-        match self.relay.interests.get(channel) {
-            Some(interest) if !interest.room(ROOM_PATIENCE).await => {
-                Err(PublishError::Overloaded { retry_after: OVERLOADED_RETRY_AFTER })
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// What the backplane is given, and, where the namespace allows it, what goes to this node's subscribers without it.
-    fn prepare(&self, request: PublishRequest) -> (NewPublication, Option<PublishRequest>) {
-        let namespace = self.namespaces().of(&request.channel);
-        let local = (namespace.backplane_away == BackplaneAway::Local).then(|| request.clone());
-        let history = match request.history {
-            PublishHistory::Namespace => {
-                app::kept_of(&self.config, &request.channel).or_else(|| namespace.history())
-            }
-            PublishHistory::Never => None,
-        };
-        let PublishRequest { channel, event, payload, idempotency_key, sender, history: _ } = request;
-        (NewPublication { channel, event, payload, history, idempotency_key, sender }, local)
-    }
-
-    fn settle(
-        &self,
-        result: Result<Published, BackplaneError>,
-        local: Option<PublishRequest>,
-    ) -> Result<PublishOutcome, PublishError> {
-        match (result, local) {
-            // Not `Unconfirmed`: that one may have been published, and would come twice.
-            (Err(BackplaneError::Unavailable(_)), Some(request)) => Ok(self.publish_locally(request)),
-            (result, _) => Ok(result?.into()),
-        }
-    }
-
-    fn publish_locally(&self, request: PublishRequest) -> PublishOutcome {
-        let PublishRequest { channel, event, payload, sender, .. } = request;
-        self.relay.publish_locally(&channel, Publication { position: None, event, payload, sender });
-        self.metrics.node.publishes_local.add(1);
-        PublishOutcome { position: None, duplicate: false, local: true }
     }
 
     /// Its name in the cluster.
@@ -501,131 +335,11 @@ impl Node {
     }
 }
 
-impl From<Published> for PublishOutcome {
-    fn from(Published { position, duplicate }: Published) -> Self {
-        Self { position, duplicate, local: false }
-    }
-}
-
-impl Relay {
-    pub(crate) fn new(shards: Vec<Box<dyn ShardPort>>) -> Self {
-        let shards: Shards = shards.into();
-        let (interests, unwanted) = (Arc::new(Interests::new()), AtomicU64::new(0));
-        let rosters = Arc::new(Rosters::new(Arc::clone(&interests), Arc::clone(&shards)));
-        let transition_hooks = OnceLock::new();
-        let watching = Watching::default();
-        Self {
-            local_order: Mutex::default(),
-            interests,
-            rosters,
-            watching,
-            shards,
-            unwanted,
-            transition_hooks,
-        }
-    }
-
-    /// Spreads what the backplane could not be given. Whether it comes before or after what the backplane hands over
-    /// at the same time may differ from shard to shard.
-    fn publish_locally(&self, channel: &Channel, publication: Publication) {
-        let Some(interest) = self.interests.get(channel) else { return };
-        let payload_bytes = publication.payload.bytes().len();
-        let _in_order = self.local_order.lock().unwrap_or_else(PoisonError::into_inner);
-        self.spread(&interest, channel, Content::Publication(Arc::new(publication)), payload_bytes);
-    }
-
-    fn spread(&self, interest: &Arc<Interest>, channel: &Channel, content: Content, payload_bytes: usize) {
-        self.watching.published(channel);
-        spread(&self.shards, interest, channel, content, payload_bytes);
-    }
-
-    pub(crate) fn to_all(&self, order: &Order) {
-        for shard in self.shards.iter() {
-            shard.order(order.clone());
-        }
-    }
-
-    pub(crate) fn stop_shards(&self) {
-        for shard in self.shards.iter() {
-            shard.stop();
-        }
-    }
-}
-
-/// Puts content into the mailboxes of the shards that have subscribers of its channel.
-pub(crate) fn spread(
-    shards: &Shards,
-    interest: &Arc<Interest>,
-    channel: &Channel,
-    content: Content,
-    payload_bytes: usize,
-) {
-    let load = interest.load(payload_bytes);
-    let outgoing = Arc::new(Outgoing::new(channel.clone(), content, load));
-    for shard in interest.shards() {
-        shards[shard].order(Order::Deliver(Arc::clone(&outgoing)));
-    }
-}
-
-impl Sink for Relay {
-    fn publication(&self, channel: &Channel, publication: Arc<Publication>) -> Intake {
-        let Some(interest) = self.interests.get(channel) else {
-            self.unwanted.fetch_add(1, Ordering::Relaxed);
-            return Intake::Taken;
-        };
-        if !interest.takes_more() {
-            return Intake::Full;
-        }
-        let payload_bytes = publication.payload.bytes().len();
-        self.spread(&interest, channel, Content::Publication(publication), payload_bytes);
-        Intake::Taken
-    }
-
-    fn together(&self, hand_over: &mut dyn FnMut()) {
-        waking_once(hand_over);
-    }
-
-    fn gap(&self, channel: &Channel, gap: Gap) {
-        if let Some(interest) = self.interests.get(channel) {
-            self.spread(&interest, channel, Content::Gap(gap), 0);
-        }
-    }
-
-    fn control(&self, control: Control) {
-        match control {
-            Control::Disconnect { target, reason } => {
-                self.to_all(&Order::Disconnect { target, reason });
-            }
-            Control::Watch { connections } => self.watching.renew(connections, Instant::now()),
-        }
-    }
-
-    fn census(&self, channel: &Channel, event: Arc<CensusEvent>) {
-        self.rosters.event(channel, event);
-    }
-
-    fn census_lost(&self, channel: &Channel) {
-        self.rosters.lost(channel);
-    }
-
-    fn transition(&self, channel: &Channel, transition: Transition) {
-        if let Some(hooks) = self.transition_hooks.get() {
-            hooks.tell(channel, &transition);
-        }
-    }
-}
-
 impl fmt::Debug for Node {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Node")
             .field("name", &self.config.node)
             .field("stage", &self.stage())
             .finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for Relay {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Relay").field("shards", &self.shards.len()).finish_non_exhaustive()
     }
 }

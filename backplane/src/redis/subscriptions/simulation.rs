@@ -9,6 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use fastrand::Rng;
 
 use super::{
     counters::Counters,
@@ -92,7 +93,7 @@ struct Node {
 struct World {
     seed: u64,
     mix: Mix,
-    random: u64,
+    random: Rng,
     server: Server,
     /// What a failover would fall back to, and the first publication that it lacks.
     replica: (Server, u64),
@@ -117,7 +118,7 @@ impl World {
         Self {
             seed,
             mix,
-            random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
+            random: Rng::with_seed(seed),
             server: Server::default(),
             replica: (Server::default(), 0),
             is_connected: false,
@@ -134,16 +135,8 @@ impl World {
         }
     }
 
-    /// xorshift64*.
-    fn random(&mut self, below: u64) -> u64 {
-        self.random ^= self.random >> 12;
-        self.random ^= self.random << 25;
-        self.random ^= self.random >> 27;
-        (self.random.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % below
-    }
-
     fn step(&mut self) {
-        match self.random(100) {
+        match self.random.u64(..100) {
             0..25 => self.publish(),
             25..50 => self.deliver(),
             50..62 => self.execute(),
@@ -171,7 +164,7 @@ impl World {
 
     fn publish(&mut self) {
         let id = self.next_id();
-        let is_placed = self.random(10) < self.mix.0;
+        let is_placed = self.random.u64(..10) < self.mix.0;
         let payload = Payload::Binary(Bytes::copy_from_slice(&id.to_be_bytes()));
         let mut publication = Publication { position: None, event: None, payload, sender: None };
         let (mut tags, mut place) = (None, None);
@@ -179,7 +172,7 @@ impl World {
             let fresh = Place { position: Position { epoch: self.epoch(), offset: 0 }, tag: Tag::NONE };
             let before = self.server.top.unwrap_or(fresh);
             let position = Position { offset: before.position.offset + 1, ..before.position };
-            let own = Tag(self.random(u64::from(u32::MAX)) + 1);
+            let own = Tag(self.random.u64(..u64::from(u32::MAX)) + 1);
             publication.position = Some(position);
             tags = Some(Tags { previous: before.tag, own });
             place = Some(Place { position, tag: own });
@@ -193,7 +186,7 @@ impl World {
     }
 
     fn epoch(&mut self) -> Epoch {
-        Epoch(self.random(u64::from(u32::MAX)))
+        Epoch(self.random.u64(..u64::from(u32::MAX)))
     }
 
     fn deliver(&mut self) {
@@ -236,7 +229,7 @@ impl World {
 
     /// An ask gets no answer in time, whether the server did it or not.
     fn fail(&mut self) {
-        if self.random(2) == 0 {
+        if self.random.u64(..2) == 0 {
             self.execute();
             self.answers.pop_back().into_iter().for_each(|(ask, _)| self.answers.push_back(failed(ask)));
         } else if let Some(ask) = self.asks.pop_front() {
@@ -262,7 +255,7 @@ impl World {
         if self.timers.is_empty() {
             return;
         }
-        let at = self.random(self.timers.len() as u64) as usize;
+        let at = self.random.usize(..self.timers.len());
         let next = match self.timers.swap_remove(at) {
             Ask::Grace { serial, top } => self.sequence.grace_over(serial, top, &mut self.node),
             Ask::Retry { serial, .. } => self.sequence.retry(serial, &mut self.node),

@@ -11,6 +11,7 @@ use std::{
     thread,
 };
 
+use fastrand::Rng;
 use serde_json::Value;
 use tidegate_backplane::Position;
 use tidegate_testkit::{
@@ -28,23 +29,9 @@ const CLIENTS: usize = 15;
 /// What the last publication of a channel begins with.
 const END: &str = "end";
 
-/// A small deterministic generator (xorshift): a seed replays every choice, though not the order of threads.
-struct Random(u64);
-
-impl Random {
-    fn of(seed: u64, thread: usize) -> Self {
-        Self(
-            (seed + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15)
-                ^ (thread as u64 + 1).wrapping_mul(0xD1B5_4A32_D192_ED03),
-        )
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % bound as u64) as usize
-    }
+/// A seed replays every choice, though not the order of threads.
+fn random_of(seed: u64, thread: usize) -> Rng {
+    Rng::with_seed(seed.wrapping_mul(10_000) + thread as u64)
 }
 
 /// What all threads of a run share.
@@ -116,10 +103,10 @@ fn publish_all(run: &Run) {
 }
 
 fn publish(run: &Run, publisher: usize) {
-    let mut random = Random::of(run.seed, publisher);
+    let mut random = random_of(run.seed, publisher);
     for number in 0..PUBLICATIONS {
-        let channel = random.below(CHANNELS);
-        let filler = if random.below(4) == 0 { 1500 } else { random.below(100) };
+        let channel = random.usize(..CHANNELS);
+        let filler = if random.usize(..4) == 0 { 1500 } else { random.usize(..100) };
         let text = format!("{publisher}-{number}-{}", "x".repeat(filler));
         run.publish(channel, text);
         run.count.fetch_add(1, Ordering::AcqRel);
@@ -128,10 +115,10 @@ fn publish(run: &Run, publisher: usize) {
 
 /// Holds the backplane's answers and hand-overs, again and again.
 fn delay(run: &Run) {
-    let mut random = Random::of(run.seed, 1000);
+    let mut random = random_of(run.seed, 1000);
     while !run.is_over() {
-        let until = run.count.load(Ordering::Acquire) + 1 + random.below(40);
-        match random.below(3) {
+        let until = run.count.load(Ordering::Acquire) + 1 + random.usize(..40);
+        match random.usize(..3) {
             0 => run.rig.backplane.hold_publications(),
             1 => run.rig.backplane.history.shut(),
             _ => {}
@@ -214,7 +201,7 @@ struct Client<'r> {
     seen: Vec<Vec<Seen>>,
     /// The last id of its stream.
     id: Option<String>,
-    random: Random,
+    random: Rng,
 }
 
 enum Connection {
@@ -225,10 +212,10 @@ enum Connection {
 impl<'r> Client<'r> {
     fn new(run: &'r Run, number: usize) -> Self {
         let kind = [Kind::Verbatim, Kind::Envelope, Kind::Stream, Kind::Streams, Kind::Streams][number % 5];
-        let mut random = Random::of(run.seed, 100 + number);
+        let mut random = random_of(run.seed, 100 + number);
         let channels = match kind {
             Kind::Streams => (0..CHANNELS).collect(),
-            _ => vec![random.below(CHANNELS)],
+            _ => vec![random.usize(..CHANNELS)],
         };
         let last: Vec<Position> = channels.iter().map(|&channel| run.starts[channel]).collect();
         let seen = channels.iter().map(|_| Vec::new()).collect();
@@ -237,18 +224,18 @@ impl<'r> Client<'r> {
 
     fn live(mut self) -> Self {
         while !self.run.is_over() {
-            match self.random.below(8) {
+            match self.random.usize(..8) {
                 0 => self.vanish(),
                 1 | 2 => {
                     let mut connection = self.connect();
-                    let until = self.run.count.load(Ordering::Acquire) + self.random.below(PUBLICATIONS);
+                    let until = self.run.count.load(Ordering::Acquire) + self.random.usize(..PUBLICATIONS);
                     self.run.wait_for(until);
-                    self.read(&mut connection, |client| client.random.below(60) == 0 || client.has_all());
+                    self.read(&mut connection, |client| client.random.usize(..60) == 0 || client.has_all());
                 }
                 _ => {
                     let mut connection = self.connect();
-                    self.read(&mut connection, |client| client.random.below(25) == 0 || client.has_all());
-                    if let (Connection::Socket(socket), 0) = (&mut connection, self.random.below(3)) {
+                    self.read(&mut connection, |client| client.random.usize(..25) == 0 || client.has_all());
+                    if let (Connection::Socket(socket), 0) = (&mut connection, self.random.usize(..3)) {
                         socket.send_close(1000, "");
                         socket.read_to_close(DEADLINE);
                     }

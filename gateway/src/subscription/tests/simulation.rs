@@ -7,6 +7,7 @@
 
 use std::collections::{HashSet, VecDeque};
 
+use fastrand::Rng;
 use tidegate_backplane::{Epoch, Payload};
 
 use crate::subscription::*;
@@ -32,22 +33,6 @@ enum Defect {
     ForgetsOverflow,
     KeepsNothing,
     JoinsTheLaneUnseen,
-}
-
-/// xorshift: a seed replays every choice.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % bound as u64) as usize
-    }
-
-    fn one_in(&mut self, bound: usize) -> bool {
-        self.below(bound) == 0
-    }
 }
 
 /// What is on its way to the shard, in order.
@@ -83,7 +68,7 @@ struct Client {
 }
 
 struct World {
-    random: Random,
+    random: Rng,
     mix: Mix,
     defect: Defect,
     channel: Channel,
@@ -110,13 +95,13 @@ struct World {
 
 impl World {
     fn new(seed: u64, mix: Mix, defect: Defect) -> Self {
-        let mut random = Random((seed + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        let mut random = Rng::with_seed(seed);
         let mut channel = Channel { epoch: 1, top: 0, log: VecDeque::new(), census: 0 };
-        for _ in 0..random.below(30) {
-            channel.publish(random.below(20));
+        for _ in 0..random.usize(..30) {
+            channel.publish(random.usize(..20));
         }
-        let since = channel.top.saturating_sub(random.below(12) as u64);
-        let want = match random.below(8) {
+        let since = channel.top.saturating_sub(random.usize(..12) as u64);
+        let want = match random.usize(..8) {
             0 => Want::Live,
             1 => Want::Place,
             2 => Want::Newest,
@@ -129,9 +114,9 @@ impl World {
             _ if channel.top == 0 => Want::Place,
             _ => Want::After(Position { epoch: Epoch(1), offset: since }),
         };
-        let mut machine = Machine::new(want, random.one_in(4));
+        let mut machine = Machine::new(want, random.usize(..4) == 0);
         machine.forgets_overflow = defect == Defect::ForgetsOverflow;
-        let subscribed = random.one_in(2);
+        let subscribed = random.usize(..2) == 0;
         Self {
             random,
             mix,
@@ -156,7 +141,7 @@ impl World {
     }
 
     fn step(&mut self) {
-        match self.random.below(20) {
+        match self.random.usize(..20) {
             0..=3 => self.publish(),
             4 => self.publish_plain(),
             5 => self.change_census(),
@@ -168,7 +153,7 @@ impl World {
             16 => self.room(),
             17 => self.send_list(),
             18 if self.mix != Mix::Calm => self.lose(),
-            19 if self.mix == Mix::Rough && self.random.one_in(6) => self.end(),
+            19 if self.mix == Mix::Rough && self.random.usize(..6) == 0 => self.end(),
             _ => {}
         }
         self.check();
@@ -176,10 +161,10 @@ impl World {
 
     fn publish(&mut self) {
         // Sometimes as much at once as is kept, and more.
-        let (count, bytes) = match self.random.below(10) {
+        let (count, bytes) = match self.random.usize(..10) {
             0 => (6, 20 * 1024),
             1 => (1, 70 * 1024),
-            _ => (1, self.random.below(40)),
+            _ => (1, self.random.usize(..40)),
         };
         for _ in 0..count {
             let publication = self.channel.publish(bytes);
@@ -265,7 +250,7 @@ impl World {
 
     fn confirm(&mut self) {
         self.subscribed = true;
-        let outputs = match self.mix == Mix::Rough && self.random.one_in(10) {
+        let outputs = match self.mix == Mix::Rough && self.random.usize(..10) == 0 {
             true => self.machine.refused(unavailable()),
             false => self.machine.confirmed(),
         };
@@ -274,7 +259,7 @@ impl World {
 
     /// The backplane reads history for a read that was asked for; the answer is still on its way.
     fn evaluate(&mut self) {
-        let fails = self.mix == Mix::Rough && self.random.one_in(8);
+        let fails = self.mix == Mix::Rough && self.random.usize(..8) == 0;
         if let Some((read, answer @ None)) = &mut self.reading {
             *answer = Some(match fails {
                 true => Err(unavailable()),
@@ -308,16 +293,16 @@ impl World {
     }
 
     fn lose(&mut self) {
-        match self.random.below(3) {
+        match self.random.usize(..3) {
             0 => {
-                let kept = self.random.below(8);
+                let kept = self.random.usize(..8);
                 while self.channel.log.len() > kept {
                     self.channel.log.pop_front();
                 }
             }
             // Publications are lost, and a gap comes in their place.
             1 => {
-                let mut lost = self.random.below(3) + 1;
+                let mut lost = self.random.usize(..3) + 1;
                 let mut through = None;
                 while let Some(Mail::Item(Item::Publication(publication))) = self.flight.front()
                     && lost > 0
@@ -339,7 +324,7 @@ impl World {
                 self.channel.epoch += 1;
                 self.channel.log.clear();
                 self.channel.top = 0;
-                let top = match self.random.one_in(2) {
+                let top = match self.random.usize(..2) == 0 {
                     true => {
                         self.channel.publish(3);
                         self.channel.position()
@@ -560,7 +545,7 @@ fn unavailable() -> BackplaneError {
 
 fn simulate(seed: u64, mix: Mix, defect: Defect) {
     let mut world = World::new(seed, mix, defect);
-    let steps = world.random.below(STEPS);
+    let steps = world.random.usize(..STEPS);
     (0..steps).for_each(|_| world.step());
     world.settle();
 }

@@ -1,5 +1,6 @@
 //! Single stories, and a simulator that plays faults of a registry and of nodes under a seed.
 
+use fastrand::Rng;
 use proptest::prelude::*;
 
 use super::*;
@@ -182,18 +183,6 @@ fn a_node_that_is_cut_off_from_everybody_is_lost_before_its_lease_ends() {
     assert_eq!(lost, Some(5));
 }
 
-/// xorshift64*: the same story for a seed on every machine.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % sides
-    }
-}
-
 const LEASE: u64 = 10;
 
 /// Seconds that a node may need to announce itself again after the registry works again.
@@ -225,7 +214,7 @@ struct Node {
 
 /// The truth, beside what the membership believes.
 struct World {
-    dice: Dice,
+    dice: Rng,
     now: u64,
     registry: Registry,
     fault_ends: u64,
@@ -236,8 +225,8 @@ struct World {
 
 impl World {
     fn new(seed: u64) -> Self {
-        let mut dice = Dice(seed | 1);
-        let nodes = (0..2 + dice.roll(6)).map(|number| Node::new(format!("n{number}"), 0)).collect();
+        let mut dice = Rng::with_seed(seed);
+        let nodes = (0..2 + dice.u64(..6)).map(|number| Node::new(format!("n{number}"), 0)).collect();
         let (registry, membership, story) = (Registry::Works, Membership::new(RULES), Vec::new());
         Self { dice, now: 0, registry, fault_ends: 0, nodes, membership, story }
     }
@@ -249,7 +238,7 @@ impl World {
             self.registry = Registry::Works;
             let now = self.now;
             for node in &mut self.nodes {
-                node.announces_at = now + self.dice.roll(RECONNECT + 1);
+                node.announces_at = now + self.dice.u64(..RECONNECT + 1);
             }
         }
         if faults {
@@ -262,9 +251,9 @@ impl World {
 
     fn fault(&mut self) {
         let now = self.now;
-        match self.dice.roll(120) {
+        match self.dice.u64(..120) {
             kind @ 0..3 if self.registry == Registry::Works => {
-                self.fault_ends = now + 1 + self.dice.roll(40);
+                self.fault_ends = now + 1 + self.dice.u64(..40);
                 self.registry = if kind == 2 { Registry::Frozen } else { Registry::Away };
                 self.tell(&format!("{:?} until {}", self.registry, self.fault_ends));
                 if kind == 1 {
@@ -274,7 +263,7 @@ impl World {
             }
             3 | 4 if self.nodes.iter().filter(|node| node.is_good()).count() > 1 => {
                 let at = self.pick();
-                let kills = self.dice.roll(2) == 0;
+                let kills = self.dice.u64(..2) == 0;
                 let node = &mut self.nodes[at];
                 node.dead_since = now;
                 if kills {
@@ -287,7 +276,7 @@ impl World {
             }
             5 | 6 => {
                 let at = self.pick();
-                let announces_at = now + self.dice.roll(RECONNECT + 1);
+                let announces_at = now + self.dice.u64(..RECONNECT + 1);
                 let node = &mut self.nodes[at];
                 if !node.is_good() {
                     *node =
@@ -301,7 +290,7 @@ impl World {
     }
 
     fn pick(&mut self) -> usize {
-        self.dice.roll(self.nodes.len() as u64) as usize
+        self.dice.usize(..self.nodes.len())
     }
 
     fn announce(&mut self) {
