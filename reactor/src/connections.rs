@@ -18,7 +18,6 @@ pub use writing::Written;
 use crate::{
     answers::Answers,
     entry::{Entry, Flags, PeerEnd, WhenFlushed},
-    outbound::Shared,
     peering::Notice,
     rests::Rests,
     slab::{ConnectionId, Slab},

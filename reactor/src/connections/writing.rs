@@ -165,12 +165,12 @@ impl<C> Connections<C> {
         }
     }
 
-    fn fail(&mut self, id: ConnectionId, error: &io::Error) -> Written {
+    pub(super) fn fail(&mut self, id: ConnectionId, error: &io::Error) -> Written {
         self.doom(id, Closed::Failed(error.kind()));
         Written::Closed
     }
 
-    fn flush(&mut self, id: ConnectionId) {
+    pub(super) fn flush(&mut self, id: ConnectionId) {
         let Some(entry) = self.entries.get_mut(id.slot).filter(|entry| entry.lives(id)) else { return };
         let (Some(queue), Some(socket)) = (entry.outbound.as_mut(), entry.socket.as_mut()) else { return };
         let before = queue.bytes();
