@@ -1,17 +1,28 @@
 //! What is written to each member of a lane at once.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use bytes::{Bytes, BytesMut};
 use tidegate_backplane::Gap;
-use tidegate_reactor::{Overflow, Shared, Written};
+use tidegate_reactor::{ConnectionId, Overflow, Shared, Written};
 
-use super::{ChannelKey, Receivers, lane::Pending, outgoing::Content};
+use super::{
+    ChannelKey, Receivers,
+    outgoing::{Content, Outgoing},
+};
 use crate::metrics::ShardMetrics;
 
 /// Bytes that one batch gathers at most. Past it the cost of a write is copying, not the call: 16 KiB is some 120
 /// frames of 130 bytes, and the call's 6 µs are 0.05 µs for each.
 const BATCH_BYTES: usize = 16 * 1024;
+
+/// Something that waits for the members of a lane.
+#[derive(Debug)]
+pub(super) struct Pending {
+    pub(super) outgoing: Arc<Outgoing>,
+    /// This member does not get it: it sent it.
+    pub(super) except: Option<ConnectionId>,
+}
 
 #[derive(Debug)]
 pub(super) struct Batch {

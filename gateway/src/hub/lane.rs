@@ -1,17 +1,16 @@
 //! One form of one channel: its members, what waits for them, and the batch that is being sent.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::collections::VecDeque;
 
 use tidegate_backplane::{Gap, GapReason};
-use tidegate_reactor::{ConnectionId, Overflow, Written};
+use tidegate_reactor::{Overflow, Written};
 
 use super::{
     ChannelKey, Delivery, Receivers, Terms,
-    batch::{Batch, Gatherer},
+    batch::{Batch, Gatherer, Pending},
     following::Followers,
     form::{Form, FormId},
     members::Members,
-    outgoing::Outgoing,
 };
 use crate::metrics::{DropReason, ShardMetrics};
 
@@ -40,14 +39,6 @@ pub(super) enum Kind {
     Following(Box<Followers>),
     /// Nobody gets anything: they are about to be closed, because of a gap that their form cannot say.
     Silent,
-}
-
-/// Something that waits for the members of a lane.
-#[derive(Debug)]
-pub(super) struct Pending {
-    pub(super) outgoing: Arc<Outgoing>,
-    /// This member does not get it: it sent it.
-    pub(super) except: Option<ConnectionId>,
 }
 
 /// What became of a slice.

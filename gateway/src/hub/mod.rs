@@ -37,7 +37,8 @@ use crate::{
     },
     subscription::Seen,
 };
-use lane::{Kind, Lane, Pending};
+use batch::Pending;
+use lane::{Kind, Lane};
 
 /// Names a channel within a shard.
 pub(crate) type ChannelKey = u32;

@@ -24,8 +24,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub(crate) use self::{metrics::WebhookCollector, transitions::TransitionHooks};
 use self::{metrics::WebhookMetrics, queue::Queue, sender::Sender};
 use crate::{
-    app::apps::{App, AppId, signature::Signer},
-    config::{ConfigError, WebhookEntry, WebhookEvent, WebhookSending, WebhookUrl},
+    app::apps::signature::Signer,
+    config::{AppId, ConfigError, WebhookEntry, WebhookEvent, WebhookSending, WebhookUrl},
 };
 
 /// Something that happened in a channel, by the names that the app knows, without its prefix.
@@ -95,10 +95,10 @@ impl Webhooks {
         })
     }
 
-    /// Tells whoever of the app wants to know. Never waits: what finds no room is dropped and counted.
-    pub(crate) fn notify(&self, app: &App, event: Event<'_>) {
+    /// Tells whoever wants to know. Never waits: what finds no room is dropped and counted.
+    pub(crate) fn notify(&self, endpoints: &[Endpoint], event: Event<'_>) {
         let mut json: Option<Arc<[u8]>> = None;
-        for endpoint in app.webhooks.iter().filter(|endpoint| endpoint.wants(&event)) {
+        for endpoint in endpoints.iter().filter(|endpoint| endpoint.wants(&event)) {
             let json = json.get_or_insert_with(|| event.to_json());
             endpoint.queue.push(&event, Arc::clone(json));
         }

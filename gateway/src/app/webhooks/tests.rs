@@ -155,7 +155,7 @@ impl Rig {
     }
 
     fn notify(&self, event: Event<'_>) {
-        self.webhooks.notify(&self.apps.by_id("app").unwrap(), event);
+        self.webhooks.notify(&self.apps.by_id("app").unwrap().webhooks, event);
     }
 
     fn occupied(&self, channels: std::ops::Range<usize>) {
@@ -391,7 +391,7 @@ fn an_address_that_is_taken_away_ends_with_its_queue() {
     let before = rig.apps.by_id("app").unwrap();
     rig.webhooks.keep_only(std::iter::empty());
     eventually("all dropped", DEADLINE, || rig.dropped(WebhookDrop::Removed) == 4 && rig.queued_bytes() == 0);
-    rig.webhooks.notify(&before, Event::CacheMiss { channel: "c" });
+    rig.webhooks.notify(&before.webhooks, Event::CacheMiss { channel: "c" });
     assert_eq!(rig.dropped(WebhookDrop::Removed), 5);
     eventually("no sender", DEADLINE, || rig.webhooks.senders.is_empty());
 }

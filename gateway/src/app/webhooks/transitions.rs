@@ -33,7 +33,7 @@ impl TransitionHooks {
             _ => true,
         };
         if is_told && !channel.starts_with(INTERNAL) {
-            self.webhooks.notify(&app, event(channel, transition));
+            self.webhooks.notify(&app.webhooks, event(channel, transition));
         }
     }
 }

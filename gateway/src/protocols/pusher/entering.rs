@@ -354,7 +354,7 @@ impl Ctx<'_> {
         if channel_kind.is_cache && is_new {
             self.tell(|text| server::cache_miss(name, text));
             if let Some(app) = self.app_of() {
-                self.core.shared.webhooks.notify(&app, Event::CacheMiss { channel: name });
+                self.core.shared.webhooks.notify(&app.webhooks, Event::CacheMiss { channel: name });
             }
         }
         match kind {

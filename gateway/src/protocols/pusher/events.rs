@@ -51,7 +51,8 @@ impl Ctx<'_> {
                 result?;
                 let (channel, user_id) = (&*name, user.as_deref());
                 let (event, data, socket_id) = (&*event, &*data, &*socket_id);
-                webhooks.notify(&told, Event::ClientEvent { channel, event, data, socket_id, user_id });
+                webhooks
+                    .notify(&told.webhooks, Event::ClientEvent { channel, event, data, socket_id, user_id });
                 Ok(())
             };
             Box::new(tell) as Ended
