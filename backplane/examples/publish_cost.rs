@@ -13,8 +13,8 @@ use std::{
 
 use futures_util::FutureExt;
 use tidegate_backplane::{
-    Backplane, CensusEvent, Channel, Control, Gap, HistoryPolicy, Intake, MemoryBackplane, MemoryOptions,
-    NewPublication, Payload, Publication, Sink, Text, Transition,
+    Backplane, Channel, Control, Gap, HistoryPolicy, Intake, MemoryBackplane, MemoryOptions, NewPublication,
+    Payload, PresenceEvent, Publication, Sink, Text, Transition,
 };
 
 const PUBLISHES: usize = 400_000;
@@ -33,7 +33,7 @@ impl Sink for CountingSink {
     fn gap(&self, _: &Channel, _: Gap) {}
 
     fn control(&self, _: Control) {}
-    fn census(&self, _: &Channel, _: Arc<CensusEvent>) {}
+    fn presence(&self, _: &Channel, _: Arc<PresenceEvent>) {}
     fn transition(&self, _: &Channel, _: Transition) {}
 }
 

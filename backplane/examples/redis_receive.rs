@@ -11,7 +11,7 @@ use std::{
 };
 
 use tidegate_backplane::{
-    Backplane, CensusEvent, Channel, Control, Gap, Intake, Publication, RedisBackplane, RedisOptions, Sink,
+    Backplane, Channel, Control, Gap, Intake, PresenceEvent, Publication, RedisBackplane, RedisOptions, Sink,
     Transition,
 };
 
@@ -32,7 +32,7 @@ impl Sink for Counting {
     }
 
     fn control(&self, _: Control) {}
-    fn census(&self, _: &Channel, _: Arc<CensusEvent>) {}
+    fn presence(&self, _: &Channel, _: Arc<PresenceEvent>) {}
     fn transition(&self, _: &Channel, _: Transition) {}
 }
 

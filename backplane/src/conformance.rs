@@ -8,26 +8,26 @@
 //! - `order`: order under concurrent publishers, atomicity of history and sink, idempotency.
 //! - `recovery`: positions, bounds of history, epochs.
 //! - `interest`: who is handed what.
-//! - `census`: who is in a channel, and what is told of it.
-//! - `cluster`: presence, nodes, control.
+//! - `presence`: who is in a channel, and what is told of it.
+//! - `cluster`: nodes, control.
 //! - `nodes`: what holds between the nodes of a cluster.
 
-mod census;
 mod cluster;
 mod interest;
 mod nodes;
 mod order;
+mod presence;
 mod recorder;
 mod recovery;
 
 use std::{fmt::Debug, sync::Arc, time::Duration};
 
-pub use census::*;
 pub use cluster::*;
 use futures_util::future::{BoxFuture, FutureExt, LocalBoxFuture, join_all};
 pub use interest::*;
 pub use nodes::*;
 pub use order::*;
+pub use presence::*;
 pub use recorder::Recorder;
 pub use recovery::*;
 
@@ -67,7 +67,7 @@ pub trait Subject: Send + Sync {
     fn node_lease(&self) -> Option<Duration>;
 
     /// How long an end must last until it is told as a transition.
-    fn census_settle(&self) -> Duration;
+    fn presence_settle(&self) -> Duration;
 
     /// Has the backplane lose all it keeps, as a server that comes back without its data. False: only the end of the
     /// process does that.
@@ -86,7 +86,7 @@ pub async fn run(subject: &dyn Subject) {
             wait.await;
         }
     }
-    the_census_comes_back_after_a_loss(subject).await;
+    presence_comes_back_after_a_loss(subject).await;
     a_gap_stands_between_epochs(subject).await;
 }
 
@@ -113,6 +113,7 @@ async fn work(subject: &dyn Subject) {
     a_publication_without_history_takes_no_offset(subject).await;
 
     presence_is_ordered_and_replaced(subject).await;
+    presence_keeps_the_order_of_the_calls(subject).await;
     nodes_are_announced_and_retired(subject).await;
     control_reaches_the_own_sink(subject).await;
     health_is_good(subject).await;
@@ -120,13 +121,12 @@ async fn work(subject: &dyn Subject) {
     publications_reach_all_nodes_in_one_order(subject).await;
     publications_without_history_reach_the_other_node(subject).await;
     a_key_counts_on_all_nodes(subject).await;
-    presence_is_of_all_nodes(subject).await;
     control_reaches_all_nodes(subject).await;
     a_record_is_read_by_all_nodes(subject).await;
     reports_are_read_by_all_nodes(subject).await;
 
     a_full_channel_refuses_new_users(subject).await;
-    census_channels_are_listed_by_app(subject).await;
+    presence_channels_are_listed_by_app(subject).await;
     a_node_that_is_dropped_lets_go_of_its_sink(subject).await;
 }
 
@@ -137,8 +137,7 @@ fn waits(subject: &dyn Subject) -> Vec<LocalBoxFuture<'_, ()>> {
         history_is_bounded_by_age(subject).boxed_local(),
         an_unused_channel_begins_a_new_epoch(subject).boxed_local(),
         a_node_that_does_not_renew_vanishes(subject).boxed_local(),
-        a_node_that_vanishes_takes_its_presence_with_it(subject).boxed_local(),
-        the_census_tells_each_user_once(subject).boxed_local(),
+        presence_tells_each_user_once(subject).boxed_local(),
         a_return_is_no_transition(subject).boxed_local(),
         counts_are_told(subject).boxed_local(),
         a_user_on_two_nodes_is_one_user(subject).boxed_local(),

@@ -5,29 +5,29 @@
 //! process; other implementations put a server between. All of them pass the suite in `conformance` (a module
 //! behind the feature of that name).
 //!
-//! - `types`: the domain's words, from [`Channel`] to [`NodeRecord`]. `census`: who is in a channel.
+//! - `types`: the domain's words, from [`Channel`] to [`NodeRecord`]. `presence`: who is in a channel.
 //! - `memory`: [`MemoryBackplane`].
 //! - `redis`: many nodes over Redis or Valkey.
 //! - `clock`: [`Clock`], so that tests move the time instead of waiting for it.
 //! - `conformance`: the suite, and a [`Sink`] that records what it is told.
 
-mod census;
 mod clock;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod memory;
+mod presence;
 mod redis;
 mod types;
 
 use std::sync::Arc;
 
-pub use census::{
-    Attend, AttendError, Attended, CENSUS_SETTLE, COUNTS_INTERVAL, COUNTS_SMALL_INTERVAL, COUNTS_SMALL_MAX,
-    CensusChannel, CensusEvent, CensusKind, Roll, Sums, Transition, User,
-};
 pub use clock::{Clock, ManualClock, SystemClock};
 use futures_util::future::BoxFuture;
 pub use memory::{MemoryBackplane, MemoryCounters, MemoryOptions, SWEEPS_PER_ROUND};
+pub use presence::{
+    Attendance, COUNTS_INTERVAL, COUNTS_SMALL_INTERVAL, COUNTS_SMALL_MAX, Join, JoinError, Member,
+    PRESENCE_SETTLE, PresenceChannel, PresenceEvent, PresenceKind, Roll, Sums, Transition,
+};
 pub use redis::{
     GapsTold, IDEMPOTENCY_WINDOW, LEASE, LinkCounters, OperationCounters, Prefix, PrefixError, REFUSALS,
     REPEATS, REPLACEMENTS, RedisBackplane, RedisCounters, RedisFiles, RedisNodes, RedisOptions,
@@ -81,41 +81,37 @@ pub trait Backplane: Send + Sync + 'static {
         query: HistoryQuery,
     ) -> BoxFuture<'_, Result<History, BackplaneError>>;
 
-    /// Adds or replaces the presence entry of `member.connection` in the channel.
+    /// This node has one subscription more in the channel: that of a connection, which replaces what the connection
+    /// has there, or one that is only counted. [`join`](Self::join) and [`leave`](Self::leave) of a channel take effect
+    /// in the order of the calls, whether or not the futures are polled.
     ///
-    /// An error says that other nodes may not see it yet: it is kept, and written when that is possible, until
-    /// [`leave`](Self::leave).
-    fn join(&self, channel: &Channel, member: Member) -> BoxFuture<'static, Result<(), BackplaneError>>;
-
-    /// Removes a presence entry; one that is not there is no error.
-    fn leave(&self, channel: &Channel, connection: &str) -> BoxFuture<'static, Result<(), BackplaneError>>;
-
-    /// The members of a channel on all nodes, in order of their connections.
-    fn presence(&self, channel: &Channel) -> BoxFuture<'_, Result<Vec<Member>, BackplaneError>>;
-
-    /// This node has one subscription more or less in the channel. It takes effect in the order of the calls.
+    /// What the node has joined is kept here, and leased on the server: it is written whole after the server has lost
+    /// it, and ends with the lease of a node that died. Leaving is right after every answer, also after a refusal.
     ///
-    /// The node's part is kept here and absolute on the server: it is written whole after the server has lost it, and
-    /// ends with the lease of a node that died. What has entered is left once, after the answer, unless the answer was
-    /// [`AttendError::Full`].
-    ///
-    /// Changes are numbered, told to the sinks of the nodes that are subscribed ([`Sink::census`]) and, as transitions,
-    /// to one sink of the cluster ([`Sink::transition`]).
-    fn attend(&self, channel: &Channel, attend: Attend) -> BoxFuture<'static, Result<Attended, AttendError>>;
+    /// Users, sums and changes follow from the connections. Changes are numbered, told to the sinks of the nodes that
+    /// are subscribed ([`Sink::presence`]) and, as transitions, to one sink of the cluster ([`Sink::transition`]).
+    fn join(&self, channel: &Channel, join: Join) -> BoxFuture<'static, Result<Attendance, JoinError>>;
 
-    /// Who is in the channel on all nodes.
+    /// The subscription of a connection, or one that is only counted, is gone; one that is not there is no error.
+    fn leave(
+        &self,
+        channel: &Channel,
+        connection: Option<&str>,
+    ) -> BoxFuture<'static, Result<Attendance, BackplaneError>>;
+
+    /// Who is in the channel on all nodes, after all that this node was asked for before.
     fn roll(&self, channel: &Channel) -> BoxFuture<'static, Result<Roll, BackplaneError>>;
 
-    /// How many are in the channel on all nodes.
-    fn sums(&self, channel: &Channel) -> BoxFuture<'static, Result<Sums, BackplaneError>>;
+    /// How many are in the channel on all nodes, and the number of its newest event.
+    fn attendance(&self, channel: &Channel) -> BoxFuture<'static, Result<Attendance, BackplaneError>>;
 
-    /// The channels of an app (`None`: the default one) that somebody attends and whose name begins with `prefix`, in
+    /// The channels of an app (`None`: the default one) that somebody is in and whose name begins with `prefix`, in
     /// order of their names.
-    fn census_channels(
+    fn presence_channels(
         &self,
         app: Option<&str>,
         prefix: &str,
-    ) -> BoxFuture<'static, Result<Vec<CensusChannel>, BackplaneError>>;
+    ) -> BoxFuture<'static, Result<Vec<PresenceChannel>, BackplaneError>>;
 
     /// Says or renews what this node is; a record that is not renewed vanishes with its lease.
     fn announce(&self, node: NodeRecord) -> BoxFuture<'_, Result<(), BackplaneError>>;
@@ -175,10 +171,10 @@ pub trait Sink: Send + Sync + 'static {
 
     /// A change of who is in a channel that this node is subscribed to, in order with its publications, but for those
     /// that had to be repaired. Always taken: a sink that has no room for it has to read the channel's [`Roll`] later.
-    fn census(&self, channel: &Channel, event: Arc<CensusEvent>);
+    fn presence(&self, channel: &Channel, event: Arc<PresenceEvent>);
 
     /// Changes of who is in a channel may have been missed. A sink that keeps no roll has nothing to do.
-    fn census_lost(&self, _channel: &Channel) {}
+    fn presence_lost(&self, _channel: &Channel) {}
 
     /// A change of who is in a channel, told to one sink of the cluster, whether or not it is subscribed.
     fn transition(&self, channel: &Channel, transition: Transition);

@@ -31,15 +31,14 @@
 //! Age is applied when a channel is looked at, so an answer never depends on when [`MemoryBackplane::sweep`] ran;
 //! the sweep only gives memory back.
 
-mod census;
 mod headcount;
 mod hoard;
 mod keys;
 mod ledger;
 mod lock;
 mod log;
-mod members;
 mod nodes;
+mod presence;
 mod table;
 
 use std::{
@@ -54,19 +53,18 @@ use std::{
 use futures_util::future::{BoxFuture, FutureExt, ready};
 
 use self::{
-    census::Census,
     headcount::Told,
     hoard::{Hoard, Released},
     keys::Keys,
     log::Log,
-    members::Members,
     nodes::Nodes,
+    presence::Presence,
     table::{Entry, Ledger, PARTS, State, Table},
 };
 use crate::{
-    Attend, AttendError, Attended, Backplane, BackplaneError, CENSUS_SETTLE, CensusChannel, CensusEvent,
-    Channel, Clock, Control, Epoch, Gap, GapReason, History, HistoryPolicy, HistoryQuery, Intake, Member,
-    NewPublication, NodeRecord, Position, Publication, Published, Roll, Sink, Sums, SystemClock,
+    Attendance, Backplane, BackplaneError, Channel, Clock, Control, Epoch, Gap, GapReason, History,
+    HistoryPolicy, HistoryQuery, Intake, Join, JoinError, NewPublication, NodeRecord, PRESENCE_SETTLE,
+    Position, PresenceChannel, PresenceEvent, Publication, Published, Roll, Sink, SystemClock,
 };
 
 /// Parts of the channel table that one sweep visits. With a sweep each second, memory is back after 8 s, and 15,000
@@ -94,7 +92,7 @@ pub struct MemoryOptions {
     /// the process it is kept in, so there is no dead node whose record a lease would have to end.
     pub node_lease: Option<Duration>,
     /// How long an end must last until it is told as a transition; told by the first sweep after that.
-    pub census_settle: Duration,
+    pub presence_settle: Duration,
 }
 
 impl Default for MemoryOptions {
@@ -109,7 +107,7 @@ impl Default for MemoryOptions {
             // About 390,000 keys that are UUIDs (36 characters): 1,300 such publishes a second for 5 minutes.
             idempotency_bytes_max: 64 << 20,
             node_lease: None,
-            census_settle: CENSUS_SETTLE,
+            presence_settle: PRESENCE_SETTLE,
         }
     }
 }
@@ -129,11 +127,10 @@ pub struct MemoryCounters {
     pub idempotency_bytes: u64,
     /// Keys forgotten within their window, because of either bound, since the start.
     pub idempotency_evicted: u64,
-    pub presence_members: u64,
-    /// Channels that somebody attends, or that wait for an end to be told.
-    pub census_channels: u64,
-    pub census_subscriptions: u64,
-    pub census_users: u64,
+    /// Channels that somebody is in, or that wait for an end to be told.
+    pub presence_channels: u64,
+    pub presence_subscriptions: u64,
+    pub presence_users: u64,
 }
 
 /// The [`Backplane`] of one process. Its own documentation is that of the module.
@@ -144,8 +141,7 @@ pub struct MemoryBackplane {
     history: Ledger,
     keys: Ledger,
     subscriptions: AtomicU64,
-    members: Members,
-    census: Census,
+    presence: Presence,
     nodes: Nodes,
     /// Where the next sweep begins.
     sweep_part: AtomicUsize,
@@ -161,8 +157,7 @@ impl MemoryBackplane {
             history: Ledger::new(options.history_bytes_max),
             keys: Ledger::new(options.idempotency_bytes_max),
             subscriptions: AtomicU64::new(0),
-            members: Members::new(),
-            census: Census::new(options.census_settle),
+            presence: Presence::new(options.presence_settle),
             nodes: Nodes::new(options.node_lease),
             sweep_part: AtomicUsize::new(0),
             options,
@@ -183,16 +178,15 @@ impl MemoryBackplane {
         if first.is_multiple_of(PARTS) {
             self.history.purge();
             self.keys.purge();
-            self.members.shrink();
-            self.census.shrink();
+            self.presence.shrink();
         }
         self.nodes.sweep(now);
-        self.census.settle(now, |channel, told| self.tell(channel, told));
+        self.presence.settle(now, |channel, told| self.tell(channel, told));
     }
 
     /// What is held now. It visits every part of the channel table: for a scrape, not for each publication.
     pub fn counters(&self) -> MemoryCounters {
-        let (census_channels, census_subscriptions, census_users) = self.census.totals();
+        let (presence_channels, presence_subscriptions, presence_users) = self.presence.totals();
         MemoryCounters {
             channels: self.table.len() as u64,
             subscriptions: self.subscriptions.load(Relaxed),
@@ -202,10 +196,9 @@ impl MemoryBackplane {
             idempotency_keys: self.keys.items(),
             idempotency_bytes: self.keys.bytes(),
             idempotency_evicted: self.keys.evicted(),
-            presence_members: self.members.len(),
-            census_channels,
-            census_subscriptions,
-            census_users,
+            presence_channels,
+            presence_subscriptions,
+            presence_users,
         }
     }
 
@@ -275,7 +268,7 @@ impl MemoryBackplane {
         }
     }
 
-    /// Hands over what the census says, under the lock of the channel where it is subscribed.
+    /// Hands over what changed in presence, under the lock of the channel where it is subscribed.
     fn tell(&self, channel: &Channel, told: Vec<Told>) {
         if told.is_empty() {
             return;
@@ -283,14 +276,14 @@ impl MemoryBackplane {
         let (mut events, mut transitions) = (Vec::new(), Vec::new());
         for told in told {
             match told {
-                Told::Event { sequence, kind } => events.push(CensusEvent { sequence, kind }),
+                Told::Event { sequence, kind } => events.push(PresenceEvent { sequence, kind }),
                 Told::Transition(transition) => transitions.push(transition),
             }
         }
         self.table.with_existing(channel, |state| {
             if state.interest.is_some() {
                 for event in events.drain(..) {
-                    self.sink.census(channel, Arc::new(event));
+                    self.sink.presence(channel, Arc::new(event));
                 }
             }
         });
@@ -422,39 +415,34 @@ impl Backplane for MemoryBackplane {
         ready(Ok(self.read(channel, &query))).boxed()
     }
 
-    fn join(&self, channel: &Channel, member: Member) -> BoxFuture<'static, Result<(), BackplaneError>> {
-        self.members.join(channel, member);
-        ready(Ok(())).boxed()
-    }
-
-    fn leave(&self, channel: &Channel, connection: &str) -> BoxFuture<'static, Result<(), BackplaneError>> {
-        self.members.leave(channel, connection);
-        ready(Ok(())).boxed()
-    }
-
-    fn presence(&self, channel: &Channel) -> BoxFuture<'_, Result<Vec<Member>, BackplaneError>> {
-        ready(Ok(self.members.list(channel))).boxed()
-    }
-
-    fn attend(&self, channel: &Channel, attend: Attend) -> BoxFuture<'static, Result<Attended, AttendError>> {
+    fn join(&self, channel: &Channel, join: Join) -> BoxFuture<'static, Result<Attendance, JoinError>> {
         let now = self.options.clock.now();
-        ready(self.census.attend(channel, attend, now, |told| self.tell(channel, told))).boxed()
+        ready(self.presence.join(channel, join, now, |told| self.tell(channel, told))).boxed()
+    }
+
+    fn leave(
+        &self,
+        channel: &Channel,
+        connection: Option<&str>,
+    ) -> BoxFuture<'static, Result<Attendance, BackplaneError>> {
+        let now = self.options.clock.now();
+        ready(Ok(self.presence.leave(channel, connection, now, |told| self.tell(channel, told)))).boxed()
     }
 
     fn roll(&self, channel: &Channel) -> BoxFuture<'static, Result<Roll, BackplaneError>> {
-        ready(Ok(self.census.roll(channel))).boxed()
+        ready(Ok(self.presence.roll(channel))).boxed()
     }
 
-    fn sums(&self, channel: &Channel) -> BoxFuture<'static, Result<Sums, BackplaneError>> {
-        ready(Ok(self.census.sums(channel))).boxed()
+    fn attendance(&self, channel: &Channel) -> BoxFuture<'static, Result<Attendance, BackplaneError>> {
+        ready(Ok(self.presence.attendance(channel))).boxed()
     }
 
-    fn census_channels(
+    fn presence_channels(
         &self,
         app: Option<&str>,
         prefix: &str,
-    ) -> BoxFuture<'static, Result<Vec<CensusChannel>, BackplaneError>> {
-        ready(Ok(self.census.channels(app, prefix))).boxed()
+    ) -> BoxFuture<'static, Result<Vec<PresenceChannel>, BackplaneError>> {
+        ready(Ok(self.presence.channels(app, prefix))).boxed()
     }
 
     fn announce(&self, node: NodeRecord) -> BoxFuture<'_, Result<(), BackplaneError>> {

@@ -341,16 +341,6 @@ pub enum GapReason {
     Forgotten,
 }
 
-/// One presence entry: a connection of a user in a channel.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Member {
-    /// Unique in the cluster: `NODE.CONNECTION`.
-    pub connection: Box<str>,
-    pub user: Box<str>,
-    /// JSON given by the token, or none.
-    pub info: Option<Box<str>>,
-}
-
 /// What a node says of itself; the router and `GET /v1/nodes` read it.
 #[derive(Clone, PartialEq, Debug)]
 pub struct NodeRecord {

@@ -5,9 +5,9 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use tidegate_backplane::{
-    Attend, Backplane, CENSUS_SETTLE, Channel, Clock, History, HistoryPolicy, HistoryQuery, ManualClock,
-    MemoryBackplane, MemoryCounters, MemoryOptions, NewPublication, Payload, Position, Published,
-    SWEEPS_PER_ROUND, User, conformance::Recorder,
+    Backplane, Channel, Clock, History, HistoryPolicy, HistoryQuery, Join, ManualClock, Member,
+    MemoryBackplane, MemoryCounters, MemoryOptions, NewPublication, PRESENCE_SETTLE, Payload, Position,
+    Published, SWEEPS_PER_ROUND, conformance::Recorder,
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -241,28 +241,27 @@ fn the_end_of_a_subscription_is_a_use() {
     assert!(bench.history("c", Some(at)).top.is_none());
 }
 
-/// What the census holds goes when the ends have been told; what comes and goes meanwhile adds nothing.
+/// What presence holds goes when the ends have been told; what comes and goes meanwhile adds nothing.
 #[test]
-fn the_census_holds_nothing_of_those_who_are_gone() {
+fn presence_holds_nothing_of_those_who_are_gone() {
     let bench = Bench::new(MemoryOptions::default());
-    let attend = |channel: &Channel, attend| {
-        bench.backplane.attend(channel, attend).now_or_never().expect("ready").expect("accepted")
-    };
     for round in 0..3 {
         for number in 0..1000 {
             let channel = channel(&format!("c{number}"));
-            let user = User { id: format!("u{round}").into(), info: None };
-            let id = user.id.clone();
-            attend(&channel, Attend::Enter { user: Some(user), users_max: None, tells_counts: true });
-            attend(&channel, Attend::Leave { user: Some(id) });
+            let (connection, user): (Box<str>, _) = (format!("n.{round}").into(), format!("u{round}").into());
+            let join = Join::listed(Member { connection: connection.clone(), user, info: None });
+            let joined = bench.backplane.join(&channel, Join { tells_counts: Some(true), ..join });
+            joined.now_or_never().expect("ready").expect("joined");
+            let left = bench.backplane.leave(&channel, Some(&connection));
+            left.now_or_never().expect("ready").expect("left");
         }
     }
     let counters = bench.counters();
     assert_eq!(
-        (counters.census_channels, counters.census_subscriptions, counters.census_users),
+        (counters.presence_channels, counters.presence_subscriptions, counters.presence_users),
         (1000, 0, 0)
     );
-    bench.clock.advance(CENSUS_SETTLE);
+    bench.clock.advance(PRESENCE_SETTLE);
     bench.sweep_all();
-    assert_eq!(bench.counters().census_channels, 0);
+    assert_eq!(bench.counters().presence_channels, 0);
 }

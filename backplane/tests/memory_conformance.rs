@@ -7,7 +7,7 @@ use std::{
 
 use futures_util::future::{BoxFuture, FutureExt, ready};
 use tidegate_backplane::{
-    Backplane, CENSUS_SETTLE, Clock, ManualClock, MemoryBackplane, MemoryOptions, Sink,
+    Backplane, Clock, ManualClock, MemoryBackplane, MemoryOptions, PRESENCE_SETTLE, Sink,
     conformance::{self, Subject},
 };
 
@@ -56,8 +56,8 @@ impl Subject for Memory {
         Some(NODE_LEASE)
     }
 
-    fn census_settle(&self) -> Duration {
-        CENSUS_SETTLE
+    fn presence_settle(&self) -> Duration {
+        PRESENCE_SETTLE
     }
 
     fn lose_all(&self) -> BoxFuture<'_, bool> {

@@ -12,8 +12,8 @@ use std::{
 
 use futures_util::FutureExt;
 use tidegate_backplane::{
-    Backplane, CensusEvent, Channel, Clock, Control, Epoch, Gap, HistoryPolicy, HistoryQuery, Intake,
-    ManualClock, MemoryBackplane, MemoryCounters, MemoryOptions, NewPublication, Payload, Publication,
+    Backplane, Channel, Clock, Control, Epoch, Gap, HistoryPolicy, HistoryQuery, Intake, ManualClock,
+    MemoryBackplane, MemoryCounters, MemoryOptions, NewPublication, Payload, PresenceEvent, Publication,
     SWEEPS_PER_ROUND, Sink, Transition,
 };
 
@@ -53,7 +53,7 @@ impl Sink for OrderSink {
     }
 
     fn control(&self, _: Control) {}
-    fn census(&self, _: &Channel, _: Arc<CensusEvent>) {}
+    fn presence(&self, _: &Channel, _: Arc<PresenceEvent>) {}
     fn transition(&self, _: &Channel, _: Transition) {}
 }
 

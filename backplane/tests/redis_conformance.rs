@@ -18,7 +18,7 @@ use tidegate_testkit::redis::{RedisClient, RedisCluster, RedisServer, Sentinel};
 
 /// Long enough that it does not pass by itself on a busy machine.
 const LEASE: Duration = Duration::from_secs(8);
-const CENSUS_SETTLE: Duration = Duration::from_secs(8);
+const PRESENCE_SETTLE: Duration = Duration::from_secs(8);
 const IDEMPOTENCY_WINDOW: Duration = Duration::from_secs(8);
 
 struct Redis {
@@ -40,7 +40,7 @@ impl Redis {
             lease: LEASE,
             idempotency_window: IDEMPOTENCY_WINDOW,
             replicas: self.replicas,
-            census_settle: CENSUS_SETTLE,
+            presence_settle: PRESENCE_SETTLE,
             ..RedisOptions::new(url, &node)
         }
     }
@@ -73,8 +73,8 @@ impl Subject for Redis {
         Some(LEASE)
     }
 
-    fn census_settle(&self) -> Duration {
-        CENSUS_SETTLE
+    fn presence_settle(&self) -> Duration {
+        PRESENCE_SETTLE
     }
 
     fn lose_all(&self) -> BoxFuture<'_, bool> {

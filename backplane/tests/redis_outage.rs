@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tidegate_backplane::{
-    Attend, Backplane, Channel, Member, RedisBackplane, RedisOptions, User, conformance::Recorder,
+    Backplane, Channel, Join, Member, RedisBackplane, RedisOptions, Sums, conformance::Recorder,
 };
 use tidegate_testkit::redis::{Cut, RedisServer, Value};
 use tidegate_testkit::{DEADLINE, eventually};
@@ -15,12 +15,12 @@ const SETTLE: Duration = Duration::from_millis(100);
 const CHANNEL: &str = "tidegate:{c}*";
 
 /// The sets of channels of the instances of node `a`, and of both nodes.
-const LISTED_BY_A: [&str; 2] = ["tidegate:{!nodes}:c:a.*", "tidegate:{!nodes}:p:a.*"];
-const LISTED: [&str; 2] = ["tidegate:{!nodes}:c:*", "tidegate:{!nodes}:p:*"];
+const LISTED_BY_A: &str = "tidegate:{!nodes}:pc:a.*";
+const LISTED: &str = "tidegate:{!nodes}:pc:*";
 
 async fn start(url: &str, node: &str) -> Arc<RedisBackplane> {
     let url = url.parse().expect("a URL");
-    let options = RedisOptions { lease: LEASE, census_settle: SETTLE, ..RedisOptions::new(url, node) };
+    let options = RedisOptions { lease: LEASE, presence_settle: SETTLE, ..RedisOptions::new(url, node) };
     RedisBackplane::connect(options, Arc::<Recorder>::default()).await.expect("the backplane connects")
 }
 
@@ -32,16 +32,15 @@ fn has_keys(server: &RedisServer, pattern: &str) -> bool {
     !matches!(server.command(&["KEYS", pattern]), Value::Array(keys) if keys.is_empty())
 }
 
-/// Who is there, as a node says: connections with presence, and users.
-async fn present(node: &RedisBackplane) -> (Vec<Box<str>>, Vec<Box<str>>) {
-    let members = node.presence(&channel()).await.expect("presence");
+/// Who is there, as a node says: connections, and how many users.
+async fn present(node: &RedisBackplane) -> (Vec<Box<str>>, Sums) {
     let roll = node.roll(&channel()).await.expect("roll");
-    let connections = members.into_iter().map(|member| member.connection);
-    (connections.collect(), roll.users.into_iter().map(|user| user.id).collect())
+    let connections = roll.members.iter().map(|member| member.connection.clone()).collect();
+    (connections, node.attendance(&channel()).await.expect("attendance").sums)
 }
 
 async fn until_present(node: &RedisBackplane) {
-    let expected = (vec![Box::from("a.1")], vec![Box::from("u")]);
+    let expected = (vec![Box::from("a.1")], Sums { subscriptions: 2, users: 1 });
     let seen = async {
         while present(node).await != expected {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -57,9 +56,8 @@ async fn an_outage_longer_than_the_lease_is_made_good() {
     let cut = Cut::before(server.address());
     let (a, b) = (start(&cut.url(), "a").await, start(&server.url(), "b").await);
     let member = Member { connection: "a.1".into(), user: "u".into(), info: None };
-    a.join(&channel(), member).await.expect("join");
-    let user = Some(User { id: "u".into(), info: None });
-    a.attend(&channel(), Attend::Enter { user, users_max: None, tells_counts: false }).await.expect("attend");
+    a.join(&channel(), Join::listed(member)).await.expect("join");
+    a.join(&channel(), Join::counted()).await.expect("join");
     until_present(&b).await;
 
     cut.close();
@@ -70,12 +68,12 @@ async fn an_outage_longer_than_the_lease_is_made_good() {
 
     cut.go_on();
     until_present(&b).await;
-    let is_listed = || LISTED_BY_A.iter().all(|sets| has_keys(&server, sets));
+    let is_listed = || has_keys(&server, LISTED_BY_A);
     eventually("the next instance lists its channels", DEADLINE, is_listed);
 
     // It dies: nobody reads the channel, so what removes it is what its instance listed.
     a.close().await;
     eventually("no key is left", DEADLINE, || !has_keys(&server, CHANNEL));
-    eventually("no set is left", DEADLINE, || !LISTED.iter().any(|sets| has_keys(&server, sets)));
+    eventually("no set is left", DEADLINE, || !has_keys(&server, LISTED));
     b.close().await;
 }

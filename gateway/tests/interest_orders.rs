@@ -12,7 +12,8 @@ use std::sync::Arc;
 use interest::Interests;
 use loom::{model::Builder, thread};
 use tidegate_backplane::{
-    CensusEvent, Channel, Control, Gap, Intake, MemoryBackplane, MemoryOptions, Publication, Sink, Transition,
+    Channel, Control, Gap, Intake, MemoryBackplane, MemoryOptions, PresenceEvent, Publication, Sink,
+    Transition,
 };
 
 mod sync {
@@ -46,7 +47,7 @@ impl Sink for NoSink {
     }
     fn gap(&self, _: &Channel, _: Gap) {}
     fn control(&self, _: Control) {}
-    fn census(&self, _: &Channel, _: Arc<CensusEvent>) {}
+    fn presence(&self, _: &Channel, _: Arc<PresenceEvent>) {}
     fn transition(&self, _: &Channel, _: Transition) {}
 }
 

@@ -1,42 +1,9 @@
-//! Checks of presence, the node registry and control.
+//! Checks of the node registry and control.
 
 use std::time::Duration;
 
-use super::{Bench, Subject, eventually, unique, unique_channel};
-use crate::{Control, DisconnectTarget, Member, NodeRecord};
-
-/// Members come in order of their connections; one that joins again is replaced; leaving twice is no error.
-pub async fn presence_is_ordered_and_replaced(subject: &dyn Subject) {
-    let bench = Bench::new(subject).await;
-    let (channel, other) = (unique_channel("presence"), unique_channel("presence-other"));
-    let member = |connection: &str, user: &str, info: Option<&str>| Member {
-        connection: connection.into(),
-        user: user.into(),
-        info: info.map(Into::into),
-    };
-    assert_eq!(bench.backplane.presence(&channel).await, Ok(vec![]));
-    for connection in ["n.3", "n.1", "n.2"] {
-        bench.backplane.join(&channel, member(connection, "u", None)).await.expect("join");
-    }
-    bench.backplane.join(&channel, member("n.2", "ü", Some("{\"name\":\"Zoë\"}"))).await.expect("join");
-    bench.backplane.join(&other, member("n.9", "u", None)).await.expect("join");
-    let all = vec![
-        member("n.1", "u", None),
-        member("n.2", "ü", Some("{\"name\":\"Zoë\"}")),
-        member("n.3", "u", None),
-    ];
-    assert_eq!(bench.backplane.presence(&channel).await, Ok(all.clone()));
-
-    for connection in ["n.1", "n.1", "n.9", "never"] {
-        bench.backplane.leave(&channel, connection).await.expect("leave");
-    }
-    assert_eq!(bench.backplane.presence(&channel).await, Ok(all[1..].to_vec()));
-    assert_eq!(bench.backplane.presence(&other).await, Ok(vec![member("n.9", "u", None)]));
-    for connection in ["n.2", "n.3"] {
-        bench.backplane.leave(&channel, connection).await.expect("leave");
-    }
-    assert_eq!(bench.backplane.presence(&channel).await, Ok(vec![]));
-}
+use super::{Bench, Subject, eventually, unique};
+use crate::{Control, DisconnectTarget, NodeRecord};
 
 /// Nodes come in order of their names; an announcement replaces the one before; retiring takes it away.
 pub async fn nodes_are_announced_and_retired(subject: &dyn Subject) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{
     AGE_LONG, Bench, DEADLINE, Subject, eventually, offsets, policy, text, texts, unique, unique_channel,
 };
-use crate::{BackplaneError, Control, DisconnectTarget, Member, Published, REPORT_LEASE};
+use crate::{Control, DisconnectTarget, Published, REPORT_LEASE};
 
 /// What either node publishes reaches both, in one order, and is in the history that either reads.
 pub async fn publications_reach_all_nodes_in_one_order(subject: &dyn Subject) {
@@ -56,35 +56,6 @@ pub async fn a_key_counts_on_all_nodes(subject: &dyn Subject) {
     }
 }
 
-/// Each node answers the members of all.
-pub async fn presence_is_of_all_nodes(subject: &dyn Subject) {
-    let Some([a, b]) = pair(subject).await else { return };
-    let channel = unique_channel("nodes-presence");
-    let (of_a, of_b) = (member("a.1"), member("b.1"));
-    a.backplane.join(&channel, of_a.clone()).await.expect("join");
-    b.backplane.join(&channel, of_b.clone()).await.expect("join");
-    for bench in [&a, &b] {
-        assert_eq!(bench.backplane.presence(&channel).await, Ok(vec![of_a.clone(), of_b.clone()]));
-    }
-    a.backplane.leave(&channel, "a.1").await.expect("leave");
-    for bench in [&a, &b] {
-        assert_eq!(bench.backplane.presence(&channel).await, Ok(vec![of_b.clone()]));
-    }
-}
-
-/// The members of a node that vanishes do so with its lease; those of the others stay.
-pub async fn a_node_that_vanishes_takes_its_presence_with_it(subject: &dyn Subject) {
-    let (Some([a, b]), Some(lease)) = (pair(subject).await, subject.node_lease()) else { return };
-    let channel = unique_channel("nodes-vanish");
-    a.backplane.join(&channel, member("a.1")).await.expect("join");
-    b.backplane.join(&channel, member("b.1")).await.expect("join");
-    drop(a);
-    subject.pass(lease + Duration::from_secs(1)).await;
-    let members = async || b.backplane.presence(&channel).await;
-    let is_left = |members: &Result<Vec<Member>, BackplaneError>| *members == Ok(vec![member("b.1")]);
-    assert!(eventually("the members of the dead vanish", members, is_left).await.is_ok());
-}
-
 /// An order given on one node is handed to all.
 pub async fn control_reaches_all_nodes(subject: &dyn Subject) {
     let Some([a, b]) = pair(subject).await else { return };
@@ -133,8 +104,4 @@ pub(super) async fn pair(subject: &dyn Subject) -> Option<[Bench; 2]> {
     }
     let both = async { [Bench::new(subject).await, Bench::new(subject).await] };
     Some(tokio::time::timeout(DEADLINE, both).await.expect("two nodes connect"))
-}
-
-fn member(connection: &str) -> Member {
-    Member { connection: connection.into(), user: "u".into(), info: None }
 }

@@ -8,7 +8,7 @@ use std::{
 use tokio::sync::Notify;
 
 use super::DEADLINE;
-use crate::{CensusEvent, Channel, Control, Gap, Intake, Publication, Sink, Transition};
+use crate::{Channel, Control, Gap, Intake, PresenceEvent, Publication, Sink, Transition};
 
 /// Records all calls, in their order.
 #[derive(Debug, Default)]
@@ -23,7 +23,7 @@ struct Records {
     /// With the number of publications of the channel before it.
     gaps: Vec<(Channel, Gap, usize)>,
     controls: Vec<Control>,
-    census: HashMap<Channel, Vec<Arc<CensusEvent>>>,
+    presence: HashMap<Channel, Vec<Arc<PresenceEvent>>>,
     transitions: HashMap<Channel, Vec<Transition>>,
 }
 
@@ -62,17 +62,17 @@ impl Recorder {
     }
 
     /// What was told of who is in a channel so far.
-    pub fn census(&self, channel: &Channel) -> Vec<Arc<CensusEvent>> {
-        self.with(|records| records.census.get(channel).cloned().unwrap_or_default())
+    pub fn presence(&self, channel: &Channel) -> Vec<Arc<PresenceEvent>> {
+        self.with(|records| records.presence.get(channel).cloned().unwrap_or_default())
     }
 
     pub fn transitions(&self, channel: &Channel) -> Vec<Transition> {
         self.with(|records| records.transitions.get(channel).cloned().unwrap_or_default())
     }
 
-    /// Awaits at least `count` events of a channel's census, and returns all there are.
-    pub async fn until_census(&self, channel: &Channel, count: usize) -> Vec<Arc<CensusEvent>> {
-        self.until(|records| records.census.get(channel).filter(|list| list.len() >= count).cloned()).await
+    /// Awaits at least `count` changes of who is in a channel, and returns all there are.
+    pub async fn until_presence(&self, channel: &Channel, count: usize) -> Vec<Arc<PresenceEvent>> {
+        self.until(|records| records.presence.get(channel).filter(|list| list.len() >= count).cloned()).await
     }
 
     async fn until<T>(&self, mut ask: impl FnMut(&mut Records) -> Option<T>) -> T {
@@ -120,8 +120,8 @@ impl Sink for Recorder {
         self.record(|records| records.controls.push(control));
     }
 
-    fn census(&self, channel: &Channel, event: Arc<CensusEvent>) {
-        self.record(|records| records.census.entry(channel.clone()).or_default().push(event));
+    fn presence(&self, channel: &Channel, event: Arc<PresenceEvent>) {
+        self.record(|records| records.presence.entry(channel.clone()).or_default().push(event));
     }
 
     fn transition(&self, channel: &Channel, transition: Transition) {

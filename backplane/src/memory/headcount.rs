@@ -1,18 +1,23 @@
 //! Who is in one channel, as a state machine: changes and time in, events and transitions out.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use crate::{Attend, AttendError, Attended, CensusKind, Roll, Sums, Transition, User, census};
+use crate::{Attendance, Join, JoinError, Member, PresenceKind, Roll, Sums, Transition, presence};
 
-/// `scripts/census.lua` has the same rules for many nodes; a property test compares the two.
+/// `scripts/presence.lua` has the same rules for many nodes; a property test compares the two.
 #[derive(Debug)]
 pub(crate) struct Headcount {
     sequence: u64,
-    subscriptions: u64,
-    users: BTreeMap<Box<str>, Present>,
+    /// By their connections.
+    members: BTreeMap<Box<str>, Arc<Member>>,
+    /// How many connections each user has.
+    users: HashMap<Box<str>, u64>,
+    /// Subscriptions that are not listed.
+    counted: u64,
     /// Users who left, and from when on that is told.
     left: BTreeMap<Box<str>, Instant>,
     /// The channel is empty, and from when on that is told.
@@ -26,14 +31,8 @@ pub(crate) struct Headcount {
 /// What a change is told as, in its order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Told {
-    Event { sequence: u64, kind: CensusKind },
+    Event { sequence: u64, kind: PresenceKind },
     Transition(Transition),
-}
-
-#[derive(Debug)]
-struct Present {
-    subscriptions: u64,
-    info: Option<Box<str>>,
 }
 
 /// What was told of the number of subscriptions.
@@ -49,8 +48,9 @@ impl Headcount {
     pub(crate) fn new(sequence: u64) -> Self {
         Self {
             sequence,
-            subscriptions: 0,
-            users: BTreeMap::new(),
+            members: BTreeMap::new(),
+            users: HashMap::new(),
+            counted: 0,
             left: BTreeMap::new(),
             vacated: None,
             tells_counts: false,
@@ -59,23 +59,40 @@ impl Headcount {
         }
     }
 
-    pub(crate) fn attend(
+    pub(crate) fn join(
         &mut self,
-        attend: Attend,
+        join: Join,
         now: Instant,
         settle: Duration,
         told: &mut Vec<Told>,
-    ) -> Result<Attended, AttendError> {
-        match attend {
-            Attend::Enter { user, users_max, tells_counts } => {
-                self.check_room(user.as_ref(), users_max)?;
-                self.tells_counts = tells_counts;
-                self.enter(user, told);
+    ) -> Result<Attendance, JoinError> {
+        let (before, due) = (self.sums().subscriptions, now + settle);
+        self.tells_counts = join.tells_counts.unwrap_or(self.tells_counts);
+        let joined = match join.member {
+            Some(member) => self.add(Arc::new(member), join.users_max, due, told),
+            None => {
+                self.counted += 1;
+                Ok(())
             }
-            Attend::Leave { user } => self.leave(user, now + settle, told),
+        };
+        let attendance = self.changed(before, now, due, told);
+        joined.map(|()| attendance)
+    }
+
+    /// `None`: a subscription that is not listed.
+    pub(crate) fn leave(
+        &mut self,
+        connection: Option<&str>,
+        now: Instant,
+        settle: Duration,
+        told: &mut Vec<Told>,
+    ) -> Attendance {
+        let (before, due) = (self.sums().subscriptions, now + settle);
+        match connection {
+            Some(connection) => self.remove(connection, due, told),
+            None => self.counted = self.counted.saturating_sub(1),
         }
-        self.tell_count(now, told);
-        Ok(Attended { sequence: self.sequence, sums: self.sums() })
+        self.changed(before, now, due, told)
     }
 
     /// Tells what has lasted until now.
@@ -94,15 +111,18 @@ impl Headcount {
     }
 
     pub(crate) fn sums(&self) -> Sums {
-        Sums { subscriptions: self.subscriptions, users: self.users.len() as u64 }
+        Sums { subscriptions: self.counted + self.members.len() as u64, users: self.users.len() as u64 }
+    }
+
+    pub(crate) fn attendance(&self) -> Attendance {
+        Attendance { sequence: self.sequence, sums: self.sums() }
     }
 
     pub(crate) fn roll(&self) -> Roll {
-        let users = self.users.iter();
         Roll {
             sequence: self.sequence,
-            subscriptions: self.subscriptions,
-            users: users.map(|(id, of)| User { id: id.clone(), info: of.info.clone() }).collect(),
+            subscriptions: self.sums().subscriptions,
+            members: self.members.values().cloned().collect(),
         }
     }
 
@@ -119,71 +139,87 @@ impl Headcount {
 
     /// Nobody is in it, and nothing is left to be told.
     pub(crate) fn is_blank(&self) -> bool {
-        self.subscriptions == 0 && self.scheduled.is_none()
+        self.sums().subscriptions == 0 && self.scheduled.is_none()
     }
 
-    fn check_room(&self, user: Option<&User>, users_max: Option<u32>) -> Result<(), AttendError> {
-        let is_new = user.is_some_and(|user| !self.users.contains_key(&user.id));
-        match users_max {
-            Some(users_max) if is_new && self.users.len() as u64 >= u64::from(users_max) => {
-                Err(AttendError::Full { users_max })
-            }
-            _ => Ok(()),
+    /// A connection that is there already is replaced: it leaves and joins, unless it is the same.
+    fn add(
+        &mut self,
+        member: Arc<Member>,
+        users_max: Option<u32>,
+        due: Instant,
+        told: &mut Vec<Told>,
+    ) -> Result<(), JoinError> {
+        if self.members.get(&member.connection) == Some(&member) {
+            return Ok(());
+        }
+        self.remove(&member.connection, due, told);
+        let is_new = !self.users.contains_key(&member.user);
+        if let Some(users_max) = users_max
+            && is_new
+            && self.users.len() as u64 >= u64::from(users_max)
+        {
+            return Err(JoinError::Full { users_max });
+        }
+        let connections = self.users.entry(member.user.clone()).or_default();
+        *connections += 1;
+        let connections = *connections;
+        self.members.insert(member.connection.clone(), Arc::clone(&member));
+        self.event(PresenceKind::Joined { member: Arc::clone(&member), connections }, told);
+        if is_new && self.left.remove(&member.user).is_none() {
+            told.push(Told::Transition(Transition::UserJoined { user: member.user.clone() }));
+        }
+        Ok(())
+    }
+
+    fn remove(&mut self, connection: &str, due: Instant, told: &mut Vec<Told>) {
+        let Some(member) = self.members.remove(connection) else { return };
+        let user = member.user.clone();
+        let left = self.users.get_mut(&user).map_or(0, |connections| {
+            *connections -= 1;
+            *connections
+        });
+        self.event(
+            PresenceKind::Left { connection: connection.into(), user: user.clone(), connections: left },
+            told,
+        );
+        if left == 0 {
+            self.users.remove(&user);
+            self.left.insert(user, due);
         }
     }
 
-    fn enter(&mut self, user: Option<User>, told: &mut Vec<Told>) {
-        self.subscriptions += 1;
-        let was_vacated = self.vacated.take().is_some();
-        if self.subscriptions == 1 && !was_vacated {
-            told.push(Told::Transition(Transition::Occupied));
+    /// What follows for the channel as a whole.
+    fn changed(&mut self, before: u64, now: Instant, due: Instant, told: &mut Vec<Told>) -> Attendance {
+        let sums = self.sums();
+        if before == 0 && sums.subscriptions > 0 && self.vacated.take().is_none() {
+            told.insert(0, Told::Transition(Transition::Occupied));
         }
-        let Some(User { id, info }) = user else { return };
-        if let Some(present) = self.users.get_mut(&id) {
-            present.subscriptions += 1;
-            return;
-        }
-        self.users.insert(id.clone(), Present { subscriptions: 1, info: info.clone() });
-        self.event(CensusKind::Joined(User { id: id.clone(), info }), told);
-        if self.left.remove(&id).is_none() {
-            told.push(Told::Transition(Transition::UserJoined { user: id }));
-        }
-    }
-
-    fn leave(&mut self, user: Option<Box<str>>, due: Instant, told: &mut Vec<Told>) {
-        if let Some(id) = user {
-            let Some(present) = self.users.get_mut(&id) else { return };
-            present.subscriptions -= 1;
-            if present.subscriptions == 0 {
-                self.users.remove(&id);
-                self.event(CensusKind::Left { user: id.clone() }, told);
-                self.left.insert(id, due);
-            }
-        }
-        if self.subscriptions == 1 {
+        if before > 0 && sums.subscriptions == 0 {
             self.vacated = Some(due);
         }
-        self.subscriptions = self.subscriptions.saturating_sub(1);
+        self.tell_count(now, told);
+        self.attendance()
     }
 
     fn tell_count(&mut self, now: Instant, told: &mut Vec<Told>) {
-        if !self.tells_counts || self.count.told == self.subscriptions {
+        let subscriptions = self.sums().subscriptions;
+        if !self.tells_counts || self.count.told == subscriptions {
             // A number that came back to what was told needs no more telling.
             self.count.due = None;
             return;
         }
-        let due = self.count.told_at.map(|at| at + census::counts_interval(self.subscriptions));
+        let due = self.count.told_at.map(|at| at + presence::counts_interval(subscriptions));
         if due.is_some_and(|due| now < due) {
             self.count.due = due;
             return;
         }
-        self.count = Count { told: self.subscriptions, told_at: Some(now), due: None };
-        let subscriptions = self.subscriptions;
-        self.event(CensusKind::Count { subscriptions }, told);
+        self.count = Count { told: subscriptions, told_at: Some(now), due: None };
+        self.event(PresenceKind::Count { subscriptions }, told);
         told.push(Told::Transition(Transition::Count { subscriptions }));
     }
 
-    fn event(&mut self, kind: CensusKind, told: &mut Vec<Told>) {
+    fn event(&mut self, kind: PresenceKind, told: &mut Vec<Told>) {
         self.sequence += 1;
         told.push(Told::Event { sequence: self.sequence, kind });
     }

@@ -11,7 +11,6 @@ use tokio::{runtime::Handle, time::MissedTickBehavior};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    census::Census,
     contract::{Commands, Subscriber, Subscribing},
     control::{self, Orders},
     counters::{OperationCounters, Tallies},
@@ -29,8 +28,8 @@ use super::{
     subscriptions::{SubscriptionCounters, Subscriptions},
 };
 use crate::{
-    Attend, AttendError, Attended, Backplane, BackplaneError, CensusChannel, Channel, Control, History,
-    HistoryQuery, Member, NewPublication, NodeRecord, Published, Roll, Sink, Sums,
+    Attendance, Backplane, BackplaneError, Channel, Control, History, HistoryQuery, Join, JoinError,
+    NewPublication, NodeRecord, PresenceChannel, Published, Roll, Sink,
 };
 
 /// The start waits so long for the subscription to orders. Without it, it is asked for again each tick.
@@ -54,7 +53,6 @@ struct Core {
     reader: Reader,
     registry: Arc<Registry>,
     presence: Arc<Presence>,
-    census: Arc<Census>,
     subscriptions: Arc<Subscriptions>,
     orders: Arc<Orders>,
     doubt: Arc<Doubt>,
@@ -71,10 +69,8 @@ pub struct RedisCounters {
     pub subscriptions: SubscriptionCounters,
     /// Of each server.
     pub links: Vec<LinkCounters>,
-    /// Members of this node in all channels.
-    pub presence_members: u64,
-    /// Subscriptions of this node that the census counts.
-    pub census_subscriptions: u64,
+    /// Subscriptions of this node that are listed or counted.
+    pub presence_subscriptions: u64,
     /// Slots of a Cluster without a server.
     pub slots_nowhere: u64,
 }
@@ -111,8 +107,7 @@ impl RedisBackplane {
             operations: core.tallies.read(),
             subscriptions: core.subscriptions.counters(),
             links: core.links.counters(),
-            presence_members: core.presence.own_len(),
-            census_subscriptions: core.census.own_len(),
+            presence_subscriptions: core.presence.own_len(),
             slots_nowhere: core.links.slots_nowhere() as u64,
         }
     }
@@ -151,41 +146,36 @@ impl Backplane for RedisBackplane {
         async move { self.core.reader.history(&channel, query).await }.boxed()
     }
 
-    fn join(&self, channel: &Channel, member: Member) -> BoxFuture<'static, Result<(), BackplaneError>> {
-        self.core.presence.join(channel, member)
+    fn join(&self, channel: &Channel, join: Join) -> BoxFuture<'static, Result<Attendance, JoinError>> {
+        self.core.presence.join(channel, join)
     }
 
-    fn leave(&self, channel: &Channel, connection: &str) -> BoxFuture<'static, Result<(), BackplaneError>> {
+    fn leave(
+        &self,
+        channel: &Channel,
+        connection: Option<&str>,
+    ) -> BoxFuture<'static, Result<Attendance, BackplaneError>> {
         self.core.presence.leave(channel, connection)
     }
 
-    fn presence(&self, channel: &Channel) -> BoxFuture<'_, Result<Vec<Member>, BackplaneError>> {
-        let channel = channel.clone();
-        async move { self.core.presence.list(&channel).await }.boxed()
-    }
-
-    fn attend(&self, channel: &Channel, attend: Attend) -> BoxFuture<'static, Result<Attended, AttendError>> {
-        self.core.census.attend(channel, attend)
-    }
-
     fn roll(&self, channel: &Channel) -> BoxFuture<'static, Result<Roll, BackplaneError>> {
-        let (census, channel) = (Arc::clone(&self.core.census), channel.clone());
-        async move { census.roll(&channel).await }.boxed()
+        let (presence, channel) = (Arc::clone(&self.core.presence), channel.clone());
+        async move { presence.roll(&channel).await }.boxed()
     }
 
-    fn sums(&self, channel: &Channel) -> BoxFuture<'static, Result<Sums, BackplaneError>> {
-        let (census, channel) = (Arc::clone(&self.core.census), channel.clone());
-        async move { census.sums(&channel).await }.boxed()
+    fn attendance(&self, channel: &Channel) -> BoxFuture<'static, Result<Attendance, BackplaneError>> {
+        let (presence, channel) = (Arc::clone(&self.core.presence), channel.clone());
+        async move { presence.attendance(&channel).await }.boxed()
     }
 
-    fn census_channels(
+    fn presence_channels(
         &self,
         app: Option<&str>,
         prefix: &str,
-    ) -> BoxFuture<'static, Result<Vec<CensusChannel>, BackplaneError>> {
-        let census = Arc::clone(&self.core.census);
+    ) -> BoxFuture<'static, Result<Vec<PresenceChannel>, BackplaneError>> {
+        let presence = Arc::clone(&self.core.presence);
         let (app, prefix) = (app.map(str::to_owned), prefix.to_owned());
-        async move { census.channels(app.as_deref(), &prefix).await }.boxed()
+        async move { presence.channels(app.as_deref(), &prefix).await }.boxed()
     }
 
     fn announce(&self, node: NodeRecord) -> BoxFuture<'_, Result<(), BackplaneError>> {
@@ -256,7 +246,7 @@ impl Core {
             lease,
             idempotency_window,
             replicas,
-            census_settle,
+            presence_settle,
         } = options;
         // Without randomness, nothing after this works either; publishes say so.
         let life = scripts::random().unwrap_or_default();
@@ -281,12 +271,12 @@ impl Core {
         let subscriptions =
             Subscriptions::start(prefix.clone(), subscribing.clone(), reader.clone(), sink.clone());
         let subscriptions = Arc::new(subscriptions);
-        let census = Census::new(
-            vital.clone(),
+        let presence = Presence::new(
+            vital,
             prefix.clone(),
             registry.clone(),
             sink.clone(),
-            census_settle,
+            presence_settle,
             tallies.clone(),
         );
         let orders = Orders::new(Arc::downgrade(&subscribing), sink, &prefix, tallies.clone());
@@ -298,8 +288,7 @@ impl Core {
                 idempotency_window,
                 tallies.clone(),
             ),
-            presence: Presence::new(vital, prefix.clone(), registry.clone(), tallies.clone()),
-            census,
+            presence,
             orders: Arc::new(orders),
             doubt: Arc::default(),
             links,
@@ -332,7 +321,7 @@ impl Core {
             }
         }
         let each = self.registry.lease() / ROUNDS_PER_LEASE;
-        self.tasks.spawn(Census::keep(Arc::downgrade(&self.census), self.stopping.clone()));
+        self.tasks.spawn(Presence::keep(Arc::downgrade(&self.presence), self.stopping.clone()));
         let doubt = Arc::clone(&self.doubt);
         self.tasks.spawn(tick(Arc::downgrade(self), doubt, each, self.stopping.clone()));
     }
@@ -343,8 +332,7 @@ impl Core {
         let owed = self.registry.take_owed();
         if owed.lapsed {
             tracing::info!(instance = %self.registry.instance(), "presence is written again");
-            self.presence.begin_again();
-            self.census.begin_again(owed.has_lost_data);
+            self.presence.begin_again(owed.has_lost_data);
         }
         for instance in owed.ended {
             self.tasks.spawn(remove(Arc::clone(self), instance));
@@ -371,8 +359,7 @@ async fn tick(core: Weak<Core>, doubt: Arc<Doubt>, each: Duration, stopping: Can
             tracing::debug!(%error, "the lease was not renewed");
             continue;
         }
-        core.presence.sweep(doubt.take_of_presence()).await;
-        core.census.sweep(doubt.take_of_census()).await;
+        core.presence.sweep(doubt.take()).await;
     }
 }
 
@@ -380,7 +367,6 @@ async fn tick(core: Weak<Core>, doubt: Arc<Doubt>, each: Duration, stopping: Can
 async fn remove(core: Arc<Core>, instance: Box<str>) {
     let removed = async {
         core.presence.remove_instance(&instance).await?;
-        core.census.remove_instance(&instance).await?;
         core.registry.forget(&instance).await
     };
     match removed.await {

@@ -13,13 +13,10 @@ pub(crate) struct Tallies {
     pub(crate) presence_failed: AtomicU64,
     pub(crate) presence_refused: AtomicU64,
     pub(crate) presence_undecodable: AtomicU64,
-    pub(crate) presence_removed: AtomicU64,
-    pub(crate) census_written: AtomicU64,
-    pub(crate) census_settled: AtomicU64,
-    pub(crate) census_failed: AtomicU64,
-    pub(crate) census_refused: AtomicU64,
-    pub(crate) census_full: AtomicU64,
-    pub(crate) census_removed: AtomicU64,
+    pub(crate) presence_written: AtomicU64,
+    pub(crate) presence_settled: AtomicU64,
+    pub(crate) presence_full: AtomicU64,
+    pub(crate) presence_cleared: AtomicU64,
     pub(crate) transitions: AtomicU64,
     pub(crate) instances_removed: AtomicU64,
     pub(crate) leases_lapsed: AtomicU64,
@@ -48,20 +45,14 @@ pub struct OperationCounters {
     pub presence_refused: u64,
     /// Members of another version or of somebody else, left out of answers.
     pub presence_undecodable: u64,
-    /// Members that dead instances had left, removed by this node.
-    pub presence_removed: u64,
-    /// Batches of changes of the census that Redis took.
-    pub census_written: u64,
+    /// Batches of changes of presence that Redis took.
+    pub presence_written: u64,
     /// Times that it was asked what has lasted.
-    pub census_settled: u64,
-    /// Batches of changes of the census that Redis did not take; their channels are written again.
-    pub census_failed: u64,
-    /// Changes of the census refused because too many waited.
-    pub census_refused: u64,
+    pub presence_settled: u64,
     /// Users refused because the channel had as many as it may.
-    pub census_full: u64,
+    pub presence_full: u64,
     /// Channels that were cleared of what a dead instance had left there.
-    pub census_removed: u64,
+    pub presence_cleared: u64,
     /// Transitions handed to the sink.
     pub transitions: u64,
     /// Dead instances of which this node removed all members.
@@ -89,13 +80,10 @@ impl Tallies {
             presence_failed: self.presence_failed.load(Relaxed),
             presence_refused: self.presence_refused.load(Relaxed),
             presence_undecodable: self.presence_undecodable.load(Relaxed),
-            presence_removed: self.presence_removed.load(Relaxed),
-            census_written: self.census_written.load(Relaxed),
-            census_settled: self.census_settled.load(Relaxed),
-            census_failed: self.census_failed.load(Relaxed),
-            census_refused: self.census_refused.load(Relaxed),
-            census_full: self.census_full.load(Relaxed),
-            census_removed: self.census_removed.load(Relaxed),
+            presence_written: self.presence_written.load(Relaxed),
+            presence_settled: self.presence_settled.load(Relaxed),
+            presence_full: self.presence_full.load(Relaxed),
+            presence_cleared: self.presence_cleared.load(Relaxed),
             transitions: self.transitions.load(Relaxed),
             instances_removed: self.instances_removed.load(Relaxed),
             leases_lapsed: self.leases_lapsed.load(Relaxed),

@@ -5,18 +5,22 @@
 //! ```text
 //! envelope   version 1 | flags | [epoch 8 | offset 8 | previous tag 8 | tag 8] | [length 2 | event] | [sender] | payload
 //! body                   flags | [                                      tag 8] | [length 2 | event] | [sender] | payload
-//! census     version 1 | 16    | number 8 | 1 | length 2 | user | info      joined
-//!                                         | 2 | user                       left
-//!                                         | 3 | subscriptions 8            count
+//! presence   version 1 | 16    | number 8 | 4 | connections 4 | length 2 | connection | length 2 | user | info   joined
+//!                                         | 5 | connections 4 | length 2 | connection | user                   left
+//!                                         | 3 | subscriptions 8                                                count
 //! sender     parts 1 | [length 2 | connection] | [length 2 | user]
 //! ```
 //!
 //! With a position, the publisher makes a body; the script keeps it in the stream and makes an envelope of it. A
 //! decoder copies what was received, and shares the payload out of the copy.
 
+use std::sync::Arc;
+
 use bytes::{Buf, Bytes};
 
-use crate::{CensusEvent, CensusKind, Epoch, NewPublication, Payload, Position, Publication, Sender, User};
+use crate::{
+    Epoch, Member, NewPublication, Payload, Position, PresenceEvent, PresenceKind, Publication, Sender,
+};
 
 const VERSION: u8 = 1;
 
@@ -25,8 +29,13 @@ const FLAG_BINARY: u8 = 2;
 const FLAG_EVENT: u8 = 4;
 const FLAG_SENDER: u8 = 8;
 /// Alone: what follows is no publication.
-const FLAG_CENSUS: u8 = 16;
+const FLAG_PRESENCE: u8 = 16;
 const FLAGS: u8 = FLAG_POSITION | FLAG_BINARY | FLAG_EVENT | FLAG_SENDER;
+
+/// Changes of presence.
+const JOINED: u8 = 4;
+const LEFT: u8 = 5;
+const COUNT: u8 = 3;
 
 const SENDER_CONNECTION: u8 = 1;
 const SENDER_USER: u8 = 2;
@@ -59,7 +68,7 @@ pub(crate) struct Envelope {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Message {
     Publication(Envelope),
-    Census(CensusEvent),
+    Presence(PresenceEvent),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,8 +94,8 @@ pub(crate) enum EnvelopeError {
     Sender,
     #[error("the text payload is not UTF-8")]
     Text,
-    #[error("the change of a census is of no known kind or not UTF-8")]
-    Census,
+    #[error("the change of presence is of no known kind or not UTF-8")]
+    Presence,
 }
 
 /// An event name or a part of a sender whose length does not fit into two bytes.
@@ -98,7 +107,7 @@ impl Message {
     /// Reads what was received.
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, EnvelopeError> {
         match bytes {
-            [VERSION, FLAG_CENSUS, census @ ..] => decode_census(census).map(Self::Census),
+            [VERSION, FLAG_PRESENCE, change @ ..] => decode_presence(change).map(Self::Presence),
             _ => Envelope::decode(bytes).map(Self::Publication),
         }
     }
@@ -158,31 +167,46 @@ pub(crate) fn decode_body(position: Position, bytes: Vec<u8>) -> Result<(Tag, Pu
     Ok((tag, take_publication(bytes, flags, Some(position))?))
 }
 
-/// A change of who is in a channel, as `scripts/census.lua` writes it.
-fn decode_census(mut bytes: &[u8]) -> Result<CensusEvent, EnvelopeError> {
+/// A change of who is in a channel, as `scripts/presence.lua` writes it. Others were 1 and 2.
+fn decode_presence(mut bytes: &[u8]) -> Result<PresenceEvent, EnvelopeError> {
     let sequence = bytes.try_get_u64().map_err(|_| EnvelopeError::Truncated)?;
     let kind = match bytes.try_get_u8().map_err(|_| EnvelopeError::Truncated)? {
-        1 => {
-            let len = usize::from(bytes.try_get_u16().map_err(|_| EnvelopeError::Truncated)?);
-            let (id, info) = bytes.split_at_checked(len).ok_or(EnvelopeError::Truncated)?;
-            let info = (!info.is_empty()).then(|| census_text(info)).transpose()?;
-            CensusKind::Joined(User { id: census_text(id)?, info })
+        JOINED => {
+            let connections = take_u32(&mut bytes)?;
+            let (connection, user) = (take_text(&mut bytes)?, take_text(&mut bytes)?);
+            let info = (!bytes.is_empty()).then(|| presence_text(bytes)).transpose()?;
+            PresenceKind::Joined { member: Arc::new(Member { connection, user, info }), connections }
         }
-        2 => CensusKind::Left { user: census_text(bytes)? },
-        3 => {
+        LEFT => {
+            let connections = take_u32(&mut bytes)?;
+            let connection = take_text(&mut bytes)?;
+            PresenceKind::Left { connection, user: presence_text(bytes)?, connections }
+        }
+        COUNT => {
             let subscriptions = bytes.try_get_u64().map_err(|_| EnvelopeError::Truncated)?;
             if !bytes.is_empty() {
-                return Err(EnvelopeError::Census);
+                return Err(EnvelopeError::Presence);
             }
-            CensusKind::Count { subscriptions }
+            PresenceKind::Count { subscriptions }
         }
-        _ => return Err(EnvelopeError::Census),
+        _ => return Err(EnvelopeError::Presence),
     };
-    Ok(CensusEvent { sequence, kind })
+    Ok(PresenceEvent { sequence, kind })
 }
 
-fn census_text(bytes: &[u8]) -> Result<Box<str>, EnvelopeError> {
-    std::str::from_utf8(bytes).map(Into::into).map_err(|_| EnvelopeError::Census)
+fn take_u32(bytes: &mut &[u8]) -> Result<u64, EnvelopeError> {
+    bytes.try_get_u32().map(u64::from).map_err(|_| EnvelopeError::Truncated)
+}
+
+fn take_text(bytes: &mut &[u8]) -> Result<Box<str>, EnvelopeError> {
+    let len = usize::from(bytes.try_get_u16().map_err(|_| EnvelopeError::Truncated)?);
+    let (text, rest) = bytes.split_at_checked(len).ok_or(EnvelopeError::Truncated)?;
+    *bytes = rest;
+    presence_text(text)
+}
+
+fn presence_text(bytes: &[u8]) -> Result<Box<str>, EnvelopeError> {
+    std::str::from_utf8(bytes).map(Into::into).map_err(|_| EnvelopeError::Presence)
 }
 
 fn with_room(head: usize, new: &NewPublication) -> Vec<u8> {
@@ -282,7 +306,7 @@ fn take_u64(bytes: &mut Bytes) -> Result<u64, EnvelopeError> {
 pub(crate) fn check_decoders(bytes: &[u8]) {
     match Message::decode(bytes) {
         Ok(Message::Publication(envelope)) => assert_eq!(encode_envelope(&envelope), bytes),
-        Ok(Message::Census(event)) => assert_eq!(encode_census(&event), bytes),
+        Ok(Message::Presence(event)) => assert_eq!(encode_presence(&event), bytes),
         Err(_) => {}
     }
     let position = Position { epoch: Epoch(1), offset: 1 };
@@ -294,18 +318,30 @@ pub(crate) fn check_decoders(bytes: &[u8]) {
 
 /// What the script makes.
 #[cfg(any(test, feature = "fuzz"))]
-fn encode_census(event: &CensusEvent) -> Vec<u8> {
-    let head = [&[VERSION, FLAG_CENSUS], &event.sequence.to_be_bytes()[..]].concat();
-    let body = match &event.kind {
-        CensusKind::Joined(User { id, info }) => {
-            let len = u16::try_from(id.len()).expect("a length that was read fits");
-            let info = info.as_deref().unwrap_or_default();
-            [&[1], &len.to_be_bytes()[..], id.as_bytes(), info.as_bytes()].concat()
+fn encode_presence(event: &PresenceEvent) -> Vec<u8> {
+    let mut out = [&[VERSION, FLAG_PRESENCE], &event.sequence.to_be_bytes()[..]].concat();
+    let number = |number: u64| u32::try_from(number).expect("a number that was read fits").to_be_bytes();
+    let put_text = |text: &str, out: &mut Vec<u8>| put_name(text, out).expect("a length that was read fits");
+    match &event.kind {
+        PresenceKind::Joined { member, connections } => {
+            out.push(JOINED);
+            out.extend(number(*connections));
+            put_text(&member.connection, &mut out);
+            put_text(&member.user, &mut out);
+            out.extend_from_slice(member.info.as_deref().unwrap_or_default().as_bytes());
         }
-        CensusKind::Left { user } => [&[2], user.as_bytes()].concat(),
-        CensusKind::Count { subscriptions } => [&[3], &subscriptions.to_be_bytes()[..]].concat(),
-    };
-    [head, body].concat()
+        PresenceKind::Left { connection, user, connections } => {
+            out.push(LEFT);
+            out.extend(number(*connections));
+            put_text(connection, &mut out);
+            out.extend_from_slice(user.as_bytes());
+        }
+        PresenceKind::Count { subscriptions } => {
+            out.push(COUNT);
+            out.extend(subscriptions.to_be_bytes());
+        }
+    }
+    out
 }
 
 /// What the publisher and the script make together.

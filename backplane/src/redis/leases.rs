@@ -1,5 +1,5 @@
-//! What presence and census share: how long what was written counts, how much waits and goes at once, and how the channels
-//! of an instance are listed and cleared.
+//! Leased state: how long what was written counts, how much waits and goes at once, and how the channels of an instance
+//! are listed and cleared.
 
 use std::{
     collections::BTreeSet,
@@ -43,15 +43,13 @@ pub(crate) const LEFT_MAX: usize = 60_000;
 /// What a server may have lost: raised with every new session and every new home of channels.
 #[derive(Debug, Default)]
 pub(crate) struct Doubt {
-    presence: AtomicBool,
-    census: AtomicBool,
+    is_there: AtomicBool,
     raised: Notify,
 }
 
 impl Doubt {
     pub(crate) fn raise(&self) {
-        self.presence.store(true, SeqCst);
-        self.census.store(true, SeqCst);
+        self.is_there.store(true, SeqCst);
         self.raised.notify_one();
     }
 
@@ -59,12 +57,8 @@ impl Doubt {
         self.raised.notified().await;
     }
 
-    pub(crate) fn take_of_presence(&self) -> bool {
-        self.presence.swap(false, SeqCst)
-    }
-
-    pub(crate) fn take_of_census(&self) -> bool {
-        self.census.swap(false, SeqCst)
+    pub(crate) fn take(&self) -> bool {
+        self.is_there.swap(false, SeqCst)
     }
 }
 

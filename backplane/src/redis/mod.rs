@@ -9,11 +9,10 @@
 //! - `subscriptions`: who is handed what, in order and without holes.
 //! - `names`: keys and pub/sub channels. `envelope`: the bytes of a publication.
 //! - `scripts`: the Lua scripts, and how they are called.
-//! - `publish`, `history`, `presence`, `census`, `nodes`, `control`: the operations. `leases`: what presence and census
-//!   share. `owner`: whom the links tell what happens. `counters`: what the operations count.
+//! - `publish`, `history`, `presence`, `nodes`, `control`: the operations. `leases`: what is leased. `owner`: whom the
+//!   links tell what happens. `counters`: what the operations count.
 
 mod backplane;
-mod census;
 mod contract;
 mod control;
 mod counters;

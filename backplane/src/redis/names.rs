@@ -77,35 +77,24 @@ impl Prefix {
         format!("{}:{{{channel}}}:i:{key}", self.name)
     }
 
-    /// `P:{C}:p`, the hash of a channel's members.
-    pub(crate) fn presence(&self, channel: &str) -> String {
-        self.key(channel, ":p")
+    /// `P:{C}:pe`, the hash of the entries of a channel: who is there, or counts.
+    pub(crate) fn presence_entries(&self, channel: &str) -> String {
+        self.key(channel, ":pe")
     }
 
-    /// `P:{C}:c`, the hash of how many are in a channel.
-    pub(crate) fn census(&self, channel: &str) -> String {
-        self.key(channel, ":c")
+    /// `P:{C}:ps`, the hash of how many are in a channel.
+    pub(crate) fn presence_state(&self, channel: &str) -> String {
+        self.key(channel, ":ps")
     }
 
-    /// `P:{C}:u`, the hash of the users in a channel.
-    pub(crate) fn census_users(&self, channel: &str) -> String {
-        self.key(channel, ":u")
+    /// `P:{C}:pu`, the hash of the users in a channel.
+    pub(crate) fn presence_users(&self, channel: &str) -> String {
+        self.key(channel, ":pu")
     }
 
-    /// `P:{C}:e`, the ends that are told when they last.
-    pub(crate) fn census_ends(&self, channel: &str) -> String {
-        self.key(channel, ":e")
-    }
-
-    /// `P:{C}:n:INSTANCE`, the hash of an instance's users in a channel.
-    pub(crate) fn census_part(&self, channel: &str, instance: &str) -> String {
-        format!("{}:{{{channel}}}:n:{instance}", self.name)
-    }
-
-    /// `P:{!nodes}:c:INSTANCE`, the set of channels that an instance has to do with: it has subscriptions there, or
-    /// ends to tell.
-    pub(crate) fn census_channels(&self, instance: &str) -> String {
-        format!("{}:{{{NODES}}}:c:{instance}", self.name)
+    /// `P:{C}:pd`, the ends that are told when they last.
+    pub(crate) fn presence_ends(&self, channel: &str) -> String {
+        self.key(channel, ":pd")
     }
 
     /// `P:{!nodes}`, the hash of node records.
@@ -123,9 +112,10 @@ impl Prefix {
         format!("{}:{{{NODES}}}:r:{node}", self.name)
     }
 
-    /// `P:{!nodes}:p:INSTANCE`, the set of channels in which an instance has members.
+    /// `P:{!nodes}:pc:INSTANCE`, the set of channels that an instance has to do with: it has entries there, or ends to
+    /// tell.
     pub(crate) fn instance_channels(&self, instance: &str) -> String {
-        format!("{}:{{{NODES}}}:p:{instance}", self.name)
+        format!("{}:{{{NODES}}}:pc:{instance}", self.name)
     }
 
     /// The tag of a pub/sub channel that [`pubsub`](Self::pubsub) named; `None` for names of others.
@@ -182,15 +172,13 @@ mod tests {
         assert_eq!(prefix.meta("C"), "P:{C}:m");
         assert_eq!(prefix.stream("C"), "P:{C}:s");
         assert_eq!(prefix.idempotency("C", "K"), "P:{C}:i:K");
-        assert_eq!(prefix.presence("C"), "P:{C}:p");
-        assert_eq!(prefix.census("C"), "P:{C}:c");
-        assert_eq!(prefix.census_users("C"), "P:{C}:u");
-        assert_eq!(prefix.census_ends("C"), "P:{C}:e");
-        assert_eq!(prefix.census_part("C", "I"), "P:{C}:n:I");
-        assert_eq!(prefix.census_channels("I"), "P:{!nodes}:c:I");
+        assert_eq!(prefix.presence_entries("C"), "P:{C}:pe");
+        assert_eq!(prefix.presence_state("C"), "P:{C}:ps");
+        assert_eq!(prefix.presence_users("C"), "P:{C}:pu");
+        assert_eq!(prefix.presence_ends("C"), "P:{C}:pd");
         assert_eq!(prefix.nodes(), "P:{!nodes}");
         assert_eq!(prefix.instances(), "P:{!nodes}:i");
-        assert_eq!(prefix.instance_channels("I"), "P:{!nodes}:p:I");
+        assert_eq!(prefix.instance_channels("I"), "P:{!nodes}:pc:I");
     }
 
     #[test]

@@ -113,6 +113,11 @@ impl Registry {
         self.with(|state| self.name_of(state.number))
     }
 
+    /// What the names of all instances of this process begin with.
+    pub(crate) fn process(&self) -> &str {
+        &self.own
+    }
+
     /// Whether an instance is one of this process, current or former.
     pub(crate) fn is_own(&self, instance: &str) -> bool {
         instance.starts_with(&*self.own)

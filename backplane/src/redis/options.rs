@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use super::{names::Prefix, url::RedisUrl};
-use crate::CENSUS_SETTLE;
+use crate::PRESENCE_SETTLE;
 
 /// How long a node that is not heard of counts as living.
 pub const LEASE: Duration = Duration::from_secs(10);
@@ -47,7 +47,7 @@ pub struct RedisOptions {
     /// A publication with history or key is accepted when so many replicas have it.
     pub replicas: u8,
     /// How long an end must last until it is told as a transition.
-    pub census_settle: Duration,
+    pub presence_settle: Duration,
 }
 
 impl RedisOptions {
@@ -62,7 +62,7 @@ impl RedisOptions {
             lease: LEASE,
             idempotency_window: IDEMPOTENCY_WINDOW,
             replicas: 0,
-            census_settle: CENSUS_SETTLE,
+            presence_settle: PRESENCE_SETTLE,
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::{BackplaneError, Epoch};
 /// What several scripts begin with.
 const TIME: &str = include_str!("scripts/time.lua");
 const AGE: &str = include_str!("scripts/age.lua");
-const CENSUS: &str = include_str!("scripts/census.lua");
+const PRESENCE: &str = include_str!("scripts/presence.lua");
 
 pub(crate) static PUBLISH: LazyLock<Script> =
     LazyLock::new(|| Script::new("publish", &[TIME, AGE, include_str!("scripts/publish.lua")]));
@@ -26,13 +26,11 @@ pub(crate) static ANNOUNCE: LazyLock<Script> =
     LazyLock::new(|| Script::new("announce", &[TIME, include_str!("scripts/announce.lua")]));
 pub(crate) static RETIRE: LazyLock<Script> =
     LazyLock::new(|| Script::new("retire", &[include_str!("scripts/retire.lua")]));
-pub(crate) static MEMBERS: LazyLock<Script> =
-    LazyLock::new(|| Script::new("members", &[include_str!("scripts/members.lua")]));
-pub(crate) static CENSUS_CHANGE: LazyLock<Script> = LazyLock::new(|| {
-    Script::new("census_change", &[TIME, CENSUS, include_str!("scripts/census_change.lua")])
+pub(crate) static PRESENCE_CHANGE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new("presence_change", &[TIME, PRESENCE, include_str!("scripts/presence_change.lua")])
 });
-pub(crate) static CENSUS_SETTLE: LazyLock<Script> = LazyLock::new(|| {
-    Script::new("census_settle", &[TIME, CENSUS, include_str!("scripts/census_settle.lua")])
+pub(crate) static PRESENCE_SETTLE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new("presence_settle", &[TIME, PRESENCE, include_str!("scripts/presence_settle.lua")])
 });
 pub(crate) static SUMS: LazyLock<Script> =
     LazyLock::new(|| Script::new("sums", &[include_str!("scripts/sums.lua")]));
@@ -50,9 +48,8 @@ pub(crate) fn codes() -> Vec<Box<str>> {
         &RENOUNCE,
         &ANNOUNCE,
         &RETIRE,
-        &MEMBERS,
-        &CENSUS_CHANGE,
-        &CENSUS_SETTLE,
+        &PRESENCE_CHANGE,
+        &PRESENCE_SETTLE,
         &ROLL,
         &SUMS,
     ];

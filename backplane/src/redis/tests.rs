@@ -1,6 +1,6 @@
 //! The operations against a real `redis-server`, over one connection.
 
-mod census;
 mod channels;
+mod nodes;
 mod presence;
 mod server;

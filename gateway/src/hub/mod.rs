@@ -294,7 +294,7 @@ impl Hub {
         let &key = self.keys.get(&outgoing.channel)?;
         let state = &mut self.channels[key as usize];
         state.delivered = outgoing.position().or(state.delivered);
-        let is_presence = matches!(outgoing.content, Content::Census(_));
+        let is_presence = matches!(outgoing.content, Content::Presence(_));
         self.push(key, outgoing, except, |lane| !is_presence || lane.says_presence);
         Some((key, &self.channels[key as usize].watching))
     }

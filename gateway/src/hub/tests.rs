@@ -4,8 +4,8 @@ use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
 use tidegate_backplane::{
-    CensusEvent, CensusKind, Channel, Control, Epoch, Gap, GapReason, Intake, MemoryBackplane, MemoryOptions,
-    Payload, Position, Publication, Sink, Transition,
+    Channel, Control, Epoch, Gap, GapReason, Intake, MemoryBackplane, MemoryOptions, Payload, Position,
+    PresenceEvent, PresenceKind, Publication, Sink, Transition,
 };
 use tidegate_reactor::{ConnectionId, Overflow, Shared, Tick, Turn, Written};
 use tidegate_wire::frame::Opcode;
@@ -47,7 +47,7 @@ impl Form for Plain {
             }
             Content::Publication(publication) => scratch.extend_from_slice(publication.payload.bytes()),
             Content::Gap(_) if self.says_all => scratch.extend_from_slice(b"GAP"),
-            Content::Census(_) if self.says_all => scratch.extend_from_slice(b"PRESENCE"),
+            Content::Presence(_) if self.says_all => scratch.extend_from_slice(b"PRESENCE"),
             _ => return None,
         }
         Some(Said::Bytes(scratch))
@@ -74,7 +74,7 @@ impl Sink for NoSink {
     }
     fn gap(&self, _: &Channel, _: Gap) {}
     fn control(&self, _: Control) {}
-    fn census(&self, _: &Channel, _: Arc<CensusEvent>) {}
+    fn presence(&self, _: &Channel, _: Arc<PresenceEvent>) {}
     fn transition(&self, _: &Channel, _: Transition) {}
 }
 
@@ -190,8 +190,8 @@ impl Bench {
     }
 
     fn presence(&mut self) {
-        let kind = CensusKind::Left { user: "u".into() };
-        self.content(Content::Census(Arc::new(CensusEvent { sequence: 1, kind })), None);
+        let kind = PresenceKind::Left { connection: "n.1".into(), user: "u".into(), connections: 0 };
+        self.content(Content::Presence(Arc::new(PresenceEvent { sequence: 1, kind })), None);
     }
 
     fn turn(&mut self, is_over: impl FnMut() -> bool) -> Turn {

@@ -23,8 +23,7 @@ impl Collector for RedisCollector {
         page.gauge("backplane_slots_missing", "Slots of a Redis Cluster that no server holds.", slots)?;
         publications(&mut page, &counters)?;
         repairs(&mut page, &counters)?;
-        presence(&mut page, &counters)?;
-        census(&mut page, &counters)
+        presence(&mut page, &counters)
     }
 }
 
@@ -39,7 +38,7 @@ impl Collector for MemoryCollector {
         let evicted = [("history", counters.history_evicted), ("idempotency", counters.idempotency_evicted)];
         let help = "Entries let go before their time, because a bound in bytes or number was reached.";
         page.counters_by("backplane_evicted", help, "entry", evicted)?;
-        census_subscriptions(&mut page, counters.census_subscriptions)
+        presence_subscriptions(&mut page, counters.presence_subscriptions)
     }
 }
 
@@ -196,19 +195,32 @@ fn repairs(page: &mut Page<'_>, counters: &RedisCounters) -> fmt::Result {
 
 fn presence(page: &mut Page<'_>, counters: &RedisCounters) -> fmt::Result {
     let operations = &counters.operations;
-    page.gauge(
-        "backplane_members",
-        "Members of this node in all channels.",
-        counters.presence_members as f64,
-    )?;
+    presence_subscriptions(page, counters.presence_subscriptions)?;
     page.counter("backplane_leases_lapsed", "Times that this node's lease ended.", operations.leases_lapsed)?;
     page.counter(
         "backplane_instances_removed",
         "Dead nodes cleaned up after.",
         operations.instances_removed,
     )?;
-    let failed = [("server", operations.presence_failed), ("bound", operations.presence_refused)];
-    page.counters_by("backplane_presence_failed", "Changes of presence not written.", "reason", failed)?;
+    let batches = [
+        ("written", operations.presence_written),
+        ("settled", operations.presence_settled),
+        ("server", operations.presence_failed),
+        ("bound", operations.presence_refused),
+    ];
+    let help = "Batches of changes of presence, by result: server and bound were not written and are later.";
+    page.counters_by("backplane_presence_batches", help, "result", batches)?;
+    page.counter("backplane_presence_full", "Users refused by a channel's limit.", operations.presence_full)?;
+    page.counter(
+        "backplane_presence_cleared",
+        "Channels cleared of what a dead node left there.",
+        operations.presence_cleared,
+    )?;
+    page.counter(
+        "backplane_transitions",
+        "Beginnings and ends in channels told to this node.",
+        operations.transitions,
+    )?;
     page.counter("backplane_orders", "Orders received.", operations.orders_received)?;
     let skipped = [
         ("history", operations.history_undecodable),
@@ -224,34 +236,9 @@ fn presence(page: &mut Page<'_>, counters: &RedisCounters) -> fmt::Result {
     )
 }
 
-fn census(page: &mut Page<'_>, counters: &RedisCounters) -> fmt::Result {
-    let operations = &counters.operations;
-    census_subscriptions(page, counters.census_subscriptions)?;
-    let batches = [
-        ("written", operations.census_written),
-        ("settled", operations.census_settled),
-        ("server", operations.census_failed),
-        ("bound", operations.census_refused),
-    ];
-    let help =
-        "Batches of changes of the census, by result: server and bound were not written and are later.";
-    page.counters_by("backplane_census_batches", help, "result", batches)?;
-    page.counter("backplane_census_full", "Users refused by a channel's limit.", operations.census_full)?;
-    page.counter(
-        "backplane_census_cleared",
-        "Channels cleared of what a dead node left there.",
-        operations.census_removed,
-    )?;
-    page.counter(
-        "backplane_transitions",
-        "Beginnings and ends in channels told to this node.",
-        operations.transitions,
-    )
-}
-
-fn census_subscriptions(page: &mut Page<'_>, subscriptions: u64) -> fmt::Result {
-    let help = "Subscriptions of this node that the census counts.";
-    page.gauge("backplane_census_subscriptions", help, subscriptions as f64)
+fn presence_subscriptions(page: &mut Page<'_>, subscriptions: u64) -> fmt::Result {
+    let help = "Subscriptions of this node that are listed or counted in presence.";
+    page.gauge("backplane_presence_subscriptions", help, subscriptions as f64)
 }
 
 /// One sum over all servers for each label.

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tidegate_backplane::CENSUS_SETTLE;
+use tidegate_backplane::PRESENCE_SETTLE;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -29,9 +29,9 @@ pub(crate) async fn run(node: &Arc<Node>, relay: &Relay, http: &CancellationToke
     if timeout(Duration::from_secs(1), tasks.wait()).await.is_err() {
         tracing::warn!("some requests were cut");
     }
-    // The census lets go of whoever has not come to another node meanwhile.
+    // Whoever has not come to another node meanwhile leaves its channels.
     node.moves().close();
-    if timeout(CENSUS_SETTLE + Duration::from_secs(1), node.moves().wait()).await.is_err() {
+    if timeout(PRESENCE_SETTLE + Duration::from_secs(1), node.moves().wait()).await.is_err() {
         tracing::warn!("some channels still count clients of this node, until its lease has ended");
     }
     if let Err(error) = node.backplane().retire(&node.config().node).await {

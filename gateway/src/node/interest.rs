@@ -354,7 +354,7 @@ mod tests {
     use std::{sync::OnceLock, thread};
 
     use tidegate_backplane::{
-        CensusEvent, Control, Gap, Intake, MemoryBackplane, MemoryOptions, NewPublication, Payload,
+        Control, Gap, Intake, MemoryBackplane, MemoryOptions, NewPublication, Payload, PresenceEvent,
         Publication, Sink, Text, Transition,
     };
 
@@ -372,7 +372,7 @@ mod tests {
         }
         fn gap(&self, _: &Channel, _: Gap) {}
         fn control(&self, _: Control) {}
-        fn census(&self, _: &Channel, _: Arc<CensusEvent>) {}
+        fn presence(&self, _: &Channel, _: Arc<PresenceEvent>) {}
         fn transition(&self, _: &Channel, _: Transition) {}
     }
 

@@ -20,7 +20,7 @@ use std::{
 };
 
 use tidegate_backplane::{
-    Backplane, BackplaneError, Channel, Control, DisconnectTarget, History, HistoryQuery, Member, NodeRecord,
+    Backplane, BackplaneError, Channel, Control, DisconnectTarget, History, HistoryQuery, NodeRecord, Roll,
 };
 use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
@@ -103,7 +103,7 @@ pub(crate) struct Node {
     /// Why the node registry refuses this node.
     registry_refusal: Mutex<Option<BackplaneError>>,
     shards_failed: AtomicU64,
-    /// Clients that a drain has sent away and that are still in the census.
+    /// Clients that a drain has sent away and that are still present.
     moves: TaskTracker,
 }
 
@@ -169,10 +169,10 @@ impl Node {
         &self.histories
     }
 
-    /// The members of a channel; `None` where its namespace keeps no presence.
-    pub(crate) async fn presence(&self, channel: &Channel) -> Result<Option<Vec<Member>>, BackplaneError> {
+    /// Who is in a channel; `None` where its namespace keeps no presence.
+    pub(crate) async fn presence(&self, channel: &Channel) -> Result<Option<Roll>, BackplaneError> {
         match self.namespaces().of(channel).presence {
-            true => self.backplane.presence(channel).await.map(Some),
+            true => self.backplane.roll(channel).await.map(Some),
             false => Ok(None),
         }
     }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use tidegate_backplane::{CensusEvent, Channel, Gap, GapReason, Position, Publication, Sender};
+use tidegate_backplane::{Channel, Gap, GapReason, Position, PresenceEvent, Publication, Sender};
 
 use super::{
     form::{Encoder, FormId},
@@ -21,7 +21,7 @@ pub(crate) enum Content {
     Publication(Arc<Publication>),
     Gap(Gap),
     /// Who is in the channel has changed. Only clients that are told who is there are told of it.
-    Census(Arc<CensusEvent>),
+    Presence(Arc<PresenceEvent>),
 }
 
 /// Content on its way to the subscribers of this node. While it lives it counts as load of its channel; it is
@@ -41,14 +41,14 @@ impl Content {
         match self {
             Self::Publication(publication) => publication.position,
             Self::Gap(gap) => gap.top,
-            Self::Census(_) => None,
+            Self::Presence(_) => None,
         }
     }
 
     pub(crate) fn sender(&self) -> Option<&Sender> {
         match self {
             Self::Publication(publication) => publication.sender.as_deref(),
-            Self::Gap(_) | Self::Census(_) => None,
+            Self::Gap(_) | Self::Presence(_) => None,
         }
     }
 
@@ -57,7 +57,7 @@ impl Content {
         match self {
             Self::Publication(publication) => Arrival::Publication(publication.position),
             Self::Gap(gap) => Arrival::Gap(gap.top),
-            Self::Census(event) => Arrival::Census(event.sequence),
+            Self::Presence(event) => Arrival::Presence(event.sequence),
         }
     }
 

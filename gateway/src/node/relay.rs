@@ -9,7 +9,7 @@ use std::{
     time::Instant,
 };
 
-use tidegate_backplane::{CensusEvent, Channel, Control, Gap, Intake, Publication, Sink, Transition};
+use tidegate_backplane::{Channel, Control, Gap, Intake, PresenceEvent, Publication, Sink, Transition};
 use tidegate_reactor::waking_once;
 
 use super::{
@@ -128,11 +128,11 @@ impl Sink for Relay {
         }
     }
 
-    fn census(&self, channel: &Channel, event: Arc<CensusEvent>) {
+    fn presence(&self, channel: &Channel, event: Arc<PresenceEvent>) {
         self.rosters.event(channel, event);
     }
 
-    fn census_lost(&self, channel: &Channel) {
+    fn presence_lost(&self, channel: &Channel) {
         self.rosters.lost(channel);
     }
 

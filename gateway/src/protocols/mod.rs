@@ -53,7 +53,7 @@ pub(crate) fn is_shards(dev: bool) -> IsShards {
 mod tests {
     use std::sync::Arc;
 
-    use tidegate_backplane::{CensusEvent, CensusKind, Channel};
+    use tidegate_backplane::{Channel, PresenceEvent, PresenceKind};
 
     use super::*;
     use crate::hub::{form::FormId, outgoing::Content};
@@ -68,8 +68,8 @@ mod tests {
     #[test]
     fn others_are_not_told_who_is_there() {
         let channel = Channel::new("a").expect("a channel");
-        let kind = CensusKind::Left { user: "u".into() };
-        let content = Content::Census(Arc::new(CensusEvent { sequence: 1, kind }));
+        let kind = PresenceKind::Left { connection: "n.1".into(), user: "u".into(), connections: 0 };
+        let content = Content::Presence(Arc::new(PresenceEvent { sequence: 1, kind }));
         for form in FORMS.0 {
             let says = form.say(&channel, &content, &mut Vec::new()).is_some();
             assert_eq!(says, form.says_presence(), "{form:?}");

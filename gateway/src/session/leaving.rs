@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, time::Duration};
 
-use tidegate_backplane::{BackplaneError, DisconnectTarget, GapReason};
+use tidegate_backplane::{DisconnectTarget, GapReason, JoinError};
 use tidegate_reactor::{ConnectionId, Connections};
 use tidegate_wire::{
     decoder::{DecodeError, Decoder},
@@ -46,7 +46,7 @@ pub(crate) enum Leave {
 
 impl Leave {
     /// The backplane cannot do what the connection lives on; the client may come back.
-    pub(crate) fn unavailable(error: &BackplaneError) -> Self {
+    pub(crate) fn unavailable(error: &JoinError) -> Self {
         let (code, reason) = (CloseCode::TRY_AGAIN_LATER, DisconnectReason::Unavailable);
         Self::Own { code, text: error.to_string().into(), reason }
     }
@@ -171,13 +171,16 @@ impl Ctx<'_> {
 
     /// Gives back what an open connection held in the hub and in presence.
     pub(crate) fn unsubscribe(&mut self, mut open: Open) {
+        for &subscription in open.subscriptions.as_slice() {
+            self.leave_of(&open, self.core.hub.channel_of(subscription), true);
+        }
+        for key in open.under_way_keys() {
+            self.leave_of(&open, key, false);
+        }
         open.protocol.of_list(self.core.shared.protocols).on_end(self, &mut open);
         let mut rare = open.rare.unwrap_or_default();
         for unsettled in std::mem::take(&mut rare.unsettled) {
             self.abandon(unsettled);
-        }
-        if let Some(present) = rare.present {
-            self.leave_all_presence(open.subscriptions.as_slice(), &present);
         }
         // Leaving may move another's place, but its own others stay findable: a connection is in a lane once.
         for &subscription in open.subscriptions.as_slice() {

@@ -21,7 +21,7 @@ pub(crate) mod hand_off;
 pub(crate) mod leaving;
 mod lookup;
 pub(crate) mod opening;
-mod presence;
+pub(crate) mod presence;
 pub(crate) mod protocol;
 pub(crate) mod publishing;
 pub(crate) mod refusal;
@@ -45,7 +45,6 @@ use crate::{
 use budget::{Budgets, Rates};
 pub(crate) use ctx::Ctx;
 use opening::Opening;
-use presence::Present;
 use protocol::{ProtocolId, ProtocolState};
 use publishing::Publisher;
 pub(crate) use socket_id::SocketIds;
@@ -124,8 +123,6 @@ pub(crate) struct Rare {
     pub(crate) inflated_bytes: Budget,
     /// Why it is about to be closed, for the count; set by whoever dooms it.
     pub(crate) reason: Option<DisconnectReason>,
-    /// It is present in those of its channels that track members; ready when all of them know.
-    pub(crate) present: Option<Box<Present>>,
     /// What its protocol keeps of it.
     pub(crate) state: Option<Box<dyn ProtocolState>>,
 }
@@ -285,7 +282,6 @@ impl Rare {
             && self.publisher.is_none()
             && self.inflated_bytes == Budget::default()
             && self.reason.is_none()
-            && self.present.is_none()
             && self.state.is_none()
     }
 }

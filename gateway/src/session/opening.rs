@@ -333,7 +333,12 @@ impl Ctx<'_> {
             rare: Some(Box::new(rare)),
         };
         open.drop_empty_rare();
-        self.opened(open, &request.channels);
+        self.opened(open);
+        for (channel, &attempt) in request.channels.iter().zip(&attempts) {
+            if let Some(join) = self.join_of(channel) {
+                self.join_presence(attempt, join);
+            }
+        }
         protocol.on_event(self, Event::Opened { state: request.state.take() });
         self.begin_subscriptions(&attempts, pages);
         self.tell_protocol(Event::Begun);
@@ -362,7 +367,7 @@ impl Ctx<'_> {
         }
     }
 
-    fn opened(&mut self, open: Open, channels: &[Channel]) {
+    fn opened(&mut self, open: Open) {
         let Some(session) = self.connections.get_mut(self.id) else { return };
         session.phase = Phase::Open(open);
         let took = self.core.shared.started.elapsed().as_millis() as u32;
@@ -371,7 +376,6 @@ impl Ctx<'_> {
         self.core.metrics.handshake_seconds.observe(took);
         self.core.metrics.connections_opened.add(1);
         self.begin_beating();
-        self.join_presence(channels);
     }
 
     /// Another token of the same user.

@@ -1,84 +1,115 @@
-//! Presence: a connection is listed in its channels while it is subscribed to them, where their namespace tracks who is
-//! there. What is listed is in the backplane, whatever the protocol.
+//! Presence: a connection is listed, or counted, in its channels while it is subscribed to them. Its protocol says how
+//! ([`Protocol::presence`](super::protocol::Protocol::presence)); joining, leaving and the list are the same for all.
 
 use std::sync::Arc;
 
-use futures_util::{
-    FutureExt as _,
-    future::{BoxFuture, Shared, join_all},
-};
-use tidegate_backplane::{Channel, Member};
+use tidegate_backplane::{Attendance, BackplaneError, Channel, Join, JoinError, Member, PRESENCE_SETTLE};
 
-use super::{Ctx, Session};
-use crate::hub::{ChannelKey, Subscription};
+use super::{Ctx, Open, core::Core, subscribing::Attempt};
+use crate::{hub::ChannelKey, node::roster::List};
 
-/// Whether a connection's presence entries were written, or failed to be. To leave a channel has to wait for that: a
-/// backplane far away may otherwise carry out the two in the wrong order, and the entry would stay.
-pub(crate) type Present = Shared<BoxFuture<'static, ()>>;
+/// How a subscription of a connection is present in its channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Present {
+    No,
+    /// It is one more from when the client is told that it stands, and nobody is listed.
+    Counted,
+    Listed,
+}
+
+impl Core {
+    /// Who an open connection is listed as by its token, in channels whose namespace tracks who is there.
+    fn join_by_token(&self, open: &Open, channel: &Channel, connection: String) -> Option<Join> {
+        let claims = open.claims().filter(|_| self.present_by_token(open, channel) == Present::Listed)?;
+        let (user, info) = (claims.user.clone()?, claims.info.clone());
+        Some(Join::listed(Member { connection: connection.into(), user, info }))
+    }
+
+    /// Who has no user is not listed.
+    pub(super) fn present_by_token(&self, open: &Open, channel: &Channel) -> Present {
+        let is_user = open.claims().is_some_and(|claims| claims.user.is_some());
+        match is_user && self.shared.node.namespaces().of(channel).presence {
+            true => Present::Listed,
+            false => Present::No,
+        }
+    }
+}
 
 impl Ctx<'_> {
-    /// Lists an open connection in those of the channels that track who is there; who has no user is not listed.
-    pub(crate) fn join_presence(&mut self, channels: &[Channel]) {
+    /// What a connection that is listed by its token joins a channel as.
+    pub(crate) fn join_of(&self, channel: &Channel) -> Option<Join> {
+        self.core.join_by_token(self.open()?, channel, self.core.connection_name(self.id))
+    }
+
+    /// A subscription that is under way joins its channel. One that is answered with the list waits for its own entry.
+    pub(super) fn join_presence(&mut self, attempt: Attempt, join: Join) {
+        let joined = self.core.shared.node.backplane().join(self.core.hub.channel(attempt.key), join);
+        match self.begin_joining(attempt) {
+            true => self.run(joined, move |ctx, result| ctx.joined(attempt, result)),
+            false => self.core.detach(async move { warn(joined.await.err().as_ref()) }),
+        }
+    }
+
+    /// Joins a channel; nobody waits for the answer.
+    pub(crate) fn join_channel(&self, channel: &Channel, join: Join) {
+        let joined = self.core.shared.node.backplane().join(channel, join);
+        self.core.detach(async move { warn(joined.await.err().as_ref()) });
+    }
+
+    fn joined(&mut self, attempt: Attempt, result: Result<Attendance, JoinError>) {
+        match result {
+            Ok(attendance) if self.end_joining(attempt, attendance.sequence) => self.read_list(attempt),
+            Ok(_) => {}
+            Err(error) => self.refused(attempt, error),
+        }
+    }
+
+    /// Reads the list for a subscription, with its own entry.
+    pub(super) fn read_list(&mut self, attempt: Attempt) {
+        let Some(at_least) = self.list_wanted(attempt) else { return };
+        let reply = self.reply(move |ctx, list| ctx.list_read(attempt, list));
+        self.core.shared.node.rosters().read(self.core.hub.channel(attempt.key), at_least, reply);
+    }
+
+    fn list_read(&mut self, attempt: Attempt, list: Result<Arc<List>, BackplaneError>) {
+        match list {
+            Ok(list) => self.listed(attempt, list),
+            Err(error) => self.refused(attempt, error.into()),
+        }
+    }
+
+    /// Goes out of a channel whose subscription ends. `stands`: the client was told that it does.
+    pub(super) fn leave_of(&self, open: &Open, key: ChannelKey, stands: bool) {
+        let channel = self.core.hub.channel(key);
+        let protocol = open.protocol.of_list(self.core.shared.protocols);
+        match protocol.presence(self.core, open, channel) {
+            Present::Listed => self.leave_channel(channel, Present::Listed),
+            Present::Counted if stands => self.leave_channel(channel, Present::Counted),
+            Present::Counted | Present::No => {}
+        }
+    }
+
+    /// Who is sent away by a drain is back on another node within seconds. Until then it stays, so that nobody is told
+    /// that it left and came.
+    pub(crate) fn leave_channel(&self, channel: &Channel, present: Present) {
+        let name = (present == Present::Listed).then(|| self.core.connection_name(self.id));
         let node = &self.core.shared.node;
-        let with_presence: Vec<&Channel> =
-            channels.iter().filter(|channel| node.namespaces().of(channel).presence).collect();
-        if with_presence.is_empty() {
-            return;
+        if !node.is_moving_clients() {
+            let left = node.backplane().leave(channel, name.as_deref());
+            return self.core.detach(async move { warn(left.await.err().as_ref()) });
         }
-        let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) else { return };
-        let Some(claims) = open.claims().cloned() else { return };
-        let Some(user) = claims.user.clone() else { return };
-        let name = self.core.connection_name(self.id);
-        let joining: Vec<_> = with_presence
-            .into_iter()
-            .map(|channel| {
-                let (connection, info) = (name.as_str().into(), claims.info.clone());
-                node.backplane().join(channel, Member { connection, user: user.clone(), info })
-            })
-            .collect();
-        let before = open.rare.as_ref().and_then(|rare| rare.present.as_deref().cloned());
-        let joined = async move {
-            if let Some(before) = before {
-                before.await;
-            }
-            for result in join_all(joining).await {
-                if let Err(error) = result {
-                    tracing::warn!(%error, "a presence entry could not be written");
-                }
-            }
+        let (backplane, channel) = (Arc::clone(node.backplane()), channel.clone());
+        let leaving = async move {
+            tokio::time::sleep(PRESENCE_SETTLE).await;
+            warn(backplane.leave(&channel, name.as_deref()).await.err().as_ref());
         };
-        let present = joined.boxed().shared();
-        open.rare_mut().present = Some(Box::new(present.clone()));
-        self.core.detach(present);
+        self.core.shared.runtime.spawn(node.moves().track_future(leaving));
     }
+}
 
-    /// It is not present in a channel any more that it goes out of.
-    pub(crate) fn leave_presence_of(&self, key: ChannelKey) {
-        let present = self.open().and_then(|open| open.rare.as_ref()?.present.as_deref().cloned());
-        if let Some(present) = present {
-            self.leave_presence(key, present);
-        }
-    }
-
-    /// The same for a connection that is going.
-    pub(super) fn leave_all_presence(&self, subscriptions: &[Subscription], present: &Present) {
-        for &subscription in subscriptions {
-            self.leave_presence(self.core.hub.channel_of(subscription), present.clone());
-        }
-    }
-
-    fn leave_presence(&self, key: ChannelKey, present: Present) {
-        let channel = self.core.hub.channel(key).clone();
-        if !self.core.shared.node.namespaces().of(&channel).presence {
-            return;
-        }
-        let (backplane, name) =
-            (Arc::clone(self.core.shared.node.backplane()), self.core.connection_name(self.id));
-        self.core.detach(async move {
-            present.await;
-            if let Err(error) = backplane.leave(&channel, &name).await {
-                tracing::warn!(%error, "a presence entry could not be removed");
-            }
-        });
+/// Logs what nobody waits for and could not be done.
+fn warn(error: Option<&impl std::fmt::Display>) {
+    if let Some(error) = error {
+        tracing::warn!(%error, "a change of who is in a channel is not known to other nodes yet");
     }
 }

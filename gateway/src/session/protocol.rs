@@ -3,7 +3,7 @@
 
 use std::any::Any;
 
-use tidegate_backplane::{BackplaneError, Position};
+use tidegate_backplane::{Channel, JoinError, Position};
 use tidegate_reactor::{Connections, Tick};
 use tidegate_wire::{
     frame::{self, CloseCode},
@@ -16,11 +16,11 @@ use super::{
     ctx::Ctx,
     leaving::Leave,
     opening::{Request, Stop},
-    subscribing::Attempt,
+    presence::Present,
 };
 use crate::{
     hub::{ChannelKey, form::FormId, outgoing::Outgoing},
-    node::PublishError,
+    node::{PublishError, roster::List},
 };
 
 /// The protocols of a process; a connection names its own by its index.
@@ -47,12 +47,16 @@ pub(crate) enum Event<'e> {
     /// All that could be told at once of the channels of its request was told.
     Begun,
     /// A subscription stands. `position`: where the client is in the channel. `recovered`: what it missed follows,
-    /// without a hole. `is_new`: nothing is told to it now.
-    Subscribed { key: ChannelKey, position: Option<Position>, recovered: bool, is_new: bool },
+    /// without a hole. `is_new`: nothing is told to it now. `list`: who is in the channel, where it was asked for.
+    Subscribed {
+        key: ChannelKey,
+        position: Option<Position>,
+        recovered: bool,
+        is_new: bool,
+        list: Option<&'e List>,
+    },
     /// A subscription cannot be had.
-    Refused { key: ChannelKey, error: &'e BackplaneError },
-    /// A subscription waits for the list of who is in its channel; [`Ctx::listed`] goes on.
-    ListWanted { attempt: Attempt },
+    Refused { key: ChannelKey, error: &'e JoinError },
     /// A message that it sent was not published.
     PublishFailed(PublishError),
     /// So many messages did not fit into its queue; of one channel, or of any (then the name is empty).
@@ -89,6 +93,11 @@ pub(crate) trait Protocol: Sync + std::fmt::Debug {
     }
 
     fn on_event(&self, ctx: &mut Ctx<'_>, event: Event<'_>);
+
+    /// How a subscription of an open connection is present in its channel.
+    fn presence(&self, core: &Core, open: &Open, channel: &Channel) -> Present {
+        core.present_by_token(open, channel)
+    }
 
     /// Gives back what an open connection has beside its places in the hub. It is not open any more, or gone.
     fn on_end(&self, ctx: &mut Ctx<'_>, open: &mut Open) {

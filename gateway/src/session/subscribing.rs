@@ -8,7 +8,8 @@
 
 use std::sync::Arc;
 
-use tidegate_backplane::{BackplaneError, Channel, Gap, GapReason, Position};
+use futures_util::FutureExt as _;
+use tidegate_backplane::{BackplaneError, Channel, Gap, GapReason, Join, JoinError, Position};
 use tidegate_reactor::Shared as SharedBytes;
 use tidegate_wire::sse;
 
@@ -17,7 +18,7 @@ use super::{
 };
 use crate::{
     hub::{ChannelKey, form::FormId, outgoing::Content},
-    node::{histories::Page, interest::Confirmation},
+    node::{histories::Page, interest::Confirmation, roster::List},
     subscription::{Item, Machine, Output, Outputs, Read, Seen, Want},
 };
 
@@ -35,6 +36,11 @@ pub(crate) struct Unsettled {
     pub(super) machine: Machine,
     /// The hub tells the machine what is delivered.
     watches: bool,
+    /// The number of its own entry in presence, which a list has to have; `None`: the backplane has not answered yet.
+    joined: Option<u64>,
+    /// The list is read as soon as that is known.
+    wants_list: bool,
+    list: Option<Arc<List>>,
 }
 
 impl Core {
@@ -78,11 +84,12 @@ impl Ctx<'_> {
         let (key, confirmation) = self.core.hub.hold(channel, terms);
         self.core.attempts = self.core.attempts.wrapping_add(1);
         let attempt = Attempt { key, serial: self.core.attempts };
-        (Unsettled { attempt, machine: Machine::new(want, lists), watches: false }, confirmation)
+        let machine = Machine::new(want, lists);
+        let (watches, joined, wants_list, list) = (false, Some(0), false, None);
+        (Unsettled { attempt, machine, watches, joined, wants_list, list }, confirmation)
     }
 
-    /// Begins a subscription of an open connection. Whoever asks waits for the confirmation, and for what its protocol
-    /// does beside, and then calls [`confirmed`](Self::confirmed) or [`refused`](Self::refused).
+    /// Begins a subscription of an open connection, which [`proceed`](Self::proceed) goes on with.
     pub(crate) fn begin_subscription(
         &mut self,
         channel: &Channel,
@@ -96,28 +103,73 @@ impl Ctx<'_> {
         Some((attempt, confirmation))
     }
 
-    /// The backplane, and the protocol, have what the subscription needs.
-    pub(crate) fn confirmed(&mut self, attempt: Attempt) {
+    /// Goes on when the backplane has confirmed, which may be at once. `join`: what it is in presence from then on.
+    pub(crate) fn proceed(&mut self, attempt: Attempt, confirmation: Confirmation, join: Option<Join>) {
+        match confirmation.clone().now_or_never() {
+            Some(result) => self.confirmed(attempt, join, result),
+            None => self.run(confirmation, move |ctx, result| ctx.confirmed(attempt, join, result)),
+        }
+    }
+
+    fn confirmed(&mut self, attempt: Attempt, join: Option<Join>, result: Result<(), BackplaneError>) {
+        if self.attempted(attempt).is_none() {
+            return;
+        }
+        if let Err(error) = result {
+            return self.refused(attempt, error.into());
+        }
+        if let Some(join) = join {
+            self.join_presence(attempt, join);
+        }
         self.step(attempt, Machine::confirmed);
     }
 
-    pub(crate) fn refused(&mut self, attempt: Attempt, error: BackplaneError) {
+    pub(super) fn refused(&mut self, attempt: Attempt, error: JoinError) {
         self.step(attempt, |machine| machine.refused(error));
     }
 
-    /// The list of who is in the channel is there, with the changes up to this number.
-    pub(crate) fn listed(&mut self, attempt: Attempt, sequence: u64) {
+    /// Whether the subscription waits for its own entry in presence, because it is answered with the list.
+    pub(super) fn begin_joining(&mut self, attempt: Attempt) -> bool {
+        let unsettled = self.attempted(attempt).filter(|it| it.machine.lists());
+        unsettled.map(|it| it.joined = None).is_some()
+    }
+
+    /// It has joined. True: its list is to be read now.
+    pub(super) fn end_joining(&mut self, attempt: Attempt, sequence: u64) -> bool {
+        let Some(unsettled) = self.attempted(attempt) else { return false };
+        unsettled.joined = Some(sequence);
+        std::mem::take(&mut unsettled.wants_list)
+    }
+
+    /// What the list of a subscription has to have; `None`: that is not known yet.
+    pub(super) fn list_wanted(&mut self, attempt: Attempt) -> Option<u64> {
+        let unsettled = self.attempted(attempt)?;
+        unsettled.wants_list = unsettled.joined.is_none();
+        unsettled.joined
+    }
+
+    /// The list of who is in the channel is there.
+    pub(super) fn listed(&mut self, attempt: Attempt, list: Arc<List>) {
+        let Some(unsettled) = self.attempted(attempt) else { return };
+        let sequence = list.sequence;
+        unsettled.list = Some(list);
         self.step(attempt, |machine| machine.listed(sequence));
     }
 
-    /// Whether an attempt is still under way.
-    pub(crate) fn is_under_way(&self, attempt: Attempt) -> bool {
-        let rare = self.open().and_then(|open| open.rare.as_ref());
-        rare.is_some_and(|rare| rare.unsettled.iter().any(|it| it.attempt == attempt))
+    /// An attempt that is still under way.
+    fn attempted(&mut self, attempt: Attempt) -> Option<&mut Unsettled> {
+        let rare = self.open_mut()?.rare.as_mut()?;
+        rare.unsettled.iter_mut().find(|it| it.attempt == attempt)
     }
 
     /// Ends a subscription, or one that is under way; what the protocol has beside it is its own.
     pub(crate) fn end_subscription(&mut self, key: ChannelKey) {
+        let Some(open) = self.open() else { return };
+        let is_under_way = open.is_subscribing(key);
+        let mut own = open.subscriptions.as_slice().iter();
+        if is_under_way || own.any(|&own| self.core.hub.channel_of(own) == key) {
+            self.leave_of(open, key, !is_under_way);
+        }
         let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) else { return };
         if let Some(attempt) = open.unsettled(key).map(|it| it.attempt) {
             return self.step(attempt, Machine::end);
@@ -144,8 +196,8 @@ impl Ctx<'_> {
         let item = match content {
             Content::Publication(publication) => Item::Publication(Arc::clone(publication)),
             Content::Gap(gap) => Item::Gap(*gap),
-            Content::Census(event) => {
-                if machine.tells_census(event.sequence) {
+            Content::Presence(event) => {
+                if machine.tells_presence(event.sequence) {
                     self.tell_live(key, content);
                 }
                 return;
@@ -211,15 +263,22 @@ impl Ctx<'_> {
             match output {
                 Output::AwaitRoom => self.connections.tell_flushed(self.id),
                 Output::Read(read) => self.read_history(attempt, read),
-                Output::List => self.tell_protocol(Event::ListWanted { attempt }),
+                Output::List => self.read_list(attempt),
                 Output::Subscribed { position, recovered } => {
                     let is_new = !matches!(outputs.peek(), Some(Output::Tell(_)));
-                    self.tell_protocol(Event::Subscribed { key, position, recovered, is_new });
+                    let list = self.attempted(attempt).and_then(|it| it.list.take());
+                    let list = list.as_deref();
+                    self.tell_protocol(Event::Subscribed { key, position, recovered, is_new, list });
                 }
                 Output::Tell(items) => self.tell_items(key, items),
                 Output::Join(seen) => self.join(attempt, seen),
                 Output::Release => self.release_attempt(attempt),
-                Output::Refuse(error) => self.tell_protocol(Event::Refused { key, error: &error }),
+                Output::Refuse(error) => {
+                    if let Some(open) = self.open() {
+                        self.leave_of(open, key, false);
+                    }
+                    self.tell_protocol(Event::Refused { key, error: &error });
+                }
             }
         }
     }

@@ -24,7 +24,7 @@ mod tests;
 use std::{sync::Arc, time::Duration};
 
 use kept::Kept;
-use tidegate_backplane::{BackplaneError, Gap, GapReason, History, Position, Publication};
+use tidegate_backplane::{BackplaneError, Gap, GapReason, History, JoinError, Position, Publication};
 
 #[cfg(test)]
 use kept::KEPT_BYTES_MAX;
@@ -82,7 +82,7 @@ pub(crate) enum Output {
     /// Turn the hold into a place in a lane.
     Join(Seen),
     /// It cannot be had; the hold was given back.
-    Refuse(BackplaneError),
+    Refuse(JoinError),
     /// Give the hold back.
     Release,
 }
@@ -153,6 +153,11 @@ impl Machine {
         }
     }
 
+    /// Whether it is answered with the list.
+    pub(crate) fn lists(&self) -> bool {
+        self.lists
+    }
+
     /// It waits for [`room`](Self::room).
     pub(crate) fn is_due(&self) -> bool {
         matches!(self.state, State::Due)
@@ -188,7 +193,7 @@ impl Machine {
     }
 
     /// The backplane cannot subscribe, or what the protocol does beside it has failed.
-    pub(crate) fn refused(&mut self, error: BackplaneError) -> Outputs {
+    pub(crate) fn refused(&mut self, error: JoinError) -> Outputs {
         match self.state {
             State::Live | State::Gone => Outputs::new(),
             _ if self.answered => Outputs::new(),
@@ -219,7 +224,7 @@ impl Machine {
         match page {
             Ok(page) if self.lists && !self.answered => self.list(Some((read, page)), kept),
             Ok(page) => self.take(read, page, kept),
-            Err(error) if !self.answered => vec![Output::Release, Output::Refuse(error)],
+            Err(error) if !self.answered => vec![Output::Release, Output::Refuse(error.into())],
             // It was promised, and cannot be had.
             Err(_) => {
                 let told = self.lost(None);
@@ -232,7 +237,7 @@ impl Machine {
     pub(crate) fn listed(&mut self, sequence: u64) -> Outputs {
         match std::mem::replace(&mut self.state, State::Gone) {
             State::Listing { page, kept } => {
-                self.seen.set_census(sequence);
+                self.seen.set_presence(sequence);
                 match page {
                     Some((read, page)) => self.take(read, page, kept),
                     None => self.finish(kept, false, Outputs::new()),
@@ -270,11 +275,11 @@ impl Machine {
     }
 
     /// Whether a presence event is to be told now: the client has the list, and is not in a lane yet.
-    pub(crate) fn tells_census(&mut self, sequence: u64) -> bool {
+    pub(crate) fn tells_presence(&mut self, sequence: u64) -> bool {
         let waits = matches!(self.state, State::Due | State::Reading { .. });
-        let tells = waits && self.answered && self.lists && self.seen.take(Arrival::Census(sequence));
+        let tells = waits && self.answered && self.lists && self.seen.take(Arrival::Presence(sequence));
         if tells {
-            self.seen.advance_census(sequence);
+            self.seen.advance_presence(sequence);
         }
         tells
     }

@@ -14,7 +14,7 @@ pub(crate) struct Seen {
     /// is one that was on its way when the epoch changed: a backplane tells a gap between two epochs.
     met: bool,
     /// The number of the last presence event that is in the list it was sent.
-    census: Option<u64>,
+    presence: Option<u64>,
     /// Deliveries that waited in its lane when it joined. The machine has seen all of them already.
     skip: u32,
     /// It was sent nothing: `through` is only where the channel stood.
@@ -27,7 +27,7 @@ pub(crate) enum Arrival {
     Publication(Option<Position>),
     Gap(Option<Position>),
     /// A presence event and its number.
-    Census(u64),
+    Presence(u64),
 }
 
 impl Seen {
@@ -41,13 +41,13 @@ impl Seen {
     }
 
     /// It was sent the list of who is there, which holds the changes up to this number.
-    pub(crate) fn set_census(&mut self, sequence: u64) {
-        self.census = Some(sequence);
+    pub(crate) fn set_presence(&mut self, sequence: u64) {
+        self.presence = Some(sequence);
     }
 
     /// It was told of a presence event after the list.
-    pub(super) fn advance_census(&mut self, sequence: u64) {
-        self.census = self.census.max(Some(sequence));
+    pub(super) fn advance_presence(&mut self, sequence: u64) {
+        self.presence = self.presence.max(Some(sequence));
     }
 
     /// It joins a lane in which so many deliveries wait.
@@ -77,7 +77,7 @@ impl Seen {
     /// client too: it need not follow, which would cost an idle one a box until the channel's next publication.
     pub(crate) fn has_nothing(&self, delivered: Option<Position>) -> bool {
         let has_none = self.through.is_none() || (self.is_new && delivered.is_none());
-        has_none && self.census.is_none()
+        has_none && self.presence.is_none()
     }
 
     /// Whether something that its lane brings is news. It counts as told from now on.
@@ -86,7 +86,7 @@ impl Seen {
         self.skip = self.skip.saturating_sub(1);
         match arrival {
             // The list of who is there may be older than what waited.
-            Arrival::Census(_) => self.take(arrival),
+            Arrival::Presence(_) => self.take(arrival),
             _ => !waited && self.take(arrival),
         }
     }
@@ -96,7 +96,7 @@ impl Seen {
         let (position, is_gap) = match arrival {
             Arrival::Publication(position) => (position, false),
             Arrival::Gap(position) => (position, true),
-            Arrival::Census(sequence) => return self.census.is_none_or(|census| sequence > census),
+            Arrival::Presence(sequence) => return self.presence.is_none_or(|presence| sequence > presence),
         };
         let is_news = match (self.through, position) {
             (Some(through), Some(position)) if through.epoch == position.epoch => {
@@ -186,10 +186,10 @@ mod tests {
     #[test]
     fn changes_that_are_in_its_list_are_no_news() {
         let mut seen = Seen::default();
-        assert!(seen.has_nothing(None) && seen.take(Arrival::Census(1)));
-        seen.set_census(7);
+        assert!(seen.has_nothing(None) && seen.take(Arrival::Presence(1)));
+        seen.set_presence(7);
         assert!(!seen.has_nothing(None));
-        assert_eq!([6, 7, 8].map(|number| seen.take(Arrival::Census(number))), [false, false, true]);
+        assert_eq!([6, 7, 8].map(|number| seen.take(Arrival::Presence(number))), [false, false, true]);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use crate::support::{Data, HttpStub, NameServer};
 use tidegate_backplane::{
-    Backplane, CensusEvent, Channel, Control, Gap, Intake, MemoryBackplane, MemoryOptions, NodeRecord,
+    Backplane, Channel, Control, Gap, Intake, MemoryBackplane, MemoryOptions, NodeRecord, PresenceEvent,
     Publication, Sink, Transition,
 };
 use tidegate_ops::metrics::Bounds;
@@ -344,7 +344,7 @@ impl Sink for NoSink {
     }
     fn gap(&self, _: &Channel, _: Gap) {}
     fn control(&self, _: Control) {}
-    fn census(&self, _: &Channel, _: Arc<CensusEvent>) {}
+    fn presence(&self, _: &Channel, _: Arc<PresenceEvent>) {}
     fn transition(&self, _: &Channel, _: Transition) {}
 }
 

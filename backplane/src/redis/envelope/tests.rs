@@ -48,22 +48,27 @@ fn golden_bytes() {
 }
 
 #[test]
-fn golden_bytes_of_the_census() {
-    let check = |bytes: &[u8], expect: Result<CensusKind, EnvelopeError>| {
-        let expect = expect.map(|kind| Message::Census(CensusEvent { sequence: 7, kind }));
+fn golden_bytes_of_presence() {
+    let check = |bytes: &[u8], expect: Result<PresenceKind, EnvelopeError>| {
+        let expect = expect.map(|kind| Message::Presence(PresenceEvent { sequence: 7, kind }));
         let bytes = [b"\x01\x10\0\0\0\0\0\0\0\x07", bytes].concat();
         assert_eq!(Message::decode(&bytes), expect);
     };
-    let user = |info: Option<&str>| User { id: "ü".into(), info: info.map(Into::into) };
-    check(b"\x01\0\x02\xc3\xbc{}", Ok(CensusKind::Joined(user(Some("{}")))));
-    check(b"\x01\0\x02\xc3\xbc", Ok(CensusKind::Joined(user(None))));
-    check(b"\x02ada", Ok(CensusKind::Left { user: "ada".into() }));
-    check(b"\x03\0\0\0\0\0\0\x01\0", Ok(CensusKind::Count { subscriptions: 256 }));
-    check(b"\x03\0\0\0\0\0\0\x01\0\0", Err(EnvelopeError::Census));
+    let joined = |info: Option<&str>| {
+        let (connection, info) = ("n.1".into(), info.map(Into::into));
+        let member = Arc::new(Member { connection, user: "ü".into(), info });
+        PresenceKind::Joined { member, connections: 2 }
+    };
+    check(b"\x04\0\0\0\x02\0\x03n.1\0\x02\xc3\xbc{}", Ok(joined(Some("{}"))));
+    check(b"\x04\0\0\0\x02\0\x03n.1\0\x02\xc3\xbc", Ok(joined(None)));
+    let (connection, user) = ("n.1".into(), "ada".into());
+    check(b"\x05\0\0\0\0\0\x03n.1ada", Ok(PresenceKind::Left { connection, user, connections: 0 }));
+    check(b"\x03\0\0\0\0\0\0\x01\0", Ok(PresenceKind::Count { subscriptions: 256 }));
+    check(b"\x03\0\0\0\0\0\0\x01\0\0", Err(EnvelopeError::Presence));
     check(b"\x03\0", Err(EnvelopeError::Truncated));
-    check(b"\x01\0\x02\xc3", Err(EnvelopeError::Truncated));
-    check(b"\x02\xff", Err(EnvelopeError::Census));
-    check(b"\x04", Err(EnvelopeError::Census));
+    check(b"\x04\0\0\0\x01\0\x02\xc3", Err(EnvelopeError::Truncated));
+    check(b"\x05\0\0\0\x01\0\x01\xff", Err(EnvelopeError::Presence));
+    check(b"\x01\0\x01a", Err(EnvelopeError::Presence));
     check(b"", Err(EnvelopeError::Truncated));
     assert_eq!(Message::decode(b"\x01\x10\0"), Err(EnvelopeError::Truncated));
     assert_eq!(Message::decode(b"\x01\x11hi"), Err(EnvelopeError::Flags(0x11)));

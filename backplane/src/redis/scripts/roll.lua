@@ -1,6 +1,6 @@
 -- How many are in a channel, and of which instances.
 --
--- KEYS  hash P:{C}:c, hash P:{C}:u (scripts/census.lua has what is in them)
+-- KEYS  hash P:{C}:ps, hash P:{C}:pu (scripts/presence.lua has what is in them)
 -- Returns {number of the newest event, subscriptions, users, {instance, …}}
 
 local sequence, subscriptions, instances = 0, 0, {}

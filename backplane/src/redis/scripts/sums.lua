@@ -1,6 +1,6 @@
 -- How many are in channels.
 --
--- KEYS  for each channel hash P:{C}:c, hash P:{C}:u
+-- KEYS  for each channel hash P:{C}:ps, hash P:{C}:pu
 -- Returns {subscriptions, users, subscriptions, users, …}
 
 local sums = {}

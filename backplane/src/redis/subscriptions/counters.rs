@@ -98,7 +98,7 @@ pub struct Undecodable {
     pub version: u64,
     /// Too short.
     pub truncated: u64,
-    /// Flags, offset, event, sender, change of a census or text that no node of this version writes.
+    /// Flags, offset, event, sender, change of presence or text that no node of this version writes.
     pub malformed: u64,
 }
 
@@ -133,7 +133,7 @@ impl Counters {
             | EnvelopeError::Offset
             | EnvelopeError::Event
             | EnvelopeError::Sender
-            | EnvelopeError::Census
+            | EnvelopeError::Presence
             | EnvelopeError::Text => 2,
         };
         self.undecodable[at].fetch_add(1, Relaxed);

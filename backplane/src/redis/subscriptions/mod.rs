@@ -260,8 +260,8 @@ impl Subscriber for Subscriptions {
             }
             match message {
                 Message::Publication(envelope) => state.sequence.arrived(envelope, delivery),
-                Message::Census(event) => {
-                    delivery.census(event);
+                Message::Presence(event) => {
+                    delivery.presence(event);
                     None
                 }
             }

@@ -10,7 +10,7 @@ pub(super) trait Outlet {
     fn publication(&mut self, publication: Arc<Publication>) -> Intake;
     fn gap(&mut self, gap: Gap);
     /// Changes of who is in the channel may have been missed.
-    fn census_lost(&mut self);
+    fn presence_lost(&mut self);
     /// Takes memory for a publication that waits; false when the node has none left.
     fn reserve(&mut self, bytes: usize) -> bool;
     fn release(&mut self, bytes: usize);

@@ -21,7 +21,7 @@ use super::{
     work::{Asks, Due, Work},
 };
 use crate::{
-    CensusEvent, Channel, Gap, Intake, Publication, Sink,
+    Channel, Gap, Intake, PresenceEvent, Publication, Sink,
     redis::{
         contract::{LinkId, Seat, Session, Subscribing},
         envelope::EnvelopeError,
@@ -333,8 +333,8 @@ impl Registry {
 
 impl Delivery<'_> {
     /// Handed over at once: what waits for a repair of the channel comes after it.
-    pub(super) fn census(&mut self, event: CensusEvent) {
-        self.registry.sink.census(self.channel, Arc::new(event));
+    pub(super) fn presence(&mut self, event: PresenceEvent) {
+        self.registry.sink.presence(self.channel, Arc::new(event));
     }
 }
 
@@ -347,8 +347,8 @@ impl Outlet for Delivery<'_> {
         self.registry.sink.gap(self.channel, gap);
     }
 
-    fn census_lost(&mut self) {
-        self.registry.sink.census_lost(self.channel);
+    fn presence_lost(&mut self) {
+        self.registry.sink.presence_lost(self.channel);
     }
 
     fn reserve(&mut self, bytes: usize) -> bool {

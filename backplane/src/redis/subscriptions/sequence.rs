@@ -433,7 +433,7 @@ impl Sequence {
     fn caught_up(&mut self, mut repair: Box<Repair>, outlet: &mut impl Outlet) -> Option<Ask> {
         self.overlap = self.last.map_or(0, |last| last.position.offset);
         if repair.was_interrupted {
-            outlet.census_lost();
+            outlet.presence_lost();
         }
         if repair.was_interrupted && self.has_plain && !repair.is_told {
             repair.is_told = true;

@@ -432,7 +432,7 @@ impl Outlet for Node {
         self.told.push(Told::Gap);
     }
 
-    fn census_lost(&mut self) {}
+    fn presence_lost(&mut self) {}
 
     fn reserve(&mut self, bytes: usize) -> bool {
         let fits = self.held + bytes <= NODE_BYTES_MAX;

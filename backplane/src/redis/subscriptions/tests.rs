@@ -15,8 +15,8 @@ use tidegate_testkit::redis::RedisServer;
 
 use super::{SubscriptionCounters, Subscriptions};
 use crate::{
-    BackplaneError, CensusEvent, Channel, Control, Gap, GapReason, HistoryPolicy, Intake, NewPublication,
-    Payload, Publication, Sink, Transition,
+    BackplaneError, Channel, Control, Gap, GapReason, HistoryPolicy, Intake, NewPublication, Payload,
+    PresenceEvent, Publication, Sink, Transition,
     redis::{
         contract::{Commands, Subscribing},
         counters::Tallies,
@@ -61,7 +61,7 @@ impl Sink for Record {
     }
 
     fn control(&self, _: Control) {}
-    fn census(&self, _: &Channel, _: Arc<CensusEvent>) {}
+    fn presence(&self, _: &Channel, _: Arc<PresenceEvent>) {}
     fn transition(&self, _: &Channel, _: Transition) {}
 }
 

@@ -15,7 +15,7 @@ use axum::{
 };
 use http::{HeaderMap, StatusCode, header};
 use serde_json::{Value, json};
-use tidegate_backplane::{Attend, Backplane as _, Channel, MemoryBackplane, MemoryOptions, User};
+use tidegate_backplane::{Backplane as _, Channel, Join, Member, MemoryBackplane, MemoryOptions};
 use tidegate_testkit::{DEADLINE, eventually};
 use tokio::{net::TcpListener, runtime::Runtime, sync::watch};
 
@@ -432,9 +432,9 @@ fn transitions_are_told_to_the_app_of_the_channel() {
     relay.transition_hooks.get_or_init(|| TransitionHooks::new(apps, webhooks));
     let backplane = MemoryBackplane::new(relay, MemoryOptions::default());
     let enter = |channel: Channel, user: &str| {
-        let user = Some(User { id: user.into(), info: None });
-        let enter = Attend::Enter { user, users_max: None, tells_counts: true };
-        runtime.block_on(backplane.attend(&channel, enter)).unwrap();
+        let member = Member { connection: "n.1".into(), user: user.into(), info: None };
+        let join = Join { tells_counts: Some(true), ..Join::listed(member) };
+        runtime.block_on(backplane.join(&channel, join)).unwrap();
     };
     enter(Channel::new("#watch-ada").unwrap(), "bob");
     enter(Channel::in_app("gone", "presence-a").unwrap(), "eve");

@@ -216,8 +216,8 @@ pub(in crate::http) async fn get_presence(
 ) -> Result<Json<PresenceAnswer>, ApiError> {
     let channel = admitted_channel(&state, &headers, Scope::Read, &uri)?;
     Query::parse(&uri, &[])?;
-    let members = state.node.presence(&channel).await?.ok_or(ApiError::PresenceOff)?;
-    Ok(Json(PresenceAnswer { members: members.into_iter().map(PresenceMember::from).collect() }))
+    let roll = state.node.presence(&channel).await?.ok_or(ApiError::PresenceOff)?;
+    Ok(Json(PresenceAnswer { members: roll.members.iter().map(|member| (&**member).into()).collect() }))
 }
 
 impl From<&Publication> for HistoryEntry {
@@ -236,13 +236,13 @@ impl From<&Publication> for HistoryEntry {
     }
 }
 
-impl From<Member> for PresenceMember {
-    fn from(member: Member) -> Self {
+impl From<&Member> for PresenceMember {
+    fn from(member: &Member) -> Self {
         Self {
-            connection: member.connection.into(),
-            user: member.user.into(),
+            connection: member.connection.to_string(),
+            user: member.user.to_string(),
             // The token's reader checked it; should it be no JSON after all, the member is shown without.
-            info: member.info.and_then(|info| RawValue::from_string(info.into()).ok()),
+            info: member.info.clone().and_then(|info| RawValue::from_string(info.into()).ok()),
         }
     }
 }

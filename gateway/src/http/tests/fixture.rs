@@ -8,8 +8,8 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use tidegate_backplane::{
-    Attend, AttendError, Attended, Backplane, BackplaneError, CensusChannel, Channel, Control, Epoch,
-    History, HistoryQuery, Member, NewPublication, NodeRecord, Position, Publication, Published, Roll, Sums,
+    Attendance, Backplane, BackplaneError, Channel, Control, Epoch, History, HistoryQuery, Join, JoinError,
+    Member, NewPublication, NodeRecord, Position, PresenceChannel, Publication, Published, Roll,
 };
 
 use tokio::runtime::Handle;
@@ -191,36 +191,29 @@ impl Backplane for Scripted {
         Box::pin(ready(Ok(self.read(channel, query))))
     }
 
-    fn join(&self, _: &Channel, _: Member) -> BoxFuture<'static, Result<(), BackplaneError>> {
-        Box::pin(ready(Ok(())))
+    fn join(&self, _: &Channel, _: Join) -> BoxFuture<'static, Result<Attendance, JoinError>> {
+        Box::pin(ready(Ok(Attendance::default())))
     }
 
-    fn leave(&self, _: &Channel, _: &str) -> BoxFuture<'static, Result<(), BackplaneError>> {
-        Box::pin(ready(Ok(())))
-    }
-
-    fn presence(&self, _: &Channel) -> BoxFuture<'_, Result<Vec<Member>, BackplaneError>> {
-        let info = Some(r#"{"name":"Ada"}"#.into());
-        Box::pin(ready(Ok(vec![Member { connection: "node-1.7".into(), user: "ada".into(), info }])))
-    }
-
-    fn attend(&self, _: &Channel, _: Attend) -> BoxFuture<'static, Result<Attended, AttendError>> {
-        Box::pin(ready(Ok(Attended { sequence: 1, sums: Sums::default() })))
+    fn leave(&self, _: &Channel, _: Option<&str>) -> BoxFuture<'static, Result<Attendance, BackplaneError>> {
+        Box::pin(ready(Ok(Attendance::default())))
     }
 
     fn roll(&self, _: &Channel) -> BoxFuture<'static, Result<Roll, BackplaneError>> {
-        Box::pin(ready(Ok(Roll::default())))
+        let info = Some(r#"{"name":"Ada"}"#.into());
+        let member = Member { connection: "node-1.7".into(), user: "ada".into(), info };
+        Box::pin(ready(Ok(Roll { sequence: 1, subscriptions: 1, members: vec![Arc::new(member)] })))
     }
 
-    fn sums(&self, _: &Channel) -> BoxFuture<'static, Result<Sums, BackplaneError>> {
-        Box::pin(ready(Ok(Sums::default())))
+    fn attendance(&self, _: &Channel) -> BoxFuture<'static, Result<Attendance, BackplaneError>> {
+        Box::pin(ready(Ok(Attendance::default())))
     }
 
-    fn census_channels(
+    fn presence_channels(
         &self,
         _: Option<&str>,
         _: &str,
-    ) -> BoxFuture<'static, Result<Vec<CensusChannel>, BackplaneError>> {
+    ) -> BoxFuture<'static, Result<Vec<PresenceChannel>, BackplaneError>> {
         Box::pin(ready(Ok(Vec::new())))
     }
 

@@ -1,5 +1,5 @@
-//! Who is in the presence channels of this node's subscribers: a replica of each channel's roll, read once, then kept by
-//! what the backplane tells. Nothing is kept of channels that nobody asked for.
+//! Who is in the channels of this node's subscribers: a replica of each channel's roll, read once, then kept by what the
+//! backplane tells, whatever the protocol of those who ask. Nothing is kept of channels that nobody asked for.
 //!
 //! Lists and changes of a channel go into the mailboxes of shards under the lock of its replica. So a shard that joins a
 //! subscriber to its lane in the same turn in which it gets the list hands it every later change, and no earlier one.
@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use tidegate_backplane::{Backplane, BackplaneError, CensusEvent, CensusKind, Channel};
+use tidegate_backplane::{Backplane, BackplaneError, Channel, PresenceEvent, PresenceKind};
 use tidegate_ops::metrics::{Collector, DescriptorEncoder, Page};
 use tokio::runtime::Handle;
 
@@ -123,17 +123,17 @@ impl Rosters {
     }
 
     /// A change of a channel, in the order in which the backplane tells it.
-    pub(crate) fn event(self: &Arc<Self>, channel: &Channel, event: Arc<CensusEvent>) {
+    pub(crate) fn event(self: &Arc<Self>, channel: &Channel, event: Arc<PresenceEvent>) {
         let Some(interest) = self.interests.get(channel) else { return };
         let has_room = interest.takes_more();
         let Some(roster) = self.find(channel, &interest) else {
             // Only those who were given a list are told who joins and leaves.
             return match event.kind {
-                CensusKind::Count { .. } if has_room => self.deliver(&interest, event),
-                CensusKind::Count { .. } => {
+                PresenceKind::Count { .. } if has_room => self.deliver(&interest, event),
+                PresenceKind::Count { .. } => {
                     self.counters.counts_dropped.fetch_add(1, Relaxed);
                 }
-                CensusKind::Joined(_) | CensusKind::Left { .. } => {}
+                PresenceKind::Joined { .. } | PresenceKind::Left { .. } => {}
             };
         };
         let cause = roster.with(|replica| {
@@ -238,9 +238,9 @@ impl Rosters {
         self.interests.get(&roster.interest.channel).is_some_and(|now| Arc::ptr_eq(&now, &roster.interest))
     }
 
-    fn deliver(&self, interest: &Arc<Interest>, event: Arc<CensusEvent>) {
+    fn deliver(&self, interest: &Arc<Interest>, event: Arc<PresenceEvent>) {
         self.counters.changes.fetch_add(1, Relaxed);
-        spread(&self.shards, interest, &interest.channel, Content::Census(event), 0);
+        spread(&self.shards, interest, &interest.channel, Content::Presence(event), 0);
     }
 
     fn answer(&self, asker: Asker, list: Result<Arc<List>, BackplaneError>) {
@@ -260,7 +260,7 @@ struct Spout<'a> {
 }
 
 impl Outlet<Asker> for Spout<'_> {
-    fn deliver(&mut self, event: Arc<CensusEvent>) {
+    fn deliver(&mut self, event: Arc<PresenceEvent>) {
         self.rosters.deliver(self.interest, event);
     }
 

@@ -7,9 +7,12 @@
 //! While it reads, changes wait; after that, those with higher numbers are applied. What a second reading finds changed
 //! is told as changes, so whoever was given a list once is always told everything that happened to it.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
-use tidegate_backplane::{BackplaneError, CensusEvent, CensusKind, Roll, User};
+use tidegate_backplane::{BackplaneError, Member, PresenceEvent, PresenceKind, Roll};
 
 use super::list::List;
 
@@ -17,14 +20,14 @@ use super::list::List;
 /// the channel is read again.
 const KEPT_MAX: usize = 1024;
 
-/// From so many users on, those who ask are gathered before a list is made that has changed since: in a channel that
-/// 10,000 users join at once, a list for each of them would be 50 million users copied and written.
+/// From so many members on, those who ask are gathered before a list is made that has changed since: in a channel that
+/// 10,000 users join at once, a list for each of them would be 50 million members copied and written.
 const GATHERED_FROM: usize = 64;
 
 /// What a replica hands out.
 pub(super) trait Outlet<A> {
     /// To all who were given a list.
-    fn deliver(&mut self, event: Arc<CensusEvent>);
+    fn deliver(&mut self, event: Arc<PresenceEvent>);
     /// To one who asked.
     fn answer(&mut self, asker: A, list: Result<Arc<List>, BackplaneError>);
 }
@@ -32,7 +35,7 @@ pub(super) trait Outlet<A> {
 #[derive(Debug)]
 pub(super) struct Replica<A> {
     sequence: u64,
-    users: BTreeMap<Box<str>, Option<Box<str>>>,
+    members: BTreeMap<Box<str>, Arc<Member>>,
     /// As it is given to those who ask, until it changes.
     list: Option<Arc<List>>,
     phase: Phase,
@@ -58,7 +61,7 @@ enum Phase {
 
 #[derive(Debug, Default)]
 struct Reading {
-    kept: Vec<Arc<CensusEvent>>,
+    kept: Vec<Arc<PresenceEvent>>,
     /// What came while this was read cannot all be applied to it.
     is_insufficient: bool,
     /// So many had asked when it was begun: what is read has their own entries.
@@ -93,7 +96,7 @@ impl<A> Replica<A> {
     pub(super) fn new() -> Self {
         Self {
             sequence: 0,
-            users: BTreeMap::new(),
+            members: BTreeMap::new(),
             list: None,
             phase: Phase::Unread,
             waiting: Vec::new(),
@@ -104,7 +107,7 @@ impl<A> Replica<A> {
 
     /// Whether nobody is there, after all changes that were told.
     pub(super) fn is_empty(&self) -> bool {
-        self.users.is_empty()
+        self.members.is_empty()
     }
 
     /// Somebody wants the list with everything up to a number. `Some`: a reading is to be begun.
@@ -122,7 +125,7 @@ impl<A> Replica<A> {
     /// A change was told. `Some`: a reading is to be begun.
     pub(super) fn event(
         &mut self,
-        event: Arc<CensusEvent>,
+        event: Arc<PresenceEvent>,
         has_room: bool,
         out: &mut impl Outlet<A>,
     ) -> Option<Cause> {
@@ -242,7 +245,7 @@ impl<A> Replica<A> {
     }
 
     fn gathers(&self) -> bool {
-        self.users.len() >= GATHERED_FROM
+        self.members.len() >= GATHERED_FROM
     }
 
     fn begin(&mut self, cause: Cause) -> Cause {
@@ -250,7 +253,7 @@ impl<A> Replica<A> {
         cause
     }
 
-    fn apply(&mut self, event: &Arc<CensusEvent>, out: &mut impl Outlet<A>) -> Applied {
+    fn apply(&mut self, event: &Arc<PresenceEvent>, out: &mut impl Outlet<A>) -> Applied {
         if event.sequence <= self.sequence {
             return Applied::Old;
         }
@@ -260,13 +263,13 @@ impl<A> Replica<A> {
         self.sequence = event.sequence;
         self.list = None;
         match &event.kind {
-            CensusKind::Joined(User { id, info }) => {
-                self.users.insert(id.clone(), info.clone());
+            PresenceKind::Joined { member, .. } => {
+                self.members.insert(member.connection.clone(), Arc::clone(member));
             }
-            CensusKind::Left { user } => {
-                self.users.remove(user);
+            PresenceKind::Left { connection, .. } => {
+                self.members.remove(connection);
             }
-            CensusKind::Count { .. } => {}
+            PresenceKind::Count { .. } => {}
         }
         self.tell(Arc::clone(event), out);
         Applied::Next
@@ -275,24 +278,20 @@ impl<A> Replica<A> {
     /// Takes what was read, and tells what it changes.
     fn reset(&mut self, roll: Roll, out: &mut impl Outlet<A>) {
         let sequence = roll.sequence;
-        let users: BTreeMap<_, _> = roll.users.into_iter().map(|User { id, info }| (id, info)).collect();
-        let before = std::mem::replace(&mut self.users, users);
+        let members: BTreeMap<_, _> =
+            roll.members.into_iter().map(|member| (member.connection.clone(), member)).collect();
+        let before = std::mem::replace(&mut self.members, members);
         self.sequence = sequence;
         self.list = None;
         if !self.is_told {
             return;
         }
-        let left = before.iter().filter(|(id, info)| self.users.get(*id) != Some(info));
-        let left = left.map(|(id, _)| CensusKind::Left { user: id.clone() });
-        let joined = self.users.iter().filter(|(id, info)| before.get(*id) != Some(info));
-        let joined = joined.map(|(id, info)| CensusKind::Joined(User { id: id.clone(), info: info.clone() }));
-        let changes: Vec<_> = left.chain(joined).collect();
-        for kind in changes {
-            self.tell(Arc::new(CensusEvent { sequence, kind }), out);
+        for kind in changes(&before, &self.members) {
+            self.tell(Arc::new(PresenceEvent { sequence, kind }), out);
         }
     }
 
-    fn tell(&self, event: Arc<CensusEvent>, out: &mut impl Outlet<A>) {
+    fn tell(&self, event: Arc<PresenceEvent>, out: &mut impl Outlet<A>) {
         if self.is_told {
             out.deliver(event);
         }
@@ -313,13 +312,40 @@ impl<A> Replica<A> {
     fn list(&mut self) -> Arc<List> {
         self.is_told = true;
         let make = || {
-            let users = self.users.iter();
-            let users = users.map(|(id, info)| User { id: id.clone(), info: info.clone() }).collect();
+            let members = self.members.values().cloned().collect();
             // The number of subscriptions is not replicated.
-            Arc::new(List::new(Roll { sequence: self.sequence, subscriptions: 0, users }))
+            Arc::new(List::new(Roll { sequence: self.sequence, subscriptions: 0, members }))
         };
         Arc::clone(self.list.get_or_insert_with(make))
     }
+}
+
+/// What leads from one list to another, with the connections that each user has after each step.
+fn changes(
+    before: &BTreeMap<Box<str>, Arc<Member>>,
+    after: &BTreeMap<Box<str>, Arc<Member>>,
+) -> Vec<PresenceKind> {
+    let mut connections: HashMap<&str, u64> = HashMap::new();
+    for member in before.values() {
+        *connections.entry(&member.user).or_default() += 1;
+    }
+    let mut changes = Vec::new();
+    for (connection, member) in before {
+        if after.get(connection) != Some(member) {
+            let left = connections.entry(&member.user).or_default();
+            *left -= 1;
+            let (connection, user) = (connection.clone(), member.user.clone());
+            changes.push(PresenceKind::Left { connection, user, connections: *left });
+        }
+    }
+    for (connection, member) in after {
+        if before.get(connection) != Some(member) {
+            let joined = connections.entry(&member.user).or_default();
+            *joined += 1;
+            changes.push(PresenceKind::Joined { member: Arc::clone(member), connections: *joined });
+        }
+    }
+    changes
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -330,7 +356,7 @@ enum Applied {
 }
 
 impl Reading {
-    fn keep(&mut self, event: Arc<CensusEvent>, has_room: bool) {
+    fn keep(&mut self, event: Arc<PresenceEvent>, has_room: bool) {
         if !has_room || self.kept.len() == KEPT_MAX {
             self.kept.clear();
             self.is_insufficient = true;

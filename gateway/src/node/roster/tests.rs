@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use futures_util::{FutureExt, future::join_all};
-use tidegate_backplane::{Attend, MemoryBackplane, MemoryOptions, User};
+use tidegate_backplane::{Join, Member, MemoryBackplane, MemoryOptions};
 use tokio::sync::oneshot;
 
 use super::*;
@@ -43,9 +43,8 @@ impl Rig {
     }
 
     fn enter(&self, id: &str) -> u64 {
-        let user = Some(User { id: id.into(), info: None });
-        let attend = Attend::Enter { user, users_max: None, tells_counts: false };
-        self.backplane.attend(&channel(), attend).now_or_never().unwrap().unwrap().sequence
+        let member = Member { connection: id.into(), user: id.into(), info: None };
+        self.backplane.join(&channel(), Join::listed(member)).now_or_never().unwrap().unwrap().sequence
     }
 
     fn read(&self, at_least: u64) -> oneshot::Receiver<Result<Arc<List>, BackplaneError>> {
@@ -68,7 +67,7 @@ fn channel() -> Channel {
 }
 
 fn ids(list: &List) -> Vec<&str> {
-    list.users.iter().map(|user| &*user.id).collect()
+    list.members.iter().map(|member| &*member.user).collect()
 }
 
 #[tokio::test]
@@ -112,8 +111,8 @@ async fn changes_of_channels_without_lists_are_not_spread() {
     rig.subscribe();
     rig.enter("a");
     assert_eq!(rig.changes(), 0);
-    let attend = Attend::Enter { user: None, users_max: None, tells_counts: true };
-    rig.backplane.attend(&channel(), attend).now_or_never().unwrap().unwrap();
+    let join = Join { tells_counts: Some(true), ..Join::counted() };
+    rig.backplane.join(&channel(), join).now_or_never().unwrap().unwrap();
     assert_eq!(rig.changes(), 1, "counts are");
 }
 

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use tidegate_backplane::{BackplaneError, CensusKind, Channel, History, HistoryQuery, Publication};
+use tidegate_backplane::{BackplaneError, Channel, History, HistoryQuery, PresenceKind, Publication};
 use tidegate_wire::pusher::ChannelKind;
 
 use super::forms;
@@ -16,14 +16,14 @@ use crate::{
 pub(super) fn on_notice(core: &Core, outgoing: &Outgoing) -> bool {
     match &outgoing.content {
         // Counted for a webhook only.
-        Content::Census(event) if matches!(event.kind, CensusKind::Count { .. }) => {
+        Content::Presence(event) if matches!(event.kind, PresenceKind::Count { .. }) => {
             tells_counts(core, &outgoing.channel)
         }
         Content::Gap(_) => {
             read_last(core, &outgoing.channel);
             true
         }
-        Content::Census(_) | Content::Publication(_) => true,
+        Content::Presence(_) | Content::Publication(_) => true,
     }
 }
 

@@ -1,45 +1,35 @@
 //! Subscribing: what may be subscribed to, what a presence channel needs beside its place in the hub, and the answers.
 //!
-//! The subscription itself is the session's; it asks for the list of members when everything else is there. Who is in a
-//! presence channel is counted by the backplane before that, and given back when the subscription does not come about.
+//! The subscription itself is the session's, with the list of who is there.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 
-use futures_util::FutureExt as _;
-use tidegate_backplane::{Attend, AttendError, BackplaneError, Channel, ChannelError, User};
+use tidegate_backplane::{Channel, ChannelError, Join, JoinError, Member};
 use tidegate_wire::pusher::{
     Access, ChannelKind, Code, MemberError, NameError, PresenceMember, Subscribe, auth, check_name,
     server::{self, ErrorKind, SubscriptionError},
     server_to_user,
     session::{Action, Refusal},
+    watched_user,
 };
 
-use super::{Pusher, frame_of, leave_with, messages::shown};
+use super::{frame_of, leave_with, messages::shown};
 use crate::{
     app::apps::App,
     app::webhooks::Event,
     hub::ChannelKey,
     node::roster::{List, ListForm},
     problem::log_refusal,
-    session::{Ctx, Open, Session, release_empty, subscribing::Attempt},
+    session::{Ctx, Open, Session, presence::Present},
     subscription::Want,
 };
 
-/// A subscription under way that is answered with a list.
-#[derive(Debug)]
-pub(super) struct Entering {
-    attempt: Attempt,
-    kind: Kind,
-    /// It counts as a member, under this number of the census: the list has to be as new as that.
-    attended: Option<u64>,
-    list: Option<Arc<List>>,
-}
-
 /// What is entered.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 enum Kind {
     Plain,
-    Presence(User),
+    /// As a user, with info.
+    Presence(Box<str>, Option<Box<str>>),
     /// The presence of a user on the watchlist.
     Watch,
 }
@@ -68,9 +58,7 @@ pub(super) enum EntranceError {
     #[error(transparent)]
     Member(#[from] MemberError),
     #[error(transparent)]
-    Census(#[from] AttendError),
-    #[error(transparent)]
-    Backplane(#[from] BackplaneError),
+    Join(#[from] JoinError),
 }
 
 impl EntranceError {
@@ -81,16 +69,10 @@ impl EntranceError {
             | Self::TooManyAnonymous { .. }
             | Self::TooFast { .. }
             | Self::NodeFull
-            | Self::Census(AttendError::Full { .. }) => ErrorKind::Limit,
+            | Self::Join(JoinError::Full { .. }) => ErrorKind::Limit,
             Self::Signature | Self::User(_) => ErrorKind::Auth,
-            Self::Census(AttendError::Backplane(_)) | Self::Backplane(_) => ErrorKind::Unavailable,
+            Self::Join(JoinError::Backplane(_)) => ErrorKind::Unavailable,
         }
-    }
-}
-
-impl Entering {
-    pub(super) fn is_watch(&self) -> bool {
-        matches!(self.kind, Kind::Watch)
     }
 }
 
@@ -156,10 +138,10 @@ impl Ctx<'_> {
             Access::Presence => {
                 let max = app.limits.presence_user_bytes.bytes();
                 let signed_in = open.pusher().and_then(|pusher| pusher.user.as_deref());
-                Kind::Presence(match (channel_data, signed_in) {
+                match (channel_data, signed_in) {
                     (Some(data), _) => {
                         let member = PresenceMember::parse(data, max)?;
-                        User { id: member.user_id, info: member.user_info }
+                        Kind::Presence(member.user_id, member.user_info)
                     }
                     // Who is signed in needs to say no more.
                     (None, Some(user)) => {
@@ -167,10 +149,10 @@ impl Ctx<'_> {
                         if bytes > max {
                             return Err(MemberError::TooLarge { bytes, max }.into());
                         }
-                        User { id: user.id.clone(), info: user.info.clone() }
+                        Kind::Presence(user.id.clone(), user.info.clone())
                     }
                     (None, None) => return Err(EntranceError::NoMember),
-                })
+                }
             }
             _ => Kind::Plain,
         };
@@ -195,119 +177,28 @@ impl Ctx<'_> {
 
     fn enter(&mut self, app: &App, channel: &Channel, kind: Kind) {
         let want = if ChannelKind::of(channel.name()).is_cache { Want::Newest } else { Want::Live };
-        let attend = match &kind {
-            Kind::Presence(user) => Some(Attend::Enter {
-                user: Some(user.clone()),
-                users_max: Some(app.limits.presence_members),
-                tells_counts: false,
-            }),
-            Kind::Plain | Kind::Watch => None,
-        };
         let lists = !matches!(kind, Kind::Plain);
         let Some((attempt, confirmation)) = self.begin_subscription(channel, want, lists) else { return };
-        let user = match &kind {
-            Kind::Presence(user) => Some(user.id.clone()),
+        let join = match kind {
+            Kind::Presence(user, info) => {
+                if let Some(open) = self.open_mut() {
+                    let members = &mut open.pusher_mut().members;
+                    members.reserve_exact(1);
+                    members.push((attempt.key, user.clone()));
+                }
+                let connection = self.core.connection_name(self.id).into();
+                let users_max = Some(app.limits.presence_members);
+                Some(Join { users_max, ..Join::listed(Member { connection, user, info }) })
+            }
             Kind::Plain | Kind::Watch => None,
         };
-        if let Some(open) = self.open_mut().filter(|_| lists) {
-            open.pusher_mut().entering.push(Entering { attempt, kind, attended: None, list: None });
-        }
-        if let (None, Some(Ok(()))) = (&attend, confirmation.clone().now_or_never()) {
-            return self.confirmed(attempt);
-        }
-        let (backplane, channel) = (Arc::clone(self.core.shared.node.backplane()), channel.clone());
-        let attended = async move {
-            if let Err(error) = confirmation.await {
-                return (channel, None, Err(error.into()));
-            }
-            let Some(attend) = attend else { return (channel, None, Ok(0)) };
-            match backplane.attend(&channel, attend).await {
-                Ok(attended) => (channel, user, Ok(attended.sequence)),
-                Err(error @ AttendError::Full { .. }) => (channel, None, Err(error.into())),
-                // It may count as a member all the same.
-                Err(error) => (channel, user, Err(error.into())),
-            }
-        };
-        self.run(attended, move |ctx, (channel, user, result)| ctx.attended(attempt, &channel, user, result));
-    }
-
-    /// The backplane has answered. `user`: who has entered with it, and has to leave again.
-    fn attended(
-        &mut self,
-        attempt: Attempt,
-        channel: &Channel,
-        user: Option<Box<str>>,
-        result: Result<u64, EntranceError>,
-    ) {
-        match result {
-            Ok(sequence) if self.is_under_way(attempt) => {
-                if let Some(entering) = self.entering(attempt.key) {
-                    entering.attended = user.map(|_| sequence);
-                }
-                self.confirmed(attempt);
-            }
-            result => {
-                if user.is_some() {
-                    self.attend(channel, Attend::Leave { user });
-                }
-                if let Err(error) = result
-                    && self.is_under_way(attempt)
-                {
-                    self.end_subscription(attempt.key);
-                    self.fail_entrance(attempt.key, &error);
-                }
-            }
-        }
-    }
-
-    /// Everything but the list is there.
-    pub(super) fn read_list(&mut self, attempt: Attempt) {
-        let at_least = self.entering(attempt.key).and_then(|entering| entering.attended).unwrap_or(0);
-        let reply = self.reply(move |ctx, list| ctx.list_read(attempt, list));
-        self.core.shared.node.rosters().read(self.core.hub.channel(attempt.key), at_least, reply);
-    }
-
-    /// The list of a presence channel was read.
-    fn list_read(&mut self, attempt: Attempt, list: Result<Arc<List>, BackplaneError>) {
-        match list {
-            Ok(list) if self.is_under_way(attempt) => {
-                let sequence = list.sequence;
-                if let Some(entering) = self.entering(attempt.key) {
-                    entering.list = Some(list);
-                }
-                self.listed(attempt, sequence);
-            }
-            Ok(_) => {}
-            Err(error) => self.refused(attempt, error),
-        }
-    }
-
-    fn entering(&mut self, key: ChannelKey) -> Option<&mut Entering> {
-        let pusher = self.open_mut()?.state_mut::<Pusher>()?;
-        pusher.entering.iter_mut().find(|entering| entering.attempt.key == key)
-    }
-
-    /// Takes a subscription that does not come about; it is no member any more.
-    pub(super) fn take_entering(&mut self, key: ChannelKey) {
-        let Some(open) = self.open_mut() else { return };
-        let Some(pusher) = open.state_mut::<Pusher>() else { return };
-        let at = pusher.entering.iter().position(|entering| entering.attempt.key == key);
-        let Some(entering) = at.map(|at| pusher.entering.swap_remove(at)) else { return };
-        release_empty(&mut pusher.entering);
-        open.drop_empty_rare();
-        self.give_back(entering);
-    }
-
-    pub(super) fn give_back(&mut self, entering: Entering) {
-        if let (Some(_), Kind::Presence(user)) = (entering.attended, entering.kind) {
-            self.attend_no_more(entering.attempt.key, Some(user.id));
-        }
+        self.proceed(attempt, confirmation, join);
     }
 
     /// Clients do not ask again for a channel that they were refused, so one that only cannot be had now has the
     /// connection closed with a code after which they come back.
     pub(super) fn fail_entrance(&mut self, key: ChannelKey, error: &EntranceError) {
-        self.take_entering(key);
+        self.forget_member(key);
         let name = self.core.hub.channel(key).name().to_owned();
         let kind = error.kind();
         self.deny(&name, kind, &error.to_string());
@@ -329,24 +220,29 @@ impl Ctx<'_> {
     }
 
     /// A subscription stands: answers, in the turn in which it joins its lane. `is_new`: no last event follows.
-    pub(super) fn granted(&mut self, key: ChannelKey, is_new: bool) {
+    pub(super) fn granted(&mut self, key: ChannelKey, is_new: bool, list: Option<&List>) {
         let channel = self.core.hub.channel(key).clone();
         let name = channel.name();
-        let Some(open) = self.open_mut() else { return };
-        let entering = open.state_mut::<Pusher>().and_then(|pusher| {
-            let at = pusher.entering.iter().position(|entering| entering.attempt.key == key)?;
-            let entering = pusher.entering.swap_remove(at);
-            release_empty(&mut pusher.entering);
-            Some(entering)
-        });
-        let (kind, list) = entering.map_or((Kind::Plain, None), |entering| (entering.kind, entering.list));
-        if matches!(kind, Kind::Watch) {
+        if watched_user(name).is_some() {
             return self.watches(key);
         }
-        self.answer(|out| match &list {
+        self.answer(|out| match list {
             Some(list) => out.extend_from_slice(list.said(PRESENCE_LIST, |roll, said| {
-                let members = roll.users.iter().map(|user| (&*user.id, user.info.as_deref()));
-                frame_of(|text| server::presence_succeeded(name, members, text), said);
+                // Each user once, however many connections it has.
+                let mut users = BTreeMap::new();
+                for member in &roll.members {
+                    users.entry(&*member.user).or_insert(member.info.as_deref());
+                }
+                frame_of(
+                    |text| {
+                        server::presence_succeeded(
+                            name,
+                            users.iter().map(|(user, info)| (*user, *info)),
+                            text,
+                        )
+                    },
+                    said,
+                );
             })),
             None => frame_of(|text| server::subscription_succeeded(name, text), out),
         });
@@ -357,21 +253,21 @@ impl Ctx<'_> {
                 self.core.shared.webhooks.notify(&app.webhooks, Event::CacheMiss { channel: name });
             }
         }
-        match kind {
-            Kind::Presence(user) => {
-                if let Some(open) = self.open_mut() {
-                    let members = &mut open.pusher_mut().members;
-                    members.reserve_exact(1);
-                    members.push((key, user.id));
-                }
-            }
-            Kind::Plain if channel_kind.access != Access::User => {
-                // It joins its lane in this turn: before its own count is told.
-                let tells_counts = self.app_of().is_some_and(|app| app.subscription_count);
-                self.attend(&channel, Attend::Enter { user: None, users_max: None, tells_counts });
-            }
-            Kind::Plain | Kind::Watch => {}
+        if present_in(name) == Present::Counted {
+            // It joins its lane in this turn: before its own count is told.
+            let tells_counts = self.app_of().is_some_and(|app| app.subscription_count);
+            self.join_channel(&channel, Join { tells_counts: Some(tells_counts), ..Join::counted() });
         }
+    }
+}
+
+/// How a subscription to a channel is present there.
+pub(super) fn present_in(name: &str) -> Present {
+    match ChannelKind::of(name).access {
+        _ if watched_user(name).is_some() => Present::No,
+        Access::User => Present::No,
+        Access::Presence => Present::Listed,
+        _ => Present::Counted,
     }
 }
 

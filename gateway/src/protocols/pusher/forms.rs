@@ -1,7 +1,7 @@
 //! How clients of Pusher Channels are told what happens in a channel.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use tidegate_backplane::{CensusKind, Channel, Payload, Publication};
+use tidegate_backplane::{Channel, Payload, PresenceKind, Publication};
 use tidegate_wire::{
     frame::Opcode,
     pusher::{Access, ChannelKind, server, watched_user},
@@ -31,7 +31,7 @@ impl Form for PusherEvent {
                 let text = format!("events of this channel were missed: {}", gap_reason(gap.reason));
                 server::error(None, &text, Some(name), scratch);
             }
-            Content::Census(event) => put_presence(name, &event.kind, scratch),
+            Content::Presence(event) => put_presence(name, &event.kind, scratch),
         }
         (!scratch.is_empty()).then_some(Said::Message(Opcode::Text, scratch))
     }
@@ -58,15 +58,25 @@ fn put_publication(name: &str, publication: &Publication, out: &mut Vec<u8>) {
 }
 
 /// Whoever subscribes to `#watch-USER` is told of that user; the others are told of who is in their channel.
-fn put_presence(name: &str, kind: &CensusKind, out: &mut Vec<u8>) {
+fn put_presence(name: &str, kind: &PresenceKind, out: &mut Vec<u8>) {
     let one = std::iter::once::<&str>;
     match (watched_user(name), kind) {
-        (Some(user), CensusKind::Joined(_)) => server::watchlist(one(user), std::iter::empty(), out),
-        (Some(user), CensusKind::Left { .. }) => server::watchlist(std::iter::empty(), one(user), out),
-        (Some(_), CensusKind::Count { .. }) => {}
-        (None, CensusKind::Joined(user)) => server::member_added(name, &user.id, user.info.as_deref(), out),
-        (None, CensusKind::Left { user }) => server::member_removed(name, user, out),
-        (None, CensusKind::Count { subscriptions }) => server::subscription_count(name, *subscriptions, out),
+        (Some(user), PresenceKind::Joined { connections: 1, .. }) => {
+            server::watchlist(one(user), std::iter::empty(), out);
+        }
+        (Some(user), PresenceKind::Left { connections: 0, .. }) => {
+            server::watchlist(std::iter::empty(), one(user), out);
+        }
+        (None, PresenceKind::Joined { member, connections: 1 }) => {
+            server::member_added(name, &member.user, member.info.as_deref(), out);
+        }
+        (None, PresenceKind::Left { user, connections: 0, .. }) => server::member_removed(name, user, out),
+        // A user is told once, however many connections it has.
+        (_, PresenceKind::Joined { .. } | PresenceKind::Left { .. }) => {}
+        (Some(_), PresenceKind::Count { .. }) => {}
+        (None, PresenceKind::Count { subscriptions }) => {
+            server::subscription_count(name, *subscriptions, out)
+        }
     }
 }
 
@@ -75,7 +85,7 @@ mod tests {
     use std::sync::Arc;
 
     use bytes::Bytes;
-    use tidegate_backplane::{CensusEvent, Gap, GapReason, Sender, Text, User};
+    use tidegate_backplane::{Gap, GapReason, Member, PresenceEvent, Sender, Text};
 
     use super::*;
 
@@ -124,11 +134,20 @@ mod tests {
         let gap = Gap { reason: GapReason::Hole, top: None };
         let told = r#"{"event":"pusher:error","channel":"a","data":{"code":null,"message":"events of this channel were missed: hole"}}"#;
         check("a", Content::Gap(gap), told);
-        let census = |kind| Content::Census(Arc::new(CensusEvent { sequence: 1, kind }));
-        let user = User { id: "u".into(), info: Some("[1]".into()) };
-        let joined = || census(CensusKind::Joined(user.clone()));
-        let left = || census(CensusKind::Left { user: "u".into() });
-        let count = || census(CensusKind::Count { subscriptions: 7 });
+        let change = |kind| Content::Presence(Arc::new(PresenceEvent { sequence: 1, kind }));
+        let member = Member { connection: "n.1".into(), user: "u".into(), info: Some("[1]".into()) };
+        let member = Arc::new(member);
+        let joined_as =
+            |connections| change(PresenceKind::Joined { member: Arc::clone(&member), connections });
+        let left_as = |connections| {
+            change(PresenceKind::Left { connection: "n.1".into(), user: "u".into(), connections })
+        };
+        let (joined, left) = (|| joined_as(1), || left_as(0));
+        let count = || change(PresenceKind::Count { subscriptions: 7 });
+        for channel in ["presence-a", "#watch-u"] {
+            check(channel, joined_as(2), "");
+            check(channel, left_as(1), "");
+        }
         let told = r#"{"event":"pusher_internal:member_added","channel":"presence-a","data":"{\"user_id\":\"u\",\"user_info\":[1]}"}"#;
         check("presence-a", joined(), told);
         let told = r#"{"event":"pusher_internal:member_removed","channel":"presence-a","data":"{\"user_id\":\"u\"}"}"#;

@@ -1,7 +1,6 @@
 //! Clients of Pusher Channels: carries out what `tidegate_wire::pusher::session` decides.
 //!
-//! `opening` says hello, or why not; `messages` takes what clients say; `entering` subscribes, with what has to wait for
-//! the backplane; `users` signs in; `events` publishes; `delivering` is what of a fan-out is
+//! `opening` says hello, or why not; `messages` takes what clients say; `entering` subscribes; `users` signs in; `events` publishes; `delivering` is what of a fan-out is
 //! for them alone; `leaving` gives back. What a connection has that few have is
 //! [`Pusher`], a box in `Rare`: a public channel needs nothing of it.
 
@@ -17,7 +16,7 @@ mod users;
 
 use std::{any::Any, sync::Arc};
 
-use tidegate_backplane::BackplaneError;
+use tidegate_backplane::Channel;
 use tidegate_reactor::Connections;
 use tidegate_wire::{
     frame::{self, CloseCode, Opcode},
@@ -28,7 +27,6 @@ use tidegate_wire::{
     },
 };
 
-use entering::Entering;
 use events::EventRefused;
 use opening::Wanted;
 
@@ -41,6 +39,7 @@ use crate::{
         core::{Core, Rooms},
         leaving::Leave,
         opening::{Request, Stop},
+        presence::Present,
         protocol::{Event, Protocol, ProtocolState},
     },
 };
@@ -72,8 +71,6 @@ struct Pusher {
     user: Option<Box<Identity>>,
     /// Who it is in its presence channels.
     members: Vec<(ChannelKey, Box<str>)>,
-    /// Subscriptions under way to channels whose list of members comes with the answer.
-    entering: Vec<Entering>,
     /// Users of the watchlist who are subscribed to, and of whom it was not told yet whether they are online.
     watched: Vec<ChannelKey>,
 }
@@ -108,7 +105,7 @@ impl Rooms {
 
 impl ProtocolState for Pusher {
     fn is_empty(&self) -> bool {
-        self.user.is_none() && self.members.is_empty() && self.entering.is_empty() && self.watched.is_empty()
+        self.user.is_none() && self.members.is_empty() && self.watched.is_empty()
     }
 }
 
@@ -205,11 +202,14 @@ impl Protocol for PusherChannels {
                 ctx.write(|out| frame_of(|notice| server::error(None, &text, channel, notice), out));
             }
             Event::Silent => ctx.leave(leave_with(Code::NO_PONG)),
-            Event::Subscribed { key, is_new, .. } => ctx.granted(key, is_new),
+            Event::Subscribed { key, is_new, list, .. } => ctx.granted(key, is_new, list),
             Event::Refused { key, error } => ctx.fail_entrance(key, &error.clone().into()),
-            Event::ListWanted { attempt } => ctx.read_list(attempt),
             Event::Begun | Event::HeartbeatDue | Event::Due => {}
         }
+    }
+
+    fn presence(&self, _core: &Core, _open: &Open, channel: &Channel) -> Present {
+        entering::present_in(channel.name())
     }
 
     fn on_end(&self, ctx: &mut Ctx<'_>, open: &mut Open) {
@@ -275,9 +275,4 @@ fn frame_of(write: impl FnOnce(&mut Vec<u8>), out: &mut Vec<u8>) {
     let mut text = Vec::new();
     write(&mut text);
     frame::encode(Opcode::Text, &text, out);
-}
-
-/// Logs what nobody waits for and could not be done.
-fn warn_attending(error: &BackplaneError) {
-    tracing::warn!(%error, "a change of who is in a channel is not known to other nodes yet");
 }

@@ -1,12 +1,9 @@
 //! Users: signing in, and who is told that they are online.
 
-use tidegate_backplane::{Attend, Channel, ChannelError, User};
+use tidegate_backplane::{Channel, ChannelError, Join, Member};
 use tidegate_wire::pusher::{Code, Identity, WATCH, auth, server, watched_user};
 
-use super::{
-    entering::{Entering, is_signed},
-    leave_with,
-};
+use super::{entering::is_signed, leave_with};
 use crate::{
     app::apps::App,
     hub::ChannelKey,
@@ -53,10 +50,11 @@ impl Ctx<'_> {
     fn signed_in(&mut self, app: &App, identity: Identity) {
         let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) else { return };
         let watchlist = identity.watchlist.clone();
-        let user = User { id: identity.id.clone(), info: None };
+        let user = identity.id.clone();
         open.pusher_mut().user = Some(Box::new(identity));
-        if let Ok(own) = watch_channel(app, &user.id) {
-            self.attend(&own, Attend::Enter { user: Some(user), users_max: None, tells_counts: false });
+        if let Ok(own) = watch_channel(app, &user) {
+            let connection = self.core.connection_name(self.id).into();
+            self.join_channel(&own, Join::listed(Member { connection, user, info: None }));
         }
         for watched in watchlist {
             if let Ok(channel) = watch_channel(app, &watched) {
@@ -70,13 +68,14 @@ impl Ctx<'_> {
     /// A user of the watchlist is subscribed to. When all are, it is told at once who of them is online. A change that the
     /// client was told of meanwhile is in that: the lists of the node are never older than what its shards were told.
     pub(super) fn watches(&mut self, key: ChannelKey) {
-        let Some(open) = self.open_mut() else { return };
-        let pusher = open.pusher_mut();
-        pusher.watched.push(key);
-        if pusher.entering.iter().any(Entering::is_watch) {
+        let hub = &self.core.hub;
+        let is_watch = |other: ChannelKey| watched_user(hub.channel(other).name()).is_some();
+        let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) else { return };
+        open.pusher_mut().watched.push(key);
+        if open.under_way_keys().any(|other| other != key && is_watch(other)) {
             return;
         }
-        let channels: Vec<_> = std::mem::take(&mut pusher.watched)
+        let channels: Vec<_> = std::mem::take(&mut open.pusher_mut().watched)
             .into_iter()
             .map(|key| self.core.hub.channel(key).clone())
             .collect();

@@ -2,8 +2,7 @@
 
 use std::{borrow::Cow, sync::Arc, time::SystemTime};
 
-use futures_util::FutureExt as _;
-use tidegate_backplane::{BackplaneError, Channel, History, HistoryQuery, Member, Position};
+use tidegate_backplane::{BackplaneError, Channel, History, HistoryQuery, Position, Roll};
 use tidegate_reactor::Tick;
 use tidegate_wire::{
     frame::Opcode,
@@ -215,7 +214,6 @@ impl Ctx<'_> {
             self.refuse_command(waiting, code, why);
         }
         self.forget_grant(key);
-        self.leave_presence_of(key);
         self.end_subscription(key);
     }
 
@@ -325,18 +323,9 @@ impl Ctx<'_> {
         if let Some(open) = self.open_mut() {
             open.state_or_default::<Commands>().subscribing.push((attempt.key, id));
         }
-        match confirmation.clone().now_or_never() {
-            Some(Ok(())) => self.confirmed(attempt),
-            Some(Err(error)) => {
-                self.refused(attempt, error);
-                return Ok(None);
-            }
-            None => self.run(confirmation, move |ctx, result| match result {
-                Ok(()) => ctx.confirmed(attempt),
-                Err(error) => ctx.refused(attempt, error),
-            }),
-        }
-        Ok(Some(attempt.key))
+        let join = self.join_of(&channel);
+        self.proceed(attempt, confirmation, join);
+        Ok(self.key_of_own(name))
     }
 
     fn unsubscribe_command(&mut self, id: Option<u64>, name: &str) -> Result<(), Refused> {
@@ -376,7 +365,7 @@ impl Ctx<'_> {
         let (node, of) = (Arc::clone(&self.core.shared.node), channel.clone());
         let read = async move { node.presence(&of).await };
         self.run(read, move |ctx, result| match result {
-            Ok(Some(members)) => ctx.ok(id, |out| put_members(channel.name(), &members, out)),
+            Ok(Some(roll)) => ctx.ok(id, |out| put_members(channel.name(), &roll, out)),
             Ok(None) => ctx.refuse_command(id, 404, "the namespace of this channel keeps no presence"),
             Err(error) => ctx.refuse_command(id, 503, &error.to_string()),
         });
@@ -448,10 +437,11 @@ fn put_expires(claims: &Claims, out: &mut Vec<u8>) {
     }
 }
 
-fn put_members(name: &str, members: &[Member], out: &mut Vec<u8>) {
+fn put_members(name: &str, roll: &Roll, out: &mut Vec<u8>) {
     command::push_channel(name, out);
     out.extend_from_slice(b",\"members\":");
-    let members: Vec<_> = members
+    let members: Vec<_> = roll
+        .members
         .iter()
         .map(|member| {
             let info = member.info.as_deref().and_then(|info| serde_json::from_str(info).ok());

@@ -56,7 +56,7 @@ pub(in crate::protocols) fn put_json(channel: &Channel, content: &Content, out: 
     let epoch = content.position().map(|position| position.epoch.to_string());
     let position = epoch.as_deref().zip(content.position().map(|position| position.offset));
     match content {
-        Content::Census(_) => {}
+        Content::Presence(_) => {}
         Content::Gap(gap) => raw::encode_gap(channel.name(), gap_reason(gap.reason), position, out),
         Content::Publication(publication) => {
             let data = match &publication.payload {

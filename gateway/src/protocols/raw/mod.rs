@@ -119,7 +119,7 @@ impl Protocol for Raw {
                 }
             }
             Event::Due => ctx.end_granted(),
-            Event::Begun | Event::ListWanted { .. } | Event::HeartbeatDue => {}
+            Event::Begun | Event::HeartbeatDue => {}
         }
     }
 

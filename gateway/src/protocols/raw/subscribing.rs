@@ -1,6 +1,6 @@
 //! What a client with `envelope=json` is told of its subscriptions.
 
-use tidegate_backplane::{BackplaneError, Position};
+use tidegate_backplane::{JoinError, Position};
 use tidegate_wire::{
     frame::Opcode,
     raw::{self, command},
@@ -19,11 +19,10 @@ impl Ctx<'_> {
             let channel = self.core.hub.channel(key).clone();
             let place = self.core.place(key, position);
             let epoch = place.map(|place| place.epoch.to_string());
-            self.ok(id, |out| {
+            return self.ok(id, |out| {
                 command::push_place(channel.name(), epoch.as_deref().zip(place.map(|it| it.offset)), out);
                 command::push_flag("recovered", recovered, out);
             });
-            return self.join_presence(&[channel]);
         }
         if !self
             .open()
@@ -39,7 +38,7 @@ impl Ctx<'_> {
         self.write_frame(Opcode::Text, &notice);
     }
 
-    pub(super) fn raw_refused(&mut self, key: ChannelKey, error: &BackplaneError) {
+    pub(super) fn raw_refused(&mut self, key: ChannelKey, error: &JoinError) {
         self.forget_grant(key);
         if let Some(id) = self.take_command(key) {
             return self.refuse_command(id, 503, &error.to_string());

@@ -37,7 +37,7 @@ impl Form for StreamEvent {
         let id = content.position().filter(|_| !self.is_of_many).map(|position| position.to_string());
         let id = id.as_deref();
         match content {
-            Content::Census(_) => return None,
+            Content::Presence(_) => return None,
             Content::Gap(_) => sse::encode_event(id, Some(event::GAP), &json(channel, content), scratch),
             Content::Publication(publication) => {
                 let name = publication.event.as_deref();

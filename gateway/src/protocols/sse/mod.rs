@@ -106,11 +106,7 @@ impl Protocol for Sse {
                 }
             }
             Event::Refused { error, .. } => ctx.leave(Leave::unavailable(error)),
-            Event::ListWanted { .. }
-            | Event::Opened { .. }
-            | Event::PublishFailed(_)
-            | Event::Silent
-            | Event::Due => {}
+            Event::Opened { .. } | Event::PublishFailed(_) | Event::Silent | Event::Due => {}
         }
     }
 

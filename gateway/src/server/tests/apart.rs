@@ -54,6 +54,27 @@ fn who_leaves_before_its_presence_was_written_does_not_stay_present() {
     eventually("nobody is present", DEADLINE, || rig.present("room:1").is_empty());
 }
 
+/// It was in no lane yet, and is in the backplane all the same.
+#[test]
+fn who_leaves_while_it_recovers_does_not_stay_present() {
+    let rig = Rig::start(with_presence());
+    let start = rig.publish("room:1", "0").unwrap();
+    for _ in 0..3 {
+        rig.publish("room:1", &"x".repeat(60 * 1024)).unwrap();
+    }
+    rig.backplane.history.shut();
+    let (address, path) = (rig.address, format!("/ws?channel=room:1&since={start}&token={}", token()));
+    let client = std::thread::spawn(move || WsClient::connect(address, &path));
+    rig.backplane.history.eventually_arrived(1);
+    rig.backplane.history.let_pass();
+    let mut client = client.join().unwrap();
+    client.expect_text();
+    rig.backplane.history.eventually_arrived(2);
+    eventually("it is present", DEADLINE, || rig.present("room:1").len() == 1);
+    drop(client);
+    eventually("nobody is present", DEADLINE, || rig.present("room:1").is_empty());
+}
+
 /// A process that is started again under its name must not give a name to a second connection.
 #[test]
 fn names_of_connections_do_not_come_back_with_the_process() {

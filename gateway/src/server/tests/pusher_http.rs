@@ -1,8 +1,8 @@
-//! Pusher's HTTP API over real sockets: answers to the letter, counts from the census, and who may not.
+//! Pusher's HTTP API over real sockets: answers to the letter, counts from presence, and who may not.
 
 use http::Method;
 use serde_json::{Value, json};
-use tidegate_backplane::{Attend, Backplane as _, Channel, User};
+use tidegate_backplane::{Backplane as _, Channel, Join, Member};
 use tidegate_testkit::{Rest, WsClient};
 
 use super::{
@@ -94,10 +94,14 @@ impl Backend {
     }
 }
 
-fn attend(rig: &Rig, channel: &Channel, user: Option<&str>) {
-    let user = user.map(|id| User { id: id.into(), info: None });
-    let enter = Attend::Enter { user, users_max: None, tells_counts: false };
-    rig.block_on(rig.backplane.attend(channel, enter)).unwrap();
+/// A connection `ada.1` is of the user `ada`.
+fn join(rig: &Rig, channel: &Channel, connection: Option<&str>) {
+    let member = connection.and_then(|connection| connection.split_once('.')).map(|(user, number)| Member {
+        connection: number.into(),
+        user: user.into(),
+        info: None,
+    });
+    rig.block_on(rig.backplane.join(channel, Join { member, ..Join::counted() })).unwrap();
 }
 
 const DONE: (u16, &str) = (200, "{}");
@@ -135,21 +139,21 @@ fn events_reach_the_subscribers_of_the_app() {
 }
 
 #[test]
-fn counts_come_from_the_census() {
+fn counts_are_of_all_who_are_present() {
     let rig = Rig::start(apps());
     let (first, second) = (Backend::dev(&rig), Backend::of(&rig, "2"));
     let own = |name: &str| Channel::new(name).unwrap();
     let other = |name: &str| Channel::in_app("2", name).unwrap();
-    for (channel, user) in [
-        (own("presence-a"), Some("ada")),
-        (own("presence-a"), Some("ada")),
-        (own("presence-a"), Some("bob")),
+    for (channel, connection) in [
+        (own("presence-a"), Some("ada.1")),
+        (own("presence-a"), Some("ada.2")),
+        (own("presence-a"), Some("bob.3")),
         (own("news"), None),
-        (own("#watch-ada"), Some("bob")),
+        (own("#watch-ada"), Some("bob.3")),
         (own("#server-to-user-ada"), None),
-        (other("presence-a"), Some("eve")),
+        (other("presence-a"), Some("eve.4")),
     ] {
-        attend(&rig, &channel, user);
+        join(&rig, &channel, connection);
     }
     let all = "user_count,subscription_count";
     first.get("/channels", &[], json!({"channels": {"news": {}, "presence-a": {}}}));
@@ -261,7 +265,7 @@ fn what_is_refused_says_why() {
     get(e, &[], (405, "This path takes POST requests"));
     post("/channels", json!({}), (405, "This path takes GET requests"));
     // Nothing of all that was published.
-    let published = rig.block_on(rig.backplane.census_channels(Some("2"), "")).unwrap();
+    let published = rig.block_on(rig.backplane.presence_channels(Some("2"), "")).unwrap();
     assert!(published.is_empty());
     assert_eq!(rig.metric("tidegate_publish_requests_total{code=\"200\"}"), 0.0);
 }

@@ -12,9 +12,9 @@ use std::{
 
 use futures_util::{FutureExt, future::BoxFuture};
 use tidegate_backplane::{
-    Attend, AttendError, Attended, Backplane, BackplaneError, CensusChannel, CensusEvent, Channel, Control,
-    Gap, GapReason, History, HistoryQuery, Intake, Member, MemoryBackplane, MemoryOptions, NewPublication,
-    NodeRecord, Payload, Position, Publication, Published, Roll, Sender, Sink, Sums, Transition,
+    Attendance, Backplane, BackplaneError, Channel, Control, Gap, GapReason, History, HistoryQuery, Intake,
+    Join, JoinError, MemoryBackplane, MemoryOptions, NewPublication, NodeRecord, Payload, Position,
+    PresenceChannel, PresenceEvent, Publication, Published, Roll, Sender, Sink, Transition,
 };
 use tidegate_testkit::{DEADLINE, eventually, eventually_some};
 use tokio::{runtime::Runtime, sync::watch};
@@ -140,14 +140,14 @@ impl Rig {
     /// Connections that the backplane knows as present.
     pub(super) fn present(&self, channel: &str) -> Vec<Box<str>> {
         let runtime = self.runtime.as_ref().unwrap();
-        let members = runtime.block_on(self.node.presence(&Channel::new(channel).unwrap())).unwrap();
-        members.unwrap().into_iter().map(|member| member.connection).collect()
+        let roll = runtime.block_on(self.node.presence(&Channel::new(channel).unwrap())).unwrap();
+        roll.unwrap().members.iter().map(|member| member.connection.clone()).collect()
     }
 
-    /// Subscriptions and users of the census.
+    /// Subscriptions and users.
     pub(super) fn attending(&self, channel: &str) -> (u64, u64) {
-        let sums = self.backplane.memory.sums(&Channel::new(channel).unwrap());
-        let sums = sums.now_or_never().unwrap().unwrap();
+        let attendance = self.backplane.memory.attendance(&Channel::new(channel).unwrap());
+        let sums = attendance.now_or_never().unwrap().unwrap().sums;
         (sums.subscriptions, sums.users)
     }
 
@@ -338,8 +338,8 @@ impl Sink for LateSink {
         self.sink.control(control);
     }
 
-    fn census(&self, channel: &Channel, event: Arc<CensusEvent>) {
-        self.sink.census(channel, event);
+    fn presence(&self, channel: &Channel, event: Arc<PresenceEvent>) {
+        self.sink.presence(channel, event);
     }
 
     fn transition(&self, channel: &Channel, transition: Transition) {
@@ -390,41 +390,38 @@ impl Backplane for Held {
         .boxed()
     }
 
-    fn join(&self, channel: &Channel, member: Member) -> BoxFuture<'static, Result<(), BackplaneError>> {
-        let (memory, channel, pass) = (Arc::clone(&self.memory), channel.clone(), self.joins.pass());
+    /// It joins at once, the answer may be late.
+    fn join(&self, channel: &Channel, join: Join) -> BoxFuture<'static, Result<Attendance, JoinError>> {
+        let (joined, pass) = (self.memory.join(channel, join), self.joins.pass());
         async move {
             pass.await;
-            memory.join(&channel, member).await
+            joined.await
         }
         .boxed()
     }
 
-    fn leave(&self, channel: &Channel, connection: &str) -> BoxFuture<'static, Result<(), BackplaneError>> {
+    fn leave(
+        &self,
+        channel: &Channel,
+        connection: Option<&str>,
+    ) -> BoxFuture<'static, Result<Attendance, BackplaneError>> {
         self.memory.leave(channel, connection)
-    }
-
-    fn presence(&self, channel: &Channel) -> BoxFuture<'_, Result<Vec<Member>, BackplaneError>> {
-        self.memory.presence(channel)
-    }
-
-    fn attend(&self, channel: &Channel, attend: Attend) -> BoxFuture<'static, Result<Attended, AttendError>> {
-        self.memory.attend(channel, attend)
     }
 
     fn roll(&self, channel: &Channel) -> BoxFuture<'static, Result<Roll, BackplaneError>> {
         self.memory.roll(channel)
     }
 
-    fn sums(&self, channel: &Channel) -> BoxFuture<'static, Result<Sums, BackplaneError>> {
-        self.memory.sums(channel)
+    fn attendance(&self, channel: &Channel) -> BoxFuture<'static, Result<Attendance, BackplaneError>> {
+        self.memory.attendance(channel)
     }
 
-    fn census_channels(
+    fn presence_channels(
         &self,
         app: Option<&str>,
         prefix: &str,
-    ) -> BoxFuture<'static, Result<Vec<CensusChannel>, BackplaneError>> {
-        self.memory.census_channels(app, prefix)
+    ) -> BoxFuture<'static, Result<Vec<PresenceChannel>, BackplaneError>> {
+        self.memory.presence_channels(app, prefix)
     }
 
     fn announce(&self, node: NodeRecord) -> BoxFuture<'_, Result<(), BackplaneError>> {

@@ -39,7 +39,7 @@ enum Defect {
 #[derive(Clone)]
 enum Mail {
     Item(Item),
-    Census(u64),
+    Presence(u64),
     /// The answer to a request of the list.
     List(u64),
 }
@@ -49,7 +49,7 @@ struct Channel {
     /// 0: it has no state.
     top: u64,
     log: VecDeque<Arc<Publication>>,
-    census: u64,
+    presence: u64,
 }
 
 /// What the client knows and may be told next.
@@ -64,7 +64,7 @@ struct Client {
     last_was_gap: bool,
     gaps: usize,
     plain: HashSet<u64>,
-    census: Option<u64>,
+    presence: Option<u64>,
 }
 
 struct World {
@@ -96,7 +96,7 @@ struct World {
 impl World {
     fn new(seed: u64, mix: Mix, defect: Defect) -> Self {
         let mut random = Rng::with_seed(seed);
-        let mut channel = Channel { epoch: 1, top: 0, log: VecDeque::new(), census: 0 };
+        let mut channel = Channel { epoch: 1, top: 0, log: VecDeque::new(), presence: 0 };
         for _ in 0..random.usize(..30) {
             channel.publish(random.usize(..20));
         }
@@ -144,7 +144,7 @@ impl World {
         match self.random.usize(..20) {
             0..=3 => self.publish(),
             4 => self.publish_plain(),
-            5 => self.change_census(),
+            5 => self.change_presence(),
             6..=8 => self.deliver(),
             9..=10 => self.serve(),
             11 => self.confirm(),
@@ -182,9 +182,9 @@ impl World {
         self.send(Mail::Item(Item::Publication(publication)));
     }
 
-    fn change_census(&mut self) {
-        self.channel.census += 1;
-        self.send(Mail::Census(self.channel.census));
+    fn change_presence(&mut self) {
+        self.channel.presence += 1;
+        self.send(Mail::Presence(self.channel.presence));
     }
 
     fn send(&mut self, mail: Mail) {
@@ -198,7 +198,7 @@ impl World {
         let Some(mail) = self.flight.pop_front() else { return };
         if let Mail::List(sequence) = mail {
             let outputs = self.machine.listed(sequence);
-            self.client.census = (!outputs.is_empty()).then_some(sequence);
+            self.client.presence = (!outputs.is_empty()).then_some(sequence);
             return self.perform(outputs);
         }
         match &mail {
@@ -213,9 +213,9 @@ impl World {
                     self.perform(outputs);
                 }
             }
-            Mail::Census(sequence) => {
-                if self.joined.is_none() && !self.ended && self.machine.tells_census(*sequence) {
-                    self.client.told_census(*sequence);
+            Mail::Presence(sequence) => {
+                if self.joined.is_none() && !self.ended && self.machine.tells_presence(*sequence) {
+                    self.client.told_presence(*sequence);
                 }
             }
             Mail::List(_) => {}
@@ -229,7 +229,7 @@ impl World {
         let Some(follows) = &mut self.joined else { return };
         let arrival = match &mail {
             Mail::Item(item) => item.arrival(),
-            Mail::Census(sequence) => Arrival::Census(*sequence),
+            Mail::Presence(sequence) => Arrival::Presence(*sequence),
             Mail::List(_) => return,
         };
         let is_news = match follows {
@@ -239,7 +239,7 @@ impl World {
         if is_news {
             match &mail {
                 Mail::Item(item) => self.client.told(item),
-                Mail::Census(sequence) => self.client.told_census(*sequence),
+                Mail::Presence(sequence) => self.client.told_presence(*sequence),
                 Mail::List(_) => {}
             }
         }
@@ -251,7 +251,7 @@ impl World {
     fn confirm(&mut self) {
         self.subscribed = true;
         let outputs = match self.mix == Mix::Rough && self.random.usize(..10) == 0 {
-            true => self.machine.refused(unavailable()),
+            true => self.machine.refused(unavailable().into()),
             false => self.machine.confirmed(),
         };
         self.perform(outputs);
@@ -288,7 +288,7 @@ impl World {
 
     fn send_list(&mut self) {
         if std::mem::take(&mut self.awaits_list) {
-            self.flight.push_back(Mail::List(self.channel.census));
+            self.flight.push_back(Mail::List(self.channel.presence));
         }
     }
 
@@ -424,7 +424,7 @@ impl World {
             self.channel.position()
         );
         if self.machine.lists {
-            assert_eq!(self.client.census, Some(self.channel.census), "presence events are missing");
+            assert_eq!(self.client.presence, Some(self.channel.presence), "presence events are missing");
         }
         self.end();
         assert_eq!(self.holds, 0, "the hold was not given back");
@@ -522,10 +522,10 @@ impl Client {
         }
     }
 
-    fn told_census(&mut self, sequence: u64) {
-        if let Some(census) = &mut self.census {
-            assert_eq!(sequence, *census + 1, "a presence event out of order");
-            *census = sequence;
+    fn told_presence(&mut self, sequence: u64) {
+        if let Some(presence) = &mut self.presence {
+            assert_eq!(sequence, *presence + 1, "a presence event out of order");
+            *presence = sequence;
         }
     }
 }

@@ -11,11 +11,11 @@ use super::*;
 struct Told {
     lists: Vec<(u64, Result<Arc<List>, BackplaneError>)>,
     /// Each with the number of lists that were given before it.
-    events: Vec<(usize, Arc<CensusEvent>)>,
+    events: Vec<(usize, Arc<PresenceEvent>)>,
 }
 
 impl Outlet<u64> for Told {
-    fn deliver(&mut self, event: Arc<CensusEvent>) {
+    fn deliver(&mut self, event: Arc<PresenceEvent>) {
         self.events.push((self.lists.len(), event));
     }
 
@@ -25,39 +25,52 @@ impl Outlet<u64> for Told {
 }
 
 impl Told {
-    /// What the client of one list knows in the end; panics if it was told of one who was there, or was not.
-    fn final_users(&self, nth: usize) -> Vec<User> {
+    /// What the client of one list knows in the end; panics if it was told of one who was there, or was not, or
+    /// another number of connections than a user has.
+    fn final_members(&self, nth: usize) -> Vec<Arc<Member>> {
         let (_, list) = &self.lists[nth];
         let list = list.as_ref().expect("a list");
-        let mut users: BTreeMap<_, _> =
-            list.users.iter().map(|user| (user.id.clone(), user.info.clone())).collect();
+        let mut members: BTreeMap<_, _> =
+            list.members.iter().map(|member| (member.connection.clone(), Arc::clone(member))).collect();
         for (_, event) in self.events.iter().filter(|(before, _)| *before > nth) {
-            match &event.kind {
-                CensusKind::Joined(user) => {
-                    assert_eq!(users.insert(user.id.clone(), user.info.clone()), None, "{user:?} was there");
+            let (user, told) = match &event.kind {
+                PresenceKind::Joined { member, connections } => {
+                    let before = members.insert(member.connection.clone(), Arc::clone(member));
+                    assert_eq!(before, None, "{member:?} was there");
+                    (&member.user, connections)
                 }
-                CensusKind::Left { user } => assert!(users.remove(user).is_some(), "{user} was not there"),
-                CensusKind::Count { .. } => {}
-            }
+                PresenceKind::Left { connection, user, connections } => {
+                    assert!(members.remove(connection).is_some(), "{connection} was not there");
+                    (user, connections)
+                }
+                PresenceKind::Count { .. } => continue,
+            };
+            let of_user = members.values().filter(|member| member.user == *user).count() as u64;
+            assert_eq!(of_user, *told, "connections of {user}");
         }
-        users.into_iter().map(|(id, info)| User { id, info }).collect()
+        members.into_values().collect()
     }
 }
 
-fn user(id: &str) -> User {
-    User { id: id.into(), info: None }
+/// A connection `ada.1` is of the user `ada`.
+fn member(connection: &str) -> Arc<Member> {
+    let user = connection.split_once('.').map_or(connection, |(user, _)| user);
+    Arc::new(Member { connection: connection.into(), user: user.into(), info: None })
 }
 
-fn roll(sequence: u64, users: &[&str]) -> Roll {
-    Roll { sequence, subscriptions: 0, users: users.iter().map(|id| user(id)).collect() }
+fn roll(sequence: u64, connections: &[&str]) -> Roll {
+    Roll { sequence, subscriptions: 0, members: connections.iter().map(|own| member(own)).collect() }
 }
 
-fn joined(sequence: u64, id: &str) -> Arc<CensusEvent> {
-    Arc::new(CensusEvent { sequence, kind: CensusKind::Joined(user(id)) })
+fn joined(sequence: u64, connection: &str) -> Arc<PresenceEvent> {
+    let kind = PresenceKind::Joined { member: member(connection), connections: 1 };
+    Arc::new(PresenceEvent { sequence, kind })
 }
 
-fn left(sequence: u64, id: &str) -> Arc<CensusEvent> {
-    Arc::new(CensusEvent { sequence, kind: CensusKind::Left { user: id.into() } })
+fn left(sequence: u64, connection: &str) -> Arc<PresenceEvent> {
+    let user = member(connection).user.clone();
+    let kind = PresenceKind::Left { connection: connection.into(), user, connections: 0 };
+    Arc::new(PresenceEvent { sequence, kind })
 }
 
 /// Read at 5 with `a`, given to asker 0.
@@ -103,7 +116,7 @@ fn a_skipped_number_is_made_good_by_reading() {
     replica.begin_read();
     assert_eq!(replica.event(joined(9, "e"), true, &mut told), None);
     assert_eq!(replica.read(Ok(roll(8, &["b", "d"])), &mut told), Next::Current);
-    assert_eq!(told.final_users(0), ["b", "d", "e"].map(user));
+    assert_eq!(told.final_members(0), ["b", "d", "e"].map(member));
     let (at, again) = (told.events.len(), joined(8, "d"));
     assert_eq!(replica.event(again, true, &mut told), None);
     assert_eq!(told.events.len(), at);
@@ -117,11 +130,11 @@ fn what_was_lost_or_had_no_room_is_read_and_told_as_changes() {
     assert_eq!(replica.lost(), None);
     replica.begin_read();
     assert_eq!(replica.read(Ok(roll(7, &["b"])), &mut told), Next::Current);
-    assert_eq!(told.final_users(0), [user("b")]);
+    assert_eq!(told.final_members(0), [member("b")]);
     assert_eq!(replica.event(joined(8, "c"), false, &mut told), Some(Cause::Full));
     replica.begin_read();
     assert_eq!(replica.read(Ok(roll(8, &["b", "c"])), &mut told), Next::Current);
-    assert_eq!(told.final_users(0), [user("b"), user("c")]);
+    assert_eq!(told.final_members(0), [member("b"), member("c")]);
 }
 
 #[test]
@@ -138,7 +151,7 @@ fn a_reading_that_is_not_sufficient_is_made_again() {
     replica.begin_read();
     let last = KEPT_MAX as u64 + 9;
     assert_eq!(replica.read(Ok(roll(last, &["c"])), &mut told), Next::Current);
-    assert_eq!(told.final_users(0), [user("c")]);
+    assert_eq!(told.final_members(0), [member("c")]);
 }
 
 /// Everybody who joins a large channel at once asks for the list, each for one with a change of its own.
@@ -151,8 +164,7 @@ fn who_asks_at_once_in_a_large_channel_gets_one_list() {
     replica.read(Ok(roll(7, &many)), &mut told);
     let mut gatherings = 0;
     for sequence in 8..108 {
-        let kind = CensusKind::Joined(user(&format!("v{sequence}")));
-        replica.event(Arc::new(CensusEvent { sequence, kind }), true, &mut told);
+        replica.event(joined(sequence, &format!("v{sequence}")), true, &mut told);
         replica.ask(sequence, sequence, &mut told);
         gatherings += usize::from(replica.begins_to_gather());
     }
@@ -161,7 +173,7 @@ fn who_asks_at_once_in_a_large_channel_gets_one_list() {
     let lists: Vec<_> = told.lists[1..].iter().map(|(_, list)| list.as_ref().unwrap()).collect();
     assert_eq!(lists.len(), 100);
     assert!(lists.iter().all(|list| Arc::ptr_eq(list, lists[0])));
-    assert_eq!((lists[0].sequence, lists[0].users.len()), (107, GATHERED_FROM + 100));
+    assert_eq!((lists[0].sequence, lists[0].members.len()), (107, GATHERED_FROM + 100));
     // The list is current: it is given at once.
     replica.ask(107, 0, &mut told);
     assert_eq!(told.lists.len(), 102);
@@ -188,7 +200,7 @@ fn who_asks_is_answered_an_error_and_those_who_come_later_the_list() {
 /// Changes on their way from the truth to the replica.
 #[derive(Debug, Clone)]
 enum Step {
-    /// A user comes or goes.
+    /// A connection comes or goes: two of each user.
     Toggle(u8),
     /// The oldest change on its way arrives.
     Arrive {
@@ -220,8 +232,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 /// The truth, a link, and the replica behind it.
 struct World {
     sequence: u64,
-    users: BTreeMap<Box<str>, Option<Box<str>>>,
-    under_way: std::collections::VecDeque<Arc<CensusEvent>>,
+    members: BTreeMap<Box<str>, Arc<Member>>,
+    under_way: std::collections::VecDeque<Arc<PresenceEvent>>,
     replica: Replica<u64>,
     told: Told,
     /// A reading was asked for.
@@ -271,22 +283,24 @@ impl World {
     }
 
     fn toggle(&mut self, nth: u8) {
-        let id: Box<str> = nth.to_string().into();
+        let member = member(&format!("{}.{nth}", nth / 2));
+        let (connection, user) = (member.connection.clone(), member.user.clone());
         self.sequence += 1;
-        let event = match self.users.remove(&id) {
-            Some(_) => left(self.sequence, &id),
-            None => {
-                self.users.insert(id.clone(), None);
-                joined(self.sequence, &id)
-            }
+        let has_left = self.members.remove(&connection).is_some();
+        if !has_left {
+            self.members.insert(connection.clone(), Arc::clone(&member));
+        }
+        let connections = self.members.values().filter(|other| other.user == user).count() as u64;
+        let kind = match has_left {
+            true => PresenceKind::Left { connection, user, connections },
+            false => PresenceKind::Joined { member, connections },
         };
-        self.under_way.push_back(event);
+        self.under_way.push_back(Arc::new(PresenceEvent { sequence: self.sequence, kind }));
     }
 
     fn roll(&self) -> Roll {
-        let users = self.users.iter();
-        let users = users.map(|(id, info)| User { id: id.clone(), info: info.clone() }).collect();
-        Roll { sequence: self.sequence, subscriptions: 0, users }
+        let members = self.members.values().cloned().collect();
+        Roll { sequence: self.sequence, subscriptions: 0, members }
     }
 
     /// Lets everything arrive.
@@ -309,7 +323,7 @@ proptest! {
     fn every_list_and_what_follows_it_is_the_truth(steps in steps()) {
         let mut world = World {
             sequence: 7,
-            users: BTreeMap::new(),
+            members: BTreeMap::new(),
             under_way: Default::default(),
             replica: Replica::new(),
             told: Told::default(),
@@ -322,10 +336,10 @@ proptest! {
         }
         world.come_to_rest();
         prop_assert_eq!(world.told.lists.len() as u64, world.askers, "everyone is answered once");
-        let truth = world.roll().users;
+        let truth = world.roll().members;
         for nth in 0..world.told.lists.len() {
             if world.told.lists[nth].1.is_ok() {
-                prop_assert_eq!(&world.told.final_users(nth), &truth);
+                prop_assert_eq!(&world.told.final_members(nth), &truth);
             }
         }
     }

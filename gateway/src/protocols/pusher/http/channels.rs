@@ -1,4 +1,6 @@
-//! What is in an app's channels, on all nodes: from the census.
+//! What is in an app's channels, on all nodes: from presence.
+
+use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -69,7 +71,7 @@ impl Call<'_> {
         if info.cache {
             return Err(PusherError::UnknownInfo("cache".into()));
         }
-        let found = self.state.node.backplane().census_channels(self.app.prefix(), prefix);
+        let found = self.state.node.backplane().presence_channels(self.app.prefix(), prefix);
         let found = found.await.map_err(PusherError::Backplane)?;
         let channels: Map<_, _> = found
             .into_iter()
@@ -111,12 +113,15 @@ impl Call<'_> {
             return Err(PusherError::UsersOfOthers);
         }
         let roll = self.state.node.backplane().roll(&channel).await.map_err(PusherError::Backplane)?;
-        let users: Vec<_> = roll.users.iter().map(|user| UserId { id: &user.id }).collect();
+        // Each once, however many connections it has.
+        let users: BTreeSet<&str> = roll.members.iter().map(|member| &*member.user).collect();
+        let users: Vec<_> = users.into_iter().map(|id| UserId { id }).collect();
         Ok(json!({ "users": users }).to_string().into())
     }
 
     pub(super) async fn sums(&self, channel: &Channel) -> Result<Sums, PusherError> {
-        self.state.node.backplane().sums(channel).await.map_err(PusherError::Backplane)
+        let attendance = self.state.node.backplane().attendance(channel).await;
+        attendance.map(|attendance| attendance.sums).map_err(PusherError::Backplane)
     }
 
     /// The event that a new subscriber would be sent first; null without one.

@@ -1,7 +1,7 @@
 //! Pusher's HTTP API under `/apps/{id}/`: signed requests of an app's servers. `docs/pusher-http.md` lists them.
 //!
 //! A request takes the same way whichever port or router it came through: its app is found, its signature checked
-//! (`signed`), and only then its body read. `events` publishes, `channels` answers from the census.
+//! (`signed`), and only then its body read. `events` publishes, `channels` answers from presence.
 
 mod channels;
 mod error;

@@ -1,5 +1,5 @@
-//! This node's part in the census: what its copy has, what waits to be written, what it has to settle. Pure: what is
-//! due is decided by the time it is given.
+//! What this node has in channels: what its copy has, what waits to be written, what it has to settle. Pure: what is due
+//! is decided by the time it is given.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -10,7 +10,7 @@ use std::{
 use tokio::sync::oneshot;
 
 use crate::{
-    Attend, AttendError, Attended, Channel, User,
+    Attendance, Channel, Join, JoinError, Member,
     redis::leases::{BATCH, LEFT_MAX, Seats, WAITING_MAX, Written},
 };
 
@@ -25,14 +25,16 @@ pub(super) struct Own {
 
 #[derive(Debug, Default)]
 struct OwnChannel {
-    subscriptions: u64,
-    users: BTreeMap<Box<str>, OwnUser>,
-    tells_counts: bool,
+    /// Subscriptions that are not listed.
+    counted: u64,
+    /// By their connections.
+    members: BTreeMap<Box<str>, OwnMember>,
+    /// Members that have left.
+    leaving: u64,
+    tells_counts: Option<bool>,
     /// That the channel is occupied was told, or another node told it.
     is_told: bool,
     waiting: Vec<Change>,
-    /// The instance under which the server has this part, or may have it.
-    written_as: Option<Arc<str>>,
     written: Written,
     is_stale: bool,
     /// A batch is under way.
@@ -42,11 +44,11 @@ struct OwnChannel {
     settles: bool,
 }
 
-/// A user of this node. One without subscriptions stays until the server knows that.
-#[derive(Debug, Default)]
-struct OwnUser {
-    subscriptions: u64,
-    info: Option<Box<str>>,
+/// A member of this node. One that has left stays until the server knows that.
+#[derive(Debug)]
+struct OwnMember {
+    member: Arc<Member>,
+    has_left: bool,
     /// It was sent, or somebody was answered that it is kept: the channel's limit is not asked any more.
     is_kept: bool,
     is_told: bool,
@@ -55,11 +57,12 @@ struct OwnUser {
 /// What the copy already has and Redis is to get.
 #[derive(Debug)]
 pub(super) struct Change {
-    user: Option<Box<str>>,
-    /// Of one who enters.
+    /// `None`: a subscription that is not listed.
+    connection: Option<Box<str>>,
+    /// Of one that joins.
     users_max: Option<u32>,
-    enters: bool,
-    pub(super) done: oneshot::Sender<Result<Attended, AttendError>>,
+    joins: bool,
+    pub(super) done: oneshot::Sender<Result<Attendance, JoinError>>,
 }
 
 /// Part of a channel's changes on their way.
@@ -67,12 +70,12 @@ pub(super) struct Change {
 pub(super) struct Batch {
     pub(super) changes: Vec<Change>,
     pub(super) mode: Mode,
+    /// All that the copy has, not only what is in the batch.
     pub(super) subscriptions: u64,
-    pub(super) tells_counts: bool,
+    pub(super) tells_counts: Option<bool>,
     pub(super) is_told: bool,
-    pub(super) users: Vec<BatchUser>,
-    /// The instance that this one goes on for.
-    pub(super) former: Option<Arc<str>>,
+    /// In order of their connections, but for that of what is counted.
+    pub(super) entries: Vec<Entry>,
     pub(super) is_listed: bool,
 }
 
@@ -83,16 +86,16 @@ pub(super) enum Mode {
     Settle,
 }
 
-/// A user as the copy has it.
+/// What the node has under one connection, as the copy has it.
 #[derive(Debug)]
-pub(super) struct BatchUser {
-    pub(super) id: Box<str>,
+pub(super) struct Entry {
+    /// `None`: what is counted.
+    pub(super) connection: Option<Box<str>>,
+    /// 0: it is to be removed.
     pub(super) subscriptions: u64,
-    /// So many of them entered with this batch.
-    entering: u64,
+    pub(super) member: Option<Arc<Member>>,
     pub(super) users_max: Option<u32>,
     pub(super) is_told: bool,
-    pub(super) info: Option<Box<str>>,
 }
 
 /// What became of a batch.
@@ -121,45 +124,60 @@ pub(super) enum Taken {
 }
 
 impl Own {
-    pub(super) fn take(
+    pub(super) fn join(
         &mut self,
         channel: &Channel,
-        attend: Attend,
-        done: oneshot::Sender<Result<Attended, AttendError>>,
+        join: Join,
+        done: oneshot::Sender<Result<Attendance, JoinError>>,
     ) -> Taken {
+        let Join { member, users_max, tells_counts } = join;
         let has_room = self.waiting < WAITING_MAX;
-        let (enters, user, users_max) = match attend {
-            Attend::Enter { user, users_max, tells_counts } => {
-                let state = self.channels.entry(channel.clone()).or_default();
-                state.written.enter();
-                state.tells_counts = tells_counts;
-                (true, state.enter(user), users_max)
-            }
-            Attend::Leave { user } => {
-                let state = self.channels.get_mut(channel);
-                if !state.is_some_and(|state| state.leave(user.as_deref())) {
-                    return Taken::Nothing;
-                }
-                (false, user, None)
-            }
-        };
-        let Some(state) = self.channels.get_mut(channel) else { return Taken::Nothing };
-        // Leaving always has room: it is asked for once for each that entered.
-        if enters && !has_room {
+        let state = self.channels.entry(channel.clone()).or_default();
+        state.written.enter();
+        state.tells_counts = tells_counts.or(state.tells_counts);
+        let connection = state.join(member);
+        if !has_room {
             state.is_stale = true;
-            state.note_kept(user.as_deref());
+            state.note_kept(connection.as_deref());
             return Taken::NoRoom;
         }
         self.waiting += 1;
-        state.waiting.push(Change { user, users_max, enters, done });
-        if std::mem::replace(&mut state.is_busy, true) { Taken::Busy } else { Taken::Idle }
+        state.wait(Change { connection, users_max, joins: true, done })
+    }
+
+    /// Leaving always has room: it is asked for once for each that joined.
+    pub(super) fn leave(
+        &mut self,
+        channel: &Channel,
+        connection: Option<&str>,
+        done: oneshot::Sender<Result<Attendance, JoinError>>,
+    ) -> Taken {
+        let Some(state) = self.channels.get_mut(channel) else { return Taken::Nothing };
+        if !state.leave(connection) {
+            return Taken::Nothing;
+        }
+        self.waiting += 1;
+        state.wait(Change { connection: connection.map(Into::into), users_max: None, joins: false, done })
+    }
+
+    /// Has `done` told when what waits now was sent. False: nothing does.
+    pub(super) fn wait_for(
+        &mut self,
+        channel: &Channel,
+        done: oneshot::Sender<Result<Attendance, JoinError>>,
+    ) -> bool {
+        let busy = self.channels.get_mut(channel).filter(|state| state.is_busy);
+        let Some(state) = busy.filter(|_| self.waiting < WAITING_MAX) else { return false };
+        self.waiting += 1;
+        // Of nobody: it changes nothing.
+        state.waiting.push(Change { connection: Some("".into()), users_max: None, joins: false, done });
+        true
     }
 
     /// What is to be sent next; `None` ends the run.
     pub(super) fn next_batch(&mut self, channel: &Channel, instance: &str, seats: Seats) -> Option<Batch> {
         let state = self.channels.get_mut(channel)?;
-        let moves = state.written_as.as_deref().is_some_and(|before| before != instance);
-        let mode = match (state.is_stale || moves, state.waiting.is_empty()) {
+        let mode = match (state.is_stale, state.waiting.is_empty()) {
             (true, _) => Mode::Whole,
             (false, false) => Mode::Change,
             (false, true) if state.settles => Mode::Settle,
@@ -177,14 +195,12 @@ impl Own {
         if mode == Mode::Settle {
             state.settles = false;
         }
-        let users = state.batch_users(&changes, mode);
         Some(Batch {
             mode,
-            subscriptions: state.subscriptions,
+            subscriptions: state.subscriptions(),
             tells_counts: state.tells_counts,
             is_told: state.is_told,
-            users,
-            former: state.written_as.clone().filter(|_| moves),
+            entries: state.entries(&changes, mode),
             is_listed: state.written.is_listed(instance, seats),
             changes,
         })
@@ -200,11 +216,6 @@ impl Own {
         end: End<'_>,
     ) -> bool {
         let Some(state) = self.channels.get_mut(channel) else { return false };
-        let is_written = matches!(end, End::Written { .. });
-        // A batch that failed may not have removed the former instance's part: the next one goes on for it too.
-        if is_written || batch.former.is_none() {
-            state.written_as = Some(Arc::clone(instance));
-        }
         let (refused, settle_at, is_outdated) = match end {
             End::Written { refused, settle_at, is_outdated, seats } => {
                 match batch.mode {
@@ -223,7 +234,7 @@ impl Own {
                 state.written.note_unlisted();
                 state.is_stale |= batch.mode != Mode::Settle;
                 state.settles |= batch.mode == Mode::Settle;
-                batch.users.iter().for_each(|user| state.note_kept(Some(&user.id)));
+                batch.entries.iter().for_each(|entry| state.note_kept(entry.connection.as_deref()));
                 return false;
             }
         };
@@ -236,19 +247,22 @@ impl Own {
             self.settle_at(channel, at);
         }
         let Some(state) = self.channels.get_mut(channel) else { return false };
-        let is_left = state.is_left() && !is_outdated;
+        let is_left = state.is_left();
         if is_left {
             state.written.note_unlisted();
-            state.written_as = None;
         }
         is_left
     }
 
-    /// Whether the run goes on after a batch that failed: only for what waits behind it.
-    pub(super) fn goes_on(&mut self, channel: &Channel) -> bool {
+    /// Whether the run goes on: after a batch that failed only for what waits behind it.
+    pub(super) fn goes_on(&mut self, channel: &Channel, is_written: bool) -> bool {
         let Some(state) = self.channels.get_mut(channel) else { return false };
-        state.is_busy = !state.waiting.is_empty();
-        state.is_busy
+        state.is_busy = !state.waiting.is_empty() || (is_written && (state.is_stale || state.settles));
+        let goes_on = state.is_busy;
+        if !goes_on {
+            self.forget_if_blank(channel);
+        }
+        goes_on
     }
 
     /// Makes this node, in whose set the channel was put, the one that settles what it owes at some time. One that
@@ -308,7 +322,7 @@ impl Own {
             state.is_stale = true;
             if !has_lost_data {
                 state.is_told = false;
-                state.users.values_mut().for_each(|user| user.is_told = false);
+                state.members.values_mut().for_each(|own| own.is_told = false);
             }
         }
     }
@@ -324,7 +338,7 @@ impl Own {
     /// The servers have this node in the channel. If it is not, it left, and that was lost.
     pub(super) fn doubt_listed(&mut self, channel: Channel, now: Instant) {
         let state = self.channels.entry(channel).or_default();
-        if state.is_left() && state.written_as.is_none() {
+        if state.is_left() {
             state.written.leave(now);
             state.is_stale = true;
         }
@@ -332,7 +346,7 @@ impl Own {
 
     /// Subscriptions of this node in all channels.
     pub(super) fn subscriptions(&self) -> u64 {
-        self.channels.values().map(|state| state.subscriptions).sum()
+        self.channels.values().map(OwnChannel::subscriptions).sum()
     }
 
     fn settle_at(&mut self, channel: &Channel, at: Instant) {
@@ -348,7 +362,7 @@ impl Own {
     fn forget_if_blank(&mut self, channel: &Channel) {
         let is_crowded = self.channels.len() > LEFT_MAX;
         let Some(state) = self.channels.get_mut(channel) else { return };
-        if state.is_left() && state.written_as.is_none() {
+        if state.is_left() {
             state.written.leave(Instant::now());
             if is_crowded {
                 self.channels.retain(|_, state| !state.is_left() || !state.written.is_left());
@@ -357,111 +371,128 @@ impl Own {
     }
 }
 
-impl BatchUser {
-    /// One who is there no longer.
-    pub(super) fn gone(id: Box<str>) -> Self {
-        Self { id, subscriptions: 0, entering: 0, users_max: None, is_told: false, info: None }
+impl Entry {
+    /// One that is to be removed.
+    pub(super) fn gone(connection: Box<str>) -> Self {
+        let connection = Some(connection);
+        Self { connection, subscriptions: 0, member: None, users_max: None, is_told: false }
     }
 }
 
 impl OwnChannel {
-    fn enter(&mut self, user: Option<User>) -> Option<Box<str>> {
-        self.subscriptions += 1;
-        let User { id, info } = user?;
-        let own = self.users.entry(id.clone()).or_default();
-        if own.subscriptions == 0 {
-            own.info = info;
-        }
-        own.subscriptions += 1;
-        Some(id)
-    }
-
-    fn leave(&mut self, user: Option<&str>) -> bool {
-        if self.subscriptions == 0 {
-            return false;
-        }
-        if let Some(id) = user {
-            match self.users.get_mut(id) {
-                Some(own) if own.subscriptions > 0 => own.subscriptions -= 1,
-                _ => return false,
-            }
-        }
-        self.subscriptions -= 1;
-        true
-    }
-
-    fn batch_users(&self, changes: &[Change], mode: Mode) -> Vec<BatchUser> {
-        let mut entering: BTreeMap<&str, (u64, Option<u32>)> = BTreeMap::new();
-        for change in changes {
-            if let Some(user) = change.user.as_deref() {
-                let (number, users_max) = entering.entry(user).or_default();
-                *number += u64::from(change.enters);
-                *users_max = change.users_max.or(*users_max);
-            }
-        }
-        let of_copy = |id: &str, own: &OwnUser| {
-            let (number, users_max) = entering.get(id).copied().unwrap_or_default();
-            BatchUser {
-                id: id.into(),
-                subscriptions: own.subscriptions,
-                entering: number,
-                users_max: users_max.filter(|_| !own.is_kept),
-                is_told: own.is_told,
-                info: own.info.clone(),
-            }
+    fn join(&mut self, member: Option<Member>) -> Option<Box<str>> {
+        let Some(member) = member else {
+            self.counted += 1;
+            return None;
         };
-        match mode {
-            Mode::Whole => self.users.iter().map(|(id, own)| of_copy(id, own)).collect(),
+        let connection = member.connection.clone();
+        let own = OwnMember { member: Arc::new(member), has_left: false, is_kept: false, is_told: false };
+        let before = self.members.insert(connection.clone(), own);
+        self.leaving -= u64::from(before.is_some_and(|before| before.has_left));
+        Some(connection)
+    }
+
+    fn leave(&mut self, connection: Option<&str>) -> bool {
+        let Some(connection) = connection else {
+            let is_there = self.counted > 0;
+            self.counted = self.counted.saturating_sub(1);
+            return is_there;
+        };
+        let own = self.members.get_mut(connection);
+        let leaves = own.is_some_and(|own| !std::mem::replace(&mut own.has_left, true));
+        self.leaving += u64::from(leaves);
+        leaves
+    }
+
+    fn wait(&mut self, change: Change) -> Taken {
+        self.waiting.push(change);
+        if std::mem::replace(&mut self.is_busy, true) { Taken::Busy } else { Taken::Idle }
+    }
+
+    fn subscriptions(&self) -> u64 {
+        self.counted + self.members.len() as u64 - self.leaving
+    }
+
+    fn entries(&self, changes: &[Change], mode: Mode) -> Vec<Entry> {
+        let mut changed: BTreeMap<&str, Option<u32>> = BTreeMap::new();
+        for change in changes {
+            if let Some(connection) = change.connection.as_deref() {
+                changed.insert(connection, change.users_max);
+            }
+        }
+        let entry = |connection: &str, own: &OwnMember| Entry {
+            connection: Some(connection.into()),
+            subscriptions: u64::from(!own.has_left),
+            member: Some(Arc::clone(&own.member)),
+            users_max: changed.get(connection).copied().flatten().filter(|_| !own.is_kept),
+            is_told: own.is_told,
+        };
+        let counts = mode == Mode::Whole || changes.iter().any(|change| change.connection.is_none());
+        let counted = Entry {
+            connection: None,
+            subscriptions: self.counted,
+            member: None,
+            users_max: None,
+            is_told: false,
+        };
+        let listed: Vec<Entry> = match mode {
+            Mode::Whole => self.members.iter().map(|(connection, own)| entry(connection, own)).collect(),
             Mode::Settle => Vec::new(),
             Mode::Change => {
-                let own = |id: &&str| self.users.get(*id).map(|own| of_copy(id, own));
-                entering.keys().filter_map(own).collect()
+                let own = |connection: &&str| Some(entry(connection, self.members.get(*connection)?));
+                changed.keys().filter_map(own).collect()
             }
-        }
+        };
+        listed.into_iter().chain(counts.then_some(counted)).collect()
     }
 
     fn note_written(&mut self, batch: &Batch, refused: &[Box<str>]) {
-        for written in &batch.users {
-            let Some(own) = self.users.get_mut(&written.id) else { continue };
-            if refused.contains(&written.id) {
-                own.subscriptions = own.subscriptions.saturating_sub(written.entering);
-                self.subscriptions = self.subscriptions.saturating_sub(written.entering);
-            } else {
-                own.is_kept = true;
-                own.is_told = written.subscriptions > 0;
+        for written in &batch.entries {
+            let Some((connection, member)) = written.connection.as_ref().zip(written.member.as_ref()) else {
+                continue;
+            };
+            let Some(own) = self.members.get_mut(connection) else { continue };
+            // It may have joined once more meanwhile.
+            if !Arc::ptr_eq(&own.member, member) {
+                continue;
             }
-            if own.subscriptions == 0 && (refused.contains(&written.id) || written.subscriptions == 0) {
-                self.users.remove(&written.id);
+            let is_refused = refused.contains(connection);
+            own.is_kept |= !is_refused;
+            own.is_told = !is_refused && written.subscriptions > 0;
+            if is_refused || written.subscriptions == 0 {
+                self.leaving -= u64::from(own.has_left);
+                self.members.remove(connection);
             }
         }
         if batch.mode != Mode::Settle {
-            let is_in = batch.users.iter().filter(|user| refused.contains(&user.id));
-            self.is_told = batch.subscriptions > is_in.map(|user| user.subscriptions).sum::<u64>();
+            self.is_told = batch.subscriptions > refused.len() as u64;
         }
     }
 
-    fn note_kept(&mut self, user: Option<&str>) {
-        if let Some(own) = user.and_then(|user| self.users.get_mut(user)) {
+    fn note_kept(&mut self, connection: Option<&str>) {
+        if let Some(own) = connection.and_then(|connection| self.members.get_mut(connection)) {
             own.is_kept = true;
         }
     }
 
     /// Whether nobody of this node is in the channel, nor wants to be, and nothing is owed to it.
     fn is_left(&self) -> bool {
-        let is_empty = self.subscriptions == 0 && self.users.is_empty() && self.waiting.is_empty();
+        let is_empty = self.counted == 0 && self.members.is_empty() && self.waiting.is_empty();
         is_empty && !self.is_stale && !self.settles && self.settle_at.is_none()
     }
 }
 
 impl Change {
     /// The answer to this one of a batch that was written.
-    pub(super) fn answer(&self, attended: Attended, refused: &[Box<str>]) -> Result<Attended, AttendError> {
-        let is_refused = self.enters && self.user.as_ref().is_some_and(|user| refused.contains(user));
-        match self.users_max {
-            Some(users_max) if is_refused => Err(AttendError::Full { users_max }),
-            // Without a limit of its own, it was refused for the one of another that entered with it.
-            None if is_refused => Err(AttendError::Full { users_max: 0 }),
-            _ => Ok(attended),
+    pub(super) fn answer(
+        &self,
+        attendance: Attendance,
+        refused: &[Box<str>],
+    ) -> Result<Attendance, JoinError> {
+        let is_refused = self.joins && self.connection.as_ref().is_some_and(|own| refused.contains(own));
+        match is_refused {
+            true => Err(JoinError::Full { users_max: self.users_max.unwrap_or_default() }),
+            false => Ok(attendance),
         }
     }
 }

@@ -1,13 +1,13 @@
-//! Who is in a channel on all nodes, by user: what a node says of itself, what it is told, and the rules that all
-//! backplanes follow. `docs/adr/0012-pusher.md` says why.
+//! Who is in a channel on all nodes: what a node says of its connections, what it is told, and the rules that all
+//! backplanes follow. `docs/adr/0017-one-presence.md` says why.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use crate::{BackplaneError, Channel};
 
 /// An end is told as a [`Transition`] when it is still so after this time. Pusher waits up to 3 s; a client that
 /// reloads its page, or moves to another node, is back in less.
-pub const CENSUS_SETTLE: Duration = Duration::from_secs(3);
+pub const PRESENCE_SETTLE: Duration = Duration::from_secs(3);
 
 /// Above so many subscriptions their number is told less often. Pusher's number.
 pub const COUNTS_SMALL_MAX: u64 = 100;
@@ -19,29 +19,36 @@ pub const COUNTS_SMALL_INTERVAL: Duration = Duration::from_secs(1);
 /// The same above [`COUNTS_SMALL_MAX`]. Pusher's interval.
 pub const COUNTS_INTERVAL: Duration = Duration::from_secs(5);
 
-/// One subscription more or less of this node in a channel.
+/// A connection of a user in a channel.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Attend {
-    Enter {
-        /// The user whose subscription it is, where the channel has users.
-        user: Option<User>,
-        /// A user who is not in the channel yet is refused when so many are.
-        users_max: Option<u32>,
-        /// Whether changes of the number of subscriptions are told: [`CensusKind::Count`], [`Transition::Count`].
-        tells_counts: bool,
-    },
-    Leave {
-        /// The same as when it entered.
-        user: Option<Box<str>>,
-    },
+pub struct Member {
+    /// Unique in the cluster, and never given again: `NODE.CONNECTION`.
+    pub connection: Box<str>,
+    pub user: Box<str>,
+    /// JSON, or none.
+    pub info: Option<Box<str>>,
 }
 
-/// A user in a channel.
+/// One subscription of this node in a channel.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct User {
-    pub id: Box<str>,
-    /// JSON, or none. A user's is that of the first of its subscriptions.
-    pub info: Option<Box<str>>,
+pub struct Join {
+    /// Whose it is. `None`: it is counted, and nobody is listed.
+    pub member: Option<Member>,
+    /// A user who is not in the channel yet is refused when so many are.
+    pub users_max: Option<u32>,
+    /// Whether changes of the number of subscriptions are told from now on: [`PresenceKind::Count`],
+    /// [`Transition::Count`]. `None`: as before.
+    pub tells_counts: Option<bool>,
+}
+
+impl Join {
+    pub fn listed(member: Member) -> Self {
+        Self { member: Some(member), users_max: None, tells_counts: None }
+    }
+
+    pub fn counted() -> Self {
+        Self { member: None, users_max: None, tells_counts: None }
+    }
 }
 
 /// How many are in a channel, on all nodes.
@@ -54,19 +61,19 @@ pub struct Sums {
 
 /// The channel after what was asked for took effect.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Attended {
+pub struct Attendance {
     /// Number of the newest event of the channel: the one of this change, or a later one.
     pub sequence: u64,
     pub sums: Sums,
 }
 
-/// Why a node's part in a channel was not changed, or may not have been.
+/// Why a connection is not in a channel, or may not be yet.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum AttendError {
-    /// Nothing has changed, and there is nothing to leave.
+pub enum JoinError {
+    /// It is not there, and has nothing to leave.
     #[error("the channel has {users_max} users, more are not allowed")]
     Full { users_max: u32 },
-    /// Other nodes may not see it yet: it is kept, and written when that is possible, until it is left.
+    /// Other nodes may not see it yet: it is kept, and written when that is possible, until it leaves.
     #[error(transparent)]
     Backplane(#[from] BackplaneError),
 }
@@ -77,29 +84,24 @@ pub struct Roll {
     /// Number of the newest event that is in it.
     pub sequence: u64,
     pub subscriptions: u64,
-    /// In order of their ids.
-    pub users: Vec<User>,
+    /// In order of their connections.
+    pub members: Vec<Arc<Member>>,
 }
 
 /// A change of a channel, told to the nodes that are subscribed to it.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct CensusEvent {
+pub struct PresenceEvent {
     /// One more than that of the event before. A channel that was empty goes on somewhere above.
     pub sequence: u64,
-    pub kind: CensusKind,
+    pub kind: PresenceKind,
 }
 
+/// `connections`: how many the user has in the channel now, on all nodes.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum CensusKind {
-    /// The first subscription of a user on any node.
-    Joined(User),
-    /// The last one is gone.
-    Left {
-        user: Box<str>,
-    },
-    Count {
-        subscriptions: u64,
-    },
+pub enum PresenceKind {
+    Joined { member: Arc<Member>, connections: u64 },
+    Left { connection: Box<str>, user: Box<str>, connections: u64 },
+    Count { subscriptions: u64 },
 }
 
 /// A change of a channel, told to one node of the cluster. Ends are told when they have lasted.
@@ -122,7 +124,7 @@ pub enum Transition {
 
 /// A channel that somebody is in.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct CensusChannel {
+pub struct PresenceChannel {
     pub channel: Channel,
     pub sums: Sums,
 }

@@ -1,6 +1,6 @@
 -- Tells what has lasted.
 
-local total, is_vacated, is_counted = number(redis.call('HGET', state, 't')), false, false
+local is_vacated, is_counted = false, false
 for _, what in ipairs(redis.call('ZRANGEBYSCORE', ends, '-inf', digits(now))) do
   redis.call('ZREM', ends, what)
   if what == 'v' then
@@ -12,10 +12,10 @@ for _, what in ipairs(redis.call('ZRANGEBYSCORE', ends, '-inf', digits(now))) do
   end
 end
 if is_counted then
-  tell_count(total)
+  tell_count()
 end
 if is_vacated then
   transition('vacated', '')
 end
-due = number(redis.call('ZRANGE', ends, 0, 0, 'WITHSCORES')[2])
-return verdict(total, 0)
+due = first_due()
+return verdict(0, 0)

@@ -1,9 +1,9 @@
-//! What the census' scripts are told and what they say.
+//! What the scripts of presence are told and what they say, and the bytes of an entry.
 
 use std::time::{Duration, Instant};
 
-use super::own::BatchUser;
-use crate::{Attended, BackplaneError, Roll, Sums, Transition, redis::scripts::Answer};
+use super::own::Entry;
+use crate::{Attendance, BackplaneError, Member, Roll, Sums, Transition, redis::scripts::Answer};
 
 /// Ends that come one after the other are settled together: a channel is asked 20 times a second at most.
 const SETTLE_MIN: Duration = Duration::from_millis(50);
@@ -11,12 +11,15 @@ const SETTLE_MIN: Duration = Duration::from_millis(50);
 /// What the scripts say.
 #[derive(Default)]
 pub(super) struct Verdict {
-    pub(super) attended: Attended,
+    pub(super) attendance: Attendance,
     pub(super) settle_at: Option<Instant>,
+    /// Connections.
     pub(super) refused: Vec<Box<str>>,
     pub(super) transitions: Vec<Transition>,
     /// The server has lost this node's part.
     pub(super) is_lost: bool,
+    /// What the server has of the process, where it was asked to look.
+    pub(super) of_process: u64,
 }
 
 /// What the other script reads.
@@ -26,20 +29,21 @@ pub(super) struct Read {
     pub(super) instances: Vec<Box<str>>,
 }
 
-/// An instance's part in a channel, but for the users.
+/// What is said of an instance beside its entries.
 pub(super) struct Part<'a> {
     pub(super) instance: &'a str,
     /// `None`: as before.
-    pub(super) subscriptions: Option<u64>,
     pub(super) tells_counts: Option<bool>,
     pub(super) is_told: bool,
-    pub(super) notes_loss: bool,
+    /// `change`, `whole` or `dead`.
+    pub(super) mode: &'static str,
 }
 
 impl Verdict {
     /// Takes in what came of the next portion.
     pub(super) fn add(&mut self, next: Self) {
-        self.attended = next.attended;
+        self.attendance = next.attendance;
+        self.of_process = next.of_process;
         self.settle_at = match (self.settle_at, next.settle_at) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
@@ -50,13 +54,43 @@ impl Verdict {
     }
 }
 
-pub(super) fn user_args(user: &BatchUser) -> [String; 4] {
-    let users_max = user.users_max.map_or_else(String::new, |users_max| users_max.to_string());
-    [user.id.to_string(), user.subscriptions.to_string(), users_max, flag(user.is_told).to_owned()]
-}
-
 pub(super) fn flag(is_set: bool) -> &'static str {
     if is_set { "1" } else { "0" }
+}
+
+/// Subscriptions, a line feed, and where somebody is listed: length of the user (2 bytes), user, info.
+pub(super) fn encode(entry: &Entry) -> Vec<u8> {
+    let mut bytes = format!("{}\n", entry.subscriptions).into_bytes();
+    if let Some(Member { user, info, .. }) = entry.member.as_deref() {
+        // Longer ones were refused.
+        let len = u16::try_from(user.len()).unwrap_or(u16::MAX);
+        bytes.extend(len.to_be_bytes());
+        bytes.extend_from_slice(user.as_bytes());
+        bytes.extend_from_slice(info.as_deref().unwrap_or_default().as_bytes());
+    }
+    bytes
+}
+
+/// The instance that holds an entry, and what follows it.
+pub(super) fn split(held: &[u8]) -> Option<(&str, &[u8])> {
+    let at = held.iter().position(|&byte| byte == b'\n')?;
+    Some((std::str::from_utf8(&held[..at]).ok()?, &held[at + 1..]))
+}
+
+/// Who is listed under a connection. The outer `None`: these are no bytes of ours; the inner: nobody, it is counted.
+pub(super) fn decode(connection: Vec<u8>, held: &[u8]) -> Option<Option<Member>> {
+    let (_, who) = split(split(held)?.1)?;
+    if who.is_empty() {
+        return Some(None);
+    }
+    let (len, rest) = who.split_first_chunk()?;
+    let (user, info) = rest.split_at_checked(usize::from(u16::from_be_bytes(*len)))?;
+    let text = |bytes| std::str::from_utf8(bytes).ok().map(Box::from);
+    Some(Some(Member {
+        connection: String::from_utf8(connection).ok()?.into(),
+        user: text(user)?,
+        info: text(info).map(|info: Box<str>| (!info.is_empty()).then_some(info))?,
+    }))
 }
 
 pub(super) fn read_verdict(mut answer: Answer) -> Result<Verdict, BackplaneError> {
@@ -71,11 +105,12 @@ pub(super) fn read_verdict(mut answer: Answer) -> Result<Verdict, BackplaneError
         transitions.push(read_transition(&mut list)?);
     }
     Ok(Verdict {
-        attended: Attended { sequence, sums: Sums { subscriptions, users } },
+        attendance: Attendance { sequence, sums: Sums { subscriptions, users } },
         settle_at: (settle_ms > 0).then(|| Instant::now() + SETTLE_MIN.max(Duration::from_millis(settle_ms))),
         refused,
         transitions,
         is_lost: answer.flag()?,
+        of_process: answer.number()?,
     })
 }
 
@@ -98,13 +133,6 @@ pub(super) fn read_roll(mut answer: Answer) -> Result<Read, BackplaneError> {
     while !list.is_empty() {
         instances.push(list.text()?);
     }
-    let roll = Roll { sequence, subscriptions, users: Vec::new() };
+    let roll = Roll { sequence, subscriptions, members: Vec::new() };
     Ok(Read { roll, users, instances })
-}
-
-/// Id, and info if there is one: the value is the number of subscriptions, a line feed, info.
-pub(super) fn read_user(id: Vec<u8>, held: &[u8]) -> Option<(Box<str>, Option<Box<str>>)> {
-    let id = String::from_utf8(id).ok()?;
-    let (_, info) = std::str::from_utf8(held).ok()?.split_once('\n')?;
-    Some((id.into(), (!info.is_empty()).then(|| info.into())))
 }
