@@ -39,7 +39,7 @@ fn name<'a>(kind: &'a CommandKind<'_>) -> &'a str {
     match kind {
         CommandKind::Subscribe { channel, .. }
         | CommandKind::Unsubscribe { channel }
-        | CommandKind::Presence { channel }
+        | CommandKind::Presence { channel, .. }
         | CommandKind::History { channel, .. } => channel,
         CommandKind::Publish(publication) => &publication.data,
         CommandKind::Token(token) => token,

@@ -12,6 +12,12 @@ pub(crate) const DISCONNECT: &str = "disconnect";
 /// Event streams: the payload is base64.
 pub(crate) const BINARY: &str = "binary";
 
+/// Event streams that ask for it: who is in the channel, who joined, who left. Publications may have these names, too: a
+/// stream that asks knows them by what its publishers use, or by the envelope.
+pub(crate) const MEMBERS: &str = "members";
+pub(crate) const JOIN: &str = "join";
+pub(crate) const LEAVE: &str = "leave";
+
 /// A publication under one of these names could not be told from what the gateway itself says on an event stream.
 pub(crate) const RESERVED: [&str; 4] = [GAP, DROPPED, DISCONNECT, BINARY];
 

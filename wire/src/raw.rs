@@ -2,13 +2,14 @@
 
 pub mod command;
 
+pub use command::parse_client_publication;
+
 use std::borrow::Cow;
 
 use base64::Engine as _;
-use serde::Deserialize;
 
 use crate::head::form_decode;
-use crate::json::{JsonValue, push_document, push_str, push_u64};
+use crate::json::{push_document, push_str, push_u64};
 
 /// What the query of a raw endpoint asks for. Unknown keys are ignored.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -20,6 +21,8 @@ pub struct Query {
     /// `positions=true`: the client is told where its channels stand when the connection opens. Only an enveloped one can
     /// be.
     pub positions: bool,
+    /// `join_leave=true`: the client is told who is in its channels, and who joins and leaves.
+    pub join_leave: bool,
     /// `since=EPOCH:OFFSET,…`: what to recover from, one place for each channel, or no places at all.
     pub since: Vec<Option<Since>>,
     /// `token` or `access_token`.
@@ -46,6 +49,8 @@ pub enum QueryError {
     Envelope,
     #[error("positions: expected true, with envelope=json")]
     Positions,
+    #[error("join_leave: expected true, on a WebSocket with envelope=json")]
+    JoinLeave,
     #[error("since: expected EPOCH:OFFSET, for example k3f9:42")]
     Since,
     #[error("since: expected one EPOCH:OFFSET for each channel, in their order, separated by commas")]
@@ -81,13 +86,13 @@ pub struct ClientPublication<'a> {
     pub data: Cow<'a, str>,
 }
 
-/// A client's text that is not a publication.
-#[derive(Debug, thiserror::Error)]
-pub enum ClientPublicationError {
-    #[error("expected a JSON object such as {{\"channel\":\"A\",\"data\":1}}")]
-    Object,
-    #[error(transparent)]
-    Json(#[from] serde_json::Error),
+/// A connection of a user in a channel.
+#[derive(Debug, Clone, Copy)]
+pub struct Member<'a> {
+    pub connection: &'a str,
+    pub user: &'a str,
+    /// JSON.
+    pub info: Option<&'a str>,
 }
 
 impl Query {
@@ -97,7 +102,7 @@ impl Query {
     /// [`QueryError`], all of them the client's fault: 400.
     pub fn parse(query: Option<&str>) -> Result<Self, QueryError> {
         let mut parsed = Self::default();
-        let (mut envelope, mut positions, mut since) = (None, None, None);
+        let (mut envelope, mut positions, mut join_leave, mut since) = (None, None, None, None);
         for pair in query.unwrap_or_default().split('&') {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             // A key that cannot be decoded is no key of ours, and unknown keys are ignored.
@@ -106,6 +111,7 @@ impl Query {
                 "channel" => parsed.channels.push(decode(value, "channel")?),
                 "envelope" => set_once(&mut envelope, decode(value, "envelope")?, "envelope")?,
                 "positions" => set_once(&mut positions, decode(value, "positions")?, "positions")?,
+                "join_leave" => set_once(&mut join_leave, decode(value, "join_leave")?, "join_leave")?,
                 "since" => set_once(&mut since, Since::parse_list(&decode(value, "since")?)?, "since")?,
                 "token" => set_once(&mut parsed.token, decode(value, "token")?, "token")?,
                 "access_token" => {
@@ -126,6 +132,11 @@ impl Query {
             None => false,
             Some("true") if parsed.envelope => true,
             Some(_) => return Err(QueryError::Positions),
+        };
+        parsed.join_leave = match join_leave.as_deref() {
+            None => false,
+            Some("true") => true,
+            Some(_) => return Err(QueryError::JoinLeave),
         };
         if let Some(since) = since {
             if since.len() != parsed.channels.len() {
@@ -168,18 +179,8 @@ impl QueryError {
             Self::Encoding { parameter } | Self::Repeated { parameter } => parameter,
             Self::Envelope => "envelope",
             Self::Positions => "positions",
+            Self::JoinLeave => "join_leave",
             Self::Since | Self::SinceChannels => "since",
-        }
-    }
-}
-
-impl ClientPublicationError {
-    /// Line and column, from 1, of what is wrong.
-    #[must_use]
-    pub fn place(&self) -> (usize, usize) {
-        match self {
-            Self::Object => (1, 1),
-            Self::Json(error) => (error.line(), error.column()),
         }
     }
 }
@@ -218,9 +219,8 @@ pub fn encode_envelope(envelope: &Envelope<'_>, out: &mut Vec<u8>) {
 
 /// Appends the notice that publications were lost; `position` is where the channel continues, when known.
 pub fn encode_gap(channel: &str, reason: &str, position: Option<(&str, u64)>, out: &mut Vec<u8>) {
-    out.extend_from_slice(b"{\"channel\":");
-    push_str(channel, out);
-    out.extend_from_slice(b",\"gap\":{\"reason\":");
+    begin_notice(channel, "gap", out);
+    out.extend_from_slice(b"{\"reason\":");
     push_str(reason, out);
     out.push(b',');
     push_position(position, out);
@@ -229,18 +229,16 @@ pub fn encode_gap(channel: &str, reason: &str, position: Option<(&str, u64)>, ou
 
 /// Appends the notice of where the client is in a channel that it is subscribed to, and whether what it missed follows.
 pub fn encode_subscribed(channel: &str, position: Option<(&str, u64)>, recovered: bool, out: &mut Vec<u8>) {
-    out.extend_from_slice(b"{\"channel\":");
-    push_str(channel, out);
-    out.extend_from_slice(b",\"subscribed\":{");
+    begin_notice(channel, "subscribed", out);
+    out.push(b'{');
     push_position(position, out);
     out.extend_from_slice(if recovered { b",\"recovered\":true}}" } else { b",\"recovered\":false}}" });
 }
 
 /// Appends the notice that a subscription has ended, and why: a status as in HTTP, and a sentence.
 pub fn encode_unsubscribed(channel: &str, code: u16, message: &str, out: &mut Vec<u8>) {
-    out.extend_from_slice(b"{\"channel\":");
-    push_str(channel, out);
-    out.extend_from_slice(b",\"unsubscribed\":{\"code\":");
+    begin_notice(channel, "unsubscribed", out);
+    out.extend_from_slice(b"{\"code\":");
     push_u64(u64::from(code), out);
     out.extend_from_slice(b",\"message\":");
     push_str(message, out);
@@ -249,54 +247,72 @@ pub fn encode_unsubscribed(channel: &str, code: u16, message: &str, out: &mut Ve
 
 /// Appends the notice that a slow reader missed `count` publications.
 pub fn encode_dropped(channel: &str, count: u64, out: &mut Vec<u8>) {
-    out.extend_from_slice(b"{\"channel\":");
-    push_str(channel, out);
-    out.extend_from_slice(b",\"dropped\":");
+    begin_notice(channel, "dropped", out);
     push_u64(count, out);
     out.push(b'}');
 }
 
-/// Appends the answer to something a client sent that could not be done.
-pub fn encode_error(code: u16, message: &str, out: &mut Vec<u8>) {
-    out.extend_from_slice(b"{\"error\":{\"code\":");
-    push_u64(u64::from(code), out);
-    out.extend_from_slice(b",\"message\":");
-    push_str(message, out);
+/// Appends the notice that a connection has joined; `connections`: how many its user has in the channel now.
+pub fn encode_join(channel: &str, member: &Member<'_>, connections: u64, out: &mut Vec<u8>) {
+    begin_notice(channel, "join", out);
+    begin_member(member.connection, member.user, out);
+    push_info(member.info, out);
+    end_change(connections, out);
+}
+
+/// Appends the notice that a connection has left.
+pub fn encode_leave(channel: &str, connection: &str, user: &str, connections: u64, out: &mut Vec<u8>) {
+    begin_notice(channel, "leave", out);
+    begin_member(connection, user, out);
+    end_change(connections, out);
+}
+
+/// Appends `"members":[…],"count":N`, where `count` may be more than are named.
+pub fn push_members<'a>(members: impl Iterator<Item = Member<'a>>, count: usize, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"\"members\":[");
+    for (nth, member) in members.enumerate() {
+        if nth > 0 {
+            out.push(b',');
+        }
+        begin_member(member.connection, member.user, out);
+        push_info(member.info, out);
+        out.push(b'}');
+    }
+    out.extend_from_slice(b"],\"count\":");
+    push_u64(count as u64, out);
+}
+
+fn begin_notice(channel: &str, name: &str, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"{\"channel\":");
+    push_str(channel, out);
+    out.push(b',');
+    push_str(name, out);
+    out.push(b':');
+}
+
+fn begin_member(connection: &str, user: &str, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"{\"connection\":");
+    push_str(connection, out);
+    out.extend_from_slice(b",\"user\":");
+    push_str(user, out);
+}
+
+/// What a token says of its user is JSON; if it is none after all, null.
+fn push_info(info: Option<&str>, out: &mut Vec<u8>) {
+    out.extend_from_slice(b",\"info\":");
+    let value = info.and_then(|info| serde_json::from_str::<serde_json::Value>(info).ok());
+    match info.zip(value) {
+        Some((info, _)) if push_document(info, out) => {}
+        Some((_, value)) => out.extend_from_slice(value.to_string().as_bytes()),
+        None => out.extend_from_slice(b"null"),
+    }
+}
+
+fn end_change(connections: u64, out: &mut Vec<u8>) {
+    out.extend_from_slice(b",\"connections\":");
+    push_u64(connections, out);
     out.extend_from_slice(b"}}");
 }
-
-/// Reads `{"channel":"A"?, "data":any, "event":"E"?}`. Unknown keys are ignored, missing `data` is an error.
-///
-/// # Errors
-/// [`ClientPublicationError`] with the place.
-pub fn parse_client_publication(text: &str) -> Result<ClientPublication<'_>, ClientPublicationError> {
-    // serde reads a struct from an array as well, by position; that is no form of ours.
-    if text.trim_start().starts_with('[') {
-        return Err(ClientPublicationError::Object);
-    }
-    let object: ClientObject<'_> = serde_json::from_str(text)?;
-    let data = object.data.into_text();
-    Ok(ClientPublication {
-        channel: object.channel.map(|text| text.0),
-        event: object.event.map(|text| text.0),
-        data,
-    })
-}
-
-#[derive(Deserialize)]
-#[serde(expecting = "an object")]
-struct ClientObject<'a> {
-    #[serde(borrow)]
-    channel: Option<Text<'a>>,
-    #[serde(borrow)]
-    event: Option<Text<'a>>,
-    #[serde(borrow)]
-    data: JsonValue<'a>,
-}
-
-/// A string that borrows when it holds no escapes; serde does not see through `Option<Cow<str>>` by itself.
-#[derive(Deserialize)]
-struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 fn decode(value: &str, parameter: &'static str) -> Result<String, QueryError> {
     form_decode(value).map(Cow::into_owned).map_err(|_| QueryError::Encoding { parameter })
@@ -388,6 +404,7 @@ mod tests {
             ("envelope", QueryError::Envelope),
             ("envelope=json&positions=1", QueryError::Positions),
             ("positions=true", QueryError::Positions),
+            ("join_leave=1", QueryError::JoinLeave),
             ("envelope=json&envelope=json", QueryError::Repeated { parameter: "envelope" }),
             ("token=a&access_token=b", QueryError::Repeated { parameter: "access_token" }),
             ("channel=a&since=", QueryError::Since),
@@ -463,49 +480,26 @@ mod tests {
         let gap = json!({"channel": "a", "gap": {"reason": "reset", "epoch": null, "offset": null}});
         assert_eq!(encoded(|out| encode_gap("a", "reset", None, out)), gap);
         assert_eq!(encoded(|out| encode_dropped("a", 3, out)), json!({"channel": "a", "dropped": 3}));
-        let error = json!({"error": {"code": 429, "message": "slow \"down\""}});
-        assert_eq!(encoded(|out| encode_error(429, "slow \"down\"", out)), error);
-    }
-
-    #[test]
-    fn client_publications() {
-        type Fields = (Option<&'static str>, Option<&'static str>, &'static str);
-        let cases: &[(&str, Fields)] = &[
-            (r#"{"data":"text"}"#, (None, None, "text")),
-            (r#"{"channel":"a","data":{"x": 1},"event":"e"}"#, (Some("a"), Some("e"), r#"{"x": 1}"#)),
-            (r#"{"data":"a\n\"b\"\u00e9","channel":"\u0061"}"#, (Some("a"), None, "a\n\"b\"é")),
-            (r#" {"data": null, "channel": null, "more": [1]} "#, (None, None, "null")),
-            (r#"{"data":12.50}"#, (None, None, "12.50")),
-            (r#"{"data":[ 1 ]}"#, (None, None, "[ 1 ]")),
-        ];
-        for (text, (channel, event, data)) in cases {
-            let publication = parse_client_publication(text).expect(text);
-            let actual = (publication.channel.as_deref(), publication.event.as_deref(), &*publication.data);
-            assert_eq!(actual, (*channel, *event, *data), "{text}");
-        }
-        let text = r#"{"channel":"a","data":"plain"}"#;
-        let publication = parse_client_publication(text).expect("good");
-        assert!(matches!(publication.data, Cow::Borrowed(_)), "no copy without escapes");
-        assert!(matches!(publication.channel, Some(Cow::Borrowed(_))));
-    }
-
-    #[test]
-    fn bad_client_publications_say_where() {
-        let cases = [
-            ("", (1, 0)),
-            ("hello", (1, 1)),
-            ("[null,null,1]", (1, 1)),
-            ("{}", (1, 2)),
-            ("{\"channel\":\"a\"}", (1, 15)),
-            ("{\"data\":1,\n\"channel\":5}", (2, 11)),
-            ("{\"data\":1,\"data\":2}", (1, 16)),
-            ("{\"data\":1} x", (1, 12)),
-            ("{\"data\":}", (1, 9)),
-        ];
-        for (text, place) in cases {
-            let error = parse_client_publication(text).expect_err(text);
-            assert_eq!(error.place(), place, "{text}: {error}");
-        }
+        let member = |info| Member { connection: "n.1", user: "ü", info };
+        let join = json!({"connection": "n.1", "user": "ü", "info": {"a": [1]}, "connections": 2});
+        let info = Some("{\"a\":\n[1]}");
+        assert_eq!(
+            encoded(|out| encode_join("a", &member(info), 2, out)),
+            json!({"channel": "a", "join": join})
+        );
+        let leave = json!({"connection": "n.1", "user": "ü", "connections": 0});
+        assert_eq!(
+            encoded(|out| encode_leave("a", "n.1", "ü", 0, out)),
+            json!({"channel": "a", "leave": leave})
+        );
+        let list = encoded(|out| {
+            out.push(b'{');
+            push_members([None, Some("7"), Some("no JSON")].map(member).into_iter(), 9, out);
+            out.push(b'}');
+        });
+        let infos: Vec<_> =
+            list["members"].as_array().expect("a list").iter().map(|one| &one["info"]).collect();
+        assert_eq!((infos, &list["count"]), (vec![&Value::Null, &json!(7), &Value::Null], &json!(9)));
     }
 
     proptest! {

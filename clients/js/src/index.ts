@@ -19,6 +19,25 @@ export interface Gap {
   reason: string;
 }
 
+/** A connection of a user in a channel. */
+export interface Member {
+  connection: string;
+  user: string;
+  /** What the user's token says of the user. */
+  info?: unknown;
+}
+
+/** A member that came or went; `connections`: how many its user has in the channel now, 0 when the user is gone. */
+export interface Change extends Member {
+  connections: number;
+}
+
+export interface SubscribeOptions {
+  since?: Position;
+  /** Be told who is in the channel, who joins and who leaves: the events `members`, `join`, `leave`. */
+  joinLeave?: boolean;
+}
+
 /** Why the connection ended, and what happens next. */
 export interface Closed {
   code: number;
@@ -84,8 +103,10 @@ export class Subscription extends Emitter<{
   subscribed: { recovered: boolean };
   message: Message;
   gap: Gap;
-  /** Presence notices of the channel, as the server words them. */
-  presence: Record<string, unknown>;
+  /** Who is there, at first and after each new connection; `count` may be more than are named. */
+  members: { members: Member[]; count: number };
+  join: Change;
+  leave: Change;
   /** So many messages were left out because this client read too slowly. */
   dropped: number;
   error: TidegateError;
@@ -94,10 +115,13 @@ export class Subscription extends Emitter<{
   position?: Position;
   /** @internal */
   up = false;
+  /** @internal */
+  joinLeave?: boolean;
 
-  constructor(private client: Tidegate, readonly channel: string, since?: Position) {
+  constructor(private client: Tidegate, readonly channel: string, options: SubscribeOptions) {
     super();
-    this.position = since;
+    this.position = options.since;
+    this.joinLeave = options.joinLeave;
   }
 
   unsubscribe(): void {
@@ -132,10 +156,10 @@ export class Tidegate extends Emitter<{ open: "websocket" | "sse"; close: Closed
   }
 
   /** The subscription to a channel; there is one for each. Connects if need be. */
-  subscribe(channel: string, onMessage?: Handler<Message>, since?: Position): Subscription {
+  subscribe(channel: string, onMessage?: Handler<Message>, since?: Position | SubscribeOptions): Subscription {
     let subscription = this.subscriptions.get(channel);
     if (!subscription) {
-      subscription = new Subscription(this, channel, since);
+      subscription = new Subscription(this, channel, typeof since === "string" ? { since } : since ?? {});
       this.subscriptions.set(channel, subscription);
       if (this.isOpen()) this.join(subscription);
       // A wait between attempts is kept.
@@ -206,12 +230,13 @@ export class Tidegate extends Emitter<{ open: "websocket" | "sse"; close: Closed
   }
 
   private join(subscription: Subscription): void {
-    const { channel, position } = subscription;
-    this.command({ subscribe: channel, since: position }).then(
+    const { channel, position, joinLeave } = subscription;
+    this.command({ subscribe: channel, since: position, join_leave: joinLeave }).then(
       (ok) => {
         subscription.up = true;
         subscription.position ??= at(ok);
         subscription.emit("subscribed", { recovered: !!position && ok?.recovered !== false });
+        if (ok?.members) subscription.emit("members", ok);
       },
       (error: TidegateError) => {
         // A connection that ended asks again by itself.
@@ -295,8 +320,9 @@ export class Tidegate extends Emitter<{ open: "websocket" | "sse"; close: Closed
       if (position) subscription.position = position;
       const { channel, data, event, user } = frame;
       subscription.emit("message", { channel, event, user, position, data: frame.encoding ? bytes(data) : data });
-    } else if (subscription && (frame.joined ?? frame.left ?? frame.presence)) {
-      subscription.emit("presence", frame);
+    } else if (subscription && (frame.join || frame.leave || frame.members)) {
+      if (frame.members) subscription.emit("members", frame);
+      else subscription.emit(frame.join ? "join" : "leave", frame.join ?? frame.leave);
     } else if (subscription && frame.epoch && !subscription.position) {
       subscription.position = at(frame);
     }
@@ -351,6 +377,7 @@ export class Tidegate extends Emitter<{ open: "websocket" | "sse"; close: Closed
     if (!channels.length) return;
     const query = new URLSearchParams(channels.map(({ channel }) => ["channel", channel]));
     query.set("envelope", "json");
+    if (channels.some(({ joinLeave }) => joinLeave)) query.set("join_leave", "true");
     const headers: Record<string, string> = { accept: "text/event-stream" };
     if (this.token) headers.authorization = `Bearer ${this.token}`;
     if (channels.some(({ position }) => position)) {

@@ -30,6 +30,11 @@ pub(crate) trait Form: fmt::Debug + Send + Sync {
         false
     }
 
+    /// The same form for those who are told that; a form that has none is its own.
+    fn with_presence(&self) -> FormId {
+        self.id()
+    }
+
     /// Whether something that is each client's own goes before what this form says of a publication: the id of an
     /// event that carries several positions.
     fn has_heads(&self) -> bool {
@@ -99,6 +104,14 @@ impl Forms {
         let form = self.0[usize::from(id.plain().0)];
         debug_assert_eq!(form.id(), id.plain());
         form
+    }
+}
+
+impl Forms {
+    /// The form that also says who comes and goes, deflated as this one is.
+    pub(crate) fn with_presence(self, id: FormId) -> FormId {
+        let form = self.get(id).with_presence();
+        if id.is_deflated() { form.deflated() } else { form }
     }
 }
 

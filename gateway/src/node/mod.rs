@@ -20,15 +20,15 @@ use std::{
 };
 
 use tidegate_backplane::{
-    Backplane, BackplaneError, Channel, Control, DisconnectTarget, History, HistoryQuery, NodeRecord, Roll,
+    Backplane, BackplaneError, Channel, Control, DisconnectTarget, History, HistoryQuery, NodeRecord,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio_util::task::TaskTracker;
 
 use self::{
     histories::Histories,
     interest::Interests,
-    roster::Rosters,
+    roster::{List, Rosters},
     shards::{Inquiry, Order},
     watching::Watching,
 };
@@ -169,12 +169,23 @@ impl Node {
         &self.histories
     }
 
-    /// Who is in a channel; `None` where its namespace keeps no presence.
-    pub(crate) async fn presence(&self, channel: &Channel) -> Result<Option<Roll>, BackplaneError> {
-        match self.namespaces().of(channel).presence {
-            true => self.backplane.roll(channel).await.map(Some),
-            false => Ok(None),
+    /// Who is in a channel; `None` where its namespace keeps no presence. A channel that has subscribers here is answered
+    /// from its roster, with all that had happened when it was asked.
+    pub(crate) async fn presence(&self, channel: &Channel) -> Result<Option<Arc<List>>, BackplaneError> {
+        if !self.namespaces().of(channel).presence {
+            return Ok(None);
         }
+        if self.relay.interests.get(channel).is_some() {
+            let at_least = self.backplane.attendance(channel).await?.sequence;
+            let (reply, list) = oneshot::channel();
+            // Whoever asked may be gone.
+            self.relay.rosters.read(channel, at_least, move |list| drop(reply.send(list)));
+            if let Ok(Ok(list)) = list.await {
+                return Ok(Some(list));
+            }
+        }
+        let roll = self.backplane.roll(channel).await?;
+        Ok(Some(Arc::new(List::new(roll))))
     }
 
     /// Closes connections, on whichever node they are.

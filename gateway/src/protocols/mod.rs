@@ -6,12 +6,12 @@ mod sse;
 
 use tidegate_ops::http::IsShards;
 
+use self::sse::forms::{self as sse_forms, StreamEvent};
 use crate::{
     http::Apis,
-    hub::form::Forms,
+    hub::form::{FormId, Forms},
     session::protocol::{ProtocolId, Protocols},
 };
-use sse::forms::StreamEvent;
 
 /// The first that serves a request has it.
 pub(crate) static PROTOCOLS: Protocols = &[&raw::Raw, &sse::Sse, &pusher::PusherChannels, &raw::echo::Echo];
@@ -19,13 +19,27 @@ pub(crate) static PROTOCOLS: Protocols = &[&raw::Raw, &sse::Sse, &pusher::Pusher
 /// How all of them tell what happens in a channel.
 pub(crate) static FORMS: Forms = Forms(&[
     &raw::forms::Verbatim,
-    &raw::forms::Enveloped,
-    &StreamEvent { id: sse::forms::EVENT, is_enveloped: false, is_of_many: false },
-    &StreamEvent { id: sse::forms::ENVELOPED, is_enveloped: true, is_of_many: false },
-    &StreamEvent { id: sse::forms::EVENT_OF_MANY, is_enveloped: false, is_of_many: true },
-    &StreamEvent { id: sse::forms::ENVELOPED_OF_MANY, is_enveloped: true, is_of_many: true },
+    &raw::forms::Enveloped { tells_presence: false },
+    &stream(sse_forms::EVENT, sse_forms::EVENT_WITH_PRESENCE, false, false),
+    &stream(sse_forms::ENVELOPED, sse_forms::ENVELOPED_WITH_PRESENCE, true, false),
+    &stream(sse_forms::EVENT_OF_MANY, sse_forms::EVENT_OF_MANY_WITH_PRESENCE, false, true),
+    &stream(sse_forms::ENVELOPED_OF_MANY, sse_forms::ENVELOPED_OF_MANY_WITH_PRESENCE, true, true),
     &pusher::forms::PusherEvent,
+    &raw::forms::Enveloped { tells_presence: true },
+    &stream(sse_forms::EVENT_WITH_PRESENCE, sse_forms::EVENT_WITH_PRESENCE, false, false),
+    &stream(sse_forms::ENVELOPED_WITH_PRESENCE, sse_forms::ENVELOPED_WITH_PRESENCE, true, false),
+    &stream(sse_forms::EVENT_OF_MANY_WITH_PRESENCE, sse_forms::EVENT_OF_MANY_WITH_PRESENCE, false, true),
+    &stream(
+        sse_forms::ENVELOPED_OF_MANY_WITH_PRESENCE,
+        sse_forms::ENVELOPED_OF_MANY_WITH_PRESENCE,
+        true,
+        true,
+    ),
 ]);
+
+const fn stream(id: FormId, with_presence: FormId, is_enveloped: bool, is_of_many: bool) -> StreamEvent {
+    StreamEvent { id, with_presence, is_enveloped, is_of_many }
+}
 
 /// What they answer over HTTP, each under paths of its own.
 pub(crate) static APIS: Apis = &[&pusher::http::SignedApi];
@@ -56,7 +70,7 @@ mod tests {
     use tidegate_backplane::{Channel, PresenceEvent, PresenceKind};
 
     use super::*;
-    use crate::hub::{form::FormId, outgoing::Content};
+    use crate::hub::outgoing::Content;
 
     #[test]
     fn each_form_stands_where_its_id_says() {
@@ -73,6 +87,8 @@ mod tests {
         for form in FORMS.0 {
             let says = form.say(&channel, &content, &mut Vec::new()).is_some();
             assert_eq!(says, form.says_presence(), "{form:?}");
+            let with = FORMS.get(form.with_presence());
+            assert_eq!((with.with_presence(), with.has_heads()), (with.id(), form.has_heads()), "{form:?}");
         }
     }
 }

@@ -57,6 +57,15 @@ impl Core {
         }
     }
 
+    /// Whether a request is told who joins and leaves; one whose channels do not track it cannot be.
+    pub(crate) fn joins_of_url(&self, query: &Query, channels: &[Channel]) -> Result<bool, Refusal> {
+        let tracks = |channel: &Channel| self.shared.node.namespaces().of(channel).presence;
+        match query.join_leave && !channels.iter().any(tracks) {
+            true => Err(Refusal::NoPresence),
+            false => Ok(query.join_leave),
+        }
+    }
+
     /// Whether a channel may be subscribed to on an open connection, with these claims.
     pub(crate) fn may_subscribe(&self, channel: &Channel, claims: Option<&Claims>) -> bool {
         self.is_open(channel) || claims.is_some_and(|claims| claims.may_subscribe(channel))

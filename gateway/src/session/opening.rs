@@ -34,6 +34,8 @@ pub(crate) struct Request {
     /// `None` for an event stream.
     pub(crate) upgrade: Option<Upgrade>,
     pub(crate) envelope: bool,
+    /// It is told who is in those of its channels that track it, and who joins and leaves.
+    pub(crate) join_leave: bool,
     pub(crate) channels: Vec<Channel>,
     /// For each channel, where to recover from.
     pub(crate) since: Vec<Option<Position>>,
@@ -102,6 +104,7 @@ impl Request {
             protocol: ProtocolId::default(),
             upgrade,
             envelope: false,
+            join_leave: false,
             channels: Vec::new(),
             since: Vec::new(),
             claims: None,
@@ -218,7 +221,8 @@ impl Ctx<'_> {
         let (mut unsettled, mut waiting, mut refused) = (Vec::new(), 0, None);
         for (channel, since) in request.channels.iter().zip(&request.since) {
             let want = self.core.want(channel, *since, tells_place);
-            let (held, confirmation) = self.hold(channel, want, false);
+            let lists = request.join_leave && self.core.shared.node.namespaces().of(channel).presence;
+            let (held, confirmation) = self.hold(channel, want, lists);
             unsettled.push(held);
             match confirmation.clone().now_or_never() {
                 Some(Ok(())) => {}

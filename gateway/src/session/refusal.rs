@@ -35,6 +35,8 @@ pub(crate) enum Refusal {
     TooManyChannels { given: usize, max: usize },
     #[error("this node has subscribers in as many channels as it is configured for")]
     NoChannels,
+    #[error("join_leave: the namespace of no channel of this URL keeps presence; turn presence on for one")]
+    NoPresence,
     #[error("channel: {0} is named twice")]
     RepeatedChannel(tidegate_backplane::Channel),
     #[error("since: {0}")]
@@ -123,6 +125,7 @@ impl Refusal {
             Self::Channel(_) | Self::NoChannel | Self::RepeatedChannel(_) | Self::TooManyChannels { .. } => {
                 (400, "Bad Request", "invalid-channel")
             }
+            Self::NoPresence => (404, "Not Found", "presence-off"),
             Self::Upgrade(error) => (error.status().0, error.status().1, "invalid-upgrade"),
             Self::TokenMissing { .. } | Self::Token(_) => (401, "Unauthorized", "unauthorized"),
             Self::ApiKey(error) if error.status() == http::StatusCode::UNAUTHORIZED => {
@@ -279,6 +282,7 @@ mod tests {
         check(Refusal::Over(rate), 429, "too-many-handshakes", Some("5"));
         check(Refusal::Over(Over::Node), 503, "no-capacity", Some("3"));
         check(Refusal::Draining, 503, "draining", Some("3"));
+        check(Refusal::NoPresence, 404, "presence-off", None);
         let unavailable = BackplaneError::Unavailable("no answer".into());
         check(unavailable.into(), 503, "backplane-unavailable", Some("3"));
         check(BackplaneError::Refused("no".into()).into(), 503, "backplane-refused", None);

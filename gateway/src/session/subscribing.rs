@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use futures_util::FutureExt as _;
 use tidegate_backplane::{BackplaneError, Channel, Gap, GapReason, Join, JoinError, Position};
-use tidegate_reactor::Shared as SharedBytes;
+use tidegate_reactor::{Overflow, Shared as SharedBytes};
 use tidegate_wire::sse;
 
 use super::{
@@ -309,11 +309,12 @@ impl Ctx<'_> {
         }
     }
 
-    /// Writes something live to a client that is not in a lane yet, by the policy of the channel's namespace.
+    /// Writes something live to a client that is not in a lane yet, a publication by the policy of the channel's namespace.
     fn tell_live(&mut self, key: ChannelKey, content: &Content) {
         let mut out = Vec::new();
         if self.say(key, content, &mut out) {
-            let overflow = terms(self.core.shared.node.namespaces().of(self.core.hub.channel(key))).overflow;
+            let policy = terms(self.core.shared.node.namespaces().of(self.core.hub.channel(key))).overflow;
+            let overflow = if content.is_publication() { policy } else { Overflow::Never };
             let shared =
                 SharedBytes { head: &[], bytes: &out.into(), messages: 1, last_at: 0, key, overflow };
             self.connections.write_shared(self.id.slot, &shared);
@@ -324,7 +325,11 @@ impl Ctx<'_> {
     fn say(&mut self, key: ChannelKey, content: &Content, out: &mut Vec<u8>) -> bool {
         let core = &mut *self.core;
         let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) else { return true };
-        let form = open.form.plain();
+        let form = match content {
+            // It is told only to those who were told the list.
+            Content::Presence(_) => core.hub.forms().with_presence(open.form.plain()),
+            Content::Publication(_) | Content::Gap(_) => open.form.plain(),
+        };
         let said = core.encoder.encode(core.hub.channel(key), content, form);
         if said.is_empty() {
             return false;
@@ -344,7 +349,10 @@ impl Ctx<'_> {
         let (key, now) = (attempt.key, self.connections.now());
         // One that left meanwhile has given its hold back.
         let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) else { return };
-        let form = self.core.form(open, self.core.hub.channel(key));
+        let mut form = self.core.form(open, self.core.hub.channel(key));
+        if open.unsettled(key).is_some_and(|it| it.machine.lists()) {
+            form = self.core.hub.forms().with_presence(form);
+        }
         let subscription = self.core.hub.join(key, form, seen, self.id.slot, now);
         open.subscriptions.push(subscription);
         let has_many = open.subscriptions.as_slice().len() > 1;

@@ -14,6 +14,7 @@ mod lacking;
 mod ledger;
 mod loss;
 mod node_death;
+mod presence;
 mod publishers;
 mod resubscription;
 mod secured;

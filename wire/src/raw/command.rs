@@ -3,15 +3,16 @@
 //! A text with `data` is a publication, as it always was ([`ClientPublication`]). One without is a command: the member
 //! that names it says which.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, fmt};
 
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeSeed, IgnoredAny, MapAccess, Visitor},
+};
 use serde_json::value::RawValue;
 
-use super::{
-    ClientPublication, ClientPublicationError, Since, Text, parse_client_publication, push_position,
-};
-use crate::json::{push_str, push_u64};
+use super::{ClientPublication, Since, push_position};
+use crate::json::{JsonValue, fault, push_str, push_u64};
 
 /// A client's text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +35,8 @@ pub enum CommandKind<'a> {
         channel: Cow<'a, str>,
         since: Option<Since>,
         token: Option<Cow<'a, str>>,
+        /// The client is told who is in the channel, and who joins and leaves.
+        join_leave: bool,
     },
     Unsubscribe {
         channel: Cow<'a, str>,
@@ -55,67 +58,65 @@ pub enum CommandKind<'a> {
 }
 
 /// A client's text that is neither a publication nor a command.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{problem}")]
 pub struct ClientTextError {
     /// As far as it could be read.
     pub id: Option<u64>,
+    /// It names no command: it was meant to be published, or is nothing.
+    pub is_publication: bool,
     #[source]
     pub problem: ClientTextProblem,
 }
 
-#[derive(Debug, thiserror::Error)]
+/// What is wrong with a client's text, where, and what is expected there.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ClientTextProblem {
-    #[error("malformed publication: {0}")]
-    Publication(#[from] ClientPublicationError),
-    #[error("{member}: {error}")]
-    Member {
-        member: &'static str,
-        #[source]
-        error: serde_json::Error,
-    },
-    #[error("since: expected EPOCH:OFFSET, for example k3f9:42")]
-    Since,
+    #[error("expected one JSON object such as {{\"channel\":\"A\",\"data\":1}}")]
+    Object,
+    #[error("line {line}, column {column}: {fault}")]
+    Json { line: usize, column: usize, fault: Cow<'static, str> },
+    #[error("{0}: it is there twice; give each member once")]
+    Repeated(&'static str),
+    #[error("{member}: expected {expected}")]
+    Member { member: &'static str, expected: &'static str },
+    #[error(
+        "nothing is asked for: give data to publish, or one of subscribe, unsubscribe, publish, presence, history, \
+         token, ping"
+    )]
+    Nothing,
     #[error("one command at a time: {0} and {1} are both there")]
     Two(&'static str, &'static str),
-    #[error("ping: expected true")]
-    Ping,
 }
 
-/// The members that make a command, in no order.
-#[derive(Deserialize)]
-#[serde(expecting = "an object")]
-struct Members<'a> {
-    #[serde(borrow)]
-    data: Option<&'a RawValue>,
-    #[serde(borrow)]
-    subscribe: Option<&'a RawValue>,
-    #[serde(borrow)]
-    unsubscribe: Option<&'a RawValue>,
-    #[serde(borrow)]
-    publish: Option<&'a RawValue>,
-    #[serde(borrow)]
-    presence: Option<&'a RawValue>,
-    #[serde(borrow)]
-    history: Option<&'a RawValue>,
-    #[serde(borrow)]
-    token: Option<&'a RawValue>,
-    #[serde(borrow)]
-    ping: Option<&'a RawValue>,
-    #[serde(borrow)]
-    since: Option<&'a RawValue>,
-    #[serde(borrow)]
-    id: Option<&'a RawValue>,
-}
+/// The members of a text that mean something.
+const TEXT: [&str; 13] = [
+    "subscribe",
+    "unsubscribe",
+    "publish",
+    "presence",
+    "history",
+    "ping",
+    "token",
+    "since",
+    "join_leave",
+    "id",
+    "data",
+    "channel",
+    "event",
+];
+const PUBLICATION: [&str; 3] = ["channel", "event", "data"];
+const HISTORY: [&str; 3] = ["channel", "limit", "since"];
 
-#[derive(Deserialize)]
-#[serde(expecting = "an object such as {\"channel\":\"A\"}")]
-struct HistoryMembers<'a> {
-    #[serde(borrow)]
-    channel: Text<'a>,
-    limit: Option<usize>,
-    #[serde(borrow)]
-    since: Option<Text<'a>>,
+const A_CHANNEL: &str = "a string, the name of a channel";
+const AN_OBJECT: &str = "an object such as {\"channel\":\"A\",\"data\":1}";
+const A_POSITION: &str = "EPOCH:OFFSET, for example k3f9:42";
+
+/// The members of an object, each as it was written; `null` is one that is not there.
+struct Members<'a, const N: usize> {
+    names: &'static [&'static str; N],
+    values: [Option<&'a RawValue>; N],
+    repeated: Option<&'static str>,
 }
 
 /// Reads what a client sent.
@@ -123,77 +124,193 @@ struct HistoryMembers<'a> {
 /// # Errors
 /// [`ClientTextError`]: what to tell the client, and its `id` where that could be read.
 pub fn parse_client_text(text: &str) -> Result<ClientText<'_>, ClientTextError> {
-    let publication = || {
-        let parsed = parse_client_publication(text).map(ClientText::Publication);
-        parsed.map_err(|error| ClientTextError { id: None, problem: error.into() })
-    };
-    // Arrays are no form of ours, and whatever cannot be read is told as it always was.
-    let Ok(members) = serde_json::from_str::<Members<'_>>(text) else { return publication() };
-    if members.data.is_some() || text.trim_start().starts_with('[') {
-        return publication();
+    let error = |id, is_publication| move |problem| ClientTextError { id, is_publication, problem };
+    let members = Members::read(text, &TEXT).map_err(error(None, true))?;
+    let is_command = TEXT[..7].iter().any(|name| members.get(name).is_some());
+    let data = members.values[members.at("data")].map(RawValue::get);
+    if data.is_some_and(|data| data != "null" || !is_command) {
+        return members.publication().map(ClientText::Publication).map_err(error(None, true));
     }
-    let id = match members.id.map(|id| member::<u64>("id", id)) {
+    let id = match members.get("id").map(|id| value::<u64>("id", id, "a whole number from 0 to 2^64 - 1")) {
         None => None,
         Some(Ok(id)) => Some(id),
-        Some(Err(problem)) => return Err(ClientTextError { id: None, problem }),
+        Some(Err(problem)) => return Err(error(None, false)(problem)),
     };
-    match members.command() {
-        Ok(Some(kind)) => Ok(ClientText::Command(Command { id, kind })),
-        Ok(None) => publication().map_err(|error| ClientTextError { id, ..error }),
-        Err(problem) => Err(ClientTextError { id, problem }),
-    }
+    let kind = members.once().and_then(|()| members.command()).map_err(error(id, !is_command))?;
+    Ok(ClientText::Command(Command { id, kind }))
 }
 
-impl<'a> Members<'a> {
-    fn command(&self) -> Result<Option<CommandKind<'a>>, ClientTextProblem> {
-        let takes_token = [self.subscribe, self.presence, self.history].iter().any(Option::is_some);
-        let token = || self.token.map(|token| text("token", token)).transpose();
-        let named = [
-            ("subscribe", self.subscribe),
-            ("unsubscribe", self.unsubscribe),
-            ("publish", self.publish),
-            ("presence", self.presence),
-            ("history", self.history),
-            ("ping", self.ping),
-            // Beside a command that names a channel it is for that one.
-            ("token", self.token.filter(|_| !takes_token)),
-        ];
-        let mut there = named.into_iter().filter_map(|(name, value)| Some((name, value?)));
-        let Some((name, value)) = there.next() else { return Ok(None) };
+/// Reads `{"channel":"A"?, "data":any, "event":"E"?}`. Unknown members are ignored, missing `data` is an error.
+///
+/// # Errors
+/// [`ClientTextProblem`]: what to tell the client.
+pub fn parse_client_publication(text: &str) -> Result<ClientPublication<'_>, ClientTextProblem> {
+    Members::read(text, &PUBLICATION)?.publication()
+}
+
+impl<'a, const N: usize> Members<'a, N> {
+    fn read(text: &'a str, names: &'static [&'static str; N]) -> Result<Self, ClientTextProblem> {
+        if !text.trim_start().starts_with('{') {
+            return Err(ClientTextProblem::Object);
+        }
+        let mut deserializer = serde_json::Deserializer::from_str(text);
+        let empty = Self { names, values: [None; N], repeated: None };
+        let read = empty.deserialize(&mut deserializer).and_then(|members| {
+            deserializer.end()?;
+            Ok(members)
+        });
+        read.map_err(|error| ClientTextProblem::Json {
+            line: error.line(),
+            column: error.column(),
+            fault: fault(&error),
+        })
+    }
+
+    fn at(&self, name: &str) -> usize {
+        self.names.iter().position(|own| *own == name).unwrap_or(N)
+    }
+
+    fn get(&self, name: &str) -> Option<&'a RawValue> {
+        self.values.get(self.at(name)).copied().flatten().filter(|value| value.get() != "null")
+    }
+
+    fn text(
+        &self,
+        name: &'static str,
+        expected: &'static str,
+    ) -> Result<Option<Cow<'a, str>>, ClientTextProblem> {
+        self.get(name).map(|value| text(name, value, expected)).transpose()
+    }
+
+    fn since(&self) -> Result<Option<Since>, ClientTextProblem> {
+        let wrong = ClientTextProblem::Member { member: "since", expected: A_POSITION };
+        let since = self.text("since", A_POSITION)?;
+        since.map(|since| Since::parse(&since).map_err(|_| wrong)).transpose()
+    }
+
+    fn once(&self) -> Result<(), ClientTextProblem> {
+        self.repeated.map_or(Ok(()), |name| Err(ClientTextProblem::Repeated(name)))
+    }
+
+    fn publication(&self) -> Result<ClientPublication<'a>, ClientTextProblem> {
+        self.once()?;
+        let expected = "what is to be published: any JSON, in which every string is text";
+        let missing = ClientTextProblem::Member { member: "data", expected };
+        let data = self.values.get(self.at("data")).copied().flatten().ok_or_else(|| missing.clone())?;
+        let data = serde_json::from_str::<JsonValue<'a>>(data.get()).map_err(|_| missing)?;
+        Ok(ClientPublication {
+            channel: self.text("channel", A_CHANNEL)?,
+            event: self.text("event", "a string, the name of an event")?,
+            data: data.into_text(),
+        })
+    }
+
+    fn command(&self) -> Result<CommandKind<'a>, ClientTextProblem> {
+        let takes_token = ["subscribe", "presence", "history"].iter().any(|name| self.get(name).is_some());
+        let token = || self.text("token", "a string, a token");
+        // Beside a command that names a channel, the token is for that one.
+        let names = TEXT[..7].iter().filter(|name| **name != "token" || !takes_token);
+        let mut there = names.filter_map(|name| Some((*name, self.get(name)?)));
+        let Some((name, value)) = there.next() else { return Err(ClientTextProblem::Nothing) };
         if let Some((other, _)) = there.next() {
             return Err(ClientTextProblem::Two(name, other));
         }
-        Ok(Some(match name {
-            "subscribe" => CommandKind::Subscribe {
-                channel: text(name, value)?,
-                since: self.since.map(|since| position(&text("since", since)?)).transpose()?,
-                token: token()?,
-            },
-            "unsubscribe" => CommandKind::Unsubscribe { channel: text(name, value)? },
-            "publish" => CommandKind::Publish(parse_client_publication(value.get())?),
-            "presence" => CommandKind::Presence { channel: text(name, value)?, token: token()? },
-            "history" => {
-                let HistoryMembers { channel, limit, since } = member(name, value)?;
-                let since = since.map(|since| position(&since.0)).transpose()?;
-                CommandKind::History { channel: channel.0, limit, since, token: token()? }
+        let channel = || text(name, value, A_CHANNEL);
+        Ok(match name {
+            "subscribe" => {
+                let join_leave = self.get("join_leave").map(|value| flag("join_leave", value)).transpose()?;
+                let join_leave = join_leave.unwrap_or_default();
+                CommandKind::Subscribe {
+                    channel: channel()?,
+                    since: self.since()?,
+                    token: token()?,
+                    join_leave,
+                }
             }
-            "token" => CommandKind::Token(text(name, value)?),
+            "unsubscribe" => CommandKind::Unsubscribe { channel: channel()? },
+            "publish" => CommandKind::Publish(object(name, value, &PUBLICATION)?.publication()?),
+            "presence" => CommandKind::Presence { channel: channel()?, token: token()? },
+            "history" => {
+                let history = object(name, value, &HISTORY)?;
+                let limit = history
+                    .get("limit")
+                    .map(|limit| self::value("limit", limit, "a whole number, 0 or more"));
+                let missing = ClientTextProblem::Member { member: "history.channel", expected: A_CHANNEL };
+                CommandKind::History {
+                    channel: history.text("channel", A_CHANNEL)?.ok_or(missing)?,
+                    limit: limit.transpose()?,
+                    since: history.since()?,
+                    token: token()?,
+                }
+            }
+            "token" => CommandKind::Token(text(name, value, "a string, a token")?),
             _ if value.get() == "true" => CommandKind::Ping,
-            _ => return Err(ClientTextProblem::Ping),
-        }))
+            _ => return Err(ClientTextProblem::Member { member: "ping", expected: "true" }),
+        })
     }
 }
 
-fn member<'a, T: Deserialize<'a>>(member: &'static str, value: &'a RawValue) -> Result<T, ClientTextProblem> {
-    serde_json::from_str(value.get()).map_err(|error| ClientTextProblem::Member { member, error })
+impl<'de: 'a, 'a, const N: usize> DeserializeSeed<'de> for Members<'a, N> {
+    type Value = Self;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(self)
+    }
 }
 
-fn text<'a>(name: &'static str, value: &'a RawValue) -> Result<Cow<'a, str>, ClientTextProblem> {
-    member::<Text<'a>>(name, value).map(|text| text.0)
+impl<'de: 'a, 'a, const N: usize> Visitor<'de> for Members<'a, N> {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Self, A::Error> {
+        while let Some(Text(name)) = map.next_key()? {
+            let at = self.at(&name);
+            if at == N {
+                map.next_value::<IgnoredAny>()?;
+            } else if self.values[at].replace(map.next_value()?).is_some() {
+                self.repeated.get_or_insert(self.names[at]);
+            }
+        }
+        Ok(self)
+    }
 }
 
-fn position(text: &str) -> Result<Since, ClientTextProblem> {
-    Since::parse(text).map_err(|_| ClientTextProblem::Since)
+/// A string that borrows when it holds no escapes.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+fn value<'a, T: Deserialize<'a>>(
+    member: &'static str,
+    value: &'a RawValue,
+    expected: &'static str,
+) -> Result<T, ClientTextProblem> {
+    serde_json::from_str(value.get()).map_err(|_| ClientTextProblem::Member { member, expected })
+}
+
+fn text<'a>(
+    member: &'static str,
+    value: &'a RawValue,
+    expected: &'static str,
+) -> Result<Cow<'a, str>, ClientTextProblem> {
+    self::value::<Text<'a>>(member, value, expected).map(|text| text.0)
+}
+
+fn flag(member: &'static str, value: &RawValue) -> Result<bool, ClientTextProblem> {
+    self::value(member, value, "true or false")
+}
+
+/// An object inside of another one.
+fn object<'a, const N: usize>(
+    member: &'static str,
+    value: &'a RawValue,
+    names: &'static [&'static str; N],
+) -> Result<Members<'a, N>, ClientTextProblem> {
+    let members = Members::read(value.get(), names);
+    let members = members.map_err(|_| ClientTextProblem::Member { member, expected: AN_OBJECT })?;
+    members.once().map(|()| members)
 }
 
 /// Appends `{"ok":{…},"id":N}`; `body` writes the members of the object.
@@ -264,11 +381,15 @@ mod tests {
 
     #[test]
     fn commands() {
-        let subscribe = |since, token| CommandKind::Subscribe { channel: "a".into(), since, token };
+        let subscribe =
+            |since, token| CommandKind::Subscribe { channel: "a".into(), since, token, join_leave: false };
         let id = Some(7);
         check(r#"{"subscribe":"a","id":7}"#, Command { id, kind: subscribe(None, None) });
         let text = r#"{"id":7,"token":"t","since":"k3:5","subscribe":"\u0061"}"#;
         check(text, Command { id, kind: subscribe(since("k3", 5), Some("t".into())) });
+        let (channel, join_leave) = ("a".into(), true);
+        let kind = CommandKind::Subscribe { channel, since: None, token: None, join_leave };
+        check(r#"{"subscribe":"a","join_leave":true,"id":7}"#, Command { id, kind });
         let kind = CommandKind::Unsubscribe { channel: "a".into() };
         check(r#"{"unsubscribe":"a"}"#, Command { id: None, kind });
         let publication = ClientPublication { channel: Some("a".into()), event: None, data: "[1]".into() };
@@ -304,35 +425,75 @@ mod tests {
 
     #[test]
     fn what_is_neither_says_why() {
-        let missing = "malformed publication: missing field `data` at line 1 column 2";
-        check_error("{}", None, missing);
-        check_error(r#"{"id":7}"#, Some(7), "malformed publication: missing field `data` at line 1 column 8");
+        let nothing = "nothing is asked for: give data to publish, or one of subscribe, unsubscribe, publish, presence, \
+                       history, token, ping";
+        check_error("{}", None, nothing);
+        check_error(r#"{"id":7}"#, Some(7), nothing);
+        check_error("[1]", None, r#"expected one JSON object such as {"channel":"A","data":1}"#);
+        check_error("", None, r#"expected one JSON object such as {"channel":"A","data":1}"#);
+        check_error(r#"{"id":7"#, None, "line 1, column 7: the JSON ends before it is complete");
+        let no_json = "line 2, column 11: from here on it is no JSON, or a string in it is no text";
+        check_error("{\"id\":7,\n\"channel\":x}", None, no_json);
         check_error(
-            "[1]",
+            r#"{"data":1} x"#,
             None,
-            r#"malformed publication: expected a JSON object such as {"channel":"A","data":1}"#,
+            "line 1, column 12: from here on it is no JSON, or a string in it is no text",
         );
+        let twice = "subscribe: it is there twice; give each member once";
+        check_error(r#"{"subscribe":"a","subscribe":"b","id":7}"#, Some(7), twice);
+        check_error(
+            r#"{"id":7,"ping":true,"id":8}"#,
+            Some(8),
+            "id: it is there twice; give each member once",
+        );
+        check_error(r#"{"data":1,"data":2}"#, None, "data: it is there twice; give each member once");
+        let twice = "channel: it is there twice; give each member once";
+        check_error(r#"{"history":{"channel":"a","channel":"b"},"id":7}"#, Some(7), twice);
         check_error(r#"{"ping":1,"id":7}"#, Some(7), "ping: expected true");
         check_error(
             r#"{"subscribe":"a","unsubscribe":"b","id":7}"#,
             Some(7),
             "one command at a time: subscribe and unsubscribe are both there",
         );
+        let since = "since: expected EPOCH:OFFSET, for example k3f9:42";
+        check_error(r#"{"subscribe":"a","since":"5","id":7}"#, Some(7), since);
+        check_error(r#"{"subscribe":"a","since":5,"id":7}"#, Some(7), since);
+        let channel = "subscribe: expected a string, the name of a channel";
+        check_error(r#"{"subscribe":1,"id":7}"#, Some(7), channel);
         check_error(
-            r#"{"subscribe":"a","since":"5","id":7}"#,
+            r#"{"subscribe":"a","join_leave":1,"id":7}"#,
             Some(7),
-            "since: expected EPOCH:OFFSET, for example k3f9:42",
+            "join_leave: expected true or false",
         );
-        check_error(
-            r#"{"subscribe":1,"id":7}"#,
-            Some(7),
-            "subscribe: invalid type: integer `1`, expected a string at line 1 column 1",
-        );
-        check_error(
-            r#"{"ping":true,"id":-1}"#,
-            None,
-            "id: invalid value: integer `-1`, expected u64 at line 1 column 2",
-        );
+        check_error(r#"{"ping":true,"id":-1}"#, None, "id: expected a whole number from 0 to 2^64 - 1");
+        check_error(r#"{"channel":5,"data":1}"#, None, "channel: expected a string, the name of a channel");
+        let data = "data: expected what is to be published: any JSON, in which every string is text";
+        check_error(r#"{"publish":{"channel":"a"},"id":7}"#, Some(7), data);
+        let object = r#"publish: expected an object such as {"channel":"A","data":1}"#;
+        check_error(r#"{"publish":1,"id":7}"#, Some(7), object);
+    }
+
+    #[test]
+    fn client_publications() {
+        type Fields = (Option<&'static str>, Option<&'static str>, &'static str);
+        let cases: &[(&str, Fields)] = &[
+            (r#"{"data":"text"}"#, (None, None, "text")),
+            (r#"{"channel":"a","data":{"x": 1},"event":"e"}"#, (Some("a"), Some("e"), r#"{"x": 1}"#)),
+            (r#"{"data":"a\n\"b\"\u00e9","channel":"\u0061"}"#, (Some("a"), None, "a\n\"b\"é")),
+            (r#" {"data": null, "channel": null, "more": [1]} "#, (None, None, "null")),
+            (r#"{"data":12.50}"#, (None, None, "12.50")),
+            (r#"{"data":[ 1 ]}"#, (None, None, "[ 1 ]")),
+        ];
+        for (text, (channel, event, data)) in cases {
+            let publication = parse_client_publication(text).expect(text);
+            let actual = (publication.channel.as_deref(), publication.event.as_deref(), &*publication.data);
+            assert_eq!(actual, (*channel, *event, *data), "{text}");
+        }
+        let text = r#"{"channel":"a","data":"plain"}"#;
+        let publication = parse_client_publication(text).expect("good");
+        assert!(matches!(publication.data, Cow::Borrowed(_)), "no copy without escapes");
+        assert!(matches!(publication.channel, Some(Cow::Borrowed(_))));
+        assert!(parse_client_publication(r#"{"data":"\ud800"}"#).is_err(), "half of a character");
     }
 
     #[test]

@@ -216,8 +216,8 @@ pub(in crate::http) async fn get_presence(
 ) -> Result<Json<PresenceAnswer>, ApiError> {
     let channel = admitted_channel(&state, &headers, Scope::Read, &uri)?;
     Query::parse(&uri, &[])?;
-    let roll = state.node.presence(&channel).await?.ok_or(ApiError::PresenceOff)?;
-    Ok(Json(PresenceAnswer { members: roll.members.iter().map(|member| (&**member).into()).collect() }))
+    let list = state.node.presence(&channel).await?.ok_or(ApiError::PresenceOff)?;
+    Ok(Json(PresenceAnswer { members: list.members.iter().map(|member| (&**member).into()).collect() }))
 }
 
 impl From<&Publication> for HistoryEntry {

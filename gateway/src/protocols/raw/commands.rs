@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, sync::Arc, time::SystemTime};
 
-use tidegate_backplane::{BackplaneError, Channel, History, HistoryQuery, Position, Roll};
+use tidegate_backplane::{BackplaneError, Channel, History, HistoryQuery, Position};
 use tidegate_reactor::Tick;
 use tidegate_wire::{
     frame::Opcode,
@@ -39,6 +39,8 @@ struct Refused(u16, String);
 const HISTORY_LIMIT: usize = 100;
 const HISTORY_BYTES: usize = 64 * 1024;
 
+const NO_PRESENCE: &str = "the namespace of this channel keeps no presence; turn presence on for it";
+
 /// Commands of one connection whose token may wait for a key.
 const AWAITING_KEYS_MAX: u32 = 4;
 
@@ -68,8 +70,8 @@ impl Ctx<'_> {
                 self.ok(id, |_| {});
                 Ok(())
             }
-            CommandKind::Subscribe { channel, since, token } => {
-                self.subscribe_command(id, &channel, since.as_ref(), token)
+            CommandKind::Subscribe { channel, since, token, join_leave } => {
+                self.subscribe_command(id, &channel, since.as_ref(), token, join_leave)
             }
             CommandKind::Unsubscribe { channel } => self.unsubscribe_command(id, &channel),
             CommandKind::Publish(publication) => {
@@ -144,18 +146,19 @@ impl Ctx<'_> {
         name: &str,
         since: Option<&Since>,
         token: Option<Cow<'_, str>>,
+        join_leave: bool,
     ) -> Result<(), Refused> {
         let since = since.map(position).transpose()?;
         let Some(token) = token else {
             let claims = self.open().and_then(|open| open.claims().cloned());
-            return self.begin_command(id, name, since, claims.as_deref()).map(drop);
+            return self.begin_command(id, name, since, claims.as_deref(), join_leave).map(drop);
         };
         let name = Box::<str>::from(name);
         let begin = move |ctx: &mut Ctx<'_>, claims: Claims| {
             if let Some(key) = ctx.key_of_own(&name).filter(|&key| ctx.is_granted(key)) {
                 return ctx.renew_grant(id, key, &claims);
             }
-            let key = ctx.begin_command(id, &name, since, Some(&claims))?;
+            let key = ctx.begin_command(id, &name, since, Some(&claims), join_leave)?;
             if let Some(key) = key {
                 ctx.grant(key, &claims);
             }
@@ -290,8 +293,12 @@ impl Ctx<'_> {
         name: &str,
         since: Option<Position>,
         claims: Option<&Claims>,
+        join_leave: bool,
     ) -> Result<Option<ChannelKey>, Refused> {
         let channel = self.command_channel(name, claims)?;
+        if join_leave && !self.core.shared.node.namespaces().of(&channel).presence {
+            return Err(Refused(404, NO_PRESENCE.to_owned()));
+        }
         if let Err(rate) = self.take_subscribe() {
             return Err(Refused(
                 429,
@@ -317,7 +324,7 @@ impl Ctx<'_> {
             return Err(Refused(409, format!("{name}: already subscribed, or about to be")));
         }
         let want = self.core.want(&channel, since, true);
-        let Some((attempt, confirmation)) = self.begin_subscription(&channel, want, false) else {
+        let Some((attempt, confirmation)) = self.begin_subscription(&channel, want, join_leave) else {
             return Ok(None);
         };
         if let Some(open) = self.open_mut() {
@@ -365,8 +372,12 @@ impl Ctx<'_> {
         let (node, of) = (Arc::clone(&self.core.shared.node), channel.clone());
         let read = async move { node.presence(&of).await };
         self.run(read, move |ctx, result| match result {
-            Ok(Some(roll)) => ctx.ok(id, |out| put_members(channel.name(), &roll, out)),
-            Ok(None) => ctx.refuse_command(id, 404, "the namespace of this channel keeps no presence"),
+            Ok(Some(list)) => ctx.ok(id, |out| {
+                command::push_channel(channel.name(), out);
+                out.push(b',');
+                out.extend_from_slice(forms::members(&list));
+            }),
+            Ok(None) => ctx.refuse_command(id, 404, NO_PRESENCE),
             Err(error) => ctx.refuse_command(id, 503, &error.to_string()),
         });
     }
@@ -435,22 +446,6 @@ fn put_expires(claims: &Claims, out: &mut Vec<u8>) {
         Some(at) => out.extend_from_slice(format!("\"expires\":{}", at.as_secs()).as_bytes()),
         None => out.extend_from_slice(b"\"expires\":null"),
     }
-}
-
-fn put_members(name: &str, roll: &Roll, out: &mut Vec<u8>) {
-    command::push_channel(name, out);
-    out.extend_from_slice(b",\"members\":");
-    let members: Vec<_> = roll
-        .members
-        .iter()
-        .map(|member| {
-            let info = member.info.as_deref().and_then(|info| serde_json::from_str(info).ok());
-            serde_json::json!({
-                "connection": member.connection, "user": member.user, "info": info.unwrap_or(serde_json::Value::Null)
-            })
-        })
-        .collect();
-    out.extend_from_slice(serde_json::Value::from(members).to_string().as_bytes());
 }
 
 fn put_history(channel: &Channel, history: &History, out: &mut Vec<u8>) {

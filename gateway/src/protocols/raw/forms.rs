@@ -1,18 +1,28 @@
 //! How raw clients are told what happens in a channel: the payload as it is, or a JSON envelope.
 
-use tidegate_backplane::{Channel, Payload};
+use tidegate_backplane::{Channel, Payload, PresenceKind};
 use tidegate_wire::{
     frame::Opcode,
-    raw::{self, Data, Envelope},
+    raw::{self, Data, Envelope, command},
 };
 
-use crate::hub::{
-    form::{Form, FormId, Said},
-    outgoing::{Content, gap_reason},
+use crate::{
+    hub::{
+        form::{Form, FormId, Said},
+        outgoing::{Content, gap_reason},
+    },
+    node::roster::{List, ListForm},
 };
 
 pub(crate) const VERBATIM: FormId = FormId::new(0);
 pub(crate) const ENVELOPED: FormId = FormId::new(1);
+pub(crate) const ENVELOPED_WITH_PRESENCE: FormId = FormId::new(7);
+
+/// How a list is said here: members of a JSON object.
+const MEMBERS: ListForm = ListForm::new(1);
+
+/// Members that a client is told at most: some 150 KB, which it may have waiting without reading them.
+const MEMBERS_MAX: usize = 1000;
 
 /// The payload of a publication, and nothing else.
 #[derive(Debug)]
@@ -20,7 +30,9 @@ pub(crate) struct Verbatim;
 
 /// A JSON object with the channel, the position, the event's name and the payload.
 #[derive(Debug)]
-pub(crate) struct Enveloped;
+pub(crate) struct Enveloped {
+    pub(crate) tells_presence: bool,
+}
 
 impl Form for Verbatim {
     fn id(&self) -> FormId {
@@ -42,21 +54,62 @@ impl Form for Verbatim {
 
 impl Form for Enveloped {
     fn id(&self) -> FormId {
-        ENVELOPED
+        if self.tells_presence { ENVELOPED_WITH_PRESENCE } else { ENVELOPED }
+    }
+
+    fn says_presence(&self) -> bool {
+        self.tells_presence
+    }
+
+    fn with_presence(&self) -> FormId {
+        ENVELOPED_WITH_PRESENCE
     }
 
     fn say<'a>(&self, channel: &Channel, content: &'a Content, scratch: &'a mut Vec<u8>) -> Option<Said<'a>> {
-        put_json(channel, content, scratch);
+        if self.tells_presence || !matches!(content, Content::Presence(_)) {
+            put_json(channel, content, scratch);
+        }
         (!scratch.is_empty()).then_some(Said::Message(Opcode::Text, scratch))
     }
 }
 
-/// The JSON of an envelope or a gap notice. Who is in a channel is not told.
+/// The members `members` and `count` of a JSON object.
+pub(in crate::protocols) fn members(list: &List) -> &[u8] {
+    list.said(MEMBERS, |roll, out| {
+        let members = roll.members.iter().take(MEMBERS_MAX).map(|member| raw::Member {
+            connection: &member.connection,
+            user: &member.user,
+            info: member.info.as_deref(),
+        });
+        raw::push_members(members, roll.members.len(), out);
+    })
+}
+
+/// The notice of who is in a channel.
+pub(in crate::protocols) fn put_list(channel: &Channel, list: &List, out: &mut Vec<u8>) {
+    out.push(b'{');
+    command::push_channel(channel.name(), out);
+    out.push(b',');
+    out.extend_from_slice(members(list));
+    out.push(b'}');
+}
+
+/// The JSON of an envelope or a notice; nothing where it says nothing here.
 pub(in crate::protocols) fn put_json(channel: &Channel, content: &Content, out: &mut Vec<u8>) {
     let epoch = content.position().map(|position| position.epoch.to_string());
     let position = epoch.as_deref().zip(content.position().map(|position| position.offset));
     match content {
-        Content::Presence(_) => {}
+        Content::Presence(event) => match &event.kind {
+            PresenceKind::Joined { member, connections } => {
+                let (connection, user) = (&*member.connection, &*member.user);
+                let member = raw::Member { connection, user, info: member.info.as_deref() };
+                raw::encode_join(channel.name(), &member, *connections, out);
+            }
+            PresenceKind::Left { connection, user, connections } => {
+                raw::encode_leave(channel.name(), connection, user, *connections, out);
+            }
+            PresenceKind::Count { .. } => {}
+        },
         Content::Gap(gap) => raw::encode_gap(channel.name(), gap_reason(gap.reason), position, out),
         Content::Publication(publication) => {
             let data = match &publication.payload {

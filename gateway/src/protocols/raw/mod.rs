@@ -13,7 +13,7 @@ use tidegate_reactor::Tick;
 use tidegate_wire::{
     frame::Opcode,
     head::Head,
-    raw::{self, Query, Since},
+    raw::{self, Query, QueryError, Since},
     upgrade::protocols,
 };
 
@@ -63,12 +63,16 @@ impl Protocol for Raw {
         let (channels, claims) = core.authorised_channels(head, &query)?;
         let since = since(&query, channels.len())?;
         let envelope = query.envelope;
+        if query.join_leave && !envelope {
+            return Err(Refusal::from(QueryError::JoinLeave).into());
+        }
+        let join_leave = core.joins_of_url(&query, &channels)?;
         let offered = head.header_joined("sec-websocket-protocol");
         let names_protocol =
             offered.is_some_and(|offered| protocols(&offered).any(|name| name == SUBPROTOCOL));
         let asks = names_protocol || query.positions;
         let state = asks.then(|| Box::new(Asked { names_protocol }) as Box<dyn Any + Send>);
-        Ok(Request { envelope, channels, since, claims, state, ..Request::bare(Some(upgrade)) })
+        Ok(Request { envelope, join_leave, channels, since, claims, state, ..Request::bare(Some(upgrade)) })
     }
 
     fn form(&self, request: &Request, compression: bool) -> FormId {
@@ -109,8 +113,8 @@ impl Protocol for Raw {
                 }
             }
             Event::Silent => ctx.give_up_silent(),
-            Event::Subscribed { key, position, recovered, .. } => {
-                ctx.raw_subscribed(key, position, recovered)
+            Event::Subscribed { key, position, recovered, list, .. } => {
+                ctx.raw_subscribed(key, position, recovered, list);
             }
             Event::Refused { key, error } => ctx.raw_refused(key, error),
             Event::Opened { state } => {

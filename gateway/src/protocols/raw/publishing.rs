@@ -5,8 +5,8 @@ use tidegate_backplane::{Channel, Payload, Sender};
 use tidegate_wire::{
     frame::Opcode,
     raw::{
-        self, ClientPublication, ClientPublicationError,
-        command::{ClientText, ClientTextError, ClientTextProblem, parse_client_text},
+        ClientPublication,
+        command::{self, ClientText, ClientTextProblem, parse_client_text},
     },
 };
 
@@ -23,9 +23,9 @@ use crate::{
 /// Why a client's message is not published.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refused {
-    #[error("malformed publication: {0}")]
-    Malformed(#[from] ClientPublicationError),
-    #[error("malformed publication: {0}")]
+    #[error(transparent)]
+    Malformed(#[from] ClientTextProblem),
+    #[error("event: {0}")]
     Event(#[from] EventNameError),
     #[error("name a channel: this connection is subscribed to several")]
     Ambiguous,
@@ -57,9 +57,10 @@ impl Ctx<'_> {
                 }
                 Err(refused) => self.refuse_publish(&refused),
             },
-            Err(ClientTextError { id: None, problem: ClientTextProblem::Publication(error) }) => {
-                self.refuse_publish(&Refused::Malformed(error));
-            }
+            Err(error) if error.is_publication => match error.id {
+                None => self.refuse_publish(&Refused::Malformed(error.problem)),
+                id => self.refuse_publish_command(id, &Refused::Malformed(error.problem)),
+            },
             Err(error) => self.refuse_command(error.id, 400, &error.to_string()),
         }
     }
@@ -159,7 +160,7 @@ impl Ctx<'_> {
         let Some(open) = self.connections.get(self.id).and_then(Session::open) else { return };
         if open.form.plain() == ENVELOPED {
             let mut notice = Vec::new();
-            raw::encode_error(code, &refused.to_string(), &mut notice);
+            command::encode_error(None, code, &refused.to_string(), &mut notice);
             return self.write_frame(Opcode::Text, &notice);
         }
         let why = match refused {
@@ -195,7 +196,7 @@ fn check_event(publication: &ClientPublication<'_>) -> Result<(), Refused> {
 /// A client's text in an envelope, whose event is one that a publication may have.
 #[cfg(test)]
 fn parse(text: &str) -> Result<ClientPublication<'_>, Refused> {
-    let publication = raw::parse_client_publication(text)?;
+    let publication = tidegate_wire::raw::parse_client_publication(text)?;
     check_event(&publication)?;
     Ok(publication)
 }
@@ -215,17 +216,14 @@ mod tests {
     fn an_envelope_is_checked_before_it_is_published() {
         check(r#"{"data":1}"#, Ok(None));
         check(r#"{"event":"goal","data":1}"#, Ok(Some("goal")));
-        let object = r#"malformed publication: expected a JSON object such as {"channel":"A","data":1}"#;
+        let object = r#"expected one JSON object such as {"channel":"A","data":1}"#;
         check("[1]", Err(object));
-        let number =
-            "malformed publication: invalid type: integer `1`, expected an object at line 1 column 1";
-        check("1", Err(number));
-        check("{}", Err("malformed publication: missing field `data` at line 1 column 2"));
-        let form = "malformed publication: an event name has 1 to 200 characters and no control characters";
+        check("1", Err(object));
+        check("{}", Err("data: expected what is to be published: any JSON, in which every string is text"));
+        let form = "event: an event name has 1 to 200 characters and no control characters";
         check(r#"{"event":"","data":1}"#, Err(form));
         check(r#"{"event":"a\nb","data":1}"#, Err(form));
-        let reserved =
-            "malformed publication: the event names gap, dropped, disconnect, binary are the gateway's own";
+        let reserved = "event: the event names gap, dropped, disconnect, binary are the gateway's own";
         check(r#"{"event":"gap","data":1}"#, Err(reserved));
     }
 }

@@ -2,19 +2,26 @@
 
 use tidegate_backplane::{JoinError, Position};
 use tidegate_wire::{
-    frame::Opcode,
+    frame::{self, Opcode},
     raw::{self, command},
 };
 
 use super::{TELLS_POSITIONS, forms};
 use crate::{
     hub::ChannelKey,
+    node::roster::List,
     session::{Ctx, leaving::Leave},
 };
 
 impl Ctx<'_> {
     /// Tells where the client is in the channel, so that it can come back before the first message.
-    pub(super) fn raw_subscribed(&mut self, key: ChannelKey, position: Option<Position>, recovered: bool) {
+    pub(super) fn raw_subscribed(
+        &mut self,
+        key: ChannelKey,
+        position: Option<Position>,
+        recovered: bool,
+        list: Option<&List>,
+    ) {
         if let Some(id) = self.take_command(key) {
             let channel = self.core.hub.channel(key).clone();
             let place = self.core.place(key, position);
@@ -22,20 +29,27 @@ impl Ctx<'_> {
             return self.ok(id, |out| {
                 command::push_place(channel.name(), epoch.as_deref().zip(place.map(|it| it.offset)), out);
                 command::push_flag("recovered", recovered, out);
+                if let Some(list) = list {
+                    out.push(b',');
+                    out.extend_from_slice(forms::members(list));
+                }
             });
         }
-        if !self
+        let tells_place = self
             .open()
-            .is_some_and(|open| open.tag == TELLS_POSITIONS && open.form.plain() == forms::ENVELOPED)
-        {
-            return;
+            .is_some_and(|open| open.tag == TELLS_POSITIONS && open.form.plain() == forms::ENVELOPED);
+        if let Some(place) = self.core.place(key, position).filter(|_| tells_place) {
+            let mut notice = Vec::new();
+            let name = self.core.hub.channel(key).name();
+            let epoch = place.epoch.to_string();
+            raw::encode_subscribed(name, Some((&epoch, place.offset)), recovered, &mut notice);
+            self.write_frame(Opcode::Text, &notice);
         }
-        let Some(place) = self.core.place(key, position) else { return };
-        let mut notice = Vec::new();
-        let name = self.core.hub.channel(key).name();
-        let epoch = place.epoch.to_string();
-        raw::encode_subscribed(name, Some((&epoch, place.offset)), recovered, &mut notice);
-        self.write_frame(Opcode::Text, &notice);
+        if let Some(list) = list {
+            let mut notice = Vec::new();
+            forms::put_list(self.core.hub.channel(key), list, &mut notice);
+            self.answer(|out| frame::encode(Opcode::Text, &notice, out));
+        }
     }
 
     pub(super) fn raw_refused(&mut self, key: ChannelKey, error: &JoinError) {

@@ -10,10 +10,11 @@ use tidegate_wire::{
     sse,
 };
 
-use super::raw::since;
+use super::raw::{forms::put_list, since};
 use crate::{
     event,
     hub::{ChannelKey, form::FormId},
+    node::roster::List,
     session::{
         Ctx, LastPosition,
         core::Core,
@@ -58,7 +59,8 @@ impl Protocol for Sse {
         };
         let cross_origin = head.header("origin").map(Box::from);
         let envelope = query.envelope;
-        Ok(Request { envelope, channels, since, claims, cross_origin, ..Request::bare(None) })
+        let join_leave = core.joins_of_url(&query, &channels)?;
+        Ok(Request { envelope, join_leave, channels, since, claims, cross_origin, ..Request::bare(None) })
     }
 
     fn form(&self, request: &Request, _compression: bool) -> FormId {
@@ -97,7 +99,12 @@ impl Protocol for Sse {
                 ctx.write(|out| sse::encode_event(None, Some(event::DROPPED), &text, out));
             }
             Event::HeartbeatDue => ctx.write(|out| out.extend_from_slice(sse::COMMENT_HEARTBEAT)),
-            Event::Subscribed { key, position, is_new, .. } => subscribed(ctx, key, position, is_new),
+            Event::Subscribed { key, position, is_new, list, .. } => {
+                subscribed(ctx, key, position, is_new);
+                if let Some(list) = list {
+                    tell_list(ctx, key, list);
+                }
+            }
             Event::Begun => {
                 let rare = ctx.open().and_then(|open| open.rare.as_ref());
                 let places = rare.map_or(&[][..], |rare| &rare.places).iter().map(LastPosition::position);
@@ -144,6 +151,16 @@ fn subscribed(ctx: &mut Ctx<'_>, key: ChannelKey, position: Option<Position>, is
     } else if is_new {
         ctx.write(|out| sse::encode_id(&place.to_string(), out));
     }
+}
+
+/// Tells who is in a channel, to a stream that asked for it; one of several channels with its id, which may be news.
+fn tell_list(ctx: &mut Ctx<'_>, key: ChannelKey, list: &List) {
+    let mut notice = Vec::new();
+    put_list(ctx.core.hub.channel(key), list, &mut notice);
+    let rare = ctx.open_mut().and_then(|open| open.rare.as_mut());
+    let id = rare.and_then(|rare| rare.advance(key, None));
+    let text = String::from_utf8_lossy(&notice);
+    ctx.answer(|out| sse::encode_event(id.as_deref(), Some(event::MEMBERS), &text, out));
 }
 
 #[cfg(test)]

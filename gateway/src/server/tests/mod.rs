@@ -10,6 +10,7 @@ mod heads;
 mod histories;
 mod leaving;
 mod memory;
+mod presence;
 mod publishing;
 mod pusher;
 mod pusher_http;

@@ -140,8 +140,8 @@ impl Rig {
     /// Connections that the backplane knows as present.
     pub(super) fn present(&self, channel: &str) -> Vec<Box<str>> {
         let runtime = self.runtime.as_ref().unwrap();
-        let roll = runtime.block_on(self.node.presence(&Channel::new(channel).unwrap())).unwrap();
-        roll.unwrap().members.iter().map(|member| member.connection.clone()).collect()
+        let list = runtime.block_on(self.node.presence(&Channel::new(channel).unwrap())).unwrap();
+        list.unwrap().members.iter().map(|member| member.connection.clone()).collect()
     }
 
     /// Subscriptions and users.
