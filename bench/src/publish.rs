@@ -36,13 +36,23 @@ pub enum Pace {
     OnDemand,
 }
 
+/// What is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Request {
+    /// A publication by `/v1`.
+    Publish,
+    /// A signed event by Pusher's HTTP API.
+    SignedEvent,
+    /// `GET /livez`, which carries nothing: the plainest request that a server answers.
+    Livez,
+}
+
 /// The load to publish.
 #[derive(Debug, Clone)]
 pub struct PublishConfig {
     pub target: Target,
     pub api_key: Option<String>,
-    /// Send signed events to Pusher's HTTP API and not to `/v1`.
-    pub signed: bool,
+    pub request: Request,
     /// Keep-alive connections, each with at most one request in flight: publishers times in-flight each.
     pub connections: u16,
     pub pace: Pace,
@@ -152,7 +162,7 @@ impl Publisher {
             connections: (0..usize::from(connections))
                 .map(|index| Connection::new(index * channels / usize::from(connections)))
                 .collect(),
-            signer: config.signed.then(Signer::new),
+            signer: (config.request == Request::SignedEvent).then(Signer::new),
             config,
             acknowledged: vec![0; sequences],
             idle: Vec::new(),
@@ -174,6 +184,11 @@ impl Publisher {
     #[must_use]
     pub fn stats(&self) -> &PublishStats {
         &self.stats
+    }
+
+    /// Times of answers are counted anew.
+    pub fn forget_answers(&mut self) {
+        self.stats.answer_us.reset();
     }
 
     /// Asks for one publication ([`Pace::OnDemand`]).
@@ -315,6 +330,9 @@ impl Publisher {
                     channel,
                     &String::from_utf8_lossy(&payload),
                 );
+            }
+            None if self.config.request == Request::Livez => {
+                write_livez(&mut connection.out, &self.config.target);
             }
             None => {
                 write_request(&mut connection.out, &self.config, connection.channel);
@@ -489,6 +507,13 @@ impl Connection {
     }
 }
 
+fn write_livez(out: &mut Vec<u8>, target: &Target) {
+    out.clear();
+    for part in ["GET ", &target.prefix, "/livez HTTP/1.1\r\nHost: ", &target.authority, "\r\n\r\n"] {
+        out.extend_from_slice(part.as_bytes());
+    }
+}
+
 /// The request with a payload of padding at its end.
 fn write_request(out: &mut Vec<u8>, config: &PublishConfig, channel: usize) {
     let Target { authority, prefix, .. } = &config.target;
@@ -516,7 +541,7 @@ mod tests {
         PublishConfig {
             target: Target::parse("http://127.0.0.1:1/base").unwrap(),
             api_key: Some("k".to_owned()),
-            signed: false,
+            request: Request::Publish,
             connections: 4,
             pace: Pace::Closed,
             payload_bytes,
@@ -535,6 +560,13 @@ mod tests {
             "POST /base/v1/channels/b/publish HTTP/1.1\r\nHost: 127.0.0.1:1\r\nAuthorization: Bearer k\r\n\
              Content-Type: text/plain\r\nContent-Length: 40\r\n\r\n........................................"
         );
+    }
+
+    #[test]
+    fn a_plain_request_carries_nothing() {
+        let mut out = b"left".to_vec();
+        write_livez(&mut out, &config(40, &["a"]).target);
+        assert_eq!(out, b"GET /base/livez HTTP/1.1\r\nHost: 127.0.0.1:1\r\n\r\n");
     }
 
     #[test]

@@ -94,16 +94,21 @@ pub fn raise_descriptor_limit() -> u64 {
     }
 }
 
-/// Confines the calling thread, and every thread and process it starts from now on, to one core.
+/// Confines the calling thread, and every thread and process it starts from now on, to one core; `None` frees it.
 #[cfg(target_os = "linux")]
-pub fn pin_thread(core: usize) -> io::Result<()> {
-    let mut cores = rustix::thread::CpuSet::new();
-    cores.set(core);
+pub fn pin_thread(core: Option<usize>) -> io::Result<()> {
+    use rustix::thread::CpuSet;
+    let mut cores = CpuSet::new();
+    match core {
+        Some(core) => cores.set(core),
+        // The kernel leaves out those that are not there.
+        None => (0..CpuSet::MAX_CPU).for_each(|core| cores.set(core)),
+    }
     Ok(rustix::thread::sched_setaffinity(None, &cores)?)
 }
 
 /// Confining to a core is a Linux call; elsewhere it is refused.
 #[cfg(not(target_os = "linux"))]
-pub fn pin_thread(_core: usize) -> io::Result<()> {
+pub fn pin_thread(_core: Option<usize>) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }

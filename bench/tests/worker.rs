@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tidegate_bench::driver::Driver;
 use tidegate_bench::floor;
-use tidegate_bench::publish::{Pace, PublishConfig, Publisher};
+use tidegate_bench::publish::{Pace, PublishConfig, Publisher, Request};
 use tidegate_bench::target::Target;
 use tidegate_bench::worker::Told;
 
@@ -63,7 +63,7 @@ fn publish(server: SocketAddr) {
     let config = PublishConfig {
         target: Target::of(server),
         api_key: None,
-        signed: false,
+        request: Request::Publish,
         connections: 1,
         pace: Pace::OnDemand,
         payload_bytes: 130,

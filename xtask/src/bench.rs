@@ -11,11 +11,12 @@ use crate::prepare::apt_get;
 use crate::workspace::Workspace;
 
 /// Programs that the bench starts, and the Debian packages that bring them.
-const PROGRAMS: [(&str, &str); 4] = [
+const PROGRAMS: [(&str, &str); 5] = [
     ("redis-server", "redis-server"),
     ("redis-benchmark", "redis-tools"),
     ("haproxy", "haproxy"),
     ("nginx", "nginx"),
+    ("go", "golang-go"),
 ];
 
 #[derive(Debug, clap::Args)]

@@ -1,7 +1,7 @@
 //! This gateway and its peers, measured in one run: every round meets every server, so that what drifts on a
 //! machine drifts for all, and a ratio is taken within a round.
 //!
-//! [`plan`] says what there is; [`gateway`], [`redis`], [`router`], [`scaling`] and [`pusher`] do it with [`rig`] on the
+//! [`plan`] says what there is; [`gateway`], [`redis`], [`router`], [`scaling`], [`pusher`] and [`ledger`] do it with [`rig`] on the
 //! client's side and [`servers`] and [`process`] on the other; [`table`] writes it down.
 
 use std::collections::BTreeMap;
@@ -12,12 +12,14 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 mod gateway;
+mod ledger;
 pub mod plan;
 pub mod process;
 mod pusher;
 mod redis;
 pub mod rig;
 mod router;
+mod rows;
 mod scaling;
 pub mod servers;
 pub mod table;
@@ -114,7 +116,7 @@ pub fn run(options: &CompareOptions) -> Result<Results, CompareError> {
         readings: Readings::new(),
         failures: Vec::new(),
     };
-    servers::pin(options.places.client_core)?;
+    servers::pin(Some(options.places.client_core))?;
     for (scenario, servers, wanted) in plan {
         for round in 1..=options.rounds {
             for server in turn_order(&servers, round) {
@@ -170,6 +172,7 @@ fn take(
         Group::Router => router::run(server, places, sizes),
         Group::Scaling => scaling::run(server, places, sizes),
         Group::Pusher => pusher::run(scenario, server, places, sizes),
+        Group::Ledger => ledger::run(scenario, server, places, sizes),
     }
 }
 

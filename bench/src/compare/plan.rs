@@ -20,6 +20,8 @@ pub enum Group {
     Scaling,
     /// The Pusher protocol beside another server of it.
     Pusher,
+    /// Plain HTTP beside servers of it.
+    Ledger,
 }
 
 /// One row of a table.
@@ -65,6 +67,22 @@ pub enum Measure {
     PusherConnectCpu,
     PusherDeliveryCpu,
     PusherEventsRate,
+    AnswerRate,
+    AnswerRateTwo,
+    AnswerCpu,
+    AnswerCpuTwo,
+    AnswerMean,
+    AnswerP99,
+    AnswerWorst,
+    AnswerMemory,
+    PostRate,
+    PostRateTwo,
+    PostCpu,
+    PostCpuTwo,
+    PostMean,
+    PostP99,
+    PostWorst,
+    PostMemory,
 }
 
 /// What servers have to be started for.
@@ -86,10 +104,13 @@ pub enum Scenario {
     Scaling,
     PusherIdle,
     PusherEvents,
+    LedgerAnswer,
+    LedgerPost,
 }
 
 impl Group {
-    pub const ALL: [Self; 5] = [Self::Gateway, Self::Redis, Self::Router, Self::Scaling, Self::Pusher];
+    pub const ALL: [Self; 6] =
+        [Self::Gateway, Self::Redis, Self::Router, Self::Scaling, Self::Pusher, Self::Ledger];
 
     /// Everybody who takes part, in the order of the table.
     #[must_use]
@@ -99,6 +120,7 @@ impl Group {
             Self::Redis => &[Server::Tidegate, Server::OneNode, Server::SocketIo, Server::RedisBenchmark],
             Self::Router => &[Server::Tidegate, Server::Haproxy, Server::Nginx],
             Self::Pusher => &[Server::Tidegate, Server::Sockudo],
+            Self::Ledger => &[Server::Tidegate, Server::Bun, Server::NodeHttp, Server::GoHttp],
             Self::Scaling => &[
                 Server::Gateways1,
                 Server::Gateways2,
@@ -120,7 +142,7 @@ impl Measure {
 }
 
 impl Scenario {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::Fanout,
         Self::Rest,
         Self::Echo,
@@ -137,6 +159,8 @@ impl Scenario {
         Self::Scaling,
         Self::PusherIdle,
         Self::PusherEvents,
+        Self::LedgerAnswer,
+        Self::LedgerPost,
     ];
 
     #[must_use]
@@ -152,6 +176,7 @@ impl Scenario {
             Self::Proxy | Self::Placement => Group::Router,
             Self::Scaling => Group::Scaling,
             Self::PusherIdle | Self::PusherEvents => Group::Pusher,
+            Self::LedgerAnswer | Self::LedgerPost => Group::Ledger,
         }
     }
 
@@ -188,6 +213,26 @@ impl Scenario {
             ],
             Self::PusherIdle => &[Measure::PusherConnectCpu, Measure::PusherMemory],
             Self::PusherEvents => &[Measure::PusherDeliveryCpu, Measure::PusherEventsRate],
+            Self::LedgerAnswer => &[
+                Measure::AnswerRate,
+                Measure::AnswerRateTwo,
+                Measure::AnswerCpu,
+                Measure::AnswerCpuTwo,
+                Measure::AnswerMean,
+                Measure::AnswerP99,
+                Measure::AnswerWorst,
+                Measure::AnswerMemory,
+            ],
+            Self::LedgerPost => &[
+                Measure::PostRate,
+                Measure::PostRateTwo,
+                Measure::PostCpu,
+                Measure::PostCpuTwo,
+                Measure::PostMean,
+                Measure::PostP99,
+                Measure::PostWorst,
+                Measure::PostMemory,
+            ],
         }
     }
 

@@ -1,13 +1,13 @@
 //! The Pusher protocol beside another server of it: connections, deliveries, signed requests.
 
 use crate::client::Role;
-use crate::publish::Pace;
+use crate::publish::{Pace, Request};
 
 use super::plan::{Measure, Scenario, Sizes};
 use super::process::{cpu_ns, pss_bytes};
 use super::rig::{
     MeasureError, PUBLISHERS_IN_FLIGHT, Reading, Rig, WARMUP_CONNECTIONS, WARMUP_PUBLICATIONS, Window,
-    one_channel, signed_publisher, wait_quiet,
+    one_channel, publisher_of, wait_quiet,
 };
 use super::servers::{Places, Running, Server, start_pusher_gateway, start_sockudo};
 
@@ -33,7 +33,7 @@ pub(super) fn run(
 fn idle(running: &Running, sizes: &Sizes) -> Result<Vec<Reading>, MeasureError> {
     let (mut rig, target, pid) = (Rig::new()?, running.target(), running.pid());
     let mut warm = rig.open(&target, Role::SubscribePusher, WARMUP_CONNECTIONS)?;
-    let mut publisher = signed_publisher(&target, 1, Pace::OnDemand, &one_channel())?;
+    let mut publisher = publisher_of(Request::SignedEvent, &target, 1, Pace::OnDemand, &one_channel())?;
     for _ in 0..WARMUP_PUBLICATIONS {
         rig.publish_and_wait(&mut publisher, &mut warm)?;
     }
@@ -52,7 +52,7 @@ fn idle(running: &Running, sizes: &Sizes) -> Result<Vec<Reading>, MeasureError> 
 fn events(running: &Running, sizes: &Sizes) -> Result<Vec<Reading>, MeasureError> {
     let (mut rig, target, pids) = (Rig::new()?, running.target(), [running.pid()]);
     let mut fleet = rig.open(&target, Role::SubscribePusher, sizes.subscribers)?;
-    let mut publisher = signed_publisher(&target, 1, Pace::OnDemand, &one_channel())?;
+    let mut publisher = publisher_of(Request::SignedEvent, &target, 1, Pace::OnDemand, &one_channel())?;
     let (usage, _, deliveries) = rig.one_at_a_time(&mut publisher, &mut fleet, &pids, sizes.window)?;
     let delivery = Reading {
         client_busy: Some(usage.client_busy),
@@ -61,7 +61,8 @@ fn events(running: &Running, sizes: &Sizes) -> Result<Vec<Reading>, MeasureError
     };
     drop((fleet, publisher));
     wait_quiet(running.pid())?;
-    let mut publisher = signed_publisher(&target, PUBLISHERS_IN_FLIGHT, Pace::Closed, &one_channel())?;
+    let mut publisher =
+        publisher_of(Request::SignedEvent, &target, PUBLISHERS_IN_FLIGHT, Pace::Closed, &one_channel())?;
     rig.drive(&mut [&mut publisher], sizes.warmup)?;
     let (window, before) = (Window::begin(&pids)?, publisher.stats().published);
     rig.drive(&mut [&mut publisher], sizes.window)?;

@@ -10,7 +10,7 @@ use crate::client::{Fleet, FleetConfig, Role};
 use crate::driver::{Driver, Party};
 use crate::order::OrderCounts;
 use crate::probe::ProbeError;
-use crate::publish::{Pace, PublishConfig, PublishConfigError, Publisher};
+use crate::publish::{Pace, PublishConfig, PublishConfigError, Publisher, Request};
 use crate::stats::ConnectFailure;
 use crate::sys::thread_cpu_ns;
 use crate::target::Target;
@@ -241,30 +241,21 @@ pub(super) fn publisher(
     pace: Pace,
     channels: &Arc<[String]>,
 ) -> Result<Publisher, MeasureError> {
-    publisher_of(target, connections, pace, channels, false)
+    publisher_of(Request::Publish, target, connections, pace, channels)
 }
 
-/// A publisher of signed events.
-pub(super) fn signed_publisher(
+/// The same with requests of another kind.
+pub(super) fn publisher_of(
+    request: Request,
     target: &Target,
     connections: u16,
     pace: Pace,
     channels: &Arc<[String]>,
-) -> Result<Publisher, MeasureError> {
-    publisher_of(target, connections, pace, channels, true)
-}
-
-fn publisher_of(
-    target: &Target,
-    connections: u16,
-    pace: Pace,
-    channels: &Arc<[String]>,
-    signed: bool,
 ) -> Result<Publisher, MeasureError> {
     let config = PublishConfig {
         target: target.clone(),
         api_key: Some("dev-key".to_owned()),
-        signed,
+        request,
         connections,
         pace,
         payload_bytes: PAYLOAD_BYTES,

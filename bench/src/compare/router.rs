@@ -72,7 +72,14 @@ fn start_proxy(server: Server, places: &Places, upstream: SocketAddr) -> Result<
     let name = server.name();
     launch(
         places,
-        Launch { name, program: system_program(program), arguments, environment: Vec::new(), address, core },
+        Launch {
+            name,
+            program: system_program(program),
+            arguments,
+            environment: Vec::new(),
+            address,
+            core: Some(core),
+        },
     )
 }
 

@@ -279,7 +279,7 @@ impl Worker {
             command.arg("--assign");
         }
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let child = on_core(places, places.client_core, || command.spawn())?;
+        let child = on_core(places, Some(places.client_core), || command.spawn())?;
         let mut child = child.map_err(|source| ServerError::Spawn { program, source })?;
         let pipes = child.stdin.take().zip(child.stdout.take());
         let (questions, answers) = pipes.ok_or_else(|| worker_problem(index, "it has no pipes"))?;
@@ -323,7 +323,10 @@ fn start_gateway(
     arguments.extend(places.tidegate_args.iter().map(String::as_str));
     let arguments = arguments.into_iter().map(str::to_owned).collect();
     let (program, core) = (places.tidegate.clone(), places.server_core);
-    launch(places, Launch { name: "gateway", program, arguments, environment: Vec::new(), address, core })
+    launch(
+        places,
+        Launch { name: "gateway", program, arguments, environment: Vec::new(), address, core: Some(core) },
+    )
 }
 
 /// Waits until a metric of a process has a value. The process may not listen yet: on a shared port, the connection that

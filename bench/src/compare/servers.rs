@@ -21,11 +21,13 @@ use super::router::write;
 const START_MAX: Duration = Duration::from_secs(20);
 
 /// The peers' sources travel in the binary, so that the runner works from any directory.
-const PEER_FILES: [(&str, &str); 4] = [
+const PEER_FILES: [(&str, &str); 6] = [
     ("package.json", include_str!("../../peers/package.json")),
     ("bun.ts", include_str!("../../peers/bun.ts")),
     ("ws.mjs", include_str!("../../peers/ws.mjs")),
     ("socketio.mjs", include_str!("../../peers/socketio.mjs")),
+    ("http.mjs", include_str!("../../peers/http.mjs")),
+    ("http.go", include_str!("../../peers/http.go")),
 ];
 
 /// A server of the comparison, or a deployment of several.
@@ -55,6 +57,8 @@ pub enum Server {
     #[value(name = "proxied-8")]
     Proxied8,
     Sockudo,
+    NodeHttp,
+    GoHttp,
 }
 
 impl Server {
@@ -78,13 +82,15 @@ impl Server {
             Self::Gateways8 => "8 gateways",
             Self::Proxied8 => "8 by proxy",
             Self::Sockudo => "sockudo",
+            Self::NodeHttp => "Node http",
+            Self::GoHttp => "Go net/http",
         }
     }
 
-    /// It is written in JavaScript and installed with npm.
+    /// Its source is among the peers' files.
     #[must_use]
     pub fn is_peer(self) -> bool {
-        matches!(self, Self::Bun | Self::Ws | Self::SocketIo)
+        matches!(self, Self::Bun | Self::Ws | Self::SocketIo | Self::NodeHttp | Self::GoHttp)
     }
 }
 
@@ -134,8 +140,8 @@ pub enum ServerError {
     Silent { name: &'static str, address: SocketAddr, log: PathBuf },
     #[error("{program} failed: {status}")]
     Failed { program: PathBuf, status: std::process::ExitStatus },
-    #[error("confining to core {core} failed: {source}")]
-    Pin { core: usize, source: io::Error },
+    #[error("confining to core {core:?} failed: {source}")]
+    Pin { core: Option<usize>, source: io::Error },
     #[error("no free port on loopback: {0}")]
     Port(#[source] io::Error),
 }
@@ -149,7 +155,8 @@ pub(super) struct Launch {
     pub(super) arguments: Vec<String>,
     pub(super) environment: Vec<(&'static str, String)>,
     pub(super) address: SocketAddr,
-    pub(super) core: usize,
+    /// `None`: all of them.
+    pub(super) core: Option<usize>,
 }
 
 /// A running server; dropping it ends the process and its children.
@@ -215,7 +222,8 @@ pub fn install_peers(places: &Places) -> Result<(), ServerError> {
 pub fn version(server: Server, places: &Places) -> Option<String> {
     let (program, flag) = match server {
         Server::Bun => (bun(places), "--version"),
-        Server::Ws => (PathBuf::from("node"), "--version"),
+        Server::Ws | Server::NodeHttp => (PathBuf::from("node"), "--version"),
+        Server::GoHttp => (PathBuf::from("go"), "version"),
         Server::Tidegate => (places.tidegate.clone(), "--version"),
         Server::Before => (places.gateway(server), "--version"),
         Server::RedisBenchmark => (PathBuf::from("redis-server"), "--version"),
@@ -266,7 +274,17 @@ pub(super) fn start(server: Server, places: &Places) -> Result<Running, ServerEr
         Server::Ws => (PathBuf::from("node"), vec!["ws.mjs".to_owned(), host, port]),
         _ => return launch_gateway(places, places.gateway(server), core, &[], Vec::new()),
     };
-    launch(places, Launch { name: server.name(), program, arguments, environment: Vec::new(), address, core })
+    launch(
+        places,
+        Launch {
+            name: server.name(),
+            program,
+            arguments,
+            environment: Vec::new(),
+            address,
+            core: Some(core),
+        },
+    )
 }
 
 /// The floor server.
@@ -274,11 +292,18 @@ pub(super) fn start_floor(places: &Places, core: usize) -> Result<Running, Serve
     let address = free_address()?;
     let arguments = vec![address.to_string()];
     let program = places.floor.clone();
-    launch(places, Launch { name: "floor", program, arguments, environment: Vec::new(), address, core })
+    launch(
+        places,
+        Launch { name: "floor", program, arguments, environment: Vec::new(), address, core: Some(core) },
+    )
 }
 
 /// A gateway without history, with more arguments than its ports.
-pub(super) fn start_gateway(places: &Places, core: usize, more: &[&str]) -> Result<Running, ServerError> {
+pub(super) fn start_gateway(
+    places: &Places,
+    core: impl Into<Option<usize>>,
+    more: &[&str],
+) -> Result<Running, ServerError> {
     // Development mode keeps history, which costs a script in Redis for each publication.
     let no_history = [
         ("TIDEGATE__NAMESPACES__DEFAULT__HISTORY_SIZE", "0"),
@@ -301,7 +326,7 @@ fn environment(words: &[(&'static str, &str)]) -> Vec<(&'static str, String)> {
 pub(super) fn launch_gateway(
     places: &Places,
     program: PathBuf,
-    core: usize,
+    core: impl Into<Option<usize>>,
     more: &[&str],
     environment: Vec<(&'static str, String)>,
 ) -> Result<Running, ServerError> {
@@ -311,7 +336,7 @@ pub(super) fn launch_gateway(
     arguments.extend_from_slice(more);
     let mut arguments: Vec<String> = arguments.into_iter().map(str::to_owned).collect();
     arguments.extend_from_slice(&places.tidegate_args);
-    launch(places, Launch { name: "gateway", program, arguments, environment, address, core })
+    launch(places, Launch { name: "gateway", program, arguments, environment, address, core: core.into() })
 }
 
 /// A router on the given ports.
@@ -337,7 +362,7 @@ pub(super) fn start_router(
             ("TIDEGATE__ASSIGN__REQUESTS_PER_SECOND", "0"),
         ]),
         address,
-        core,
+        core: Some(core),
     };
     launch(places, launched)
 }
@@ -357,7 +382,7 @@ pub(super) fn redis_at(places: &Places, core: usize, address: SocketAddr) -> Res
         arguments: arguments.map(str::to_owned).into(),
         environment: Vec::new(),
         address,
-        core,
+        core: Some(core),
     };
     launch(places, launched)
 }
@@ -377,7 +402,7 @@ pub(super) fn start_socket_io(
         // What Node's own documentation says of running a server for others.
         environment: environment(&[("NODE_ENV", "production")]),
         address,
-        core,
+        core: Some(core),
     };
     launch(places, launched)
 }
@@ -410,7 +435,7 @@ pub(super) fn output_of(
 ) -> Result<String, ServerError> {
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null());
-    let output = on_core(places, core, || command.output())?;
+    let output = on_core(places, Some(core), || command.output())?;
     let output = output.map_err(|source| ServerError::Spawn { program: program.into(), source })?;
     if !output.status.success() {
         return Err(ServerError::Failed { program: program.into(), status: output.status });
@@ -419,15 +444,19 @@ pub(super) fn output_of(
 }
 
 /// Calls `start` while this thread is on another core: a child inherits the cores of the thread that starts it.
-pub(super) fn on_core<T>(places: &Places, core: usize, start: impl FnOnce() -> T) -> Result<T, ServerError> {
+pub(super) fn on_core<T>(
+    places: &Places,
+    core: Option<usize>,
+    start: impl FnOnce() -> T,
+) -> Result<T, ServerError> {
     pin(core)?;
     let started = start();
-    pin(places.client_core)?;
+    pin(Some(places.client_core))?;
     Ok(started)
 }
 
-/// Keeps the calling thread, and what it starts from now on, on one core.
-pub(super) fn pin(core: usize) -> Result<(), ServerError> {
+/// Keeps the calling thread, and what it starts from now on, on one core, or on none.
+pub(super) fn pin(core: Option<usize>) -> Result<(), ServerError> {
     pin_thread(core).map_err(|source| ServerError::Pin { core, source })
 }
 
@@ -452,7 +481,10 @@ pub(super) fn start_sockudo(places: &Places, core: usize) -> Result<Running, Ser
     let mut environment = environment(&SOCKUDO);
     environment.extend([("HOST", address.ip().to_string()), ("PORT", address.port().to_string())]);
     let program = sockudo().unwrap_or_else(|| PathBuf::from("sockudo"));
-    launch(places, Launch { name: "sockudo", program, arguments: Vec::new(), environment, address, core })
+    launch(
+        places,
+        Launch { name: "sockudo", program, arguments: Vec::new(), environment, address, core: Some(core) },
+    )
 }
 
 /// Names and values are those of its documentation.
@@ -477,7 +509,7 @@ pub(super) fn system_program(name: &str) -> PathBuf {
 }
 
 /// The npm package puts the native program there on every system, whatever its ending.
-fn bun(places: &Places) -> PathBuf {
+pub(super) fn bun(places: &Places) -> PathBuf {
     places.peers.join("node_modules/bun/bin/bun.exe")
 }
 

@@ -6,6 +6,7 @@ use std::io;
 use std::path::Path;
 
 use super::plan::{Group, Measure};
+use super::rows::{Against, Row, row};
 use super::servers::Server;
 use super::{CompareError, Machine, Results, RoundReading};
 
@@ -17,6 +18,7 @@ fn markers(group: Group) -> [&'static str; 2] {
         Group::Router => ["<!-- bench:router:begin -->", "<!-- bench:router:end -->"],
         Group::Scaling => ["<!-- bench:scaling:begin -->", "<!-- bench:scaling:end -->"],
         Group::Pusher => ["<!-- bench:pusher:begin -->", "<!-- bench:pusher:end -->"],
+        Group::Ledger => ["<!-- bench:ledger:begin -->", "<!-- bench:ledger:end -->"],
     }
 }
 
@@ -28,149 +30,6 @@ const CLIENT_BUSY: f64 = 0.95;
 
 /// A server that got less of its core than this shared it with something else.
 const SERVER_BUSY: f64 = 0.9;
-
-/// How a measure is shown and judged.
-struct Row {
-    title: &'static str,
-    unit: &'static str,
-    decimals: usize,
-    against: Against,
-    /// What must be reached.
-    bar: &'static str,
-}
-
-/// What the gateway's reading is compared with, within a round.
-#[derive(Debug, Clone, Copy)]
-enum Against {
-    Nothing,
-    Ratio(Server),
-    Difference(Server),
-}
-
-fn row(measure: Measure) -> Row {
-    use Against::{Difference, Nothing, Ratio};
-    let bun = Ratio(Server::Bun);
-    let (title, unit, decimals, against, bar) = match measure {
-        Measure::Memory => ("user memory per idle connection, after the ramp", "B", 0, bun, "≤ 165 B"),
-        Measure::MemorySettled => ("the same, settled", "B", 0, bun, "≤ 165 B"),
-        Measure::FanoutCpu => {
-            ("CPU per delivery, 1 message in flight", "µs", 2, Ratio(Server::Floor), "≤ 1.03 × floor")
-        }
-        Measure::FanoutRate => ("deliveries/s, 64 publishes in flight", "/s", 0, bun, "≥ 2.4 × Bun"),
-        Measure::AcceptCpu => ("CPU per accepted connection", "µs", 1, bun, "≤ 1.0 × Bun"),
-        Measure::PublishRate => ("REST publishes/s, no subscribers", "/s", 0, bun, "≥ Bun"),
-        Measure::EchoRate => ("echo round trips/s", "/s", 0, bun, "≥ Bun"),
-        Measure::Pause => ("longest wait of a bystander during a broadcast", "ms", 2, bun, "≤ 5 ms"),
-        Measure::IdleCpu => ("idle CPU with heartbeats", "% of a core", 2, bun, "≤ 1 %"),
-        Measure::MemoryThree => {
-            ("user memory per raw connection with three channels, settled", "B", 0, Nothing, "≤ 400 B")
-        }
-        Measure::MemoryThreeSse => {
-            ("user memory per event stream with three channels, settled", "B", 0, Nothing, "≤ 400 B")
-        }
-        Measure::MemoryPresence => {
-            ("user memory per Pusher connection in a presence channel, settled", "B", 0, Nothing, "≤ 400 B")
-        }
-        Measure::RedisLatency => (
-            "REST on node A to client on node B, median",
-            "µs",
-            0,
-            Difference(Server::OneNode),
-            "≤ 1,000 µs over one node",
-        ),
-        Measure::RedisReceiveCpu => {
-            ("CPU of node B per publication beside its deliveries, 1 in flight", "µs", 2, Nothing, "≤ 15 µs")
-        }
-        Measure::RedisReceiveCpuLoaded => ("the same, 64 in flight", "µs", 2, Nothing, "≤ 2 µs"),
-        Measure::RedisFanoutRate => (
-            "deliveries per CPU second of node B, 64 in flight",
-            "/s",
-            0,
-            Ratio(Server::OneNode),
-            "≥ 0.9 × one node",
-        ),
-        Measure::RedisPublishRate => (
-            "publishes/s into Redis, 64 single requests in flight",
-            "/s",
-            0,
-            Ratio(Server::RedisBenchmark),
-            "≥ 0.9 × redis-benchmark",
-        ),
-        Measure::RedisBatchRate => (
-            "publishes/s into Redis, one connection with 64 at once",
-            "/s",
-            0,
-            Ratio(Server::RedisBenchmark),
-            "≥ 0.8 × redis-benchmark",
-        ),
-        Measure::RedisKeptRate => (
-            "the same with history, 64 single requests in flight",
-            "/s",
-            0,
-            Ratio(Server::RedisBenchmark),
-            "≥ 0.8 × redis-benchmark",
-        ),
-        Measure::RedisKeptBatchRate => (
-            "the same with history, one connection with 64 at once",
-            "/s",
-            0,
-            Ratio(Server::RedisBenchmark),
-            "≥ 0.8 × redis-benchmark",
-        ),
-        Measure::RedisIdleCommands => {
-            ("commands that 100,000 idle subscriptions cost Redis", "/s", 1, Nothing, "≤ 50")
-        }
-        Measure::RedisIdleScripts => {
-            ("the same with history: scripts, each for up to 512 channels", "/s", 1, Nothing, "≤ 50")
-        }
-        Measure::RedisBack => {
-            ("back after a restart of Redis, 100,000 channels of one node", "s", 2, Nothing, "≤ 3 s")
-        }
-        Measure::ProxyMemory => {
-            ("user memory per idle proxied connection", "B", 0, Ratio(Server::Haproxy), "≤ 800 B")
-        }
-        Measure::ProxyMessageCpu => {
-            ("CPU per forwarded message", "µs", 2, Ratio(Server::Nginx), "≤ HAProxy, ≤ nginx")
-        }
-        Measure::ProxyHandshakeCpu => ("CPU per proxied handshake", "µs", 1, Ratio(Server::Nginx), "≤ nginx"),
-        Measure::PlacementTime => ("placement of a key over 1,000 nodes", "µs", 2, Nothing, "≤ 5 µs"),
-        Measure::PlacementBalance => {
-            ("fullest of 50 nodes with weights 1 and 2, 100,000 keys", "× its share", 3, Nothing, "≤ 1.25")
-        }
-        Measure::PlacementMoved => {
-            ("keys that move when 1 of 50 nodes leaves", "of all", 4, Nothing, "≤ 0.026 (1.3 / 50)")
-        }
-        Measure::ScalingHeld => ("connections held", "total", 0, Nothing, "N × 1 gateway"),
-        Measure::ScalingMemory => {
-            ("user memory per connection, gateways and routers", "B", 0, Nothing, "as 1 gateway")
-        }
-        Measure::ScalingNodeCpu => ("CPU of the gateways per delivery", "µs", 2, Nothing, "as 1 gateway"),
-        Measure::ScalingAllCpu => ("the same with routers and Redis", "µs", 2, Nothing, "–"),
-        Measure::ScalingBalance => ("connections of the fullest gateway", "× mean", 2, Nothing, "≤ 1.25"),
-        Measure::ScalingLost => ("deliveries lost", "total", 0, Nothing, "0"),
-        Measure::PusherMemory => (
-            "user memory per idle connection with one public channel",
-            "B",
-            0,
-            Ratio(Server::Sockudo),
-            "≤ 800 B",
-        ),
-        Measure::PusherConnectCpu => {
-            ("CPU per connect and subscribe", "µs", 1, Ratio(Server::Sockudo), "≤ 80 µs")
-        }
-        Measure::PusherDeliveryCpu => {
-            ("CPU per delivery, 1 event in flight", "µs", 2, Ratio(Server::Sockudo), "≤ 0.5 × sockudo")
-        }
-        Measure::PusherEventsRate => (
-            "signed POST /events per second, no subscribers",
-            "/s",
-            0,
-            Ratio(Server::Sockudo),
-            "≥ 3 × sockudo",
-        ),
-    };
-    Row { title, unit, decimals, against, bar }
-}
 
 /// All tables of a run, for a terminal.
 #[must_use]

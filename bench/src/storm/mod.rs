@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use crate::publish::{Pace, PublishConfig, PublishConfigError, Publisher};
+use crate::publish::{Pace, PublishConfig, PublishConfigError, Publisher, Request};
 use crate::report::{Connections, Deliveries, Percentiles, Report};
 use crate::stats::{ConnectFailure, FleetStats};
 use crate::sys::{now_ns, raise_descriptor_limit};
@@ -244,7 +244,7 @@ fn publisher(
     let config = PublishConfig {
         target,
         api_key: options.api_key.clone(),
-        signed: false,
+        request: Request::Publish,
         connections: connections.max(1),
         pace,
         payload_bytes: options.payload_bytes,
