@@ -43,7 +43,7 @@ const ENGINE: Need = Need {
     packages: &["docker.io", "iptables", "iproute2", "tini", "mmdebstrap"],
 };
 
-const NEEDS: [Need; 7] = [
+const NEEDS: [Need; 9] = [
     REDIS,
     PROMETHEUS,
     Need { what: "nginx", present: || which("nginx").is_some(), packages: &["nginx"] },
@@ -51,6 +51,9 @@ const NEEDS: [Need; 7] = [
     Need { what: "Node 20 or newer", present: node_is_recent, packages: &["nodejs"] },
     Need { what: "npm", present: || which("npm").is_some(), packages: &["npm"] },
     Need { what: "Python 3 with venv", present: python_has_venv, packages: &["python3", "python3-venv"] },
+    // Languages of the guides.
+    Need { what: "Go", present: || which("go").is_some(), packages: &["golang-go"] },
+    Need { what: "PHP with curl", present: php_has_curl, packages: &["php-cli", "php-curl"] },
 ];
 
 /// Another package manager may hold the lock for minutes (a fresh machine's own upgrades).
@@ -197,6 +200,10 @@ fn node_is_recent() -> bool {
 
 fn python_has_venv() -> bool {
     succeeds(Command::new("python3").args(["-c", "import venv, ensurepip"]))
+}
+
+fn php_has_curl() -> bool {
+    succeeds(Command::new("php").args(["-r", "exit(function_exists('curl_init') ? 0 : 1);"]))
 }
 
 fn is_root() -> bool {
