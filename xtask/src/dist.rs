@@ -1,5 +1,5 @@
-//! `cargo xtask dist`: what a release offers to take: stripped binaries, their symbols beside, the image as an archive,
-//! checksums.
+//! `cargo xtask dist`: what a release offers to take: the stripped binary, its symbols beside, the image as an archive,
+//! checksums. For the architecture of the machine that it runs on.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,12 +10,9 @@ use anyhow::{Context, Result, bail};
 use crate::command::{cargo, output, run as run_command, which};
 use crate::workspace::Workspace;
 
-/// Static, so that they run on any Linux.
-const TARGETS: [&str; 2] = ["x86_64-unknown-linux-musl", "aarch64-unknown-linux-musl"];
-
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Only this target; without it, the static ones whose standard library is installed, else this machine's own
+    /// This target; without it, the static one of this architecture, else this machine's own
     #[arg(long, value_name = "TRIPLE")]
     target: Option<String>,
     /// Also build the image and save it as an archive, for `kind load image-archive` and the like
@@ -29,9 +26,8 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
         fs::remove_dir_all(&directory)?;
     }
     fs::create_dir_all(&directory)?;
-    for target in chosen(options.target.as_deref())? {
-        pack(&build(workspace, &target)?, &target, &directory)?;
-    }
+    let target = chosen(options.target.as_deref())?;
+    pack(&build(workspace, &target)?, &target, &directory)?;
     if options.image {
         image(workspace, &directory)?;
     }
@@ -40,28 +36,21 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     run_command(Command::new("ls").arg("-lh").arg(&directory))
 }
 
-fn chosen(asked: Option<&str>) -> Result<Vec<String>> {
-    if let Some(target) = asked {
-        return match has_standard_library(target)? {
-            true => Ok(vec![target.to_owned()]),
-            false => bail!("the standard library of {target} is not installed: rustup target add {target}"),
-        };
+/// The target that was asked for; else the static one of this architecture, or, where its standard library is missing,
+/// this machine's own.
+fn chosen(asked: Option<&str>) -> Result<String> {
+    let linux = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
+    let target = asked.unwrap_or(&linux);
+    if has_standard_library(target)? {
+        return Ok(target.to_owned());
     }
-    let mut targets = Vec::new();
-    for target in TARGETS {
-        match has_standard_library(target)? {
-            true => targets.push(target.to_owned()),
-            false => println!(
-                "not built: {target}, whose standard library is not installed (rustup target add {target})"
-            ),
-        }
+    let missing = format!("the standard library of {target} is not installed: rustup target add {target}");
+    if asked.is_some() {
+        bail!(missing);
     }
-    if targets.is_empty() {
-        let host = host()?;
-        println!("built instead: {host}, which needs the C library of the system");
-        targets.push(host);
-    }
-    Ok(targets)
+    let host = host()?;
+    println!("{missing}; built instead: {host}, which needs the C library of the system");
+    Ok(host)
 }
 
 fn host() -> Result<String> {
@@ -79,7 +68,13 @@ fn build(workspace: &Workspace, target: &str) -> Result<PathBuf> {
         return workspace.build_product();
     }
     let build = ["build", "--release", "--locked", "--package", "tidegate", "--target", target];
-    run_command(cargo(&workspace.root).args(build))?;
+    let mut cargo = cargo(&workspace.root);
+    cargo.args(build);
+    if target.starts_with("aarch64") {
+        // As in the Dockerfile: pages of 64 KiB (2^16).
+        cargo.env("JEMALLOC_SYS_WITH_LG_PAGE", "16");
+    }
+    run_command(&mut cargo)?;
     Ok(workspace.target.join(target).join("release/tidegate"))
 }
 

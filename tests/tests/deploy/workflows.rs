@@ -13,6 +13,15 @@ fn the_linter_has_nothing_to_say() {
     assert_eq!(run(tool("actionlint").arg("-no-color").args(files)), "");
 }
 
+/// The tests run on the compiler that the repository asks for.
+#[test]
+fn the_tests_compiler_is_the_repositorys() {
+    let (workflow, toolchain) = (read(".github/workflows/test.yml"), read("rust-toolchain.toml"));
+    let version =
+        toolchain.lines().find_map(|line| line.strip_prefix("channel = ")).unwrap().trim_matches('"');
+    assert!(workflow.contains(&format!("image: rust:{version}-bookworm")), "{version}");
+}
+
 /// A release is built from base images by digest, through the arguments that the Dockerfile has for them.
 #[test]
 fn a_release_names_its_base_images_by_digest() {
