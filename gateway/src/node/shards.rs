@@ -61,6 +61,18 @@ pub(crate) struct ConnectionState {
     pub(crate) subscriptions: u64,
     /// What waits for its socket.
     pub(crate) queued_bytes: u64,
+    /// The last that it was told and that is no publication, the newest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) told: Vec<Notice>,
+}
+
+/// Something that a connection was told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Notice {
+    /// The last time.
+    pub(crate) ago_s: u64,
+    pub(crate) times: u32,
+    pub(crate) text: String,
 }
 
 /// Channels that are told of a connection.

@@ -27,6 +27,7 @@ use super::{
     hand_off::TakesHandOffs,
     protocol::{Protocol, Protocols},
     publishing::Legacies,
+    told::{To, Told},
 };
 use crate::{
     admission::{AddressKey, Front},
@@ -35,7 +36,7 @@ use crate::{
     hub::{
         Hub,
         form::Encoder,
-        outgoing::{Content, Outgoing},
+        outgoing::{Content, Outgoing, gap_reason},
     },
     metrics::{Budgeted, Metrics, ShardMetrics},
     node::{
@@ -111,6 +112,7 @@ pub(crate) struct Core {
     pub(crate) rooms: Rooms,
     /// Connections that lack the balancer's header, for the log.
     pub(crate) without_header: Seldom,
+    pub(crate) told: Told,
     /// Reused for answers.
     pub(crate) scratch: Vec<u8>,
     /// What the front counts for this shard.
@@ -146,6 +148,7 @@ impl Core {
             attempts: 0,
             rooms: Rooms(shared.protocols.iter().map(|protocol| protocol.room()).collect()),
             without_header: Seldom::default(),
+            told: Told::default(),
             scratch: Vec::new(),
             connections_dealt,
             shared,
@@ -176,6 +179,11 @@ impl Core {
             || self.protocols().all(|protocol| protocol.on_notice(self, outgoing));
         if !is_told {
             return;
+        }
+        if let Content::Gap(gap) = &outgoing.content {
+            let (channel, now_ms) = (outgoing.channel.clone(), self.now_ms());
+            let text = format_args!("{}: a gap, {}", channel.name(), gap_reason(gap.reason));
+            self.told.note(To::Channel(channel.clone()), now_ms, text);
         }
         let sender = outgoing.content.sender().and_then(|sender| sender.connection.as_deref());
         let except = sender.and_then(|name| self.socket_ids.find(name));

@@ -1,6 +1,6 @@
 //! One connection for as long as something is done with it: all that protocol code sees of the shard.
 
-use std::future::Future;
+use std::{fmt::Display, future::Future};
 
 use tidegate_ops::budget::Rate;
 use tidegate_reactor::{ConnectionId, Connections};
@@ -10,8 +10,9 @@ use super::{
     Open, Session,
     core::Core,
     protocol::{Event, Protocol},
+    told::To,
 };
-use crate::metrics::Budgeted;
+use crate::{metrics::Budgeted, problem::log_refusal};
 
 /// A connection with the services of its shard. The connection may be gone, as when something was waited for meanwhile:
 /// then reads give `None`, and writes do nothing.
@@ -49,6 +50,13 @@ impl Ctx<'_> {
         if let Some(protocol) = self.protocol() {
             protocol.on_event(self, event);
         }
+    }
+
+    /// Notes that the connection is told that something was refused, or lost: in the log, and for who asks about it.
+    pub(crate) fn note_told(&mut self, what: &str, why: &dyn Display) {
+        log_refusal(what, why);
+        let (to, now_ms) = (To::Connection(self.id), self.core.now_ms());
+        self.core.told.note(to, now_ms, format_args!("{what}: {why}"));
     }
 
     /// Runs a future, and goes on with its output in this shard, also when the connection is gone by then.

@@ -59,6 +59,10 @@ impl Core {
             channels: subscriptions.iter().take(CHANNELS_TOLD).map(channel).collect(),
             subscriptions: subscriptions.len() as u64,
             queued_bytes: connections.queued_bytes(id) as u64,
+            told: self.told.to(id, session.accepted_ms, self.now_ms(), |channel| {
+                let keys = subscriptions.iter().map(|&subscription| self.hub.channel_of(subscription));
+                keys.into_iter().any(|key| self.hub.channel(key) == channel)
+            }),
         })
     }
 }

@@ -28,6 +28,7 @@ pub(crate) mod refusal;
 pub(crate) mod socket;
 mod socket_id;
 pub(crate) mod subscribing;
+pub(crate) mod told;
 
 use std::{any::Any, sync::Arc, time::Duration};
 

@@ -248,6 +248,7 @@ impl Ctx<'_> {
             [only] => hub.channel(hub.channel_of(*only)).name().to_owned(),
             _ => String::new(),
         };
+        self.note_told("dropped", &format_args!("{messages} messages that did not fit into its queue"));
         self.tell_protocol(Event::Dropped { messages, channel: &channel });
     }
 }

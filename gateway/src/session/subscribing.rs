@@ -17,7 +17,11 @@ use super::{
     Ctx, Open, Phase, Session, core::Core, fresh::Fresh, leaving::Leave, opening::terms, protocol::Event,
 };
 use crate::{
-    hub::{ChannelKey, form::FormId, outgoing::Content},
+    hub::{
+        ChannelKey,
+        form::FormId,
+        outgoing::{Content, gap_reason},
+    },
     node::{histories::Page, interest::Confirmation, roster::List},
     subscription::{Item, Machine, Output, Outputs, Read, Seen, Want},
 };
@@ -292,6 +296,10 @@ impl Ctx<'_> {
         let mut untold = None;
         for item in items {
             let content = Content::from(item);
+            if let Content::Gap(gap) = &content {
+                let name = self.core.hub.channel(key).name().to_owned();
+                self.note_told(&name, &format_args!("a gap, {}", gap_reason(gap.reason)));
+            }
             let is_forgotten = matches!(content, Content::Gap(Gap { reason: GapReason::Forgotten, .. }));
             if !self.say(key, &content, &mut out) && !is_forgotten {
                 untold = Some(content);

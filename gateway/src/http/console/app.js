@@ -374,8 +374,11 @@ async function showConnection() {
     ["Queued", bytes(found.queued_bytes)],
     ["Subscriptions", `${found.subscriptions}: ${found.channels.join(" ")}`],
   ];
+  const told = (found.told ?? []).map(({ ago_s, times, text }) =>
+    element("li", {}, `${text} `, element("span", { class: "note" }, `${span(ago_s)} ago${times > 1 ? `, ${times} times` : ""}`)));
   const list = rows.filter(([, value]) => value).flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]);
-  return [element("dl", {}, ...list)];
+  const head = paragraph(told.length ? "Told, beside publications, the newest first:" : "Told nothing but publications, as far as this goes back.");
+  return [element("dl", {}, ...list), head, element("ol", {}, ...told)];
 }
 
 async function disconnect() {

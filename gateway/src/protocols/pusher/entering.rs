@@ -19,7 +19,6 @@ use crate::{
     app::webhooks::Event,
     hub::ChannelKey,
     node::roster::{List, ListForm},
-    problem::log_refusal,
     session::{Ctx, Open, Session, presence::Present},
     subscription::Want,
 };
@@ -212,7 +211,7 @@ impl Ctx<'_> {
     pub(super) fn deny(&mut self, name: &str, kind: ErrorKind, text: &str) {
         let name = shown(name);
         self.core.metrics.subscriptions_refused.add(kind.into(), 1);
-        log_refusal(name, &text);
+        self.note_told(name, &text);
         self.tell(|out| {
             server::subscription_error(name, SubscriptionError { kind, message: text }, out);
         });

@@ -12,7 +12,6 @@ use crate::{
     hub::ChannelKey,
     metrics::DropReason,
     node::{PublishError, PublishHistory, PublishRequest},
-    problem::log_refusal,
     session::{
         Ctx, Session,
         publishing::{Ended, Rates},
@@ -103,7 +102,7 @@ impl Ctx<'_> {
         };
         self.core.metrics.messages_dropped.add(reason, 1);
         let text = refused.to_string();
-        log_refusal(channel.unwrap_or("event"), refused);
+        self.note_told(channel.unwrap_or("event"), refused);
         self.tell(|out| server::error(code, &text, channel, out));
     }
 }

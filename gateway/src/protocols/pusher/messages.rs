@@ -10,7 +10,6 @@ use tidegate_wire::pusher::{
 use super::AppKey;
 use crate::{
     metrics::DropReason,
-    problem::log_refusal,
     session::{Ctx, Session},
 };
 
@@ -86,7 +85,7 @@ impl Ctx<'_> {
     /// An error without a code. The name of the channel is said back, as far as it can be one.
     pub(super) fn tell_error(&mut self, channel: Option<&str>, text: &str) {
         let channel = channel.map(shown);
-        log_refusal(channel.unwrap_or("message"), &text);
+        self.note_told(channel.unwrap_or("message"), &text);
         self.tell(|out| server::error(None, text, channel, out));
     }
 }

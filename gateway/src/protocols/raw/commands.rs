@@ -17,7 +17,6 @@ use super::forms;
 use crate::{
     auth::{Authenticator, Claims, Verdict},
     hub::{ChannelKey, outgoing::Content},
-    problem::log_refusal,
     session::{Ctx, protocol::ProtocolState, publishing::Rates},
 };
 
@@ -121,7 +120,7 @@ impl Ctx<'_> {
     }
 
     pub(super) fn refuse_command(&mut self, id: Option<u64>, code: u16, message: &str) {
-        log_refusal("command", &format_args!("{code} {message}"));
+        self.note_told("command", &format_args!("{code} {message}"));
         let mut text = Vec::new();
         command::encode_error(id, code, message, &mut text);
         self.tell_text(&text);

@@ -16,7 +16,6 @@ use crate::{
     event::{self, EventNameError},
     metrics::DropReason,
     node::{PublishError, PublishHistory, PublishRequest},
-    problem::log_refusal,
     session::{Ctx, Session, leaving::Leave, publishing::Rates},
 };
 
@@ -156,7 +155,7 @@ impl Ctx<'_> {
     pub(super) fn refuse_publish(&mut self, refused: &Refused) {
         let (code, reason) = refused.kind();
         self.core.metrics.messages_dropped.add(reason, 1);
-        log_refusal("publish", refused);
+        self.note_told("publish", refused);
         let Some(open) = self.connections.get(self.id).and_then(Session::open) else { return };
         if open.form.plain() == ENVELOPED {
             let mut notice = Vec::new();
