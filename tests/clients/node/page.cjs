@@ -41,6 +41,20 @@ async function exercise(page, transport) {
   assert.strictEqual(await messages.locator("b").filter({ hasText: "not markup" }).count(), 0, "payloads are text");
 }
 
+// A wrong key is said to be one, where it was typed; with the right one all is well.
+async function refuse(page) {
+  const key = page.getByLabel("API key");
+  await key.fill("it's wrong");
+  assert.ok((await page.locator("#curl").textContent()).startsWith(`curl -H 'authorization: Bearer it'\\''s wrong' `));
+  await page.getByRole("button", { name: "Publish", exact: true }).click();
+  await page.getByText("not published: the API key is not known").waitFor();
+  assert.strictEqual(await key.getAttribute("aria-invalid"), "true");
+  await key.fill("dev-key");
+  await page.getByRole("button", { name: "Publish", exact: true }).click();
+  await page.getByText("accepted at").waitFor();
+  assert.strictEqual(await key.getAttribute("aria-invalid"), "false");
+}
+
 async function until(what, condition) {
   const deadline = Date.now() + 30000;
   while (!(await condition())) {
@@ -74,7 +88,8 @@ async function main() {
   const page = await browser.newPage({ viewport: VIEWPORTS.phone });
   const problems = [];
   page.on("pageerror", (error) => problems.push(String(error)));
-  page.on("console", (message) => message.type() === "error" && problems.push(message.text()));
+  // Chromium writes a line for each answer of 4xx; that to the wrong key is asked for.
+  page.on("console", (message) => message.type() === "error" && !message.text().includes("401") && problems.push(message.text()));
   page.on("request", (request) => {
     const origin = new URL(request.url()).origin;
     if (origin !== GATEWAY && !request.url().startsWith("data:")) problems.push(`foreign request: ${request.url()}`);
@@ -83,6 +98,7 @@ async function main() {
   assert.ok(answer.headers()["content-security-policy"], "the page has a content security policy");
   await exercise(page, "WebSocket");
   await exercise(page, "EventSource");
+  await refuse(page);
   for (const device of Object.keys(VIEWPORTS)) {
     for (const scheme of ["light", "dark"]) await picture(page, device, scheme);
   }

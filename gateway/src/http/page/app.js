@@ -2,7 +2,6 @@
 // itself and asks for what it missed.
 "use strict";
 
-const KEY = "dev-key";
 const MESSAGES_MAX = 200;
 const POLL_MS = 2000;
 const RETRY_MS = { first: 500, most: 10000 };
@@ -16,7 +15,7 @@ const GAPS = {
 const $ = (id) => document.getElementById(id);
 const view = {
   state: $("state"), channel: $("channel"), target: $("target"), curl: $("curl"), copy: $("copy"),
-  messages: $("messages"), empty: $("empty"), published: $("published"), payload: $("payload"),
+  messages: $("messages"), empty: $("empty"), published: $("published"), payload: $("payload"), key: $("key"),
   connections: $("connections"), subscribers: $("subscribers"), received: $("received"), where: $("where"),
 };
 
@@ -128,13 +127,15 @@ async function publish() {
   try {
     answer = await fetch(publishPath(view.channel.value), {
       method: "POST",
-      headers: { authorization: `Bearer ${KEY}`, "content-type": "text/plain; charset=utf-8" },
+      headers: { authorization: `Bearer ${view.key.value}`, "content-type": "text/plain; charset=utf-8" },
       body: view.payload.value,
     });
   } catch {
     return showPublished("not published: the gateway does not answer", true);
   }
   const body = await answer.json().catch(() => ({}));
+  const isKey = answer.status === 401 || answer.status === 403;
+  view.key.setAttribute("aria-invalid", String(isKey));
   if (!answer.ok) return showPublished(`not published: ${body.detail ?? body.title ?? answer.status}`, true);
   showPublished(body.epoch == null ? "accepted" : `accepted at ${body.epoch}:${body.offset}`);
 }
@@ -156,13 +157,18 @@ function showState(state, text, title = "") {
   view.state.title = title;
 }
 
+// In single quotes a shell changes nothing but a single quote.
+function quoted(text) {
+  return `'${text.replaceAll("'", `'\\''`)}'`;
+}
+
 function showTarget() {
   const channel = view.channel.value;
   view.target.textContent = channel;
-  // In single quotes a shell changes nothing but a single quote; `--data-raw` takes an @ at the begin for one.
-  const payload = `'${view.payload.value.replaceAll("'", `'\\''`)}'`;
+  // `--data-raw` takes an @ at the beginning for one.
+  const payload = quoted(view.payload.value);
   const address = `'${location.origin}${publishPath(channel)}'`;
-  view.curl.textContent = `curl -H 'authorization: Bearer ${KEY}' --data-raw ${payload} ${address}`;
+  view.curl.textContent = `curl -H ${quoted(`authorization: Bearer ${view.key.value}`)} --data-raw ${payload} ${address}`;
 }
 
 // Text only ever enters as textContent: a message is data, never markup.
@@ -235,5 +241,6 @@ $("clear").addEventListener("click", () => { view.messages.replaceChildren(); vi
 for (const choice of document.querySelectorAll("[name=transport]")) choice.addEventListener("change", subscribe);
 view.channel.addEventListener("input", showTarget);
 view.payload.addEventListener("input", showTarget);
+view.key.addEventListener("input", () => { view.key.removeAttribute("aria-invalid"); showTarget(); });
 setInterval(() => { if (!document.hidden) poll(); }, POLL_MS);
 subscribe();
