@@ -87,8 +87,9 @@ struct Record<T> {
     failing_since: At,
 }
 
-/// A member that the source lacks, and that answers us, cannot reach its source: its clients get nothing that others
-/// publish. They are moved after so long, when it is not the source that fails.
+/// A member that the source lacks, and that answers us well, may be one that the source forgot. Its clients are moved after
+/// so long, when it is not the source that fails. One that says that it cannot reach its source is not waited for: its
+/// clients get nothing that others publish.
 const ABSENT: Duration = Duration::from_secs(20);
 
 /// A registry that lost its data (a restarted Redis, a failover) answers with nobody, then with one member after the
@@ -118,6 +119,7 @@ impl<T> Membership<T> {
                     late_since: if renewed { None } else { before.late_since.or(Some(now)) },
                     // Whose source hears of it again is not checked any more.
                     failures: if renewed && announced { 0 } else { before.failures },
+                    refusing: before.refusing && !(renewed && announced),
                     ..before
                 },
             };
@@ -244,8 +246,10 @@ impl<T> Record<T> {
             return match () {
                 // Neither its source nor we hear of it.
                 () if fails && !doubts || fails_long => Standing::Lost,
+                // It says itself that it can serve nobody.
+                () if self.refusing && !doubts => Standing::Lost,
                 () if !doubts && absent >= ABSENT => Standing::Lost,
-                () if doubts && !self.refusing => Standing::Live,
+                () if doubts && (panics || !self.refusing) => Standing::Live,
                 () => Standing::Leaving,
             };
         }

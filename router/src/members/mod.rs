@@ -95,6 +95,10 @@ struct Leaving(Vec<Listed>);
 /// As often as gateways announce themselves.
 const REGISTRY_INTERVAL: Duration = Duration::from_secs(1);
 
+/// What gateways are asked unless it is configured, and those of a registry.
+const ALIVE: &str = "/livez";
+const READY: &str = "/readyz";
+
 /// Health checks under way at once.
 const CHECKS_AT_ONCE: usize = 64;
 
@@ -123,7 +127,8 @@ impl Members {
         Self::new(source, health.interval, health, chooser, metrics)
     }
 
-    /// Nodes that announce themselves on a backplane. Those of which it says nothing good are checked.
+    /// Nodes that announce themselves on a backplane. Those of which it says nothing good are checked, unless it is said
+    /// otherwise for whether they are ready: one that cannot reach the backplane lives, and serves nobody.
     pub fn of_registry(
         nodes: Arc<dyn ReadNodes>,
         names: Names,
@@ -132,6 +137,8 @@ impl Members {
         metrics: Arc<Metrics>,
     ) -> Self {
         let source = Source::Registry(Box::new(Registry::new(nodes, names)));
+        let path = if &*health.path == ALIVE { READY.into() } else { health.path };
+        let health = Health { path, ..health };
         Self::new(source, REGISTRY_INTERVAL, health, chooser, metrics)
     }
 

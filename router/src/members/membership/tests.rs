@@ -77,6 +77,30 @@ fn a_node_that_only_we_hear_of_keeps_its_clients_for_a_while() {
     registry(&story, &[]);
 }
 
+/// It is cut off from its source, as it says: its lease was patience enough.
+#[test]
+fn a_node_that_says_that_it_serves_nobody_is_lost_with_its_lease() {
+    let mut membership = Membership::new(RULES);
+    membership.listed(s(0), named(ALL), true);
+    membership.listed(s(1), named(&["a", "b"]), true);
+    assert_eq!(shown(&mut membership, s(1)), "a b c-");
+    membership.checked(s(1), "c", Found::Refusing);
+    assert_eq!(shown(&mut membership, s(1)), "a b");
+    // One that has announced itself again is believed, whatever it said before.
+    let mut membership = Membership::new(RULES);
+    membership.listed(s(0), named(ALL), true);
+    let late = || named(ALL).into_iter().map(|listed| Listed { renewed: false, ..listed }).collect();
+    membership.listed(s(1), late(), true);
+    membership.checked(s(4), "c", Found::Refusing);
+    assert_eq!(shown(&mut membership, s(4)), "a b c-");
+    membership.listed(s(5), named(ALL), true);
+    assert_eq!(shown(&mut membership, s(5)), "a b c");
+    // Where nearly all say so, it is Redis that is away.
+    membership.listed(s(6), named(NOBODY), true);
+    ALL.iter().for_each(|name| membership.checked(s(6), name, Found::Refusing));
+    assert_eq!(shown(&mut membership, s(60)), "a b c");
+}
+
 #[test]
 fn a_node_that_drained_leaves_at_once() {
     registry(&[(Some(&["a", "b*"]), "a b-"), (Some(&["a"]), "a")], &[]);
