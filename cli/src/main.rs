@@ -26,7 +26,10 @@ use tidegate_gateway::{
     config::{Config, ConfigError},
     server::{self, Server, StartError},
 };
-use tidegate_ops::{config::Loader, descriptors, log};
+use tidegate_ops::{
+    config::{Loader, without_passwords},
+    descriptors, log,
+};
 use tidegate_router::{config as router, server::Server as RouterServer};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -58,7 +61,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(code) => code,
         Err(Failure { sentence, code }) => {
-            eprintln!("tidegate: {sentence}");
+            eprintln!("tidegate: {}", without_passwords(&sentence));
             ExitCode::from(code)
         }
     }

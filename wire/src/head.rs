@@ -139,18 +139,17 @@ impl<'b> Head<'b> {
         self.len.saturating_sub(added.min(FORWARDING_BYTES_MAX))
     }
 
-    /// Checks that it says which host is meant: once, and always in HTTP/1.1 (RFC 9112 §3.2). The value may be empty,
-    /// and otherwise has only what a host and a port are written with (RFC 3986 §3.2.2).
+    /// Checks that it says which host is meant: once, and always in HTTP/1.1 (RFC 9112 §3.2). The value may be empty.
     ///
     /// # Errors
     /// [`HeadError::Host`].
     pub fn check_host(&self) -> Result<(), HeadError> {
         let mut hosts =
             self.headers().filter(|(name, _)| name.eq_ignore_ascii_case("host")).map(|(_, value)| value);
-        let of_host = |byte: &u8| byte.is_ascii_graphic() && !b",/?#@".contains(byte);
+        let is_host = |host: &[u8]| host.is_empty() || std::str::from_utf8(host).is_ok_and(is_authority);
         match (hosts.next(), hosts.next()) {
             (None, _) if self.minor_version == 0 => Ok(()),
-            (Some(host), None) if host.iter().all(of_host) => Ok(()),
+            (Some(host), None) if is_host(host) => Ok(()),
             _ => Err(HeadError::Host),
         }
     }
@@ -252,7 +251,8 @@ fn strip_authority(target: &str) -> Option<&str> {
     is_authority(authority).then_some(rest)
 }
 
-/// `HOST` or `HOST:PORT`, the host a name or an address. User names have no meaning here.
+/// `HOST` or `HOST:PORT`, the host a name or an address (RFC 3986 §3.2.2), one of IPv6 also with its zone. User names have
+/// no meaning here.
 fn is_authority(text: &str) -> bool {
     let (host, port) = match text.strip_prefix('[').map(|rest| rest.split_once(']')) {
         Some(Some((host, port))) => (host, port.strip_prefix(':').or(port.is_empty().then_some(""))),
@@ -263,11 +263,14 @@ fn is_authority(text: &str) -> bool {
         },
     };
     let of_host = |byte: u8| {
-        byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) || (text.starts_with('[') && byte == b':')
+        byte.is_ascii_alphanumeric()
+            || b"-._~".contains(&byte)
+            || (text.starts_with('[') && b":%".contains(&byte))
     };
-    !host.is_empty()
-        && host.bytes().all(of_host)
-        && port.is_some_and(|port| port.len() <= 5 && port.bytes().all(|byte| byte.is_ascii_digit()))
+    let is_port = |port: &str| {
+        port.is_empty() || port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok()
+    };
+    !host.is_empty() && host.bytes().all(of_host) && port.is_some_and(is_port)
 }
 
 #[cfg(test)]
@@ -286,7 +289,15 @@ mod tests {
             let head = format!("GET /sse HTTP/1.{version}\r\n{lines}\r\n");
             assert_eq!(parse(&head).check_host(), expect, "{head:?}");
         };
-        for host in ["localhost", "example.com:8000", "127.0.0.1:80", "[::1]:8000", ""] {
+        for host in [
+            "localhost",
+            "example.com:8000",
+            "my_host:",
+            "127.0.0.1:80",
+            "[::1]:8000",
+            "[fe80::1%25eth0]",
+            "",
+        ] {
             check(1, &[host], Ok(()));
             check(0, &[host], Ok(()));
         }
@@ -294,7 +305,9 @@ mod tests {
         check(1, &[], Err(HeadError::Host));
         for version in [0, 1] {
             check(version, &["a", "a"], Err(HeadError::Host));
-            for host in ["a, b", "a b", "a/b", "user@a", "é"] {
+            for host in
+                ["a, b", "a b", "a/b", "user@a", "é", "[::1", "::1", "a:99999", "a:+1", "a:b", ":80", "a\"b"]
+            {
                 check(version, &[host], Err(HeadError::Host));
             }
         }

@@ -27,7 +27,7 @@ pub struct Query {
     pub since: Vec<Option<Since>>,
     /// `token` or `access_token`.
     pub token: Option<String>,
-    /// `lastEventId`: what clients that cannot set headers send for `Last-Event-ID`.
+    /// `lastEventId`, however it is written: what clients that cannot set headers send for `Last-Event-ID`.
     pub last_event_id: Option<String>,
 }
 
@@ -117,7 +117,7 @@ impl Query {
                 "access_token" => {
                     set_once(&mut parsed.token, decode(value, "access_token")?, "access_token")?
                 }
-                "lastEventId" => {
+                key if is_last_event_id(key) => {
                     set_once(&mut parsed.last_event_id, decode(value, "lastEventId")?, "lastEventId")?
                 }
                 _ => {}
@@ -314,6 +314,12 @@ fn end_change(connections: u64, out: &mut Vec<u8>) {
     out.extend_from_slice(b"}}");
 }
 
+/// Polyfills write it as `lastEventId`, `lastEventID`, `Last-Event-ID` or `evs_last_event_id`.
+fn is_last_event_id(key: &str) -> bool {
+    let letters = key.strip_prefix("evs_").unwrap_or(key).bytes().filter(u8::is_ascii_alphanumeric);
+    letters.map(|byte| byte.to_ascii_lowercase()).eq(*b"lasteventid")
+}
+
 fn decode(value: &str, parameter: &'static str) -> Result<String, QueryError> {
     form_decode(value).map(Cow::into_owned).map_err(|_| QueryError::Encoding { parameter })
 }
@@ -373,6 +379,16 @@ mod tests {
         let mut out = Vec::new();
         encode(&mut out);
         serde_json::from_slice(&out).expect("JSON")
+    }
+
+    #[test]
+    fn the_last_event_id_has_many_names() {
+        for key in ["lastEventId", "lastEventID", "last_event_id", "Last-Event-ID", "evs_last_event_id"] {
+            let query = Query::parse(Some(&format!("channel=a&{key}=k3:5"))).expect("a query");
+            assert_eq!(query.last_event_id.as_deref(), Some("k3:5"), "{key}");
+        }
+        assert_eq!(Query::parse(Some("eventId=1&last=2")), Ok(Query::default()));
+        assert!(Query::parse(Some("lastEventId=1&last_event_id=2")).is_err());
     }
 
     #[test]

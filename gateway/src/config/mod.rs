@@ -271,6 +271,7 @@ impl Config {
         self.internal_access()?;
         self.check_dev()?;
         self.check_limits()?;
+        self.check_times()?;
         self.check_history()?;
         self.redis_options().map(drop)
     }
@@ -348,6 +349,27 @@ impl Config {
                     "who has no credentials has no more than others",
                 )
             }
+            () if is_above(limits.subscriptions, defaults.subscriptions, limits.channels) => (
+                "limits.subscriptions",
+                "limits.channels",
+                "one connection has no more channels than its node",
+            ),
+            () if is_above(
+                limits.address_handshakes_per_second,
+                defaults.address_handshakes_per_second,
+                limits.handshakes_per_second,
+            ) =>
+            {
+                (
+                    "limits.address_handshakes_per_second",
+                    "limits.handshakes_per_second",
+                    "one address has no more handshakes than all",
+                )
+            }
+            // A head beside a token: those of browsers have some 500 bytes.
+            () if limits.head_bytes < ByteSize::new(1024) => {
+                ("limits.head_bytes", "1KiB", "a browser's request needs that")
+            }
             // The default is what this machine has descriptors for.
             () if limits.connections != defaults.connections
                 && limits.connections_per_address > limits.connections =>
@@ -359,6 +381,24 @@ impl Config {
                 )
             }
             () => return Ok(()),
+        };
+        Err(ConfigError::Contradiction { key: key.into(), other: other.into(), rule })
+    }
+
+    /// Nothing arrives in no time, and a repetition that is due too late is none.
+    fn check_times(&self) -> Result<(), ConfigError> {
+        let nothing = [
+            ("limits.handshake_timeout", self.limits.handshake_timeout),
+            ("heartbeat.timeout", self.heartbeat.timeout),
+            ("heartbeat.interval", self.heartbeat.interval),
+            ("webhooks.timeout", self.webhooks.timeout),
+        ];
+        let (key, other, rule) = match nothing.into_iter().find(|(_, time)| time.is_zero()) {
+            Some((key, _)) => (key, "0s", "nobody answers in no time"),
+            None if self.webhooks.retry_wait > self.webhooks.retry_for => {
+                ("webhooks.retry_wait", "webhooks.retry_for", "the first repetition must come within it")
+            }
+            None => return Ok(()),
         };
         Err(ConfigError::Contradiction { key: key.into(), other: other.into(), rule })
     }

@@ -10,6 +10,7 @@ use axum::{
 };
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use tidegate_backplane::Channel;
+use tidegate_wire::head::UNREADABLE;
 
 use super::{HttpState, error::ApiError};
 use crate::{
@@ -30,7 +31,14 @@ pub(super) fn authorize(
     scope: Scope,
     channel: Option<&Channel>,
 ) -> Result<Arc<ApiKey>, ApiError> {
-    let bearer = single(headers, &header::AUTHORIZATION).and_then(|value| bearer(value.to_str().ok()?));
+    // One that cannot be read, or is given twice, is no key that is known.
+    let bearer = match headers.contains_key(header::AUTHORIZATION) {
+        true => match single(headers, &header::AUTHORIZATION).map(HeaderValue::to_str) {
+            Some(Ok(text)) => bearer(text),
+            _ => Some(UNREADABLE),
+        },
+        false => None,
+    };
     state.keys.authorize(bearer, scope, channel).map_err(|error| refuse(state, error))
 }
 

@@ -45,7 +45,7 @@ impl Core {
         head: &Head<'_>,
         query: &Query,
     ) -> Result<(Vec<Channel>, Option<Claims>), Stop> {
-        let is_anonymous = credential(head, query).is_none();
+        let is_anonymous = credential(head, query).map_err(Refusal::Token)?.is_none();
         let channels = self.url_channels(query, is_anonymous)?;
         let (claims, app) = self.authorise(head, query, &channels)?;
         let app = app.as_ref().map(AppId::as_str);
@@ -151,12 +151,9 @@ impl Core {
     }
 
     fn credentials(&self, head: &Head<'_>, query: &Query) -> Result<Credentials, Stop> {
-        if head.header("authorization") == Some(UNREADABLE) {
-            let unreadable =
-                TokenError::Malformed("the Authorization header is not UTF-8, or is given twice");
-            return Err(Refusal::Token(unreadable).into());
-        }
-        let Some(text) = credential(head, query) else { return Ok(Credentials::Anonymous) };
+        let Some(text) = credential(head, query).map_err(Refusal::Token)? else {
+            return Ok(Credentials::Anonymous);
+        };
         // Two dots make a token (RFC 7515 section 7.1); API keys come in the header only, not in URLs.
         let is_token = text.bytes().filter(|&byte| byte == b'.').count() == 2;
         if !is_token && query.token.is_none() {
@@ -170,16 +167,23 @@ impl Core {
     }
 }
 
-/// The token or key of a request: a parameter, a header, or an entry of the one header that browsers can set, which
-/// stands in no log of URLs.
-fn credential<'a>(head: &'a Head<'_>, query: &'a Query) -> Option<Cow<'a, str>> {
-    let entry = || {
-        let offered = head.header_joined("sec-websocket-protocol")?;
-        let mut names = tidegate_wire::upgrade::protocols(&offered);
-        names.find_map(|name| name.strip_prefix("bearer.").map(str::to_owned))
-    };
-    let header = || head.header("authorization").filter(|&header| header != UNREADABLE).and_then(bearer);
-    query.token.as_deref().or_else(header).map(Cow::Borrowed).or_else(|| entry().map(Cow::Owned))
+/// The token or key of a request: a parameter, else a header, else an entry of the one header that browsers can set, which
+/// stands in no log of URLs. What is there and cannot be read is not taken for absent.
+fn credential<'a>(head: &'a Head<'_>, query: &'a Query) -> Result<Option<Cow<'a, str>>, TokenError> {
+    let authorization = head.header("authorization");
+    if authorization == Some(UNREADABLE) {
+        return Err(TokenError::Malformed("the Authorization header is not UTF-8, or is given twice"));
+    }
+    let offered = head.header_joined("sec-websocket-protocol").unwrap_or_default();
+    let mut entries = offered.split(',').filter_map(|name| name.trim().strip_prefix("bearer."));
+    let entry = entries.next();
+    if offered.contains(UNREADABLE) || entries.any(|other| Some(other) != entry) {
+        return Err(TokenError::Malformed(
+            "the Sec-WebSocket-Protocol header is not UTF-8, or has several tokens",
+        ));
+    }
+    let given = query.token.as_deref().or_else(|| authorization.and_then(bearer)).map(Cow::Borrowed);
+    Ok(given.or_else(|| entry.map(|entry| Cow::Owned(entry.to_owned()))))
 }
 
 impl Core {

@@ -19,6 +19,6 @@ mod tests;
 
 pub use error::{ConfigError, Empty, Origin};
 pub use reference::reference;
-pub use section::{Entry, List, Load, Node};
+pub use section::{Entry, List, Load, Node, without_passwords};
 pub use setting::{ByteSize, Secret, Setting, Sha256, THREADS_MAX, UnitError, parse_duration};
 pub use sources::{Flag, Loader, Merged, PREFIX, Sources, read_secret};

@@ -120,6 +120,20 @@ fn origin_text(value: &Value) -> Option<&str> {
     }
 }
 
+/// A sentence without the user information of the addresses in it, which may be a password. Whatever is before the last
+/// `@` counts as such.
+#[must_use]
+pub fn without_passwords(sentence: &str) -> String {
+    let (mut out, mut rest) = (String::new(), sentence);
+    while let Some((before, after)) = rest.split_once("://") {
+        let end = after.find([' ', '"', '\n']).unwrap_or(after.len());
+        let address = &after[..end];
+        out += &format!("{before}://{}", if address.contains('@') { "…@" } else { "" });
+        rest = address.rfind('@').map_or(after, |at| &after[at + 1..]);
+    }
+    out + rest
+}
+
 /// A value in one line. User information in an address is left out: it may be a password.
 fn shown(value: &Value) -> String {
     match &value.kind {
@@ -290,4 +304,23 @@ macro_rules! section {
             }
         }
     };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_are_in_no_sentence() {
+        for (sentence, shown) in [
+            ("http://me:hunter2@h:1 does not answer", "http://…@h:1 does not answer"),
+            ("the host of \"ws://me:hun@ter2@h\" has no address", "the host of \"ws://…@h\" has no address"),
+            ("http://a, then https://me:hunter2@b/p", "http://a, then https://…@b/p"),
+            ("redis://:hun/ter2@h", "redis://…@h"),
+            ("mail ann@example.org", "mail ann@example.org"),
+            ("http://h", "http://h"),
+        ] {
+            assert_eq!(without_passwords(sentence), shown);
+        }
+    }
 }

@@ -99,3 +99,19 @@ fn healthcheck_tells_by_its_exit_code() {
     gateway.kill();
     assert_ne!(healthcheck(&url), Some(0));
 }
+
+#[test]
+fn no_command_prints_the_password_of_an_address() {
+    let url = "http://me:hunter2@127.0.0.1:1";
+    for words in [
+        vec!["healthcheck", url],
+        vec!["top", "--once", "--url", url],
+        vec!["storm", url],
+        vec!["check", url],
+        vec!["doctor", "--url", url],
+    ] {
+        let exit = Process::spawn("tidegate", Command::new(product_binary()).args(&words)).wait(DEADLINE);
+        assert_ne!(exit.code, Some(0), "{words:?}: {exit}");
+        assert!(!format!("{exit}").contains("hunter2"), "{words:?}: {exit}");
+    }
+}

@@ -62,6 +62,30 @@ fn settings_that_do_not_fit_together() {
             "`apps.a.limits.client_events_per_second` and `limits.messages_per_second` do not fit together: each event of a client is a message",
         ),
         (
+            "[limits]\nsubscriptions = 50\nchannels = 20",
+            "`limits.subscriptions` and `limits.channels` do not fit together: one connection has no more channels than its node",
+        ),
+        (
+            "[limits]\nhandshakes_per_second = 10\naddress_handshakes_per_second = 11",
+            "`limits.address_handshakes_per_second` and `limits.handshakes_per_second` do not fit together: one address has no more handshakes than all",
+        ),
+        (
+            "[limits]\nhead_bytes = 100",
+            "`limits.head_bytes` and `1KiB` do not fit together: a browser's request needs that",
+        ),
+        (
+            "[limits]\nhandshake_timeout = '0s'",
+            "`limits.handshake_timeout` and `0s` do not fit together: nobody answers in no time",
+        ),
+        (
+            "[heartbeat]\ntimeout = '0s'",
+            "`heartbeat.timeout` and `0s` do not fit together: nobody answers in no time",
+        ),
+        (
+            "[webhooks]\nretry_wait = '2m'\nretry_for = '1m'",
+            "`webhooks.retry_wait` and `webhooks.retry_for` do not fit together: the first repetition must come within it",
+        ),
+        (
             "[namespaces.chat]\nhistory_size = 10",
             "`namespaces.chat.history_size` and `namespaces.chat.history_age` do not fit together: history needs both to be above zero, or neither",
         ),

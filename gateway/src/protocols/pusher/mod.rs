@@ -168,8 +168,11 @@ impl Protocol for PusherChannels {
     }
 
     /// Pages of any origin may connect: nothing is granted for what a browser sends along, but for signatures that a
-    /// page has to ask its own server for.
+    /// page has to ask its own server for. In `--dev` everybody knows the secret.
     fn accept(&self, core: &Core, head: &Head<'_>) -> Result<Request, Stop> {
+        if core.shared.node.config().dev {
+            core.check_origin(head)?;
+        }
         let upgrade = core.upgrade(head)?;
         let wanted: Wanted = opening::wanted_app(core, head);
         Ok(Request { state: Some(Box::new(wanted)), ..Request::bare(Some(upgrade)) })

@@ -99,6 +99,18 @@ fn values_are_octets() {
         is(&head(rig.address, &upgrade(&[wrong])), 401);
     }
     is(&head(rig.address, &upgrade(&[b"Authorization: Bearer a", b"Authorization: Bearer a"])), 401);
+    // Browsers send their token among the subprotocols, where only one can be meant, too.
+    for wrong in [
+        &b"Sec-WebSocket-Protocol: tidegate.v1, bearer.a.b.c\xff"[..],
+        b"Sec-WebSocket-Protocol: tidegate.v1\r\nSec-WebSocket-Protocol: bearer.a.b.c\xff",
+        b"Sec-WebSocket-Protocol: tidegate.v1, bearer.",
+        b"Sec-WebSocket-Protocol: tidegate.v1, bearer.a b",
+        b"Sec-WebSocket-Protocol: tidegate.v1, bearer.a/b=",
+        b"Sec-WebSocket-Protocol: bearer.a.b.c, bearer.d.e.f",
+    ] {
+        is(&head(rig.address, &upgrade(&[wrong])), 401);
+    }
+    is(&head(rig.address, &upgrade(&[b"Sec-WebSocket-Protocol: tidegate.v1, other"])), 101);
     // What a proxy asks its own clients for is not meant for us.
     is(&head(rig.address, &upgrade(&[b"Authorization: Basic eDp5"])), 101);
 }
@@ -142,6 +154,11 @@ fn a_last_event_id_may_be_a_parameter() {
     assert_eq!(client.expect_event().data, "2");
 }
 
+/// The same request, to the app whose secret everybody knows.
+fn to_app(request: Vec<u8>) -> Vec<u8> {
+    String::from_utf8(request).unwrap().replace("/ws?channel=news", "/app/dev-key?protocol=7").into_bytes()
+}
+
 /// In development the credentials are known to everybody, so only this machine's pages may use them.
 #[test]
 fn in_development_pages_of_this_machine_may_connect_and_no_others() {
@@ -152,12 +169,16 @@ fn in_development_pages_of_this_machine_may_connect_and_no_others() {
         is(&head(rig.address, &upgrade(&[format!("Origin: {origin}").as_bytes()])), 101);
     }
     for origin in ["https://evil.example", "null"] {
-        is(&head(rig.address, &upgrade(&[format!("Origin: {origin}").as_bytes()])), 403);
+        let asked = upgrade(&[format!("Origin: {origin}").as_bytes()]);
+        is(&head(rig.address, &asked), 403);
+        is(&head(rig.address, &to_app(asked)), 403);
     }
     let rebound = |request: Vec<u8>| {
         let text = String::from_utf8(request).unwrap();
         text.replace("Host: localhost", "Host: evil.example:8000").into_bytes()
     };
+    is(&head(rig.address, &to_app(upgrade(&[b"Origin: http://localhost:5173"]))), 101);
+    is(&head(rig.address, &to_app(rebound(upgrade(&[])))), 403);
     is(&head(rig.address, &rebound(upgrade(&[b"Origin: http://evil.example:8000"]))), 403);
     is(&head(rig.address, &rebound(get("/sse?channel=news", &[]))), 403);
     is(&head(rig.address, &rebound(get("/v1/nodes", &[b"Authorization: Bearer dev-key"]))), 403);
