@@ -11,7 +11,7 @@ use std::{
 };
 
 use slab::Slab;
-use tidegate_ops::budget::{AddressBudgets, SharedBudget};
+use tidegate_ops::budget::{AddressBudgets, SharedBudget, customer};
 
 use crate::{config::Limits, metrics::HandshakeResult};
 
@@ -156,6 +156,7 @@ impl Front {
     pub(crate) fn name(&self, ip: IpAddr) -> Result<AddressKey, Over> {
         let mut addresses = lock(&self.addresses);
         let Addresses { keys, entries } = &mut *addresses;
+        let ip = customer(ip);
         let key = match keys.entry(ip) {
             Entry::Vacant(vacant) => *vacant.insert(entries.insert((ip, 1)) as u32),
             Entry::Occupied(occupied) => {
@@ -196,4 +197,27 @@ impl Over {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    /// Whoever has one IPv6 address has 2^64 of them.
+    #[test]
+    fn the_addresses_of_one_customer_are_one() {
+        let front = Front::new(Limits { connections_per_address: 2, connections: 10, ..Limits::default() });
+        let admit = |ip: &str| front.admit(ip.parse().unwrap());
+        let first = admit("2001:db8:0:1::1").unwrap();
+        assert!(admit("2001:db8:0:1:ffff::2").is_ok());
+        assert_eq!(admit("2001:db8:0:1::3"), Err(Over::Address));
+        assert!(admit("2001:db8:0:2::1").is_ok(), "another network");
+        front.release(first);
+        assert!(admit("2001:db8:0:1::4").is_ok());
+        assert!(admit("192.0.2.1").is_ok() && admit("::ffff:192.0.2.1").is_ok());
+        assert_eq!(admit("192.0.2.1"), Err(Over::Address));
+        assert!(admit("192.0.2.2").is_ok());
+    }
 }

@@ -180,13 +180,12 @@ impl AddressBudgets {
         Self { rows: [(); 2].map(|()| (RandomState::new(), budgets())), rate }
     }
 
-    /// Takes one for an address, or says how long until there is one. All addresses of an IPv6 /64, which is what one
-    /// customer has at least, are one.
+    /// Takes one for an address, or says how long until there is one. Those of one [`customer`] share it.
     pub fn take(&self, address: IpAddr) -> Result<(), Duration> {
         if self.rate.is_unlimited() {
             return Ok(());
         }
-        let address = network(address);
+        let address = customer(address);
         let [first, second] = self.rows.each_ref().map(|(hasher, budgets)| {
             budgets[hasher.hash_one(address) as usize % ADDRESSES].take(self.rate, 1)
         });
@@ -194,7 +193,9 @@ impl AddressBudgets {
     }
 }
 
-fn network(address: IpAddr) -> IpAddr {
+/// What counts as one client address: all of an IPv6 /64, which is what one customer has at least, are one.
+#[must_use]
+pub fn customer(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {
             let [a, b, c, d, ..] = address.segments();

@@ -14,8 +14,8 @@ section! {
         /// Open client connections of this node. More are refused with 503 and counted.
         connections: u32 = connections_default(),
             shown "descriptor limit − 200";
-        /// Open connections of one client address. 0: no limit, because behind a proxy or a carrier's NAT
-        /// many clients share one address.
+        /// Open connections of one client address (for IPv6 of its /64). 0: no limit, because behind a proxy or a
+        /// carrier's NAT many clients share one address.
         connections_per_address: u32 = 0;
         /// Handshakes that this node accepts per second; more are answered 503 with `Retry-After`. Where this node ends TLS,
         /// every connection is one, and more are closed before the TLS handshake, which is what costs. 0: no
