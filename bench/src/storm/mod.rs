@@ -83,7 +83,8 @@ pub enum StormError {
     )]
     Descriptors { needed: u64, limit: u64 },
     #[error(
-        "no connection to {url} opened: {reason} ({count} of {asked}); check the address and that the server runs"
+        "no connection to {url} opened: {reason} ({count} of {asked}); {}",
+        advice(*status)
     )]
     NothingOpened { url: String, reason: String, status: Option<u16>, count: u64, asked: u32 },
     #[error("the publisher could not connect to {url} within {seconds} s: check the publish address")]
@@ -94,6 +95,16 @@ pub enum StormError {
     Loop(#[from] std::io::Error),
     #[error("a client thread panicked; this is a bug of storm")]
     Panicked,
+}
+
+/// What to do about an answer that is no upgrade.
+fn advice(status: Option<u16>) -> &'static str {
+    match status {
+        Some(401) => "give a token with --token, or `anonymous_subscribe` to the namespace",
+        Some(403) => "the token has to allow these channels",
+        Some(429 | 503) => "the server takes no more at the moment: its metrics say which limit it is",
+        _ => "check the address and that the server runs",
+    }
 }
 
 impl Default for StormOptions {

@@ -26,16 +26,27 @@ const PLOTS: [Plot; 4] = [
 
 const PLOTS_MS: u64 = 900_000;
 
+/// A figure's name has 21 characters, and most values have 18 at most.
+const FIGURE_WIDTH: u16 = 40;
+
+/// Two tables have room beside each other from here on.
+const BESIDE_MIN: u16 = 110;
+
+fn figure_columns(width: u16) -> usize {
+    usize::from((width / FIGURE_WIDTH).clamp(1, 3))
+}
+
 pub(super) fn draw(frame: &mut Frame<'_>, shown: &Shown) {
     let Some(view) = &shown.view else {
         let text = shown.trouble.as_deref().unwrap_or("Waiting for the first second.");
         return frame.render_widget(Paragraph::new(text).wrap(Wrap { trim: true }), frame.area());
     };
     let figures = figures(view);
+    let columns = figure_columns(frame.area().width);
     let nodes_height = (view.nodes.len() as u16 + 2).clamp(3, 12);
     let [head, numbers, plots, nodes, rest, foot] = Layout::vertical([
         Constraint::Length(4),
-        Constraint::Length(figures.len().div_ceil(3) as u16),
+        Constraint::Length(figures.len().div_ceil(columns) as u16),
         Constraint::Length(6),
         Constraint::Length(nodes_height),
         Constraint::Min(0),
@@ -43,11 +54,13 @@ pub(super) fn draw(frame: &mut Frame<'_>, shown: &Shown) {
     ])
     .areas(frame.area());
     draw_head(frame, head, view);
-    draw_figures(frame, numbers, &figures);
+    draw_figures(frame, numbers, &figures, columns);
     draw_plots(frame, plots, &shown.samples, view.at_ms);
     draw_nodes(frame, nodes, view);
+    let halves = [Constraint::Percentage(50), Constraint::Percentage(50)];
+    let beside = frame.area().width >= BESIDE_MIN;
     let [channels, counted] =
-        Layout::horizontal([Constraint::Percentage(50), Constraint::Percentage(50)]).areas(rest);
+        if beside { Layout::horizontal(halves) } else { Layout::vertical(halves) }.areas(rest);
     draw_channels(frame, channels, &view.by_rate, &view.by_subscribers);
     draw_counted(frame, counted, &view.refusals, &view.closes);
     let foot_text = match &shown.trouble {
@@ -73,10 +86,10 @@ fn draw_head(frame: &mut Frame<'_>, area: Rect, view: &View) {
     frame.render_widget(Paragraph::new(text).wrap(Wrap { trim: true }), area);
 }
 
-fn draw_figures(frame: &mut Frame<'_>, area: Rect, figures: &[(&'static str, String)]) {
-    let columns = Layout::horizontal([Constraint::Ratio(1, 3); 3]).split(area);
-    let height = figures.len().div_ceil(3);
-    for (column, figures) in columns.iter().zip(figures.chunks(height)) {
+fn draw_figures(frame: &mut Frame<'_>, area: Rect, figures: &[(&'static str, String)], columns: usize) {
+    let areas = Layout::horizontal(vec![Constraint::Ratio(1, columns as u32); columns]).split(area);
+    let height = figures.len().div_ceil(columns);
+    for (column, figures) in areas.iter().zip(figures.chunks(height)) {
         let lines = figures.iter().map(|(name, value)| Line::from(format!("{name:<21} {value}")));
         frame.render_widget(Paragraph::new(lines.collect::<Vec<_>>()), *column);
     }
@@ -184,8 +197,13 @@ mod tests {
         for (width, height) in [(1, 1), (40, 10), (80, 24), (200, 60)] {
             let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
             terminal.draw(|frame| draw(frame, &shown)).unwrap();
+            let text = terminal.backend().to_string();
+            if (width, height) == (80, 24) {
+                for part in ["nodes ready           1 of 1 ", "to write, p50, p99    –, –"] {
+                    assert!(text.contains(part), "{part} in {text}");
+                }
+            }
             if (width, height) == (200, 60) {
-                let text = terminal.backend().to_string();
                 for part in ["The node is ready", "cpu 25 %", "room:a", "node limit", "q: quit"] {
                     assert!(text.contains(part), "{part} in {text}");
                 }

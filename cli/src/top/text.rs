@@ -70,10 +70,7 @@ pub(super) fn figures(view: &View) -> Vec<(&'static str, String)> {
         ("subscriptions", totals.subscriptions.to_string()),
         ("deliveries/s", rate(sample.deliveries)),
         ("publishes/s", rate(sample.publishes)),
-        (
-            "publish to write",
-            format!("p50 {}, p99 {}", milliseconds(sample.p50_ms), milliseconds(sample.p99_ms)),
-        ),
+        ("to write, p50, p99", format!("{}, {}", milliseconds(sample.p50_ms), milliseconds(sample.p99_ms))),
         ("opened/s, closed/s", format!("{}, {}", rate(sample.opened), rate(sample.closed))),
         ("refused/s, dropped/s", format!("{}, {}", rate(sample.refused), rate(totals.dropped))),
         ("waiting for clients", format!("{} bytes", totals.queued_bytes)),
