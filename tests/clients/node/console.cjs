@@ -44,6 +44,7 @@ async function exercise(page) {
   await result.getByRole("button", { name: /^g2\./ }).click();
   await page.getByLabel("Connection, as presence names it").press("Enter");
   await page.locator("#connection-result").getByText("ada").waitFor();
+  await page.locator("#connection-result").getByText("Told nothing but publications").waitFor();
 }
 
 async function main() {

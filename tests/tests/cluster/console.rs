@@ -137,8 +137,12 @@ fn pages_of_others_and_people_without_a_key_are_refused() {
 fn a_connection_is_found_on_whichever_node_it_is_and_can_be_ended() {
     let redis = RedisServer::start();
     let site = Site::start(&redis.url(), 2);
-    let mut client =
-        WsClient::connect(site.gateways[1].public(), &format!("/ws?channel=room:a&token={TOKEN}"));
+    let path = format!("/ws?channel=room:a&envelope=json&token={TOKEN}");
+    let mut client = WsClient::connect(site.gateways[1].public(), &path);
+    for id in [7, 8] {
+        client.send_text(&format!(r#"{{"ping":1,"id":{id}}}"#));
+        assert!(client.expect_text().contains("ping: expected true"));
+    }
     let console = site.gateways[0].internal_rest().with_key("dev-key");
     let mut name = String::new();
     eventually("it is present", DEADLINE, || {
@@ -153,6 +157,9 @@ fn a_connection_is_found_on_whichever_node_it_is_and_can_be_ended() {
     );
     assert_eq!((&found["protocol"], &found["channels"][0]), (&"raw".into(), &"room:a".into()));
     assert!(found["peer"].as_str().unwrap().starts_with("127.0.0.1:"), "{found}");
+    let told = &found["told"][0];
+    let expect = (&Value::from("command: 400 ping: expected true"), &Value::from(2));
+    assert_eq!((&told["text"], &told["times"]), expect, "{found}");
 
     let order = serde_json::json!({ "connection": name, "reason": "by the console" });
     assert_eq!(console.post_json("/v1/disconnect", &order).status, 202);
