@@ -173,5 +173,5 @@ test("PHP of the guide publishes once, however often it is run", async () => {
   }
   const answer = await fetch(`${gateway.url}/v1/channels/room:42/history`, { headers: { authorization: "Bearer dev-key" } });
   const { publications } = await answer.json();
-  assert.deepEqual(publications.map(({ data }) => data), [{ text: "it's" }]);
+  assert.deepEqual(publications.map(({ data }) => data), [JSON.stringify({ text: "it's" })]);
 });
