@@ -83,11 +83,7 @@ impl Ctx<'_> {
 
     /// Writes bytes of this connection alone.
     pub(crate) fn write(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
-        let mut out = std::mem::take(&mut self.core.scratch);
-        out.clear();
-        write(&mut out);
-        self.connections.write(self.id, &out);
-        self.core.keep_scratch(out);
+        self.connections.write_made(self.id, write);
     }
 
     /// Writes one WebSocket message.
@@ -98,11 +94,7 @@ impl Ctx<'_> {
     /// Writes an answer to what the client sent. It does not count against the bound of its queue; a client that does not
     /// read is not read either.
     pub(crate) fn answer(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
-        let mut out = std::mem::take(&mut self.core.scratch);
-        out.clear();
-        write(&mut out);
-        self.connections.write_beyond_bound(self.id, &out);
-        self.core.keep_scratch(out);
+        self.connections.write_made_beyond_bound(self.id, write);
         self.connections.pause_until_flushed(self.id);
     }
 
