@@ -19,6 +19,22 @@ impl<C> Connections<C> {
         (!self.rests.has(id)).then_some(id)
     }
 
+    /// Reads the connection in the next turns, until its socket has no more or it is paused, whether or not an event has
+    /// told of it yet: what the peer said before something that is known of it.
+    pub fn read_out(&mut self, id: ConnectionId) {
+        self.list_unread(id);
+    }
+
+    /// Whether it waits for its turn to be read.
+    pub fn is_unread(&self, id: ConnectionId) -> bool {
+        self.entry(id).is_some_and(|entry| entry.flags.unread && !entry.is_paused())
+    }
+
+    /// Whether a half-open connection's peer has ended its side, told or not yet.
+    pub fn has_ended(&self, id: ConnectionId) -> bool {
+        self.entry(id).is_some_and(|entry| entry.flags.peer_end == PeerEnd::Came)
+    }
+
     /// Sees to it that the connection is read in the next turn.
     pub(crate) fn list_unread(&mut self, id: ConnectionId) {
         if let Some(entry) = self.entry_mut(id)
