@@ -267,16 +267,27 @@ pub fn encode_leave(channel: &str, connection: &str, user: &str, connections: u6
     end_change(connections, out);
 }
 
-/// Appends `"members":[…],"count":N`, where `count` may be more than are named.
-pub fn push_members<'a>(members: impl Iterator<Item = Member<'a>>, count: usize, out: &mut Vec<u8>) {
+/// Appends `"members":[…],"count":N`. As many members are named as fit in `bytes_max`; `count` is of all.
+pub fn push_members<'a>(
+    members: impl Iterator<Item = Member<'a>>,
+    count: usize,
+    bytes_max: usize,
+    out: &mut Vec<u8>,
+) {
     out.extend_from_slice(b"\"members\":[");
+    let begin = out.len();
     for (nth, member) in members.enumerate() {
+        let before = out.len();
         if nth > 0 {
             out.push(b',');
         }
         begin_member(member.connection, member.user, out);
         push_info(member.info, out);
         out.push(b'}');
+        if out.len() - begin > bytes_max {
+            out.truncate(before);
+            break;
+        }
     }
     out.extend_from_slice(b"],\"count\":");
     push_u64(count as u64, out);
@@ -510,12 +521,20 @@ mod tests {
         );
         let list = encoded(|out| {
             out.push(b'{');
-            push_members([None, Some("7"), Some("no JSON")].map(member).into_iter(), 9, out);
+            push_members([None, Some("7"), Some("no JSON")].map(member).into_iter(), 9, 1024, out);
             out.push(b'}');
         });
         let infos: Vec<_> =
             list["members"].as_array().expect("a list").iter().map(|one| &one["info"]).collect();
         assert_eq!((infos, &list["count"]), (vec![&Value::Null, &json!(7), &Value::Null], &json!(9)));
+
+        let bounded = encoded(|out| {
+            out.push(b'{');
+            push_members((0..9).map(|_| member(None)), 9, 100, out);
+            out.push(b'}');
+        });
+        let named = bounded["members"].as_array().expect("a list").len();
+        assert_eq!((named, &bounded["count"]), (2, &json!(9)), "one has 46 bytes or so");
     }
 
     proptest! {

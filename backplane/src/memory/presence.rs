@@ -155,7 +155,7 @@ impl Presence {
             locked(&self.due, |due| due.insert((at, channel.clone())));
         }
         if headcount.is_blank() {
-            self.ended_at.fetch_max(headcount.roll().sequence, Relaxed);
+            self.ended_at.fetch_max(headcount.attendance().sequence, Relaxed);
             part.remove(channel);
         }
     }

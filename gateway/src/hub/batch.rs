@@ -6,10 +6,7 @@ use bytes::{Bytes, BytesMut};
 use tidegate_backplane::Gap;
 use tidegate_reactor::{ConnectionId, Overflow, Shared, Written};
 
-use super::{
-    ChannelKey, Receivers,
-    outgoing::{Content, Outgoing},
-};
+use super::{ChannelKey, Receivers, content::Content, outgoing::Outgoing};
 use crate::metrics::ShardMetrics;
 
 /// Bytes that one batch gathers at most. Past it the cost of a write is copying, not the call: 16 KiB is some 120

@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 use tidegate_backplane::Position;
 use tidegate_reactor::Tick;
 
-use super::outgoing::Content;
+use super::content::Content;
 use crate::subscription::Seen;
 
 /// What each member of a following lane has, by its slot.

@@ -27,13 +27,14 @@ use slab::Slab;
 use tidegate_backplane::{Backplane, Channel, Gap, Position};
 use tidegate_reactor::{ConnectionId, Overflow, Shared, Tick, Turn, Written};
 
-pub(crate) use crate::node::{form, outgoing};
+pub(crate) use crate::node::{content, form, outgoing};
 use crate::{
     metrics::ShardMetrics,
     node::{
+        content::Content,
         form::{Encoder, FormId, Forms},
         interest::{Confirmation, Interest, Interests, Load},
-        outgoing::{Content, Outgoing},
+        outgoing::Outgoing,
     },
     subscription::Seen,
 };

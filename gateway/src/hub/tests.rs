@@ -12,8 +12,9 @@ use tidegate_wire::frame::Opcode;
 
 use super::{
     ChannelKey, Delivery, Hub, Receivers, Subscription, Terms,
+    content::Content,
     form::{Encoder, Form, FormId, Forms, Said},
-    outgoing::{Content, Outgoing},
+    outgoing::Outgoing,
 };
 use crate::{metrics::ShardMetrics, node::interest::Interests, subscription::Seen};
 

@@ -10,7 +10,7 @@ use tidegate_wire::{
     frame::{self, Opcode},
 };
 
-use super::outgoing::Content;
+use super::content::Content;
 
 /// What a form says of a channel.
 pub(crate) trait Form: fmt::Debug + Send + Sync {

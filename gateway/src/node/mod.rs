@@ -1,5 +1,6 @@
 //! One node: its parts, its stage from serving to closing, and what it answers to front ends.
 
+pub(crate) mod content;
 pub(crate) mod drain;
 pub(crate) mod form;
 pub(crate) mod histories;

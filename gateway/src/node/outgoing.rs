@@ -2,27 +2,18 @@
 //! and shared by reference between shards and queues.
 
 use std::{
-    sync::{Arc, Mutex, TryLockError},
+    sync::{Mutex, TryLockError},
     time::Instant,
 };
 
 use bytes::Bytes;
-use tidegate_backplane::{Channel, Gap, GapReason, Position, PresenceEvent, Publication, Sender};
+use tidegate_backplane::{Channel, Position};
 
 use super::{
+    content::Content,
     form::{Encoder, FormId},
     interest::Load,
 };
-use crate::subscription::Arrival;
-
-/// What is told to the subscribers of a channel.
-#[derive(Debug, Clone)]
-pub(crate) enum Content {
-    Publication(Arc<Publication>),
-    Gap(Gap),
-    /// Who is in the channel has changed. Only clients that are told who is there are told of it.
-    Presence(Arc<PresenceEvent>),
-}
 
 /// Content on its way to the subscribers of this node. While it lives it counts as load of its channel; it is
 /// dropped when the last shard has fanned it out.
@@ -34,37 +25,6 @@ pub(crate) struct Outgoing {
     /// One for each form in use.
     encoded: Mutex<Vec<(FormId, Bytes)>>,
     _load: Load,
-}
-
-impl Content {
-    pub(crate) fn position(&self) -> Option<Position> {
-        match self {
-            Self::Publication(publication) => publication.position,
-            Self::Gap(gap) => gap.top,
-            Self::Presence(_) => None,
-        }
-    }
-
-    pub(crate) fn sender(&self) -> Option<&Sender> {
-        match self {
-            Self::Publication(publication) => publication.sender.as_deref(),
-            Self::Gap(_) | Self::Presence(_) => None,
-        }
-    }
-
-    /// What it is to a client that may have it already.
-    pub(crate) fn arrival(&self) -> Arrival {
-        match self {
-            Self::Publication(publication) => Arrival::Publication(publication.position),
-            Self::Gap(gap) => Arrival::Gap(gap.top),
-            Self::Presence(event) => Arrival::Presence(event.sequence),
-        }
-    }
-
-    /// Whether it may be missed where a channel's policy says so. What is not a publication never may.
-    pub(crate) fn is_publication(&self) -> bool {
-        matches!(self, Self::Publication(_))
-    }
 }
 
 impl Outgoing {
@@ -111,15 +71,4 @@ impl Outgoing {
 
 fn find(encoded: &[(FormId, Bytes)], form: FormId) -> Option<Bytes> {
     encoded.iter().find(|(own, _)| *own == form).map(|(_, bytes)| bytes.clone())
-}
-
-/// The word for a gap's reason in notices and close frames.
-pub(crate) fn gap_reason(reason: GapReason) -> &'static str {
-    match reason {
-        GapReason::Reconnect => "reconnect",
-        GapReason::Overflow => "overflow",
-        GapReason::Hole => "hole",
-        // For a client both mean that its position is of no use any more.
-        GapReason::Unrecoverable | GapReason::Forgotten => "unrecoverable",
-    }
 }

@@ -13,8 +13,9 @@ use tidegate_backplane::{Channel, Control, Gap, Intake, PresenceEvent, Publicati
 use tidegate_reactor::waking_once;
 
 use super::{
+    content::Content,
     interest::{Interest, Interests},
-    outgoing::{Content, Outgoing},
+    outgoing::Outgoing,
     roster::Rosters,
     shards::{Order, ShardPort, Shards},
     watching::Watching,

@@ -70,7 +70,7 @@ mod tests {
     use tidegate_backplane::{Channel, PresenceEvent, PresenceKind};
 
     use super::*;
-    use crate::hub::outgoing::Content;
+    use crate::hub::content::Content;
 
     #[test]
     fn each_form_stands_where_its_id_says() {

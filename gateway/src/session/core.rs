@@ -35,8 +35,9 @@ use crate::{
     auth::{ApiKeys, Authenticator, Origins},
     hub::{
         Hub,
+        content::{Content, gap_reason},
         form::Encoder,
-        outgoing::{Content, Outgoing, gap_reason},
+        outgoing::Outgoing,
     },
     metrics::{Budgeted, Metrics, ShardMetrics},
     node::{

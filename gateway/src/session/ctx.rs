@@ -114,6 +114,26 @@ impl Ctx<'_> {
         self.connections.pause_until_flushed(self.id);
     }
 
+    /// As [`answer`](Self::answer), for what may be large: a list of members, a page of history. It counts against the bound
+    /// of the queue, so a client that asks for many of them and reads none ends as a slow reader.
+    pub(crate) fn answer_large(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        let mut out = std::mem::take(&mut self.core.scratch);
+        out.clear();
+        write(&mut out);
+        self.write_counted(&out);
+        self.core.keep_scratch(out);
+        self.connections.pause_until_flushed(self.id);
+    }
+
+    /// Writes what counts against the bound of the queue, unless it alone is more than the bound.
+    pub(super) fn write_counted(&mut self, bytes: &[u8]) {
+        let bound = self.core.shared.node.config().limits.send_queue_bytes.bytes();
+        match bytes.len() <= bound {
+            true => self.connections.write(self.id, bytes),
+            false => self.connections.write_beyond_bound(self.id, bytes),
+        };
+    }
+
     /// Has the driver go on with bytes that were read before the connection could take them.
     pub(crate) fn resume(&mut self, bytes: &[u8]) {
         self.connections.give_back(self.id, bytes);

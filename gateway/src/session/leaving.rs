@@ -13,7 +13,7 @@ use super::{Ctx, Open, Phase, Session, core::Core, protocol::Transport, refusal:
 use crate::{
     app::apps::AppId,
     auth::Claims,
-    hub::outgoing::gap_reason,
+    hub::content::gap_reason,
     metrics::{self, DisconnectReason},
     problem::log_refusal,
 };

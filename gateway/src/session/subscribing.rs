@@ -19,8 +19,8 @@ use super::{
 use crate::{
     hub::{
         ChannelKey,
+        content::{Content, gap_reason},
         form::FormId,
-        outgoing::{Content, gap_reason},
     },
     node::{histories::Page, interest::Confirmation, roster::List},
     subscription::{Item, Machine, Output, Outputs, Read, Seen, Want},
@@ -306,11 +306,7 @@ impl Ctx<'_> {
                 break;
             }
         }
-        let bound = self.core.shared.node.config().limits.send_queue_bytes.bytes();
-        match out.len() <= bound {
-            true => self.connections.write(self.id, &out),
-            false => self.connections.write_beyond_bound(self.id, &out),
-        };
+        self.write_counted(&out);
         self.core.keep_scratch(out);
         if let Some(Content::Gap(gap)) = untold {
             self.leave(Leave::Gap(gap.reason));

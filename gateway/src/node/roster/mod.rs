@@ -24,8 +24,8 @@ use tokio::runtime::Handle;
 pub(crate) use self::list::{List, ListForm};
 use self::replica::{Cause, Next, Outlet, Replica};
 use crate::{
+    node::content::Content,
     node::interest::{Interest, Interests},
-    node::outgoing::Content,
     node::{shards::Shards, spread},
 };
 

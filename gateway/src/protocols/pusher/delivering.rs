@@ -8,7 +8,7 @@ use tidegate_wire::pusher::ChannelKind;
 
 use super::forms;
 use crate::{
-    hub::outgoing::{Content, Outgoing},
+    hub::{content::Content, outgoing::Outgoing},
     session::core::Core,
 };
 

@@ -225,26 +225,10 @@ impl Ctx<'_> {
         if watched_user(name).is_some() {
             return self.watches(key);
         }
-        self.answer(|out| match list {
-            Some(list) => out.extend_from_slice(list.said(PRESENCE_LIST, |roll, said| {
-                // Each user once, however many connections it has.
-                let mut users = BTreeMap::new();
-                for member in &roll.members {
-                    users.entry(&*member.user).or_insert(member.info.as_deref());
-                }
-                frame_of(
-                    |text| {
-                        server::presence_succeeded(
-                            name,
-                            users.iter().map(|(user, info)| (*user, *info)),
-                            text,
-                        )
-                    },
-                    said,
-                );
-            })),
-            None => frame_of(|text| server::subscription_succeeded(name, text), out),
-        });
+        match list {
+            Some(list) => self.answer_large(|out| out.extend_from_slice(said(name, list))),
+            None => self.answer(|out| frame_of(|text| server::subscription_succeeded(name, text), out)),
+        }
         let channel_kind = ChannelKind::of(name);
         if channel_kind.is_cache && is_new {
             self.tell(|text| server::cache_miss(name, text));
@@ -258,6 +242,18 @@ impl Ctx<'_> {
             self.join_channel(&channel, Join { tells_counts: Some(tells_counts), ..Join::counted() });
         }
     }
+}
+
+/// What a subscription to a presence channel is answered with: each user once, however many connections it has.
+fn said<'a>(name: &str, list: &'a List) -> &'a [u8] {
+    list.said(PRESENCE_LIST, |roll, out| {
+        let mut users = BTreeMap::new();
+        for member in &roll.members {
+            users.entry(&*member.user).or_insert(member.info.as_deref());
+        }
+        let users = users.iter().map(|(user, info)| (*user, *info));
+        frame_of(|text| server::presence_succeeded(name, users, text), out);
+    })
 }
 
 /// How a subscription to a channel is present there.

@@ -8,8 +8,8 @@ use tidegate_wire::{
 };
 
 use crate::hub::{
+    content::{Content, gap_reason},
     form::{Form, FormId, Said},
-    outgoing::{Content, gap_reason},
 };
 
 pub(crate) const EVENT: FormId = FormId::new(6);

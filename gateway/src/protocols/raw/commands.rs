@@ -5,7 +5,7 @@ use std::{borrow::Cow, sync::Arc, time::SystemTime};
 use tidegate_backplane::{BackplaneError, Channel, History, HistoryQuery, Position};
 use tidegate_reactor::Tick;
 use tidegate_wire::{
-    frame::Opcode,
+    frame::{self, Opcode},
     raw::{
         self, Since,
         command::{self, Command, CommandKind},
@@ -16,7 +16,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::forms;
 use crate::{
     auth::{Authenticator, Claims, Verdict},
-    hub::{ChannelKey, outgoing::Content},
+    hub::{ChannelKey, content::Content},
     session::{Ctx, protocol::ProtocolState, publishing::Rates},
 };
 
@@ -132,10 +132,19 @@ impl Ctx<'_> {
         self.tell_text(&text);
     }
 
+    /// As [`ok`](Self::ok), with what a channel has in it.
+    pub(super) fn ok_large(&mut self, id: Option<u64>, body: impl FnOnce(&mut Vec<u8>)) {
+        let mut text = Vec::new();
+        command::encode_ok(id, body, &mut text);
+        if self.open().is_some() {
+            self.answer_large(|out| frame::encode(Opcode::Text, &text, out));
+        }
+    }
+
     /// Answers; a client that does not read is not read either.
     fn tell_text(&mut self, text: &[u8]) {
         if self.open().is_some() {
-            self.answer(|out| tidegate_wire::frame::encode(Opcode::Text, text, out));
+            self.answer(|out| frame::encode(Opcode::Text, text, out));
         }
     }
 
@@ -371,7 +380,7 @@ impl Ctx<'_> {
         let (node, of) = (Arc::clone(&self.core.shared.node), channel.clone());
         let read = async move { node.presence(&of).await };
         self.run(read, move |ctx, result| match result {
-            Ok(Some(list)) => ctx.ok(id, |out| {
+            Ok(Some(list)) => ctx.ok_large(id, |out| {
                 command::push_channel(channel.name(), out);
                 out.push(b',');
                 out.extend_from_slice(forms::members(&list));
@@ -385,7 +394,7 @@ impl Ctx<'_> {
         let (node, of) = (Arc::clone(&self.core.shared.node), channel.clone());
         let read = async move { node.history(&of, query).await };
         self.run(read, move |ctx, result: Result<History, BackplaneError>| match result {
-            Ok(history) => ctx.ok(id, |out| put_history(&channel, &history, out)),
+            Ok(history) => ctx.ok_large(id, |out| put_history(&channel, &history, out)),
             Err(error) => ctx.refuse_command(id, 503, &error.to_string()),
         });
     }

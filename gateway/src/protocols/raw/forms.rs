@@ -8,8 +8,8 @@ use tidegate_wire::{
 
 use crate::{
     hub::{
+        content::{Content, gap_reason},
         form::{Form, FormId, Said},
-        outgoing::{Content, gap_reason},
     },
     node::roster::{List, ListForm},
 };
@@ -21,8 +21,8 @@ pub(crate) const ENVELOPED_WITH_PRESENCE: FormId = FormId::new(7);
 /// How a list is said here: members of a JSON object.
 const MEMBERS: ListForm = ListForm::new(1);
 
-/// Members that a client is told at most: some 150 KB, which it may have waiting without reading them.
-const MEMBERS_MAX: usize = 1000;
+/// Members are named up to so many bytes, as a page of history has: some 1,000 of 60 bytes without info.
+const MEMBERS_BYTES_MAX: usize = 64 * 1024;
 
 /// The payload of a publication, and nothing else.
 #[derive(Debug)]
@@ -76,12 +76,12 @@ impl Form for Enveloped {
 /// The members `members` and `count` of a JSON object.
 pub(in crate::protocols) fn members(list: &List) -> &[u8] {
     list.said(MEMBERS, |roll, out| {
-        let members = roll.members.iter().take(MEMBERS_MAX).map(|member| raw::Member {
+        let members = roll.members.iter().map(|member| raw::Member {
             connection: &member.connection,
             user: &member.user,
             info: member.info.as_deref(),
         });
-        raw::push_members(members, roll.members.len(), out);
+        raw::push_members(members, roll.members.len(), MEMBERS_BYTES_MAX, out);
     })
 }
 

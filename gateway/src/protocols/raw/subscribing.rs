@@ -26,14 +26,18 @@ impl Ctx<'_> {
             let channel = self.core.hub.channel(key).clone();
             let place = self.core.place(key, position);
             let epoch = place.map(|place| place.epoch.to_string());
-            return self.ok(id, |out| {
+            let standing = |out: &mut Vec<u8>| {
                 command::push_place(channel.name(), epoch.as_deref().zip(place.map(|it| it.offset)), out);
                 command::push_flag("recovered", recovered, out);
-                if let Some(list) = list {
+            };
+            return match list {
+                None => self.ok(id, standing),
+                Some(list) => self.ok_large(id, |out| {
+                    standing(out);
                     out.push(b',');
                     out.extend_from_slice(forms::members(list));
-                }
-            });
+                }),
+            };
         }
         let tells_place = self
             .open()
@@ -48,7 +52,7 @@ impl Ctx<'_> {
         if let Some(list) = list {
             let mut notice = Vec::new();
             forms::put_list(self.core.hub.channel(key), list, &mut notice);
-            self.answer(|out| frame::encode(Opcode::Text, &notice, out));
+            self.answer_large(|out| frame::encode(Opcode::Text, &notice, out));
         }
     }
 

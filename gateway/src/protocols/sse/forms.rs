@@ -7,8 +7,8 @@ use tidegate_wire::sse;
 use crate::{
     event,
     hub::{
+        content::Content,
         form::{Form, FormId, Said},
-        outgoing::Content,
     },
     protocols::raw::forms::put_json,
 };

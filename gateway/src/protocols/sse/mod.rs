@@ -160,7 +160,7 @@ fn tell_list(ctx: &mut Ctx<'_>, key: ChannelKey, list: &List) {
     let rare = ctx.open_mut().and_then(|open| open.rare.as_mut());
     let id = rare.and_then(|rare| rare.advance(key, None));
     let text = String::from_utf8_lossy(&notice);
-    ctx.answer(|out| sse::encode_event(id.as_deref(), Some(event::MEMBERS), &text, out));
+    ctx.answer_large(|out| sse::encode_event(id.as_deref(), Some(event::MEMBERS), &text, out));
 }
 
 #[cfg(test)]

@@ -97,6 +97,36 @@ fn it_is_refused_where_nobody_is_tracked_or_nobody_can_be_told() {
     assert_eq!(client.expect_json()["error"]["code"], 404);
 }
 
+/// Lists that come at once, to a client that reads none: it has its queue, and ends.
+#[test]
+fn lists_that_nobody_reads_are_bounded() {
+    const CHANNELS: usize = 100;
+    let mut config = with_presence();
+    config.limits.anonymous_subscriptions = CHANNELS as u32;
+    let queue_bytes = config.limits.send_queue_bytes.bytes() as f64;
+    let rig = Rig::start(config);
+    let info = json!("x".repeat(6 * 1024)).to_string();
+    for channel in 0..CHANNELS {
+        for number in 0..10 {
+            rig.join(&format!("room:{channel}"), &format!("n.{number}"), &info);
+        }
+    }
+    let mut client = WsClient::connect(rig.address, "/ws?envelope=json");
+    rig.backplane.subscription.shut();
+    let before = rig.backplane.subscription.arrived();
+    for channel in 0..CHANNELS {
+        client.send_text(&format!(r#"{{"subscribe":"room:{channel}","join_leave":true,"id":{channel}}}"#));
+    }
+    rig.backplane.subscription.eventually_arrived(before + CHANNELS);
+    rig.backplane.subscription.open();
+    let mut most = 0.0_f64;
+    eventually("the client is disconnected", DEADLINE, || {
+        most = most.max(rig.metric("tidegate_send_queue_bytes "));
+        rig.metric("tidegate_disconnects_total{reason=\"slow_reader\"}") == 1.0
+    });
+    assert!(most <= 2.0 * queue_bytes, "{most} bytes waited");
+}
+
 /// Publications may take the place of publications; who joined and left is told whole.
 #[test]
 fn a_slow_reader_misses_no_join() {

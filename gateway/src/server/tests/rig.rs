@@ -13,7 +13,7 @@ use std::{
 use futures_util::{FutureExt, future::BoxFuture};
 use tidegate_backplane::{
     Attendance, Backplane, BackplaneError, Channel, Control, Gap, GapReason, History, HistoryQuery, Intake,
-    Join, JoinError, MemoryBackplane, MemoryOptions, NewPublication, NodeRecord, Payload, Position,
+    Join, JoinError, Member, MemoryBackplane, MemoryOptions, NewPublication, NodeRecord, Payload, Position,
     PresenceChannel, PresenceEvent, Publication, Published, Roll, Sender, Sink, Transition,
 };
 use tidegate_testkit::{DEADLINE, eventually, eventually_some};
@@ -142,6 +142,14 @@ impl Rig {
         let runtime = self.runtime.as_ref().unwrap();
         let list = runtime.block_on(self.node.presence(&Channel::new(channel).unwrap())).unwrap();
         list.unwrap().members.iter().map(|member| member.connection.clone()).collect()
+    }
+
+    /// Lists a connection of another node in a channel.
+    pub(super) fn join(&self, channel: &str, connection: &str, info: &str) {
+        let member =
+            Member { connection: connection.into(), user: connection.into(), info: Some(info.into()) };
+        let joined = self.backplane.memory.join(&Channel::new(channel).unwrap(), Join::listed(member));
+        joined.now_or_never().unwrap().unwrap();
     }
 
     /// Subscriptions and users.
