@@ -9,14 +9,21 @@ use serde_json::{error::Category, value::RawValue};
 /// The JSON text of a value, as it was sent. Each of its strings is a text: half of a surrogate pair is no character (RFC
 /// 8259 §8.2), and there are readers that refuse the whole message around one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct JsonValue<'a>(&'a str);
+pub struct JsonValue<'a> {
+    json: &'a str,
+    has_escapes: bool,
+}
 
 impl<'de: 'a, 'a> Deserialize<'de> for JsonValue<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let json = <&RawValue>::deserialize(deserializer)?.get();
-        match has_half_pair(json) {
+        // Outside of strings JSON has no backslash.
+        let Some(first) = memchr::memchr(b'\\', json.as_bytes()) else {
+            return Ok(Self { json, has_escapes: false });
+        };
+        match has_half_pair(&json.as_bytes()[first..]) {
             true => Err(D::Error::custom("a string has half of a surrogate pair, which is no character")),
-            false => Ok(Self(json)),
+            false => Ok(Self { json, has_escapes: true }),
         }
     }
 }
@@ -24,7 +31,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for JsonValue<'a> {
 impl<'a> JsonValue<'a> {
     #[must_use]
     pub fn get(self) -> &'a str {
-        self.0
+        self.json
     }
 
     /// What it says: the text of a string, the JSON text of anything else.
@@ -32,10 +39,12 @@ impl<'a> JsonValue<'a> {
     pub fn into_text(self) -> Cow<'a, str> {
         #[derive(Deserialize)]
         struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
-        match self.0.starts_with('"') {
+        let json = self.json;
+        match json.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
+            None => Cow::Borrowed(json),
+            Some(text) if !self.has_escapes => Cow::Borrowed(text),
             // It was read as JSON, and its escapes were looked at.
-            true => serde_json::from_str(self.0).map_or(Cow::Borrowed(self.0), |Text(text)| text),
-            false => Cow::Borrowed(self.0),
+            Some(_) => serde_json::from_str(json).map_or(Cow::Borrowed(json), |Text(text)| text),
         }
     }
 }
@@ -55,10 +64,9 @@ pub fn fault(error: &serde_json::Error) -> Cow<'static, str> {
 }
 
 /// Whether a string in this JSON text has an escape that is half of a surrogate pair.
-fn has_half_pair(json: &str) -> bool {
-    let mut rest = json.as_bytes();
-    while let Some(at) = rest.iter().position(|byte| *byte == b'\\') {
-        // Outside of strings JSON has no backslash.
+fn has_half_pair(json: &[u8]) -> bool {
+    let mut rest = json;
+    while let Some(at) = memchr::memchr(b'\\', rest) {
         let escape = &rest[at..];
         let unit = code_unit(escape);
         let is_pair = || {

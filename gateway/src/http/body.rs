@@ -101,7 +101,12 @@ fn media_type(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
 /// The path of a fault costs bookkeeping for every member, so only a body that turned out to be wrong is parsed
 /// a second time with it.
 pub(super) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, ApiError> {
-    let plain = match serde_json::from_slice(body) {
+    // Looked at as a whole, its strings need not be looked at one by one.
+    let parsed = match std::str::from_utf8(body) {
+        Ok(text) => serde_json::from_str(text),
+        Err(_) => serde_json::from_slice(body),
+    };
+    let plain = match parsed {
         Ok(value) => return Ok(value),
         Err(error) => error,
     };

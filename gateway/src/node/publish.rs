@@ -4,7 +4,7 @@
 use std::{mem, time::Duration};
 
 use tidegate_backplane::{
-    BackplaneError, Channel, NewPublication, Payload, Position, Publication, Published, Sender,
+    BackplaneError, Channel, HistoryPolicy, NewPublication, Payload, Position, Publication, Published, Sender,
 };
 
 use super::Node;
@@ -52,6 +52,12 @@ pub(crate) enum PublishError {
     TooLarge { bytes: usize, max: usize },
 }
 
+/// What the namespace of a channel, and its app, say of its publications.
+struct Terms {
+    history: Option<HistoryPolicy>,
+    is_local_when_away: bool,
+}
+
 /// Publications of one channel that go to the backplane together, and their payloads: as much as the channel takes
 /// before its publishers wait.
 const FLIGHT_MAX: usize = 64;
@@ -70,7 +76,7 @@ impl Node {
     pub(crate) async fn publish(&self, request: PublishRequest) -> Result<PublishOutcome, PublishError> {
         self.check_size(&request)?;
         self.wait_for_room(&request.channel).await?;
-        let (publication, local) = self.prepare(request);
+        let (publication, local) = self.terms(&request.channel).prepare(request);
         self.settle(self.backplane.publish(publication).await, local)
     }
 
@@ -111,8 +117,9 @@ impl Node {
             outcomes.extend(flight.iter().map(|_| Err(error.clone())));
             return;
         }
+        let terms = self.terms(&first.channel);
         let (publications, locals): (Vec<_>, Vec<_>) =
-            flight.into_iter().map(|request| self.prepare(request)).unzip();
+            flight.into_iter().map(|request| terms.prepare(request)).unzip();
         let results = self.backplane.publish_flight(publications).await;
         outcomes.extend(results.into_iter().zip(locals).map(|(result, local)| self.settle(result, local)));
     }
@@ -131,18 +138,13 @@ impl Node {
         }
     }
 
-    /// What the backplane is given, and, where the namespace allows it, what goes to this node's subscribers without it.
-    fn prepare(&self, request: PublishRequest) -> (NewPublication, Option<PublishRequest>) {
-        let namespace = self.namespaces().of(&request.channel);
-        let local = (namespace.backplane_away == BackplaneAway::Local).then(|| request.clone());
-        let history = match request.history {
-            PublishHistory::Namespace => {
-                app::kept_of(&self.config, &request.channel).or_else(|| namespace.history())
-            }
-            PublishHistory::Never => None,
-        };
-        let PublishRequest { channel, event, payload, idempotency_key, sender, history: _ } = request;
-        (NewPublication { channel, event, payload, history, idempotency_key, sender }, local)
+    /// What is said of all publications of a channel.
+    fn terms(&self, channel: &Channel) -> Terms {
+        let namespace = self.namespaces().of(channel);
+        Terms {
+            history: app::kept_of(&self.config, channel).or_else(|| namespace.history()),
+            is_local_when_away: namespace.backplane_away == BackplaneAway::Local,
+        }
     }
 
     fn settle(
@@ -162,6 +164,19 @@ impl Node {
         self.relay.publish_locally(&channel, Publication { position: None, event, payload, sender });
         self.metrics.node.publishes_local.add(1);
         PublishOutcome { position: None, duplicate: false, local: true }
+    }
+}
+
+impl Terms {
+    /// What the backplane is given, and, where the namespace allows it, what goes to this node's subscribers without it.
+    fn prepare(&self, request: PublishRequest) -> (NewPublication, Option<PublishRequest>) {
+        let local = self.is_local_when_away.then(|| request.clone());
+        let history = match request.history {
+            PublishHistory::Namespace => self.history,
+            PublishHistory::Never => None,
+        };
+        let PublishRequest { channel, event, payload, idempotency_key, sender, history: _ } = request;
+        (NewPublication { channel, event, payload, history, idempotency_key, sender }, local)
     }
 }
 

@@ -141,13 +141,20 @@ fn payload(headers: &HeaderMap, bytes: Bytes) -> Result<Payload, ApiError> {
     text.map(Payload::Text).map_err(|error| ApiError::InvalidText { valid_up_to: error.valid_up_to() })
 }
 
-/// The same bytes as [`PublishAnswer`] through serde, without its detour.
 fn render(published: &PublishOutcome) -> Vec<u8> {
     let mut json = Vec::with_capacity(ANSWER_BYTES);
+    json.push(b'{');
+    put_members(published, &mut json);
+    json.push(b'}');
+    json
+}
+
+/// The same members as those of [`PublishAnswer`] through serde, without its detour.
+pub(in crate::http) fn put_members(published: &PublishOutcome, json: &mut Vec<u8>) {
     match published.position {
-        None => json.extend_from_slice(br#"{"epoch":null,"offset":null"#),
+        None => json.extend_from_slice(br#""epoch":null,"offset":null"#),
         Some(position) => {
-            json.extend_from_slice(br#"{"epoch":""#);
+            json.extend_from_slice(br#""epoch":""#);
             // Writing to a vector cannot fail, and an epoch has no other error.
             let written = write!(json, "{}", position.epoch);
             debug_assert!(written.is_ok());
@@ -161,12 +168,10 @@ fn render(published: &PublishOutcome) -> Vec<u8> {
     if published.local {
         json.extend_from_slice(br#","local":true"#);
     }
-    json.push(b'}');
-    json
 }
 
 /// A 200 with a JSON body.
-fn json(body: Vec<u8>) -> Response {
+pub(in crate::http) fn json(body: Vec<u8>) -> Response {
     let mut response = Response::new(Body::from(body));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
