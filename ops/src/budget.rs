@@ -98,8 +98,11 @@ impl Budget {
 
     /// Whether more is owed than may be had at once.
     pub fn is_spent(&self, rate: Rate, now: Duration) -> bool {
+        if rate.is_unlimited() {
+            return false;
+        }
         let rate = rate.on_ticks();
-        !rate.is_unlimited() && self.debt_ns(units(now)) >= rate.cost_ns(rate.at_once.max(1))
+        self.debt_ns(units(now)) >= rate.cost_ns(rate.at_once.max(1))
     }
 
     fn debt_ns(self, now_units: u32) -> u64 {

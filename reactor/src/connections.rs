@@ -87,6 +87,8 @@ pub struct Connections<C> {
     unflushed: Vec<u32>,
     /// What is written to the connection that is handed bytes.
     pub(crate) answers: Answers,
+    /// Reused for what is made for one connection.
+    made: Vec<u8>,
     /// Bytes read and not used yet.
     pub(crate) rests: Rests,
     /// Connections to remove at the end of the turn, so that no driver code sees one vanish under it.
@@ -114,6 +116,7 @@ impl<C> Connections<C> {
             queue_bytes_max,
             unflushed: Vec::new(),
             answers: Answers::default(),
+            made: Vec::new(),
             rests: Rests::default(),
             doomed: VecDeque::new(),
             unread: VecDeque::new(),

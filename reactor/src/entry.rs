@@ -47,8 +47,7 @@ pub(crate) struct Flags {
     pub(crate) paused: bool,
     /// The socket may have bytes that were not read (paused, or cut short for fairness).
     pub(crate) readable: bool,
-    /// Named in `unread`.
-    pub(crate) unread: bool,
+    pub(crate) unread: Unread,
     /// Named in `doomed`.
     pub(crate) doomed: bool,
     /// What happens once the queue is empty.
@@ -60,6 +59,17 @@ pub(crate) struct Flags {
     pub(crate) connecting: bool,
     /// The driver wants to know when the queue is empty; once.
     pub(crate) tells_flushed: bool,
+}
+
+/// Whether a connection is named in `unread`, and what is known of its end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Unread {
+    #[default]
+    No,
+    /// When it is read and the socket is empty, the next bytes or the end make a new event.
+    Bytes,
+    /// The end of the stream may be right behind the bytes.
+    ToEnd,
 }
 
 /// What the end of what the peer sends means.

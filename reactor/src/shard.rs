@@ -12,6 +12,7 @@ use mio::{Events, Poll, Token, Waker};
 
 use crate::{
     connections::{Closed, Connections},
+    entry::Unread,
     listening::{Incoming, Listener, Listening},
     mailbox::{Mail, Mailbox},
     peering::Notice,
@@ -231,14 +232,16 @@ impl<D: Driver> Shard<D> {
             if event.is_error() {
                 self.connections.on_error(slot);
             }
-            if (event.is_readable() || event.is_error())
-                && let Some(id) = self.connections.to_read(slot)
+            let is_ended = event.is_read_closed() || event.is_error();
+            if (event.is_readable() || is_ended)
+                && let Some(id) = self.connections.take_event(slot, is_ended)
             {
                 // Each event is told once: those that are not served now are remembered.
                 match is_used_up {
-                    true => self.connections.list_unread(id),
+                    true if is_ended => self.connections.list_unread(id),
+                    true => self.connections.list_unread_as(id, Unread::Bytes),
                     false => {
-                        self.serve_bytes(driver, id, buffer, event.is_read_closed() || event.is_error());
+                        self.serve_bytes(driver, id, buffer, is_ended);
                         is_used_up = portion.is_used_up();
                     }
                 }
@@ -279,8 +282,8 @@ impl<D: Driver> Shard<D> {
     fn serve_unread(&mut self, driver: &mut D, buffer: &mut [u8]) {
         let mut portion = Portion::default();
         for _ in 0..self.connections.unread.len() {
-            let Some(id) = self.connections.next_unread() else { return };
-            self.serve_bytes(driver, id, buffer, true);
+            let Some((id, is_ended)) = self.connections.next_unread() else { return };
+            self.serve_bytes(driver, id, buffer, is_ended);
             if portion.is_used_up() {
                 return;
             }
@@ -428,17 +431,24 @@ impl<D: Driver> Shard<D> {
     }
 }
 
-/// The time that one kind of work has in a turn, from its first piece on. A look at the clock is some 25 ns.
+/// Pieces of work between two looks at the clock. A look is some 25 ns, and a piece is 0.3 to 60 µs.
+const PIECES_PER_LOOK: u32 = 4;
+
+/// The time that one kind of work has in a turn, from its first piece on.
 #[derive(Default)]
-struct Portion(Option<Instant>);
+struct Portion {
+    began: Option<Instant>,
+    pieces: u32,
+}
 
 impl Portion {
     /// Asked after each piece of work, so that what there is none of costs nothing.
     fn is_used_up(&mut self) -> bool {
-        match self.0 {
-            Some(began) => began.elapsed() > PORTION,
+        self.pieces += 1;
+        match self.began {
+            Some(began) => self.pieces.is_multiple_of(PIECES_PER_LOOK) && began.elapsed() > PORTION,
             None => {
-                self.0 = Some(Instant::now());
+                self.began = Some(Instant::now());
                 false
             }
         }

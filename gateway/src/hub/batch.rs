@@ -126,6 +126,7 @@ impl Batch {
     }
 
     /// What became of it, and how many messages it was.
+    #[inline]
     pub(super) fn write_to(
         &self,
         slot: u32,
@@ -133,21 +134,27 @@ impl Batch {
         head: &[u8],
         receivers: &mut impl Receivers,
     ) -> (Written, u32) {
-        let rest = self.rest(slot, receivers);
-        let Part { bytes, last_at, messages } = rest.as_ref().unwrap_or(&self.whole);
-        let (last_at, messages) = (*last_at, *messages);
-        if messages == 0 {
-            return (Written::Sent, 0);
+        if !self.parts.is_empty()
+            && let Some(rest) = self.rest(slot, receivers)
+        {
+            return match rest.messages {
+                0 => (Written::Sent, 0),
+                messages => (receivers.write(slot, &self.shared(&rest, key, head)), messages),
+            };
         }
-        let shared = Shared { head, bytes, messages, last_at, key, overflow: self.overflow };
-        (receivers.write(slot, &shared), messages)
+        (receivers.write(slot, &self.shared(&self.whole, key, head)), self.whole.messages)
+    }
+
+    fn shared<'a>(&self, part: &'a Part, key: ChannelKey, head: &'a [u8]) -> Shared<'a> {
+        let Part { ref bytes, last_at, messages } = *part;
+        Shared { head, bytes, messages, last_at, key, overflow: self.overflow }
     }
 
     /// What is left for one who sent a part of it; `None`: the member of this slot gets everything.
     fn rest(&self, slot: u32, receivers: &impl Receivers) -> Option<Part> {
         let is_theirs =
             |item: &Pending| item.except.is_some_and(|except| except.slot == slot && receivers.holds(except));
-        if self.parts.is_empty() || !self.items.iter().any(is_theirs) {
+        if !self.items.iter().any(is_theirs) {
             return None;
         }
         let others = self.items.iter().zip(&self.parts).filter(|(item, _)| !is_theirs(item));

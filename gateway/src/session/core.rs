@@ -114,17 +114,12 @@ pub(crate) struct Core {
     /// Connections that lack the balancer's header, for the log.
     pub(crate) without_header: Seldom,
     pub(crate) told: Told,
-    /// Reused for answers.
-    pub(crate) scratch: Vec<u8>,
     /// What the front counts for this shard.
     pub(crate) connections_dealt: Arc<AtomicU64>,
 }
 
 /// What each protocol keeps in a shard: whatever its [`Protocol::room`] gave.
 pub(crate) struct Rooms(Vec<Box<dyn Any + Send>>);
-
-/// The buffer that is kept between answers; a history is often larger.
-const SCRATCH_BYTES_KEPT: usize = 64 * 1024;
 
 impl Core {
     pub(crate) fn new(
@@ -150,7 +145,6 @@ impl Core {
             rooms: Rooms(shared.protocols.iter().map(|protocol| protocol.room()).collect()),
             without_header: Seldom::default(),
             told: Told::default(),
-            scratch: Vec::new(),
             connections_dealt,
             shared,
         }
@@ -228,13 +222,6 @@ impl Core {
     /// How long a connection has been here.
     pub(crate) fn lasted(&self, session: &Session) -> Duration {
         Duration::from_millis(u64::from(self.now_ms().wrapping_sub(session.accepted_ms)))
-    }
-
-    /// Keeps a buffer for the next answer, unless this one made it large.
-    pub(crate) fn keep_scratch(&mut self, scratch: Vec<u8>) {
-        if scratch.capacity() <= SCRATCH_BYTES_KEPT {
-            self.scratch = scratch;
-        }
     }
 
     /// What other threads call to have the shard go on with `then`.

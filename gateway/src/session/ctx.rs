@@ -91,11 +91,7 @@ impl Ctx<'_> {
 
     /// Writes bytes of this connection alone.
     pub(crate) fn write(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
-        let mut out = std::mem::take(&mut self.core.scratch);
-        out.clear();
-        write(&mut out);
-        self.connections.write(self.id, &out);
-        self.core.keep_scratch(out);
+        self.connections.write_made(self.id, write);
     }
 
     /// Writes one WebSocket message.
@@ -106,22 +102,16 @@ impl Ctx<'_> {
     /// Writes an answer to what the client sent. It does not count against the bound of its queue; a client that does not
     /// read is not read either.
     pub(crate) fn answer(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
-        let mut out = std::mem::take(&mut self.core.scratch);
-        out.clear();
-        write(&mut out);
-        self.connections.write_beyond_bound(self.id, &out);
-        self.core.keep_scratch(out);
+        self.connections.write_made_beyond_bound(self.id, write);
         self.connections.pause_until_flushed(self.id);
     }
 
     /// As [`answer`](Self::answer), for what may be large: a list of members, a page of history. It counts against the bound
     /// of the queue, so a client that asks for many of them and reads none ends as a slow reader.
     pub(crate) fn answer_large(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
-        let mut out = std::mem::take(&mut self.core.scratch);
-        out.clear();
+        let mut out = Vec::new();
         write(&mut out);
         self.write_counted(&out);
-        self.core.keep_scratch(out);
         self.connections.pause_until_flushed(self.id);
     }
 

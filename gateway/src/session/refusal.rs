@@ -96,11 +96,8 @@ impl Ctx<'_> {
             self.core.shared.metrics.node.auth_failures.add(failure, 1);
         }
         log_refusal("handshake", refusal);
-        let mut out = std::mem::take(&mut self.core.scratch);
-        out.clear();
-        write(u64::from(self.id.generation), &mut out);
-        self.connections.write(self.id, &out);
-        self.core.scratch = out;
+        let spread = u64::from(self.id.generation);
+        self.write(|out| write(spread, out));
         if let Some(session) = self.connections.get_mut(self.id)
             && let Phase::Opening(opening) = std::mem::replace(&mut session.phase, Phase::Leaving(None))
         {

@@ -25,46 +25,62 @@ impl Ctx<'_> {
     /// The answer is how many of them its part in this turn was enough for.
     pub(crate) fn read_socket(&mut self, bytes: &mut [u8], inflater: &mut Inflater) -> usize {
         let (all, now) = (bytes.len(), self.connections.now().duration());
-        if let Some(budget) = self.open().and_then(|open| open.spent(&self.core.rates, now)) {
-            self.core.metrics.budgets_spent.add(budget, 1);
-            self.connections.rest_until_tick();
-            return 0;
-        }
+        let decoder = match self.connections.get_mut(self.id).map(|session| &mut session.phase) {
+            Some(Phase::Open(open)) => {
+                if let Some(budget) = open.spent(&self.core.rates, now) {
+                    self.core.metrics.budgets_spent.add(budget, 1);
+                    self.connections.rest_until_tick();
+                    return 0;
+                }
+                &mut open.decoder
+            }
+            Some(Phase::Leaving(Some(decoder))) => decoder,
+            _ => return all,
+        };
         // The decoder is taken out while its messages are handled, since they may change the session.
-        let Some(decoder) = self.decoder_mut() else { return all };
         let mut decoder = std::mem::replace(decoder, Decoder::new(false));
         let max = self.core.shared.node.config().limits.message_bytes.bytes();
-        let (inflated_before, mut share) = (inflater.inflated_bytes(), Share::begin());
+        let (inflated_before, mut share) =
+            (inflater.inflated_bytes(), Share::begin(self.connections.is_crowded()));
         let decoded = decoder.decode(bytes, max, inflater, |message| {
             self.on_message(message)?;
             self.spend_message()?;
             share.count()
         });
         let inflated = inflater.inflated_bytes() - inflated_before;
-        self.core.metrics.inflated_bytes.add(inflated);
         if let Some(left) = self.decoder_mut() {
             *left = decoder;
         }
-        if let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) {
-            open.spend_inflated(inflated, &self.core.rates, now);
+        if inflated > 0 {
+            self.core.metrics.inflated_bytes.add(inflated);
+            if let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) {
+                open.spend_inflated(inflated, &self.core.rates, now);
+            }
         }
-        match (decoded, self.session().map(|session| &session.phase)) {
-            (Ok(used), _) => {
+        match decoded {
+            Ok(used) => {
                 if used < all {
                     self.core.metrics.budgets_spent.add(Budgeted::Turn, 1);
                 }
-                return used;
+                used
             }
-            (Err(error), Some(Phase::Open(_))) => self.leave(Leave::Protocol(error)),
-            (Err(_), Some(Phase::Leaving(Some(_)))) => self.connections.close_when_flushed(self.id),
-            _ => {}
+            Err(error) => {
+                match self.session().map(|session| &session.phase) {
+                    Some(Phase::Open(_)) => self.leave(Leave::Protocol(error)),
+                    Some(Phase::Leaving(Some(_))) => self.connections.close_when_flushed(self.id),
+                    _ => {}
+                }
+                all
+            }
         }
-        all
     }
 
     /// A message was handled, whatever it was; whether the next may be now.
     fn spend_message(&mut self) -> ControlFlow<()> {
         let (rate, now) = (self.core.rates.messages, self.connections.now().duration());
+        if rate.is_unlimited() {
+            return ControlFlow::Continue(());
+        }
         // One that was told to go is listened to for its close frame.
         let Some(open) = self.open_mut() else { return ControlFlow::Continue(()) };
         open.budgets.messages.spend(rate, now, 1);

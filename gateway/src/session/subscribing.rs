@@ -291,8 +291,7 @@ impl Ctx<'_> {
     ///
     /// It counts against the bound of the queue, which is empty, unless it alone is more: then it is one page.
     fn tell_items(&mut self, key: ChannelKey, items: Vec<Item>) {
-        let mut out = std::mem::take(&mut self.core.scratch);
-        out.clear();
+        let mut out = Vec::new();
         let mut untold = None;
         for item in items {
             let content = Content::from(item);
@@ -307,7 +306,6 @@ impl Ctx<'_> {
             }
         }
         self.write_counted(&out);
-        self.core.keep_scratch(out);
         if let Some(Content::Gap(gap)) = untold {
             self.leave(Leave::Gap(gap.reason));
         }

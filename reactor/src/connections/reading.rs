@@ -7,36 +7,59 @@ use std::{
 
 use super::{Closed, Connections};
 use crate::{
-    entry::{PeerEnd, WhenFlushed},
+    entry::{PeerEnd, Unread, WhenFlushed},
     slab::ConnectionId,
 };
 
+/// So many that wait to be read are a crowd: at 65 µs for a read of 64 KiB with all that may be done of it, one that comes
+/// last would wait for more than 2 ms.
+const CROWD: usize = 32;
+
+/// What is read of one in a crowd: at 3 µs, 500 of them are 1.5 ms.
+const CROWDED_READ_BYTES: usize = 8 * 1024;
+
 impl<C> Connections<C> {
-    /// The connection that an event of a slot is for, unless its turn to be read comes anyway.
-    pub(crate) fn to_read(&self, slot: u32) -> Option<ConnectionId> {
-        let entry = self.entries.get(slot).filter(|entry| !entry.flags.doomed && !entry.flags.unread)?;
+    /// Whether so many wait for their first part that each is to have a small one. (Those that wait for their next do not
+    /// keep the others waiting.)
+    pub fn is_crowded(&self) -> bool {
+        self.unread.len() > CROWD
+    }
+
+    /// The connection that an event of a slot is for, unless its turn to be read comes anyway. `is_ended`: the event
+    /// says that the stream has ended behind its bytes.
+    pub(crate) fn take_event(&mut self, slot: u32, is_ended: bool) -> Option<ConnectionId> {
+        let entry = self.entries.get_mut(slot).filter(|entry| !entry.flags.doomed)?;
+        if entry.flags.unread != Unread::No {
+            if is_ended {
+                entry.flags.unread = Unread::ToEnd;
+            }
+            return None;
+        }
         let id = ConnectionId { slot, generation: entry.generation };
         (!self.rests.has(id)).then_some(id)
     }
 
-    /// Sees to it that the connection is read in the next turn.
+    /// Sees to it that the connection is read in the next turn, where nothing is known of its end.
     pub(crate) fn list_unread(&mut self, id: ConnectionId) {
+        self.list_unread_as(id, Unread::ToEnd);
+    }
+
+    pub(crate) fn list_unread_as(&mut self, id: ConnectionId, unread: Unread) {
         if let Some(entry) = self.entry_mut(id)
-            && !std::mem::replace(&mut entry.flags.unread, true)
+            && std::mem::replace(&mut entry.flags.unread, unread) == Unread::No
         {
             self.unread.push_back(id);
         }
     }
 
-    pub(crate) fn next_unread(&mut self) -> Option<ConnectionId> {
+    /// The next to read, and whether the stream may have ended behind its bytes.
+    pub(crate) fn next_unread(&mut self) -> Option<(ConnectionId, bool)> {
         let id = self.unread.pop_front()?;
-        if let Some(entry) = self.entry_mut(id) {
-            entry.flags.unread = false;
-        }
+        let unread = self.entry_mut(id).map(|entry| std::mem::take(&mut entry.flags.unread));
         if self.unread.is_empty() && self.unread.capacity() > 4096 {
             self.unread = VecDeque::new();
         }
-        Some(id)
+        Some((id, unread != Some(Unread::Bytes)))
     }
 
     /// What came while it was paused is read, if it is not any more.
@@ -55,7 +78,7 @@ impl<C> Connections<C> {
         buffer: &'b mut [u8],
         read_closed: bool,
     ) -> Option<Received<'b>> {
-        let now = self.now;
+        let (now, is_crowded) = (self.now, self.is_crowded());
         // What was read before comes first.
         if self.rests.has(id) {
             return None;
@@ -69,6 +92,8 @@ impl<C> Connections<C> {
             return self.read_tls(id, buffer, read_closed);
         }
         let socket = entry.socket.as_mut()?;
+        let buffer_len = if is_crowded { buffer.len().min(CROWDED_READ_BYTES) } else { buffer.len() };
+        let buffer = &mut buffer[..buffer_len];
         loop {
             match socket.read(buffer) {
                 Ok(0) => {

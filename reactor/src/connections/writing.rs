@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::{Closed, Connections};
 use crate::{
+    answers::emptied,
     outbound::{Bound, OVER_BYTES, Queued, Shared},
     slab::ConnectionId,
 };
@@ -36,6 +37,30 @@ impl<C> Connections<C> {
     /// answer whose size is bounded by something else, such as a history or the message it answers.
     pub fn write_beyond_bound(&mut self, id: ConnectionId, bytes: &[u8]) -> Written {
         self.answer(id, bytes, Bound::Exempt)
+    }
+
+    /// Like [`write`](Self::write), of bytes that are made for it: an answer is made in the buffer that it leaves from.
+    pub fn write_made(&mut self, id: ConnectionId, make: impl FnOnce(&mut Vec<u8>)) -> Written {
+        self.make(id, Bound::Counts, make)
+    }
+
+    /// Like [`write_beyond_bound`](Self::write_beyond_bound), of bytes that are made for it.
+    pub fn write_made_beyond_bound(&mut self, id: ConnectionId, make: impl FnOnce(&mut Vec<u8>)) -> Written {
+        self.make(id, Bound::Exempt, make)
+    }
+
+    fn make(&mut self, id: ConnectionId, bound: Bound, make: impl FnOnce(&mut Vec<u8>)) -> Written {
+        if self.entry(id).is_none_or(|entry| entry.is_closing()) {
+            return Written::Closed;
+        }
+        if self.answers.is_of(id) {
+            return self.gather_made(id, bound, make);
+        }
+        let mut bytes = mem::take(&mut self.made);
+        make(&mut bytes);
+        let written = self.write_now_or_queue(id, &bytes, bound);
+        self.made = emptied(bytes);
+        written
     }
 
     fn answer(&mut self, id: ConnectionId, bytes: &[u8], bound: Bound) -> Written {
@@ -76,28 +101,27 @@ impl<C> Connections<C> {
 
     /// Writes bytes that many connections share; they are referred to, not copied, where they have to wait.
     pub fn write_shared(&mut self, slot: u32, shared: &Shared<'_>) -> Written {
+        self.settle_answers_in(slot);
         let Some(entry) = self.entries.get(slot).filter(|entry| !entry.is_closing()) else {
             return Written::Closed;
         };
-        let id = ConnectionId { slot, generation: entry.generation };
-        self.settle_answers(id);
-        let Some(entry) = self.entry(id) else { return Written::Closed };
-        if !entry.gathers() {
-            return self.write_shared_now(id, shared);
+        if entry.gathers() {
+            let id = ConnectionId { slot, generation: entry.generation };
+            if entry.has_room(shared.len(), MERGE_BYTES_MAX, self.queue_bytes_max) {
+                return self.gather(id, shared);
+            }
+            // What was gathered may go: the bound and its policy are for sockets that would block.
+            self.flush(id);
         }
-        if entry.has_room(shared.len(), MERGE_BYTES_MAX, self.queue_bytes_max) {
-            return self.gather(id, shared);
-        }
-        // What was gathered may go: the bound and its policy are for sockets that would block.
-        self.flush(id);
-        self.write_shared_now(id, shared)
+        self.write_shared_now(slot, shared)
     }
 
-    fn write_shared_now(&mut self, id: ConnectionId, shared: &Shared<'_>) -> Written {
-        let Some(entry) = self.entries.get_mut(id.slot).filter(|entry| entry.takes_writes(id)) else {
+    fn write_shared_now(&mut self, slot: u32, shared: &Shared<'_>) -> Written {
+        let Some(entry) = self.entries.get_mut(slot).filter(|entry| !entry.is_closing()) else {
             return Written::Closed;
         };
-        let tls = self.sessions.encrypting(id.slot);
+        let id = ConnectionId { slot, generation: entry.generation };
+        let tls = self.sessions.encrypting(slot);
         let sent = match entry.write_now(shared.head, shared.bytes, tls, &mut self.counters) {
             Ok(sent) => sent,
             Err(error) => return self.fail(id, &error),
@@ -140,6 +164,10 @@ impl<C> Connections<C> {
     pub(crate) fn on_writable(&mut self, slot: u32) {
         let Some(entry) = self.entries.get_mut(slot) else { return };
         let id = ConnectionId { slot, generation: entry.generation };
+        // Nearly every event is of a socket that takes all that it is given.
+        if !entry.flags.connecting && !entry.flags.blocked {
+            return;
+        }
         if entry.flags.connecting && self.finish_connect(id).is_err() {
             return;
         }
