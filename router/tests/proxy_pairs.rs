@@ -232,6 +232,29 @@ fn the_clients_of_a_node_that_is_gone_are_closed_at_once() {
     assert_eq!(router.sum(|metrics| metrics.pairs.get()), 1);
 }
 
+/// A node that drained is gone from the registry as soon as its last client is: what it said last, and that it has ended
+/// its side, may not have been read yet.
+#[test]
+fn a_node_that_has_said_all_and_is_gone_has_cut_nobody() {
+    let node = TestNode::start();
+    let router = Router::start(&[node.address]);
+    for _ in 0..5 {
+        router.find(0);
+        let pairs: Vec<_> = (0..200).map(|_| pair(&router, &node)).collect();
+        let (mut clients, nodes): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+        for mut upstream in nodes {
+            upstream.write_all(b"last words").unwrap();
+        }
+        router.lose(0);
+        for client in &mut clients {
+            assert_eq!(read_to_end(client), b"last words");
+        }
+        drop(clients);
+        router.eventually_empty();
+    }
+    assert_eq!(router.sum(|metrics| metrics.cuts.get(CutReason::Node) as i64), 0);
+}
+
 #[test]
 fn a_drain_closes_everyone() {
     let node = TestNode::start();

@@ -39,6 +39,22 @@ impl<C> Connections<C> {
         (!self.rests.has(id)).then_some(id)
     }
 
+    /// Reads the connection in the next turns, until its socket has no more or it is paused, whether or not an event has
+    /// told of it yet: what the peer said before something that is known of it.
+    pub fn read_out(&mut self, id: ConnectionId) {
+        self.list_unread(id);
+    }
+
+    /// Whether it waits for its turn to be read.
+    pub fn is_unread(&self, id: ConnectionId) -> bool {
+        self.entry(id).is_some_and(|entry| entry.flags.unread != Unread::No && !entry.is_paused())
+    }
+
+    /// Whether a half-open connection's peer has ended its side, told or not yet.
+    pub fn has_ended(&self, id: ConnectionId) -> bool {
+        self.entry(id).is_some_and(|entry| entry.flags.peer_end == PeerEnd::Came)
+    }
+
     /// Sees to it that the connection is read in the next turn, where nothing is known of its end.
     pub(crate) fn list_unread(&mut self, id: ConnectionId) {
         self.list_unread_as(id, Unread::ToEnd);

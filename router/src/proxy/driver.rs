@@ -1,6 +1,7 @@
 //! The proxy's side of a shard: what the reactor tells it goes to the phase that the connection is in.
 
 use std::{
+    collections::VecDeque,
     fmt,
     net::{SocketAddr, TcpStream},
     sync::{Arc, atomic::Ordering::Acquire},
@@ -12,7 +13,7 @@ use tidegate_ops::{
     sweep::{SWEEP_PORTION, Sweep},
     tls::TlsHandshake,
 };
-use tidegate_reactor::{Closed, ConnectionId, Connections, Counters, Driver, Turn};
+use tidegate_reactor::{Closed, ConnectionId, Connections, Counters, Driver, Tick, Turn};
 
 use super::{
     Shared,
@@ -37,8 +38,8 @@ pub(super) struct ProxyDriver {
     pub(super) metrics: Arc<ProxyMetrics>,
     /// Clients to be closed by a drain.
     pub(super) drain: Option<Sweep>,
-    /// Connections to nodes that are gone.
-    pub(super) cut: Vec<ConnectionId>,
+    /// Connections to nodes that are gone, and when they end at the latest: what a node has said before is read first.
+    pub(super) cut: VecDeque<(ConnectionId, Tick)>,
     /// Bytes passed on since the last turn, to clients and to nodes.
     pub(super) to_clients: u64,
     pub(super) to_nodes: u64,
@@ -52,6 +53,9 @@ pub(super) struct ProxyDriver {
 
 pub(super) type Links = Connections<Link>;
 
+/// A node that is gone and goes on sending is heard for so long.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 impl ProxyDriver {
     pub(super) fn new(shard: usize, shared: Arc<Shared>, metrics: Arc<ProxyMetrics>) -> Self {
         Self {
@@ -59,7 +63,7 @@ impl ProxyDriver {
             shared,
             metrics,
             drain: None,
-            cut: Vec::new(),
+            cut: VecDeque::new(),
             to_clients: 0,
             to_nodes: 0,
             scratch: Vec::new(),
@@ -78,12 +82,16 @@ impl ProxyDriver {
         self.drain = Some(Sweep::new(rest, links.now(), over));
     }
 
-    fn begin_cut(&mut self, links: &Links, node: &Arc<Node>) {
-        let is_nodes = |id: &ConnectionId| match links.get(*id).map(|link| &link.end) {
-            Some(End::Node(claim)) => Arc::ptr_eq(claim.node(), node),
-            _ => false,
-        };
-        self.cut.extend((0..links.slots()).filter_map(|slot| links.in_slot(slot)).filter(is_nodes));
+    fn begin_cut(&mut self, links: &mut Links, node: &Arc<Node>) {
+        let by = links.now().after(LAST_WORDS);
+        for slot in 0..links.slots() {
+            let Some(id) = links.in_slot(slot) else { continue };
+            let is_nodes = matches!(links.get(id).map(|link| &link.end), Some(End::Node(claim)) if Arc::ptr_eq(claim.node(), node));
+            if is_nodes {
+                links.read_out(id);
+                self.cut.push_back((id, by));
+            }
+        }
     }
 
     pub(super) fn is_draining(&self) -> bool {
@@ -92,12 +100,15 @@ impl ProxyDriver {
 
     /// A portion of what is to be closed.
     fn sweep(&mut self, links: &mut Links) -> Turn {
-        let rest = self.cut.len().saturating_sub(SWEEP_PORTION);
-        for id in self.cut.split_off(rest) {
-            self.cut_node(links, id);
+        for _ in 0..self.cut.len().min(SWEEP_PORTION) {
+            match self.cut.pop_front() {
+                Some((id, by)) if links.is_unread(id) && links.now() < by => self.cut.push_back((id, by)),
+                Some((id, _)) => self.cut_node(links, id),
+                None => break,
+            }
         }
         if self.cut.is_empty() {
-            self.cut = Vec::new();
+            self.cut = VecDeque::new();
         }
         let Some(drain) = &mut self.drain else { return self.more_if_cut() };
         let (portion, turn) = drain.next_portion(links.now());

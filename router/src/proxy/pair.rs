@@ -151,7 +151,7 @@ impl ProxyDriver {
         match links.get(id).map(|link| &link.phase) {
             Some(&Phase::Piped(pipe)) => {
                 // A node that has ended its side has told its client all, and is gone because it has.
-                if !pipe.ended {
+                if !links.has_ended(id) {
                     self.metrics.cuts.add(CutReason::Node, 1);
                 }
                 self.part(links, id, pipe.peer);
