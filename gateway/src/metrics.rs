@@ -109,6 +109,7 @@ pub(crate) struct NodeMetrics {
     pub connections_limit: Gauge,
     /// Channels with a subscriber here.
     pub channels: Gauge,
+    pub channels_limit: Gauge,
     /// How full, in the last second, the fullest channel was of what it may have on its way out before its
     /// publishers wait, or the node of what all channels together may; in thousandths.
     pub send_queue_permille: Gauge,
@@ -139,6 +140,7 @@ impl Metrics {
             node: NodeMetrics {
                 connections_limit: Gauge::default(),
                 channels: Gauge::default(),
+                channels_limit: Gauge::default(),
                 send_queue_permille: Gauge::default(),
                 recovery_permille: Gauge::default(),
                 left_behind_bytes: AtomicUsize::new(0),
@@ -186,12 +188,20 @@ impl Metrics {
         let shards = lock(&self.shards);
         let busy: Vec<Duration> =
             shards.iter().map(|shard| Duration::from_nanos(shard.busy_ns.get())).collect();
+        let connections = shards.iter().map(|shard| shard.connections.get()).sum();
         drop(shards);
+        let node = &self.node;
         let known = [
-            (Resource::SendQueue, &self.node.send_queue_permille),
-            (Resource::Recovery, &self.node.recovery_permille),
+            (Resource::SendQueue, node.send_queue_permille.get(), 1000),
+            (Resource::Recovery, node.recovery_permille.get(), 1000),
+            (Resource::Connections, connections, node.connections_limit.get()),
+            (Resource::Channels, node.channels.get(), node.channels_limit.get()),
         ];
-        let known = known.map(|(resource, permille)| (resource, permille.get() as f64 / 1000.0));
+        let known: Vec<_> = known
+            .into_iter()
+            .filter(|(.., bound)| *bound > 0)
+            .map(|(resource, used, bound)| (resource, used as f64 / bound as f64))
+            .collect();
         let load = match reader {
             Reader::Scrape => &self.scraped,
             Reader::Console => &self.watched,

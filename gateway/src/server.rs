@@ -250,6 +250,7 @@ impl Parts {
         ));
         metrics.register(Arc::clone(node.histories()) as Arc<dyn Collector>);
         metrics.node.connections_limit.set(i64::from(config.limits.connections));
+        metrics.node.channels_limit.set(i64::from(config.limits.channels));
         let started = Instant::now();
         let doors = shards
             .iter()

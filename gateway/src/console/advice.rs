@@ -2,14 +2,8 @@
 
 use tidegate_ops::metrics::{Label, Resource};
 
-/// `connections / connections_limit` of a node, beside the resources of [`Resource`].
-pub(super) const CONNECTIONS: &str = "connections";
-
 /// What to do about a resource, by the label that it is scraped under. A node of another version may have others.
 pub(super) fn advice(resource: &str) -> &'static str {
-    if resource == CONNECTIONS {
-        return "Add a node, or raise limits.connections if the other resources have room.";
-    }
     match Resource::ALL.iter().find(|own| own.value() == resource) {
         Some(Resource::Descriptors) => {
             "Raise the limit of descriptors (LimitNOFILE, ulimit -n) and limits.connections with it, or add a node."
@@ -29,6 +23,10 @@ pub(super) fn advice(resource: &str) -> &'static str {
         Some(Resource::Recovery) => {
             "Clients that come back wait to read history: spread reconnects, add a node, or raise limits.recovery_bytes."
         }
+        Some(Resource::Connections) => {
+            "Add a node, or raise limits.connections if the other resources have room."
+        }
+        Some(Resource::Channels) => "Add a node, or raise limits.channels if the other resources have room.",
         None => "See docs/runbook.md.",
     }
 }
@@ -73,7 +71,7 @@ mod tests {
 
     #[test]
     fn every_resource_has_advice_of_its_own() {
-        let names = Resource::ALL.iter().map(|resource| resource.value()).chain([CONNECTIONS]);
+        let names = Resource::ALL.iter().map(|resource| resource.value());
         let sentences: std::collections::BTreeSet<&str> = names.clone().map(advice).collect();
         assert_eq!(sentences.len(), names.count());
         assert!(!sentences.contains(advice("unknown")));

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use tidegate_backplane::{NodeRecord, REPORT_LEASE};
 
 use super::{
-    advice::{self, CONNECTIONS},
+    advice,
     ledger::Ledger,
     percentiles::Window,
     report::{Report, of_family},
@@ -333,7 +333,7 @@ impl Tracked {
             bound,
             deliveries: report.map_or(0.0, |_| self.rate("messages_sent_total")),
             publishes: report.map_or(0.0, |_| self.publishes()),
-            saturation: report.map(|report| saturation(record, report)).unwrap_or_default(),
+            saturation: report.map(saturation).unwrap_or_default(),
             redis_connected: redis.map(|redis| format!("{} of {}", redis.connected, redis.servers)),
             redis_lag_ms: redis.and_then(|redis| redis.lag_s).map(|seconds| seconds * 1000.0),
             webhook_queue_bytes: report.map_or(0, |report| report.metric("webhook_queue_bytes") as u64),
@@ -358,12 +358,10 @@ impl Tracked {
     }
 }
 
-/// How full a node's resources are, the fullest first; its connections against its limit among them.
-fn saturation(record: &NodeRecord, report: &Report) -> Vec<(String, f64)> {
-    let connections = (record.capacity > 0)
-        .then(|| (CONNECTIONS.to_owned(), record.connections as f64 / record.capacity as f64));
+/// How full a node's resources are, the fullest first.
+fn saturation(report: &Report) -> Vec<(String, f64)> {
     let resources = report.family("saturation").map(|(resource, share)| (resource.to_owned(), share));
-    let mut all: Vec<(String, f64)> = resources.chain(connections).collect();
+    let mut all: Vec<(String, f64)> = resources.collect();
     all.sort_by(|a, b| b.1.total_cmp(&a.1));
     all
 }

@@ -25,6 +25,9 @@ fn metrics() -> Arc<Metrics> {
     }
     metrics.node.send_queue_permille.set(250);
     metrics.node.recovery_permille.set(500);
+    metrics.node.connections_limit.set(20);
+    metrics.node.channels.set(3);
+    metrics.node.channels_limit.set(4);
     metrics.node.handshakes.add(HandshakeResult::Draining, 1);
     metrics.node.auth_failures.add(AuthFailure::KeyUnknown, 4);
     metrics.http.publish_requests.add(PublishCode::of(200), 7);
@@ -68,6 +71,8 @@ fn shards_are_summed() {
         ("tidegate_delivery_latency_seconds_sum", 120.02),
         (r#"tidegate_saturation{resource="send_queue"}"#, 0.25),
         (r#"tidegate_saturation{resource="recovery"}"#, 0.5),
+        (r#"tidegate_saturation{resource="connections"}"#, 0.3),
+        (r#"tidegate_saturation{resource="channels"}"#, 0.75),
     ] {
         assert_eq!(samples.get(name), Some(&value), "{name}");
     }

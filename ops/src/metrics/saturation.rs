@@ -19,6 +19,8 @@ label!(
         AcceptQueue = "accept_queue",
         SendQueue = "send_queue",
         Recovery = "recovery",
+        Connections = "connections",
+        Channels = "channels",
     }
 );
 
