@@ -22,3 +22,30 @@ pub(crate) fn is_from_own_lack(error: &(dyn std::error::Error + 'static)) -> boo
     }
     false
 }
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::*;
+
+    /// As a client of HTTP tells it.
+    #[derive(Debug, thiserror::Error)]
+    #[error("cannot connect")]
+    struct Wrapped(#[source] io::Error);
+
+    #[test]
+    fn what_this_machine_lacks_is_no_nodes_failure() {
+        let check = |errno: Errno, expect| {
+            let error = io::Error::from(errno);
+            assert_eq!(is_own_lack(&error), expect, "{errno:?}");
+            assert_eq!(is_from_own_lack(&Wrapped(error)), expect, "{errno:?}, wrapped");
+        };
+        for lack in [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL] {
+            check(lack, true);
+        }
+        for failure in [Errno::CONNREFUSED, Errno::CONNRESET, Errno::TIMEDOUT, Errno::HOSTUNREACH] {
+            check(failure, false);
+        }
+    }
+}

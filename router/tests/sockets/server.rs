@@ -170,3 +170,35 @@ fn members_from_redis() {
     router.stop();
     drop(runtime);
 }
+
+/// Addresses of gateways are told to nobody, unless the configuration says so; then to who has the key, and not more often
+/// than it says.
+#[test]
+fn assign_is_off_until_it_is_asked_for_and_bounded_then() {
+    let (_runtime, stubs) = stubs::<1>();
+    let mut off = config(&list(&stubs));
+    off.assign.url = None;
+    let off = Router::start(off);
+    assert_eq!(Rest::new(off.public).get("/v1/assign?key=a").status, 404);
+    off.stop();
+
+    let directory = tempfile::tempdir().unwrap();
+    let key_file = directory.path().join("key");
+    std::fs::write(&key_file, "sesame-of-the-test\n").unwrap();
+    let mut bounded = config(&list(&stubs));
+    bounded.assign.key_file = Some(key_file);
+    (bounded.assign.requests_per_second, bounded.assign.requests_burst) = (1, 3);
+    bounded.assign.keys = 2;
+    let router = Router::start(bounded);
+    let live = || Metrics::scrape(router.internal).sum("tidegate_nodes", &[("state", "live")]);
+    eventually("the node is live", DEADLINE, || live() == 1.0);
+    let stranger = Rest::new(router.public);
+    assert_eq!(stranger.get("/v1/assign?key=a").status, 401);
+    let friend = Rest::new(router.public).with_key("sesame-of-the-test");
+    let three = serde_json::json!({"keys": ["a", "b", "c"]});
+    assert_eq!(friend.post_json("/v1/assign", &three).status, 400);
+    assert_eq!(friend.get("/v1/assign?key=a").status, 200);
+    let statuses: Vec<u16> = (0..10).map(|_| friend.get("/v1/assign?key=a").status).collect();
+    assert!(statuses.contains(&429), "{statuses:?}");
+    router.stop();
+}

@@ -1,10 +1,12 @@
 //! One `redis-server` of one's own.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use tempfile::TempDir;
 
@@ -26,17 +28,26 @@ pub struct RedisServer {
     port: u16,
     tls_port: Option<u16>,
     acl: bool,
-    sentinel: bool,
+    kind: Kind,
     directory: TempDir,
 }
 
+/// How its process is started.
+#[derive(Debug, Clone, Copy)]
+struct Kind {
+    sentinel: bool,
+    /// Its clock can be set.
+    clock: bool,
+}
+
 /// How to start one. The default appends every write to a file, synced each second, and takes no snapshots.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct RedisServerBuilder {
     options: Vec<(String, String)>,
     users: Vec<String>,
     tls: bool,
     sentinel: bool,
+    clock: bool,
 }
 
 impl RedisServer {
@@ -70,6 +81,11 @@ impl RedisServer {
     /// The certificate authority (PEM) that signed the server's certificate, when it was started with TLS.
     pub fn ca_certificate(&self) -> PathBuf {
         self.directory.path().join(CA_CERTIFICATE)
+    }
+
+    /// A certificate (PEM) that the authority signed, and its key: the server's, good for a client too.
+    pub fn certificate(&self) -> [PathBuf; 2] {
+        [CERTIFICATE, KEY].map(|name| self.directory.path().join(name))
     }
 
     pub fn process(&mut self) -> &mut Process {
@@ -134,7 +150,7 @@ impl RedisServer {
         if self.process.try_wait().is_none() {
             self.kill();
         }
-        self.process = spawn(self.directory.path(), self.sentinel);
+        self.process = spawn(self.directory.path(), self.kind);
         assert!(self.comes_up(), "redis-server at {}: {}", self.address(), self.process.stdout());
     }
 
@@ -163,6 +179,32 @@ impl RedisServer {
     #[track_caller]
     pub fn cont(&mut self) {
         self.process.signal(Stop::Thaw);
+    }
+
+    /// Waits until it has all that its master has, and hears the rest.
+    #[track_caller]
+    pub fn eventually_follows(&self) {
+        eventually_info(self, "master_link_status", "up");
+    }
+
+    /// Its clock jumps: so many seconds before or after the machine's. For one that was started with
+    /// [`RedisServerBuilder::clock`].
+    ///
+    /// # Panics
+    /// When it does not see it.
+    #[track_caller]
+    pub fn set_clock(&self, seconds: i64) {
+        assert!(self.kind.clock, "it was started with a clock of its own");
+        // In place: the server has it mapped.
+        let file = File::options().write(true).open(self.directory.path().join(CLOCK));
+        let written = file.and_then(|file| file.write_all_at(&seconds.to_ne_bytes(), 0));
+        written.expect("the temporary directory is writable");
+        eventually(&format!("the clock of redis-server is {seconds:+} s off"), DEADLINE, || {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
+            let time =
+                self.command(&["TIME"]).elements().first().and_then(|time| time.text().parse::<i64>().ok());
+            time.is_some_and(|time| (time - now - seconds).abs() <= 1)
+        });
     }
 
     /// Whether it answers before it ends.
@@ -203,6 +245,31 @@ impl RedisServerBuilder {
         self
     }
 
+    /// What it has answered for is on its disk: nothing of it is lost when it is killed. The default may postpone a write
+    /// for two seconds where the disk is slow.
+    #[must_use]
+    pub fn durable(self) -> Self {
+        self.option("appendfsync", "always")
+    }
+
+    /// It follows another one.
+    #[must_use]
+    pub fn following(self, master: &RedisServer) -> Self {
+        let builder = self.option("replicaof", &format!("127.0.0.1 {}", master.port));
+        if master.acl {
+            builder.option("masteruser", KIT_USER[0]).option("masterauth", KIT_USER[1])
+        } else {
+            builder
+        }
+    }
+
+    /// Its clock can be set with [`RedisServer::set_clock`].
+    #[must_use]
+    pub fn clock(mut self) -> Self {
+        self.clock = true;
+        self
+    }
+
     /// Watches other servers instead of holding data.
     #[must_use]
     pub(super) fn sentinel(mut self) -> Self {
@@ -234,9 +301,13 @@ impl RedisServerBuilder {
         let tls_port = self.tls.then(free_port);
         let configuration = self.configuration(directory.path(), port, tls_port);
         write(&directory.path().join(CONFIGURATION), &configuration);
-        let process = spawn(directory.path(), self.sentinel);
+        let kind = Kind { sentinel: self.sentinel, clock: self.clock };
+        if self.clock {
+            make_clock(directory.path());
+        }
+        let process = spawn(directory.path(), kind);
         let acl = !self.users.is_empty();
-        RedisServer { process, port, tls_port, acl, sentinel: self.sentinel, directory }
+        RedisServer { process, port, tls_port, acl, kind, directory }
     }
 
     fn configuration(&self, directory: &Path, port: u16, tls_port: Option<u16>) -> String {
@@ -270,6 +341,8 @@ impl RedisServerBuilder {
 
 const CONFIGURATION: &str = "redis.conf";
 const USERS: &str = "users.acl";
+const CLOCK: &str = "clock";
+const CLOCK_LIBRARY: &str = "clock.so";
 const CERTIFICATE: &str = "server.pem";
 const KEY: &str = "server.key";
 const CA_CERTIFICATE: &str = "ca.pem";
@@ -285,13 +358,27 @@ pub(super) fn eventually_info(server: &RedisServer, field: &str, value: &str) {
     eventually(&what, DEADLINE, || server.info(field).as_deref() == Some(value));
 }
 
-fn spawn(directory: &Path, sentinel: bool) -> Process {
+fn spawn(directory: &Path, kind: Kind) -> Process {
     let mut command = Command::new("redis-server");
     command.current_dir(directory).arg(CONFIGURATION);
-    if sentinel {
+    if kind.sentinel {
         command.arg("--sentinel");
     }
+    if kind.clock {
+        command.env("LD_PRELOAD", directory.join(CLOCK_LIBRARY)).env("TESTKIT_CLOCK", directory.join(CLOCK));
+    }
     Process::spawn("redis-server", &mut command)
+}
+
+/// A clock that can be set: eight bytes with the seconds that it is off, and a library that adds them.
+#[track_caller]
+fn make_clock(directory: &Path) {
+    write(&directory.join("clock.c"), include_str!("clock.c"));
+    fs::write(directory.join(CLOCK), 0_i64.to_ne_bytes()).expect("the temporary directory is writable");
+    let mut command = Command::new("cc");
+    command.current_dir(directory).args(["-O2", "-shared", "-fPIC", "-o", CLOCK_LIBRARY, "clock.c"]);
+    let exit = Process::spawn("cc", &mut command).wait(DEADLINE);
+    assert_eq!(exit.code, Some(0), "{exit}");
 }
 
 /// An authority and a certificate that it signed, by OpenSSL.
@@ -355,6 +442,14 @@ mod tests {
         });
         server.cont();
         assert_eq!(client.command(&["PING"]).expect("the connection lived on").text(), "PONG");
+    }
+
+    #[test]
+    fn a_clock_is_set_forward_and_back() {
+        let server = RedisServer::builder().clock().start();
+        for seconds in [3_600, -3_600, 0] {
+            server.set_clock(seconds);
+        }
     }
 
     #[test]

@@ -61,9 +61,7 @@ async fn read(shared: &Shared) -> Result<Vec<Range>, (Server, Trouble)> {
             _ => None,
         }
     });
-    let told = join_all(asked).await.into_iter().flatten();
-    // Of equal ones the first.
-    if let Some((_, ranges)) = told.reduce(|best, other| if other.0 > best.0 { other } else { best }) {
+    if let Some(ranges) = newest(join_all(asked).await.into_iter().flatten()) {
         return Ok(ranges);
     }
     let nodes = map.links.iter().filter_map(|link| link.node().cloned());
@@ -77,6 +75,11 @@ async fn read(shared: &Shared) -> Result<Vec<Range>, (Server, Trouble)> {
         }
     }
     Err(last.unwrap_or_else(|| (shared.seeds[0].clone(), Trouble::NoAddress)))
+}
+
+/// What was told with the highest epoch; of equal ones the first.
+fn newest<T>(told: impl Iterator<Item = (u64, T)>) -> Option<T> {
+    told.reduce(|best, other| if other.0 > best.0 { other } else { best }).map(|(_, newest)| newest)
 }
 
 async fn read_from(shared: &Shared, server: &Server) -> Result<Vec<Range>, Trouble> {
@@ -177,4 +180,23 @@ fn ranges_of(answer: &Value, answered: &Server) -> Option<Vec<Range>> {
     };
     let ranges = entries.iter().map(range).collect::<Option<Vec<_>>>()?;
     Some(ranges.into_iter().flatten().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_master_that_is_cut_off_from_the_others_is_not_believed() {
+        let info = |epoch: &str| {
+            let text = format!("cluster_state:ok\r\ncluster_current_epoch:{epoch}\r\ncluster_my_epoch:1\r\n");
+            Value::BulkString(text.into_bytes())
+        };
+        assert_eq!([epoch_of(&info("7")), epoch_of(&info("x")), epoch_of(&Value::Nil)], [7, 0, 0]);
+        let told = |epochs: &[u64]| newest(epochs.iter().copied().zip(0..));
+        assert_eq!(
+            [told(&[6, 7, 7]), told(&[7, 6]), told(&[0]), told(&[])],
+            [Some(1), Some(0), Some(0), None]
+        );
+    }
 }

@@ -142,6 +142,9 @@ fn position_of(names: &[u64], tag: &str) -> Option<usize> {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use tokio_util::sync::CancellationToken;
+
+    use super::super::link::Place;
     use super::*;
 
     fn names(names: &[&str]) -> Box<[u64]> {
@@ -173,5 +176,24 @@ mod tests {
         }
         // 10,000 each; six standard deviations are 490.
         assert!(counts.iter().all(|count| (9_500..10_500).contains(count)), "{counts:?}");
+    }
+
+    /// A slot that moved concerns the channels in it, and no others.
+    #[test]
+    fn only_what_moved_is_looked_at() {
+        let servers = [1, 2].map(|port| Server { host: "a".into(), port });
+        let link = |server: &Server| {
+            let id = LinkId(server.port.into());
+            Link::new(id, server.to_string().into(), Place::Node(server.clone()), &CancellationToken::new())
+        };
+        let spread = Spread::slots([(0, 8_191, 0), (8_192, 16_383, 1)].into_iter());
+        let old = Map { links: servers.iter().map(link).collect(), spread };
+        let new = old.with_moved(7, &servers[1]).unwrap();
+        let moved = |new: &Map| match new.changed_since(&old) {
+            Changed::Slots(slots) => slots.into_iter().collect::<Vec<_>>(),
+            Changed::All => panic!("all of it"),
+        };
+        assert_eq!((moved(&new), moved(&old)), (vec![7], Vec::new()));
+        assert!(old.with_moved(7, &servers[0]).is_none(), "it is there");
     }
 }

@@ -232,3 +232,37 @@ impl Side for Commands<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What was never written did not happen, and is no question for the caller.
+    #[test]
+    fn what_was_not_written_whole_is_known_not_to_have_run() {
+        let check = |written_short_of_all: u64, answered: usize, expect: bool| {
+            let pipe = Pipe::default();
+            let command = redis::cmd("PING");
+            let mut answers = pipe.push(&[&command, &command, &command], false, None).expect("it is open");
+            let mut state = pipe.state();
+            state.written = state.pushed - written_short_of_all;
+            (0..answered).for_each(|_| state.answered(Value::Okay));
+            drop(state);
+            pipe.close();
+            let answers = answers.try_recv().expect("whoever waits hears of the end");
+            assert_eq!(answers.values.len(), answered);
+            assert_eq!(
+                answers.are_rest_unsent, expect,
+                "{written_short_of_all} B short, {answered} answered"
+            );
+        };
+        let one = redis::cmd("PING").get_packed_command().len() as u64;
+        check(0, 0, false);
+        check(1, 0, false);
+        check(1, 2, true);
+        check(one, 1, false);
+        check(one, 2, true);
+        check(3 * one, 0, true);
+        check(2 * one + 1, 0, true);
+    }
+}

@@ -17,7 +17,7 @@ use super::{LinkOptions, Links, Login};
 use crate::BackplaneError;
 use crate::redis::contract::{Changed, Commands, LinkId, Route, Session, Subscriber, Subscribing};
 use crate::redis::error::RedisStartError;
-use crate::redis::options::RedisFiles;
+use crate::redis::options::{RedisFiles, SentinelLogin};
 use crate::redis::url::RedisUrl;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,9 +111,17 @@ impl Rig {
     }
 
     pub(super) async fn try_start_with(url: &str, files: RedisFiles) -> Result<Self, RedisStartError> {
+        Self::try_start_as(url, files, None).await
+    }
+
+    pub(super) async fn try_start_as(
+        url: &str,
+        files: RedisFiles,
+        sentinel: Option<SentinelLogin>,
+    ) -> Result<Self, RedisStartError> {
         let url: RedisUrl = url.parse().unwrap();
         let options = LinkOptions {
-            login: Login { credentials: url.credentials.clone(), is_tls: url.tls, files, sentinel: None },
+            login: Login { credentials: url.credentials.clone(), is_tls: url.tls, files, sentinel },
             url,
             prefix: "tidegate".into(),
             instance: "n1.1".into(),

@@ -4,7 +4,7 @@ use redis::Value;
 use tidegate_testkit::redis::{RedisCluster, RedisServer, Sentinel};
 
 use super::{Rig, channel};
-use crate::redis::options::RedisFiles;
+use crate::redis::options::{RedisFiles, SentinelLogin};
 
 /// A start that fails with a sentence that has these words, and no secret.
 async fn check_refused(url: &str, words: &[&str]) {
@@ -152,4 +152,46 @@ async fn tls_with_a_private_authority() {
     let missing = server.ca_certificate().with_file_name("missing.pem");
     let error = Rig::try_start(&server.url(), Some(missing)).await.err().expect("no file").to_string();
     assert!(error.contains("missing.pem"), "{error}");
+}
+
+/// Servers that ask for a certificate get the one of the files, and take nobody without one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_asks_for_a_certificate() {
+    let server = RedisServer::builder().tls().option("tls-auth-clients", "yes").start();
+    let files = RedisFiles {
+        ca: Some(server.ca_certificate()),
+        certificate: Some(server.certificate()),
+        ..RedisFiles::default()
+    };
+    let rig = Rig::try_start_with(&server.url(), files).await.unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(rig.call("a", &["SET", &channel("a"), "1"]).await, Ok(Value::Okay));
+    rig.stop().await;
+    check_without_certificate(&server).await;
+}
+
+/// Whether the start says so or the link stays away: nothing is served.
+async fn check_without_certificate(server: &RedisServer) {
+    let started = Rig::try_start(&server.url(), Some(server.ca_certificate())).await;
+    if let Ok(rig) = started {
+        assert!(rig.links.health().is_err());
+        rig.stop().await;
+    }
+}
+
+/// Sentinels may have another user than the servers that they watch.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sentinels_with_a_user_of_their_own() {
+    let mut group = Sentinel::start();
+    for sentinel in group.sentinels() {
+        sentinel.command(&["ACL", "SETUSER", "watcher", "on", ">seen", "+@all"]);
+        sentinel.command(&["ACL", "SETUSER", "default", "resetpass", "-@all", "+auth", "+hello"]);
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let password_file = directory.path().join("password");
+    std::fs::write(&password_file, "seen\n").unwrap();
+    let login = SentinelLogin { user: Some("watcher".into()), password_file };
+    let rig = Rig::try_start_as(&group.url(), RedisFiles::default(), Some(login)).await;
+    let rig = rig.unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(rig.call("a", &["SET", &channel("a"), "1"]).await, Ok(Value::Okay));
+    rig.stop().await;
 }
