@@ -30,7 +30,7 @@ mod ws;
 pub use gateway::{Gateway, GatewayBuilder, SHORT_DRAIN};
 pub use inbox::{Inbox, Posted};
 pub use metrics::{Metrics, Sample};
-pub use process::{Exit, Process, Stop, product_binary};
+pub use process::{Exit, Process, Stop, preloaded, product_binary};
 pub use rest::{Answer, Position, Rest};
 pub use sse::{SseClient, SseEvent};
 pub use tcp::{HttpHead, RawTcp, ReadError, frame, masked_frame};

@@ -39,6 +39,35 @@ pub fn raise_descriptor_limit() {
     let _refused = setrlimit(Resource::Nofile, limit);
 }
 
+/// An address at which connections are begun and never made, as behind a firewall that drops packets.
+#[derive(Debug)]
+pub struct Blackhole {
+    _listener: Socket,
+    _waiting: Vec<TcpStream>,
+}
+
+impl Blackhole {
+    /// # Errors
+    /// Whatever the kernel answers when the address is bound.
+    ///
+    /// # Panics
+    /// When the kernel goes on taking connections.
+    pub fn at(address: SocketAddr) -> io::Result<Self> {
+        // A listener whose queue is full lets the kernel drop what asks for a connection.
+        const QUEUE_MAX: usize = 16;
+        let listener = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        listener.set_reuse_address(true)?;
+        listener.bind(&address.into())?;
+        listener.listen(0)?;
+        let mut waiting = Vec::new();
+        while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(300)) {
+            waiting.push(stream);
+            assert!(waiting.len() < QUEUE_MAX, "{address} takes connections");
+        }
+        Ok(Self { _listener: listener, _waiting: waiting })
+    }
+}
+
 /// What a client socket is like.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SocketOptions {

@@ -218,6 +218,17 @@ pub fn product_binary() -> PathBuf {
     );
 }
 
+/// Where Debian puts a library that is loaded before a program's own.
+///
+/// # Panics
+/// When it is not installed.
+#[track_caller]
+pub fn preloaded(library: &str) -> PathBuf {
+    let folders = std::fs::read_dir("/usr/lib").into_iter().flatten().filter_map(Result::ok);
+    let found = folders.map(|folder| folder.path().join(library)).find(|path| path.is_file());
+    found.unwrap_or_else(|| panic!("{library} is not installed: cargo xtask test --only prepare"))
+}
+
 /// A path that the test runner passed on.
 pub(crate) fn env_path(name: impl AsRef<OsStr>) -> Option<PathBuf> {
     env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)

@@ -9,21 +9,37 @@ use crate::command::{cargo, run as run_command};
 use crate::prepare;
 use crate::workspace::Workspace;
 
-/// The columns that `tests/tests/cluster/loss.rs` fills.
+/// The columns that `tests/tests/loss/trial.rs` fills.
 const HEAD: &str = "\
-| fault | history | published | repeated | clients | taken back | lost | silently | duplicated | misordered | gaps told | closed | seconds |
-| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |";
+| fault | published | with | accepted | repeated | let go | taken back | lost | silently | duplicated | misordered | gaps told | closed | seconds |
+| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |";
 
-pub(crate) fn run(workspace: &Workspace) -> Result<()> {
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Every row of the loss table; an hour and more
+    #[arg(long)]
+    all: bool,
+    /// A filter for the names of tests and rows
+    filter: Option<String>,
+}
+
+pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     prepare::redis()?;
     let product = workspace.build_product()?;
     let directories = ["loss-table", "figures"].map(|name| workspace.target.join("e2e").join(name));
     for directory in directories.iter().filter(|directory| directory.exists()) {
         fs::remove_dir_all(directory).with_context(|| format!("clear {}", directory.display()))?;
     }
-    let test = ["test", "--locked", "--package", "tidegate-tests", "--test", "cluster", "--"];
     let mut tests = cargo(&workspace.root);
-    let outcome = run_command(tests.args(test).args(["--test-threads", "1"]).env("TIDEGATE_BIN", product));
+    tests.args(["test", "--locked", "--no-fail-fast", "--package", "tidegate-tests"]);
+    tests
+        .args(["--test", "cluster", "--test", "loss", "--"])
+        .args(&options.filter)
+        .args(["--test-threads", "1"]);
+    if !options.all {
+        tests.args(["--skip", "long::"]);
+    }
+    let outcome = run_command(tests.env("TIDEGATE_BIN", product));
     // A fault that failed its test has a row as well: that is the one to look at.
     let [rows, figures] = directories;
     println!("\n{HEAD}\n{}\n{}", lines(&rows)?, lines(&figures)?);

@@ -3,6 +3,7 @@
 mod attack;
 mod autobahn;
 mod bench;
+mod chaos;
 mod charts;
 mod cluster;
 mod command;
@@ -45,8 +46,10 @@ enum Task {
     Dist(dist::Options),
     /// Start Redis and a few gateways on this machine, until Ctrl-C
     Cluster(cluster::Options),
+    /// Break Redis, gateways and the router at random, from a seed, and judge what clients were told
+    Chaos(chaos::Options),
     /// Break Redis in every way there is under load, and print what was lost
-    Faults,
+    Faults(faults::Options),
     /// Write the Grafana dashboards of deploy/grafana
     Dashboards,
     /// Make what comes of the chart, the configuration's pages and deploy/: schema, tables, k8s/
@@ -65,7 +68,8 @@ fn main() -> ExitCode {
         Task::Containers(options) => containers::run(&workspace, &options),
         Task::Dist(options) => dist::run(&workspace, &options),
         Task::Cluster(options) => cluster::run(&workspace, &options),
-        Task::Faults => faults::run(&workspace),
+        Task::Chaos(options) => chaos::run(&workspace, &options),
+        Task::Faults(options) => faults::run(&workspace, &options),
         Task::Dashboards => dashboards::run(&workspace),
         Task::K8s(options) => k8s::run(&workspace, &options),
         Task::Fuzz(options) => fuzz::run(&workspace, &options),

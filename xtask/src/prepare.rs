@@ -43,8 +43,16 @@ const ENGINE: Need = Need {
     packages: &["docker.io", "iptables", "iproute2", "tini", "mmdebstrap"],
 };
 
-const NEEDS: [Need; 9] = [
+/// Gives one process names that no other knows.
+const NSS_WRAPPER: Need = Need {
+    what: "nss_wrapper",
+    present: || Path::new("/usr/share/doc/libnss-wrapper").is_dir(),
+    packages: &["libnss-wrapper"],
+};
+
+const NEEDS: [Need; 10] = [
     REDIS,
+    NSS_WRAPPER,
     PROMETHEUS,
     Need { what: "nginx", present: || which("nginx").is_some(), packages: &["nginx"] },
     Need { what: "Chromium", present: || which("chromium").is_some(), packages: &["chromium"] },
@@ -74,7 +82,7 @@ pub(crate) fn operators_tools(workspace: &Workspace) -> PathBuf {
 
 /// Redis alone, for tasks that need nothing else.
 pub(crate) fn redis() -> Result<()> {
-    system_packages(&[REDIS])
+    system_packages(&[REDIS, NSS_WRAPPER])
 }
 
 /// A container engine with Compose.

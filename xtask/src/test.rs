@@ -13,7 +13,7 @@ use crate::{autobahn, charts, containers, prepare};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Also the Autobahn suite (517 cases), and the image of the whole Dockerfile, compiler included
+    /// Also the Autobahn suite (517 cases), the image of the whole Dockerfile, compiler included, and tests named `long`
     #[arg(long)]
     all: bool,
     /// Only these steps and what they need
@@ -204,6 +204,9 @@ fn tests(workspace: &Workspace, options: &Options, packages: &[&str], targets: &
     let mut command = cargo(&workspace.root);
     if succeeds(cargo(&workspace.root).args(["nextest", "--version"])) {
         command.args(["nextest", "run", "--locked", "--no-tests", "warn"]);
+        if options.all {
+            command.arg("--ignore-default-filter");
+        }
     } else {
         command.args(["test", "--locked", "--no-fail-fast"]);
     }

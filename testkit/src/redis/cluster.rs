@@ -5,7 +5,7 @@ use std::process::Command;
 use std::thread;
 
 use super::client::{Value, info_field};
-use super::server::RedisServer;
+use super::server::{RedisServer, RedisServerBuilder};
 use crate::process::Process;
 use crate::wait::{DEADLINE, eventually, eventually_some};
 
@@ -35,7 +35,16 @@ impl RedisCluster {
     /// When they do not form a cluster; `redis-cli` asks for at least three masters.
     #[track_caller]
     pub fn start(masters: usize, replicas_each: usize) -> Self {
-        let start = |_| RedisServer::builder().option("cluster-enabled", "yes").start();
+        Self::of(&RedisServer::builder(), masters, replicas_each)
+    }
+
+    /// The same with nodes that are started so.
+    ///
+    /// # Panics
+    /// As [`RedisCluster::start`].
+    #[track_caller]
+    pub fn of(builder: &RedisServerBuilder, masters: usize, replicas_each: usize) -> Self {
+        let start = |_| builder.clone().option("cluster-enabled", "yes").start();
         let nodes: Vec<RedisServer> = (0..masters * (1 + replicas_each)).map(start).collect();
         let cluster = Self { nodes, killed: Vec::new() };
         let addresses = cluster.nodes.iter().map(|node| node.address().to_string());

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use super::client::{RedisClient, Value};
-use super::server::{RedisServer, eventually_info, loopback};
+use super::server::{RedisServer, RedisServerBuilder, loopback};
 use crate::wait::{DEADLINE, eventually, eventually_some};
 
 /// The name under which the Sentinels know the master.
@@ -26,15 +26,20 @@ impl Sentinel {
     /// Starts all and waits until each Sentinel knows all the others and both replicas follow.
     #[track_caller]
     pub fn start() -> Self {
-        let master = RedisServer::start();
+        Self::of(&RedisServer::builder())
+    }
+
+    /// The same with servers that are started so.
+    #[track_caller]
+    pub fn of(builder: &RedisServerBuilder) -> Self {
+        let master = builder.clone().start();
         let port = master.address().port().to_string();
         let mut servers = vec![master];
         for _ in 1..SERVERS {
-            servers.push(RedisServer::builder().option("replicaof", &format!("127.0.0.1 {port}")).start());
+            let replica = builder.clone().following(&servers[0]).start();
+            servers.push(replica);
         }
-        for replica in servers.iter().skip(1) {
-            eventually_info(replica, "master_link_status", "up");
-        }
+        servers.iter().skip(1).for_each(RedisServer::eventually_follows);
         let watch =
             |(name, value): (&str, &str)| (format!("sentinel {name}"), format!("{SENTINEL_MASTER} {value}"));
         let monitor = format!("127.0.0.1 {port} 2");

@@ -4,7 +4,7 @@ use serde_json::Value;
 use tidegate_testkit::redis::{Cut, RedisServer};
 use tidegate_testkit::{SseClient, WsClient};
 
-use crate::site::{eventually_ready, node};
+use tidegate_tests::cluster::site::{eventually_ready, node};
 
 #[test]
 fn a_silent_wire_is_seen_and_what_was_missed_comes_after_it() {

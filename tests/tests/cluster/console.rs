@@ -13,7 +13,7 @@ use tidegate_testkit::{
     target_directory,
 };
 
-use crate::site::{Site, TOKEN};
+use tidegate_tests::cluster::site::{Site, TOKEN};
 
 /// A stream of views.
 struct Watcher(SseClient);

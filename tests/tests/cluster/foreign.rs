@@ -3,7 +3,7 @@
 use tidegate_testkit::redis::RedisServer;
 use tidegate_testkit::{Gateway, WsClient};
 
-use crate::site::{CONFIG, Site, node};
+use tidegate_tests::cluster::site::{CONFIG, Site, node};
 
 #[test]
 fn garbage_and_other_versions_are_counted_and_passed_over() {

@@ -4,7 +4,7 @@ use serde_json::Value;
 use tidegate_testkit::redis::{RedisServer, RedisServerBuilder};
 use tidegate_testkit::{DEADLINE, Gateway, WsClient, eventually};
 
-use crate::site::{CONFIG, Site, TOKEN, eventually_ready, node};
+use tidegate_tests::cluster::site::{CONFIG, Site, TOKEN, eventually_ready, node};
 
 fn readyz(gateway: &Gateway) -> (u16, Value) {
     let answer = gateway.internal_rest().get("/readyz");

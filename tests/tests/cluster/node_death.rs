@@ -6,8 +6,8 @@ use serde_json::Value;
 use tidegate_testkit::redis::RedisServer;
 use tidegate_testkit::{DEADLINE, Gateway, SseClient, WsClient, eventually};
 
-use crate::figures::record;
-use crate::site::{Site, TOKEN};
+use tidegate_tests::cluster::figures::record;
+use tidegate_tests::cluster::site::{Site, TOKEN};
 
 fn presence(gateway: &Gateway, channel: &str) -> usize {
     let answer = gateway.rest().get(&format!("/v1/channels/{channel}/presence"));

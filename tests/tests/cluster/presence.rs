@@ -6,7 +6,7 @@ use serde_json::Value;
 use tidegate_testkit::redis::RedisServer;
 use tidegate_testkit::{Gateway, SseClient, WsClient};
 
-use crate::site::{CONFIG, Site, TOKEN, node};
+use tidegate_tests::cluster::site::{CONFIG, Site, TOKEN, node};
 
 const ASKS: &str = "channel=room:a&join_leave=true";
 

@@ -6,8 +6,8 @@ use serde_json::json;
 use tidegate_testkit::redis::RedisServer;
 use tidegate_testkit::{DEADLINE, WsClient, eventually};
 
-use crate::figures::record;
-use crate::site::{Site, eventually_ready};
+use tidegate_tests::cluster::figures::record;
+use tidegate_tests::cluster::site::{Site, eventually_ready};
 
 /// 100 connections × 100 channels, the most that one may have.
 const CONNECTIONS: usize = 100;

@@ -3,7 +3,7 @@
 use tidegate_testkit::redis::RedisServer;
 use tidegate_testkit::{Gateway, GatewayBuilder};
 
-use crate::site::{CONFIG, node};
+use tidegate_tests::cluster::site::{CONFIG, node};
 
 /// What one node takes the other delivers, with and without history.
 #[track_caller]

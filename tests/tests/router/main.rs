@@ -5,6 +5,7 @@
 
 mod bad_requests;
 mod bad_start;
+mod chaos;
 mod edge;
 mod loss;
 mod outages;
@@ -15,13 +16,3 @@ mod rolling_restart;
 mod site;
 mod slow;
 mod timeline;
-
-// Recovering clients and publishers are those of the cluster tests.
-#[path = "../cluster/fleet/mod.rs"]
-mod fleet;
-#[path = "../cluster/http.rs"]
-mod http;
-#[path = "../cluster/ledger.rs"]
-mod ledger;
-#[path = "../cluster/publishers.rs"]
-mod publishers;

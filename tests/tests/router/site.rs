@@ -71,8 +71,15 @@ fn listening(line: &str) -> Option<(SocketAddr, SocketAddr)> {
 impl Router {
     #[track_caller]
     pub(crate) fn start(members: &str, config: &str) -> Self {
+        Self::start_at(([127, 0, 0, 1], 0).into(), members, config)
+    }
+
+    /// On a port of before.
+    #[track_caller]
+    pub(crate) fn start_at(listen: SocketAddr, members: &str, config: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let mut process = spawn(&directory, &["--listen", "127.0.0.1:0", "--members", members], config);
+        let listen = listen.to_string();
+        let mut process = spawn(&directory, &["--listen", &listen, "--members", members], config);
         let (public, internal) = process.wait_line("the router's addresses", DEADLINE, listening);
         Self { process, public, internal, _directory: directory }
     }

@@ -9,23 +9,26 @@ use tidegate_testkit::net::{SocketOptions, connect};
 /// Longer than a gateway may think about a publish while Redis hangs (2 s), and far less than a test's deadline.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(15);
 
+/// A connection with the key of `--dev`.
 #[derive(Debug)]
-pub(crate) struct Http {
+pub struct Http {
     stream: BufReader<TcpStream>,
 }
 
 impl Http {
-    pub(crate) fn connect(address: SocketAddr) -> io::Result<Self> {
+    pub fn connect(address: SocketAddr) -> io::Result<Self> {
         let stream = connect(address, SocketOptions::default())?;
         stream.set_read_timeout(Some(ANSWER_DEADLINE))?;
         Ok(Self { stream: BufReader::new(stream) })
     }
 
     /// Status and body. After an error the connection is of no more use.
-    pub(crate) fn request(&mut self, head: &str, body: &[u8]) -> io::Result<(u16, Vec<u8>)> {
+    pub fn request(&mut self, head: &str, body: &[u8]) -> io::Result<(u16, Vec<u8>)> {
         let length = body.len();
+        let kind = if body.is_empty() { "" } else { "Content-Type: application/json\r\n" };
         let mut request = format!(
-            "{head} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer dev-key\r\nContent-Length: {length}\r\n\r\n"
+            "{head} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer dev-key\r\n{kind}\
+             Content-Length: {length}\r\n\r\n"
         )
         .into_bytes();
         request.extend_from_slice(body);
@@ -33,15 +36,16 @@ impl Http {
         self.answer()
     }
 
-    /// Publishes `payload` to the channel under an idempotency key and gives the status.
-    pub(crate) fn publish(&mut self, channel: &str, key: &str, payload: &str) -> io::Result<u16> {
+    /// Publishes `payload` to the channel, under an idempotency key if there is one, and gives status and body.
+    pub fn publish(&mut self, channel: &str, key: Option<&str>, payload: &str) -> io::Result<(u16, Vec<u8>)> {
         let body = payload.len();
+        let key = key.map(|key| format!("Idempotency-Key: {key}\r\n")).unwrap_or_default();
         let request = format!(
             "POST /v1/channels/{channel}/publish HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer dev-key\r\n\
-             Content-Type: text/plain\r\nIdempotency-Key: {key}\r\nContent-Length: {body}\r\n\r\n{payload}"
+             Content-Type: text/plain\r\n{key}Content-Length: {body}\r\n\r\n{payload}"
         );
         self.stream.get_mut().write_all(request.as_bytes())?;
-        Ok(self.answer()?.0)
+        self.answer()
     }
 
     fn answer(&mut self) -> io::Result<(u16, Vec<u8>)> {

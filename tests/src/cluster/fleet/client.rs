@@ -11,11 +11,11 @@ use tidegate_testkit::net::{SocketOptions, connect};
 
 use super::stream::{Item, Protocol, Stream};
 use super::{Ledger, RETRY_DELAY, Shared};
-use crate::http::Http;
+use crate::cluster::http::Http;
 
 /// A subscriber of one channel.
 #[derive(Debug)]
-pub(crate) struct Client {
+pub struct Client {
     channel: String,
     protocol: Protocol,
     /// The gateway it tries next, or is connected to.
@@ -101,7 +101,7 @@ impl Client {
                 }
             }
             Item::Refused(status) => {
-                assert!(matches!(status, 429 | 503), "{} was refused: {status}", self.channel);
+                assert!(matches!(status, 429 | 502..=504), "{} was refused: {status}", self.channel);
                 self.try_elsewhere(shared);
             }
             Item::Publication { number, position } => {

@@ -14,17 +14,18 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tidegate_testkit::{DEADLINE, eventually};
 
-pub(crate) use client::Client;
-pub(crate) use stream::Protocol;
+pub use client::Client;
+pub use stream::Protocol;
 
-use crate::ledger::{Ledger, Verdict};
+use crate::cluster::ledger::{Ledger, Verdict};
+use crate::cluster::publishers::Excused;
 
 /// The most that a client waits to be looked at when nothing comes in.
 const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 
 /// Clients that read until [`Fleet::judge`].
 #[derive(Debug)]
-pub(crate) struct Fleet {
+pub struct Fleet {
     shared: Arc<Shared>,
     readers: Vec<JoinHandle<Vec<Client>>>,
     clients: usize,
@@ -45,7 +46,7 @@ struct Shared {
 impl Fleet {
     /// `clients_per_gateway` at each gateway, WebSockets and event streams in turn, spread over the channels. One
     /// thread for each gateway.
-    pub(crate) fn start(
+    pub fn start(
         gateways: &[SocketAddr],
         channels: &[String],
         clients_per_gateway: usize,
@@ -82,7 +83,7 @@ impl Fleet {
     }
 
     /// Waits until every client has received the last publication of its channel.
-    pub(crate) fn eventually_finished(&self) {
+    pub fn eventually_finished(&self) {
         eventually("every client has the last publication of its channel", DEADLINE, || {
             self.expect_alive();
             self.shared.finished.load(Ordering::Relaxed) == self.clients
@@ -90,7 +91,7 @@ impl Fleet {
     }
 
     /// Ends all clients and judges what they have. Gives as well what is missing anywhere, by channel and number.
-    pub(crate) fn judge(self) -> (Verdict, BTreeSet<(String, u32)>) {
+    pub fn judge(self, excused: &Excused) -> (Verdict, BTreeSet<(String, u32)>) {
         self.shared.stop.store(true, Ordering::Relaxed);
         let total = self.publications_per_channel;
         let clients =
@@ -98,9 +99,11 @@ impl Fleet {
         let mut worst: Option<(Verdict, String)> = None;
         let mut missing = BTreeSet::new();
         let sum = clients.fold(Verdict::default(), |sum, client| {
-            missing
-                .extend(client.ledger().missing(total).map(|number| (client.channel().to_owned(), number)));
-            let verdict = client.ledger().judge(total);
+            let none = BTreeSet::new();
+            let excused = excused.get(client.channel()).unwrap_or(&none);
+            let lacks = client.ledger().missing(total, excused);
+            missing.extend(lacks.into_iter().map(|number| (client.channel().to_owned(), number)));
+            let verdict = client.ledger().judge(total, excused);
             if verdict.silent + verdict.duplicated + verdict.misordered > 0 && worst.is_none() {
                 worst = Some((verdict, format!("{client:?}")));
             }

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 /// How a client receives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Protocol {
+pub enum Protocol {
     /// `/ws` with `envelope=json`.
     Raw,
     /// `/sse`.
@@ -13,7 +13,7 @@ pub(crate) enum Protocol {
 
 /// One thing that a client sees.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Item {
+pub(super) enum Item {
     Opened,
     Refused(u16),
     /// A publication whose payload is its number, and the position to come back with.
@@ -32,7 +32,7 @@ pub(crate) enum Item {
 
 /// The bytes of one connection, as far as they have come.
 #[derive(Debug)]
-pub(crate) struct Stream {
+pub(super) struct Stream {
     protocol: Protocol,
     opened: bool,
     pending: Vec<u8>,
@@ -42,19 +42,20 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
-    pub(crate) fn new(protocol: Protocol) -> Self {
+    pub(super) fn new(protocol: Protocol) -> Self {
         Self { protocol, opened: false, pending: Vec::new(), event: String::new(), data: None, id: None }
     }
 
     /// What is complete now.
-    pub(crate) fn push(&mut self, bytes: &[u8]) -> Vec<Item> {
+    pub(super) fn push(&mut self, bytes: &[u8]) -> Vec<Item> {
         self.pending.extend_from_slice(bytes);
         let mut items = Vec::new();
         if !self.opened {
-            match self.head() {
-                Some(item) => items.push(item),
-                None => return items,
-            }
+            items.extend(self.head());
+        }
+        // What follows a refusal is its body.
+        if !self.opened {
+            return items;
         }
         let pending = std::mem::take(&mut self.pending);
         let used = match self.protocol {
@@ -158,44 +159,54 @@ fn gap(notice: &Value) -> Item {
     Item::Gap { unrecoverable: notice["reason"] == "unrecoverable" }
 }
 
-#[track_caller]
-fn check(protocol: Protocol, bytes: &[u8], expect: &[Item]) {
-    for size in 1..=bytes.len() {
-        let mut stream = Stream::new(protocol);
-        let items: Vec<Item> = bytes.chunks(size).flat_map(|piece| stream.push(piece)).collect();
-        assert_eq!(items, expect, "pieces of {size}");
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(protocol: Protocol, bytes: &[u8], expect: &[Item]) {
+        for size in 1..=bytes.len() {
+            let mut stream = Stream::new(protocol);
+            let items: Vec<Item> = bytes.chunks(size).flat_map(|piece| stream.push(piece)).collect();
+            assert_eq!(items, expect, "pieces of {size}");
+        }
     }
-}
 
-#[test]
-fn streams_are_read_in_pieces_of_any_size() {
-    let publication = || Item::Publication { number: 3, position: Some("k:4".to_owned()) };
-    let sse = b"HTTP/1.1 200 OK\r\n\r\nid: k:3\n\nid: k:4\ndata: 3\n\n:\n\
-        event: gap\nid: k:9\ndata: {\"channel\":\"a\",\"gap\":{\"reason\":\"reconnect\"}}\n\n";
-    let position = Item::Position("k:3".to_owned());
-    check(Protocol::Sse, sse, &[Item::Opened, position, publication(), Item::Gap { unrecoverable: false }]);
+    #[test]
+    fn streams_are_read_in_pieces_of_any_size() {
+        let publication = || Item::Publication { number: 3, position: Some("k:4".to_owned()) };
+        let sse = b"HTTP/1.1 200 OK\r\n\r\nid: k:3\n\nid: k:4\ndata: 3\n\n:\n\
+            event: gap\nid: k:9\ndata: {\"channel\":\"a\",\"gap\":{\"reason\":\"reconnect\"}}\n\n";
+        let position = Item::Position("k:3".to_owned());
+        check(
+            Protocol::Sse,
+            sse,
+            &[Item::Opened, position, publication(), Item::Gap { unrecoverable: false }],
+        );
 
-    let mut raw = b"HTTP/1.1 101 Switching Protocols\r\n\r\n".to_vec();
-    let messages = [
-        r#"{"channel":"a","epoch":"k","offset":4,"data":"3"}"#,
-        r#"{"channel":"a","gap":{"reason":"unrecoverable","epoch":null,"offset":null}}"#,
-    ];
-    for message in messages {
-        raw.extend_from_slice(&[0x81, u8::try_from(message.len()).expect("a short message")]);
-        raw.extend_from_slice(message.as_bytes());
+        let mut raw = b"HTTP/1.1 101 Switching Protocols\r\n\r\n".to_vec();
+        let messages = [
+            r#"{"channel":"a","epoch":"k","offset":4,"data":"3"}"#,
+            r#"{"channel":"a","gap":{"reason":"unrecoverable","epoch":null,"offset":null}}"#,
+        ];
+        for message in messages {
+            raw.extend_from_slice(&[0x81, u8::try_from(message.len()).expect("a short message")]);
+            raw.extend_from_slice(message.as_bytes());
+        }
+        raw.extend_from_slice(b"\x89\x01p\x88\x02\x03\xe8");
+        let expect = [
+            Item::Opened,
+            publication(),
+            Item::Gap { unrecoverable: true },
+            Item::Ping(b"p".to_vec()),
+            Item::Close,
+        ];
+        check(Protocol::Raw, &raw, &expect);
     }
-    raw.extend_from_slice(b"\x89\x01p\x88\x02\x03\xe8");
-    let expect = [
-        Item::Opened,
-        publication(),
-        Item::Gap { unrecoverable: true },
-        Item::Ping(b"p".to_vec()),
-        Item::Close,
-    ];
-    check(Protocol::Raw, &raw, &expect);
-}
 
-#[test]
-fn a_refusal_gives_its_status() {
-    check(Protocol::Raw, b"HTTP/1.1 503 Service Unavailable\r\n\r\n", &[Item::Refused(503)]);
+    #[test]
+    fn a_refusal_gives_its_status() {
+        let refusal = b"HTTP/1.1 503 Service Unavailable\r\n\r\n{\"status\":503}";
+        check(Protocol::Raw, refusal, &[Item::Refused(503)]);
+    }
 }
