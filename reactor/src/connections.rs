@@ -254,6 +254,11 @@ impl<C> Connections<C> {
         self.catch_up(id);
     }
 
+    /// Whether its reading was stopped.
+    pub fn is_paused(&self, id: ConnectionId) -> bool {
+        self.entry(id).is_some_and(|entry| entry.flags.paused)
+    }
+
     /// Closes at once; what waits is lost.
     pub fn close(&mut self, id: ConnectionId) {
         if self.entry(id).is_some() {

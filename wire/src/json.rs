@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 
+use base64::Engine as _;
 use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::{error::Category, value::RawValue};
 
@@ -128,17 +129,19 @@ pub(crate) fn push_u64(value: u64, out: &mut Vec<u8>) {
     out.extend_from_slice(&digits[at..]);
 }
 
-/// Appends `text` as it is when it is one JSON object or array, and says whether it was. One that nests deeper than
-/// [`DEPTH_MAX`] does not count: it would make every subscriber's parser refuse the envelope around it.
+/// Appends `text` as it is when it is one JSON object or array, and says whether it was: see [`push_value`].
+pub(crate) fn push_document(text: &str, out: &mut Vec<u8>) -> bool {
+    text.trim_start_matches([' ', '\t', '\r', '\n']).starts_with(['{', '[']) && push_value(text, out)
+}
+
+/// Appends `text` as it is when it is one JSON value, and says whether it was. One that nests deeper than [`DEPTH_MAX`]
+/// does not count: it would make every subscriber's parser refuse the envelope around it.
 ///
 /// Line ends between JSON tokens become spaces: inside strings JSON forbids them raw, so none can be left, the
-/// value is the same, and an event stream around it keeps its lines.
-pub(crate) fn push_document(text: &str, out: &mut Vec<u8>) -> bool {
+/// value is the same, and an event stream, or a frame of lines, around it keeps its lines.
+pub(crate) fn push_value(text: &str, out: &mut Vec<u8>) -> bool {
     let text = text.trim_matches([' ', '\t', '\r', '\n']);
-    let is_document = text.starts_with(['{', '['])
-        && depth(text) <= DEPTH_MAX
-        && serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok();
-    if !is_document {
+    if depth(text) > DEPTH_MAX || serde_json::from_str::<serde::de::IgnoredAny>(text).is_err() {
         return false;
     }
     let start = out.len();
@@ -149,6 +152,17 @@ pub(crate) fn push_document(text: &str, out: &mut Vec<u8>) -> bool {
         }
     }
     true
+}
+
+/// Appends a JSON string that holds bytes in base64.
+pub(crate) fn push_base64(bytes: &[u8], out: &mut Vec<u8>) {
+    out.push(b'"');
+    let start = out.len();
+    // Base64 writes 4 characters for every 3 bytes begun.
+    out.resize(start + bytes.len().div_ceil(3) * 4, 0);
+    let written = base64::engine::general_purpose::STANDARD.encode_slice(bytes, &mut out[start..]);
+    debug_assert_eq!(written, Ok(out.len() - start));
+    out.push(b'"');
 }
 
 /// The deepest nesting of a document, right where it is valid JSON.

@@ -4,7 +4,7 @@
 //! [`framing`] where the body ends; a WebSocket request is negotiated by
 //! [`upgrade`]; from then on every byte read goes through the connection's [`decoder::Decoder`], which unmasks,
 //! joins, inflates ([`deflate`]) and validates in place. What goes out is encoded once by [`frame`] (WebSocket) or
-//! [`sse`] (event streams) around the JSON of [`raw`] or [`pusher`], and shared by every connection it is for.
+//! [`sse`] (event streams) around what [`raw`], [`pusher`] or [`centrifuge`] say, and shared by every connection it is for.
 //! Answers that are not a protocol switch are written by [`http_answer`]. Before all of it a proxy may say who the
 //! client is ([`proxy_v2`]).
 //!
@@ -12,6 +12,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod centrifuge;
 pub mod decoder;
 pub mod deflate;
 pub mod frame;

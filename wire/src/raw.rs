@@ -6,10 +6,8 @@ pub use command::parse_client_publication;
 
 use std::borrow::Cow;
 
-use base64::Engine as _;
-
 use crate::head::form_decode;
-use crate::json::{push_document, push_str, push_u64};
+use crate::json::{push_base64, push_document, push_str, push_u64};
 
 /// What the query of a raw endpoint asks for. Unknown keys are ignored.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -354,19 +352,11 @@ fn push_position(position: Option<(&str, u64)>, out: &mut Vec<u8>) {
     }
 }
 
-fn push_base64(bytes: &[u8], out: &mut Vec<u8>) {
-    out.push(b'"');
-    let start = out.len();
-    // Base64 writes 4 characters for every 3 bytes begun.
-    out.resize(start + bytes.len().div_ceil(3) * 4, 0);
-    let written = base64::engine::general_purpose::STANDARD.encode_slice(bytes, &mut out[start..]);
-    debug_assert_eq!(written, Ok(out.len() - start));
-    out.push(b'"');
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use base64::Engine as _;
+
     use crate::json::DEPTH_MAX;
     use proptest::prelude::*;
     use serde_json::{Value, json};

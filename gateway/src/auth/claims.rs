@@ -22,6 +22,8 @@ pub(crate) struct Claims {
     /// The app that the token's key is for, if it is not the default one. Boxed, because it is rare and claims are
     /// kept with connections.
     pub app: Option<Box<AppId>>,
+    /// It has the claim `channel`: it is for one subscription, and says nothing of the connection.
+    pub is_of_subscription: bool,
     channels: Vec<Pattern>,
     publish: Publish,
 }
@@ -54,6 +56,7 @@ struct RawClaims<'a> {
     exp: Option<f64>,
     nbf: Option<f64>,
     channels: Option<OneOrMany<Pattern>>,
+    channel: Option<Box<str>>,
     publish: Option<RawPublish>,
     #[serde(borrow)]
     info: Option<&'a RawValue>,
@@ -114,12 +117,17 @@ impl Claims {
         if rules.audience.as_ref().is_some_and(|wanted| !audiences.contains(wanted)) {
             return Err(TokenError::Audience);
         }
+        let mut channels = raw.channels.map(OneOrMany::into_vec).unwrap_or_default();
+        // A name, of which none has a star: whoever signed one meant that channel.
+        let named = raw.channel.as_deref().filter(|name| !name.contains('*'));
+        channels.extend(named.and_then(|name| Pattern::new(name).ok()));
         Ok(Self {
             user: raw.sub,
             expires: expires.and_then(|expires| UNIX_EPOCH.checked_add(expires)),
             info: raw.info.map(|info| info.get().into()),
             app: rules.app.clone().map(Box::new),
-            channels: raw.channels.map(OneOrMany::into_vec).unwrap_or_default(),
+            is_of_subscription: raw.channel.is_some(),
+            channels,
             publish: match raw.publish {
                 Some(RawPublish::All(true)) => Publish::Subscribed,
                 Some(RawPublish::All(false)) | None => Publish::Only(Vec::new()),

@@ -46,7 +46,7 @@ pub(crate) enum ApiError {
     TooManyWatchers,
     #[error(
         "there is nothing at this path of a Tidegate gateway: /openapi.json lists its HTTP API; clients connect at /ws, \
-         /sse and /app/KEY"
+         /sse, /app/KEY and /connection/websocket"
     )]
     NoSuchPath,
     #[error("the channel's namespace keeps no presence")]

@@ -1,12 +1,16 @@
 //! The protocols that clients speak, a folder for each. A new one is a folder and a line in [`PROTOCOLS`].
 
+mod centrifuge;
 mod pusher;
 mod raw;
 mod sse;
 
 use tidegate_ops::http::IsShards;
 
-use self::sse::forms::{self as sse_forms, StreamEvent};
+use self::{
+    centrifuge::forms::Push,
+    sse::forms::{self as sse_forms, StreamEvent},
+};
 use crate::{
     http::Apis,
     hub::form::{FormId, Forms},
@@ -14,7 +18,8 @@ use crate::{
 };
 
 /// The first that serves a request has it.
-pub(crate) static PROTOCOLS: Protocols = &[&raw::Raw, &sse::Sse, &pusher::PusherChannels, &raw::echo::Echo];
+pub(crate) static PROTOCOLS: Protocols =
+    &[&raw::Raw, &sse::Sse, &pusher::PusherChannels, &centrifuge::Centrifuge, &raw::echo::Echo];
 
 /// How all of them tell what happens in a channel.
 pub(crate) static FORMS: Forms = Forms(&[
@@ -35,6 +40,8 @@ pub(crate) static FORMS: Forms = Forms(&[
         true,
         true,
     ),
+    &Push { id: centrifuge::forms::JSON },
+    &Push { id: centrifuge::forms::PROTOBUF },
 ]);
 
 const fn stream(id: FormId, with_presence: FormId, is_enveloped: bool, is_of_many: bool) -> StreamEvent {

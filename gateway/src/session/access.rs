@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, time::SystemTime};
 
-use tidegate_backplane::Channel;
+use tidegate_backplane::{Channel, ChannelError};
 use tidegate_wire::{
     head::{Head, UNREADABLE},
     raw::Query,
@@ -14,6 +14,15 @@ use crate::{
     app::{self, apps::AppId},
     auth::{Claims, Scope, TokenError, Verdict, bearer},
 };
+
+/// Why a client has no channel of a name that it gives.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+pub(crate) enum ChannelRefused {
+    #[error(transparent)]
+    Name(#[from] ChannelError),
+    #[error("the credentials do not allow it")]
+    Rights,
+}
 
 /// Credentials that were checked.
 enum Credentials {
@@ -67,16 +76,20 @@ impl Core {
     }
 
     /// Whether a channel may be subscribed to on an open connection, with these claims.
-    pub(crate) fn may_subscribe(&self, channel: &Channel, claims: Option<&Claims>) -> bool {
+    fn may_subscribe(&self, channel: &Channel, claims: Option<&Claims>) -> bool {
         self.is_open(channel) || claims.is_some_and(|claims| claims.may_subscribe(channel))
     }
 
+    /// The channel of a name, in the app of the claims, if they may subscribe to it.
+    pub(crate) fn channel_for(&self, name: &str, claims: Option<&Claims>) -> Result<Channel, ChannelRefused> {
+        match self.may_subscribe(&Channel::new(name)?, claims) {
+            true => Ok(self.channel_of_claims(name, claims)?),
+            false => Err(ChannelRefused::Rights),
+        }
+    }
+
     /// The channel of a name, in the app of the claims.
-    pub(crate) fn channel_of_claims(
-        &self,
-        name: &str,
-        claims: Option<&Claims>,
-    ) -> Result<Channel, tidegate_backplane::ChannelError> {
+    fn channel_of_claims(&self, name: &str, claims: Option<&Claims>) -> Result<Channel, ChannelError> {
         let app = claims.and_then(|claims| claims.app.as_deref());
         AppId::channel(app.map(AppId::as_str), name)
     }

@@ -15,11 +15,11 @@ pub(crate) struct Fanout<'a> {
     farewells: &'a mut Vec<Farewell>,
 }
 
-/// A connection that can be told of a gap by a close frame only.
+/// A connection whose form cannot tell it of a gap: its protocol ends what it has of the channel, or the connection.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Farewell {
     pub(crate) id: ConnectionId,
-    key: ChannelKey,
+    pub(crate) key: ChannelKey,
     pub(crate) reason: GapReason,
 }
 

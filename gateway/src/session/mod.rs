@@ -28,6 +28,7 @@ pub(crate) mod refusal;
 pub(crate) mod socket;
 mod socket_id;
 pub(crate) mod subscribing;
+pub(crate) mod tokens;
 pub(crate) mod told;
 
 use std::{any::Any, sync::Arc, time::Duration};
@@ -124,6 +125,8 @@ pub(crate) struct Rare {
     pub(crate) inflated_bytes: Budget,
     /// Why it is about to be closed, for the count; set by whoever dooms it.
     pub(crate) reason: Option<DisconnectReason>,
+    /// Tokens that it gave and that wait for a key.
+    awaiting_keys: u8,
     /// What its protocol keeps of it.
     pub(crate) state: Option<Box<dyn ProtocolState>>,
 }
@@ -283,6 +286,7 @@ impl Rare {
             && self.publisher.is_none()
             && self.inflated_bytes == Budget::default()
             && self.reason.is_none()
+            && self.awaiting_keys == 0
             && self.state.is_none()
     }
 }

@@ -3,7 +3,7 @@
 
 use std::any::Any;
 
-use tidegate_backplane::{Channel, JoinError, Position};
+use tidegate_backplane::{Channel, GapReason, JoinError, Position};
 use tidegate_reactor::{Connections, Tick};
 use tidegate_wire::{
     frame::{self, CloseCode},
@@ -21,6 +21,7 @@ use super::{
 use crate::{
     hub::{ChannelKey, form::FormId, outgoing::Outgoing},
     node::{PublishError, roster::List},
+    subscription::Item,
 };
 
 /// The protocols of a process; a connection names its own by its index.
@@ -47,12 +48,13 @@ pub(crate) enum Event<'e> {
     /// All that could be told at once of the channels of its request was told.
     Begun,
     /// A subscription stands. `position`: where the client is in the channel. `recovered`: what it missed follows,
-    /// without a hole. `is_new`: nothing is told to it now. `list`: who is in the channel, where it was asked for.
+    /// without a hole. `told`: what it is told next, of the first page at most; a protocol whose answer holds it takes it.
+    /// `list`: who is in the channel, where it was asked for.
     Subscribed {
         key: ChannelKey,
         position: Option<Position>,
         recovered: bool,
-        is_new: bool,
+        told: &'e mut Vec<Item>,
         list: Option<&'e List>,
     },
     /// A subscription cannot be had.
@@ -67,6 +69,9 @@ pub(crate) enum Event<'e> {
     HeartbeatDue,
     /// What [`Protocol::due`] said has come.
     Due,
+    /// The client has missed something of a channel, and the form of the connection cannot say so. It gets nothing of the
+    /// channel until its subscription, or the connection, was ended.
+    Missed { key: ChannelKey, reason: GapReason },
 }
 
 /// A protocol. It keeps nothing itself: state of a shard is in [`room`](Self::room), that of a connection in
@@ -143,6 +148,12 @@ pub(crate) trait Protocol: Sync + std::fmt::Debug {
         if let Some(code) = self.close_code(why) {
             frame::encode_close(code, &why.text(), out);
         }
+    }
+
+    /// Whether the core pings its clients when they are silent. One whose clients expect pings of the protocol says when
+    /// by [`due`](Self::due).
+    fn is_pinged(&self) -> bool {
+        true
     }
 
     /// When something ends that it keeps of an open connection; [`Event::Due`] says so then.

@@ -142,7 +142,7 @@ impl Ctx<'_> {
     }
 
     /// Whether so many publishes of the connection wait that it is not read.
-    pub(super) fn is_publishing_paused(&self) -> bool {
+    pub(crate) fn is_publishing_paused(&self) -> bool {
         let publisher = self.open().and_then(|open| open.rare.as_ref()?.publisher.as_ref());
         publisher.is_some_and(|publisher| publisher.paused)
     }

@@ -13,7 +13,7 @@ use super::{
     Ctx, Phase, Session,
     budget::Share,
     leaving::Leave,
-    protocol::{Event, Transport},
+    protocol::{Event, Protocol, Transport},
 };
 use crate::metrics::{self, Budgeted, DisconnectReason};
 
@@ -76,7 +76,7 @@ impl Ctx<'_> {
     }
 
     /// A message was handled, whatever it was; whether the next may be now.
-    fn spend_message(&mut self) -> ControlFlow<()> {
+    pub(crate) fn spend_message(&mut self) -> ControlFlow<()> {
         let (rate, now) = (self.core.rates.messages, self.connections.now().duration());
         if rate.is_unlimited() {
             return ControlFlow::Continue(());
@@ -201,8 +201,11 @@ impl Ctx<'_> {
         let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) else { return };
         let heartbeat = &self.core.shared.node.config().heartbeat;
         let (interval, timeout) = (heartbeat.interval, heartbeat.timeout);
-        if open.protocol.of_list(self.core.shared.protocols).transport() == Transport::Stream {
+        if protocol.transport() == Transport::Stream {
             self.tell_protocol(Event::HeartbeatDue);
+            return self.beat_at(now.after(interval));
+        }
+        if !protocol.is_pinged() {
             return self.beat_at(now.after(interval));
         }
         let was_pinged = std::mem::take(&mut open.pinged);
@@ -230,8 +233,9 @@ impl Ctx<'_> {
 
     /// Something of a connection that was just heard may end sooner than its next heartbeat is due.
     pub(crate) fn beat_in_time(&mut self) {
+        let is_pinged = self.protocol().is_some_and(Protocol::is_pinged);
         if let Some(open) = self.open_mut() {
-            open.pinged = false;
+            open.pinged &= !is_pinged;
             self.beat_at(self.connections.now().after(self.core.shared.node.config().heartbeat.interval));
         }
     }

@@ -10,13 +10,13 @@ use std::sync::Arc;
 
 use futures_util::FutureExt as _;
 use tidegate_backplane::{BackplaneError, Channel, Gap, GapReason, Join, JoinError, Position};
+use tidegate_ops::budget::Rate;
 use tidegate_reactor::{Overflow, Shared as SharedBytes};
 use tidegate_wire::sse;
 
-use super::{
-    Ctx, Open, Phase, Session, core::Core, fresh::Fresh, leaving::Leave, opening::terms, protocol::Event,
-};
+use super::{Ctx, Open, Phase, Session, core::Core, fresh::Fresh, opening::terms, protocol::Event};
 use crate::{
+    auth::Claims,
     hub::{
         ChannelKey,
         content::{Content, gap_reason},
@@ -31,6 +31,19 @@ use crate::{
 pub(crate) struct Attempt {
     pub(crate) key: ChannelKey,
     serial: u32,
+}
+
+/// Why a client may not subscribe now.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+pub(crate) enum SubscribeRefused {
+    #[error("subscribing faster than allowed: {} a second", .0.per_second)]
+    TooFast(Rate),
+    #[error("this node has subscribers in as many channels as it may")]
+    NodeFull,
+    #[error("this connection has {max} subscriptions, more are not allowed")]
+    TooMany { max: usize },
+    #[error("already subscribed, or about to be")]
+    Already,
 }
 
 /// A subscription that is not in a lane yet. It holds its channel.
@@ -54,6 +67,7 @@ impl Core {
         match since {
             Some(position) => match Fresh::of(position, self.shared.life) {
                 Some(fresh) => Want::SinceEmpty {
+                    offset: 0,
                     away: fresh.away(self.shared.started.elapsed()),
                     history_age: namespace.history_age,
                 },
@@ -91,6 +105,38 @@ impl Ctx<'_> {
         let machine = Machine::new(want, lists);
         let (watches, joined, wants_list, list) = (false, Some(0), false, None);
         (Unsettled { attempt, machine, watches, joined, wants_list, list }, confirmation)
+    }
+
+    /// Whether a client may subscribe to a channel now: its budgets, and those of the node. `claims`: of whom it asks for it.
+    pub(crate) fn may_begin_subscription(
+        &mut self,
+        channel: &Channel,
+        claims: Option<&Claims>,
+    ) -> Result<(), SubscribeRefused> {
+        self.take_subscribe().map_err(SubscribeRefused::TooFast)?;
+        if !self.core.has_room_for(std::slice::from_ref(channel)) {
+            return Err(SubscribeRefused::NodeFull);
+        }
+        let limits = &self.core.shared.node.config().limits;
+        let max = match claims {
+            Some(_) => limits.subscriptions,
+            None => limits.subscriptions.min(limits.anonymous_subscriptions),
+        } as usize;
+        if self.open().is_some_and(|open| open.subscription_count() >= max) {
+            return Err(SubscribeRefused::TooMany { max });
+        }
+        match self.key_of_own(channel.name()) {
+            Some(_) => Err(SubscribeRefused::Already),
+            None => Ok(()),
+        }
+    }
+
+    /// The channel of this name that it is subscribed to, or about to be. By name, since a channel may have been opened
+    /// by a token of its own, whose app is another; a client could not tell two of one name apart.
+    pub(crate) fn key_of_own(&self, name: &str) -> Option<ChannelKey> {
+        let (open, hub) = (self.open()?, &self.core.hub);
+        let own = open.subscriptions.as_slice().iter().map(|&own| hub.channel_of(own));
+        own.chain(open.under_way_keys()).find(|&key| hub.channel(key).name() == name)
     }
 
     /// Begins a subscription of an open connection, which [`proceed`](Self::proceed) goes on with.
@@ -269,10 +315,14 @@ impl Ctx<'_> {
                 Output::Read(read) => self.read_history(attempt, read),
                 Output::List => self.read_list(attempt),
                 Output::Subscribed { position, recovered } => {
-                    let is_new = !matches!(outputs.peek(), Some(Output::Tell(_)));
+                    let mut told = match outputs.next_if(|next| matches!(next, Output::Tell(_))) {
+                        Some(Output::Tell(items)) => items,
+                        _ => Vec::new(),
+                    };
                     let list = self.attempted(attempt).and_then(|it| it.list.take());
-                    let list = list.as_deref();
-                    self.tell_protocol(Event::Subscribed { key, position, recovered, is_new, list });
+                    let (list, to_take) = (list.as_deref(), &mut told);
+                    self.tell_protocol(Event::Subscribed { key, position, recovered, told: to_take, list });
+                    self.tell_items(key, told);
                 }
                 Output::Tell(items) => self.tell_items(key, items),
                 Output::Join(seen) => self.join(attempt, seen),
@@ -287,10 +337,13 @@ impl Ctx<'_> {
         }
     }
 
-    /// Writes what the client missed, or that it cannot be had; a protocol that cannot say so ends the connection.
+    /// Writes what the client missed, or that it cannot be had; a protocol whose form cannot say so is told.
     ///
     /// It counts against the bound of the queue, which is empty, unless it alone is more: then it is one page.
     fn tell_items(&mut self, key: ChannelKey, items: Vec<Item>) {
+        if items.is_empty() {
+            return;
+        }
         let mut out = Vec::new();
         let mut untold = None;
         for item in items {
@@ -307,7 +360,7 @@ impl Ctx<'_> {
         }
         self.write_counted(&out);
         if let Some(Content::Gap(gap)) = untold {
-            self.leave(Leave::Gap(gap.reason));
+            self.tell_protocol(Event::Missed { key, reason: gap.reason });
         }
     }
 
@@ -349,7 +402,10 @@ impl Ctx<'_> {
     /// Turns the hold into a place in a lane.
     fn join(&mut self, attempt: Attempt, seen: Seen) {
         let (key, now) = (attempt.key, self.connections.now());
-        // One that left meanwhile has given its hold back.
+        // One that left, or has ended the subscription, has given its hold back.
+        if self.attempted(attempt).is_none() {
+            return;
+        }
         let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) else { return };
         let mut form = self.core.form(open, self.core.hub.channel(key));
         if open.unsettled(key).is_some_and(|it| it.machine.lists()) {

@@ -18,6 +18,7 @@ use tidegate_wire::deflate::Inflater;
 
 use crate::{
     edge::door::Doorkeeper,
+    hub::ChannelKey,
     metrics::{DisconnectReason, DropReason, HandshakeResult},
     node::shards::Order,
     session::{
@@ -35,7 +36,7 @@ pub(crate) struct ShardDriver {
     door: Arc<Doorkeeper>,
     drain: Option<Sweep>,
     /// Those who have to be closed for a gap.
-    gap_closes: Option<Sweep<(ConnectionId, GapReason)>>,
+    gap_closes: Option<Sweep<(ConnectionId, ChannelKey, GapReason)>>,
     /// Totals at the last export.
     exported: Counters,
     swept: Tick,
@@ -188,7 +189,8 @@ impl ShardDriver {
     /// Closes those whom a gap can be told in no other way: a few at once, many over a time, as a drain does. Meanwhile
     /// they get nothing of the channel.
     fn close_for_gaps(&mut self, connections: &mut Connections<Session>, fan_out: Turn) -> Turn {
-        let farewells = self.core.farewells.drain(..).map(|farewell| (farewell.id, farewell.reason));
+        let farewells =
+            self.core.farewells.drain(..).map(|farewell| (farewell.id, farewell.key, farewell.reason));
         if self.gap_closes.is_none() && farewells.len() == 0 {
             return Turn::Idle;
         }
@@ -202,8 +204,8 @@ impl ShardDriver {
         if sweep.len() == 0 {
             self.gap_closes = None;
         }
-        for (id, reason) in portion {
-            self.core.ctx(connections, id).leave(Leave::Gap(reason));
+        for (id, key, reason) in portion {
+            self.core.ctx(connections, id).tell_protocol(Event::Missed { key, reason });
         }
         turn
     }

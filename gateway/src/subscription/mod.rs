@@ -44,8 +44,9 @@ pub(crate) enum Want {
     Newest,
     /// All after a position.
     After(Position),
-    /// All that there ever was: the channel was empty when the client left it, so long ago.
-    SinceEmpty { away: Duration, history_age: Duration },
+    /// All after an offset of the first epoch that there was since the channel was seen empty, so long ago. Offset 0: all
+    /// that there ever was.
+    SinceEmpty { offset: u64, away: Duration, history_age: Duration },
 }
 
 /// Something that is told to the client, in the channel's order.
@@ -324,17 +325,18 @@ impl Machine {
 
     fn take_place(&mut self, top: Option<Position>, kept: Kept) -> Outputs {
         match self.want {
-            Want::SinceEmpty { away, history_age } => {
+            Want::SinceEmpty { offset, away, history_age } => {
                 // An earlier epoch may have come and aged out.
                 if away >= history_age {
                     return self.gap(top, kept);
                 }
                 match top {
-                    // The place before the first publication of the epoch.
                     Some(top) => {
-                        self.seen.advance(Some(Position { offset: 0, ..top }));
+                        self.seen.advance(Some(Position { offset, ..top }));
                         self.due()
                     }
+                    // It had publications, and has lost them.
+                    None if offset > 0 => self.gap(None, kept),
                     None if kept.has_overflowed() => self.read(Read::Place),
                     None => self.finish(kept, true, Outputs::new()),
                 }

@@ -162,7 +162,7 @@ fn a_failed_read_refuses_before_the_answer_and_is_a_gap_after_it() {
 #[test]
 fn a_stream_that_had_nothing_gets_all_there_ever_was() {
     let age = Duration::from_secs(60);
-    let since = |away| Want::SinceEmpty { away: Duration::from_secs(away), history_age: age };
+    let since = |away| Want::SinceEmpty { offset: 0, away: Duration::from_secs(away), history_age: age };
     let nothing = || Ok(History { publications: Vec::new(), top: None, left: None, continuous: true });
     let mut machine = Machine::new(since(1), false);
     check(&machine.confirmed(), "read place");

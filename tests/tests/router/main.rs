@@ -5,6 +5,7 @@
 
 mod bad_requests;
 mod bad_start;
+mod centrifuge;
 mod chaos;
 mod edge;
 mod loss;

@@ -205,8 +205,9 @@ impl Protocol for PusherChannels {
                 ctx.write(|out| frame_of(|notice| server::error(None, &text, channel, notice), out));
             }
             Event::Silent => ctx.leave(leave_with(Code::NO_PONG)),
-            Event::Subscribed { key, is_new, list, .. } => ctx.granted(key, is_new, list),
+            Event::Subscribed { key, told, list, .. } => ctx.granted(key, told.is_empty(), list),
             Event::Refused { key, error } => ctx.fail_entrance(key, &error.clone().into()),
+            Event::Missed { reason, .. } => ctx.leave(Leave::Gap(reason)),
             Event::Begun | Event::HeartbeatDue | Event::Due => {}
         }
     }

@@ -11,13 +11,19 @@ use tidegate_wire::{
         command::{self, Command, CommandKind},
     },
 };
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::forms;
 use crate::{
-    auth::{Authenticator, Claims, Verdict},
+    auth::Claims,
     hub::{ChannelKey, content::Content},
-    session::{Ctx, protocol::ProtocolState, publishing::Rates},
+    session::{
+        Ctx,
+        access::ChannelRefused,
+        protocol::ProtocolState,
+        publishing::Rates,
+        subscribing::SubscribeRefused,
+        tokens::{Grants, TokenRefused},
+    },
 };
 
 /// What few connections have.
@@ -25,10 +31,7 @@ use crate::{
 pub(super) struct Commands {
     /// Commands that subscribe and were not answered yet.
     subscribing: Vec<(ChannelKey, Option<u64>)>,
-    /// Subscriptions that a token of their own has opened, and when it expires.
-    granted: Vec<(ChannelKey, Tick)>,
-    /// Commands whose token waits for a key.
-    awaiting_keys: u32,
+    granted: Grants,
 }
 
 /// Why a command is not carried out: a status as in HTTP, and a sentence.
@@ -40,19 +43,16 @@ const HISTORY_BYTES: usize = 64 * 1024;
 
 const NO_PRESENCE: &str = "the namespace of this channel keeps no presence; turn presence on for it";
 
-/// Commands of one connection whose token may wait for a key.
-const AWAITING_KEYS_MAX: u32 = 4;
-
 impl ProtocolState for Commands {
     fn is_empty(&self) -> bool {
-        self.subscribing.is_empty() && self.granted.is_empty() && self.awaiting_keys == 0
+        self.subscribing.is_empty() && self.granted.is_empty()
     }
 }
 
 impl Commands {
     /// When the first of the granted subscriptions ends.
     pub(super) fn due(&self) -> Option<Tick> {
-        self.granted.iter().map(|&(_, expires)| expires).min()
+        self.granted.due()
     }
 }
 
@@ -93,7 +93,7 @@ impl Ctx<'_> {
                 }
             }
             CommandKind::Token(token) => {
-                self.with_claims(id, token.into_owned(), move |ctx, claims| ctx.renew_token(id, claims))
+                self.with_token(id, token.into_owned(), move |ctx, claims| ctx.renew_token(id, claims))
             }
         };
         if let Err(Refused(code, message)) = done {
@@ -172,21 +172,21 @@ impl Ctx<'_> {
             }
             Ok(())
         };
-        self.with_claims(id, token.into_owned(), begin)
+        self.with_token(id, token.into_owned(), begin)
     }
 
     /// A token of its own has opened a subscription, which lasts as long as it does.
     fn grant(&mut self, key: ChannelKey, claims: &Claims) {
-        self.forget_grant(key);
-        let Some(expires) = claims.expiry(self.connections.now()) else { return };
+        let expires = claims.expiry(self.connections.now());
         let Some(open) = self.open_mut() else { return };
-        open.state_or_default::<Commands>().granted.push((key, expires));
+        open.state_or_default::<Commands>().granted.set(key, expires);
+        open.drop_empty_rare();
         self.beat_in_time();
     }
 
     fn is_granted(&self, key: ChannelKey) -> bool {
         let commands = self.open().and_then(|open| open.state::<Commands>());
-        commands.is_some_and(|commands| commands.granted.iter().any(|&(own, _)| own == key))
+        commands.is_some_and(|commands| commands.granted.has(key))
     }
 
     /// Another token for a subscription that one has opened.
@@ -208,9 +208,7 @@ impl Ctx<'_> {
     pub(super) fn end_granted(&mut self) {
         let now = self.connections.now();
         let Some(commands) = self.open_mut().and_then(|open| open.state_mut::<Commands>()) else { return };
-        let ended: Vec<ChannelKey> =
-            commands.granted.extract_if(.., |(_, expires)| *expires <= now).map(|(key, _)| key).collect();
-        for key in ended {
+        for key in commands.granted.take_ended(now) {
             let name = self.core.hub.channel(key).name().to_owned();
             let mut notice = Vec::new();
             raw::encode_unsubscribed(&name, 401, "the token of this subscription has expired", &mut notice);
@@ -232,66 +230,25 @@ impl Ctx<'_> {
     pub(super) fn forget_grant(&mut self, key: ChannelKey) {
         let Some(open) = self.open_mut() else { return };
         if let Some(commands) = open.state_mut::<Commands>() {
-            commands.granted.retain(|&(own, _)| own != key);
+            commands.granted.forget(key);
         }
         open.drop_empty_rare();
     }
 
     /// Goes on with the claims of a token, at once or when its key was fetched.
-    fn with_claims(
+    fn with_token(
         &mut self,
         id: Option<u64>,
         token: String,
         then: impl FnOnce(&mut Ctx<'_>, Claims) -> Result<(), Refused> + Send + 'static,
     ) -> Result<(), Refused> {
-        let authenticator = Arc::clone(&self.core.shared.authenticator);
-        match authenticator.verify(&token, SystemTime::now()) {
-            Verdict::Valid(claims) => then(self, claims),
-            Verdict::Invalid(error) => Err(token_refused(&error)),
-            Verdict::NeedsKeys(_) => {
-                let room = self.await_keys(&authenticator, &token)?;
-                let fetched = async move {
-                    let claims = authenticator.authenticate(&token).await;
-                    drop(room);
-                    claims
-                };
-                self.run(fetched, move |ctx, claims| {
-                    ctx.keys_awaited();
-                    let claims = claims.map_err(|error| token_refused(&error));
-                    if let Err(Refused(code, message)) = claims.and_then(|claims| then(ctx, claims)) {
-                        ctx.refuse_command(id, code, &message);
-                    }
-                });
-                Ok(())
+        self.with_claims(token, move |ctx, claims| {
+            let done = claims.map_err(Refused::from).and_then(|claims| then(ctx, claims));
+            if let Err(Refused(code, message)) = done {
+                ctx.refuse_command(id, code, &message);
             }
-        }
-    }
-
-    /// Takes room for a command that waits for a key, of the connection's and the node's.
-    fn await_keys(
-        &mut self,
-        authenticator: &Authenticator,
-        token: &str,
-    ) -> Result<OwnedSemaphorePermit, Refused> {
-        let busy = |of| Refused(503, format!("{of} has as many commands wait for keys as it may; try again"));
-        let Some(open) = self.open_mut() else { return Err(busy("this connection")) };
-        let commands = open.state_or_default::<Commands>();
-        if commands.awaiting_keys >= AWAITING_KEYS_MAX {
-            return Err(busy("this connection"));
-        }
-        commands.awaiting_keys += 1;
-        authenticator.room_for(token).ok_or_else(|| {
-            self.keys_awaited();
-            busy("this node")
-        })
-    }
-
-    fn keys_awaited(&mut self) {
-        let Some(open) = self.open_mut() else { return };
-        if let Some(commands) = open.state_mut::<Commands>() {
-            commands.awaiting_keys = commands.awaiting_keys.saturating_sub(1);
-        }
-        open.drop_empty_rare();
+        });
+        Ok(())
     }
 
     /// Begins a subscription; its channel, unless the connection is gone or the backplane has refused at once.
@@ -307,30 +264,14 @@ impl Ctx<'_> {
         if join_leave && !self.core.shared.node.namespaces().of(&channel).presence {
             return Err(Refused(404, NO_PRESENCE.to_owned()));
         }
-        if let Err(rate) = self.take_subscribe() {
-            return Err(Refused(
-                429,
-                format!("subscribing faster than allowed: {} a second", rate.per_second),
-            ));
-        }
-        if !self.core.has_room_for(std::slice::from_ref(&channel)) {
-            return Err(Refused(503, "this node has subscribers in as many channels as it may".to_owned()));
-        }
-        let limits = &self.core.shared.node.config().limits;
-        let max = match claims {
-            Some(_) => limits.subscriptions,
-            None => limits.subscriptions.min(limits.anonymous_subscriptions),
-        } as usize;
-        let Some(open) = self.open() else { return Ok(None) };
-        if open.subscription_count() >= max {
-            return Err(Refused(
-                429,
-                format!("this connection has {max} subscriptions, more are not allowed"),
-            ));
-        }
-        if self.key_of_own(name).is_some() {
-            return Err(Refused(409, format!("{name}: already subscribed, or about to be")));
-        }
+        self.may_begin_subscription(&channel, claims).map_err(|refused| {
+            let code = match refused {
+                SubscribeRefused::TooFast(_) | SubscribeRefused::TooMany { .. } => 429,
+                SubscribeRefused::NodeFull => 503,
+                SubscribeRefused::Already => 409,
+            };
+            Refused(code, format!("{name}: {refused}"))
+        })?;
         let want = self.core.want(&channel, since, true);
         let Some((attempt, confirmation)) = self.begin_subscription(&channel, want, join_leave) else {
             return Ok(None);
@@ -369,7 +310,7 @@ impl Ctx<'_> {
             return Ok(());
         };
         let name = Box::<str>::from(name);
-        self.with_claims(id, token.into_owned(), move |ctx, claims| {
+        self.with_token(id, token.into_owned(), move |ctx, claims| {
             let channel = ctx.command_channel(&name, Some(&claims))?;
             then(ctx, channel);
             Ok(())
@@ -414,33 +355,19 @@ impl Ctx<'_> {
     }
 
     fn command_channel(&self, name: &str, claims: Option<&Claims>) -> Result<Channel, Refused> {
-        let channel = Channel::new(name).map_err(bad_name)?;
-        if !self.core.may_subscribe(&channel, claims) {
-            let (code, what) = if claims.is_some() {
-                (403, "the token does not allow it")
-            } else {
-                (401, "it needs a token")
-            };
-            return Err(Refused(code, format!("{name}: {what}")));
-        }
-        self.core.channel_of_claims(name, claims).map_err(bad_name)
-    }
-
-    /// The channel of this name that it is subscribed to, or about to be. By name, since a channel may have been opened
-    /// by a token of its own, whose app is another; a client could not tell two of one name apart.
-    fn key_of_own(&self, name: &str) -> Option<ChannelKey> {
-        let (open, hub) = (self.open()?, &self.core.hub);
-        let own = open.subscriptions.as_slice().iter().map(|&own| hub.channel_of(own));
-        own.chain(open.under_way_keys()).find(|&key| hub.channel(key).name() == name)
+        self.core.channel_for(name, claims).map_err(|refused| match (refused, claims) {
+            (ChannelRefused::Name(error), _) => Refused(400, format!("channel: {error}")),
+            (ChannelRefused::Rights, Some(_)) => Refused(403, format!("{name}: the token does not allow it")),
+            (ChannelRefused::Rights, None) => Refused(401, format!("{name}: it needs a token")),
+        })
     }
 }
 
-fn token_refused(error: &impl std::fmt::Display) -> Refused {
-    Refused(401, format!("the token is refused: {error}"))
-}
-
-fn bad_name(error: impl std::fmt::Display) -> Refused {
-    Refused(400, format!("channel: {error}"))
+impl From<TokenRefused> for Refused {
+    fn from(refused: TokenRefused) -> Self {
+        let code = if matches!(refused, TokenRefused::Busy(_)) { 503 } else { 401 };
+        Self(code, refused.to_string())
+    }
 }
 
 fn position(since: &Since) -> Result<Position, Refused> {

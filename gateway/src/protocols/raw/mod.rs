@@ -22,6 +22,7 @@ use crate::{
     session::{
         Ctx, Open,
         core::Core,
+        leaving::Leave,
         opening::{Request, Stop},
         protocol::{Event, Protocol},
         refusal::Refusal,
@@ -117,6 +118,7 @@ impl Protocol for Raw {
                 ctx.raw_subscribed(key, position, recovered, list);
             }
             Event::Refused { key, error } => ctx.raw_refused(key, error),
+            Event::Missed { reason, .. } => ctx.leave(Leave::Gap(reason)),
             Event::Opened { state } => {
                 if let Some(open) = ctx.open_mut().filter(|_| state.is_some()) {
                     open.tag = TELLS_POSITIONS;

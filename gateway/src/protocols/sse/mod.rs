@@ -99,8 +99,8 @@ impl Protocol for Sse {
                 ctx.write(|out| sse::encode_event(None, Some(event::DROPPED), &text, out));
             }
             Event::HeartbeatDue => ctx.write(|out| out.extend_from_slice(sse::COMMENT_HEARTBEAT)),
-            Event::Subscribed { key, position, is_new, list, .. } => {
-                subscribed(ctx, key, position, is_new);
+            Event::Subscribed { key, position, told, list, .. } => {
+                subscribed(ctx, key, position, told.is_empty());
                 if let Some(list) = list {
                     tell_list(ctx, key, list);
                 }
@@ -113,6 +113,7 @@ impl Protocol for Sse {
                 }
             }
             Event::Refused { error, .. } => ctx.leave(Leave::unavailable(error)),
+            Event::Missed { reason, .. } => ctx.leave(Leave::Gap(reason)),
             Event::Opened { .. } | Event::PublishFailed(_) | Event::Silent | Event::Due => {}
         }
     }

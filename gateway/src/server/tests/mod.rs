@@ -4,6 +4,7 @@
 
 mod apart;
 mod browsers;
+mod centrifuge;
 mod commands;
 mod failing;
 mod heads;

@@ -109,7 +109,7 @@ impl World {
                 channel.top = 0;
                 channel.log.clear();
                 let age = Duration::from_secs(60);
-                Want::SinceEmpty { away: Duration::from_secs(1), history_age: age }
+                Want::SinceEmpty { offset: 0, away: Duration::from_secs(1), history_age: age }
             }
             _ if channel.top == 0 => Want::Place,
             _ => Want::After(Position { epoch: Epoch(1), offset: since }),

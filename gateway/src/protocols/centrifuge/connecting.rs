@@ -1,0 +1,143 @@
+//! Who a client is: `connect` and `refresh`.
+
+use std::time::Duration;
+
+use tidegate_reactor::Tick;
+use tidegate_wire::centrifuge::{
+    code::{Disconnect, ErrorCode},
+    message::{ConnectResult, RefreshResult, Reply},
+};
+
+use super::{Client, Stage};
+use crate::{
+    auth::{Claims, TokenError},
+    session::{Ctx, tokens::TokenRefused},
+};
+
+const VERSION: &str = concat!("tidegate ", env!("CARGO_PKG_VERSION"));
+
+/// A client asks for its next token when what it was told is over, and its connection ends when its token does: it is told
+/// this much less, or half where that is less.
+const REFRESH_AHEAD: Duration = Duration::from_secs(25);
+
+impl Ctx<'_> {
+    /// It is open, and has a time to say who it is.
+    pub(super) fn await_connect(&mut self) {
+        let timeout = self.core.shared.node.config().limits.handshake_timeout;
+        let stale = self.connections.now().after(timeout);
+        if let Some(open) = self.open_mut() {
+            open.state_or_default::<Client>().stale = Some(stale);
+        }
+        self.beat_in_time();
+    }
+
+    pub(super) fn connect(&mut self, id: u32, token: String) {
+        if let Some(client) = self.client_mut() {
+            client.stale = None;
+        }
+        if token.is_empty() {
+            return self.connected(id, None);
+        }
+        self.set_stage(Stage::Connecting);
+        self.with_new_token(token, move |ctx, claims| match claims {
+            Ok(claims) if claims.is_of_subscription => {
+                ctx.cut(Disconnect::InvalidToken, &"the token is for a subscription");
+            }
+            Ok(claims) => ctx.connected(id, Some(claims)),
+            Err(refused) => {
+                ctx.set_stage(Stage::Refused);
+                ctx.refuse_token(id, refused);
+                // Clients close after that.
+                ctx.await_connect();
+            }
+        });
+    }
+
+    fn connected(&mut self, id: u32, claims: Option<Claims>) {
+        self.set_stage(Stage::Connected);
+        if let Some(claims) = claims {
+            self.set_claims(claims);
+        }
+        self.drop_idle();
+        let (expires, ttl) = self.ttl(self.open().and_then(|open| open.rare.as_ref()?.expires));
+        let interval = self.core.shared.node.config().heartbeat.interval;
+        let result = ConnectResult {
+            client: self.core.connection_name(self.id),
+            version: VERSION.to_owned(),
+            expires,
+            ttl,
+            ping: u32::try_from(interval.as_secs()).unwrap_or(u32::MAX).max(1),
+            pong: true,
+            ..ConnectResult::default()
+        };
+        self.send_reply(&Reply { id, connect: Some(Box::new(result)), ..Reply::default() });
+        self.begin_pings();
+    }
+
+    /// Another token, of the same user and app: what was granted to one stays theirs.
+    pub(super) fn refresh(&mut self, id: u32, token: String) {
+        if token.is_empty() {
+            return self.cut(Disconnect::BadRequest, &"refresh without a token");
+        }
+        self.with_new_token(token, move |ctx, claims| {
+            let claims = match claims {
+                Ok(claims) => claims,
+                Err(TokenRefused::Token(TokenError::Expired)) => {
+                    return ctx.cut(Disconnect::Expired, &"the token has expired");
+                }
+                Err(refused) => return ctx.refuse_token(id, refused),
+            };
+            if claims.is_of_subscription || !ctx.is_of_same_user(&claims) {
+                return ctx.cut(
+                    Disconnect::InvalidToken,
+                    &"the token is of another user or app, or of a subscription",
+                );
+            }
+            ctx.set_claims(claims);
+            let (expires, ttl) = ctx.ttl(ctx.open().and_then(|open| open.rare.as_ref()?.expires));
+            let refresh =
+                Some(RefreshResult { expires, ttl, version: VERSION.to_owned(), ..RefreshResult::default() });
+            ctx.send_reply(&Reply { id, refresh, ..Reply::default() });
+        });
+    }
+
+    /// Whether a token is of the user and app that the connection is of already, if it is of one.
+    pub(super) fn is_of_same_user(&self, claims: &Claims) -> bool {
+        let own = self.open().and_then(|open| open.claims());
+        own.is_none_or(|own| own.user == claims.user && own.app == claims.app)
+    }
+
+    /// Goes on with a token; commands wait for that.
+    pub(super) fn with_new_token(
+        &mut self,
+        token: String,
+        then: impl FnOnce(&mut Ctx<'_>, Result<Claims, TokenRefused>) + Send + 'static,
+    ) {
+        self.wait_for_answer();
+        self.with_claims(token, move |ctx, claims| {
+            then(ctx, claims);
+            ctx.go_on();
+        });
+    }
+
+    /// A client whose token has expired brings another one; what is wrong with any other, no second try mends.
+    pub(super) fn refuse_token(&mut self, id: u32, refused: TokenRefused) {
+        match refused {
+            TokenRefused::Token(TokenError::Expired) => {
+                self.deny_command(id, ErrorCode::TokenExpired, &refused);
+            }
+            TokenRefused::Busy(_) | TokenRefused::Token(TokenError::UnknownKey) => {
+                self.deny_command(id, ErrorCode::Internal, &refused);
+            }
+            TokenRefused::Token(_) => self.cut(Disconnect::InvalidToken, &refused),
+        }
+    }
+
+    /// Whether something expires, and in how many seconds its client should bring another token.
+    pub(super) fn ttl(&self, expires: Option<Tick>) -> (bool, u32) {
+        let Some(expires) = expires else { return (false, 0) };
+        let left = expires.since(self.connections.now());
+        let told = left.saturating_sub(REFRESH_AHEAD.min(left / 2));
+        (true, u32::try_from(told.as_secs()).unwrap_or(u32::MAX).max(1))
+    }
+}

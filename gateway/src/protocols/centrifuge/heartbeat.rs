@@ -1,0 +1,81 @@
+//! Pings of the protocol: an empty reply at every interval, whatever else is told, which the client answers with an empty
+//! command. When the next one is due, or the answer to the last, is in the tag; whether one is under way, in `pinged`.
+
+use tidegate_reactor::Tick;
+use tidegate_wire::{
+    centrifuge::{code::Disconnect, push},
+    frame,
+};
+
+use super::{STAGE_BITS, Stage, forms};
+use crate::session::{Ctx, Open};
+
+/// The next ping or the end of the time for its answer. Ticks of 30 bits are 8 years of a process.
+pub(super) fn due(open: &Open) -> Option<Tick> {
+    (Stage::of(open) == Stage::Connected).then_some(Tick(open.tag >> STAGE_BITS))
+}
+
+impl Ctx<'_> {
+    /// Pings from now on: first after half an interval to a whole one, so that clients which came together are not pinged
+    /// together.
+    pub(super) fn begin_pings(&mut self) {
+        let interval = self.core.shared.node.config().heartbeat.interval;
+        let spread = self.id.generation.wrapping_mul(2_654_435_761) % 1024;
+        self.next_ping(self.connections.now().after(interval / 2 + interval / 2 * spread / 1024));
+    }
+
+    /// Something ends by itself: a ping is due, or was not answered in time; the time to connect is over, or a subscription
+    /// with a token of its own.
+    pub(super) fn on_due(&mut self) {
+        let now = self.connections.now();
+        let Some(open) = self.open() else { return };
+        let stale = open.state::<super::Client>().and_then(|client| client.stale);
+        if stale.is_some_and(|stale| stale <= now) {
+            return self.cut(Disconnect::Stale, &"it did not connect in time");
+        }
+        if due(open).is_some_and(|due| due <= now) {
+            self.beat_own();
+        }
+        self.end_expired();
+    }
+
+    /// The client has answered a ping.
+    pub(super) fn pong(&mut self) {
+        let interval = self.core.shared.node.config().heartbeat.interval;
+        let next = self.connections.now().after(interval);
+        match self.open_mut() {
+            Some(open) if open.pinged => {
+                open.pinged = false;
+                self.next_ping(next);
+            }
+            Some(_) => self.cut(Disconnect::BadRequest, &"a pong that was not asked for"),
+            None => {}
+        }
+    }
+
+    fn beat_own(&mut self) {
+        let (now, heard) = (self.connections.now(), self.connections.heard(self.id));
+        let heartbeat = &self.core.shared.node.config().heartbeat;
+        let timeout = heartbeat.timeout;
+        // What it says while its commands wait is not read.
+        let is_silent = now.since(heard) >= timeout && !self.connections.is_paused(self.id);
+        let Some(open) = self.open_mut() else { return };
+        if open.pinged && is_silent {
+            return self.cut(Disconnect::NoPong, &"a ping was not answered");
+        }
+        open.pinged = true;
+        let encoding = forms::encoding(open.form);
+        let mut payload = Vec::new();
+        push::ping(encoding, &mut payload);
+        self.write(|out| frame::encode(forms::opcode(encoding), &payload, out));
+        self.next_ping(now.after(timeout));
+    }
+
+    fn next_ping(&mut self, due: Tick) {
+        if let Some(open) = self.open_mut() {
+            let stage = Stage::of(open) as u32;
+            open.tag = due.0 << STAGE_BITS | stage;
+        }
+        self.beat_in_time();
+    }
+}

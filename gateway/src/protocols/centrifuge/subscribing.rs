@@ -1,0 +1,281 @@
+//! `subscribe`, `unsubscribe`, `sub_refresh`, and what becomes of subscriptions.
+
+use std::sync::Arc;
+
+use tidegate_backplane::Position;
+use tidegate_wire::{
+    centrifuge::{
+        code::{Disconnect, ErrorCode, Unsubscribed},
+        message::{
+            Empty, FLAG_REJECT_UNRECOVERED, Publication, Reply, SubRefreshRequest, SubRefreshResult,
+            SubscribeRequest, SubscribeResult,
+        },
+        push,
+    },
+    frame,
+};
+
+use super::{Client, forms, place};
+use crate::{
+    auth::Claims,
+    hub::ChannelKey,
+    session::{Ctx, access::ChannelRefused, release_empty, subscribing::SubscribeRefused},
+    subscription::Item,
+};
+
+/// A subscription that was asked for.
+#[derive(Debug)]
+pub(super) struct Asked {
+    key: ChannelKey,
+    id: u32,
+    /// It comes back, and wants what it missed.
+    recovers: bool,
+    /// It wants an error where that cannot be had.
+    rejects: bool,
+}
+
+impl Ctx<'_> {
+    pub(super) fn subscribe(&mut self, id: u32, mut request: SubscribeRequest) {
+        if request.channel.is_empty() {
+            return self.cut(Disconnect::BadRequest, &"subscribe without a channel");
+        }
+        if request.r#type != 0 {
+            return self.deny_command(id, ErrorCode::NotAvailable, &"only streams can be subscribed to");
+        }
+        let token = std::mem::take(&mut request.token);
+        if token.is_empty() {
+            let claims = self.open().and_then(|open| open.claims().cloned());
+            return self.begin_asked(id, &request, claims.as_deref(), false);
+        }
+        self.with_new_token(token, move |ctx, claims| match claims {
+            Ok(claims) if !ctx.is_of_same_user(&claims) => {
+                ctx.cut(Disconnect::InvalidToken, &"the token is of another user or app");
+            }
+            Ok(claims) => ctx.begin_asked(id, &request, Some(&claims), true),
+            Err(refused) => ctx.refuse_token(id, refused),
+        });
+    }
+
+    /// Begins a subscription. `is_own`: the claims are of a token for this subscription, which lasts as long.
+    fn begin_asked(&mut self, id: u32, request: &SubscribeRequest, claims: Option<&Claims>, is_own: bool) {
+        let name = &*request.channel;
+        let channel = match self.core.channel_for(name, claims) {
+            Ok(channel) => channel,
+            Err(refused) => return self.refuse_channel(id, name, refused),
+        };
+        if let Err(refused) = self.may_begin_subscription(&channel, claims) {
+            let code = match refused {
+                SubscribeRefused::TooFast(_) => ErrorCode::TooManyRequests,
+                SubscribeRefused::TooMany { .. } => ErrorCode::LimitExceeded,
+                SubscribeRefused::Already => ErrorCode::AlreadySubscribed,
+                // Another node may have room.
+                SubscribeRefused::NodeFull => ErrorCode::Internal,
+            };
+            return self.deny_command(id, code, &format_args!("{name}: {refused}"));
+        }
+        let want = match request.recover {
+            true => place::want(self.core, &channel, &request.epoch, request.offset),
+            false => self.core.want(&channel, None, true),
+        };
+        let Some((attempt, confirmation)) = self.begin_subscription(&channel, want, false) else { return };
+        let expires = claims.filter(|_| is_own).and_then(|claims| claims.expiry(self.connections.now()));
+        let Some(open) = self.open_mut() else { return };
+        let client = open.state_or_default::<Client>();
+        let (recovers, rejects) = (request.recover, request.flag & FLAG_REJECT_UNRECOVERED != 0);
+        client.subscribing.push(Asked { key: attempt.key, id, recovers, rejects });
+        client.grants.set(attempt.key, expires);
+        if expires.is_some() {
+            self.beat_in_time();
+        }
+        let join = self.join_of(&channel);
+        self.proceed(attempt, confirmation, join);
+    }
+
+    pub(super) fn refuse_channel(&mut self, id: u32, name: &str, refused: ChannelRefused) {
+        let code = match refused {
+            ChannelRefused::Name(_) => ErrorCode::BadRequest,
+            ChannelRefused::Rights => ErrorCode::PermissionDenied,
+        };
+        self.deny_command(id, code, &format_args!("{name}: {refused}"));
+    }
+
+    /// A subscription stands. Its answer holds the first of what the client missed; the rest is pushed.
+    pub(super) fn subscribed(
+        &mut self,
+        key: ChannelKey,
+        position: Option<Position>,
+        recovered: bool,
+        told: &mut Vec<Item>,
+    ) {
+        let place = self.core.place(key, position).map(|place| place::tell(self.core, place));
+        let expires = self.open().and_then(|open| open.state::<Client>()?.grants.due_of(key));
+        let (expires, ttl) = self.ttl(expires);
+        let is_had = self.answer_asked(key, |_, asked| {
+            let recovered = recovered && asked.recovers && place.is_some();
+            if asked.recovers && asked.rejects && !recovered {
+                return Err(ErrorCode::UnrecoverablePosition);
+            }
+            if !recovered {
+                // The answer says so.
+                told.retain(|item| !matches!(item, Item::Gap(_)));
+            }
+            let publications = if recovered { take_publications(told) } else { Vec::new() };
+            let (has_place, (epoch, offset)) = (place.is_some(), place.unwrap_or_default());
+            let (recoverable, positioned, was_recovering) = (has_place, has_place, asked.recovers);
+            let data = Vec::new();
+            Ok(SubscribeResult {
+                expires,
+                ttl,
+                recoverable,
+                epoch,
+                publications,
+                recovered,
+                offset,
+                positioned,
+                data,
+                was_recovering,
+            })
+        });
+        if !is_had {
+            told.clear();
+        }
+    }
+
+    /// Answers the command that asked for a subscription. An error ends the subscription.
+    pub(super) fn answer_asked(
+        &mut self,
+        key: ChannelKey,
+        answer: impl FnOnce(&mut Ctx<'_>, &Asked) -> Result<SubscribeResult, ErrorCode>,
+    ) -> bool {
+        let Some(client) = self.client_mut() else { return false };
+        let Some(at) = client.subscribing.iter().position(|asked| asked.key == key) else { return false };
+        let asked = client.subscribing.remove(at);
+        release_empty(&mut client.subscribing);
+        let is_last = client.subscribing.is_empty();
+        let result = answer(self, &asked);
+        let is_had = result.is_ok();
+        match result {
+            Ok(result) => {
+                let subscribe = Some(Box::new(result));
+                self.send_reply(&Reply { id: asked.id, subscribe, ..Reply::default() });
+            }
+            Err(code) => {
+                self.deny_command(asked.id, code, &self.core.hub.channel(key).name().to_owned());
+                self.end_asked(key);
+            }
+        }
+        self.drop_idle();
+        if is_last {
+            self.go_on_later();
+        }
+        is_had
+    }
+
+    pub(super) fn unsubscribe_from(&mut self, id: u32, name: &str) {
+        if name.is_empty() {
+            return self.cut(Disconnect::BadRequest, &"unsubscribe without a channel");
+        }
+        if let Some(key) = self.key_of_own(name) {
+            self.end_asked(key);
+        }
+        self.send_reply(&Reply { id, unsubscribe: Some(Empty {}), ..Reply::default() });
+    }
+
+    /// Another token for a subscription.
+    pub(super) fn refresh_subscription(&mut self, id: u32, request: SubRefreshRequest) {
+        let SubRefreshRequest { channel, token, r#type } = request;
+        if channel.is_empty() || token.is_empty() {
+            return self.cut(Disconnect::BadRequest, &"sub_refresh without a channel or token");
+        }
+        if r#type != 0 {
+            return self.deny_command(id, ErrorCode::NotAvailable, &"only tokens are refreshed");
+        }
+        let Some(key) = self.key_of_own(&channel) else {
+            return self.deny_command(
+                id,
+                ErrorCode::PermissionDenied,
+                &format_args!("{channel}: not subscribed"),
+            );
+        };
+        self.with_new_token(token, move |ctx, claims| {
+            let claims = match claims {
+                Ok(claims) => claims,
+                Err(refused) => return ctx.refuse_token(id, refused),
+            };
+            let own = ctx.core.hub.channel(key).clone();
+            let is_for_it =
+                ctx.core.channel_for(own.name(), Some(&claims)).is_ok_and(|channel| channel == own);
+            if !ctx.is_of_same_user(&claims) || !is_for_it {
+                return ctx.cut(Disconnect::InvalidToken, &"the token is of another user, app or channel");
+            }
+            if ctx.key_of_own(own.name()) != Some(key) {
+                return ctx.deny_command(id, ErrorCode::PermissionDenied, &"unsubscribed meanwhile");
+            }
+            let expires = claims.expiry(ctx.connections.now());
+            let Some(open) = ctx.open_mut() else { return };
+            open.state_or_default::<Client>().grants.set(key, expires);
+            ctx.beat_in_time();
+            let (expires, ttl) = ctx.ttl(expires);
+            let sub_refresh = Some(SubRefreshResult { expires, ttl });
+            ctx.send_reply(&Reply { id, sub_refresh, ..Reply::default() });
+        });
+    }
+
+    /// Ends the subscriptions whose token has expired; their clients come back with another.
+    pub(super) fn end_expired(&mut self) {
+        let now = self.connections.now();
+        let Some(client) = self.client_mut() else { return };
+        for key in client.grants.take_ended(now) {
+            self.take_away(key, Unsubscribed::Expired);
+        }
+        self.drop_idle();
+    }
+
+    /// The client has missed something, and is to subscribe again from where it is.
+    pub(super) fn subscribe_again(&mut self, key: ChannelKey) {
+        self.take_away(key, Unsubscribed::InsufficientState);
+    }
+
+    /// Ends a subscription that its client did not end, and says why.
+    fn take_away(&mut self, key: ChannelKey, why: Unsubscribed) {
+        let name = self.core.hub.channel(key).name().to_owned();
+        if self.key_of_own(&name) != Some(key) {
+            return;
+        }
+        // It is told once that it has it, and then that it has it no more.
+        if self.open().and_then(|open| open.state::<Client>()).is_some_and(|it| it.is_asking(key)) {
+            self.answer_asked(key, |_, _| Err(ErrorCode::Expired));
+            return;
+        }
+        self.end_asked(key);
+        let Some(encoding) = self.open().map(|open| forms::encoding(open.form)) else { return };
+        let mut payload = Vec::new();
+        push::unsubscribe(&name, why.into(), encoding, &mut payload);
+        self.write(|out| frame::encode(forms::opcode(encoding), &payload, out));
+    }
+
+    /// Ends a subscription with all that the connection has of it.
+    fn end_asked(&mut self, key: ChannelKey) {
+        if let Some(client) = self.client_mut() {
+            client.grants.forget(key);
+        }
+        self.end_subscription(key);
+        self.drop_idle();
+    }
+}
+
+impl Client {
+    fn is_asking(&self, key: ChannelKey) -> bool {
+        self.subscribing.iter().any(|asked| asked.key == key)
+    }
+}
+
+/// The publications at the front of what a client is told.
+fn take_publications(told: &mut Vec<Item>) -> Vec<Publication> {
+    let end = told.iter().position(|item| matches!(item, Item::Gap(_))).unwrap_or(told.len());
+    let publications = told.drain(..end).filter_map(|item| match item {
+        Item::Publication(publication) => Some(publication),
+        Item::Gap(_) => None,
+    });
+    publications.map(|publication: Arc<_>| forms::with_published(&publication, |it| it.into())).collect()
+}

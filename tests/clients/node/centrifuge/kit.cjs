@@ -1,0 +1,133 @@
+// What the Centrifuge scripts share: clients in both encodings, tokens, what a subscription saw, cases that report as JSON lines.
+"use strict";
+
+const assert = require("node:assert");
+const { createHmac } = require("node:crypto");
+const { Centrifuge } = require("centrifuge");
+const { Centrifuge: ProtobufCentrifuge } = require("centrifuge/build/protobuf");
+const WebSocket = require("ws");
+
+const DEADLINE_MS = 45000;
+const IS_PROTOBUF = process.env.ENCODING === "protobuf";
+
+// A token for so many seconds.
+function token(claims, seconds = 600) {
+  const part = (value) => Buffer.from(JSON.stringify(value)).toString("base64url");
+  const exp = Math.floor(Date.now() / 1000) + seconds;
+  const signed = `${part({ alg: "HS256", typ: "JWT" })}.${part({ exp, ...claims })}`;
+  return `${signed}.${createHmac("sha256", process.env.SECRET).update(signed).digest("base64url")}`;
+}
+
+const clients = new Set();
+
+// A client that is connecting; `seen` holds its events.
+function client(address, options = {}) {
+  const Kind = IS_PROTOBUF ? ProtobufCentrifuge : Centrifuge;
+  const made = new Kind(`${address.replace("http", "ws")}/connection/websocket`, {
+    websocket: WebSocket,
+    minReconnectDelay: 50,
+    maxReconnectDelay: 500,
+    ...options,
+  });
+  made.seen = [];
+  for (const event of ["connecting", "connected", "disconnected", "error"]) {
+    made.on(event, (context) => made.seen.push({ event, ...context }));
+  }
+  clients.add(made);
+  made.connect();
+  return made;
+}
+
+async function connected(address, options) {
+  const made = client(address, options);
+  await made.ready(DEADLINE_MS);
+  return made;
+}
+
+// A subscription under way; `got` holds the data of publications, `seen` its events.
+function follow(of, channel, options = {}) {
+  const subscription = of.newSubscription(channel, { minResubscribeDelay: 50, maxResubscribeDelay: 500, ...options });
+  subscription.seen = [];
+  subscription.publications = [];
+  subscription.got = [];
+  for (const event of ["subscribing", "subscribed", "unsubscribed", "error"]) {
+    subscription.on(event, (context) => subscription.seen.push({ event, ...context }));
+  }
+  subscription.on("publication", (publication) => {
+    const data = decoded(publication.data);
+    subscription.publications.push({ ...publication, data });
+    subscription.got.push(data);
+  });
+  subscription.subscribe();
+  return subscription;
+}
+
+async function subscribed(of, channel, options) {
+  const subscription = follow(of, channel, options);
+  await subscription.ready(DEADLINE_MS);
+  return subscription;
+}
+
+// Protobuf clients send and get bytes.
+function encoded(data) {
+  return IS_PROTOBUF ? Buffer.from(JSON.stringify(data)) : data;
+}
+
+function decoded(data) {
+  return IS_PROTOBUF ? JSON.parse(Buffer.from(data).toString()) : data;
+}
+
+// Publishes over REST, again when the node that was asked is not there.
+async function publish(address, channel, data) {
+  await until(`published ${data} to ${channel}`, async () => {
+    const answer = await fetch(`${address}/v1/channels/${encodeURIComponent(channel)}/publish`, {
+      method: "POST",
+      headers: { authorization: "Bearer dev-key", "content-type": "application/json" },
+      body: JSON.stringify({ data, idempotency_key: `${channel} ${JSON.stringify(data)}` }),
+    }).catch(() => ({ ok: false }));
+    return answer.ok;
+  });
+}
+
+async function rejected(promise) {
+  try {
+    await promise;
+  } catch (error) {
+    return error.code;
+  }
+  throw new Error("it was not rejected");
+}
+
+async function until(what, condition) {
+  const give_up = Date.now() + DEADLINE_MS;
+  for (;;) {
+    const value = await condition();
+    if (value) return value;
+    if (Date.now() > give_up) throw new Error(`never: ${what}`);
+    await new Promise((resolve) => setTimeout(resolve, 10));
+  }
+}
+
+const results = [];
+
+// Runs a case beside the others; a failure is told and ends nothing else.
+function check(name, run) {
+  if (process.env.CASE && !name.includes(process.env.CASE)) return;
+  results.push(
+    run().then(
+      () => console.log(JSON.stringify({ case: name, ok: true })),
+      (error) => {
+        process.exitCode = 1;
+        console.log(JSON.stringify({ case: name, ok: false, error: error.stack ?? String(JSON.stringify(error)) }));
+      },
+    ),
+  );
+}
+
+async function report() {
+  await Promise.all(results);
+  for (const made of clients) made.disconnect();
+  process.exit();
+}
+
+module.exports = { IS_PROTOBUF, assert, check, client, connected, decoded, encoded, follow, publish, rejected, report, subscribed, token, until };

@@ -1,0 +1,59 @@
+//! `centrifuge` (npm) in Node against two nodes on one Redis, in both encodings. What it must see is in
+//! `tests/clients/node/centrifuge`.
+
+use tidegate_testkit::{DEADLINE, Gateway, Tool, redis::RedisServer};
+
+const SECRET: &str = "0123456789abcdef0123456789abcdef";
+
+/// Anybody may subscribe, but in `room` and `vault`; pings come fast, so that a few seconds have several.
+fn config() -> String {
+    format!(
+        "\
+[heartbeat]
+interval = \"1s\"
+timeout = \"5s\"
+[[auth.jwt]]
+algorithm = \"HS256\"
+secret = \"{SECRET}\"
+leeway = \"0s\"
+[namespaces.default]
+client_publish = \"token\"
+[namespaces.plain]
+history_size = 0
+[namespaces.news]
+history_size = 100
+history_age = \"5m\"
+[namespaces.room]
+anonymous_subscribe = false
+presence = true
+[namespaces.vault]
+anonymous_subscribe = false
+"
+    )
+}
+
+fn run(encoding: &str) {
+    let redis = RedisServer::start();
+    let start = |number: u32| {
+        let node = Gateway::builder().backplane(&redis.url()).node(&format!("g{number}"));
+        node.config(&config()).start()
+    };
+    let gateways = [start(1), start(2)];
+    let addresses = gateways.each_ref().map(|gateway| format!("http://{}", gateway.public()));
+    let script = Tool::node("centrifuge/commands.cjs").environment("GATEWAYS", addresses.join(","));
+    let script = script.environment("SECRET", SECRET).environment("ENCODING", encoding);
+    let exit = script.spawn().wait(DEADLINE * 3);
+    assert_eq!(exit.code, Some(0), "{exit}");
+    let cases = exit.stdout.lines().filter(|line| line.contains("\"ok\":true")).count();
+    assert!(cases >= 11, "{exit}");
+}
+
+#[test]
+fn every_command_in_json() {
+    run("json");
+}
+
+#[test]
+fn every_command_in_protobuf() {
+    run("protobuf");
+}
