@@ -20,6 +20,7 @@ leeway = \"0s\"
 client_publish = \"token\"
 [namespaces.plain]
 history_size = 0
+history_age = \"0s\"
 [namespaces.news]
 history_size = 100
 history_age = \"5m\"

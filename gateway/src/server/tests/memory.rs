@@ -3,7 +3,7 @@
 use std::sync::mpsc;
 
 use tidegate_reactor::Mail;
-use tidegate_testkit::{DEADLINE, SseClient, eventually};
+use tidegate_testkit::{DEADLINE, SseClient, WsClient, eventually};
 
 use super::rig::{Rig, config};
 use crate::session::{Session, core::Command};
@@ -26,4 +26,17 @@ fn subscriptions_that_stand_leave_nothing_of_their_way_there() {
     let rig = Rig::start(config());
     let _stream = SseClient::connect(rig.address, "/sse?channel=a&channel=b&channel=c", None);
     eventually("all three stand", DEADLINE, || rooms(&rig) == [0]);
+}
+
+#[test]
+fn an_idle_client_of_centrifugo_keeps_nothing() {
+    let rig = Rig::start(config());
+    rig.publish("a", "1");
+    let mut client = WsClient::connect(rig.address, "/connection/websocket");
+    client.send_text("{\"id\":1,\"connect\":{}}\n{\"id\":2,\"subscribe\":{\"channel\":\"plain:a\"}}");
+    assert_eq!([client.expect_json()["id"].take(), client.expect_json()["id"].take()], [1, 2]);
+    assert_eq!(rooms(&rig), Vec::<usize>::new());
+    client.send_text("{\"id\":3,\"subscribe\":{\"channel\":\"a\"}}");
+    assert_eq!(client.expect_json()["id"], 3);
+    eventually("the last subscription stands", DEADLINE, || rooms(&rig).is_empty());
 }

@@ -6,8 +6,8 @@ const { createHmac } = require("node:crypto");
 const { Centrifuge } = require("centrifuge");
 const { Centrifuge: ProtobufCentrifuge } = require("centrifuge/build/protobuf");
 const WebSocket = require("ws");
+const { DEADLINE_MS, check, ended, until } = require("../cases.cjs");
 
-const DEADLINE_MS = 45000;
 const IS_PROTOBUF = process.env.ENCODING === "protobuf";
 
 // A token for so many seconds.
@@ -77,13 +77,16 @@ function decoded(data) {
   return IS_PROTOBUF ? JSON.parse(Buffer.from(data).toString()) : data;
 }
 
+let published = 0;
+
 // Publishes over REST, again when the node that was asked is not there.
 async function publish(address, channel, data) {
+  const key = `key-${process.pid}-${published++}`;
   await until(`published ${data} to ${channel}`, async () => {
     const answer = await fetch(`${address}/v1/channels/${encodeURIComponent(channel)}/publish`, {
       method: "POST",
-      headers: { authorization: "Bearer dev-key", "content-type": "application/json" },
-      body: JSON.stringify({ data, idempotency_key: `${channel} ${JSON.stringify(data)}` }),
+      headers: { authorization: "Bearer dev-key", "content-type": "application/json", "idempotency-key": key },
+      body: JSON.stringify(data),
     }).catch(() => ({ ok: false }));
     return answer.ok;
   });
@@ -98,34 +101,8 @@ async function rejected(promise) {
   throw new Error("it was not rejected");
 }
 
-async function until(what, condition) {
-  const give_up = Date.now() + DEADLINE_MS;
-  for (;;) {
-    const value = await condition();
-    if (value) return value;
-    if (Date.now() > give_up) throw new Error(`never: ${what}`);
-    await new Promise((resolve) => setTimeout(resolve, 10));
-  }
-}
-
-const results = [];
-
-// Runs a case beside the others; a failure is told and ends nothing else.
-function check(name, run) {
-  if (process.env.CASE && !name.includes(process.env.CASE)) return;
-  results.push(
-    run().then(
-      () => console.log(JSON.stringify({ case: name, ok: true })),
-      (error) => {
-        process.exitCode = 1;
-        console.log(JSON.stringify({ case: name, ok: false, error: error.stack ?? String(JSON.stringify(error)) }));
-      },
-    ),
-  );
-}
-
 async function report() {
-  await Promise.all(results);
+  await ended();
   for (const made of clients) made.disconnect();
   process.exit();
 }

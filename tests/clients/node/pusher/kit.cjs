@@ -5,9 +5,9 @@ const assert = require("node:assert");
 const PusherClient = require("pusher-js");
 const PusherServer = require("pusher");
 const WebSocket = require("ws");
+const { check, ended, until } = require("../cases.cjs");
 
 const APP = { appId: "1", key: "dev-key", secret: "dev-secret" };
-const DEADLINE_MS = 45000;
 const MASTER_KEY = Buffer.alloc(32, 7).toString("base64");
 
 const calls = new Set();
@@ -131,35 +131,9 @@ function member(gateway, channel, user) {
   });
 }
 
-async function until(what, condition) {
-  const give_up = Date.now() + DEADLINE_MS;
-  for (;;) {
-    const value = await condition();
-    if (value) return value;
-    if (Date.now() > give_up) throw new Error(`never: ${what}`);
-    await new Promise((resolve) => setTimeout(resolve, 10));
-  }
-}
-
-const results = [];
-
-// Runs a case beside the others; a failure is told and ends nothing else.
-function check(name, run) {
-  if (process.env.CASE && !name.includes(process.env.CASE)) return;
-  results.push(
-    run().then(
-      () => console.log(JSON.stringify({ case: name, ok: true })),
-      (error) => {
-        process.exitCode = 1;
-        console.log(JSON.stringify({ case: name, ok: false, error: error.stack }));
-      },
-    ),
-  );
-}
-
 // Waits for all cases, tells the calls that were made, and ends.
 async function report() {
-  await Promise.all(results);
+  await ended();
   for (const pusher of clients) pusher.disconnect();
   console.log(JSON.stringify({ calls: [...calls].sort() }));
   process.exit();
