@@ -2,7 +2,7 @@
 //! the page and the terminal that show it.
 
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 use std::thread;
 
 use reqwest::Method;
@@ -235,12 +235,13 @@ fn the_page_shows_a_cluster_under_load_on_desktop_and_phone_in_both_schemes() {
         Some(_) => tidegate_testkit::scripts_directory().join("../../docs"),
         None => target_directory(),
     };
-    let is_over = AtomicBool::new(false);
     let exit = thread::scope(|scope| {
+        // The load ends with it, also where this thread panics.
+        let load = Arc::new(());
         for (gateway, name) in site.gateways.iter().zip(["live:prices", "live:scores", "live:chat"]) {
-            let (rest, is_over) = (gateway.rest(), &is_over);
+            let (rest, load) = (gateway.rest(), Arc::downgrade(&load));
             scope.spawn(move || {
-                while !is_over.load(Ordering::Relaxed) {
+                while load.strong_count() > 0 {
                     rest.publish(name, "a message of some length, as it comes from an application");
                     assert!(
                         WsClient::try_connect(gateway.public(), "/ws?channel=room:a&token=bad", &[]).is_err()
@@ -252,9 +253,7 @@ fn the_page_shows_a_cluster_under_load_on_desktop_and_phone_in_both_schemes() {
             .gateway(site.gateways[0].internal())
             .environment("CHROMIUM", chromium_path())
             .environment("PICTURES", &pictures);
-        let exit = script.spawn().wait(DEADLINE * 2);
-        is_over.store(true, Ordering::Relaxed);
-        exit
+        script.spawn().wait(DEADLINE * 2)
     });
     assert_eq!(exit.code, Some(0), "{exit}");
     for picture in ["desktop-light", "desktop-dark", "phone-light", "phone-dark"] {
