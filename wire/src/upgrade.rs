@@ -41,6 +41,8 @@ pub enum UpgradeError {
     Version,
     #[error("the Sec-WebSocket-Key is not 16 bytes in base64")]
     Key,
+    #[error("offer a subprotocol beside the token, such as tidegate.v1: a browser closes where none is chosen")]
+    Protocol,
 }
 
 /// Headers of the answer, whoever writes it.
@@ -157,7 +159,9 @@ impl UpgradeError {
         match self {
             Self::Method => (405, "Method Not Allowed"),
             Self::UpgradeHeader | Self::Version => (426, "Upgrade Required"),
-            Self::HttpVersion | Self::Host | Self::ConnectionHeader | Self::Key => (400, "Bad Request"),
+            Self::HttpVersion | Self::Host | Self::ConnectionHeader | Self::Key | Self::Protocol => {
+                (400, "Bad Request")
+            }
         }
     }
 

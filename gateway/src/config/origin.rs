@@ -54,6 +54,12 @@ impl Origins {
         !self.local_hosts_only || tidegate_ops::hosts::is_local_name(host)
     }
 
+    /// Whether a request with this `Origin` and `Host` is served at all. Where everybody knows the credentials (`--dev`)
+    /// a page of another origin must reach nothing: a signed POST of plain text needs no preflight.
+    pub fn admits(&self, origin: Option<&str>, host: &str) -> bool {
+        !self.local_hosts_only || self.allows(origin, host)
+    }
+
     /// Whether a request with this `Origin` and `Host` may go on. A request without an `Origin` does not come
     /// from a web page, and a program can send any `Origin` it likes: there is nothing to protect.
     pub fn allows(&self, origin: Option<&str>, host: &str) -> bool {

@@ -31,14 +31,8 @@ pub(super) fn authorize(
     scope: Scope,
     channel: Option<&Channel>,
 ) -> Result<Arc<ApiKey>, ApiError> {
-    // One that cannot be read, or is given twice, is no key that is known.
-    let bearer = match headers.contains_key(header::AUTHORIZATION) {
-        true => match single(headers, &header::AUTHORIZATION).map(HeaderValue::to_str) {
-            Some(Ok(text)) => bearer(text),
-            _ => Some(UNREADABLE),
-        },
-        false => None,
-    };
+    let bearer = text(headers, &header::AUTHORIZATION)
+        .and_then(|text| if text == UNREADABLE { Some(UNREADABLE) } else { bearer(text) });
     state.keys.authorize(bearer, scope, channel).map_err(|error| refuse(state, error))
 }
 
@@ -67,10 +61,16 @@ pub(super) async fn cors(State(state): State<HttpState>, request: Request, next:
     response
 }
 
-/// Whether requests for the host that this one names are served.
-pub(super) fn allows_host(state: &HttpState, headers: &HeaderMap) -> bool {
+/// Whether requests for the host and from the page that this one names are served.
+pub(super) fn admits(state: &HttpState, headers: &HeaderMap) -> bool {
     let host = headers.get(header::HOST).map(HeaderValue::as_bytes).unwrap_or_default();
-    state.origins.allows_host(&String::from_utf8_lossy(host))
+    state.origins.admits(text(headers, &header::ORIGIN), &String::from_utf8_lossy(host))
+}
+
+/// The value of the header of that name, if there is one: [`UNREADABLE`] where it is no text or there are several.
+fn text<'h>(headers: &'h HeaderMap, name: &header::HeaderName) -> Option<&'h str> {
+    let value = || single(headers, name)?.to_str().ok();
+    headers.contains_key(name).then(|| value().unwrap_or(UNREADABLE))
 }
 
 /// The request's origin, when it has one that may read the answer.

@@ -52,7 +52,7 @@ impl PublicService {
         B: hyper::body::Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<axum::BoxError>,
     {
-        if !access::allows_host(&self.state, request.headers()) {
+        if !access::admits(&self.state, request.headers()) {
             return ApiError::OriginRefused.into_response();
         }
         if access::is_coded(request.headers()) {

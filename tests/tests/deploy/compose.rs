@@ -6,9 +6,10 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use aws_lc_rs::hmac;
 use serde_json::Value;
 use tempfile::TempDir;
 use tidegate_testkit::{
@@ -149,6 +150,7 @@ fn the_services_run_as_processes_and_deliver() {
     assert!(rest.publish("news", "hello").is_some(), "the channel has history");
     assert_eq!(client.expect_text(), "hello");
     assert_eq!(rest.without_key().post("/v1/channels/news/publish", "text/plain", "x").status, 401);
+    stack.expect_app();
     let exit = stack.spawn("storm", &["--connections=10", "--channels=2", "--duration=1s"]).wait(DEADLINE);
     assert!(exit.stdout.contains("connections  10 of 10"), "{exit}");
 }
@@ -260,6 +262,31 @@ impl Stack {
             (ready.get(&format!("/{path}")).status == 200).then_some(())
         });
         (process, public)
+    }
+
+    /// A client and a server of Pusher Channels meet in the app that the configuration has for them.
+    #[track_caller]
+    fn expect_app(&self) {
+        let mut client = WsClient::connect(self.router, "/app/trial?protocol=7");
+        assert_eq!(client.expect_json()["event"], "pusher:connection_established");
+        client.send_text(r#"{"event":"pusher:subscribe","data":{"channel":"orders"}}"#);
+        assert_eq!(client.expect_json()["event"], "pusher_internal:subscription_succeeded");
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let path = "/apps/1/events";
+        let query = format!(
+            "auth_key=trial&auth_timestamp={now}&auth_version=1.0&channel=orders&data=hello&name=paid"
+        );
+        let key = hmac::Key::new(hmac::HMAC_SHA256, self.secret("app-secret").trim_end().as_bytes());
+        let signature = hmac::sign(&key, format!("POST\n{path}\n{query}").as_bytes());
+        let signature: String = signature.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        let answer = Rest::new(self.router).post(
+            &format!("{path}?{query}&auth_signature={signature}"),
+            "application/json",
+            "",
+        );
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let told = client.expect_json();
+        assert_eq!((&told["event"], &told["data"]), (&"paid".into(), &"hello".into()), "{told}");
     }
 
     /// A service as a process, with some of its options replaced.

@@ -423,7 +423,12 @@ fn transitions_are_told_to_the_app_of_the_channel() {
     let [default, other] = [(); 2].map(|()| Hook::start(&runtime, Manner::Status(200)));
     let mut config = Config { default_app: AppId::new("own"), ..Config::default() };
     config.apps.0.insert(AppId::new("own").unwrap(), app(SECRET, vec![entry(&default.url())]));
-    let second = AppEntry { key: Some("key-2".into()), ..app(SECRET, vec![entry(&other.url())]) };
+    // Counts of an app that has them off are told to nobody, its webhooks included.
+    let second = AppEntry {
+        key: Some("key-2".into()),
+        subscription_count: false,
+        ..app(SECRET, vec![entry(&other.url())])
+    };
     config.apps.0.insert(AppId::new("2").unwrap(), second);
     config.webhooks = sending();
     let webhooks = Arc::new(Webhooks::new(config.webhooks.clone(), runtime.handle().clone()).unwrap());
@@ -439,18 +444,27 @@ fn transitions_are_told_to_the_app_of_the_channel() {
     enter(Channel::new("#watch-ada").unwrap(), "bob");
     enter(Channel::in_app("gone", "presence-a").unwrap(), "eve");
     enter(Channel::new("presence-a").unwrap(), "ada");
-    enter(Channel::in_app("2", "presence-a").unwrap(), "bob");
-    let expect = |user: &str| {
-        [
-            json!({"name": "channel_occupied", "channel": "presence-a"}),
-            json!({"name": "member_added", "channel": "presence-a", "user_id": user}),
-            json!({"name": "subscription_count", "channel": "presence-a", "subscription_count": 1}),
-        ]
-    };
-    for (hook, user) in [(&default, "ada"), (&other, "bob")] {
-        let mut events = hook.events(3);
-        events.sort_by_key(|event| event["name"].as_str().unwrap().to_owned());
-        assert_eq!(events, expect(user));
+    for (channel, user) in [("presence-a", "bob"), ("presence-b", "eve")] {
+        enter(Channel::in_app("2", channel).unwrap(), user);
+    }
+    let occupied = |channel: &str| json!({"name": "channel_occupied", "channel": channel});
+    let added = |channel: &str, user: &str| json!({"name": "member_added", "channel": channel, "user_id": user});
+    let counted = json!({"name": "subscription_count", "channel": "presence-a", "subscription_count": 1});
+    for (hook, expect) in [
+        (&default, vec![occupied("presence-a"), added("presence-a", "ada"), counted]),
+        (
+            &other,
+            vec![
+                occupied("presence-a"),
+                added("presence-a", "bob"),
+                occupied("presence-b"),
+                added("presence-b", "eve"),
+            ],
+        ),
+    ] {
+        let mut events = hook.events(expect.len());
+        events.sort_by_key(|event| (event["channel"].to_string(), event["name"].to_string()));
+        assert_eq!(events, expect);
     }
 }
 

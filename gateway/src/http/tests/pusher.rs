@@ -83,6 +83,11 @@ async fn an_event_names_its_channels_in_one_way() {
             "Invalid body: it is not what this path takes (line 1, column 0)\n",
         ),
         (
+            "/apps/1/events",
+            r#"{"name":"e","channel":"a","data":"#,
+            "Invalid body: its data ends before the JSON is complete (line 1, column 33)\n",
+        ),
+        (
             "/apps/1/batch_events",
             r#"{"batch":[{"name":"e","data":"x"}]}"#,
             "Missing required parameter: channel\n",

@@ -14,7 +14,7 @@ use tidegate_wire::{
     frame::Opcode,
     head::Head,
     raw::{self, Query, QueryError, Since},
-    upgrade::protocols,
+    upgrade::{UpgradeError, protocols},
 };
 
 use crate::{
@@ -31,18 +31,32 @@ use crate::{
 use commands::Commands;
 use publishing::Refused;
 
-/// The name of what is spoken here, for clients that name what they speak (RFC 6455 section 1.9). A client that names
-/// others only is answered none, which browsers take for a refusal.
+/// The name of what is spoken here, for clients that name what they speak (RFC 6455 section 1.9).
 const SUBPROTOCOL: &str = "tidegate.v1";
 
 /// [`Open::tag`] of a client that is told where it is in its channels, if it is enveloped: it named the subprotocol, or
 /// asked with `positions=true`.
 const TELLS_POSITIONS: u32 = 1;
 
-/// What a client asked for that is told where it is in its channels.
+/// What a client asked for beside channels.
 #[derive(Debug)]
 struct Asked {
-    names_protocol: bool,
+    /// The subprotocol that is chosen among those it offers.
+    protocol: Option<Box<str>>,
+    tells_positions: bool,
+}
+
+fn asked(request: &Request) -> Option<&Asked> {
+    request.state.as_ref().and_then(|state| state.downcast_ref())
+}
+
+/// One of the offered subprotocols: ours, else the first. What payloads are is between those who publish and those who
+/// listen, and browsers close a connection for which none of what they offered was chosen. A token is no protocol, and
+/// nobody is answered one.
+fn choose(offered: &str) -> Result<Option<&str>, UpgradeError> {
+    let names = || protocols(offered).filter(|name| !name.starts_with("bearer."));
+    let chosen = names().find(|name| *name == SUBPROTOCOL).or_else(|| names().next());
+    if chosen.is_none() && !offered.trim().is_empty() { Err(UpgradeError::Protocol) } else { Ok(chosen) }
 }
 
 #[derive(Debug)]
@@ -68,11 +82,11 @@ impl Protocol for Raw {
             return Err(Refusal::from(QueryError::JoinLeave).into());
         }
         let join_leave = core.joins_of_url(&query, &channels)?;
-        let offered = head.header_joined("sec-websocket-protocol");
-        let names_protocol =
-            offered.is_some_and(|offered| protocols(&offered).any(|name| name == SUBPROTOCOL));
-        let asks = names_protocol || query.positions;
-        let state = asks.then(|| Box::new(Asked { names_protocol }) as Box<dyn Any + Send>);
+        let offered = head.header_joined("sec-websocket-protocol").unwrap_or_default();
+        let protocol = choose(&offered).map_err(Refusal::from)?.map(Box::from);
+        let tells_positions = query.positions || protocol.as_deref() == Some(SUBPROTOCOL);
+        let asks = tells_positions || protocol.is_some();
+        let state = asks.then(|| Box::new(Asked { protocol, tells_positions }) as Box<dyn Any + Send>);
         Ok(Request { envelope, join_leave, channels, since, claims, state, ..Request::bare(Some(upgrade)) })
     }
 
@@ -84,14 +98,13 @@ impl Protocol for Raw {
     /// Verbatim clients have no words for it, and those that do not ask do not expect it: to one of them the first frame
     /// is a publication.
     fn tells_positions(&self, request: &Request) -> bool {
-        request.envelope && request.state.is_some()
+        request.envelope && asked(request).is_some_and(|asked| asked.tells_positions)
     }
 
     fn write_answer(&self, request: &Request, out: &mut Vec<u8>) {
         if let Some(upgrade) = &request.upgrade {
-            let asked = request.state.as_ref().and_then(|state| state.downcast_ref::<Asked>());
-            let names_protocol = asked.is_some_and(|asked| asked.names_protocol);
-            upgrade.write_response(out, names_protocol.then_some(SUBPROTOCOL));
+            let protocol = asked(request).and_then(|asked| asked.protocol.as_deref());
+            upgrade.write_response(out, protocol);
         }
     }
 
@@ -120,7 +133,10 @@ impl Protocol for Raw {
             Event::Refused { key, error } => ctx.raw_refused(key, error),
             Event::Missed { reason, .. } => ctx.leave(Leave::Gap(reason)),
             Event::Opened { state } => {
-                if let Some(open) = ctx.open_mut().filter(|_| state.is_some()) {
+                let asked = state.and_then(|state| state.downcast::<Asked>().ok());
+                if asked.is_some_and(|asked| asked.tells_positions)
+                    && let Some(open) = ctx.open_mut()
+                {
                     open.tag = TELLS_POSITIONS;
                 }
             }

@@ -183,4 +183,16 @@ fn in_development_pages_of_this_machine_may_connect_and_no_others() {
     is(&head(rig.address, &rebound(get("/sse?channel=news", &[]))), 403);
     is(&head(rig.address, &rebound(get("/v1/nodes", &[b"Authorization: Bearer dev-key"]))), 403);
     is(&head(rig.address, &get("/v1/nodes", &[b"Authorization: Bearer dev-key"])), 200);
+    // A page needs no preflight for a POST of plain text, and Pusher's requests are signed in their query.
+    let post = |path: &str, origin: &[u8]| {
+        let key: &[u8] = b"Authorization: Bearer dev-key";
+        let request = get(path, &[key, origin, b"Content-Type: text/plain", b"Content-Length: 0"]);
+        [b"POST", &request[3..]].concat()
+    };
+    for path in ["/v1/channels/news/publish", "/apps/1/events?auth_key=dev-key", "/apps/1/batch_events"] {
+        for origin in [&b"Origin: https://evil.example"[..], b"Origin: null", b"Origin: http://localhost\xff"] {
+            is(&head(rig.address, &post(path, origin)), 403);
+        }
+    }
+    is(&head(rig.address, &post("/v1/channels/news/publish", b"Origin: http://localhost:5173")), 200);
 }

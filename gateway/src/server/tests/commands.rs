@@ -3,7 +3,7 @@
 use std::{net::TcpListener, time::SystemTime};
 
 use base64::Engine as _;
-use tidegate_testkit::{DEADLINE, RawTcp, WsClient};
+use tidegate_testkit::{DEADLINE, HttpHead, RawTcp, WsClient};
 
 use super::{
     apart::{token_of, with_presence},
@@ -201,22 +201,48 @@ fn positions_are_told_on_open_to_who_asks() {
     }
 }
 
+/// Browsers close a connection for which none of the subprotocols that they offered was chosen.
+#[test]
+fn of_the_subprotocols_that_are_offered_one_is_chosen() {
+    let rig = Rig::start(with_closed());
+    let token = closed_token(3_600);
+    let answer = |offered: &str| {
+        let head = offer(&rig, "channel=a", offered);
+        (head.status, head.header("sec-websocket-protocol").map(str::to_owned))
+    };
+    for (offered, chosen) in [
+        ("chat", "chat"),
+        ("chat.v2, chat", "chat.v2"),
+        ("chat, tidegate.v1", "tidegate.v1"),
+        (&format!("bearer.{token}, chat"), "chat"),
+        (&format!("tidegate.v1, bearer.{token}"), "tidegate.v1"),
+    ] {
+        assert_eq!(answer(offered), (101, Some(chosen.to_owned())), "{offered}");
+    }
+    // A token is answered to nobody.
+    for offered in [&format!("bearer.{token}"), "a b"] {
+        assert_eq!(answer(offered), (400, None), "{offered}");
+    }
+}
+
+fn offer(rig: &Rig, query: &str, protocols: &str) -> HttpHead {
+    let mut connection = RawTcp::connect(rig.address);
+    let request = format!(
+        "GET /ws?{query} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\
+         Sec-WebSocket-Protocol: {protocols}\r\n\r\n"
+    );
+    connection.send(request.as_bytes());
+    connection.read_head(DEADLINE).unwrap()
+}
+
 /// A token is one wherever it stands: who has it is not anonymous.
 #[test]
 fn a_token_in_the_subprotocols_counts_like_any_other() {
     let mut config = with_closed();
     config.limits.anonymous_subscriptions = 1;
     let rig = Rig::start(config);
-    let status = |protocols: &str| {
-        let mut connection = RawTcp::connect(rig.address);
-        let request = format!(
-            "GET /ws?channel=closed:a&channel=closed:b HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n\
-             Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
-             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: {protocols}\r\n\r\n"
-        );
-        connection.send(request.as_bytes());
-        connection.read_head(DEADLINE).unwrap().status
-    };
+    let status = |protocols: &str| offer(&rig, "channel=closed:a&channel=closed:b", protocols).status;
     let with_token = format!("tidegate.v1, bearer.{}", closed_token(3_600));
     assert_eq!([status("tidegate.v1"), status(&with_token)], [400, 101]);
 }

@@ -122,6 +122,11 @@ fn events_reach_the_subscribers_of_the_app() {
     is(first.post("/events", &event), DONE);
     // Another app's channel of that name is another channel.
     is(second.post("/events", &json!({"name": "e", "channel": "news", "data": "none"})), DONE);
+    // Names of what raw clients are told are names like any other where there are no raw clients.
+    for name in ["gap", "dropped", "disconnect", "binary"] {
+        is(second.post("/events", &json!({"name": name, "channel": "news", "data": "none"})), DONE);
+        assert_eq!(first.post("/events", &json!({"name": name, "channel": "news", "data": "1"})).0, 400);
+    }
     let batch = json!({"batch": [
         {"name": "e", "channel": "news", "data": "3"},
         {"name": "f", "channel": "news", "data": "4", "socket_id": null, "info": null},

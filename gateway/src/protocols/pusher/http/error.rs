@@ -5,6 +5,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{HeaderValue, Method, StatusCode, header};
+use serde_json::error::Category;
 use tidegate_backplane::{BackplaneError, ChannelError};
 use tidegate_wire::pusher::NameError;
 
@@ -37,7 +38,7 @@ pub(super) enum PusherError {
     NotFound,
     #[error("This path takes {allow} requests")]
     MethodNotAllowed { allow: Method },
-    #[error("Invalid body: {member} is not what this path takes (line {}, column {})", .error.line(), .error.column())]
+    #[error("Invalid body: {member} {} (line {}, column {})", json_fault(.error), .error.line(), .error.column())]
     Json { member: Box<str>, error: serde_json::Error },
     #[error("Invalid body: the data is not UTF-8")]
     Text,
@@ -79,6 +80,15 @@ pub(super) enum PusherError {
     Overloaded,
     #[error(transparent)]
     Backplane(BackplaneError),
+}
+
+/// The parser's own words name types of ours, which say nothing to who wrote the body.
+fn json_fault(error: &serde_json::Error) -> &'static str {
+    match error.classify() {
+        Category::Eof => "ends before the JSON is complete",
+        Category::Syntax | Category::Io => "is no JSON, or a string in it is no text",
+        Category::Data => "is not what this path takes",
+    }
 }
 
 impl PusherError {
