@@ -41,7 +41,9 @@ pub enum UpgradeError {
     Version,
     #[error("the Sec-WebSocket-Key is not 16 bytes in base64")]
     Key,
-    #[error("offer a subprotocol beside the token, such as tidegate.v1: a browser closes where none is chosen")]
+    #[error(
+        "offer a subprotocol beside the token, such as tidegate.v1: a browser closes where none is chosen"
+    )]
     Protocol,
 }
 

@@ -7,6 +7,7 @@ pub(crate) mod render;
 mod rules;
 pub(crate) mod tools;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -205,8 +206,58 @@ impl<'a> Site<'a> {
             if !findings.is_empty() {
                 bail!("k8s/{path}: {}", findings.join("\n"));
             }
+            if let Some(overlay) = overlay {
+                self.the_guide_makes_every_secret(overlay, &built)?;
+            }
             println!("k8s/{path}: {} objects", built.len());
         }
         Ok(())
+    }
+
+    /// The Secret that docs/kubernetes.md has a person make has the entries that the pods read, and no other.
+    fn the_guide_makes_every_secret(&self, overlay: &str, built: &[Object]) -> Result<()> {
+        let mut read = BTreeSet::new();
+        built.iter().for_each(|object| secret_entries(&object.0, &mut read));
+        let text = fs::read_to_string(self.workspace.root.join("docs/kubernetes.md"))?;
+        let (_, text) = text.split_once("\n## Without Helm\n").context("docs/kubernetes.md: Without Helm")?;
+        let (dev, production) = text.split_once("needs the entries").context("what production needs")?;
+        let told: BTreeSet<String> = match overlay {
+            "dev" => dev.split("--from-literal=").skip(1).filter_map(|rest| rest.split('=').next()).collect(),
+            _ => production
+                .split('.')
+                .next()
+                .unwrap_or_default()
+                .split('`')
+                .skip(1)
+                .step_by(2)
+                .collect::<BTreeSet<_>>(),
+        }
+        .into_iter()
+        .map(|entry| format!("tidegate-secrets/{entry}"))
+        .collect();
+        if read != told {
+            bail!("k8s/overlays/{overlay} reads {read:?}, docs/kubernetes.md has {told:?} made");
+        }
+        Ok(())
+    }
+}
+
+/// `NAME/ENTRY` of every Secret that an object reads, in whatever part of it.
+fn secret_entries(value: &Value, found: &mut BTreeSet<String>) {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    match value {
+        Value::Object(members) => {
+            if let Some(from) = members.get("secretKeyRef") {
+                found.insert(format!("{}/{}", text(&from["name"]), text(&from["key"])));
+            }
+            if let Some(volume) = members.get("secret") {
+                for item in volume["items"].as_array().into_iter().flatten() {
+                    found.insert(format!("{}/{}", text(&volume["secretName"]), text(&item["key"])));
+                }
+            }
+            members.values().for_each(|value| secret_entries(value, found));
+        }
+        Value::Array(values) => values.iter().for_each(|value| secret_entries(value, found)),
+        _ => {}
     }
 }

@@ -50,7 +50,7 @@ const NSS_WRAPPER: Need = Need {
     packages: &["libnss-wrapper"],
 };
 
-const NEEDS: [Need; 10] = [
+const NEEDS: [Need; 12] = [
     REDIS,
     NSS_WRAPPER,
     PROMETHEUS,
@@ -59,7 +59,9 @@ const NEEDS: [Need; 10] = [
     Need { what: "Node 20 or newer", present: node_is_recent, packages: &["nodejs"] },
     Need { what: "npm", present: || which("npm").is_some(), packages: &["npm"] },
     Need { what: "Python 3 with venv", present: python_has_venv, packages: &["python3", "python3-venv"] },
-    // Languages of the guides.
+    // Proxies and languages of the guides.
+    Need { what: "HAProxy", present: || which("haproxy").is_some(), packages: &["haproxy"] },
+    Need { what: "Caddy", present: || which("caddy").is_some(), packages: &["caddy"] },
     Need { what: "Go", present: || which("go").is_some(), packages: &["golang-go"] },
     Need { what: "PHP with curl", present: php_has_curl, packages: &["php-cli", "php-curl"] },
 ];

@@ -5,7 +5,7 @@ import { createServer } from "node:net";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 
-const root = join(dirname(fileURLToPath(import.meta.url)), "../../..");
+export const root = join(dirname(fileURLToPath(import.meta.url)), "../../..");
 const candidates = [process.env.TIDEGATE_BIN, `${root}/target/debug/tidegate`, `${root}/target/release/tidegate`];
 export const binary = candidates.find((path) => path && existsSync(path));
 if (!binary) throw new Error("there is no tidegate binary: cargo build, or set TIDEGATE_BIN");
@@ -29,6 +29,12 @@ export async function eventually(what, condition, deadline = 30_000) {
   throw new Error(`not in time: ${what}`);
 }
 
+/** The fenced blocks of a page: what stands after the language is a file's name, `>>` appends, `&` keeps running. */
+export function blocks(text) {
+  const found = text.matchAll(/^```(\w+)(?: (\S+))?\n([\s\S]*?)^```$/gm);
+  return [...found].map(([, language, place, body]) => ({ language, place, body }));
+}
+
 export class Site {
   children = [];
 
@@ -49,6 +55,13 @@ export class Site {
       return line.exec(text);
     });
     return Object.assign(child, { url: found[1], internal: found[2], text: () => text });
+  }
+
+  /** Starts a program that does not say when it is ready. */
+  run(program, arguments_, environment) {
+    const child = spawn(program, arguments_, { env: { ...process.env, ...environment }, stdio: "ignore" });
+    child.ended = new Promise((resolve) => child.on("exit", resolve).on("error", resolve));
+    this.children.push(child);
   }
 
   async redis() {

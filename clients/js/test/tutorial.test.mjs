@@ -6,10 +6,8 @@ import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
 import { delimiter, dirname, join } from "node:path";
 import { after, test } from "node:test";
-import { fileURLToPath } from "node:url";
-import { Site, binary, eventually, freePort } from "./site.mjs";
+import { Site, binary, blocks, eventually, freePort, root } from "./site.mjs";
 
-const root = join(dirname(fileURLToPath(import.meta.url)), "../../..");
 const { chromium } = createRequire(`${root}/.cache/node/node_modules/`)("playwright-core");
 const directory = mkdtempSync(join(tmpdir(), "tidegate-chat-"));
 const here = new Site();
@@ -17,12 +15,6 @@ after(async () => {
   await here.end();
   rmSync(directory, { recursive: true });
 });
-
-/** The fenced blocks of the page: what stands after the language is a file's name, `>>` appends, `&` keeps running. */
-function blocks(text) {
-  const found = text.matchAll(/^```(\w+)(?: (\S+))?\n([\s\S]*?)^```$/gm);
-  return [...found].map(([, language, place, body]) => ({ language, place, body }));
-}
 
 test("the chat of the tutorial is one", async () => {
   // Only ports differ from what a reader has.

@@ -448,7 +448,8 @@ fn transitions_are_told_to_the_app_of_the_channel() {
         enter(Channel::in_app("2", channel).unwrap(), user);
     }
     let occupied = |channel: &str| json!({"name": "channel_occupied", "channel": channel});
-    let added = |channel: &str, user: &str| json!({"name": "member_added", "channel": channel, "user_id": user});
+    let added =
+        |channel: &str, user: &str| json!({"name": "member_added", "channel": channel, "user_id": user});
     let counted = json!({"name": "subscription_count", "channel": "presence-a", "subscription_count": 1});
     for (hook, expect) in [
         (&default, vec![occupied("presence-a"), added("presence-a", "ada"), counted]),

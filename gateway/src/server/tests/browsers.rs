@@ -190,7 +190,8 @@ fn in_development_pages_of_this_machine_may_connect_and_no_others() {
         [b"POST", &request[3..]].concat()
     };
     for path in ["/v1/channels/news/publish", "/apps/1/events?auth_key=dev-key", "/apps/1/batch_events"] {
-        for origin in [&b"Origin: https://evil.example"[..], b"Origin: null", b"Origin: http://localhost\xff"] {
+        for origin in [&b"Origin: https://evil.example"[..], b"Origin: null", b"Origin: http://localhost\xff"]
+        {
             is(&head(rig.address, &post(path, origin)), 403);
         }
     }
