@@ -362,6 +362,40 @@ fn an_arrow_that_points_upwards_is_found() {
 
 // ---- helpers ----
 
+/// A verdict without a test is a claim: docs/field-reports.md names a file for each row, and functions that are there.
+#[test]
+fn every_report_from_the_field_has_its_test() {
+    let page = read(&root().join("docs/field-reports.md"));
+    let rows: Vec<&str> =
+        page.lines().filter(|line| line.starts_with("| ") && !line.contains("---")).collect();
+    let rust: Vec<PathBuf> =
+        files_of_the_tree().into_iter().filter(|path| has_extension(path, "rs")).collect();
+    let texts: String = rust.iter().map(|path| read(&root().join(path))).collect();
+    let (mut findings, mut last) = (Vec::new(), "");
+    for row in rows.iter().filter(|row| !row.starts_with("| source |")) {
+        let cells: Vec<&str> = row.trim_matches(['|', ' ']).split(" | ").collect();
+        let &[_, _, verdict, test] = cells.as_slice() else {
+            findings.push(format!("not source, essence, verdict, test: {row}"));
+            continue;
+        };
+        if !verdict.starts_with("held") && !verdict.starts_with("mended") {
+            findings.push(format!("neither held nor mended: {row}"));
+        }
+        last = if test == "as above" { last } else { test };
+        let names: Vec<&str> = last.split('`').skip(1).step_by(2).collect();
+        let is_there = |name: &&str| match name.ends_with(".rs") {
+            true => rust.iter().any(|path| path.ends_with(name)),
+            false => texts.contains(&format!("fn {name}(")) || texts.contains(&format!("    {name}(")),
+        };
+        if names.is_empty() || !names.iter().all(is_there) {
+            findings.push(format!("no such test: {test}"));
+        }
+    }
+    let of_others = rows.iter().filter(|row| !row.contains("(our own trials)")).count();
+    assert!(of_others > 20, "{of_others} reports of others");
+    assert!(findings.is_empty(), "{}", findings.join("\n"));
+}
+
 /// Every file that is or would be committed.
 fn files_of_the_tree() -> Vec<PathBuf> {
     let list = ["ls-files", "--cached", "--others", "--exclude-standard"];
