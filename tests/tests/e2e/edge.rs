@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 
 use rustls::ClientConfig;
@@ -11,7 +12,7 @@ use tidegate_testkit::net::{SocketOptions, connect};
 use tidegate_testkit::tls::{
     Authority, TlsStream, WssClient, client_session, connect_tls, read_to_close, wrap_tls,
 };
-use tidegate_testkit::{DEADLINE, Gateway, RawTcp, Tool, eventually};
+use tidegate_testkit::{DEADLINE, Gateway, Process, RawTcp, Tool, eventually, product_binary};
 
 /// A gateway that speaks TLS, and what its clients need.
 struct Secure {
@@ -176,6 +177,29 @@ fn secure_handshakes_are_within_the_nodes_rate() {
     assert!((1..=may).contains(&opened), "{opened} of 40 were opened, {may} may be");
     let refused = secure.gateway.metric("tidegate_handshakes_total", &[("result", "rate_limit")]);
     assert!(refused >= 40.0 - may as f64, "{refused}");
+}
+
+/// What a person tries a deployment with speaks to one whose authority it trusts, and to no other.
+#[test]
+fn check_and_storm_speak_tls() {
+    let secure = Secure::start();
+    let trusted = secure.directory.path().join("authority.pem");
+    std::fs::write(&trusted, secure.authority.pem()).unwrap();
+    let run = |words: &[&str], roots: &Path| {
+        let mut command = Command::new(product_binary());
+        Process::spawn("tidegate", command.args(words).env("SSL_CERT_FILE", roots)).wait(DEADLINE)
+    };
+    let stranger = secure.directory.path().join("stranger.pem");
+    std::fs::write(&stranger, Authority::new().pem()).unwrap();
+    for scheme in ["https", "wss"] {
+        let url = format!("{scheme}://{}", secure.gateway.public());
+        let check = run(&["check", &url], &trusted);
+        assert!(check.code == Some(0) && check.stdout.contains("delivered all"), "{check}");
+        let storm = run(&["storm", &url, "--connections=3", "--duration=1s"], &trusted);
+        assert!(storm.stdout.contains("connections  3 of 3"), "{storm}");
+        let refused = run(&["check", &url], &stranger);
+        assert!(refused.code != Some(0) && refused.stderr.contains("SSL_CERT_FILE"), "{refused}");
+    }
 }
 
 #[test]
