@@ -285,12 +285,15 @@ export class Tidegate extends Emitter<{ open: "websocket" | "sse"; close: Closed
     socket.onmessage = ({ data }) => {
       if (socket === this.socket && typeof data === "string") this.take(JSON.parse(data));
     };
-    socket.onclose = ({ code, reason }) => {
+    const ended = (code: number, reason: string) => {
       if (socket !== this.socket) return;
       this.socket = undefined;
       if (!opened) this.neverOpened++;
       this.lost(code, reason);
     };
+    socket.onclose = ({ code, reason }) => ended(code, reason);
+    // Node 20 tells of a connection that never opened with an error alone.
+    socket.onerror = () => opened || ended(1006, "");
   }
 
   private up(transport: "websocket" | "sse"): void {

@@ -43,11 +43,14 @@ for (const transport of ["websocket", "sse"]) {
       const channel = `${transport}-${round}`;
       const client = new Tidegate(proxy.url, { transport, backoff: { min: 50, max: 200 } });
       const got = [];
+      let closes = 0;
+      client.on("close", () => closes++);
       const subscription = client.subscribe(channel, ({ data }) => got.push(data));
       subscription.on("gap", ({ reason }) => got.push(`gap: ${reason}`));
       await eventually("it knows where the channel stands, of which nothing came", () => subscription.position);
       proxy.cut();
       for (const data of ["1", "2", "3"]) await publish(url, channel, data);
+      await eventually("it has tried to come back, in vain", () => closes >= 2);
       await proxy.mend();
       await eventually("all of it is here", () => got.length === 3);
       await publish(url, channel, "4");
