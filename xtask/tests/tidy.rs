@@ -368,9 +368,9 @@ fn every_report_from_the_field_has_its_test() {
     let page = read(&root().join("docs/field-reports.md"));
     let rows: Vec<&str> =
         page.lines().filter(|line| line.starts_with("| ") && !line.contains("---")).collect();
-    let rust: Vec<PathBuf> =
-        files_of_the_tree().into_iter().filter(|path| has_extension(path, "rs")).collect();
-    let texts: String = rust.iter().map(|path| read(&root().join(path))).collect();
+    let tree = files_of_the_tree();
+    let rust = tree.iter().filter(|path| has_extension(path, "rs"));
+    let texts: String = rust.map(|path| read(&root().join(path))).collect();
     let (mut findings, mut last) = (Vec::new(), "");
     for row in rows.iter().filter(|row| !row.starts_with("| source |")) {
         let cells: Vec<&str> = row.trim_matches(['|', ' ']).split(" | ").collect();
@@ -383,8 +383,8 @@ fn every_report_from_the_field_has_its_test() {
         }
         last = if test == "as above" { last } else { test };
         let names: Vec<&str> = last.split('`').skip(1).step_by(2).collect();
-        let is_there = |name: &&str| match name.ends_with(".rs") {
-            true => rust.iter().any(|path| path.ends_with(name)),
+        let is_there = |name: &&str| match name.ends_with(".rs") || name.ends_with(".mjs") {
+            true => tree.iter().any(|path| path.ends_with(name)),
             false => texts.contains(&format!("fn {name}(")) || texts.contains(&format!("    {name}(")),
         };
         if names.is_empty() || !names.iter().all(is_there) {
