@@ -29,6 +29,17 @@ fn a_namespace_may_deliver_on_the_node_while_redis_is_away() {
     assert_eq!(client.expect_text(), "here");
 }
 
+/// Whoever reads the log of a stop that went well must not be sent to look at Redis.
+#[test]
+fn a_stop_speaks_of_no_outage() {
+    let redis = RedisServer::start();
+    let gateway = node(&redis.url(), 1).start();
+    eventually_ready(&gateway, true);
+    let exit = gateway.terminate();
+    assert_eq!(exit.code, Some(0), "{exit}");
+    assert!(exit.stderr.contains("drained") && !exit.stderr.contains("WARN"), "{exit}");
+}
+
 #[track_caller]
 fn check(cut_off: impl FnOnce(&Cut)) {
     let redis = RedisServer::start();

@@ -72,6 +72,10 @@ fn every_service_is_locked_down() {
         assert_eq!(service["read_only"], true, "{name}");
         assert_eq!(texts(&service["cap_drop"]), ["ALL"], "{name}");
         assert_eq!(texts(&service["security_opt"]), ["no-new-privileges:true"], "{name}");
+        assert!(service["logging"]["options"]["max-size"].is_string(), "{name}: its log grows without end");
+        // No registry has the image that is built here.
+        let is_ours = service["image"] == "tidegate:local";
+        assert!(!is_ours || service["pull_policy"] == "build", "{name}: {}", service["pull_policy"]);
         let health = &service["healthcheck"];
         assert!(health["test"].is_array() || health["disable"] == true, "{name} has no health check");
         let environment = service["environment"].to_string().to_lowercase();
