@@ -375,6 +375,8 @@ pub enum Control {
     /// Somebody watches: report ([`Backplane::report`](crate::Backplane::report)) each second for [`WATCH_LEASE`], and
     /// look up these connections, as presence names them, at most [`LOOKUPS_MAX`].
     Watch { connections: Vec<Box<str>> },
+    /// Something that a protocol asks of connections of its own clients, in its own words.
+    Instruct { target: DisconnectTarget, protocol: Box<str>, text: Box<str> },
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -51,6 +51,11 @@ pub async fn control_reaches_the_own_sink(subject: &dyn Subject) {
             reason: "".into(),
         },
         Control::Watch { connections: vec![unique("connection").into()] },
+        Control::Instruct {
+            target: DisconnectTarget::User { app: None, user: unique("user").into() },
+            protocol: "p".into(),
+            text: "{}".into(),
+        },
     ];
     for order in &orders {
         bench.backplane.control(order.clone()).await.expect("control");

@@ -1,7 +1,8 @@
 //! Orders to all nodes: their form, and the pub/sub channel that every node is always subscribed to.
 //!
 //! An order is a JSON object: `{"kind":"disconnect","user":U,"reason":R}`, with `app` beside `user` where it is not the
-//! default one, or with `connection` in place of `user`; or `{"kind":"watch","connections":[C]}`.
+//! default one, or with `connection` in place of `user`; `{"kind":"watch","connections":[C]}`; or
+//! `{"kind":"instruct","user":U,"protocol":P,"text":T}`, whose target is said as that of `disconnect`.
 //! Nodes skip and count kinds that they do not know. An order is not kept: a node that is cut off from Redis while it
 //! is given does not get it.
 
@@ -23,6 +24,7 @@ use crate::{BackplaneError, Control, DisconnectTarget, Sink};
 
 const DISCONNECT: &str = "disconnect";
 const WATCH: &str = "watch";
+const INSTRUCT: &str = "instruct";
 
 /// Publishes an order.
 pub(crate) async fn send(
@@ -76,6 +78,10 @@ struct StoredOrder {
     connections: Vec<Box<str>>,
     #[serde(default, skip_serializing_if = "str::is_empty")]
     reason: Box<str>,
+    #[serde(default, skip_serializing_if = "str::is_empty")]
+    protocol: Box<str>,
+    #[serde(default, skip_serializing_if = "str::is_empty")]
+    text: Box<str>,
 }
 
 impl Orders {
@@ -179,11 +185,10 @@ impl std::fmt::Debug for Orders {
 fn encode(control: &Control) -> Vec<u8> {
     let order = match control.clone() {
         Control::Disconnect { target, reason } => {
-            let (app, user, connection) = match target {
-                DisconnectTarget::User { app, user } => (app, Some(user), None),
-                DisconnectTarget::Connection(connection) => (None, None, Some(connection)),
-            };
-            StoredOrder { kind: DISCONNECT.into(), app, user, connection, reason, ..StoredOrder::default() }
+            StoredOrder { kind: DISCONNECT.into(), reason, ..StoredOrder::to(target) }
+        }
+        Control::Instruct { target, protocol, text } => {
+            StoredOrder { kind: INSTRUCT.into(), protocol, text, ..StoredOrder::to(target) }
         }
         Control::Watch { connections } => {
             StoredOrder { kind: WATCH.into(), connections, ..StoredOrder::default() }
@@ -194,17 +199,28 @@ fn encode(control: &Control) -> Vec<u8> {
 
 fn decode(bytes: &[u8]) -> Result<Control, OrderError> {
     let order: StoredOrder = serde_json::from_slice(bytes).map_err(|_| OrderError::Undecodable)?;
-    match &*order.kind {
-        DISCONNECT => {}
-        WATCH => return Ok(Control::Watch { connections: order.connections }),
-        _ => return Err(OrderError::Unknown),
-    }
-    let target = match (order.app, order.user, order.connection) {
-        (app, Some(user), None) => DisconnectTarget::User { app, user },
-        (None, None, Some(connection)) => DisconnectTarget::Connection(connection),
-        _ => return Err(OrderError::Unknown),
+    let StoredOrder { kind, app, user, connection, connections, reason, protocol, text } = order;
+    let target = match (app, user, connection) {
+        (app, Some(user), None) => Some(DisconnectTarget::User { app, user }),
+        (None, None, Some(connection)) => Some(DisconnectTarget::Connection(connection)),
+        _ => None,
     };
-    Ok(Control::Disconnect { target, reason: order.reason })
+    match (&*kind, target) {
+        (WATCH, _) => Ok(Control::Watch { connections }),
+        (DISCONNECT, Some(target)) => Ok(Control::Disconnect { target, reason }),
+        (INSTRUCT, Some(target)) => Ok(Control::Instruct { target, protocol, text }),
+        _ => Err(OrderError::Unknown),
+    }
+}
+
+impl StoredOrder {
+    fn to(target: DisconnectTarget) -> Self {
+        let (app, user, connection) = match target {
+            DisconnectTarget::User { app, user } => (app, Some(user), None),
+            DisconnectTarget::Connection(connection) => (None, None, Some(connection)),
+        };
+        Self { app, user, connection, ..Self::default() }
+    }
 }
 
 #[cfg(test)]
@@ -220,7 +236,9 @@ mod tests {
         for target in
             [user(None, "ü\n\""), user(Some("1"), "a!b"), DisconnectTarget::Connection("n.1".into())]
         {
-            let control = Control::Disconnect { target, reason: "banned".into() };
+            let control = Control::Disconnect { target: target.clone(), reason: "banned".into() };
+            assert_eq!(decode(&encode(&control)), Ok(control));
+            let control = Control::Instruct { target, protocol: "p".into(), text: "{\"a\":\"\\n\"}".into() };
             assert_eq!(decode(&encode(&control)), Ok(control));
         }
         for connections in [vec![], vec!["n.1".into(), "a\"b".into()]] {

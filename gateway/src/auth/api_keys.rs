@@ -65,15 +65,15 @@ impl ApiKeys {
         scope: Scope,
         channel: Option<&Channel>,
     ) -> Result<Arc<ApiKey>, ApiKeyError> {
-        let presented = bearer.filter(|key| !key.is_empty()).ok_or(ApiKeyError::Missing)?;
-        let key = self.find(presented).ok_or(ApiKeyError::Unknown)?;
-        let refusal = match channel {
-            _ if !key.scopes.contains(&scope) => ApiKeyError::Scope(scope),
-            Some(channel) if !key.covers(channel) => ApiKeyError::Channel,
-            _ => return Ok(key),
-        };
-        tracing::debug!(key = %key.name, %refusal, "a request is refused");
-        Err(refusal)
+        let key = self.identify(bearer)?;
+        key.check(scope, channel)?;
+        Ok(key)
+    }
+
+    /// The key of a request, whatever it may do.
+    pub(crate) fn identify(&self, presented: Option<&str>) -> Result<Arc<ApiKey>, ApiKeyError> {
+        let presented = presented.filter(|key| !key.is_empty()).ok_or(ApiKeyError::Missing)?;
+        self.find(presented).ok_or(ApiKeyError::Unknown)
     }
 
     /// The time it takes tells nothing about the keys: digests are compared, not keys, each as a whole, and all of
@@ -117,6 +117,17 @@ impl ApiKey {
     /// The app in which the key holds, if it is not the default one.
     pub(crate) fn app(&self) -> Option<&AppId> {
         self.app.as_ref()
+    }
+
+    /// Whether it has the scope and, where a channel is given, the channel.
+    pub(crate) fn check(&self, scope: Scope, channel: Option<&Channel>) -> Result<(), ApiKeyError> {
+        let refusal = match channel {
+            _ if !self.scopes.contains(&scope) => ApiKeyError::Scope(scope),
+            Some(channel) if !self.covers(channel) => ApiKeyError::Channel,
+            _ => return Ok(()),
+        };
+        tracing::debug!(key = %self.name, %refusal, "a request is refused");
+        Err(refusal)
     }
 
     /// Whether the key may use a channel of this name in its app.

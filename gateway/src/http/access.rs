@@ -37,7 +37,7 @@ pub(super) fn authorize(
 }
 
 /// Counts a refused key.
-pub(super) fn refuse(state: &HttpState, error: ApiKeyError) -> ApiError {
+pub(crate) fn refuse(state: &HttpState, error: ApiKeyError) -> ApiError {
     let reason = match error {
         ApiKeyError::Missing => AuthFailure::KeyMissing,
         ApiKeyError::Unknown => AuthFailure::KeyUnknown,
@@ -81,7 +81,7 @@ pub(super) fn allowed_origin(state: &HttpState, headers: &HeaderMap) -> Option<H
 }
 
 /// The header of that name, if there is one and not several: which of them somebody before us went by is not known.
-pub(super) fn single<'h>(headers: &'h HeaderMap, name: &header::HeaderName) -> Option<&'h HeaderValue> {
+pub(crate) fn single<'h>(headers: &'h HeaderMap, name: &header::HeaderName) -> Option<&'h HeaderValue> {
     let mut values = headers.get_all(name).iter();
     values.next().filter(|_| values.next().is_none())
 }

@@ -4,13 +4,13 @@
 //! `rest::publish`, and the paths of a protocol's [`Api`] to that; every other request takes axum's router. Both answer
 //! alike: the router has the same route and the same interfaces, and is all that tests need.
 
-mod access;
+pub(crate) mod access;
 pub(crate) mod body;
 mod console;
 mod error;
 mod openapi;
 mod page;
-mod query;
+pub(crate) mod query;
 mod rest;
 pub(crate) mod serve;
 mod service;
@@ -29,7 +29,7 @@ use futures_util::future::BoxFuture;
 use http::{HeaderValue, Method, StatusCode, header, request::Parts};
 use tidegate_ops::{hosts::InternalAccess, probes};
 
-pub(crate) use self::{error::ApiError, service::PublicService};
+pub(crate) use self::{error::ApiError, rest::publish_all, service::PublicService};
 use crate::config::BackplaneUrl;
 use crate::{
     app::apps::Apps,

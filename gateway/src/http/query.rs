@@ -94,7 +94,7 @@ pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<Box<str>>, A
     }
 }
 
-pub(super) fn is_idempotency_key(text: &str) -> bool {
+pub(crate) fn is_idempotency_key(text: &str) -> bool {
     !text.is_empty()
         && text.len() <= IDEMPOTENCY_KEY_BYTES_MAX
         && text.bytes().all(|byte| byte.is_ascii_graphic())

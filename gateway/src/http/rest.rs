@@ -13,6 +13,7 @@ use axum::{
 use http::{HeaderMap, Uri};
 use tidegate_backplane::Channel;
 
+pub(crate) use self::many::publish_all;
 pub(super) use self::{admin::*, channels::*, many::*};
 use super::{HttpState, access, error::ApiError, query};
 use crate::{app::apps::AppId, auth::Scope};

@@ -1,6 +1,7 @@
 //! The routers as clients see them: a table per endpoint, each row a request and what it is answered.
 #![allow(clippy::unwrap_used)]
 
+mod centrifuge;
 mod client;
 mod fixture;
 mod many;

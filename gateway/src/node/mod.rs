@@ -198,6 +198,17 @@ impl Node {
         self.backplane.control(Control::Disconnect { target, reason }).await
     }
 
+    /// Tells a protocol what is asked of connections of its clients, on whichever node they are.
+    pub(crate) async fn instruct(
+        &self,
+        target: DisconnectTarget,
+        protocol: &str,
+        text: String,
+    ) -> Result<(), BackplaneError> {
+        let (protocol, text) = (protocol.into(), text.into());
+        self.backplane.control(Control::Instruct { target, protocol, text }).await
+    }
+
     pub(crate) async fn nodes(&self) -> Result<Vec<NodeRecord>, BackplaneError> {
         self.backplane.nodes().await
     }

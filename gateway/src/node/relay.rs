@@ -125,6 +125,9 @@ impl Sink for Relay {
             Control::Disconnect { target, reason } => {
                 self.to_all(&Order::Disconnect { target, reason });
             }
+            Control::Instruct { target, protocol, text } => {
+                self.to_all(&Order::Instruct { target, protocol, text });
+            }
             Control::Watch { connections } => self.watching.renew(connections, Instant::now()),
         }
     }

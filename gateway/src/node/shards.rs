@@ -17,6 +17,8 @@ pub(crate) enum Order {
     Deliver(Arc<Outgoing>),
     /// Close the connections of a user, or one.
     Disconnect { target: DisconnectTarget, reason: Box<str> },
+    /// Tell a protocol what is asked of connections of its clients.
+    Instruct { target: DisconnectTarget, protocol: Box<str>, text: Box<str> },
     /// The list of apps is another one: those of an app that is gone or disabled must leave.
     AppsChanged,
     /// Say what these connections are.

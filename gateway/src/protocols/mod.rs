@@ -49,7 +49,7 @@ const fn stream(id: FormId, with_presence: FormId, is_enveloped: bool, is_of_man
 }
 
 /// What they answer over HTTP, each under paths of its own.
-pub(crate) static APIS: Apis = &[&pusher::http::SignedApi];
+pub(crate) static APIS: Apis = &[&pusher::http::SignedApi, &centrifuge::http::ServerApi];
 
 /// Whether a request without a body is one of theirs.
 pub(crate) fn serve(method: &str, path: &str) -> bool {

@@ -89,7 +89,11 @@ impl Core {
     }
 
     /// The channel of a name, in the app of the claims.
-    fn channel_of_claims(&self, name: &str, claims: Option<&Claims>) -> Result<Channel, ChannelError> {
+    pub(crate) fn channel_of_claims(
+        &self,
+        name: &str,
+        claims: Option<&Claims>,
+    ) -> Result<Channel, ChannelError> {
         let app = claims.and_then(|claims| claims.app.as_deref());
         AppId::channel(app.map(AppId::as_str), name)
     }

@@ -9,7 +9,12 @@ use tidegate_wire::{
     frame::CloseCode,
 };
 
-use super::{Ctx, Open, Phase, Session, core::Core, protocol::Transport, refusal::Refusal};
+use super::{
+    Ctx, Open, Phase, Session,
+    core::Core,
+    protocol::{Event, Transport},
+    refusal::Refusal,
+};
 use crate::{
     app::apps::AppId,
     auth::Claims,
@@ -211,7 +216,29 @@ impl Core {
         target: &DisconnectTarget,
         reason: &str,
     ) {
-        let ids: Vec<ConnectionId> = match target {
+        for id in self.targets(connections, target) {
+            self.ctx(connections, id).leave(Leave::Ordered(reason.into()));
+        }
+    }
+
+    /// Tells a protocol what is asked of connections of its clients.
+    pub(crate) fn instruct(
+        &mut self,
+        connections: &mut Connections<Session>,
+        target: &DisconnectTarget,
+        protocol: &str,
+        text: &str,
+    ) {
+        for id in self.targets(connections, target) {
+            let mut ctx = self.ctx(connections, id);
+            if let Some(own) = ctx.protocol().filter(|own| own.name() == protocol) {
+                own.on_event(&mut ctx, Event::Instructed(text));
+            }
+        }
+    }
+
+    fn targets(&self, connections: &Connections<Session>, target: &DisconnectTarget) -> Vec<ConnectionId> {
+        match target {
             DisconnectTarget::Connection(name) => self.find(connections, name).into_iter().collect(),
             // A walk over all connections: 20,000 take about a millisecond, and orders are rare.
             DisconnectTarget::User { app, user } => (0..connections.slots())
@@ -220,9 +247,6 @@ impl Core {
                     connections.get(id).is_some_and(|session| self.is_of_user(session, app.as_deref(), user))
                 })
                 .collect(),
-        };
-        for id in ids {
-            self.ctx(connections, id).leave(Leave::Ordered(reason.into()));
         }
     }
 }

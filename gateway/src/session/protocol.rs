@@ -72,6 +72,8 @@ pub(crate) enum Event<'e> {
     /// The client has missed something of a channel, and the form of the connection cannot say so. It gets nothing of the
     /// channel until its subscription, or the connection, was ended.
     Missed { key: ChannelKey, reason: GapReason },
+    /// The node asks something of it, in the words of the protocol's own interface.
+    Instructed(&'e str),
 }
 
 /// A protocol. It keeps nothing itself: state of a shard is in [`room`](Self::room), that of a connection in

@@ -114,6 +114,15 @@ impl Ctx<'_> {
         claims: Option<&Claims>,
     ) -> Result<(), SubscribeRefused> {
         self.take_subscribe().map_err(SubscribeRefused::TooFast)?;
+        self.has_room_for_subscription(channel, claims)
+    }
+
+    /// The same for a subscription that the client has not asked for.
+    pub(crate) fn has_room_for_subscription(
+        &mut self,
+        channel: &Channel,
+        claims: Option<&Claims>,
+    ) -> Result<(), SubscribeRefused> {
         if !self.core.has_room_for(std::slice::from_ref(channel)) {
             return Err(SubscribeRefused::NodeFull);
         }

@@ -126,6 +126,9 @@ impl Driver for ShardDriver {
             Command::Order(Order::Disconnect { target, reason }) => {
                 self.core.disconnect(connections, &target, &reason);
             }
+            Command::Order(Order::Instruct { target, protocol, text }) => {
+                self.core.instruct(connections, &target, &protocol, &text);
+            }
             Command::Order(Order::LookUp(inquiry)) => self.core.look_up(connections, &inquiry),
             Command::Order(Order::AppsChanged) => {
                 for protocol in self.core.protocols() {

@@ -1,5 +1,5 @@
-//! `centrifuge` (npm) in Node against two nodes on one Redis, in both encodings. What it must see is in
-//! `tests/clients/node/centrifuge`.
+//! `centrifuge` (npm) in Node, and `cent` with `centrifuge-python` (PyPI), against two nodes on one Redis, in both encodings.
+//! What they must see is in `tests/clients/node/centrifuge` and `tests/clients/python`.
 
 use tidegate_testkit::{DEADLINE, Gateway, Tool, redis::RedisServer};
 
@@ -33,7 +33,7 @@ anonymous_subscribe = false
     )
 }
 
-fn run(encoding: &str) {
+fn run(script: Tool, least: usize) {
     let redis = RedisServer::start();
     let start = |number: u32| {
         let node = Gateway::builder().backplane(&redis.url()).node(&format!("g{number}"));
@@ -41,20 +41,24 @@ fn run(encoding: &str) {
     };
     let gateways = [start(1), start(2)];
     let addresses = gateways.each_ref().map(|gateway| format!("http://{}", gateway.public()));
-    let script = Tool::node("centrifuge/commands.cjs").environment("GATEWAYS", addresses.join(","));
-    let script = script.environment("SECRET", SECRET).environment("ENCODING", encoding);
+    let script = script.environment("GATEWAYS", addresses.join(",")).environment("SECRET", SECRET);
     let exit = script.spawn().wait(DEADLINE * 3);
     assert_eq!(exit.code, Some(0), "{exit}");
     let cases = exit.stdout.lines().filter(|line| line.contains("\"ok\":true")).count();
-    assert!(cases >= 11, "{exit}");
+    assert!(cases >= least, "{exit}");
 }
 
 #[test]
 fn every_command_in_json() {
-    run("json");
+    run(Tool::node("centrifuge/commands.cjs").environment("ENCODING", "json"), 11);
 }
 
 #[test]
 fn every_command_in_protobuf() {
-    run("protobuf");
+    run(Tool::node("centrifuge/commands.cjs").environment("ENCODING", "protobuf"), 11);
+}
+
+#[test]
+fn the_python_sdk_asks_one_node_and_clients_of_another_see_it() {
+    run(Tool::python("centrifuge_server.py"), 5);
 }

@@ -4,7 +4,7 @@ use prost::Message as _;
 
 use super::{
     Encoding, encode,
-    message::{Publication, Push, Reply, Unsubscribe},
+    message::{Publication, Push, Reply, Subscribe, SubscribeResult, Unsubscribe},
 };
 use crate::json::{push_base64, push_str, push_u64, push_value};
 
@@ -56,6 +56,20 @@ pub fn publication(channel: &str, published: &Published<'_>, encoding: Encoding,
 /// Appends the push that a subscription has ended.
 pub fn unsubscribe(channel: &str, why: Unsubscribe, encoding: Encoding, out: &mut Vec<u8>) {
     let push = Push { channel: channel.to_owned(), unsubscribe: Some(why), ..Push::default() };
+    encode(&Reply { push: Some(Box::new(push)), ..Reply::default() }, encoding, out);
+}
+
+/// Appends the push that a subscription of the server has begun.
+pub fn subscribe(
+    channel: &str,
+    begun: SubscribeResult,
+    data: Vec<u8>,
+    encoding: Encoding,
+    out: &mut Vec<u8>,
+) {
+    let SubscribeResult { recoverable, epoch, offset, positioned, .. } = begun;
+    let subscribe = Some(Subscribe { recoverable, epoch, offset, positioned, data });
+    let push = Push { channel: channel.to_owned(), subscribe, ..Push::default() };
     encode(&Reply { push: Some(Box::new(push)), ..Reply::default() }, encoding, out);
 }
 

@@ -242,7 +242,7 @@ fn text_of(body: &Bytes, part: &str) -> Result<Payload, ApiError> {
 }
 
 /// Publishes to different channels at the same time, and to one channel in order.
-async fn publish_all(
+pub(crate) async fn publish_all(
     state: &HttpState,
     orders: Vec<PublishRequest>,
 ) -> Vec<(Channel, Result<PublishOutcome, PublishError>)> {

@@ -2,12 +2,15 @@
 //!
 //! `commands` takes what clients ask, in order; `connecting` says who they are; `subscribing` and `reading` and
 //! `publishing` do what they ask; `heartbeat` pings them; `place` says where they are in a channel. A connection that is
-//! idle and anonymous has nothing on the heap: where it stands, and when its next ping is due, is its tag.
+//! idle and anonymous has nothing on the heap: where it stands, and when its next ping is due, is its tag. `http` is the
+//! server API, and `ordered` what that asks of connections.
 
 mod commands;
 mod connecting;
 pub(super) mod forms;
 mod heartbeat;
+pub(super) mod http;
+mod ordered;
 mod place;
 mod publishing;
 mod reading;
@@ -28,7 +31,7 @@ use tidegate_wire::{
 };
 
 use crate::{
-    hub::form::FormId,
+    hub::{ChannelKey, form::FormId},
     metrics::DisconnectReason,
     problem::log_refusal,
     session::{
@@ -65,6 +68,8 @@ struct Client {
     /// Subscriptions that were asked for and not answered.
     subscribing: Vec<Asked>,
     grants: Grants,
+    /// Subscriptions that the server has made, not the client.
+    of_server: Vec<ChannelKey>,
 }
 
 /// Where a connection stands.
@@ -89,6 +94,7 @@ impl ProtocolState for Client {
             && self.parked.is_empty()
             && self.subscribing.is_empty()
             && self.grants.is_empty()
+            && self.of_server.is_empty()
     }
 }
 
@@ -142,6 +148,7 @@ impl Protocol for Centrifuge {
             }
             Event::Missed { key, .. } => ctx.subscribe_again(key),
             Event::Due => ctx.on_due(),
+            Event::Instructed(text) => ctx.instructed(text),
             Event::PublishFailed(_)
             | Event::Dropped { .. }
             | Event::Silent

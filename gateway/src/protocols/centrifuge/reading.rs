@@ -2,10 +2,12 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use tidegate_backplane::{BackplaneError, Channel, History, HistoryQuery, Member, Position};
+use tidegate_backplane::{BackplaneError, Channel, History, HistoryQuery, Member, Position, PositionError};
 use tidegate_wire::centrifuge::{
     code::{Disconnect, ErrorCode},
-    message::{ClientInfo, HistoryRequest, HistoryResult, PresenceResult, PresenceStatsResult, Reply},
+    message::{
+        ClientInfo, HistoryRequest, HistoryResult, PresenceResult, PresenceStatsResult, Publication, Reply,
+    },
 };
 
 use super::{forms, place};
@@ -24,7 +26,7 @@ const MEMBERS_MAX: usize = 1000;
 
 /// What a command asks of a channel's history.
 #[derive(Debug, Clone, Copy)]
-struct Wanted {
+pub(super) struct Wanted {
     limit: usize,
     since: Option<Since>,
     reverse: bool,
@@ -93,16 +95,10 @@ impl Ctx<'_> {
         if self.core.shared.node.namespaces().of(&channel).history().is_none() {
             return self.deny_command(id, ErrorCode::NotAvailable, &"its namespace keeps no history");
         }
-        let since = match &request.since {
-            None => None,
-            Some(since) if since.epoch.is_empty() => Some(Since::Offset(since.offset)),
-            Some(since) => match since.epoch.parse() {
-                Ok(epoch) => Some(Since::Position(Position { epoch, offset: since.offset })),
-                Err(error) => return self.deny_command(id, ErrorCode::UnrecoverablePosition, &error),
-            },
+        let wanted = match Wanted::of(request, HISTORY_LIMIT) {
+            Ok(wanted) => wanted,
+            Err(error) => return self.deny_command(id, ErrorCode::UnrecoverablePosition, &error),
         };
-        let limit = usize::try_from(request.limit).unwrap_or(HISTORY_LIMIT).min(HISTORY_LIMIT);
-        let wanted = Wanted { limit, since, reverse: request.reverse };
         let node = Arc::clone(&self.core.shared.node);
         let reading = async move { read_history(&node, &channel, wanted).await };
         let answer = move |ctx: &mut Ctx<'_>, history: History| {
@@ -110,17 +106,41 @@ impl Ctx<'_> {
                 return Err(ErrorCode::UnrecoverablePosition);
             }
             let (epoch, offset) = history.top.map(|top| place::tell(ctx.core, top)).unwrap_or_default();
-            let publications =
-                history.publications.iter().map(|it| forms::with_published(it, |it| it.into())).collect();
+            let publications = publications(&history);
             Ok(Reply { history: Some(HistoryResult { publications, epoch, offset }), ..Reply::default() })
         };
         self.read_and_answer(reading, answer, id);
     }
 }
 
+impl Wanted {
+    /// At most so many; a request without a limit says where the channel stands, one with a negative limit has none of its
+    /// own. An epoch that cannot be one is an error.
+    pub(super) fn of(request: &HistoryRequest, limit_max: usize) -> Result<Self, PositionError> {
+        let since = match &request.since {
+            None => None,
+            Some(since) if since.epoch.is_empty() => Some(Since::Offset(since.offset)),
+            Some(since) => {
+                Some(Since::Position(Position { epoch: since.epoch.parse()?, offset: since.offset }))
+            }
+        };
+        let limit = usize::try_from(request.limit).unwrap_or(limit_max).min(limit_max);
+        Ok(Self { limit, since, reverse: request.reverse })
+    }
+}
+
+/// What was read, in the protocol's words.
+pub(super) fn publications(history: &History) -> Vec<Publication> {
+    history.publications.iter().map(|it| forms::with_published(it, |it| it.into())).collect()
+}
+
 /// Reads a page in the protocol's terms: forwards from the oldest or after a position, backwards from the newest or before
 /// one. The backplane reads forwards after a position, or the newest.
-async fn read_history(node: &Node, channel: &Channel, wanted: Wanted) -> Result<History, BackplaneError> {
+pub(super) async fn read_history(
+    node: &Node,
+    channel: &Channel,
+    wanted: Wanted,
+) -> Result<History, BackplaneError> {
     let Wanted { limit, since, reverse } = wanted;
     let page = |since, limit| HistoryQuery { since, limit, bytes: HISTORY_BYTES };
     let top = match since {
@@ -159,13 +179,13 @@ async fn read_history(node: &Node, channel: &Channel, wanted: Wanted) -> Result<
     Ok(History { continuous: true, ..read })
 }
 
-fn counts(members: &[Arc<Member>]) -> PresenceStatsResult {
+pub(super) fn counts(members: &[Arc<Member>]) -> PresenceStatsResult {
     let users: BTreeSet<&str> = members.iter().map(|member| &*member.user).collect();
     let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     PresenceStatsResult { num_clients: number(members.len()), num_users: number(users.len()) }
 }
 
-fn info(member: &Member) -> (String, ClientInfo) {
+pub(super) fn info(member: &Member) -> (String, ClientInfo) {
     let client = String::from(&*member.connection);
     let conn_info = member.info.as_deref().map(|info| info.as_bytes().to_vec()).unwrap_or_default();
     let user = String::from(&*member.user);

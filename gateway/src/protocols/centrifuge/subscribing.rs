@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tidegate_backplane::Position;
 use tidegate_wire::{
     centrifuge::{
+        Encoding,
         code::{Disconnect, ErrorCode, Unsubscribed},
         message::{
             Empty, FLAG_REJECT_UNRECOVERED, Publication, Reply, SubRefreshRequest, SubRefreshResult,
@@ -19,6 +20,7 @@ use super::{Client, forms, place};
 use crate::{
     auth::Claims,
     hub::ChannelKey,
+    problem::log_refusal,
     session::{Ctx, access::ChannelRefused, release_empty, subscribing::SubscribeRefused},
     subscription::Item,
 };
@@ -27,11 +29,20 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Asked {
     key: ChannelKey,
-    id: u32,
+    by: By,
     /// It comes back, and wants what it missed.
     recovers: bool,
     /// It wants an error where that cannot be had.
     rejects: bool,
+}
+
+/// Who has asked for a subscription, and so how its client is told that it stands.
+#[derive(Debug)]
+enum By {
+    /// The client: by the answer to its command.
+    Command(u32),
+    /// An application's server: by a push, with what it wants its client to be told.
+    Server(Vec<u8>),
 }
 
 impl Ctx<'_> {
@@ -82,11 +93,37 @@ impl Ctx<'_> {
         let Some(open) = self.open_mut() else { return };
         let client = open.state_or_default::<Client>();
         let (recovers, rejects) = (request.recover, request.flag & FLAG_REJECT_UNRECOVERED != 0);
-        client.subscribing.push(Asked { key: attempt.key, id, recovers, rejects });
+        client.subscribing.push(Asked { key: attempt.key, by: By::Command(id), recovers, rejects });
         client.grants.set(attempt.key, expires);
         if expires.is_some() {
             self.beat_in_time();
         }
+        let join = self.join_of(&channel);
+        self.proceed(attempt, confirmation, join);
+    }
+
+    /// Subscribes because an application's server says so, whatever the client may by itself.
+    pub(super) fn subscribe_by_order(&mut self, request: &SubscribeRequest, data: Vec<u8>) {
+        let claims = self.open().and_then(|open| open.claims().cloned());
+        let name = &*request.channel;
+        let channel = match self.core.channel_of_claims(name, claims.as_deref()) {
+            Ok(channel) => channel,
+            Err(error) => return log_refusal("subscribe by order", &error),
+        };
+        if let Err(refused) = self.has_room_for_subscription(&channel, claims.as_deref()) {
+            return log_refusal("subscribe by order", &format_args!("{name}: {refused}"));
+        }
+        let want = match request.recover {
+            true => place::want(self.core, &channel, &request.epoch, request.offset),
+            false => self.core.want(&channel, None, true),
+        };
+        let Some((attempt, confirmation)) = self.begin_subscription(&channel, want, false) else { return };
+        let Some(open) = self.open_mut() else { return };
+        let client = open.state_or_default::<Client>();
+        let asked =
+            Asked { key: attempt.key, by: By::Server(data), recovers: request.recover, rejects: false };
+        client.subscribing.push(asked);
+        client.of_server.push(attempt.key);
         let join = self.join_of(&channel);
         self.proceed(attempt, confirmation, join);
     }
@@ -119,7 +156,9 @@ impl Ctx<'_> {
                 // The answer says so.
                 told.retain(|item| !matches!(item, Item::Gap(_)));
             }
-            let publications = if recovered { take_publications(told) } else { Vec::new() };
+            // A push has no place for them: they follow it.
+            let is_answer = matches!(asked.by, By::Command(_));
+            let publications = if recovered && is_answer { take_publications(told) } else { Vec::new() };
             let (has_place, (epoch, offset)) = (place.is_some(), place.unwrap_or_default());
             let (recoverable, positioned, was_recovering) = (has_place, has_place, asked.recovers);
             let data = Vec::new();
@@ -154,13 +193,20 @@ impl Ctx<'_> {
         let is_last = client.subscribing.is_empty();
         let result = answer(self, &asked);
         let is_had = result.is_ok();
-        match result {
-            Ok(result) => {
+        let name = self.core.hub.channel(key).name().to_owned();
+        match (result, asked.by) {
+            (Ok(result), By::Command(id)) => {
                 let subscribe = Some(Box::new(result));
-                self.send_reply(&Reply { id: asked.id, subscribe, ..Reply::default() });
+                self.send_reply(&Reply { id, subscribe, ..Reply::default() });
             }
-            Err(code) => {
-                self.deny_command(asked.id, code, &self.core.hub.channel(key).name().to_owned());
+            (Ok(result), By::Server(data)) => {
+                self.push_to_client(|encoding, out| push::subscribe(&name, result, data, encoding, out));
+            }
+            (Err(code), by) => {
+                match by {
+                    By::Command(id) => self.deny_command(id, code, &name),
+                    By::Server(_) => log_refusal("subscribe by order", &format_args!("{name}: {code:?}")),
+                }
                 self.end_asked(key);
             }
         }
@@ -231,13 +277,18 @@ impl Ctx<'_> {
         self.drop_idle();
     }
 
-    /// The client has missed something, and is to subscribe again from where it is.
+    /// The client has missed something, and is to subscribe again from where it is. What the server subscribed it to, it
+    /// does not subscribe to by itself: it connects again.
     pub(super) fn subscribe_again(&mut self, key: ChannelKey) {
-        self.take_away(key, Unsubscribed::InsufficientState);
+        let client = self.open().and_then(|open| open.state::<Client>());
+        match client.is_some_and(|client| client.of_server.contains(&key)) {
+            true => self.cut(Disconnect::InsufficientState, &"a gap in what the server subscribed it to"),
+            false => self.take_away(key, Unsubscribed::InsufficientState),
+        }
     }
 
     /// Ends a subscription that its client did not end, and says why.
-    fn take_away(&mut self, key: ChannelKey, why: Unsubscribed) {
+    pub(super) fn take_away(&mut self, key: ChannelKey, why: Unsubscribed) {
         let name = self.core.hub.channel(key).name().to_owned();
         if self.key_of_own(&name) != Some(key) {
             return;
@@ -248,9 +299,14 @@ impl Ctx<'_> {
             return;
         }
         self.end_asked(key);
+        self.push_to_client(|encoding, out| push::unsubscribe(&name, why.into(), encoding, out));
+    }
+
+    /// Tells the client something that it has not asked for.
+    fn push_to_client(&mut self, encode: impl FnOnce(Encoding, &mut Vec<u8>)) {
         let Some(encoding) = self.open().map(|open| forms::encoding(open.form)) else { return };
         let mut payload = Vec::new();
-        push::unsubscribe(&name, why.into(), encoding, &mut payload);
+        encode(encoding, &mut payload);
         self.write(|out| frame::encode(forms::opcode(encoding), &payload, out));
     }
 
@@ -258,6 +314,8 @@ impl Ctx<'_> {
     fn end_asked(&mut self, key: ChannelKey) {
         if let Some(client) = self.client_mut() {
             client.grants.forget(key);
+            client.of_server.retain(|&own| own != key);
+            release_empty(&mut client.of_server);
         }
         self.end_subscription(key);
         self.drop_idle();

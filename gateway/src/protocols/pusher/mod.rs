@@ -208,7 +208,7 @@ impl Protocol for PusherChannels {
             Event::Subscribed { key, told, list, .. } => ctx.granted(key, told.is_empty(), list),
             Event::Refused { key, error } => ctx.fail_entrance(key, &error.clone().into()),
             Event::Missed { reason, .. } => ctx.leave(Leave::Gap(reason)),
-            Event::Begun | Event::HeartbeatDue | Event::Due => {}
+            Event::Begun | Event::HeartbeatDue | Event::Due | Event::Instructed(_) => {}
         }
     }
 

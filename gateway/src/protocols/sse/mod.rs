@@ -114,7 +114,11 @@ impl Protocol for Sse {
             }
             Event::Refused { error, .. } => ctx.leave(Leave::unavailable(error)),
             Event::Missed { reason, .. } => ctx.leave(Leave::Gap(reason)),
-            Event::Opened { .. } | Event::PublishFailed(_) | Event::Silent | Event::Due => {}
+            Event::Opened { .. }
+            | Event::PublishFailed(_)
+            | Event::Silent
+            | Event::Due
+            | Event::Instructed(_) => {}
         }
     }
 

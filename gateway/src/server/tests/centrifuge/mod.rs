@@ -3,6 +3,7 @@
 mod bad_input;
 mod commands;
 mod order;
+mod orders;
 mod recovery;
 mod tokens;
 

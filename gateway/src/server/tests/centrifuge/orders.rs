@@ -1,0 +1,105 @@
+//! What the server API asks of connections: subscribe, unsubscribe, disconnect, refresh.
+
+use std::time::{Duration, SystemTime};
+
+use serde_json::{Value, json};
+use tidegate_testkit::Rest;
+
+use super::{super::apart::token_of, Client, Rig, with_presence};
+use crate::config::Config;
+
+fn of(rig: &Rig, user: &str) -> Client {
+    Client::connect_with(rig, json!({"token": token_of(&json!({ "sub": user }))}))
+}
+
+#[track_caller]
+fn api(rig: &Rig, method: &str, params: Value) {
+    let rest = Rest::new(rig.address).with_key("dev-key");
+    let answer = rest.post_json(&format!("/api/{method}"), &params);
+    assert_eq!((answer.status, answer.json()), (200, json!({"result": {}})), "{method} {params}");
+}
+
+/// Channels that nobody may subscribe to by themselves.
+fn closed() -> Config {
+    let mut config = with_presence();
+    config.namespaces.default.anonymous_subscribe = false;
+    for namespace in config.namespaces.named.values_mut() {
+        namespace.anonymous_subscribe = false;
+    }
+    config
+}
+
+#[test]
+fn an_application_subscribes_its_users() {
+    let rig = Rig::start(closed());
+    let (mut ada, mut other, mut bob) = (of(&rig, "ada"), of(&rig, "ada"), of(&rig, "bob"));
+    rig.publish("news", "{\"n\":1}");
+    assert_eq!(ada.refused("subscribe", json!({"channel": "news"})), 103);
+    api(&rig, "subscribe", json!({"user": "ada", "channel": "news", "data": {"why": "x"}}));
+    for client in [&mut ada, &mut other] {
+        let told = client.next();
+        let begun = &told["push"]["subscribe"];
+        assert_eq!((&told["push"]["channel"], &begun["data"]), (&json!("news"), &json!({"why": "x"})));
+        assert_eq!(
+            (&begun["offset"], &begun["recoverable"], &begun["positioned"]),
+            (&json!(1), &json!(true), &json!(true))
+        );
+    }
+    rig.publish("news", "{\"n\":2}");
+    assert_eq!(ada.expect_publication("news")["data"], json!({"n": 2}));
+    assert_eq!(other.expect_publication("news")["offset"], 2);
+    // Once is enough.
+    api(&rig, "subscribe", json!({"user": "ada", "channel": "news"}));
+    // Of one client what was missed, after the push.
+    let since = json!({"offset": 0, "epoch": ""});
+    let whom = json!({"user": "bob", "client": bob.name, "channel": "news", "recover_since": since});
+    api(&rig, "subscribe", whom);
+    assert_eq!(bob.next()["push"]["subscribe"]["offset"], Value::Null);
+    for n in 1..=2 {
+        let told = bob.expect_publication("news");
+        assert_eq!((&told["offset"], &told["data"]), (&json!(n), &json!({ "n": n })));
+    }
+    rig.eventually_subscribers("news", 3);
+
+    // A user of that name and another connection are not meant.
+    api(&rig, "unsubscribe", json!({"user": "ada", "client": bob.name, "channel": "news"}));
+    api(&rig, "unsubscribe", json!({"user": "ada", "channel": "news"}));
+    let taken =
+        json!({"push": {"channel": "news", "unsubscribe": {"code": 2000, "reason": "server unsubscribe"}}});
+    assert_eq!((ada.next(), other.next()), (taken.clone(), taken));
+    rig.eventually_subscribers("news", 1);
+    bob.ask("ping", json!({}));
+    ada.ask("ping", json!({}));
+}
+
+#[test]
+fn a_gap_in_what_the_server_subscribed_to_is_a_new_connection() {
+    let rig = Rig::start(closed());
+    let mut ada = of(&rig, "ada");
+    api(&rig, "subscribe", json!({"user": "ada", "channel": "news"}));
+    assert!(ada.next()["push"]["subscribe"].is_object());
+    rig.gap("news", None);
+    assert_eq!(ada.socket.expect_close(3010), "insufficient state");
+    rig.eventually_empty();
+}
+
+#[test]
+fn an_application_ends_and_extends_connections() {
+    let rig = Rig::start(closed());
+    let (mut ada, mut bob) = (of(&rig, "ada"), of(&rig, "bob"));
+    let mut stays = of(&rig, "ada");
+    let custom = json!({"code": 4100, "reason": "go away"});
+    api(&rig, "disconnect", json!({"user": "ada", "whitelist": [stays.name], "disconnect": custom}));
+    assert_eq!(ada.socket.expect_close(4100), "go away");
+    stays.ask("ping", json!({}));
+    api(&rig, "disconnect", json!({"user": "ada"}));
+    assert_eq!(stays.socket.expect_close(3503), "force disconnect");
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    let soon = (now + Duration::from_secs(2)).as_secs();
+    api(&rig, "refresh", json!({"user": "bob", "expire_at": soon}));
+    bob.ask("ping", json!({}));
+    assert_eq!(bob.socket.expect_close(3005), "connection expired");
+    let mut bob = of(&rig, "bob");
+    api(&rig, "refresh", json!({"user": "bob", "expired": true}));
+    assert_eq!(bob.socket.expect_close(3005), "connection expired");
+}

@@ -1,0 +1,207 @@
+"""Centrifugo's SDK for servers (PyPI `cent`) against one node; what it does is seen by `centrifuge-python` on another."""
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import json
+import os
+import sys
+import time
+import traceback
+
+from cent import (
+    BatchRequest,
+    BroadcastRequest,
+    CentApiResponseError,
+    CentUnauthorizedError,
+    ChannelsRequest,
+    Client as Cent,
+    Disconnect,
+    DisconnectRequest,
+    HistoryRemoveRequest,
+    HistoryRequest,
+    InfoRequest,
+    PresenceRequest,
+    PresenceStatsRequest,
+    PublishRequest,
+    RefreshRequest,
+    StreamPosition,
+    SubscribeRequest,
+    UnsubscribeRequest,
+)
+from centrifuge import Client, ClientEventHandler, SubscriptionEventHandler
+
+A, B = os.environ["GATEWAYS"].split(",")
+SECRET = os.environ["SECRET"].encode()
+DEADLINE_S = 45
+API = Cent(f"{B}/api", "dev-key")
+
+
+def token(**claims):
+    def part(value):
+        return base64.urlsafe_b64encode(value).rstrip(b"=")
+
+    claims = {"exp": int(time.time()) + 600, **claims}
+    signed = b".".join(part(json.dumps(it).encode()) for it in ({"alg": "HS256", "typ": "JWT"}, claims))
+    return (signed + b"." + part(hmac.new(SECRET, signed, hashlib.sha256).digest())).decode()
+
+
+class Seen(ClientEventHandler):
+    """Keeps what happens to a client, as (event, channel or code, data)."""
+
+    def __init__(self):
+        self.events = []
+
+    async def on_disconnected(self, ctx):
+        self.events.append(("disconnected", ctx.code, ctx.reason))
+
+    async def on_subscribed(self, ctx):
+        position = ctx.stream_position
+        self.events.append(("subscribed", ctx.channel, (ctx.data, position and position.offset)))
+
+    async def on_unsubscribed(self, ctx):
+        self.events.append(("unsubscribed", ctx.channel, None))
+
+    async def on_publication(self, ctx):
+        self.events.append(("publication", ctx.channel, ctx.pub.data))
+
+
+class SeenOfSubscription(SubscriptionEventHandler):
+    def __init__(self):
+        self.publications = []
+
+    async def on_publication(self, ctx):
+        self.publications.append(ctx.pub)
+
+
+async def until(what, condition):
+    end = time.monotonic() + DEADLINE_S
+    while not (value := condition()):
+        if time.monotonic() > end:
+            raise TimeoutError(f"never: {what}")
+        await asyncio.sleep(0.01)
+    return value
+
+
+async def connected(user, **options):
+    seen = Seen()
+    address = f"{A.replace('http', 'ws')}/connection/websocket"
+    client = Client(address, events=seen, token=token(sub=user, channels=["room:*"]), proxy=None, **options)
+    await client.connect()
+    await client.ready(DEADLINE_S)
+    return client, seen
+
+
+def refused(request):
+    try:
+        getattr(API, request.api_method)(request)
+    except CentApiResponseError as error:
+        return error.code
+    raise AssertionError(f"{request} was not refused")
+
+
+async def publications_and_history():
+    client, _ = await connected("ada")
+    seen = SeenOfSubscription()
+    subscription = client.new_subscription("news:1", events=seen)
+    await subscription.subscribe()
+    await subscription.ready(DEADLINE_S)
+    first = API.publish(PublishRequest(channel="news:1", data={"n": 1}))
+    assert first.offset == 1 and first.epoch, first
+    twice = PublishRequest(channel="news:1", data={"n": 2}, idempotency_key="k", tags={"event": "e"})
+    assert API.publish(twice) == API.publish(twice)
+    broadcast = API.broadcast(BroadcastRequest(channels=["news:1", "plain:x"], data=[3]))
+    assert [it.result.offset for it in broadcast.responses] == [3, 0], broadcast
+    await until("three publications", lambda: len(seen.publications) == 3)
+    assert [it.data for it in seen.publications] == [{"n": 1}, {"n": 2}, [3]]
+    assert seen.publications[1].tags == {"event": "e"}
+    page = API.history(HistoryRequest(channel="news:1", limit=10, since=StreamPosition(offset=1, epoch=first.epoch)))
+    assert [it.data for it in page.publications] == [{"n": 2}, [3]] and page.offset == 3, page
+    newest = API.history(HistoryRequest(channel="news:1", limit=1, reverse=True))
+    assert [it.data for it in newest.publications] == [[3]]
+    assert API.history(HistoryRequest(channel="news:1")).publications == []
+    assert refused(HistoryRequest(channel="plain:x")) == 108
+    assert refused(HistoryRemoveRequest(channel="news:1")) == 108
+    assert refused(PublishRequest(channel="a b", data=1)) == 107
+    await client.disconnect()
+
+
+async def presence_and_the_cluster():
+    client, _ = await connected("eve")
+    subscription = client.new_subscription("room:1")
+    await subscription.subscribe()
+    await subscription.ready(DEADLINE_S)
+    there = await until("eve is there", lambda: API.presence(PresenceRequest(channel="room:1")).presence)
+    assert [it.user for it in there.values()] == ["eve"]
+    stats = API.presence_stats(PresenceStatsRequest(channel="room:1"))
+    assert (stats.num_clients, stats.num_users) == (1, 1)
+    nodes = await until("both nodes", lambda: (it := API.info(InfoRequest()).nodes) and len(it) == 2 and it)
+    assert sorted(it.name for it in nodes) == ["g1", "g2"]
+    # Of the node that answers.
+    channels = Cent(f"{A}/api", "dev-key").channels(ChannelsRequest(pattern="room:*")).channels
+    assert channels["room:1"].num_clients == 1, channels
+    replies = API.batch(
+        BatchRequest(
+            requests=[PublishRequest(channel="plain:b", data=1), PresenceStatsRequest(channel="room:1")], parallel=True
+        )
+    ).replies
+    assert replies[1].num_users == 1, replies
+    await client.disconnect()
+
+
+async def orders_reach_clients_of_another_node(use_protobuf):
+    user = f"bob-{use_protobuf}"
+    channel = f"news:{user}"
+    client, seen = await connected(user, use_protobuf=use_protobuf)
+    def data(value):
+        return json.dumps(value).encode() if use_protobuf else value
+
+    API.subscribe(SubscribeRequest(user=user, channel=channel, data={"why": 1}))
+    await until("subscribed", lambda: seen.events)
+    assert seen.events == [("subscribed", channel, (data({"why": 1}), 0))], seen.events
+    API.publish(PublishRequest(channel=channel, data={"n": 1}))
+    await until("a publication", lambda: len(seen.events) == 2)
+    assert seen.events[1] == ("publication", channel, data({"n": 1})), seen.events
+    API.unsubscribe(UnsubscribeRequest(user=user, channel=channel))
+    await until("unsubscribed", lambda: ("unsubscribed", channel, None) in seen.events)
+    API.refresh(RefreshRequest(user=user, expire_at=int(time.time()) + 600))
+    API.disconnect(DisconnectRequest(user=user, disconnect=Disconnect(code=4501, reason="no more")))
+    await until("disconnected", lambda: ("disconnected", 4501, "no more") in seen.events)
+
+
+async def keys():
+    for key in ("", "wrong"):
+        try:
+            Cent(f"{B}/api", key).info(InfoRequest())
+        except CentUnauthorizedError:
+            continue
+        raise AssertionError(f"{key!r} was let in")
+
+
+CASES = {
+    "publications and history": publications_and_history,
+    "presence and the cluster": presence_and_the_cluster,
+    "orders, in JSON": lambda: orders_reach_clients_of_another_node(False),
+    "orders, in Protobuf": lambda: orders_reach_clients_of_another_node(True),
+    "keys": keys,
+}
+
+
+def report(line):
+    print(json.dumps(line, separators=(",", ":")), flush=True)
+
+
+async def main():
+    failed = 0
+    for name, case in CASES.items():
+        try:
+            await asyncio.wait_for(case(), DEADLINE_S * 2)
+            report({"case": name, "ok": True})
+        except Exception:
+            failed += 1
+            report({"case": name, "ok": False, "error": traceback.format_exc()})
+    sys.exit(failed)
+
+
+asyncio.run(main())
