@@ -42,7 +42,8 @@ impl InternalAccess {
 
     /// Whether a request with this `Host` is meant for the internal port.
     pub fn allows_host(&self, host: &str) -> bool {
-        is_local_name(host) || self.hosts.iter().any(|HostName(name)| **name == *name_of(host))
+        is_local_name(host)
+            || self.hosts.iter().any(|HostName(name)| name.eq_ignore_ascii_case(name_of(host)))
     }
 
     /// Whether this `Authorization` has the token for a drain.
@@ -56,7 +57,10 @@ impl InternalAccess {
 pub fn is_local_name(host: &str) -> bool {
     const LOCAL: [&str; 8] = ["localhost", "local", "internal", "svc", "lan", "home.arpa", "test", "invalid"];
     let name = name_of(host);
-    let is_below = |local: &&str| name.strip_suffix(*local).is_some_and(|head| head.ends_with('.'));
+    let is_below = |local: &&str| {
+        let begin = name.len().checked_sub(local.len()).filter(|begin| name.is_char_boundary(*begin));
+        begin.is_some_and(|begin| name[..begin].ends_with('.') && name[begin..].eq_ignore_ascii_case(local))
+    };
     !name.contains('.')
         || name.starts_with('[')
         || name.parse::<std::net::IpAddr>().is_ok()
@@ -64,12 +68,12 @@ pub fn is_local_name(host: &str) -> bool {
 }
 
 /// Without its port.
-fn name_of(host: &str) -> String {
+fn name_of(host: &str) -> &str {
     let name = match host.rsplit_once(':') {
         Some((name, port)) if !port.ends_with(']') => name,
         _ => host,
     };
-    name.trim_end_matches('.').to_ascii_lowercase()
+    name.trim_end_matches('.')
 }
 
 #[cfg(test)]
@@ -87,7 +91,7 @@ mod tests {
             "[::1]:9000",
             "gateway:9000",
             "g-0.g.ns.svc.cluster.local:9000",
-            "g.ns.svc",
+            "g.ns.SVC",
         ] {
             assert!(access.allows_host(inside), "{inside}");
         }

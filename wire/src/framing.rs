@@ -64,28 +64,25 @@ impl Framing {
     /// # Errors
     /// [`FramingError`]: its headers have more than one meaning, or none.
     pub fn of(head: &Head<'_>) -> Result<Self, FramingError> {
-        let named = |name: &'static str| {
-            head.headers()
-                .filter(move |(own, _)| own.eq_ignore_ascii_case(name))
-                .map(|(_, value)| value.trim_ascii())
-        };
-        let (mut lengths, mut encodings) = (named("content-length"), named("transfer-encoding").peekable());
-        let length = lengths.next();
-        if lengths.next().is_some() {
-            return Err(FramingError::LengthRepeated);
+        let (mut length, mut encodings) = (None, Vec::new());
+        for (name, value) in head.headers() {
+            if name.eq_ignore_ascii_case("content-length") {
+                if length.replace(value.trim_ascii()).is_some() {
+                    return Err(FramingError::LengthRepeated);
+                }
+            } else if name.eq_ignore_ascii_case("transfer-encoding") {
+                encodings.push(value);
+            }
         }
-        if length.is_some() && encodings.peek().is_some() {
-            return Err(FramingError::LengthAndEncoding);
+        match length {
+            Some(_) if !encodings.is_empty() => Err(FramingError::LengthAndEncoding),
+            Some(length) => digits(length).map(Self::Length).ok_or(FramingError::Length),
+            None if encodings.is_empty() => Ok(Self::Length(0)),
+            None => {
+                let codings = encodings.into_iter().flat_map(|value| value.split(|byte| *byte == b','));
+                Self::of_codings(codings.map(<[u8]>::trim_ascii), head.minor_version)
+            }
         }
-        if encodings.peek().is_some() {
-            let codings =
-                encodings.flat_map(|value| value.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
-            return Self::of_codings(codings, head.minor_version);
-        }
-        let Some(length) = length else { return Ok(Self::Length(0)) };
-        let digits =
-            str::from_utf8(length).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
-        digits.and_then(|digits| digits.parse().ok()).map(Self::Length).ok_or(FramingError::Length)
     }
 
     /// RFC 9112 §6.1: chunks are the last coding, and applied once.
@@ -122,6 +119,12 @@ impl Framing {
             Self::Chunked(state) => state.take(bytes),
         }
     }
+}
+
+/// A number in nothing but digits, without a sign.
+fn digits(text: &[u8]) -> Option<u64> {
+    let digits = text.iter().all(u8::is_ascii_digit).then_some(text)?;
+    str::from_utf8(digits).ok()?.parse().ok()
 }
 
 impl Chunked {

@@ -1,6 +1,6 @@
 //! The head of an HTTP/1 request (RFC 9112 §2–§5), read in place from the bytes received so far.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, mem::MaybeUninit};
 
 use percent_encoding::percent_decode_str;
 
@@ -43,8 +43,7 @@ pub struct Head<'b> {
     pub minor_version: u8,
     /// Bytes of the head, the empty line included; what follows them belongs to the next protocol.
     pub len: usize,
-    headers: [httparse::Header<'b>; HEADERS_MAX + FORWARDING_HEADERS_MAX],
-    headers_len: usize,
+    headers: Vec<httparse::Header<'b>>,
 }
 
 /// Bytes that are not a request head.
@@ -71,9 +70,9 @@ impl<'b> Head<'b> {
     /// # Errors
     /// [`HeadError`]: more bytes will not help. Folded header lines are malformed (RFC 9112 §5.2).
     pub fn parse(buf: &'b [u8]) -> Result<Option<Self>, HeadError> {
-        let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX + FORWARDING_HEADERS_MAX];
-        let mut request = httparse::Request::new(&mut headers);
-        let len = match request.parse(buf) {
+        let mut headers = [const { MaybeUninit::uninit() }; HEADERS_MAX + FORWARDING_HEADERS_MAX];
+        let mut request = httparse::Request::new(&mut []);
+        let len = match request.parse_with_uninit_headers(buf, &mut headers) {
             Ok(httparse::Status::Complete(len)) => len,
             Ok(httparse::Status::Partial) => return Ok(None),
             Err(httparse::Error::TooManyHeaders) => return Err(HeadError::HeadersTooMany),
@@ -84,13 +83,13 @@ impl<'b> Head<'b> {
         else {
             return Ok(None);
         };
-        let headers_len = request.headers.len();
         let own = request.headers.iter().filter(|header| !is_forwarding(header.name)).count();
         if own > HEADERS_MAX {
             return Err(HeadError::HeadersTooMany);
         }
         let (path, query) = split_target(target)?;
-        Ok(Some(Self { method, path, query, minor_version, len, headers, headers_len }))
+        let headers = request.headers.to_vec();
+        Ok(Some(Self { method, path, query, minor_version, len, headers }))
     }
 
     /// The header of that name. One that is not UTF-8, or is given twice, is there all the same: it reads as
@@ -127,7 +126,7 @@ impl<'b> Head<'b> {
 
     /// Every header, in order, with its raw value.
     pub fn headers(&self) -> impl Iterator<Item = (&'b str, &'b [u8])> + '_ {
-        self.headers[..self.headers_len].iter().map(|header| (header.name, header.value))
+        self.headers.iter().map(|header| (header.name, header.value))
     }
 
     /// Bytes of the head without what a proxy has added, as far as that may be.
@@ -170,7 +169,7 @@ impl std::fmt::Debug for Head<'_> {
             .field("path", &self.path)
             .field("minor_version", &self.minor_version)
             .field("len", &self.len)
-            .field("headers", &self.headers_len)
+            .field("headers", &self.headers.len())
             .finish_non_exhaustive()
     }
 }
@@ -188,7 +187,9 @@ impl HeadError {
 }
 
 fn is_forwarding(name: &str) -> bool {
-    FORWARDING_HEADERS.iter().any(|other| name.eq_ignore_ascii_case(other))
+    // Most headers of a request begin with another letter.
+    matches!(name.as_bytes(), [b'f' | b'F' | b'x' | b'X' | b't' | b'T', ..])
+        && FORWARDING_HEADERS.iter().any(|other| name.eq_ignore_ascii_case(other))
 }
 
 /// Decodes a path segment. `+` stays what it is.
@@ -197,6 +198,9 @@ fn is_forwarding(name: &str) -> bool {
 /// [`PercentError`]: a broken escape or bytes that are not UTF-8. Nothing is guessed: two spellings of a bad name
 /// must not become one good name, so what the decoder would leave as it stands is an error here.
 pub fn percent_decode(segment: &str) -> Result<Cow<'_, str>, PercentError> {
+    if !segment.as_bytes().contains(&b'%') {
+        return Ok(Cow::Borrowed(segment));
+    }
     let begins_with_digits = |rest: &str| matches!(rest.as_bytes(), [high, low, ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit());
     if !segment.split('%').skip(1).all(begins_with_digits) {
         return Err(PercentError);
@@ -224,18 +228,17 @@ fn split_target(target: &str) -> Result<(&str, Option<&str>), HeadError> {
         _ if target.starts_with('/') => target,
         _ => strip_authority(target).ok_or(HeadError::Target)?,
     };
-    let (path, query) = origin.split_once('?').unwrap_or((origin, ""));
+    let path_len = origin.bytes().position(|byte| byte == b'?').unwrap_or(origin.len());
+    let (path, rest) = origin.split_at(path_len);
+    let query = rest.strip_prefix('?');
     // A fragment never belongs into a request; RFC 9112 §3.2 has no place for it. The others are what neither RFC 3986
     // nor browsers leave unescaped. hyper takes exactly what is left.
-    let is_clear = |part: &str, unclear: &[u8]| !part.bytes().any(|byte| unclear.contains(&byte));
-    if target.len() > TARGET_BYTES_MAX || !is_clear(path, b"#<>`") || !is_clear(query, b"#<>\"") {
-        return Err(HeadError::Target);
-    }
-    match origin.split_once('?') {
-        Some(("", query)) => Ok(("/", Some(query))),
-        Some((path, query)) => Ok((path, Some(query))),
-        None if origin.is_empty() => Ok(("/", None)),
-        None => Ok((origin, None)),
+    let is_clear = |byte: u8| !matches!(byte, b'#' | b'<' | b'>');
+    let is_path = path.bytes().all(|byte| is_clear(byte) && byte != b'`');
+    let is_query = query.unwrap_or_default().bytes().all(|byte| is_clear(byte) && byte != b'"');
+    match target.len() <= TARGET_BYTES_MAX && is_path && is_query {
+        true => Ok((if path.is_empty() { "/" } else { path }, query)),
+        false => Err(HeadError::Target),
     }
 }
 
@@ -262,10 +265,11 @@ fn is_authority(text: &str) -> bool {
             None => (text, Some("")),
         },
     };
+    let is_v6 = text.starts_with('[');
     let of_host = |byte: u8| {
         byte.is_ascii_alphanumeric()
-            || b"-._~".contains(&byte)
-            || (text.starts_with('[') && b":%".contains(&byte))
+            || matches!(byte, b'-' | b'.' | b'_' | b'~')
+            || (is_v6 && matches!(byte, b':' | b'%'))
     };
     let is_port = |port: &str| {
         port.is_empty() || port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok()

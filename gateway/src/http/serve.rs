@@ -76,7 +76,7 @@ impl HttpServer {
             Ok(socket) => socket,
             Err(error) => return tracing::warn!(%error, "a handed-over socket could not be registered"),
         };
-        let exchange = Arc::new(Exchange::new(self.patience));
+        let exchange = Arc::new(Exchange::new(self.patience, false));
         let gate = Gate::new(socket, &received, self.head_bytes_max, self.is_shards, Arc::clone(&exchange));
         drop(received);
         let service = service_fn(|request| self.answer(request, &exchange));

@@ -18,6 +18,8 @@ use tokio::time::Instant;
 #[derive(Debug)]
 pub struct Exchange {
     patience: Patience,
+    /// The service wants heads as they came.
+    keeps_heads: bool,
     state: Mutex<State>,
 }
 
@@ -78,7 +80,7 @@ pub struct AnswerBody {
 }
 
 impl Exchange {
-    pub fn new(patience: Patience) -> Self {
+    pub fn new(patience: Patience, keeps_heads: bool) -> Self {
         let state = State {
             heads: VecDeque::new(),
             open: 0,
@@ -87,7 +89,7 @@ impl Exchange {
             end: None,
             deadline: Some(Instant::now() + patience.quiet),
         };
-        Self { patience, state: Mutex::new(state) }
+        Self { patience, keeps_heads, state: Mutex::new(state) }
     }
 
     /// Bytes came that are of a head. More of them give it no more time.
@@ -100,14 +102,15 @@ impl Exchange {
     }
 
     /// hyper is given a request.
-    pub(super) fn begin(&self, head: Bytes) {
+    pub(super) fn begin(&self, head: &[u8]) {
+        let head = if self.keeps_heads { Bytes::copy_from_slice(head) } else { Bytes::new() };
         let mut state = self.lock();
         state.heads.push_back(head);
         state.open += 1;
         (state.in_head, state.is_flushed, state.deadline) = (false, false, None);
     }
 
-    /// The service has a request; its head as it came.
+    /// The service has a request; its head as it came, or nothing where it is not kept.
     pub fn take(self: &Arc<Self>) -> Option<(Bytes, Open)> {
         self.lock().heads.pop_front().map(|head| (head, Open(Arc::clone(self))))
     }
@@ -220,7 +223,7 @@ mod tests {
     }
 
     fn exchange() -> Arc<Exchange> {
-        Arc::new(Exchange::new(PATIENCE))
+        Arc::new(Exchange::new(PATIENCE, false))
     }
 
     /// What is overdue after so many more seconds without a sign.
@@ -248,7 +251,7 @@ mod tests {
     async fn a_client_has_a_deadline_while_it_is_waited_for() {
         let exchange = exchange();
         exchange.received();
-        exchange.begin(Bytes::new());
+        exchange.begin(b"");
         let (_, open) = exchange.take().unwrap();
         exchange.flushed();
         let far = Instant::now() + seconds(10_000);
@@ -264,7 +267,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_client_that_takes_its_answer_slowly_has_time_with_every_byte() {
         let exchange = exchange();
-        exchange.begin(Bytes::new());
+        exchange.begin(b"");
         drop(exchange.take().unwrap());
         for _ in 0..10 {
             tokio::time::advance(seconds(60)).await;
@@ -281,7 +284,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_connection_leaves_after_the_flush() {
         let exchange = exchange();
-        exchange.begin(Bytes::new());
+        exchange.begin(b"");
         exchange.end(End::Returning);
         exchange.flushed();
         assert_eq!(exchange.take_end(), None, "it is not answered");
@@ -296,7 +299,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_connection_leaves_at_once_when_all_is_sent() {
         let exchange = exchange();
-        exchange.begin(Bytes::new());
+        exchange.begin(b"");
         drop(exchange.take().unwrap());
         exchange.flushed();
         exchange.end(End::Returning);

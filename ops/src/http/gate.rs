@@ -8,8 +8,8 @@
 //! took for a request.
 
 use std::{
-    fmt, io,
-    pin::{Pin, pin},
+    fmt, io, mem,
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
 };
@@ -17,7 +17,6 @@ use std::{
 use bytes::BytesMut;
 use tidegate_wire::{framing::Framing, head::Head, request};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio_util::io::poll_read_buf;
 
 use super::exchange::{End, Exchange};
 use crate::tls::Link;
@@ -25,7 +24,7 @@ use crate::tls::Link;
 /// Gives hyper what is hyper's of what comes from a socket.
 pub struct Gate {
     pub socket: Link,
-    /// Read, and not given to hyper. The first `granted` bytes may be.
+    /// Read, and not given to hyper. The first `granted` bytes may be. Empty between requests, and without a buffer.
     pub held: BytesMut,
     granted: usize,
     next: Next,
@@ -49,9 +48,6 @@ enum Next {
     /// Nothing more of it is hyper's.
     End,
 }
-
-/// What one read takes.
-const READ_BYTES: usize = 16 * 1024;
 
 impl Gate {
     /// `received` was read from the socket by a shard.
@@ -83,42 +79,59 @@ impl Gate {
         written
     }
 
-    /// Looks at what is held until hyper may be given something of it; `false`: more is needed.
-    fn grant(&mut self) -> io::Result<bool> {
-        while self.granted == 0 {
+    /// How many of these bytes, the first that hyper was not given, it may have now: those of one request at most.
+    fn grant(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut granted = 0;
+        loop {
+            let rest = &bytes[granted..];
             match self.next {
-                Next::Head { seen } if self.held.len() > seen => self.read_head(seen),
-                Next::Body(framing) if framing.is_over() => self.next = Next::Head { seen: 0 },
-                Next::Body(mut framing) if !self.held.is_empty() => {
-                    let taken = framing.take(&self.held);
-                    self.granted =
-                        taken.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-                    self.next = Next::Body(framing);
+                Next::Head { seen } if granted == 0 && rest.len() > seen => {
+                    granted = self.read_head(rest, seen)
                 }
-                Next::Head { .. } | Next::Body(_) | Next::End => return Ok(false),
+                Next::Body(framing) if framing.is_over() => self.next = Next::Head { seen: 0 },
+                Next::Body(mut framing) if !rest.is_empty() => match framing.take(rest) {
+                    Ok(taken) => {
+                        granted += taken;
+                        self.next = Next::Body(framing);
+                    }
+                    // Whoever serves the request is told when it reads the body.
+                    Err(_) if granted > 0 => return Ok(granted),
+                    Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidData, error)),
+                },
+                Next::Head { .. } | Next::Body(_) | Next::End => return Ok(granted),
             }
         }
-        Ok(true)
     }
 
-    fn read_head(&mut self, seen: usize) {
-        let held = self.held.len();
-        match request::judge(&self.held, held - seen, self.head_bytes_max) {
-            Ok(None) => self.next = Next::Head { seen: held },
-            Ok(Some(judged)) if (self.is_shards)(&judged.head, held > judged.head.len) => {
+    /// The length of the head if it is whole, and its request is hyper's.
+    fn read_head(&mut self, bytes: &[u8], seen: usize) -> usize {
+        match request::judge(bytes, bytes.len() - seen, self.head_bytes_max) {
+            Ok(None) => self.next = Next::Head { seen: bytes.len() },
+            Ok(Some(judged)) if (self.is_shards)(&judged.head, bytes.len() > judged.head.len) => {
                 self.end(End::Returning);
             }
             Ok(Some(judged)) => {
-                let (len, framing) = (judged.head.len, judged.framing);
-                self.exchange.begin(self.held[..len].to_vec().into());
-                (self.granted, self.next) = (len, Next::Body(framing));
+                self.exchange.begin(&bytes[..judged.head.len]);
+                self.next = Next::Body(judged.framing);
+                return judged.head.len;
             }
             Err(error) => self.end(End::Refused(error)),
         }
+        0
     }
 
-    /// Between requests a connection holds no buffer here.
-    fn give_up_buffer(&mut self) {
+    fn grant_held(&mut self) -> io::Result<()> {
+        let held = mem::take(&mut self.held);
+        let granted = self.grant(&held);
+        self.held = held;
+        self.granted = granted?;
+        Ok(())
+    }
+
+    fn give_held(&mut self, buffer: &mut ReadBuf<'_>) {
+        let count = self.granted.min(buffer.remaining());
+        buffer.put_slice(&self.held.split_to(count));
+        self.granted -= count;
         if self.held.is_empty() {
             self.held = BytesMut::new();
         }
@@ -142,32 +155,36 @@ impl AsyncRead for Gate {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        while !self.grant()? {
-            if self.next == Next::End {
+        let this = &mut *self;
+        loop {
+            if this.granted == 0 && !this.held.is_empty() {
+                this.grant_held()?;
+            }
+            if this.granted > 0 {
+                this.give_held(buffer);
+                return Poll::Ready(Ok(()));
+            }
+            if this.next == Next::End {
                 // Its task looks for that after each poll, so nothing has to wake it.
                 return Poll::Pending;
             }
-            let Self { socket, held, exchange, next, .. } = &mut *self;
-            held.reserve(READ_BYTES);
-            match poll_read_buf(pin!(socket), cx, held) {
-                Poll::Ready(Ok(0)) => return Poll::Ready(Ok(())),
-                Poll::Ready(read) => {
-                    read?;
-                    if matches!(next, Next::Head { .. }) {
-                        exchange.received();
-                    }
-                }
-                Poll::Pending => {
-                    self.give_up_buffer();
-                    return Poll::Pending;
-                }
+            // Into hyper's own buffer, where what it may have stays: of most requests that is all.
+            let before = buffer.filled().len();
+            ready!(Pin::new(&mut this.socket).poll_read(cx, buffer))?;
+            let fresh = &buffer.filled()[before..];
+            if fresh.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            let granted = if this.held.is_empty() { this.grant(fresh)? } else { 0 };
+            this.held.extend_from_slice(&fresh[granted..]);
+            buffer.set_filled(before + granted);
+            if granted > 0 {
+                return Poll::Ready(Ok(()));
+            }
+            if matches!(this.next, Next::Head { .. }) {
+                this.exchange.received();
             }
         }
-        let count = self.granted.min(buffer.remaining());
-        buffer.put_slice(&self.held.split_to(count));
-        self.granted -= count;
-        self.give_up_buffer();
-        Poll::Ready(Ok(()))
     }
 }
 

@@ -159,7 +159,7 @@ impl HttpProxy {
             Ok(socket) => socket,
             Err(error) => return tracing::warn!(%error, "a handed-over socket could not be registered"),
         };
-        let exchange = Arc::new(Exchange::new(self.patience));
+        let exchange = Arc::new(Exchange::new(self.patience, true));
         let gate = Gate::new(socket, &received, self.head_bytes_max, is_shards, Arc::clone(&exchange));
         drop(received);
         let origin = Origin {
