@@ -1,7 +1,7 @@
 //! Who is in a channel on all nodes: what a node says of its connections, what it is told, and the rules that all
 //! backplanes follow. `docs/adr/0017-one-presence.md` says why.
 
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Borrow, cmp::Ordering, collections::BTreeSet, sync::Arc, time::Duration};
 
 use crate::{BackplaneError, Channel};
 
@@ -29,6 +29,13 @@ pub struct Member {
     pub info: Option<Box<str>>,
 }
 
+/// Members of a channel in order of their connections, whose names it finds in the members: 20 bytes for each.
+#[derive(Clone, Default, Debug)]
+pub struct Members(BTreeSet<ByConnection>);
+
+#[derive(Clone, Debug)]
+struct ByConnection(Arc<Member>);
+
 /// One subscription of this node in a channel.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Join {
@@ -40,6 +47,68 @@ pub struct Join {
     /// [`Transition::Count`]. `None`: as before.
     pub tells_counts: Option<bool>,
 }
+
+impl Members {
+    /// The one of the same connection gives way.
+    pub fn insert(&mut self, member: Arc<Member>) -> Option<Arc<Member>> {
+        self.0.replace(ByConnection(member)).map(|before| before.0)
+    }
+
+    pub fn remove(&mut self, connection: &str) -> Option<Arc<Member>> {
+        self.0.take(connection).map(|removed| removed.0)
+    }
+
+    #[must_use]
+    pub fn get(&self, connection: &str) -> Option<&Arc<Member>> {
+        self.0.get(connection).map(|found| &found.0)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Member>> {
+        self.0.iter().map(|it| &it.0)
+    }
+
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl FromIterator<Arc<Member>> for Members {
+    fn from_iter<I: IntoIterator<Item = Arc<Member>>>(members: I) -> Self {
+        Self(members.into_iter().map(ByConnection).collect())
+    }
+}
+
+impl Borrow<str> for ByConnection {
+    fn borrow(&self) -> &str {
+        &self.0.connection
+    }
+}
+
+impl Ord for ByConnection {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.connection.cmp(&other.0.connection)
+    }
+}
+
+impl PartialOrd for ByConnection {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for ByConnection {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for ByConnection {}
 
 impl Join {
     pub fn listed(member: Member) -> Self {

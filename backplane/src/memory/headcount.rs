@@ -6,14 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{Attendance, Join, JoinError, Member, PresenceKind, Roll, Sums, Transition, presence};
+use crate::{Attendance, Join, JoinError, Member, Members, PresenceKind, Roll, Sums, Transition, presence};
 
 /// `scripts/presence.lua` has the same rules for many nodes; a property test compares the two.
 #[derive(Debug)]
 pub(crate) struct Headcount {
     sequence: u64,
-    /// By their connections.
-    members: BTreeMap<Box<str>, Arc<Member>>,
+    members: Members,
     /// How many connections each user has.
     users: HashMap<Box<str>, u64>,
     /// Subscriptions that are not listed.
@@ -48,7 +47,7 @@ impl Headcount {
     pub(crate) fn new(sequence: u64) -> Self {
         Self {
             sequence,
-            members: BTreeMap::new(),
+            members: Members::default(),
             users: HashMap::new(),
             counted: 0,
             left: BTreeMap::new(),
@@ -122,7 +121,7 @@ impl Headcount {
         Roll {
             sequence: self.sequence,
             subscriptions: self.sums().subscriptions,
-            members: self.members.values().cloned().collect(),
+            members: self.members.iter().cloned().collect(),
         }
     }
 
@@ -164,7 +163,7 @@ impl Headcount {
         let connections = self.users.entry(member.user.clone()).or_default();
         *connections += 1;
         let connections = *connections;
-        self.members.insert(member.connection.clone(), Arc::clone(&member));
+        self.members.insert(Arc::clone(&member));
         self.event(PresenceKind::Joined { member: Arc::clone(&member), connections }, told);
         if is_new && self.left.remove(&member.user).is_none() {
             told.push(Told::Transition(Transition::UserJoined { user: member.user.clone() }));

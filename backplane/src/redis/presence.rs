@@ -12,7 +12,7 @@ mod own;
 mod script;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex, PoisonError, Weak, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
@@ -41,7 +41,7 @@ use super::{
 };
 use crate::{
     Attendance, BackplaneError, COUNTS_INTERVAL, COUNTS_SMALL_INTERVAL, COUNTS_SMALL_MAX, Channel, Join,
-    JoinError, Member, PresenceChannel, Roll, Sink, Sums, Transition,
+    JoinError, Member, Members, PresenceChannel, Roll, Sink, Sums, Transition,
 };
 
 /// Longest name of a connection or a user in bytes: its length has two bytes in an event.
@@ -142,14 +142,14 @@ impl Presence {
     /// The members are read in pages, after the number: what changes meanwhile has higher ones, and comes as events.
     pub(crate) async fn roll(&self, channel: &Channel) -> Result<Roll, BackplaneError> {
         let mut roll = self.read_alive(channel).await?.roll;
-        let mut members = BTreeMap::new();
+        let mut members = Members::default();
         let mut cursor = "0".to_owned();
         loop {
             let (next, page) = self.page(channel, &cursor).await?;
             for (connection, held) in page {
                 match decode(connection, &held) {
                     Some(Some(member)) => {
-                        members.insert(member.connection.clone(), Arc::new(member));
+                        members.insert(Arc::new(member));
                     }
                     Some(None) => {}
                     None => {
@@ -162,7 +162,7 @@ impl Presence {
             }
             cursor = next;
         }
-        roll.members = members.into_values().collect();
+        roll.members = members.iter().cloned().collect();
         Ok(roll)
     }
 

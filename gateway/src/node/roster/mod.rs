@@ -122,6 +122,12 @@ impl Rosters {
         Some(self.find(channel, &interest)?.with(|replica| replica.is_empty()))
     }
 
+    /// Who a connection of this node is in a channel whose list it was given.
+    pub(crate) fn user_of(&self, channel: &Channel, connection: &str) -> Option<Box<str>> {
+        let interest = self.interests.get(channel)?;
+        self.find(channel, &interest)?.with(|replica| replica.user_of(connection))
+    }
+
     /// A change of a channel, in the order in which the backplane tells it.
     pub(crate) fn event(self: &Arc<Self>, channel: &Channel, event: Arc<PresenceEvent>) {
         let Some(interest) = self.interests.get(channel) else { return };
@@ -155,9 +161,13 @@ impl Rosters {
         }
     }
 
-    /// Lets go of channels without subscribers; to be called about once a second.
+    /// Lets go of channels without subscribers, and of what was given to those who joined together; to be called about
+    /// once a second.
     pub(crate) fn sweep(&self) {
-        let is_over = |roster: &Arc<Roster>| !self.is_current(roster);
+        let is_over = |roster: &Arc<Roster>| {
+            roster.with(Replica::forget_list);
+            !self.is_current(roster)
+        };
         if self.rosters.read().unwrap_or_else(PoisonError::into_inner).values().any(is_over) {
             let mut rosters = self.rosters.write().unwrap_or_else(PoisonError::into_inner);
             rosters.retain(|_, roster| !is_over(roster));

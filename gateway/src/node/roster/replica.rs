@@ -7,12 +7,9 @@
 //! While it reads, changes wait; after that, those with higher numbers are applied. What a second reading finds changed
 //! is told as changes, so whoever was given a list once is always told everything that happened to it.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use std::{collections::HashMap, sync::Arc};
 
-use tidegate_backplane::{BackplaneError, Member, PresenceEvent, PresenceKind, Roll};
+use tidegate_backplane::{BackplaneError, Members, PresenceEvent, PresenceKind, Roll};
 
 use super::list::List;
 
@@ -35,7 +32,7 @@ pub(super) trait Outlet<A> {
 #[derive(Debug)]
 pub(super) struct Replica<A> {
     sequence: u64,
-    members: BTreeMap<Box<str>, Arc<Member>>,
+    members: Members,
     /// As it is given to those who ask, until it changes.
     list: Option<Arc<List>>,
     phase: Phase,
@@ -96,7 +93,7 @@ impl<A> Replica<A> {
     pub(super) fn new() -> Self {
         Self {
             sequence: 0,
-            members: BTreeMap::new(),
+            members: Members::default(),
             list: None,
             phase: Phase::Unread,
             waiting: Vec::new(),
@@ -108,6 +105,16 @@ impl<A> Replica<A> {
     /// Whether nobody is there, after all changes that were told.
     pub(super) fn is_empty(&self) -> bool {
         self.members.is_empty()
+    }
+
+    /// Who this connection is in the channel, after all changes that were told.
+    pub(super) fn user_of(&self, connection: &str) -> Option<Box<str>> {
+        self.members.get(connection).map(|member| member.user.clone())
+    }
+
+    /// The list that was given last is made again for the next who asks.
+    pub(super) fn forget_list(&mut self) {
+        self.list = None;
     }
 
     /// Somebody wants the list with everything up to a number. `Some`: a reading is to be begun.
@@ -264,7 +271,7 @@ impl<A> Replica<A> {
         self.list = None;
         match &event.kind {
             PresenceKind::Joined { member, .. } => {
-                self.members.insert(member.connection.clone(), Arc::clone(member));
+                self.members.insert(Arc::clone(member));
             }
             PresenceKind::Left { connection, .. } => {
                 self.members.remove(connection);
@@ -278,9 +285,7 @@ impl<A> Replica<A> {
     /// Takes what was read, and tells what it changes.
     fn reset(&mut self, roll: Roll, out: &mut impl Outlet<A>) {
         let sequence = roll.sequence;
-        let members: BTreeMap<_, _> =
-            roll.members.into_iter().map(|member| (member.connection.clone(), member)).collect();
-        let before = std::mem::replace(&mut self.members, members);
+        let before = std::mem::replace(&mut self.members, roll.members.into_iter().collect());
         self.sequence = sequence;
         self.list = None;
         if !self.is_told {
@@ -312,7 +317,7 @@ impl<A> Replica<A> {
     fn list(&mut self) -> Arc<List> {
         self.is_told = true;
         let make = || {
-            let members = self.members.values().cloned().collect();
+            let members = self.members.iter().cloned().collect();
             // The number of subscriptions is not replicated.
             Arc::new(List::new(Roll { sequence: self.sequence, subscriptions: 0, members }))
         };
@@ -321,25 +326,22 @@ impl<A> Replica<A> {
 }
 
 /// What leads from one list to another, with the connections that each user has after each step.
-fn changes(
-    before: &BTreeMap<Box<str>, Arc<Member>>,
-    after: &BTreeMap<Box<str>, Arc<Member>>,
-) -> Vec<PresenceKind> {
+fn changes(before: &Members, after: &Members) -> Vec<PresenceKind> {
     let mut connections: HashMap<&str, u64> = HashMap::new();
-    for member in before.values() {
+    for member in before.iter() {
         *connections.entry(&member.user).or_default() += 1;
     }
     let mut changes = Vec::new();
-    for (connection, member) in before {
-        if after.get(connection) != Some(member) {
+    for member in before.iter() {
+        if after.get(&member.connection) != Some(member) {
             let left = connections.entry(&member.user).or_default();
             *left -= 1;
-            let (connection, user) = (connection.clone(), member.user.clone());
+            let (connection, user) = (member.connection.clone(), member.user.clone());
             changes.push(PresenceKind::Left { connection, user, connections: *left });
         }
     }
-    for (connection, member) in after {
-        if before.get(connection) != Some(member) {
+    for member in after.iter() {
+        if before.get(&member.connection) != Some(member) {
             let joined = connections.entry(&member.user).or_default();
             *joined += 1;
             changes.push(PresenceKind::Joined { member: Arc::clone(member), connections: *joined });

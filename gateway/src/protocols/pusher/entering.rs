@@ -180,11 +180,6 @@ impl Ctx<'_> {
         let Some((attempt, confirmation)) = self.begin_subscription(channel, want, lists) else { return };
         let join = match kind {
             Kind::Presence(user, info) => {
-                if let Some(open) = self.open_mut() {
-                    let members = &mut open.pusher_mut().members;
-                    members.reserve_exact(1);
-                    members.push((attempt.key, user.clone()));
-                }
                 let connection = self.core.connection_name(self.id).into();
                 let users_max = Some(app.limits.presence_members);
                 Some(Join { users_max, ..Join::listed(Member { connection, user, info }) })
@@ -197,7 +192,6 @@ impl Ctx<'_> {
     /// Clients do not ask again for a channel that they were refused, so one that only cannot be had now has the
     /// connection closed with a code after which they come back.
     pub(super) fn fail_entrance(&mut self, key: ChannelKey, error: &EntranceError) {
-        self.forget_member(key);
         let name = self.core.hub.channel(key).name().to_owned();
         let kind = error.kind();
         self.deny(&name, kind, &error.to_string());

@@ -89,9 +89,9 @@ impl Ctx<'_> {
 
     /// Who the connection is in a presence channel.
     fn member(&self, key: ChannelKey, name: &str) -> Option<Box<str>> {
-        let open = self.connections.get(self.id).and_then(Session::open)?;
         let is_presence = ChannelKind::of(name).access == Access::Presence;
-        open.pusher()?.member_of(key).filter(|_| is_presence).map(Box::from)
+        let (rosters, connection) = (self.core.shared.node.rosters(), self.core.connection_name(self.id));
+        is_presence.then(|| rosters.user_of(self.core.hub.channel(key), &connection))?
     }
 
     pub(crate) fn refuse_event(&mut self, channel: Option<&str>, refused: &EventRefused) {

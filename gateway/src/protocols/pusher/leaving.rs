@@ -1,27 +1,14 @@
 //! Giving back: a channel, or everything that a connection had.
 
 use super::{AppKey, Pusher, users::watch_channel};
-use crate::{
-    hub::ChannelKey,
-    session::{Ctx, Open, presence::Present, release_empty},
-};
+use crate::session::{Ctx, Open, presence::Present};
 
 impl Ctx<'_> {
     /// Ends a subscription, or one that waits. The client is not answered.
     pub(super) fn pusher_unsubscribe(&mut self, name: &str) {
         let channel = self.app_of().and_then(|app| app.channel(name).ok());
         let Some(key) = channel.and_then(|channel| self.core.hub.key_of(channel.as_str())) else { return };
-        self.forget_member(key);
         self.end_subscription(key);
-    }
-
-    /// It is nobody in a channel any more.
-    pub(super) fn forget_member(&mut self, key: ChannelKey) {
-        let Some(open) = self.open_mut() else { return };
-        let Some(pusher) = open.state_mut::<Pusher>() else { return };
-        pusher.members.retain(|(own, _)| *own != key);
-        release_empty(&mut pusher.members);
-        open.drop_empty_rare();
     }
 
     /// Gives back what an open connection had beside its subscriptions.

@@ -69,8 +69,6 @@ struct AppTable(Vec<Arc<App>>);
 struct Pusher {
     /// Who it is, when it is signed in.
     user: Option<Box<Identity>>,
-    /// Who it is in its presence channels.
-    members: Vec<(ChannelKey, Box<str>)>,
     /// Users of the watchlist who are subscribed to, and of whom it was not told yet whether they are online.
     watched: Vec<ChannelKey>,
 }
@@ -105,13 +103,7 @@ impl Rooms {
 
 impl ProtocolState for Pusher {
     fn is_empty(&self) -> bool {
-        self.user.is_none() && self.members.is_empty() && self.watched.is_empty()
-    }
-}
-
-impl Pusher {
-    fn member_of(&self, key: ChannelKey) -> Option<&str> {
-        self.members.iter().find(|(own, _)| *own == key).map(|(_, user)| &**user)
+        self.user.is_none() && self.watched.is_empty()
     }
 }
 

@@ -2,7 +2,10 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
+
 use proptest::prelude::*;
+use tidegate_backplane::Member;
 
 use super::*;
 
