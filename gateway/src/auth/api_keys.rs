@@ -1,12 +1,13 @@
-//! Keys of the REST API: found in constant time, each with scopes and channels.
+//! Keys of the REST API: found in constant time, each with scopes, channels and a rate.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use aws_lc_rs::digest::{SHA256, digest};
 use http::StatusCode;
 use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
 use tidegate_backplane::Channel;
+use tidegate_ops::budget::{Rate, SharedBudget};
 
 use super::{Pattern, Scope};
 use crate::config::{ApiKeyEntry, AppId, ConfigError, Empty, Sha256};
@@ -16,7 +17,7 @@ use crate::config::{ApiKeyEntry, AppId, ConfigError, Empty, Sha256};
 pub(crate) struct ApiKeys(ArcSwap<Vec<Arc<ApiKey>>>);
 
 /// An API key, as its digest, and what it may do.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct ApiKey {
     /// For logs.
     pub name: Box<str>,
@@ -24,6 +25,8 @@ pub(crate) struct ApiKey {
     scopes: Vec<Scope>,
     channels: Vec<Pattern>,
     app: Option<AppId>,
+    rate: Rate,
+    requests: SharedBudget,
 }
 
 /// Why a request is refused.
@@ -39,6 +42,8 @@ pub(crate) enum ApiKeyError {
     Channel,
     #[error("the API key is of one app, and a connection's name does not say its app: name the user instead")]
     Connection,
+    #[error("requests with this API key come faster than it allows")]
+    Rate { retry_after: Duration },
 }
 
 impl ApiKeys {
@@ -70,10 +75,12 @@ impl ApiKeys {
         Ok(key)
     }
 
-    /// The key of a request, whatever it may do.
+    /// The key of a request, whatever it may do. The request counts for the rate of the key.
     pub(crate) fn identify(&self, presented: Option<&str>) -> Result<Arc<ApiKey>, ApiKeyError> {
         let presented = presented.filter(|key| !key.is_empty()).ok_or(ApiKeyError::Missing)?;
-        self.find(presented).ok_or(ApiKeyError::Unknown)
+        let key = self.find(presented).ok_or(ApiKeyError::Unknown)?;
+        key.requests.take(key.rate, 1).map_err(|retry_after| ApiKeyError::Rate { retry_after })?;
+        Ok(key)
     }
 
     /// The time it takes tells nothing about the keys: digests are compared, not keys, each as a whole, and all of
@@ -111,6 +118,8 @@ impl ApiKey {
             scopes: entry.scopes.clone(),
             channels: entry.channels.clone(),
             app: entry.app.clone(),
+            rate: Rate::per_second(entry.requests_per_second),
+            requests: SharedBudget::default(),
         })
     }
 
@@ -141,6 +150,7 @@ impl ApiKeyError {
         match self {
             Self::Missing | Self::Unknown => StatusCode::UNAUTHORIZED,
             Self::Scope(_) | Self::Channel | Self::Connection => StatusCode::FORBIDDEN,
+            Self::Rate { .. } => StatusCode::TOO_MANY_REQUESTS,
         }
     }
 }

@@ -104,6 +104,9 @@ section! {
         channels: Vec<Pattern> = vec![Pattern::any()];
         /// The app in which it may do it; the default app unless given.
         app: Option<AppId> = None;
+        /// Requests per second with it on one node, with one second's worth at once; more are answered 429 with
+        /// `Retry-After`. 0: no limit.
+        requests_per_second: u32 = 0;
     }
 }
 

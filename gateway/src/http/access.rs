@@ -43,6 +43,7 @@ pub(crate) fn refuse(state: &HttpState, error: ApiKeyError) -> ApiError {
         ApiKeyError::Unknown => AuthFailure::KeyUnknown,
         ApiKeyError::Scope(_) => AuthFailure::KeyScope,
         ApiKeyError::Channel | ApiKeyError::Connection => AuthFailure::KeyChannel,
+        ApiKeyError::Rate { .. } => AuthFailure::KeyRate,
     };
     state.metrics.node.auth_failures.add(reason, 1);
     ApiError::Key(error)

@@ -149,6 +149,7 @@ impl ApiError {
             Self::Key(ApiKeyError::Scope(_) | ApiKeyError::Channel | ApiKeyError::Connection) => {
                 ("forbidden", "The API key does not allow this")
             }
+            Self::Key(ApiKeyError::Rate { .. }) => ("rate-limited", "More requests than the limit allows"),
             Self::OriginRefused => ("origin-refused", "The origin is not allowed"),
             Self::NotFound | Self::NoSuchPath | Self::NoConnection => ("not-found", "Nothing here"),
             Self::TooManyWatchers => ("overloaded", "The node is overloaded"),
@@ -180,7 +181,9 @@ impl ApiError {
     /// How long the client should wait, where waiting helps.
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Overloaded { retry_after } => Some(*retry_after),
+            Self::Overloaded { retry_after } | Self::Key(ApiKeyError::Rate { retry_after }) => {
+                Some(*retry_after)
+            }
             Self::Backplane(
                 BackplaneError::Unavailable(_)
                 | BackplaneError::Overloaded(_)
@@ -205,6 +208,7 @@ impl ApiError {
         match self {
             Self::Key(ApiKeyError::Missing) => Some(r#"Bearer realm="tidegate""#),
             Self::Key(ApiKeyError::Unknown) => Some(r#"Bearer realm="tidegate", error="invalid_token""#),
+            Self::Key(ApiKeyError::Rate { .. }) => None,
             Self::Key(_) => Some(r#"Bearer realm="tidegate", error="insufficient_scope""#),
             _ => None,
         }

@@ -140,6 +140,7 @@ const STATUSES: &[StatusCode] = &[
     StatusCode::REQUEST_TIMEOUT,
     StatusCode::PAYLOAD_TOO_LARGE,
     StatusCode::UNSUPPORTED_MEDIA_TYPE,
+    StatusCode::TOO_MANY_REQUESTS,
     StatusCode::SERVICE_UNAVAILABLE,
 ];
 
@@ -207,6 +208,7 @@ pub(super) fn samples() -> Vec<ApiError> {
         ApiError::TooManyPublications { number: 1200, max: rest::PUBLICATIONS_MAX },
         ApiError::Key(ApiKeyError::Missing),
         ApiError::Key(ApiKeyError::Channel),
+        ApiError::Key(ApiKeyError::Rate { retry_after: Duration::from_secs(1) }),
         ApiError::PresenceOff,
         ApiError::BodyTimeout(super::body::BODY_DEADLINE),
         ApiError::BodyTooLarge { max: 1_048_576 },

@@ -158,6 +158,8 @@ label!(
         KeyUnknown = "key_unknown",
         KeyScope = "key_scope",
         KeyChannel = "key_channel",
+        /// Requests with the key come faster than it allows.
+        KeyRate = "key_rate",
         Origin = "origin",
         TokenMissing = "token_missing",
         TokenInvalid = "token_invalid",

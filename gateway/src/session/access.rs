@@ -138,19 +138,21 @@ impl Core {
         channels: &[Channel],
     ) -> Result<(Option<Claims>, Option<AppId>), Stop> {
         let credentials = self.credentials(head, query)?;
-        let mut key_app = None;
-        if let Credentials::ApiKey(key) = &credentials {
-            // Also where no channel asks for it: credentials that are wrong are not none.
-            self.shared.api_keys.authorize(Some(key), Scope::Read, None).map_err(Refusal::from)?;
-        }
+        // Also where no channel asks for it: credentials that are wrong are not none.
+        let key = match &credentials {
+            Credentials::ApiKey(key) => Some(self.shared.api_keys.authorize(Some(key), Scope::Read, None)),
+            Credentials::Token(_) | Credentials::Anonymous => None,
+        };
+        let key = key.transpose().map_err(Refusal::from)?;
         for channel in channels {
             let open = self.is_open(channel);
             match &credentials {
                 Credentials::Token(claims) if open || claims.may_subscribe(channel) => {}
                 Credentials::Token(_) => return Err(Refusal::Rights { channel: channel.clone() }.into()),
-                Credentials::ApiKey(key) => {
-                    let key = self.shared.api_keys.authorize(Some(key), Scope::Read, Some(channel));
-                    key_app = key.map_err(Refusal::from)?.app().cloned();
+                Credentials::ApiKey(_) => {
+                    key.iter()
+                        .try_for_each(|key| key.check(Scope::Read, Some(channel)))
+                        .map_err(Refusal::from)?;
                 }
                 Credentials::Anonymous if open => {}
                 Credentials::Anonymous => {
@@ -163,7 +165,7 @@ impl Core {
                 let app = claims.app.as_deref().cloned();
                 (Some(claims), app)
             }
-            Credentials::Anonymous | Credentials::ApiKey(_) => (None, key_app),
+            Credentials::Anonymous | Credentials::ApiKey(_) => (None, key.and_then(|key| key.app().cloned())),
         })
     }
 

@@ -128,6 +128,7 @@ impl Refusal {
             Self::ApiKey(error) if error.status() == http::StatusCode::UNAUTHORIZED => {
                 (401, "Unauthorized", "unauthorized")
             }
+            Self::ApiKey(ApiKeyError::Rate { .. }) => (429, "Too Many Requests", "rate-limited"),
             Self::Origin => (403, "Forbidden", "origin-refused"),
             Self::Rights { .. } | Self::ApiKey(_) | Self::Ordered(_) => (403, "Forbidden", "forbidden"),
             Self::Over(Over::Address) => (429, "Too Many Requests", "too-many-connections"),
@@ -152,6 +153,7 @@ impl Refusal {
             Self::ApiKey(error) if error.status() == http::StatusCode::UNAUTHORIZED => {
                 HandshakeResult::Unauthorized
             }
+            Self::ApiKey(ApiKeyError::Rate { .. }) => HandshakeResult::RateLimit,
             Self::Rights { .. } | Self::ApiKey(_) | Self::Ordered(_) => HandshakeResult::Forbidden,
             Self::Origin => HandshakeResult::OriginRefused,
             Self::Over(over) => over.result(),
@@ -176,6 +178,7 @@ impl Refusal {
             Self::ApiKey(error) if error.status() == http::StatusCode::UNAUTHORIZED => {
                 AuthFailure::KeyUnknown
             }
+            Self::ApiKey(ApiKeyError::Rate { .. }) => AuthFailure::KeyRate,
             Self::ApiKey(_) => AuthFailure::KeyScope,
             Self::Rights { .. } => AuthFailure::TokenRights,
             Self::Origin => AuthFailure::Origin,

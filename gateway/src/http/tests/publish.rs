@@ -4,11 +4,15 @@ use std::{pin::Pin, task::Poll, time::Duration};
 
 use axum::{body::Body, response::IntoResponse};
 use bytes::Bytes;
+use http::StatusCode;
 use hyper::body::Frame;
 use serde_json::json;
 
-use super::{ApiError, NEWS, PAYLOAD_MAX, READER, client::*, fixture::Fixture};
-use crate::metrics::{AuthFailure, PublishCode};
+use super::{ALL, ApiError, NEWS, PAYLOAD_MAX, READER, client::*, fixture::Fixture};
+use crate::{
+    config::{ApiKeyEntry, Secret},
+    metrics::{AuthFailure, PublishCode},
+};
 
 #[tokio::test]
 async fn publish_takes_the_body_verbatim() {
@@ -91,6 +95,42 @@ async fn publish_once_per_idempotency_key() {
     let once = || post("/v1/channels/news/publish", "x").header("idempotency-key", "order-17");
     once().of(state).await.is(200, json!({"epoch": "k3", "offset": 1}));
     once().of(state).await.is(200, json!({"epoch": "k3", "offset": 1, "duplicate": true}));
+}
+
+/// One a second: of many requests one after the other some are refused, by whichever path, and nothing is published by
+/// those. Another key is not slowed.
+#[tokio::test]
+async fn a_key_may_have_a_rate() {
+    let fixture = Fixture::new(false);
+    let state = &fixture.state;
+    let slow = "slow-slow-slow-slow";
+    let key = |name: &str, key: &str, requests_per_second| ApiKeyEntry {
+        name: name.into(),
+        key: Some(Secret::new(key.as_bytes())),
+        requests_per_second,
+        ..ApiKeyEntry::default()
+    };
+    state.keys.replace(&[key("slow", slow, 1), key("all", ALL, 0)]).unwrap();
+    let mut published = 0;
+    for ask in
+        [|| post("/v1/channels/news/publish", "x"), || get("/v1/channels/news"), || get("/v1/channels")]
+    {
+        let mut refused = None;
+        for _ in 0..100 {
+            let answer = ask().key(slow).of(state).await;
+            if answer.status == StatusCode::TOO_MANY_REQUESTS {
+                refused = Some(answer);
+                break;
+            }
+            published = fixture.published();
+        }
+        let refused = refused.expect("100 requests take longer than 100 s");
+        assert_eq!(refused.header("retry-after"), "1");
+        refused.is_problem(429, "rate-limited");
+    }
+    assert_eq!(fixture.published(), published);
+    assert!(state.metrics.node.auth_failures.get(AuthFailure::KeyRate) >= 3);
+    assert_eq!(get("/v1/channels/news").of(state).await.status, StatusCode::OK);
 }
 
 #[tokio::test(start_paused = true)]
