@@ -1,6 +1,9 @@
 //! What a token says: who, until when, and which channels.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -24,6 +27,9 @@ pub(crate) struct Claims {
     pub app: Option<Box<AppId>>,
     /// It has the claim `channel`: it is for one subscription, and says nothing of the connection.
     pub is_of_subscription: bool,
+    /// `subs`: channels that the server subscribes the connection to, each with what the client is told with it, as JSON.
+    /// Whoever connects takes them out.
+    pub subscriptions: BTreeMap<Box<str>, Box<str>>,
     channels: Vec<Pattern>,
     publish: Publish,
 }
@@ -57,9 +63,17 @@ struct RawClaims<'a> {
     nbf: Option<f64>,
     channels: Option<OneOrMany<Pattern>>,
     channel: Option<Box<str>>,
+    #[serde(borrow)]
+    subs: Option<BTreeMap<Box<str>, Option<RawSubscription<'a>>>>,
     publish: Option<RawPublish>,
     #[serde(borrow)]
     info: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct RawSubscription<'a> {
+    #[serde(borrow)]
+    data: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -118,6 +132,7 @@ impl Claims {
             return Err(TokenError::Audience);
         }
         let mut channels = raw.channels.map(OneOrMany::into_vec).unwrap_or_default();
+        let subscriptions = raw.subs.unwrap_or_default().into_iter().map(data_of).collect();
         // A name, of which none has a star: whoever signed one meant that channel.
         let named = raw.channel.as_deref().filter(|name| !name.contains('*'));
         channels.extend(named.and_then(|name| Pattern::new(name).ok()));
@@ -127,6 +142,7 @@ impl Claims {
             info: raw.info.map(|info| info.get().into()),
             app: rules.app.clone().map(Box::new),
             is_of_subscription: raw.channel.is_some(),
+            subscriptions,
             channels,
             publish: match raw.publish {
                 Some(RawPublish::All(true)) => Publish::Subscribed,
@@ -156,6 +172,11 @@ impl<T> OneOrMany<T> {
             Self::Many(many) => many,
         }
     }
+}
+
+fn data_of((channel, options): (Box<str>, Option<RawSubscription<'_>>)) -> (Box<str>, Box<str>) {
+    let data = options.and_then(|options| options.data).map_or("", RawValue::get);
+    (channel, data.into())
 }
 
 fn any(patterns: &[Pattern], channel: &Channel) -> bool {

@@ -17,6 +17,7 @@ use super::{
     leaving::Leave,
     opening::{Request, Stop},
     presence::Present,
+    subscribing::Attempt,
 };
 use crate::{
     hub::{ChannelKey, form::FormId, outgoing::Outgoing},
@@ -57,6 +58,8 @@ pub(crate) enum Event<'e> {
         told: &'e mut Vec<Item>,
         list: Option<&'e List>,
     },
+    /// One of several that its client is told of together could be told now.
+    Ready { attempt: Attempt },
     /// A subscription cannot be had.
     Refused { key: ChannelKey, error: &'e JoinError },
     /// A message that it sent was not published.

@@ -58,6 +58,8 @@ pub(crate) struct Unsettled {
     /// The list is read as soon as that is known.
     wants_list: bool,
     list: Option<Arc<List>>,
+    /// Its client is told of it together with others; its machine waits as for a list.
+    together: bool,
 }
 
 impl Core {
@@ -104,7 +106,8 @@ impl Ctx<'_> {
         let attempt = Attempt { key, serial: self.core.attempts };
         let machine = Machine::new(want, lists);
         let (watches, joined, wants_list, list) = (false, Some(0), false, None);
-        (Unsettled { attempt, machine, watches, joined, wants_list, list }, confirmation)
+        let together = false;
+        (Unsettled { attempt, machine, watches, joined, wants_list, list, together }, confirmation)
     }
 
     /// Whether a client may subscribe to a channel now: its budgets, and those of the node. `claims`: of whom it asks for it.
@@ -160,6 +163,23 @@ impl Ctx<'_> {
         let attempt = unsettled.attempt;
         self.open_mut()?.rare_mut().unsettled.push(unsettled);
         Some((attempt, confirmation))
+    }
+
+    /// Begins one of several subscriptions of which the client is told at once. Each goes on as any other until it could be
+    /// told ([`Event::Ready`]), keeps what is delivered meanwhile, and waits for [`answer_together`](Self::answer_together).
+    pub(crate) fn begin_together(
+        &mut self,
+        channel: &Channel,
+        want: Want,
+    ) -> Option<(Attempt, Confirmation)> {
+        let begun = self.begin_subscription(channel, want, true)?;
+        self.attempted(begun.0)?.together = true;
+        Some(begun)
+    }
+
+    /// All that it waits for is there.
+    pub(crate) fn answer_together(&mut self, attempt: Attempt) {
+        self.step(attempt, |machine| machine.listed(0));
     }
 
     /// Goes on when the backplane has confirmed, which may be at once. `join`: what it is in presence from then on.
@@ -256,7 +276,7 @@ impl Ctx<'_> {
             Content::Publication(publication) => Item::Publication(Arc::clone(publication)),
             Content::Gap(gap) => Item::Gap(*gap),
             Content::Presence(event) => {
-                if machine.tells_presence(event.sequence) {
+                if !unsettled.together && machine.tells_presence(event.sequence) {
                     self.tell_live(key, content);
                 }
                 return;
@@ -322,6 +342,9 @@ impl Ctx<'_> {
             match output {
                 Output::AwaitRoom => self.connections.tell_flushed(self.id),
                 Output::Read(read) => self.read_history(attempt, read),
+                Output::List if self.attempted(attempt).is_some_and(|it| it.together) => {
+                    self.tell_protocol(Event::Ready { attempt });
+                }
                 Output::List => self.read_list(attempt),
                 Output::Subscribed { position, recovered } => {
                     let mut told = match outputs.next_if(|next| matches!(next, Output::Tell(_))) {
@@ -417,7 +440,7 @@ impl Ctx<'_> {
         }
         let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) else { return };
         let mut form = self.core.form(open, self.core.hub.channel(key));
-        if open.unsettled(key).is_some_and(|it| it.machine.lists()) {
+        if open.unsettled(key).is_some_and(|it| it.machine.lists() && !it.together) {
             form = self.core.hub.forms().with_presence(form);
         }
         let subscription = self.core.hub.join(key, form, seen, self.id.slot, now);

@@ -223,7 +223,9 @@ impl Machine {
             }
         };
         match page {
-            Ok(page) if self.lists && !self.answered => self.list(Some((read, page)), kept),
+            Ok(page) if self.lists && !self.answered && !self.leads_to_a_page(read, page.top) => {
+                self.list(Some((read, page)), kept)
+            }
             Ok(page) => self.take(read, page, kept),
             Err(error) if !self.answered => vec![Output::Release, Output::Refuse(error.into())],
             // It was promised, and cannot be had.
@@ -232,6 +234,12 @@ impl Machine {
                 self.finish(kept, false, told)
             }
         }
+    }
+
+    /// Whether a read only says after which position the next is.
+    fn leads_to_a_page(&self, read: Read, top: Option<Position>) -> bool {
+        let is_kept = matches!(self.want, Want::SinceEmpty { away, history_age, .. } if away < history_age);
+        read == Read::Place && is_kept && top.is_some()
     }
 
     /// The list of who is in the channel is there, with the changes up to this number.

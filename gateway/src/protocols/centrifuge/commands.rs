@@ -144,7 +144,7 @@ impl Ctx<'_> {
 
     /// What commands waited for is there.
     pub(super) fn go_on(&mut self) {
-        let Some(client) = self.client_mut() else { return };
+        let Some(client) = self.client_mut().filter(|client| client.entering.is_none()) else { return };
         client.waits = Waits::Nothing;
         let parked = std::mem::take(&mut client.parked);
         self.drop_idle();
@@ -159,7 +159,8 @@ impl Ctx<'_> {
 
     /// The same, when what is done now is done: what a subscription was asked for waits for its place in the lane.
     pub(super) fn go_on_later(&mut self) {
-        let Some(client) = self.client_mut().filter(|client| !client.parked.is_empty()) else { return };
+        let is_due = |client: &&mut Client| !client.parked.is_empty() && client.entering.is_none();
+        let Some(client) = self.client_mut().filter(is_due) else { return };
         client.waits = Waits::Turn;
         self.run(std::future::ready(()), |ctx, ()| ctx.next_turn());
     }
@@ -194,7 +195,7 @@ impl Ctx<'_> {
             ..
         } = command;
         if let Some(request) = connect {
-            self.connect(id, request.token);
+            self.connect(id, *request);
         } else if let Some(request) = subscribe {
             self.subscribe(id, *request);
         } else if let Some(request) = unsubscribe {

@@ -1,11 +1,11 @@
 //! Who a client is: `connect` and `refresh`.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use tidegate_reactor::Tick;
 use tidegate_wire::centrifuge::{
     code::{Disconnect, ErrorCode},
-    message::{ConnectResult, RefreshResult, Reply},
+    message::{ConnectRequest, ConnectResult, RefreshResult, Reply, SubscribeResult},
 };
 
 use super::{Client, Stage};
@@ -31,19 +31,27 @@ impl Ctx<'_> {
         self.beat_in_time();
     }
 
-    pub(super) fn connect(&mut self, id: u32, token: String) {
+    pub(super) fn connect(&mut self, id: u32, request: ConnectRequest) {
+        let ConnectRequest { token, subs, .. } = request;
         if let Some(client) = self.client_mut() {
             client.stale = None;
         }
         if token.is_empty() {
-            return self.connected(id, None);
+            return self.connected(id, BTreeMap::new());
         }
         self.set_stage(Stage::Connecting);
         self.with_new_token(token, move |ctx, claims| match claims {
             Ok(claims) if claims.is_of_subscription => {
                 ctx.cut(Disconnect::InvalidToken, &"the token is for a subscription");
             }
-            Ok(claims) => ctx.connected(id, Some(claims)),
+            Ok(mut claims) => {
+                let of_server = std::mem::take(&mut claims.subscriptions);
+                ctx.set_claims(claims);
+                match of_server.is_empty() {
+                    true => ctx.connected(id, BTreeMap::new()),
+                    false => ctx.enter_subscribed(id, of_server, &subs),
+                }
+            }
             Err(refused) => {
                 ctx.set_stage(Stage::Refused);
                 ctx.refuse_token(id, refused);
@@ -53,11 +61,9 @@ impl Ctx<'_> {
         });
     }
 
-    fn connected(&mut self, id: u32, claims: Option<Claims>) {
+    /// Answers; `subs`: what the server has subscribed it to.
+    pub(super) fn connected(&mut self, id: u32, subs: BTreeMap<String, SubscribeResult>) {
         self.set_stage(Stage::Connected);
-        if let Some(claims) = claims {
-            self.set_claims(claims);
-        }
         self.drop_idle();
         let (expires, ttl) = self.ttl(self.open().and_then(|open| open.rare.as_ref()?.expires));
         let interval = self.core.shared.node.config().heartbeat.interval;
@@ -68,6 +74,7 @@ impl Ctx<'_> {
             ttl,
             ping: u32::try_from(interval.as_secs()).unwrap_or(u32::MAX).max(1),
             pong: true,
+            subs,
             ..ConnectResult::default()
         };
         self.send_reply(&Reply { id, connect: Some(Box::new(result)), ..Reply::default() });

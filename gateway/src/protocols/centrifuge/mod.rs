@@ -1,12 +1,14 @@
 //! Centrifugo's clients, `GET /connection/websocket`: version 2 of its client protocol, in JSON or Protobuf.
 //!
-//! `commands` takes what clients ask, in order; `connecting` says who they are; `subscribing` and `reading` and
+//! `commands` takes what clients ask, in order; `connecting` says who they are, `entering` what the server subscribes them to;
+//! `subscribing` and `reading` and
 //! `publishing` do what they ask; `heartbeat` pings them; `place` says where they are in a channel. A connection that is
 //! idle and anonymous has nothing on the heap: where it stands, and when its next ping is due, is its tag. `http` is the
 //! server API, and `ordered` what that asks of connections.
 
 mod commands;
 mod connecting;
+mod entering;
 pub(super) mod forms;
 mod heartbeat;
 pub(super) mod http;
@@ -44,6 +46,7 @@ use crate::{
     },
 };
 use commands::Waits;
+use entering::Entering;
 use subscribing::Asked;
 
 #[derive(Debug)]
@@ -70,6 +73,8 @@ struct Client {
     grants: Grants,
     /// Subscriptions that the server has made, not the client.
     of_server: Vec<ChannelKey>,
+    /// It connects with subscriptions of the server.
+    entering: Option<Box<Entering>>,
 }
 
 /// Where a connection stands.
@@ -95,6 +100,7 @@ impl ProtocolState for Client {
             && self.subscribing.is_empty()
             && self.grants.is_empty()
             && self.of_server.is_empty()
+            && self.entering.is_none()
     }
 }
 
@@ -146,6 +152,7 @@ impl Protocol for Centrifuge {
                 log_refusal("subscribe", error);
                 ctx.answer_asked(key, |_, _| Err(ErrorCode::Internal));
             }
+            Event::Ready { attempt } => ctx.ready_to_enter(attempt),
             Event::Missed { key, .. } => ctx.subscribe_again(key),
             Event::Due => ctx.on_due(),
             Event::Instructed(text) => ctx.instructed(text),

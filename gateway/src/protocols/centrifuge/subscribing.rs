@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tidegate_backplane::Position;
+use tidegate_backplane::{Channel, Position};
 use tidegate_wire::{
     centrifuge::{
         Encoding,
@@ -20,9 +20,15 @@ use super::{Client, forms, place};
 use crate::{
     auth::Claims,
     hub::ChannelKey,
+    node::interest::Confirmation,
     problem::log_refusal,
-    session::{Ctx, access::ChannelRefused, release_empty, subscribing::SubscribeRefused},
-    subscription::Item,
+    session::{
+        Ctx,
+        access::ChannelRefused,
+        release_empty,
+        subscribing::{Attempt, SubscribeRefused},
+    },
+    subscription::{Item, Want},
 };
 
 /// A subscription that was asked for.
@@ -43,6 +49,8 @@ enum By {
     Command(u32),
     /// An application's server: by a push, with what it wants its client to be told.
     Server(Vec<u8>),
+    /// Its token: by the answer to `connect`, with the same.
+    Token(Vec<u8>),
 }
 
 impl Ctx<'_> {
@@ -84,10 +92,7 @@ impl Ctx<'_> {
             };
             return self.deny_command(id, code, &format_args!("{name}: {refused}"));
         }
-        let want = match request.recover {
-            true => place::want(self.core, &channel, &request.epoch, request.offset),
-            false => self.core.want(&channel, None, true),
-        };
+        let want = self.wanted(&channel, Some(request).filter(|request| request.recover));
         let Some((attempt, confirmation)) = self.begin_subscription(&channel, want, false) else { return };
         let expires = claims.filter(|_| is_own).and_then(|claims| claims.expiry(self.connections.now()));
         let Some(open) = self.open_mut() else { return };
@@ -113,19 +118,40 @@ impl Ctx<'_> {
         if let Err(refused) = self.has_room_for_subscription(&channel, claims.as_deref()) {
             return log_refusal("subscribe by order", &format_args!("{name}: {refused}"));
         }
-        let want = match request.recover {
-            true => place::want(self.core, &channel, &request.epoch, request.offset),
-            false => self.core.want(&channel, None, true),
-        };
+        let back = Some(request).filter(|request| request.recover);
+        let want = self.wanted(&channel, back);
         let Some((attempt, confirmation)) = self.begin_subscription(&channel, want, false) else { return };
-        let Some(open) = self.open_mut() else { return };
-        let client = open.state_or_default::<Client>();
-        let asked =
-            Asked { key: attempt.key, by: By::Server(data), recovers: request.recover, rejects: false };
-        client.subscribing.push(asked);
-        client.of_server.push(attempt.key);
+        self.note_of_server(attempt, By::Server(data), back.is_some());
         let join = self.join_of(&channel);
         self.proceed(attempt, confirmation, join);
+    }
+
+    /// Begins one that the token says. `back`: where the client was.
+    pub(super) fn begin_of_server(
+        &mut self,
+        channel: &Channel,
+        back: Option<&SubscribeRequest>,
+        data: Vec<u8>,
+    ) -> Option<(Attempt, Confirmation)> {
+        let want = self.wanted(channel, back);
+        let begun = self.begin_together(channel, want)?;
+        self.note_of_server(begun.0, By::Token(data), back.is_some());
+        Some(begun)
+    }
+
+    fn note_of_server(&mut self, attempt: Attempt, by: By, recovers: bool) {
+        let Some(open) = self.open_mut() else { return };
+        let client = open.state_or_default::<Client>();
+        client.subscribing.push(Asked { key: attempt.key, by, recovers, rejects: false });
+        client.of_server.push(attempt.key);
+    }
+
+    /// What of a channel's past is wanted by a client that was there, or by one that was not.
+    fn wanted(&self, channel: &Channel, back: Option<&SubscribeRequest>) -> Want {
+        match back {
+            Some(back) => place::want(self.core, channel, &back.epoch, back.offset),
+            None => self.core.want(channel, None, true),
+        }
     }
 
     pub(super) fn refuse_channel(&mut self, id: u32, name: &str, refused: ChannelRefused) {
@@ -157,7 +183,7 @@ impl Ctx<'_> {
                 told.retain(|item| !matches!(item, Item::Gap(_)));
             }
             // A push has no place for them: they follow it.
-            let is_answer = matches!(asked.by, By::Command(_));
+            let is_answer = !matches!(asked.by, By::Server(_));
             let publications = if recovered && is_answer { take_publications(told) } else { Vec::new() };
             let (has_place, (epoch, offset)) = (place.is_some(), place.unwrap_or_default());
             let (recoverable, positioned, was_recovering) = (has_place, has_place, asked.recovers);
@@ -199,13 +225,20 @@ impl Ctx<'_> {
                 let subscribe = Some(Box::new(result));
                 self.send_reply(&Reply { id, subscribe, ..Reply::default() });
             }
+            (Ok(result), By::Token(data)) => self.entered_one(key, SubscribeResult { data, ..result }),
+            (Err(_), By::Token(_)) => {
+                self.fail_to_enter();
+                return false;
+            }
             (Ok(result), By::Server(data)) => {
                 self.push_to_client(|encoding, out| push::subscribe(&name, result, data, encoding, out));
             }
             (Err(code), by) => {
                 match by {
                     By::Command(id) => self.deny_command(id, code, &name),
-                    By::Server(_) => log_refusal("subscribe by order", &format_args!("{name}: {code:?}")),
+                    By::Server(_) | By::Token(_) => {
+                        log_refusal("subscribe by order", &format_args!("{name}: {code:?}"))
+                    }
                 }
                 self.end_asked(key);
             }
@@ -311,7 +344,7 @@ impl Ctx<'_> {
     }
 
     /// Ends a subscription with all that the connection has of it.
-    fn end_asked(&mut self, key: ChannelKey) {
+    pub(super) fn end_asked(&mut self, key: ChannelKey) {
         if let Some(client) = self.client_mut() {
             client.grants.forget(key);
             client.of_server.retain(|&own| own != key);

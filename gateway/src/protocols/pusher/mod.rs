@@ -200,7 +200,7 @@ impl Protocol for PusherChannels {
             Event::Subscribed { key, told, list, .. } => ctx.granted(key, told.is_empty(), list),
             Event::Refused { key, error } => ctx.fail_entrance(key, &error.clone().into()),
             Event::Missed { reason, .. } => ctx.leave(Leave::Gap(reason)),
-            Event::Begun | Event::HeartbeatDue | Event::Due | Event::Instructed(_) => {}
+            Event::Begun | Event::HeartbeatDue | Event::Due | Event::Instructed(_) | Event::Ready { .. } => {}
         }
     }
 

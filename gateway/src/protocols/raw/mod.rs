@@ -141,7 +141,7 @@ impl Protocol for Raw {
                 }
             }
             Event::Due => ctx.end_granted(),
-            Event::Begun | Event::HeartbeatDue | Event::Instructed(_) => {}
+            Event::Begun | Event::HeartbeatDue | Event::Instructed(_) | Event::Ready { .. } => {}
         }
     }
 

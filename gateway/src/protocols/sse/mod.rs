@@ -118,7 +118,8 @@ impl Protocol for Sse {
             | Event::PublishFailed(_)
             | Event::Silent
             | Event::Due
-            | Event::Instructed(_) => {}
+            | Event::Instructed(_)
+            | Event::Ready { .. } => {}
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod commands;
+mod entering;
 mod order;
 mod orders;
 mod recovery;
