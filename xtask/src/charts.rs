@@ -56,6 +56,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     refusals::check(&site.helm4, &site.helm3, &site.values(TRIAL))?;
     site.a_gateway_release_leaves_routers_alone()?;
     site.kustomize_builds_what_helm_renders()?;
+    site.a_mirror_serves_every_image()?;
     let trial = site.helm4.objects(&Given::file(&site.values(TRIAL)))?;
     live::run(&site.binary, &site.scratch.join("live"), &trial)?;
     println!("the trial installation runs, and its test passes");
@@ -214,6 +215,18 @@ impl<'a> Site<'a> {
         Ok(())
     }
 
+    /// `global.imageRegistry` is read for each container, that of the bundled Redis and of the test included.
+    fn a_mirror_serves_every_image(&self) -> Result<()> {
+        let mirror = "mirror.example.org/";
+        let given = Given::file(&self.values(TRIAL)).with(&["global.imageRegistry=mirror.example.org"]);
+        let mut images = Vec::new();
+        self.helm4.objects(&given)?.iter().for_each(|object| images_of(&object.0, &mut images));
+        if images.len() < 4 || !images.iter().all(|image| image.starts_with(mirror)) {
+            bail!("with a mirror the images are {images:?}");
+        }
+        Ok(())
+    }
+
     /// The Secret that docs/kubernetes.md has a person make has the entries that the pods read, and no other.
     fn the_guide_makes_every_secret(&self, overlay: &str, built: &[Object]) -> Result<()> {
         let mut read = BTreeSet::new();
@@ -258,6 +271,17 @@ fn secret_entries(value: &Value, found: &mut BTreeSet<String>) {
             members.values().for_each(|value| secret_entries(value, found));
         }
         Value::Array(values) => values.iter().for_each(|value| secret_entries(value, found)),
+        _ => {}
+    }
+}
+
+fn images_of(value: &Value, found: &mut Vec<String>) {
+    match value {
+        Value::Object(members) => {
+            found.extend(members.get("image").and_then(Value::as_str).map(str::to_owned));
+            members.values().for_each(|value| images_of(value, found));
+        }
+        Value::Array(values) => values.iter().for_each(|value| images_of(value, found)),
         _ => {}
     }
 }
