@@ -17,7 +17,7 @@ fuzz_target!(|bytes: &[u8]| {
     assert!(matches!(Head::parse(&longer), Ok(Some(same)) if same.len == head.len));
 
     match Query::parse(head.query) {
-        Ok(query) => assert!(query.since.is_none() || query.channels.len() == 1),
+        Ok(query) => assert!(query.since.is_empty() || query.since.len() == query.channels.len()),
         Err(error) => assert!(error.to_string().starts_with(error.parameter())),
     }
     let offered = head

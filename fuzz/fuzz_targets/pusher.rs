@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
 use tidegate_wire::pusher::{
-    ClientMessage, EVENT_NAME_BYTES_MAX, Identity, Opening, PresenceMember, USER_ID_BYTES_MAX,
+    ClientMessage, EVENT_NAME_BYTES_MAX, Identity, Opening, PresenceMember, USER_ID_CHARS_MAX,
     WATCHLIST_MAX, check_name,
     server::{self, Event},
     session::{Input, Place, Stage, decide},
@@ -62,7 +62,7 @@ fn check_member(text: &str) {
     let Ok(member) = PresenceMember::parse(text, 1024) else {
         return;
     };
-    assert!((1..=USER_ID_BYTES_MAX).contains(&member.user_id.len()));
+    assert!((1..=USER_ID_CHARS_MAX).contains(&member.user_id.chars().count()));
     let members = [(&*member.user_id, member.user_info.as_deref())];
     let mut out = Vec::new();
     server::presence_succeeded("presence-a", members.into_iter(), &mut out);

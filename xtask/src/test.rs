@@ -30,7 +30,7 @@ enum Step {
     Prepare,
     /// Formatting
     Fmt,
-    /// Lints, warnings denied
+    /// Lints, warnings denied; and that the fuzz targets compile
     Clippy,
     /// Licences and sources of dependencies
     Deny,
@@ -119,7 +119,11 @@ impl Step {
             Step::Fmt => run_command(cargo(root).args(["fmt", "--all", "--check"])),
             Step::Clippy => {
                 let lint = ["clippy", "--workspace", "--all-targets", "--locked", "--", "--deny", "warnings"];
-                run_command(cargo(root).args(lint))
+                run_command(cargo(root).args(lint))?;
+                // No members of the workspace, so nothing else would see that they no longer compile.
+                let fuzz =
+                    ["check", "--manifest-path", "fuzz/Cargo.toml", "--locked", "--target-dir", "target"];
+                run_command(cargo(root).args(fuzz))
             }
             // Advisories need a database from the network and change without a change of ours: not a test.
             Step::Deny => {
