@@ -12,7 +12,7 @@ use tidegate_ops::edge::Preamble;
 use tidegate_reactor::ConnectionId;
 use tidegate_wire::proxy_v2::Addresses;
 
-use super::ConnectResult;
+use super::metrics::ConnectResult;
 use crate::chooser::{Candidates, Claim, Node};
 
 /// State of one connection: at most 32 bytes, see the assertion below.

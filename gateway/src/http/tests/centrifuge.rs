@@ -238,3 +238,24 @@ async fn what_is_no_command_is_refused_as_a_request() {
     post("/api/publish", large).of(state).await.is_problem(413, "body-too-large");
     assert_eq!(fixture.published(), 0);
 }
+
+/// Histories of 4 MiB each: those that begin when more than 16 MiB were answered are refused, one after the other and
+/// together.
+#[tokio::test]
+async fn the_answers_to_one_request_have_a_bound() {
+    let fixture = Fixture::new(false);
+    let state = &fixture.state;
+    for _ in 0..64 {
+        post("/v1/channels/long/publish", "x".repeat(64 * 1024)).of(state).await;
+    }
+    let history = json!({"history": {"channel": "long", "limit": 64}});
+    for parallel in [false, true] {
+        let commands = json!({"commands": vec![&history; 40], "parallel": parallel});
+        let replies = api("batch", &commands).of(state).await.json()["replies"].clone();
+        let replies = replies.as_array().expect("replies");
+        let is_refused = |reply: &&Value| reply["error"]["code"] == 106;
+        let refused = replies.iter().filter(is_refused).count();
+        assert!(replies.len() == 40 && (20..=36).contains(&refused), "{refused} of {}", replies.len());
+        assert!(replies[0]["history"].is_object() && is_refused(&&replies[39]));
+    }
+}

@@ -10,7 +10,13 @@ mod publishing;
 mod reading;
 mod request;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
 
 use axum::{
     body::Body,
@@ -19,7 +25,8 @@ use axum::{
 use bytes::Bytes;
 use futures_util::{
     FutureExt as _,
-    future::{BoxFuture, join_all},
+    future::BoxFuture,
+    stream::{self, StreamExt as _},
 };
 use http::{HeaderMap, HeaderValue, Method, header, request::Parts};
 use serde::Deserialize;
@@ -41,6 +48,12 @@ const API: &str = "/api";
 /// Commands in one request, as publications of one batch of `/v1`.
 const COMMANDS_MAX: usize = 1000;
 
+/// Commands of a parallel batch that are under way together: as many as an answer of 16 MiB has histories.
+const PARALLEL_MAX: usize = 16;
+
+/// What the answers to one request may have together; a history has 1 MiB at most. What follows is not carried out.
+const ANSWERS_BYTES_MAX: usize = 16 << 20;
+
 #[derive(Debug)]
 pub(in crate::protocols) struct ServerApi;
 
@@ -51,6 +64,8 @@ type Answer = Result<Vec<u8>, Refused>;
 struct Call<'r> {
     state: &'r HttpState,
     key: Arc<ApiKey>,
+    /// Of the answers so far.
+    answers_bytes: AtomicUsize,
 }
 
 /// A command as `/api` itself takes it.
@@ -110,7 +125,7 @@ async fn route(
         return Err(ApiError::MethodNotAllowed);
     }
     let body = body::read(body, state.node.limits().body_bytes_max).await?;
-    let call = Call { state, key };
+    let call = Call { state, key, answers_bytes: AtomicUsize::new(0) };
     match method {
         Some(method) => call.method(method, &body).await,
         None => call.commands(&body).await,
@@ -186,18 +201,11 @@ impl Call<'_> {
                 format!("a batch has at most {COMMANDS_MAX} commands"),
             ));
         }
-        let run = |command| self.run_of_batch(body, command);
-        let replies = match parallel.unwrap_or_default() {
-            true => join_all(commands.into_iter().map(run)).await,
-            false => {
-                let mut replies = Vec::with_capacity(commands.len());
-                for command in commands {
-                    replies.push(run(command).await);
-                }
-                replies
-            }
-        };
-        Ok(answer::replies(replies))
+        let run = |command| self.run_of_batch(body, command).boxed();
+        let replies: Vec<BoxFuture<'_, _>> = commands.into_iter().map(run).collect();
+        let at_once = if parallel.unwrap_or_default() { PARALLEL_MAX } else { 1 };
+        let replies = stream::iter(replies).buffered(at_once);
+        Ok(answer::replies(replies.collect().await))
     }
 
     async fn run_of_batch(&self, body: &Bytes, command: BTreeMap<Box<str>, &RawValue>) -> (Box<str>, Answer) {
@@ -210,8 +218,20 @@ impl Call<'_> {
         (method, answer)
     }
 
-    /// Carries out a command.
+    /// Carries out a command, unless those before it have taken the room for answers.
     async fn run(&self, method: &str, params: &Bytes) -> Answer {
+        if self.answers_bytes.load(Relaxed) > ANSWERS_BYTES_MAX {
+            return Err(Refused::because(
+                ErrorCode::LimitExceeded,
+                format!("the answers before it have more than {} MiB", ANSWERS_BYTES_MAX >> 20),
+            ));
+        }
+        let answer = self.carry_out(method, params).await;
+        self.answers_bytes.fetch_add(answer.as_ref().map_or(0, Vec::len), Relaxed);
+        answer
+    }
+
+    async fn carry_out(&self, method: &str, params: &Bytes) -> Answer {
         match method {
             "publish" => self.publish(params).await,
             "broadcast" => self.broadcast(params).await,

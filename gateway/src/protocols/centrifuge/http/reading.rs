@@ -21,11 +21,9 @@ use crate::{auth::Scope, node::roster::List};
 /// Publications in one answer, as over `/v1`.
 const HISTORY_MAX: usize = 1000;
 
-/// Channels in one answer. What has more is paged through with `GET /v1/channels`.
+/// Channels that one answer is chosen from: those that begin as the pattern does. More are paged through with
+/// `GET /v1/channels`; each page is a look at all channels of the node, so here it is one.
 const CHANNELS_MAX: usize = 10_000;
-
-/// Channels that are asked for at once.
-const CHANNELS_PAGE: usize = 1000;
 
 #[derive(Serialize)]
 struct Presence {
@@ -108,24 +106,18 @@ impl Call<'_> {
             return Err(Refused::bad("of patterns only * and ? are known"));
         }
         let prefix = pattern.split(['*', '?']).next().unwrap_or_default();
-        let mut channels = BTreeMap::new();
-        let mut after: Option<String> = None;
-        loop {
-            let page = self.state.node.channels(self.app(), prefix, after.as_deref(), CHANNELS_PAGE);
-            let fitting = page.iter().filter(|it| self.key.covers(&it.name));
-            let fitting = fitting.filter(|it| pattern.is_empty() || fits(&pattern, it.name.name()));
-            channels.extend(
-                fitting.map(|it| (it.name.name().to_owned(), ChannelInfo { num_clients: it.subscribers })),
+        let found = self.state.node.channels(self.app(), prefix, None, CHANNELS_MAX + 1);
+        if found.len() > CHANNELS_MAX {
+            let why = format!(
+                "more than {CHANNELS_MAX} channels begin with {prefix:?}: give more of their beginning"
             );
-            if channels.len() > CHANNELS_MAX {
-                let why = format!("more than {CHANNELS_MAX} channels: give a pattern");
-                return Err(Refused::because(ErrorCode::LimitExceeded, why));
-            }
-            match page.last() {
-                Some(last) if page.len() == CHANNELS_PAGE => after = Some(last.name.name().to_owned()),
-                _ => return result(&ChannelList { channels }),
-            }
+            return Err(Refused::because(ErrorCode::LimitExceeded, why));
         }
+        let fitting = found.iter().filter(|it| self.key.covers(&it.name));
+        let fitting = fitting.filter(|it| pattern.is_empty() || fits(&pattern, it.name.name()));
+        let info = |subscribers| ChannelInfo { num_clients: subscribers };
+        let channels = fitting.map(|it| (it.name.name().to_owned(), info(it.subscribers))).collect();
+        result(&ChannelList { channels })
     }
 
     pub(super) async fn info(&self) -> Answer {
