@@ -5,7 +5,6 @@
 
 use std::{
     cell::RefCell,
-    fmt::Write as _,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -106,10 +105,7 @@ fn with_date(put: impl FnOnce(&[u8])) {
     let second = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     DATE.with_borrow_mut(|(of, text)| {
         if *of != second || text.is_empty() {
-            text.clear();
-            // Writing to a string cannot fail.
-            let _ = write!(text, "{}", httpdate::HttpDate::from(now));
-            *of = second;
+            (*of, *text) = (second, httpdate::fmt_http_date(now));
         }
         put(text.as_bytes());
     });
