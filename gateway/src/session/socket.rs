@@ -45,7 +45,10 @@ impl Ctx<'_> {
         let decoded = decoder.decode(bytes, max, inflater, |message| {
             self.on_message(message)?;
             self.spend_message()?;
-            share.count()
+            match self.connections.is_held(self.id) {
+                true => ControlFlow::Break(()),
+                false => share.count(),
+            }
         });
         let inflated = inflater.inflated_bytes() - inflated_before;
         if let Some(left) = self.decoder_mut() {
@@ -191,9 +194,11 @@ impl Ctx<'_> {
         let silent = now.since(self.connections.heard(self.id));
         let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) else { return };
         let rare = open.rare.as_ref();
-        if rare.and_then(|rare| rare.expires).is_some_and(|expires| expires <= now) {
+        let is_over = rare.and_then(|rare| rare.expires).is_some_and(|expires| expires <= now);
+        if is_over && !self.ask_to_refresh() {
             return self.leave(Leave::TokenExpired);
         }
+        let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) else { return };
         let protocol = open.protocol.of_list(self.core.shared.protocols);
         if protocol.due(open).is_some_and(|due| due <= now) {
             protocol.on_event(self, Event::Due);
@@ -210,7 +215,7 @@ impl Ctx<'_> {
         }
         let was_pinged = std::mem::take(&mut open.pinged);
         // What it answers is not read, so its silence says nothing. The publishes that it waits for end in time.
-        if self.is_publishing_paused() {
+        if self.is_publishing_paused() || self.connections.is_held(self.id) {
             return self.beat_at(now.after(interval));
         }
         if was_pinged {
