@@ -386,16 +386,16 @@ pub const LOOKUPS_MAX: usize = 8;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Control {
     /// Close the connections of a user, or one connection.
-    Disconnect { target: DisconnectTarget, reason: Box<str> },
+    Disconnect { target: Target, reason: Box<str> },
     /// Somebody watches: report ([`Backplane::report`](crate::Backplane::report)) each second for [`WATCH_LEASE`], and
     /// look up these connections, as presence names them, at most [`LOOKUPS_MAX`].
     Watch { connections: Vec<Box<str>> },
     /// Something that a protocol asks of connections of its own clients, in its own words.
-    Instruct { target: DisconnectTarget, protocol: Box<str>, text: Box<str> },
+    Instruct { target: Target, protocol: Box<str>, text: Box<str> },
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum DisconnectTarget {
+pub enum Target {
     /// A user of an app; without one, of the default app.
     User {
         app: Option<Box<str>>,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Bench, Subject, eventually, unique};
-use crate::{Control, DisconnectTarget, NodeRecord};
+use crate::{Control, NodeRecord, Target};
 
 /// Nodes come in order of their names; an announcement replaces the one before; retiring takes it away.
 pub async fn nodes_are_announced_and_retired(subject: &dyn Subject) {
@@ -43,16 +43,13 @@ pub async fn control_reaches_the_own_sink(subject: &dyn Subject) {
     let bench = Bench::new(subject).await;
     let orders = [
         Control::Disconnect {
-            target: DisconnectTarget::User { app: None, user: unique("user").into() },
+            target: Target::User { app: None, user: unique("user").into() },
             reason: "banned: ü".into(),
         },
-        Control::Disconnect {
-            target: DisconnectTarget::Connection(unique("connection").into()),
-            reason: "".into(),
-        },
+        Control::Disconnect { target: Target::Connection(unique("connection").into()), reason: "".into() },
         Control::Watch { connections: vec![unique("connection").into()] },
         Control::Instruct {
-            target: DisconnectTarget::User { app: None, user: unique("user").into() },
+            target: Target::User { app: None, user: unique("user").into() },
             protocol: "p".into(),
             text: "{}".into(),
         },

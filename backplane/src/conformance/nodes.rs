@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{
     AGE_LONG, Bench, DEADLINE, Subject, eventually, offsets, policy, text, texts, unique, unique_channel,
 };
-use crate::{Control, DisconnectTarget, Published, REPORT_LEASE};
+use crate::{Control, Published, REPORT_LEASE, Target};
 
 /// What either node publishes reaches both, in one order, and is in the history that either reads.
 pub async fn publications_reach_all_nodes_in_one_order(subject: &dyn Subject) {
@@ -60,7 +60,7 @@ pub async fn a_key_counts_on_all_nodes(subject: &dyn Subject) {
 pub async fn control_reaches_all_nodes(subject: &dyn Subject) {
     let Some([a, b]) = pair(subject).await else { return };
     let order = Control::Disconnect {
-        target: DisconnectTarget::User { app: None, user: unique("user").into() },
+        target: Target::User { app: None, user: unique("user").into() },
         reason: "all nodes".into(),
     };
     a.backplane.control(order.clone()).await.expect("control");

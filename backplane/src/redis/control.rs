@@ -20,7 +20,7 @@ use super::{
     counters::Tallies,
     names::{CONTROL, Prefix},
 };
-use crate::{BackplaneError, Control, DisconnectTarget, Sink};
+use crate::{BackplaneError, Control, Sink, Target};
 
 const DISCONNECT: &str = "disconnect";
 const WATCH: &str = "watch";
@@ -201,8 +201,8 @@ fn decode(bytes: &[u8]) -> Result<Control, OrderError> {
     let order: StoredOrder = serde_json::from_slice(bytes).map_err(|_| OrderError::Undecodable)?;
     let StoredOrder { kind, app, user, connection, connections, reason, protocol, text } = order;
     let target = match (app, user, connection) {
-        (app, Some(user), None) => Some(DisconnectTarget::User { app, user }),
-        (None, None, Some(connection)) => Some(DisconnectTarget::Connection(connection)),
+        (app, Some(user), None) => Some(Target::User { app, user }),
+        (None, None, Some(connection)) => Some(Target::Connection(connection)),
         _ => None,
     };
     match (&*kind, target) {
@@ -214,10 +214,10 @@ fn decode(bytes: &[u8]) -> Result<Control, OrderError> {
 }
 
 impl StoredOrder {
-    fn to(target: DisconnectTarget) -> Self {
+    fn to(target: Target) -> Self {
         let (app, user, connection) = match target {
-            DisconnectTarget::User { app, user } => (app, Some(user), None),
-            DisconnectTarget::Connection(connection) => (None, None, Some(connection)),
+            Target::User { app, user } => (app, Some(user), None),
+            Target::Connection(connection) => (None, None, Some(connection)),
         };
         Self { app, user, connection, ..Self::default() }
     }
@@ -229,13 +229,9 @@ mod tests {
 
     #[test]
     fn orders_are_read_back_and_others_told_apart() {
-        let user = |app: Option<&str>, user: &str| DisconnectTarget::User {
-            app: app.map(Into::into),
-            user: user.into(),
-        };
-        for target in
-            [user(None, "ü\n\""), user(Some("1"), "a!b"), DisconnectTarget::Connection("n.1".into())]
-        {
+        let user =
+            |app: Option<&str>, user: &str| Target::User { app: app.map(Into::into), user: user.into() };
+        for target in [user(None, "ü\n\""), user(Some("1"), "a!b"), Target::Connection("n.1".into())] {
             let control = Control::Disconnect { target: target.clone(), reason: "banned".into() };
             assert_eq!(decode(&encode(&control)), Ok(control));
             let control = Control::Instruct { target, protocol: "p".into(), text: "{\"a\":\"\\n\"}".into() };

@@ -21,7 +21,7 @@ use std::{
 };
 
 use tidegate_backplane::{
-    Backplane, BackplaneError, Channel, Control, DisconnectTarget, History, HistoryQuery, NodeRecord,
+    Backplane, BackplaneError, Channel, Control, History, HistoryQuery, NodeRecord, Target,
 };
 use tokio::sync::{Notify, oneshot};
 use tokio_util::task::TaskTracker;
@@ -190,18 +190,14 @@ impl Node {
     }
 
     /// Closes connections, on whichever node they are.
-    pub(crate) async fn disconnect(
-        &self,
-        target: DisconnectTarget,
-        reason: Box<str>,
-    ) -> Result<(), BackplaneError> {
+    pub(crate) async fn disconnect(&self, target: Target, reason: Box<str>) -> Result<(), BackplaneError> {
         self.backplane.control(Control::Disconnect { target, reason }).await
     }
 
     /// Tells a protocol what is asked of connections of its clients, on whichever node they are.
     pub(crate) async fn instruct(
         &self,
-        target: DisconnectTarget,
+        target: Target,
         protocol: &str,
         text: String,
     ) -> Result<(), BackplaneError> {

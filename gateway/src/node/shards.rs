@@ -6,7 +6,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use tidegate_backplane::DisconnectTarget;
+use tidegate_backplane::Target;
 
 use super::outgoing::Outgoing;
 
@@ -16,9 +16,9 @@ pub(crate) enum Order {
     /// Fan this out.
     Deliver(Arc<Outgoing>),
     /// Close the connections of a user, or one.
-    Disconnect { target: DisconnectTarget, reason: Box<str> },
+    Disconnect { target: Target, reason: Box<str> },
     /// Tell a protocol what is asked of connections of its clients.
-    Instruct { target: DisconnectTarget, protocol: Box<str>, text: Box<str> },
+    Instruct { target: Target, protocol: Box<str>, text: Box<str> },
     /// The list of apps is another one: those of an app that is gone or disabled must leave.
     AppsChanged,
     /// Say what these connections are.

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, time::Duration};
 
-use tidegate_backplane::{DisconnectTarget, GapReason, JoinError};
+use tidegate_backplane::{GapReason, JoinError, Target};
 use tidegate_reactor::{ConnectionId, Connections};
 use tidegate_wire::{
     decoder::{DecodeError, Decoder},
@@ -218,7 +218,7 @@ impl Core {
     pub(crate) fn disconnect(
         &mut self,
         connections: &mut Connections<Session>,
-        target: &DisconnectTarget,
+        target: &Target,
         reason: &str,
     ) {
         for id in self.targets(connections, target) {
@@ -230,7 +230,7 @@ impl Core {
     pub(crate) fn instruct(
         &mut self,
         connections: &mut Connections<Session>,
-        target: &DisconnectTarget,
+        target: &Target,
         protocol: &str,
         text: &str,
     ) {
@@ -242,11 +242,11 @@ impl Core {
         }
     }
 
-    fn targets(&self, connections: &Connections<Session>, target: &DisconnectTarget) -> Vec<ConnectionId> {
+    fn targets(&self, connections: &Connections<Session>, target: &Target) -> Vec<ConnectionId> {
         match target {
-            DisconnectTarget::Connection(name) => self.find(connections, name).into_iter().collect(),
+            Target::Connection(name) => self.find(connections, name).into_iter().collect(),
             // A walk over all connections: 20,000 take about a millisecond, and orders are rare.
-            DisconnectTarget::User { app, user } => (0..connections.slots())
+            Target::User { app, user } => (0..connections.slots())
                 .filter_map(|slot| connections.in_slot(slot))
                 .filter(|&id| {
                     connections.get(id).is_some_and(|session| self.is_of_user(session, app.as_deref(), user))

@@ -6,7 +6,7 @@ use axum::{
 };
 use http::{HeaderMap, StatusCode, Uri};
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
-use tidegate_backplane::{DisconnectTarget, NodeRecord};
+use tidegate_backplane::{NodeRecord, Target};
 use utoipa::ToSchema;
 
 use super::form::{object, present};
@@ -44,7 +44,7 @@ pub(in crate::http) struct DisconnectFields {
 /// [`DisconnectFields`] with exactly one target.
 #[derive(Debug)]
 struct Disconnect {
-    target: DisconnectTarget,
+    target: Target,
     reason: Box<str>,
 }
 
@@ -105,9 +105,9 @@ pub(in crate::http) async fn disconnect(
     let body = body::read(body, DISCONNECT_BYTES_MAX).await?;
     let Disconnect { mut target, reason } = body::parse(&body)?;
     match (&mut target, key.app()) {
-        (DisconnectTarget::User { app, .. }, of_key) => *app = of_key.map(|app| app.as_str().into()),
-        (DisconnectTarget::Connection(_), None) => {}
-        (DisconnectTarget::Connection(_), Some(_)) => {
+        (Target::User { app, .. }, of_key) => *app = of_key.map(|app| app.as_str().into()),
+        (Target::Connection(_), None) => {}
+        (Target::Connection(_), Some(_)) => {
             return Err(access::refuse(&state, ApiKeyError::Connection));
         }
     }
@@ -137,8 +137,8 @@ impl<'de> Deserialize<'de> for Disconnect {
         object(deserializer, |fields: DisconnectFields| {
             let DisconnectFields { user, connection, reason } = fields;
             let target = match (user, connection) {
-                (Some(user), None) => DisconnectTarget::User { app: None, user: user.0 },
-                (None, Some(connection)) => DisconnectTarget::Connection(connection.0),
+                (Some(user), None) => Target::User { app: None, user: user.0 },
+                (None, Some(connection)) => Target::Connection(connection.0),
                 _ => return Err("name either `user` or `connection`"),
             };
             Ok(Self { target, reason: reason.map_or_else(|| REASON_DEFAULT.into(), |reason| reason.0) })

@@ -1,7 +1,7 @@
 //! Centrifugo's server API: what is answered, and what reaches the backplane. Its clients are in `server::tests::centrifuge`.
 
 use serde_json::{Value, json};
-use tidegate_backplane::{Channel, Control, DisconnectTarget, Payload};
+use tidegate_backplane::{Channel, Control, Payload, Target};
 
 use super::{BODY_MAX, NEWS, READER, client::*, fixture::Fixture};
 
@@ -135,7 +135,7 @@ async fn orders_go_to_all_nodes() {
     api("unsubscribe", &unsubscribe).of(state).await.is(200, nothing.clone());
     api("subscribe", &unsubscribe).of(state).await.is(200, nothing.clone());
     api("refresh", &json!({"user": "ada", "expired": true})).of(state).await.is(200, nothing);
-    let ada = || DisconnectTarget::User { app: None, user: "ada".into() };
+    let ada = || Target::User { app: None, user: "ada".into() };
     let controls = fixture.controls();
     let disconnect = Control::Disconnect { target: ada(), reason: "force disconnect".into() };
     assert_eq!(controls[0], disconnect);
@@ -143,7 +143,7 @@ async fn orders_go_to_all_nodes() {
         Control::Instruct { target, protocol, .. } => (target.clone(), &**protocol),
         other => panic!("{other:?}"),
     });
-    let one = DisconnectTarget::Connection("n.1".into());
+    let one = Target::Connection("n.1".into());
     let targets: Vec<_> = targets.collect();
     let expect = [one, ada(), ada(), ada()].map(|target| (target, "centrifuge"));
     assert_eq!(targets, expect);

@@ -1,6 +1,6 @@
 //! Pusher's HTTP API: what reaches the backplane.
 
-use tidegate_backplane::{Channel, Control, DisconnectTarget, Payload, Sender};
+use tidegate_backplane::{Channel, Control, Payload, Sender, Target};
 
 use super::{BODY_MAX, client::*, fixture::Fixture};
 use crate::testing::signed_path;
@@ -133,7 +133,7 @@ async fn users_are_terminated_on_all_nodes() {
     let path = signed_path("POST", path, &[], "", "dev-key", "dev-secret");
     let answer = post(&path, "").of(&fixture.state).await;
     assert_eq!((answer.status.as_u16(), &*answer.body), (200, b"{}".as_slice()));
-    let target = DisconnectTarget::User { app: None, user: "ada l".into() };
+    let target = Target::User { app: None, user: "ada l".into() };
     let reason = "the app has terminated this user's connections".into();
     assert_eq!(fixture.controls(), [Control::Disconnect { target, reason }]);
 }

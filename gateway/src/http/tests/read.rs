@@ -1,7 +1,7 @@
 //! Reading channels, presence and nodes; disconnecting.
 
 use serde_json::json;
-use tidegate_backplane::{Control, DisconnectTarget};
+use tidegate_backplane::{Control, Target};
 
 use super::{NEWS, client::*, fixture::Fixture};
 
@@ -86,8 +86,8 @@ async fn presence_disconnect_nodes() {
         .is(202, json!({}));
     let order = |target, reason: &str| Control::Disconnect { target, reason: reason.into() };
     let expect = [
-        order(DisconnectTarget::User { app: None, user: "ada".into() }, "disconnected by the application"),
-        order(DisconnectTarget::Connection("node-1.7".into()), "bye"),
+        order(Target::User { app: None, user: "ada".into() }, "disconnected by the application"),
+        order(Target::Connection("node-1.7".into()), "bye"),
     ];
     assert_eq!(fixture.controls(), expect);
     get("/v1/nodes").of(state).await.is(

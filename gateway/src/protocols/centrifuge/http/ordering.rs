@@ -3,7 +3,7 @@
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use tidegate_backplane::DisconnectTarget;
+use tidegate_backplane::Target;
 use tidegate_wire::centrifuge::code::{Disconnect as DisconnectCode, ErrorCode};
 
 use super::{
@@ -96,7 +96,7 @@ impl Call<'_> {
         nothing()
     }
 
-    fn target(&self, whom: &Whom<'_>) -> Result<(DisconnectTarget, Box<str>), Refused> {
+    fn target(&self, whom: &Whom<'_>) -> Result<(Target, Box<str>), Refused> {
         let Whom { user, client, session } = *whom;
         if user.is_empty() {
             return Err(Refused::bad("it needs a user"));
@@ -108,8 +108,8 @@ impl Call<'_> {
             ));
         }
         let target = match client {
-            "" => DisconnectTarget::User { app: self.app().map(Box::from), user: user.into() },
-            client => DisconnectTarget::Connection(client.into()),
+            "" => Target::User { app: self.app().map(Box::from), user: user.into() },
+            client => Target::Connection(client.into()),
         };
         Ok((target, user.into()))
     }

@@ -17,7 +17,7 @@ use axum::{
 use bytes::Bytes;
 use futures_util::{FutureExt as _, future::BoxFuture};
 use http::{HeaderValue, Method, StatusCode, header, request::Parts};
-use tidegate_backplane::{Channel, DisconnectTarget};
+use tidegate_backplane::{Channel, Target};
 use tidegate_wire::{
     head::percent_decode,
     pusher::{ChannelKind, check_name},
@@ -158,8 +158,7 @@ impl Call<'_> {
         if user.is_empty() {
             return Err(PusherError::NotFound);
         }
-        let target =
-            DisconnectTarget::User { app: self.app.prefix().map(Box::from), user: user.as_ref().into() };
+        let target = Target::User { app: self.app.prefix().map(Box::from), user: user.as_ref().into() };
         self.state.node.disconnect(target, TERMINATED.into()).await.map_err(PusherError::Backplane)?;
         Ok(NOTHING)
     }

@@ -126,7 +126,7 @@ fn history_is_read_in_both_directions() {
 fn a_drain_and_an_order_say_whether_to_come_back() {
     let rig = Rig::start(with_presence());
     let mut client = Client::connect_with(&rig, json!({"token": token()}));
-    let target = tidegate_backplane::DisconnectTarget::User { app: None, user: "ada".into() };
+    let target = tidegate_backplane::Target::User { app: None, user: "ada".into() };
     rig.block_on(rig.node.disconnect(target, "because".into())).unwrap();
     assert_eq!(client.socket.expect_close(3503), "because");
 }

@@ -1,7 +1,7 @@
 //! Users: signing in, their own channel, who watches whom.
 
 use serde_json::{Value, json};
-use tidegate_backplane::{Backplane as _, Control, DisconnectTarget};
+use tidegate_backplane::{Backplane as _, Control, Target};
 
 use super::{
     super::rig::Rig,
@@ -139,7 +139,7 @@ fn terminating_a_user_closes_its_connections_with_4009() {
         client.sign_in(&json!({ "id": id }));
     }
     let terminate = |app: Option<&str>, user: &str| {
-        let target = DisconnectTarget::User { app: app.map(Box::from), user: user.into() };
+        let target = Target::User { app: app.map(Box::from), user: user.into() };
         let order = Control::Disconnect { target, reason: "terminated".into() };
         futures_util::FutureExt::now_or_never(rig.backplane.control(order)).unwrap().unwrap();
     };
@@ -153,10 +153,7 @@ fn terminating_a_user_closes_its_connections_with_4009() {
     }
     bob.expect_nothing();
     rig.eventually_metric("tidegate_disconnects_total{reason=\"ordered\"}", 2.0);
-    let order = Control::Disconnect {
-        target: DisconnectTarget::Connection(bob.id.as_str().into()),
-        reason: "".into(),
-    };
+    let order = Control::Disconnect { target: Target::Connection(bob.id.as_str().into()), reason: "".into() };
     futures_util::FutureExt::now_or_never(rig.backplane.control(order)).unwrap().unwrap();
     bob.expect_error(Some(4009));
 }
