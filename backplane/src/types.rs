@@ -390,10 +390,11 @@ pub enum Control {
     /// Somebody watches: report ([`Backplane::report`](crate::Backplane::report)) each second for [`WATCH_LEASE`], and
     /// look up these connections, as presence names them, at most [`LOOKUPS_MAX`].
     Watch { connections: Vec<Box<str>> },
-    /// Something that a protocol asks of connections of its own clients, in its own words.
-    Instruct { target: Target, protocol: Box<str>, text: Box<str> },
+    /// Something that a gateway asks of connections, or asks about them, in its own words.
+    Instruct { target: Target, text: Box<str> },
 }
 
+/// Whom an order is for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Target {
     /// A user of an app; without one, of the default app.
@@ -402,6 +403,12 @@ pub enum Target {
         user: Box<str>,
     },
     Connection(Box<str>),
+    /// Those that are subscribed to it.
+    Channel(Channel),
+    /// All of an app; without one, of every app.
+    Everyone {
+        app: Option<Box<str>>,
+    },
 }
 
 #[cfg(test)]

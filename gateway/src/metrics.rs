@@ -15,8 +15,8 @@ use std::{
 
 pub(crate) use backplane::{MemoryCollector, RedisCollector};
 pub(crate) use labels::{
-    AuthFailure, Budgeted, CloseCode, DisconnectReason, DropReason, HandshakeResult, ProtocolError,
-    PublishCode, SubscriptionRefusal,
+    AuthFailure, Budgeted, CloseCode, DisconnectReason, DropReason, HandshakeResult, Instructed,
+    ProtocolError, PublishCode, SubscriptionRefusal,
 };
 pub(crate) use tidegate_ops::metrics::{
     Bounds, Collector, Counter, Counters, Gauge, Histogram, Listener, Resource,
@@ -124,6 +124,8 @@ pub(crate) struct NodeMetrics {
     pub auth_failures: Counters<AuthFailure>,
     /// Publishes that went to this node's subscribers only.
     pub publishes_local: Counter,
+    /// What came of what servers asked of connections.
+    pub instructions: Counters<Instructed>,
     /// Handshakes that end at the door, before they are a connection of a shard.
     pub handshakes: Counters<HandshakeResult>,
 }
@@ -148,6 +150,7 @@ impl Metrics {
                 shards_failed: Gauge::default(),
                 auth_failures: Counters::default(),
                 publishes_local: Counter::default(),
+                instructions: Counters::default(),
                 handshakes: Counters::default(),
             },
             http: HttpMetrics { publish_requests: Counters::default() },

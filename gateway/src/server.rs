@@ -47,6 +47,7 @@ use crate::{
     hub::Hub,
     metrics::{self, Bounds, Collector, Metrics},
     node::drain,
+    node::instruction::Answering,
     node::shards::{Order, ShardPort},
     node::{Node, Relay},
     protocols::{self, FORMS, PROTOCOLS},
@@ -240,6 +241,10 @@ impl Parts {
         relay.transition_hooks.get_or_init(|| TransitionHooks::new(Arc::clone(&apps), Arc::clone(&webhooks)));
         metrics.register(Arc::new(AppCollector(Arc::clone(&apps))));
         let carrier = carry(Arc::clone(&relay) as Arc<dyn Sink>)?;
+        relay.answering.get_or_init(|| {
+            let runtime = runtime.handle().clone();
+            Answering::new(&carrier.backplane, runtime, &config.node, Arc::clone(&metrics))
+        });
         metrics.register(carrier.collector());
         relay.rosters.begin(&carrier.backplane, runtime.handle().clone());
         metrics.register(Arc::clone(&relay.rosters) as Arc<dyn Collector>);

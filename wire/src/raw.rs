@@ -257,6 +257,22 @@ pub fn encode_dropped(channel: &str, count: u64, out: &mut Vec<u8>) {
     out.push(b'}');
 }
 
+/// Appends what an application sends to one client, and that is no publication of a channel. `data` is said as that of an
+/// [`Envelope`].
+pub fn encode_message(event: Option<&str>, data: &str, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"{\"message\":{");
+    if let Some(event) = event {
+        out.extend_from_slice(b"\"event\":");
+        push_str(event, out);
+        out.push(b',');
+    }
+    out.extend_from_slice(b"\"data\":");
+    if !push_document(data, out) {
+        push_str(data, out);
+    }
+    out.extend_from_slice(b"}}");
+}
+
 /// Appends the notice that a connection has joined; `connections`: how many its user has in the channel now.
 pub fn encode_join(channel: &str, member: &Member<'_>, connections: u64, out: &mut Vec<u8>) {
     begin_notice(channel, "join", out);

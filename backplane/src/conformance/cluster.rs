@@ -50,7 +50,6 @@ pub async fn control_reaches_the_own_sink(subject: &dyn Subject) {
         Control::Watch { connections: vec![unique("connection").into()] },
         Control::Instruct {
             target: Target::User { app: None, user: unique("user").into() },
-            protocol: "p".into(),
             text: "{}".into(),
         },
     ];

@@ -1,8 +1,8 @@
 //! Orders to all nodes: their form, and the pub/sub channel that every node is always subscribed to.
 //!
 //! An order is a JSON object: `{"kind":"disconnect","user":U,"reason":R}`, with `app` beside `user` where it is not the
-//! default one, or with `connection` in place of `user`; `{"kind":"watch","connections":[C]}`; or
-//! `{"kind":"instruct","user":U,"protocol":P,"text":T}`, whose target is said as that of `disconnect`.
+//! default one, or with `connection`, `channel` or `everyone` in place of `user`; `{"kind":"watch","connections":[C]}`; or
+//! `{"kind":"instruct","user":U,"text":T}`, whose target is said as that of `disconnect`.
 //! Nodes skip and count kinds that they do not know. An order is not kept: a node that is cut off from Redis while it
 //! is given does not get it.
 
@@ -20,7 +20,7 @@ use super::{
     counters::Tallies,
     names::{CONTROL, Prefix},
 };
-use crate::{BackplaneError, Control, Sink, Target};
+use crate::{BackplaneError, Channel, Control, Sink, Target};
 
 const DISCONNECT: &str = "disconnect";
 const WATCH: &str = "watch";
@@ -74,14 +74,20 @@ struct StoredOrder {
     user: Option<Box<str>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     connection: Option<Box<str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    channel: Option<Box<str>>,
+    #[serde(default, skip_serializing_if = "is_false")]
+    everyone: bool,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     connections: Vec<Box<str>>,
     #[serde(default, skip_serializing_if = "str::is_empty")]
     reason: Box<str>,
     #[serde(default, skip_serializing_if = "str::is_empty")]
-    protocol: Box<str>,
-    #[serde(default, skip_serializing_if = "str::is_empty")]
     text: Box<str>,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 impl Orders {
@@ -187,8 +193,8 @@ fn encode(control: &Control) -> Vec<u8> {
         Control::Disconnect { target, reason } => {
             StoredOrder { kind: DISCONNECT.into(), reason, ..StoredOrder::to(target) }
         }
-        Control::Instruct { target, protocol, text } => {
-            StoredOrder { kind: INSTRUCT.into(), protocol, text, ..StoredOrder::to(target) }
+        Control::Instruct { target, text } => {
+            StoredOrder { kind: INSTRUCT.into(), text, ..StoredOrder::to(target) }
         }
         Control::Watch { connections } => {
             StoredOrder { kind: WATCH.into(), connections, ..StoredOrder::default() }
@@ -199,27 +205,31 @@ fn encode(control: &Control) -> Vec<u8> {
 
 fn decode(bytes: &[u8]) -> Result<Control, OrderError> {
     let order: StoredOrder = serde_json::from_slice(bytes).map_err(|_| OrderError::Undecodable)?;
-    let StoredOrder { kind, app, user, connection, connections, reason, protocol, text } = order;
-    let target = match (app, user, connection) {
-        (app, Some(user), None) => Some(Target::User { app, user }),
-        (None, None, Some(connection)) => Some(Target::Connection(connection)),
+    let StoredOrder { kind, app, user, connection, channel, everyone, connections, reason, text } = order;
+    let target = match (app, user, connection, channel, everyone) {
+        (app, Some(user), None, None, false) => Some(Target::User { app, user }),
+        (None, None, Some(connection), None, false) => Some(Target::Connection(connection)),
+        (None, None, None, Some(channel), false) => Channel::from_inside(&channel).ok().map(Target::Channel),
+        (app, None, None, None, true) => Some(Target::Everyone { app }),
         _ => None,
     };
     match (&*kind, target) {
         (WATCH, _) => Ok(Control::Watch { connections }),
         (DISCONNECT, Some(target)) => Ok(Control::Disconnect { target, reason }),
-        (INSTRUCT, Some(target)) => Ok(Control::Instruct { target, protocol, text }),
+        (INSTRUCT, Some(target)) => Ok(Control::Instruct { target, text }),
         _ => Err(OrderError::Unknown),
     }
 }
 
 impl StoredOrder {
     fn to(target: Target) -> Self {
-        let (app, user, connection) = match target {
-            Target::User { app, user } => (app, Some(user), None),
-            Target::Connection(connection) => (None, None, Some(connection)),
-        };
-        Self { app, user, connection, ..Self::default() }
+        let none = Self::default();
+        match target {
+            Target::User { app, user } => Self { app, user: Some(user), ..none },
+            Target::Connection(connection) => Self { connection: Some(connection), ..none },
+            Target::Channel(channel) => Self { channel: Some(channel.as_str().into()), ..none },
+            Target::Everyone { app } => Self { app, everyone: true, ..none },
+        }
     }
 }
 
@@ -231,10 +241,17 @@ mod tests {
     fn orders_are_read_back_and_others_told_apart() {
         let user =
             |app: Option<&str>, user: &str| Target::User { app: app.map(Into::into), user: user.into() };
-        for target in [user(None, "ü\n\""), user(Some("1"), "a!b"), Target::Connection("n.1".into())] {
+        for target in [
+            user(None, "ü\n\""),
+            user(Some("1"), "a!b"),
+            Target::Connection("n.1".into()),
+            Target::Channel(Channel::in_app("1", "a:b").expect("a channel")),
+            Target::Everyone { app: None },
+            Target::Everyone { app: Some("1".into()) },
+        ] {
             let control = Control::Disconnect { target: target.clone(), reason: "banned".into() };
             assert_eq!(decode(&encode(&control)), Ok(control));
-            let control = Control::Instruct { target, protocol: "p".into(), text: "{\"a\":\"\\n\"}".into() };
+            let control = Control::Instruct { target, text: "{\"a\":\"\\n\"}".into() };
             assert_eq!(decode(&encode(&control)), Ok(control));
         }
         for connections in [vec![], vec!["n.1".into(), "a\"b".into()]] {

@@ -30,6 +30,11 @@ use crate::{
         rest::get_history,
         rest::get_presence,
         rest::disconnect,
+        rest::subscribe,
+        rest::unsubscribe,
+        rest::refresh,
+        rest::send,
+        rest::list_connections,
         rest::list_nodes
     ),
     components(schemas(Problem, Place)),
@@ -61,7 +66,9 @@ pub(super) fn render() -> String {
         }
     });
     one_of(&mut document, "BatchEntry", &["channel", "channels"]);
-    one_of(&mut document, "Disconnect", &["user", "connection"]);
+    for order in ["Disconnect", "Subscribe", "Unsubscribe", "Refresh", "Send"] {
+        one_of(&mut document, order, &["user", "connection"]);
+    }
     unique(&mut document, "PublishMany", "channels");
     unique(&mut document, "BatchEntry", "channels");
     close(&mut document, "Accepted");
@@ -102,7 +109,7 @@ fn close(document: &mut Value, schema: &str) {
 /// Says which event names are the gateway's own, wherever a publication is given one.
 fn reserve_events(document: &mut Value) {
     let names = json!({"enum": event::RESERVED});
-    for schema in ["PublishMany", "BatchEntry"] {
+    for schema in ["PublishMany", "BatchEntry", "Send"] {
         document["components"]["schemas"][schema]["properties"]["event"]["not"] = names.clone();
     }
     let publish = &mut document["paths"]["/v1/channels/{channel}/publish"]["post"]["parameters"];

@@ -110,6 +110,11 @@ pub(super) fn channel(segment: &str) -> Result<Channel, ApiError> {
     Ok(Channel::new(&decoded)?)
 }
 
+/// Two parameters of which at most one may be given.
+pub(super) fn one_of(name: &str, other: &'static str) -> ApiError {
+    fault(ParameterPlace::Query, name, ParameterFault::Beside { other })
+}
+
 fn fault(place: ParameterPlace, name: &str, fault: ParameterFault) -> ApiError {
     // A name a client made up is echoed, but not at any length.
     let name = name.chars().take(64).collect::<String>().into();

@@ -2,6 +2,7 @@
 
 mod admin;
 mod channels;
+mod connections;
 mod form;
 mod many;
 pub(super) mod publish;
@@ -14,7 +15,7 @@ use http::{HeaderMap, Uri};
 use tidegate_backplane::Channel;
 
 pub(crate) use self::many::publish_all;
-pub(super) use self::{admin::*, channels::*, many::*};
+pub(super) use self::{admin::*, channels::*, connections::*, many::*};
 use super::{HttpState, access, error::ApiError, query};
 use crate::{app::apps::AppId, auth::Scope};
 
@@ -31,6 +32,11 @@ pub(super) fn routes() -> Router<HttpState> {
         .route("/v1/channels/{channel}/history", get(get_history))
         .route("/v1/channels/{channel}/presence", get(get_presence))
         .route("/v1/disconnect", post(disconnect))
+        .route("/v1/subscribe", post(subscribe))
+        .route("/v1/unsubscribe", post(unsubscribe))
+        .route("/v1/refresh", post(refresh))
+        .route("/v1/send", post(send))
+        .route("/v1/connections", get(list_connections))
         .route("/v1/nodes", get(list_nodes))
 }
 

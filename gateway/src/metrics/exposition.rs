@@ -136,6 +136,8 @@ fn node(page: &mut Page<'_>, metrics: &Metrics, reader: Reader) -> fmt::Result {
     page.counters("publish_requests", "Publish requests over REST, by status.", [publishes])?;
     let local = "Publishes that went to this node's subscribers only, because the backplane was away.";
     page.counter("publishes_local", local, node.publishes_local.get())?;
+    let what = "What came of what servers asked of connections, by result.";
+    page.counters("instructions", what, [&node.instructions])?;
     let failures = &node.auth_failures;
     page.counters("auth_failures", "Who was not let in, by reason.", [failures])?;
     page.saturation(&metrics.saturation(reader))?;

@@ -110,6 +110,32 @@ label!(
 );
 
 label!(
+    /// What came of an instruction, for each connection that it is for; or for a node, that could not read or answer it.
+    Instructed, "result", {
+        Done = "done",
+        /// The connection has not said yet who it is.
+        NotReady = "not_ready",
+        /// The connection's protocol has no words for it.
+        Unsupported = "unsupported",
+        /// The node has subscribers in as many channels as it may (`limits.channels`).
+        NodeFull = "node_full",
+        /// The connection has as many subscriptions as it may.
+        TooMany = "too_many",
+        /// It is subscribed already.
+        Already = "already",
+        NotSubscribed = "not_subscribed",
+        /// A channel's name or a position that is none.
+        Invalid = "invalid",
+        /// The backplane could not do what a subscription needs.
+        Failed = "failed",
+        /// The node could not read it: it is of another version.
+        Unreadable = "unreadable",
+        /// The node carried it out and had no room to gather the answer.
+        Unanswered = "unanswered",
+    }
+);
+
+label!(
     /// Which budget of a connection or of the node was spent.
     Budgeted, "budget", {
         /// Its part in a turn of its shard: what it sent beyond that was served after the others.

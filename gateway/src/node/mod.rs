@@ -4,6 +4,7 @@ pub(crate) mod content;
 pub(crate) mod drain;
 pub(crate) mod form;
 pub(crate) mod histories;
+pub(crate) mod instruction;
 pub(crate) mod interest;
 pub(crate) mod outgoing;
 mod publish;
@@ -192,17 +193,6 @@ impl Node {
     /// Closes connections, on whichever node they are.
     pub(crate) async fn disconnect(&self, target: Target, reason: Box<str>) -> Result<(), BackplaneError> {
         self.backplane.control(Control::Disconnect { target, reason }).await
-    }
-
-    /// Tells a protocol what is asked of connections of its clients, on whichever node they are.
-    pub(crate) async fn instruct(
-        &self,
-        target: Target,
-        protocol: &str,
-        text: String,
-    ) -> Result<(), BackplaneError> {
-        let (protocol, text) = (protocol.into(), text.into());
-        self.backplane.control(Control::Instruct { target, protocol, text }).await
     }
 
     pub(crate) async fn nodes(&self) -> Result<Vec<NodeRecord>, BackplaneError> {

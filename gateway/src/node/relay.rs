@@ -14,6 +14,7 @@ use tidegate_reactor::waking_once;
 
 use super::{
     content::Content,
+    instruction::Answering,
     interest::{Interest, Interests},
     outgoing::Outgoing,
     roster::Rosters,
@@ -34,6 +35,8 @@ pub(crate) struct Relay {
     pub(crate) unwanted: AtomicU64,
     /// Set once, before there is a backplane that tells of them.
     pub(crate) transition_hooks: OnceLock<TransitionHooks>,
+    /// The same.
+    pub(crate) answering: OnceLock<Answering>,
 }
 
 impl Relay {
@@ -41,7 +44,7 @@ impl Relay {
         let shards: Shards = shards.into();
         let (interests, unwanted) = (Arc::new(Interests::new()), AtomicU64::new(0));
         let rosters = Arc::new(Rosters::new(Arc::clone(&interests), Arc::clone(&shards)));
-        let transition_hooks = OnceLock::new();
+        let (transition_hooks, answering) = (OnceLock::new(), OnceLock::new());
         let watching = Watching::default();
         Self {
             local_order: Mutex::default(),
@@ -51,6 +54,7 @@ impl Relay {
             shards,
             unwanted,
             transition_hooks,
+            answering,
         }
     }
 
@@ -125,8 +129,11 @@ impl Sink for Relay {
             Control::Disconnect { target, reason } => {
                 self.to_all(&Order::Disconnect { target, reason });
             }
-            Control::Instruct { target, protocol, text } => {
-                self.to_all(&Order::Instruct { target, protocol, text });
+            Control::Instruct { target, text } => {
+                let Some(answering) = self.answering.get() else { return };
+                let Some(instruction) = answering.read(&text).map(Arc::new) else { return };
+                let round = answering.round(&instruction);
+                self.to_all(&Order::Instruct { target, instruction, round });
             }
             Control::Watch { connections } => self.watching.renew(connections, Instant::now()),
         }

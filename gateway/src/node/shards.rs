@@ -8,7 +8,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tidegate_backplane::Target;
 
-use super::outgoing::Outgoing;
+use super::{
+    instruction::{Instruction, Round},
+    outgoing::Outgoing,
+};
 
 /// What the node asks of a shard.
 #[derive(Debug, Clone)]
@@ -17,8 +20,8 @@ pub(crate) enum Order {
     Deliver(Arc<Outgoing>),
     /// Close the connections of a user, or one.
     Disconnect { target: Target, reason: Box<str> },
-    /// Tell a protocol what is asked of connections of its clients.
-    Instruct { target: Target, protocol: Box<str>, text: Box<str> },
+    /// Carry this out, and say what came of it where somebody waits.
+    Instruct { target: Target, instruction: Arc<Instruction>, round: Option<Arc<Round>> },
     /// The list of apps is another one: those of an app that is gone or disabled must leave.
     AppsChanged,
     /// Say what these connections are.
@@ -35,7 +38,7 @@ pub(crate) struct Inquiry {
 }
 
 /// One connection, for a person who asked for it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ConnectionState {
     /// As presence names it.
     pub(crate) name: String,

@@ -210,8 +210,12 @@ impl Core {
     /// Names a connection in the cluster. The life of the process is a part, so that a node that was started again
     /// under its name gives no name a second time.
     pub(crate) fn connection_name(&self, id: ConnectionId) -> String {
-        let (node, life) = (&self.shared.node.config().node, self.shared.life);
-        format!("{node}.{life}-{}-{}-{}", self.shard, id.slot, id.generation)
+        format!("{}-{}-{}-{}", self.life_name(), self.shard, id.slot, id.generation)
+    }
+
+    /// Names this life of the node.
+    pub(crate) fn life_name(&self) -> String {
+        format!("{}.{}", self.shared.node.config().node, self.shared.life)
     }
 
     /// A connection is no longer this shard's, and not handed to anyone who counts it.

@@ -2,22 +2,14 @@
 
 use std::{borrow::Cow, time::Duration};
 
-use tidegate_backplane::{GapReason, JoinError, Target};
-use tidegate_reactor::{ConnectionId, Connections};
+use tidegate_backplane::{GapReason, JoinError};
 use tidegate_wire::{
     decoder::{DecodeError, Decoder},
     frame::CloseCode,
 };
 
-use super::{
-    Ctx, Earlier, Head, Open, Phase, Session,
-    core::Core,
-    protocol::{Event, Transport},
-    refusal::Refusal,
-};
+use super::{Ctx, Earlier, Head, Open, Phase, protocol::Transport, refusal::Refusal};
 use crate::{
-    app::apps::AppId,
-    auth::Claims,
     hub::content::gap_reason,
     metrics::{self, DisconnectReason},
     problem::log_refusal,
@@ -198,60 +190,6 @@ impl Ctx<'_> {
         }
         if let Some(publisher) = rare.publisher {
             self.publish_rest(*publisher);
-        }
-    }
-}
-
-impl Core {
-    /// Whether it is a user's: signed in in the protocol's way, or by a token.
-    fn is_of_user(&self, session: &Session, app: Option<&str>, user: &str) -> bool {
-        let is_theirs = |claims: &Claims| {
-            claims.user.as_deref() == Some(user) && claims.app.as_deref().map(AppId::as_str) == app
-        };
-        session.claims().is_some_and(is_theirs)
-            || session.open().is_some_and(|open| {
-                open.protocol.of_list(self.shared.protocols).is_user(self, open, app, user)
-            })
-    }
-
-    /// Closes the connections that an operator named.
-    pub(crate) fn disconnect(
-        &mut self,
-        connections: &mut Connections<Session>,
-        target: &Target,
-        reason: &str,
-    ) {
-        for id in self.targets(connections, target) {
-            self.ctx(connections, id).leave(Leave::Ordered(reason.into()));
-        }
-    }
-
-    /// Tells a protocol what is asked of connections of its clients.
-    pub(crate) fn instruct(
-        &mut self,
-        connections: &mut Connections<Session>,
-        target: &Target,
-        protocol: &str,
-        text: &str,
-    ) {
-        for id in self.targets(connections, target) {
-            let mut ctx = self.ctx(connections, id);
-            if let Some(own) = ctx.protocol().filter(|own| own.name() == protocol) {
-                own.on_event(&mut ctx, Event::Instructed(text));
-            }
-        }
-    }
-
-    fn targets(&self, connections: &Connections<Session>, target: &Target) -> Vec<ConnectionId> {
-        match target {
-            Target::Connection(name) => self.find(connections, name).into_iter().collect(),
-            // A walk over all connections: 20,000 take about a millisecond, and orders are rare.
-            Target::User { app, user } => (0..connections.slots())
-                .filter_map(|slot| connections.in_slot(slot))
-                .filter(|&id| {
-                    connections.get(id).is_some_and(|session| self.is_of_user(session, app.as_deref(), user))
-                })
-                .collect(),
         }
     }
 }

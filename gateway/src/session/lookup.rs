@@ -5,10 +5,7 @@ use std::sync::PoisonError;
 use tidegate_reactor::{ConnectionId, Connections};
 
 use super::{Phase, Session, core::Core};
-use crate::{
-    app::apps::AppId,
-    node::shards::{CHANNELS_TOLD, ConnectionState, Inquiry},
-};
+use crate::node::shards::{CHANNELS_TOLD, ConnectionState, Inquiry};
 
 impl Core {
     /// The connection of a name, as presence or Pusher's protocol gives it, if this shard has it.
@@ -30,7 +27,7 @@ impl Core {
         found.extend(states);
     }
 
-    fn state_of(
+    pub(super) fn state_of(
         &self,
         connections: &Connections<Session>,
         id: ConnectionId,
@@ -42,7 +39,7 @@ impl Core {
             Phase::Open(_) => "open",
             Phase::Leaving(_) => "leaving",
         };
-        let (open, claims) = (session.open(), session.claims());
+        let (open, identity) = (session.open(), self.identity(session));
         let subscriptions = open.map_or(&[][..], |open| open.subscriptions.as_slice());
         let channel = |&subscription| self.hub.channel(self.hub.channel_of(subscription)).name().to_owned();
         Some(ConnectionState {
@@ -50,8 +47,8 @@ impl Core {
             node: self.shared.node.name().to_owned(),
             phase: phase.to_owned(),
             protocol: open.map(|open| open.protocol.of_list(self.shared.protocols).name().to_owned()),
-            user: claims.and_then(|claims| claims.user.as_deref()).map(str::to_owned),
-            app: claims.and_then(|claims| claims.app.as_deref()).map(AppId::as_str).map(str::to_owned),
+            user: identity.user.map(str::to_owned),
+            app: identity.app.map(str::to_owned),
             peer: connections.peer_address(id).map(|address| address.to_string()),
             connected_s: self.lasted(session).as_secs(),
             quiet_s: connections.now().since(connections.heard(id)).as_secs(),

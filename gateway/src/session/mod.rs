@@ -19,6 +19,7 @@ pub(crate) mod core;
 pub(crate) mod ctx;
 pub(crate) mod fanout;
 mod fresh;
+mod instructed;
 pub(crate) mod leaving;
 mod lookup;
 pub(crate) mod opening;

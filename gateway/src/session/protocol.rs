@@ -21,9 +21,12 @@ use super::{
     subscribing::Attempt,
 };
 use crate::{
+    app::apps::AppId,
+    auth::Claims,
     hooks::HandedOn,
     hub::{ChannelKey, form::FormId, outgoing::Outgoing},
-    node::{PublishError, roster::List},
+    metrics::Instructed,
+    node::{PublishError, instruction::What, roster::List},
     subscription::Item,
 };
 
@@ -81,8 +84,6 @@ pub(crate) enum Event<'e> {
     /// The client has missed something of a channel, and the form of the connection cannot say so. It gets nothing of the
     /// channel until its subscription, or the connection, was ended.
     Missed { key: ChannelKey, reason: GapReason },
-    /// The node asks something of it, in the words of the protocol's own interface.
-    Instructed(&'e str),
 }
 
 /// A protocol. It keeps nothing itself: state of a shard is in [`room`](Self::room), that of a connection in
@@ -180,10 +181,15 @@ pub(crate) trait Protocol: Sync + std::fmt::Debug {
         None
     }
 
-    /// Whether an open connection is signed in as a user of an app in the protocol's own way.
-    fn is_user(&self, core: &Core, open: &Open, app: Option<&str>, user: &str) -> bool {
-        let _ = (core, open, app, user);
-        false
+    /// Whose an open connection is: by its token, or in the protocol's own way.
+    fn identity<'o>(&self, core: &'o Core, open: &'o Open) -> Identity<'o> {
+        let _ = core;
+        Identity::of(open.claims().map(|claims| &**claims))
+    }
+
+    /// Does what a server asks of an open connection, and says what came of it.
+    fn instructed(&self, ctx: &mut Ctx<'_>, what: &What) -> Instructed {
+        ctx.instructed(what)
     }
 
     /// What it keeps in a shard, found again by its type ([`Rooms::get`](super::core::Rooms::get)).
@@ -196,6 +202,22 @@ pub(crate) trait Protocol: Sync + std::fmt::Debug {
 pub(crate) trait ProtocolState: Any + Send + std::fmt::Debug {
     /// Whether nothing is in it, so that the box can go.
     fn is_empty(&self) -> bool;
+}
+
+/// The app and the user of a connection; of the default app where none is named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Identity<'a> {
+    pub(crate) app: Option<&'a str>,
+    pub(crate) user: Option<&'a str>,
+}
+
+impl<'a> Identity<'a> {
+    pub(crate) fn of(claims: Option<&'a Claims>) -> Self {
+        claims.map_or(Self::default(), |claims| Self {
+            app: claims.app.as_deref().map(AppId::as_str),
+            user: claims.user.as_deref(),
+        })
+    }
 }
 
 impl ProtocolId {

@@ -126,8 +126,8 @@ impl Driver for ShardDriver {
             Command::Order(Order::Disconnect { target, reason }) => {
                 self.core.disconnect(connections, &target, &reason);
             }
-            Command::Order(Order::Instruct { target, protocol, text }) => {
-                self.core.instruct(connections, &target, &protocol, &text);
+            Command::Order(Order::Instruct { target, instruction, round }) => {
+                self.core.instruct(connections, &target, &instruction, round.as_deref());
             }
             Command::Order(Order::LookUp(inquiry)) => self.core.look_up(connections, &inquiry),
             Command::Order(Order::AppsChanged) => {

@@ -4,7 +4,9 @@ use prost::Message as _;
 
 use super::{
     Encoding, encode,
-    message::{ClientInfo, Info, Publication, Push, Reply, Subscribe, SubscribeResult, Unsubscribe},
+    message::{
+        ClientInfo, DataMessage, Info, Publication, Push, Reply, Subscribe, SubscribeResult, Unsubscribe,
+    },
 };
 use crate::json::{push_base64, push_str, push_u64, push_value};
 
@@ -85,6 +87,25 @@ pub fn subscribe(
     let subscribe = Some(Subscribe { recoverable, epoch, offset, positioned, data });
     let push = Push { channel: channel.to_owned(), subscribe, ..Push::default() };
     encode(&Reply { push: Some(Box::new(push)), ..Reply::default() }, encoding, out);
+}
+
+/// Appends a message for one client, which is no publication. In JSON the text is what it says where it is JSON, else a
+/// string.
+pub fn message(text: &str, encoding: Encoding, out: &mut Vec<u8>) {
+    match encoding {
+        Encoding::Json => {
+            out.extend_from_slice(b"{\"push\":{\"message\":{\"data\":");
+            if !push_value(text, out) {
+                push_str(text, out);
+            }
+            out.extend_from_slice(b"}}}");
+        }
+        Encoding::Protobuf => {
+            let message = Some(DataMessage { data: text.as_bytes().to_vec() });
+            let push = Push { message, ..Push::default() };
+            encode(&Reply { push: Some(Box::new(push)), ..Reply::default() }, encoding, out);
+        }
+    }
 }
 
 /// Appends a ping.

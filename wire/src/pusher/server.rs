@@ -185,6 +185,13 @@ pub fn event(event: &Event<'_>, out: &mut Vec<u8>) {
     out.push(b'}');
 }
 
+/// Appends an event that is no publication; of a user's own channel, or of none.
+pub fn message_of(event: &str, channel: Option<&str>, data: &str, out: &mut Vec<u8>) {
+    head(event, channel, out);
+    push_str(data, out);
+    out.push(b'}');
+}
+
 /// A message whose data is what `write` writes, as a string.
 fn message(event: &str, channel: Option<&str>, out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
     head(event, channel, out);

@@ -9,9 +9,12 @@ use serde::{Deserialize, Deserializer, Serialize, de::Error};
 use tidegate_backplane::{NodeRecord, Target};
 use utoipa::ToSchema;
 
-use super::form::{object, present};
+use super::{
+    connections::{of_key, target},
+    form::{object, present},
+};
 use crate::{
-    auth::{ApiKeyError, Scope},
+    auth::Scope,
     http::{HttpState, access, body, error::ApiError, query::Query},
 };
 
@@ -49,7 +52,7 @@ struct Disconnect {
 }
 
 #[derive(Debug)]
-struct TargetName(Box<str>);
+pub(super) struct TargetName(pub(super) Box<str>);
 
 #[derive(Debug)]
 struct Reason(Box<str>);
@@ -103,14 +106,8 @@ pub(in crate::http) async fn disconnect(
     Query::parse(&parts.uri, &[])?;
     body::require_json(&parts.headers)?;
     let body = body::read(body, DISCONNECT_BYTES_MAX).await?;
-    let Disconnect { mut target, reason } = body::parse(&body)?;
-    match (&mut target, key.app()) {
-        (Target::User { app, .. }, of_key) => *app = of_key.map(|app| app.as_str().into()),
-        (Target::Connection(_), None) => {}
-        (Target::Connection(_), Some(_)) => {
-            return Err(access::refuse(&state, ApiKeyError::Connection));
-        }
-    }
+    let Disconnect { target, reason } = body::parse(&body)?;
+    let target = of_key(&state, &key, target)?;
     state.node.disconnect(target, reason).await?;
     Ok((StatusCode::ACCEPTED, Json(Accepted {})))
 }
@@ -136,11 +133,7 @@ impl<'de> Deserialize<'de> for Disconnect {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         object(deserializer, |fields: DisconnectFields| {
             let DisconnectFields { user, connection, reason } = fields;
-            let target = match (user, connection) {
-                (Some(user), None) => Target::User { app: None, user: user.0 },
-                (None, Some(connection)) => Target::Connection(connection.0),
-                _ => return Err("name either `user` or `connection`"),
-            };
+            let target = target(user, connection)?;
             Ok(Self { target, reason: reason.map_or_else(|| REASON_DEFAULT.into(), |reason| reason.0) })
         })
     }

@@ -230,7 +230,7 @@ async fn every_documented_operation_is_routed_and_asks_for_a_key() {
             operations.insert(operation["operationId"].as_str().unwrap().to_owned(), uri);
         }
     }
-    assert_eq!(operations.len(), 9, "{operations:?}");
+    assert_eq!(operations.len(), 14, "{operations:?}");
 }
 
 #[test]

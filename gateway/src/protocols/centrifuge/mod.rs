@@ -36,7 +36,8 @@ use tidegate_wire::{
 use crate::{
     hooks::HandedOn,
     hub::{ChannelKey, form::FormId},
-    metrics::DisconnectReason,
+    metrics::{DisconnectReason, Instructed},
+    node::instruction::What,
     problem::log_refusal,
     session::{
         Ctx, Open,
@@ -162,7 +163,6 @@ impl Protocol for Centrifuge {
             Event::Missed { key, .. } => ctx.subscribe_again(key),
             Event::Due => ctx.on_due(),
             Event::GrantRefreshed { key, until } => ctx.grant_refreshed(key, until),
-            Event::Instructed(text) => ctx.instructed(text),
             Event::PublishFailed(_)
             | Event::Dropped { .. }
             | Event::Silent
@@ -170,6 +170,10 @@ impl Protocol for Centrifuge {
             | Event::Welcome(_)
             | Event::HeartbeatDue => {}
         }
+    }
+
+    fn instructed(&self, ctx: &mut Ctx<'_>, what: &What) -> Instructed {
+        ctx.centrifuge_instructed(what)
     }
 
     fn is_pinged(&self) -> bool {

@@ -22,6 +22,7 @@ use crate::{
     auth::Claims,
     config::{JoinLeave, RecoveryMode},
     hub::ChannelKey,
+    metrics::Instructed,
     node::interest::Confirmation,
     problem::log_refusal,
     session::{
@@ -145,24 +146,19 @@ impl Ctx<'_> {
     }
 
     /// Subscribes because an application's server says so, whatever the client may by itself.
-    pub(super) fn subscribe_by_order(&mut self, request: &SubscribeRequest, data: Vec<u8>) {
-        let claims = self.open().and_then(|open| open.claims().cloned());
-        let name = &*request.channel;
-        let channel = match self.core.channel_of_claims(name, claims.as_deref()) {
-            Ok(channel) => channel,
-            Err(error) => return log_refusal("subscribe by order", &error),
-        };
-        if let Err(refused) = self.has_room_for_subscription(&channel, claims.as_deref()) {
-            return log_refusal("subscribe by order", &format_args!("{name}: {refused}"));
-        }
+    pub(super) fn subscribe_by_order(
+        &mut self,
+        request: &SubscribeRequest,
+        data: Vec<u8>,
+    ) -> Result<(), Instructed> {
+        let channel = self.instructed_channel(&request.channel)?;
         let (want, back) = self.wanted(&channel, Some(request).filter(|request| request.recover));
         let tells_presence = self.tells_presence(&channel, false);
-        let Some((attempt, confirmation)) = self.begin_subscription(&channel, want, tells_presence) else {
-            return;
-        };
+        let (attempt, confirmation) = self.begin_instructed(&channel, want, tells_presence)?;
         self.note_of_server(attempt, By::Server(data), back);
         let join = self.join_of(&channel);
         self.proceed(attempt, confirmation, join);
+        Ok(())
     }
 
     /// Begins one that the token says. `back`: where the client was.
@@ -306,7 +302,7 @@ impl Ctx<'_> {
                 match by {
                     By::Command(id, _) => self.deny_command(id, code, &name),
                     By::Server(_) | By::Token(_) => {
-                        log_refusal("subscribe by order", &format_args!("{name}: {code:?}"))
+                        log_refusal("subscribe by a server", &format_args!("{name}: {code:?}"))
                     }
                 }
                 self.end_asked(key);
@@ -419,7 +415,7 @@ impl Ctx<'_> {
     }
 
     /// Tells the client something that it has not asked for.
-    fn push_to_client(&mut self, encode: impl FnOnce(Encoding, &mut Vec<u8>)) {
+    pub(super) fn push_to_client(&mut self, encode: impl FnOnce(Encoding, &mut Vec<u8>)) {
         let Some(encoding) = self.open().map(|open| forms::encoding(open.form)) else { return };
         let mut payload = Vec::new();
         encode(encoding, &mut payload);

@@ -22,7 +22,7 @@ use tidegate_wire::{
     frame::{self, CloseCode, Opcode},
     head::Head,
     pusher::{
-        Code, Identity, is_pusher_path, server,
+        self, Code, is_pusher_path, server,
         session::{Place, Stage},
     },
 };
@@ -33,7 +33,8 @@ use opening::Wanted;
 use crate::{
     app::apps::App,
     hub::{ChannelKey, form::FormId, outgoing::Outgoing},
-    metrics::DisconnectReason,
+    metrics::{DisconnectReason, Instructed},
+    node::instruction::What,
     session::{
         Ctx, Open, Session,
         asking::Said,
@@ -41,7 +42,7 @@ use crate::{
         leaving::Leave,
         opening::{Request, Stop},
         presence::Present,
-        protocol::{Event, Protocol, ProtocolState},
+        protocol::{Event, Identity, Protocol, ProtocolState},
     },
 };
 
@@ -69,7 +70,7 @@ struct AppTable(Vec<Arc<App>>);
 #[derive(Debug, Default)]
 struct Pusher {
     /// Who it is, when it is signed in.
-    user: Option<Box<Identity>>,
+    user: Option<Box<pusher::Identity>>,
     /// Users of the watchlist who are subscribed to, and of whom it was not told yet whether they are online.
     watched: Vec<ChannelKey>,
 }
@@ -206,7 +207,6 @@ impl Protocol for PusherChannels {
             | Event::GrantRefreshed { .. }
             | Event::HeartbeatDue
             | Event::Due
-            | Event::Instructed(_)
             | Event::Ready { .. } => {}
         }
     }
@@ -232,7 +232,7 @@ impl Protocol for PusherChannels {
     fn close_code(&self, why: &Leave) -> Option<CloseCode> {
         Some(match why {
             Leave::Drain => CloseCode::GOING_AWAY,
-            Leave::Ordered(_) => Code::UNAUTHORIZED.into(),
+            Leave::Ordered(_) | Leave::TokenExpired => Code::UNAUTHORIZED.into(),
             other => other.code(),
         })
     }
@@ -247,10 +247,17 @@ impl Protocol for PusherChannels {
         frame::encode_close(code, &text, out);
     }
 
-    fn is_user(&self, core: &Core, open: &Open, app: Option<&str>, user: &str) -> bool {
-        let own_app = core.rooms.pusher().apps.get(AppKey(open.tag));
-        let own_user = open.pusher().and_then(|pusher| pusher.user.as_deref());
-        own_app.is_some_and(|own| own.prefix() == app) && own_user.is_some_and(|own| &*own.id == user)
+    fn identity<'o>(&self, core: &'o Core, open: &'o Open) -> Identity<'o> {
+        let app = core.rooms.pusher().apps.get(AppKey(open.tag)).and_then(|own| own.prefix());
+        let user = open.pusher().and_then(|pusher| pusher.user.as_deref()).map(|user| &*user.id);
+        Identity { app, user }
+    }
+
+    /// Its clients subscribe by themselves: the protocol has no words for a subscription that they did not ask for.
+    fn instructed(&self, ctx: &mut Ctx<'_>, what: &What) -> Instructed {
+        let What::Send(message) = what else { return ctx.instructed(what) };
+        ctx.send_to_user(message);
+        Instructed::Done
     }
 
     fn room(&self) -> Box<dyn Any + Send> {

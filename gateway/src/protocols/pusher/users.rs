@@ -1,14 +1,21 @@
 //! Users: signing in, and who is told that they are online.
 
 use tidegate_backplane::{Channel, ChannelError, Join, Member};
-use tidegate_wire::pusher::{Code, Identity, WATCH, auth, server, watched_user};
+use tidegate_wire::{
+    frame::Opcode,
+    pusher::{Code, Identity, SERVER_TO_USER, WATCH, auth, server, watched_user},
+};
 
 use super::{entering::is_signed, leave_with};
 use crate::{
     app::apps::App,
     hub::ChannelKey,
+    node::instruction::Message,
     session::{Ctx, Session},
 };
+
+/// The name of an event that is given none.
+const EVENT_DEFAULT: &str = "message";
 
 impl Ctx<'_> {
     pub(super) fn pusher_sign_in(&mut self, auth: &str, user_data: &str) {
@@ -65,6 +72,16 @@ impl Ctx<'_> {
 }
 
 impl Ctx<'_> {
+    /// Tells an event as those of the user's own channel are told, which clients hand to `pusher.user`; without a channel
+    /// while nobody is signed in, which they hand to who binds to it on the connection as a whole.
+    pub(super) fn send_to_user(&mut self, message: &Message) {
+        let channel = self.user().map(|user| format!("{SERVER_TO_USER}{}", user.id));
+        let name = message.event.as_deref().unwrap_or(EVENT_DEFAULT);
+        let mut text = Vec::new();
+        server::message_of(name, channel.as_deref(), &message.data, &mut text);
+        self.write_frame(Opcode::Text, &text);
+    }
+
     /// A user of the watchlist is subscribed to. When all are, it is told at once who of them is online. A change that the
     /// client was told of meanwhile is in that: the lists of the node are never older than what its shards were told.
     pub(super) fn watches(&mut self, key: ChannelKey) {

@@ -32,6 +32,8 @@ use crate::{
 pub(super) struct Commands {
     /// Commands that subscribe and were not answered yet.
     subscribing: Vec<(ChannelKey, Option<u64>)>,
+    /// Subscriptions that a server has asked for and that do not stand yet.
+    pub(super) instructed: Vec<ChannelKey>,
     granted: Grants,
 }
 
@@ -46,7 +48,7 @@ const NO_PRESENCE: &str = "the namespace of this channel keeps no presence; turn
 
 impl ProtocolState for Commands {
     fn is_empty(&self) -> bool {
-        self.subscribing.is_empty() && self.granted.is_empty()
+        self.subscribing.is_empty() && self.instructed.is_empty() && self.granted.is_empty()
     }
 }
 
@@ -233,7 +235,7 @@ impl Ctx<'_> {
     }
 
     /// Ends a subscription; a command that waits for it is refused.
-    fn end_command(&mut self, key: ChannelKey, why: &str, code: u16) {
+    pub(super) fn end_command(&mut self, key: ChannelKey, why: &str, code: u16) {
         if let Some(waiting) = self.take_command(key) {
             self.refuse_command(waiting, code, why);
         }

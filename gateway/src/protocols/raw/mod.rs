@@ -4,6 +4,7 @@ mod asking;
 mod commands;
 pub(crate) mod echo;
 pub(super) mod forms;
+mod instructed;
 mod publishing;
 mod subscribing;
 
@@ -20,6 +21,8 @@ use tidegate_wire::{
 
 use crate::{
     hub::form::FormId,
+    metrics::Instructed,
+    node::instruction::What,
     session::{
         Ctx, Open,
         asking::Said,
@@ -152,8 +155,12 @@ impl Protocol for Raw {
             Event::Due => ctx.end_granted(),
             Event::GrantRefreshed { key, until: Some(until) } => ctx.grant_until(key, until, true),
             Event::GrantRefreshed { key, until: None } => ctx.end_granted_one(key),
-            Event::Begun | Event::HeartbeatDue | Event::Instructed(_) | Event::Ready { .. } => {}
+            Event::Begun | Event::HeartbeatDue | Event::Ready { .. } => {}
         }
+    }
+
+    fn instructed(&self, ctx: &mut Ctx<'_>, what: &What) -> Instructed {
+        ctx.raw_instructed(what)
     }
 
     fn due(&self, open: &Open) -> Option<Tick> {

@@ -9,6 +9,7 @@ use tidegate_wire::{
 use super::{TELLS_POSITIONS, forms};
 use crate::{
     hub::ChannelKey,
+    metrics::Instructed,
     node::roster::List,
     session::{Ctx, leaving::Leave},
 };
@@ -39,14 +40,14 @@ impl Ctx<'_> {
                 }),
             };
         }
-        let tells_place = self
-            .open()
-            .is_some_and(|open| open.tag == TELLS_POSITIONS && open.form.plain() == forms::ENVELOPED);
-        if let Some(place) = self.core.place(key, position).filter(|_| tells_place) {
+        let (is_instructed, place) = (self.take_instructed(key), self.core.place(key, position));
+        let tells_place = self.open().is_some_and(|open| open.tag == TELLS_POSITIONS) && place.is_some();
+        if self.is_enveloped() && (is_instructed || tells_place) {
             let mut notice = Vec::new();
             let name = self.core.hub.channel(key).name();
-            let epoch = place.epoch.to_string();
-            raw::encode_subscribed(name, Some((&epoch, place.offset)), recovered, &mut notice);
+            let epoch = place.map(|place| place.epoch.to_string());
+            let place = epoch.as_deref().zip(place.map(|place| place.offset));
+            raw::encode_subscribed(name, place, recovered, &mut notice);
             self.write_frame(Opcode::Text, &notice);
         }
         if let Some(list) = list {
@@ -58,6 +59,9 @@ impl Ctx<'_> {
 
     pub(super) fn raw_refused(&mut self, key: ChannelKey, error: &JoinError) {
         self.forget_grant(key);
+        if self.take_instructed(key) {
+            return self.count_instructed(Instructed::Failed);
+        }
         if let Some(id) = self.take_command(key) {
             return self.refuse_command(id, 503, &error.to_string());
         }

@@ -14,7 +14,11 @@ use super::raw::{forms::put_list, since};
 use crate::{
     event,
     hub::{ChannelKey, form::FormId},
-    node::roster::List,
+    metrics::Instructed,
+    node::{
+        instruction::{Message, What},
+        roster::List,
+    },
     session::{
         Ctx, LastPosition,
         asking::Said,
@@ -123,9 +127,15 @@ impl Protocol for Sse {
             | Event::Silent
             | Event::Due
             | Event::GrantRefreshed { .. }
-            | Event::Instructed(_)
             | Event::Ready { .. } => {}
         }
+    }
+
+    /// The channels of a stream are those of its URL: its ids name a place in each of them, in their order.
+    fn instructed(&self, ctx: &mut Ctx<'_>, what: &What) -> Instructed {
+        let What::Send(message) = what else { return ctx.instructed(what) };
+        send(ctx, message);
+        Instructed::Done
     }
 
     fn close_code(&self, _why: &Leave) -> Option<CloseCode> {
@@ -162,6 +172,20 @@ fn subscribed(ctx: &mut Ctx<'_>, key: ChannelKey, position: Option<Position>, is
     } else if is_new {
         ctx.write(|out| sse::encode_id(&place.to_string(), out));
     }
+}
+
+/// Tells something that is no publication: an event without an id, so that the client's place stays what it is.
+fn send(ctx: &mut Ctx<'_>, message: &Message) {
+    let is_enveloped = ctx
+        .open()
+        .is_some_and(|open| matches!(open.form.plain(), forms::ENVELOPED | forms::ENVELOPED_OF_MANY));
+    if is_enveloped {
+        let mut notice = Vec::new();
+        raw::encode_message(message.event.as_deref(), &message.data, &mut notice);
+        let text = String::from_utf8_lossy(&notice);
+        return ctx.write(|out| sse::encode_event(None, None, &text, out));
+    }
+    ctx.write(|out| sse::encode_event(None, message.event.as_deref(), &message.data, out));
 }
 
 /// Tells who is in a channel, to a stream that asked for it; one of several channels with its id, which may be news.

@@ -10,6 +10,7 @@ mod failing;
 mod heads;
 mod histories;
 mod hooks;
+mod instructed;
 mod leaving;
 mod memory;
 mod presence;

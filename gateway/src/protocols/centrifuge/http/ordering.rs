@@ -7,16 +7,15 @@ use tidegate_backplane::Target;
 use tidegate_wire::centrifuge::code::{Disconnect as DisconnectCode, ErrorCode};
 
 use super::{
-    super::{
-        Centrifuge,
-        ordered::{Instruction, Order, Position},
-    },
     Answer, Call,
     answer::{Refused, parameters},
     nothing,
     request::{Disconnect, Refresh, Subscribe, Unsubscribe},
 };
-use crate::{auth::Scope, session::protocol::Protocol as _};
+use crate::{
+    auth::Scope,
+    node::instruction::{Asked, Owner, Since, What},
+};
 
 /// A reason of a close frame, in bytes (RFC 6455 section 5.5).
 const REASON_BYTES_MAX: usize = 123;
@@ -42,20 +41,20 @@ impl Call<'_> {
             }
         };
         let since = recover_since.as_ref();
-        let since = since.map(|since| Position { offset: since.offset, epoch: since.epoch.clone() });
-        let order = Order::Subscribe { channel: channel.clone(), data, since };
-        self.instruct(&Whom { user, client, session }, order).await
+        let since = since.map(|since| Since { offset: since.offset, epoch: (&*since.epoch).into() });
+        let what = What::Subscribe { channel: (&**channel).into(), data: data.into(), since };
+        self.instruct(&Whom { user, client, session }, what).await
     }
 
     pub(super) async fn unsubscribe(&self, params: &Bytes) -> Answer {
         let request: Unsubscribe = parameters(params)?;
         let Unsubscribe { user, client, session, channel } = &request;
         self.channel(Scope::Admin, channel)?;
-        self.instruct(&Whom { user, client, session }, Order::Unsubscribe { channel: channel.clone() }).await
+        let what = What::Unsubscribe { channel: (&**channel).into() };
+        self.instruct(&Whom { user, client, session }, what).await
     }
 
-    /// All connections of the user, whatever they speak; with a code of its own, or some that stay, only those of this
-    /// protocol.
+    /// All connections of the user, whatever they speak.
     pub(super) async fn disconnect(&self, params: &Bytes) -> Answer {
         let request: Disconnect = parameters(params)?;
         let Disconnect { user, client, session, whitelist, disconnect } = request;
@@ -72,7 +71,8 @@ impl Call<'_> {
         };
         let is_plain = code == force as u16 && whitelist.is_empty() && client.is_empty();
         if !is_plain {
-            return self.instruct(&whom, Order::Disconnect { code, reason, whitelist }).await;
+            let except = whitelist.into_iter().map(Into::into).collect();
+            return self.instruct(&whom, What::Close { code, reason: reason.into(), except }).await;
         }
         self.check(Scope::Admin, None)?;
         let (target, _) = self.target(&whom)?;
@@ -83,16 +83,16 @@ impl Call<'_> {
     pub(super) async fn refresh(&self, params: &Bytes) -> Answer {
         let Refresh { user, client, session, expired, expire_at } = parameters(params)?;
         let whom = Whom { user: &user, client: &client, session: &session };
-        self.instruct(&whom, Order::Refresh { expired, expire_at: u64::try_from(expire_at).unwrap_or(0) })
-            .await
+        let expires_at = u64::try_from(expire_at).ok().filter(|&at| at > 0);
+        let what = if expired { What::Expire } else { What::Refresh { expires_at } };
+        self.instruct(&whom, what).await
     }
 
-    async fn instruct(&self, whom: &Whom<'_>, order: Order) -> Answer {
+    async fn instruct(&self, whom: &Whom<'_>, what: What) -> Answer {
         self.check(Scope::Admin, None)?;
         let (target, user) = self.target(whom)?;
-        let app = self.app().map(Box::from);
-        let text = serde_json::to_string(&Instruction { app, user, order })?;
-        self.state.node.instruct(target, Centrifuge.name(), text).await?;
+        let owner = Some(Owner { app: self.app().map(Box::from), user });
+        self.state.node.instruct(Asked { target, owner, what }).await?;
         nothing()
     }
 

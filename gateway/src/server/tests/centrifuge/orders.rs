@@ -103,3 +103,22 @@ fn an_application_ends_and_extends_connections() {
     api(&rig, "refresh", json!({"user": "bob", "expired": true}));
     assert_eq!(bob.socket.expect_close(3005), "connection expired");
 }
+
+#[test]
+fn an_application_sends_and_subscribes_over_v1() {
+    let rig = Rig::start(closed());
+    let mut ada = of(&rig, "ada");
+    let rest = Rest::new(rig.address).with_key("dev-key");
+    let did = json!({"connections": 1, "refused": 0, "nodes": 1, "silent": []});
+    let message = json!({"user": "ada", "data": {"id": 7}});
+    assert_eq!(rest.post_json("/v1/send", &message).json(), did);
+    assert_eq!(ada.next(), json!({"push": {"message": {"data": {"id": 7}}}}));
+    assert_eq!(rest.post_json("/v1/subscribe", &json!({"user": "ada", "channel": "news"})).json(), did);
+    assert_eq!(ada.next()["push"]["channel"], "news");
+    assert_eq!(rest.post_json("/v1/refresh", &json!({"user": "ada", "expired": true})).json(), did);
+    assert_eq!(ada.socket.expect_close(3005), "connection expired");
+    // Who has not connected yet is nobody's.
+    let _open = Client::open(&rig);
+    let none = json!({"connections": 0, "refused": 0, "nodes": 1, "silent": []});
+    assert_eq!(rest.post_json("/v1/send", &message).json(), none);
+}

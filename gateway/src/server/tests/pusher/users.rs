@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 use tidegate_backplane::{Backplane as _, Control, Target};
+use tidegate_testkit::Rest;
 
 use super::{
     super::rig::Rig,
@@ -156,4 +157,29 @@ fn terminating_a_user_closes_its_connections_with_4009() {
     let order = Control::Disconnect { target: Target::Connection(bob.id.as_str().into()), reason: "".into() };
     futures_util::FutureExt::now_or_never(rig.backplane.control(order)).unwrap().unwrap();
     bob.expect_error(Some(4009));
+}
+
+/// What an application sends a user comes as on the user's own channel.
+#[test]
+fn an_application_sends_to_a_user_and_ends_its_connections() {
+    let rig = Rig::start(config());
+    let [mut ann, mut bob] = [(); 2].map(|()| Client::connect(&rig));
+    ann.sign_in(&json!({ "id": "ann" }));
+    let did = |path: &str, body: Value| {
+        let answer = Rest::new(rig.address).with_key("dev-key").post_json(path, &body);
+        let told = answer.json();
+        (told["connections"].as_u64().unwrap(), told["refused"].as_u64().unwrap())
+    };
+    let own = "#server-to-user-ann";
+    assert_eq!(did("/v1/send", json!({"user": "ann", "event": "invoice", "data": {"id": 7}})), (1, 0));
+    assert_eq!(ann.expect_on("invoice", own), json!({ "id": 7 }));
+    // Nobody is signed in there: it is of no channel.
+    assert_eq!(did("/v1/send", json!({"connection": bob.id, "data": "8"})), (1, 0));
+    let told = bob.next();
+    assert_eq!((&told["event"], told.get("channel"), &told["data"]), (&json!("message"), None, &json!("8")));
+    assert_eq!(did("/v1/subscribe", json!({"user": "ann", "channel": "a"})), (0, 1));
+    assert_eq!(did("/v1/refresh", json!({"user": "ann", "expired": true})), (1, 0));
+    ann.expect_error(Some(4009));
+    ann.socket.expect_close(4009);
+    bob.expect_nothing();
 }
