@@ -1,6 +1,7 @@
 //! The composition root: binds, builds every part, and runs them until the node is drained.
 
 mod carrier;
+mod consumers;
 mod reload;
 
 use std::{
@@ -179,9 +180,13 @@ impl Server {
             runtime.spawn(certificates.keep_fresh());
         }
         runtime.spawn(stopping::reload_at_hangup(move || reloading.reload()));
+        let life = parts.shared.life.to_string();
+        let consumers = consumers::begin(&self.config.consumers, &node, &life, runtime.handle().clone());
+        parts.shared.metrics.register(Arc::new(consumers.counts()));
         on_ready();
         runtime.block_on(async {
             stopping::asked(node.drain_asked()).await.map_err(system("signals"))?;
+            consumers.stop().await;
             tokio::select! {
                 () = drain::run(&node, &parts.relay, &parts.stop_http, &tasks) => {}
                 _ = stopping::insisted() => tracing::info!("stopping at once"),

@@ -25,6 +25,13 @@ const REDIS: Need = Need {
     packages: &["redis-server", "redis-tools", "openssl"],
 };
 
+/// Every test starts a server of its own, as the package's user.
+const POSTGRES: Need = Need {
+    what: "PostgreSQL with psql",
+    present: || Path::new("/usr/lib/postgresql").is_dir() && which("psql").is_some(),
+    packages: &["postgresql", "postgresql-client"],
+};
+
 /// With `promtool`.
 const PROMETHEUS: Need = Need {
     what: "Prometheus with promtool",
@@ -50,8 +57,9 @@ const NSS_WRAPPER: Need = Need {
     packages: &["libnss-wrapper"],
 };
 
-const NEEDS: [Need; 12] = [
+const NEEDS: [Need; 13] = [
     REDIS,
+    POSTGRES,
     NSS_WRAPPER,
     PROMETHEUS,
     Need { what: "nginx", present: || which("nginx").is_some(), packages: &["nginx"] },

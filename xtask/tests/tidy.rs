@@ -225,7 +225,7 @@ struct Arrow {
     not: &'static [&'static str],
 }
 
-const ARROWS: [Arrow; 10] = [
+const ARROWS: [Arrow; 11] = [
     Arrow {
         of: "tidegate-wire",
         not: &[
@@ -257,6 +257,7 @@ const ARROWS: [Arrow; 10] = [
     Arrow { of: ROUTER, not: &["clap", "tungstenite", GATEWAY, BENCH, TESTKIT] },
     Arrow { of: DOCTOR, not: &["clap", REACTOR, BACKPLANE, GATEWAY, ROUTER, BENCH, TESTKIT] },
     Arrow { of: BENCH, not: &[BACKPLANE, REACTOR, OPS, GATEWAY, TESTKIT] },
+    Arrow { of: CONSUMERS, not: &[BACKPLANE, GATEWAY, BENCH, TESTKIT] },
     Arrow { of: TESTKIT, not: &[WIRE, REACTOR, OPS, BACKPLANE, GATEWAY, BENCH] },
     Arrow { of: "tidegate", not: &["proptest", "tungstenite", TESTKIT] },
 ];
@@ -267,6 +268,7 @@ const REACTOR: &str = "tidegate-reactor";
 const OPS: &str = "tidegate-ops";
 const BACKPLANE: &str = "tidegate-backplane";
 const GATEWAY: &str = "tidegate-gateway";
+const CONSUMERS: &str = "tidegate-consumers";
 const ROUTER: &str = "tidegate-router";
 const BENCH: &str = "tidegate-bench";
 const TESTKIT: &str = "tidegate-testkit";

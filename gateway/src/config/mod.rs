@@ -63,6 +63,7 @@ use tidegate_ops::{
 
 use crate::problem::REFUSED;
 use tidegate_backplane::RedisOptions;
+pub use tidegate_consumers::ConsumersConfig;
 
 section! {
     /// The settings of a gateway node.
@@ -133,6 +134,8 @@ section! {
         webhooks: WebhookSending = WebhookSending::default();
         /// See `hooks.NAME.*`.
         hooks: HookTables = HookTables::default();
+        /// See `consumers.*`.
+        consumers: ConsumersConfig = ConsumersConfig::default();
     }
 }
 
@@ -276,6 +279,13 @@ impl Config {
         self.hooks.finish()?;
         let apps = self.app_source().read()?;
         self.auth.finish_apps(self.default_app.as_ref(), |id| apps.0.contains_key(id.as_str()))?;
+        self.consumers.check(&root.origin())?;
+        for (key, app) in self.consumers.apps() {
+            if !apps.0.contains_key(app) {
+                let problem = Box::new(AppProblem::Unknown);
+                return Err(ConfigError::Unusable { key: key.into(), path: None, problem });
+            }
+        }
         self.tls.server()?;
         self.internal_access()?;
         self.check_dev()?;

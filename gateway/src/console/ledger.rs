@@ -13,7 +13,7 @@ struct Kind {
     except: &'static [&'static str],
 }
 
-const REFUSALS: [Kind; 8] = [
+const REFUSALS: [Kind; 9] = [
     Kind { family: "handshakes_total", what: "connection refused", except: &["accepted", "abandoned"] },
     Kind { family: "auth_failures_total", what: "not let in", except: &[] },
     Kind { family: "subscriptions_refused_total", what: "subscription refused", except: &[] },
@@ -22,6 +22,7 @@ const REFUSALS: [Kind; 8] = [
     Kind { family: "messages_dropped_total", what: "message dropped", except: &[] },
     Kind { family: "backplane_gaps_total", what: "gap told", except: &[] },
     Kind { family: "webhook_events_dropped_total", what: "webhook event dropped", except: &[] },
+    Kind { family: "consumer_set_aside_total", what: "entry of a consumer set aside", except: &[] },
 ];
 
 const CLOSES: [Kind; 1] = [Kind { family: "disconnects_total", what: "closed", except: &[] }];

@@ -55,7 +55,7 @@ pub(super) struct ChannelState {
 }
 
 /// Families that are reported, as they are scraped.
-const FAMILIES: [&str; 24] = [
+const FAMILIES: [&str; 26] = [
     "connections",
     "connections_limit",
     "connections_opened_total",
@@ -80,6 +80,8 @@ const FAMILIES: [&str; 24] = [
     "shards_failed",
     "gaps_untold_total",
     "log_lines_dropped_total",
+    "consumer_lag_seconds",
+    "consumer_set_aside_total",
 ];
 
 /// What is told to applications, under whatever names there are.

@@ -80,6 +80,18 @@ impl Node {
         self.settle(self.backplane.publish(publication).await, local)
     }
 
+    /// As [`publish`](Self::publish), and never to this node's subscribers alone: for who can wait until the backplane is
+    /// there.
+    pub(crate) async fn publish_everywhere(
+        &self,
+        request: PublishRequest,
+    ) -> Result<PublishOutcome, PublishError> {
+        self.check_size(&request)?;
+        self.wait_for_room(&request.channel).await?;
+        let (publication, _) = self.terms(&request.channel).prepare(request);
+        Ok(self.backplane.publish(publication).await?.into())
+    }
+
     /// As [`publish`](Self::publish), for several to one channel: they keep their order, and a flight of them waits for
     /// room, and for the backplane, as one.
     pub(crate) async fn publish_in_order(

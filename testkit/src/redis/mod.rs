@@ -19,5 +19,6 @@ mod server;
 pub use client::{RedisClient, RedisError, Value};
 pub use cluster::RedisCluster;
 pub use cut::Cut;
+pub(crate) use ports::free_port;
 pub use sentinel::{SENTINEL_MASTER, Sentinel};
 pub use server::{RedisServer, RedisServerBuilder};

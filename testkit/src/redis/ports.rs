@@ -17,7 +17,7 @@ const BUS_OFFSET: u16 = 10_000;
 ///
 /// Test processes run side by side: each begins at a place of its own, and a server that still finds its port taken
 /// is started again on another.
-pub(super) fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     static GIVEN: AtomicU16 = AtomicU16::new(0);
     // 37 is coprime to 10,000 and more than a test takes: neighbouring pids do not meet.
     let start = (std::process::id() % u32::from(SPAN)) as u16;

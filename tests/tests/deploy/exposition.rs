@@ -34,7 +34,7 @@ struct Family {
 }
 
 /// Labels whose values depend on where the process runs.
-const OPEN_LABELS: [&str; 4] = ["server", "version", "os", "arch"];
+const OPEN_LABELS: [&str; 5] = ["server", "consumer", "version", "os", "arch"];
 
 const PAGE: &str = "docs/metrics.md";
 const SKELETON: &str = "tests/tests/deploy/metrics.md";
@@ -79,11 +79,15 @@ impl Nodes {
         let issued = Authority::new().issue(2099);
         encrypted.file("tls.crt", issued.certificate_pem.as_bytes());
         let key = encrypted.file("tls.key", issued.key_pem.as_bytes());
+        let consumer = format!(
+            "[[consumers.streams]]\nname = \"orders\"\nurl = {:?}\nstream = \"publications\"\n",
+            redis.url()
+        );
         let tls = format!("[tls]\ndirectory = {:?}\n", key.parent().unwrap());
         Self {
             memory: Gateway::start(),
             over_tls: encrypted.config(&tls).start(),
-            over_redis: Gateway::builder().backplane(&redis.url()).start(),
+            over_redis: Gateway::builder().backplane(&redis.url()).config(&consumer).start(),
             router: Router::start("", &["--members", &redis.url()]),
             _redis: redis,
         }
@@ -120,12 +124,14 @@ fn page(nodes: &Nodes) -> String {
         let other = router.iter().find(|other| other.name == family.name).unwrap();
         assert_eq!((&family.kind, &family.help), (&other.kind, &other.help), "{}", family.name);
     }
+    let is_consumers = |name: &str| name.starts_with("tidegate_consumer_");
     let sections = [
+        ("{consumers}", only(&over_redis, &is_consumers)),
         ("{both}", both),
         ("{tls}", only(&over_tls, &|name| !has(&memory, name))),
         ("{gateway}", only(&memory, &|name| !has(&router, name) && has(&over_redis, name))),
         ("{memory}", only(&memory, &|name| !has(&router, name) && !has(&over_redis, name))),
-        ("{redis}", only(&over_redis, &|name| !has(&memory, name))),
+        ("{redis}", only(&over_redis, &|name| !has(&memory, name) && !is_consumers(name))),
         ("{router}", only(&router, &|name| !has(&memory, name))),
     ];
     let mut page = read(SKELETON);

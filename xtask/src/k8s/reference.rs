@@ -23,6 +23,8 @@ pub(crate) const GATEWAY_OWN: &[&str] = &[
     "auth.api_keys[N].key",
     "apps.ID.secret",
     "apps.ID.previous_secret",
+    "consumers.streams[N].url",
+    "consumers.outboxes[N].url",
 ];
 pub(crate) const ROUTER_OWN: &[&str] = &[
     "listen",
