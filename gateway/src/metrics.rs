@@ -126,6 +126,8 @@ pub(crate) struct NodeMetrics {
     pub publishes_local: Counter,
     /// Handshakes that end at the door, before they are a connection of a shard.
     pub handshakes: Counters<HandshakeResult>,
+    /// Connections taken over from routers of this machine.
+    pub handovers: Counter,
 }
 
 /// What the HTTP side counts.
@@ -149,6 +151,7 @@ impl Metrics {
                 auth_failures: Counters::default(),
                 publishes_local: Counter::default(),
                 handshakes: Counters::default(),
+                handovers: Counter::default(),
             },
             http: HttpMetrics { publish_requests: Counters::default() },
             shards: Mutex::default(),
