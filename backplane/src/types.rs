@@ -368,6 +368,8 @@ pub struct NodeRecord {
     /// Connections it accepts at most.
     pub capacity: u64,
     pub draining: bool,
+    /// Where routers of its machine hand sockets over to it, as it says it.
+    pub handover: Option<Box<str>>,
 }
 
 /// How long nodes report after they were told that somebody watches.

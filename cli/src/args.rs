@@ -1,7 +1,7 @@
 //! The command line of `tidegate`. Settings are handed on as texts: the configuration checks them, so that a bad
 //! value is reported in one way, whether it comes from a file, a variable or a flag.
 
-use std::{num::NonZeroU32, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use tidegate_gateway::config::{ByteSize, Flag, Sources, UnitError, flags, parse_duration};
@@ -23,6 +23,8 @@ pub(crate) enum Command {
     Gateway(GatewayArgs),
     /// Run a router, which brings each client to its gateway.
     Router(RouterArgs),
+    /// Run a router and gateways on this machine behind one port.
+    Serve(ServeArgs),
     /// Load a deployment and report what it bears.
     Storm(StormArgs),
     /// Say how many connections this machine can hold and what limits it, and try a running deployment.
@@ -49,37 +51,43 @@ pub(crate) struct GatewayArgs {
     pub(crate) check: bool,
     /// Where clients connect [default: 127.0.0.1:8000].
     #[arg(long, value_name = "ADDRESS:PORT")]
-    listen: Option<String>,
+    pub(crate) listen: Option<String>,
     /// Where metrics, health and drain are [default: 127.0.0.1:9000].
     #[arg(long, value_name = "ADDRESS:PORT")]
-    internal: Option<String>,
+    pub(crate) internal: Option<String>,
     /// What carries publications between nodes: memory, or the URL of Redis, Sentinels or a Cluster [default: memory].
     #[arg(long, value_name = "memory|URL")]
-    backplane: Option<String>,
+    pub(crate) backplane: Option<String>,
     /// Name of this node [default: host name and random characters].
     #[arg(long, value_name = "NAME")]
-    node: Option<String>,
+    pub(crate) node: Option<String>,
     /// Where clients and routers reach this node [default: --listen].
     #[arg(long, value_name = "HOST:PORT")]
-    advertise: Option<String>,
+    pub(crate) advertise: Option<String>,
     /// Availability zone of this node.
     #[arg(long, value_name = "NAME")]
-    zone: Option<String>,
+    pub(crate) zone: Option<String>,
     /// Threads that serve connections [default: one per core].
     #[arg(long, value_name = "N")]
-    shards: Option<String>,
+    pub(crate) shards: Option<String>,
     /// How log lines look [default: text].
     #[arg(long, value_name = "text|json")]
-    log_format: Option<String>,
+    pub(crate) log_format: Option<String>,
     /// What is logged [default: info].
     #[arg(long, value_name = "LEVEL")]
-    log_level: Option<String>,
+    pub(crate) log_level: Option<String>,
+    /// Unix socket on which routers of this machine hand clients over [default: they pass bytes on].
+    #[arg(long, value_name = "PATH")]
+    pub(crate) handover_socket: Option<String>,
     /// Development mode: loopback only, API key `dev-key`, anyone may subscribe.
     #[arg(long)]
-    dev: bool,
+    pub(crate) dev: bool,
     /// --dev on every address, for a trial in a container: whoever reaches it may publish and read.
     #[arg(long)]
-    dev_anywhere: bool,
+    pub(crate) dev_anywhere: bool,
+    /// The process that started this one: it ends with it.
+    #[arg(long, hide = true, value_name = "PID")]
+    pub(crate) parent: Option<u32>,
 }
 
 #[derive(Debug, Default, ClapArgs)]
@@ -115,6 +123,49 @@ pub(crate) struct RouterArgs {
     /// Let other routers listen on the same address (SO_REUSEPORT).
     #[arg(long)]
     reuse_port: bool,
+    /// The process that started this one: it ends with it.
+    #[arg(long, hide = true, value_name = "PID")]
+    pub(crate) parent: Option<u32>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ServeArgs {
+    /// Gateways to run; each holds as many connections as a process may have descriptors, less 200.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub(crate) gateways: u16,
+    /// Configuration file of the gateways (TOML); variables that begin with TIDEGATE__ are theirs, too.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Configuration file of the router (TOML).
+    #[arg(long, value_name = "FILE")]
+    pub(crate) router_config: Option<PathBuf>,
+    /// Where clients connect.
+    #[arg(long, default_value = "127.0.0.1:8000", value_name = "ADDRESS:PORT")]
+    pub(crate) listen: SocketAddr,
+    /// Where metrics, health and drain of the router are; those of the gateways are on the ports after it.
+    #[arg(long, default_value = "127.0.0.1:9000", value_name = "ADDRESS:PORT")]
+    pub(crate) internal: SocketAddr,
+    /// URL of the Redis, Sentinels or Cluster that carries publications between the gateways.
+    #[arg(long, value_name = "URL")]
+    pub(crate) backplane: Option<String>,
+    /// What the gateways' names begin with [default: host name and random characters].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node: Option<String>,
+    /// What places a client: query:NAME, header:NAME, cookie:NAME, path or client-ip [default: query:key].
+    #[arg(long, value_name = "RULE")]
+    pub(crate) key: Option<String>,
+    /// Threads that serve connections, of each gateway [default: cores / gateways].
+    #[arg(long, value_name = "N")]
+    pub(crate) shards: Option<String>,
+    /// How log lines look [default: text].
+    #[arg(long, value_name = "text|json")]
+    pub(crate) log_format: Option<String>,
+    /// What is logged [default: info].
+    #[arg(long, value_name = "LEVEL")]
+    pub(crate) log_level: Option<String>,
+    /// Development mode of the gateways: API key `dev-key`, anyone may subscribe.
+    #[arg(long)]
+    pub(crate) dev: bool,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -281,6 +332,7 @@ impl GatewayArgs {
             (flags::SHARDS, self.shards),
             (flags::LOG_FORMAT, self.log_format),
             (flags::LOG_LEVEL, self.log_level),
+            (flags::HANDOVER_SOCKET, self.handover_socket),
             // Absent is not `false`: the file may say `dev = true`.
             (flags::DEV, (self.dev || anywhere).then(|| "true".to_owned())),
             (flags::DEV_ANYWHERE, anywhere.then(|| "true".to_owned())),

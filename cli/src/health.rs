@@ -73,6 +73,7 @@ fn found(proc: &Path) -> Result<Found, HealthError> {
         let address = match command {
             Command::Gateway(args) => Config::load(&args.into_sources()).map(|config| config.internal),
             Command::Router(args) => RouterConfig::load(&args.into_sources()).map(|config| config.internal),
+            Command::Serve(args) => Ok(args.internal),
             Command::Storm(_) => return Ok(Found::WithoutPort),
             _ => continue,
         };
@@ -136,6 +137,7 @@ mod tests {
         check(&[(1, &line("gateway --internal 0.0.0.0:9000"))], Ok("127.0.0.1:9000"));
         check(&[(1, &line("router --internal [::]:9081"))], Ok("[::1]:9081"));
         check(&[(1, &line("router"))], Ok("127.0.0.1:9080"));
+        check(&[(1, &line("serve --gateways 4 --internal 0.0.0.0:9100"))], Ok("127.0.0.1:9100"));
         check(&[(1, entry)], Ok("127.0.0.1:9000"));
         check(&[(1, "/sbin/docker-init -- x"), (7, &line("gateway --dev-anywhere"))], Ok("127.0.0.1:9000"));
         check(&[(1, &line("storm http://router:8080"))], Ok("storm"));

@@ -5,6 +5,7 @@ mod check;
 mod health;
 mod init;
 mod relay;
+mod serve;
 mod token;
 mod top;
 
@@ -27,6 +28,7 @@ use tidegate_gateway::{
     server::{self, Server, StartError},
 };
 use tidegate_ops::{
+    children,
     config::{Loader, without_passwords},
     descriptors, log,
 };
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
     let outcome = match Args::parse().into_command() {
         Command::Gateway(args) => gateway(args),
         Command::Router(args) => run_router(args),
+        Command::Serve(args) => serve::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Storm(args) => run_storm(&args),
         Command::Doctor(args) => doctor(args),
         Command::Check(args) => run_check(&args),
@@ -90,6 +93,7 @@ impl Failure {
 
 fn gateway(args: GatewayArgs) -> Result<ExitCode, Failure> {
     let check = args.check;
+    end_with(args.parent)?;
     descriptors::raise_limit();
     let sources = args.into_sources();
     let config = Config::load(&sources).map_err(|error| Failure::start(&error))?;
@@ -126,6 +130,7 @@ fn gateway(args: GatewayArgs) -> Result<ExitCode, Failure> {
 
 fn run_router(args: RouterArgs) -> Result<ExitCode, Failure> {
     let check = args.check;
+    end_with(args.parent)?;
     descriptors::raise_limit();
     let sources = args.into_sources();
     let config = router::Config::load(&sources).map_err(|error| Failure::start(&error))?;
@@ -144,6 +149,11 @@ fn run_router(args: RouterArgs) -> Result<ExitCode, Failure> {
         Err(error) if error.is_refusal() => Err(Failure::start(&error)),
         Err(error) => Err(Failure::run(&error)),
     }
+}
+
+/// A child of `serve` ends with it.
+fn end_with(parent: Option<u32>) -> Result<(), Failure> {
+    parent.map_or(Ok(()), children::end_with).map_err(|error| Failure::run(&error))
 }
 
 /// Nobody may be reading: a closed pipe must not stop a server.

@@ -128,6 +128,8 @@ pub(crate) struct NodeMetrics {
     pub instructions: Counters<Instructed>,
     /// Handshakes that end at the door, before they are a connection of a shard.
     pub handshakes: Counters<HandshakeResult>,
+    /// Connections taken over from routers of this machine.
+    pub handovers: Counter,
 }
 
 /// What the HTTP side counts.
@@ -152,6 +154,7 @@ impl Metrics {
                 publishes_local: Counter::default(),
                 instructions: Counters::default(),
                 handshakes: Counters::default(),
+                handovers: Counter::default(),
             },
             http: HttpMetrics { publish_requests: Counters::default() },
             shards: Mutex::default(),

@@ -20,6 +20,7 @@ use tidegate_backplane::{Epoch, RedisStartError, Sink};
 use tidegate_ops::{
     config::Loader,
     edge::Edge,
+    handover::{Doorway, DoorwayError},
     http::{Patience, QUIET_MAX},
     listener::{ACCEPT_BACKLOG, ListenError, listen},
     probes,
@@ -42,7 +43,10 @@ use crate::{
     auth::{ApiKeys, Authenticator, Origins},
     config::{Config, ConfigError},
     console::{Console, reporter},
-    edge::door::{Dealer, Doorkeeper, ShardDoor},
+    edge::{
+        door::{Dealer, Doorkeeper, ShardDoor},
+        handover,
+    },
     hooks::Hooks,
     http::{HttpContext, PublicService, internal_router, serve::HttpServer},
     hub::Hub,
@@ -64,6 +68,8 @@ pub enum StartError {
     #[error(transparent)]
     Listen(#[from] ListenError),
     #[error(transparent)]
+    Doorway(#[from] DoorwayError),
+    #[error(transparent)]
     Redis(#[from] RedisStartError),
     #[error("cannot set up {part}: {source}")]
     System { part: &'static str, source: io::Error },
@@ -77,7 +83,7 @@ impl StartError {
     /// What the process exits with: [`ConfigError::EXIT_CODE`] where the operator has something to mend.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Listen(_) | Self::Redis(_) => ConfigError::EXIT_CODE,
+            Self::Config(_) | Self::Listen(_) | Self::Doorway(_) | Self::Redis(_) => ConfigError::EXIT_CODE,
             Self::System { .. } | Self::ShardFailed { .. } => 1,
         }
     }
@@ -92,6 +98,7 @@ pub struct Server {
     listen: SocketAddr,
     public: StdTcpListener,
     internal: StdTcpListener,
+    doorway: Option<Doorway>,
     public_address: SocketAddr,
     internal_address: SocketAddr,
 }
@@ -113,7 +120,7 @@ pub fn check(config: &Config) -> Result<(), ConfigError> {
 }
 
 impl Server {
-    /// Binds both ports.
+    /// Binds both ports, and the socket for hand-overs if there is one.
     pub fn bind(mut config: Config) -> Result<Self, StartError> {
         let public = listen(config.listen, "listen")?;
         let internal = listen(config.internal, "internal")?;
@@ -123,8 +130,9 @@ impl Server {
         let (public_address, internal_address) = (address(&public)?, address(&internal)?);
         // A port that the kernel chose (0) is the one that other nodes are told.
         let listen = std::mem::replace(&mut config.listen, public_address);
+        let doorway = config.handover.socket.as_deref().map(Doorway::bind).transpose()?;
         let config = Arc::new(config);
-        Ok(Self { config, load: None, listen, public, internal, public_address, internal_address })
+        Ok(Self { config, load: None, listen, public, internal, doorway, public_address, internal_address })
     }
 
     /// How the configuration is read again on SIGHUP. Without it only the files are that it names.
@@ -160,6 +168,10 @@ impl Server {
         });
         let shards = parts.start_shards(self.public)?;
         let node = Arc::clone(&parts.shared.node);
+        if let Some(doorway) = self.doorway {
+            node.handover.get_or_init(|| doorway.place().to_string().into());
+            runtime.spawn(handover::run(doorway, Arc::clone(&parts.doorkeeper), Arc::clone(&node)));
+        }
         runtime.spawn(housekeeping(Arc::clone(&node), parts.carrier.clone()));
         runtime.spawn(reporter::run(Arc::clone(&node), Arc::clone(&parts.shared.metrics)));
         let authenticator = Arc::clone(&parts.shared.authenticator);

@@ -7,13 +7,17 @@
 //! - [`edge`], [`tls`], [`trust`]: what comes before a client's first request; certificates of a listening port;
 //!   which proxies may say who a client is
 //! - [`http`]: the socket between hyper and the kernel, where each request head is judged
-//! - [`listener`], [`descriptors`]: what the process takes from the operating system
+//! - [`listener`], [`descriptors`]: what the process takes from the operating system; [`handover`]: sockets that it gives
+//!   to, or takes from, another process of this machine
+//! - [`children`]: programs that one process starts, keeps running and stops
 //! - [`budget`]: rates, of a connection, of an address, of all; [`stopping`], [`sweep`]: being told to stop, and closing everyone evenly
 
 pub mod budget;
+pub mod children;
 pub mod config;
 pub mod descriptors;
 pub mod edge;
+pub mod handover;
 pub mod hosts;
 pub mod http;
 pub mod listener;

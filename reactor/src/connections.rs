@@ -17,6 +17,7 @@ use std::{
     collections::VecDeque,
     io,
     net::{SocketAddr, TcpStream as StdTcpStream},
+    os::fd::{AsFd, BorrowedFd},
 };
 
 use bytes::Bytes;
@@ -180,6 +181,11 @@ impl<C> Connections<C> {
     /// State of the connection in a slot; like [`get_mut`](Self::get_mut), for who keeps slots.
     pub fn in_slot_mut(&mut self, slot: u32) -> Option<&mut C> {
         self.entries.get_mut(slot).map(|entry| &mut entry.connection)
+    }
+
+    /// Its descriptor, for what only the kernel and its owner know to do with it. `None` before it has one.
+    pub fn socket(&self, id: ConnectionId) -> Option<BorrowedFd<'_>> {
+        self.entry(id)?.socket.as_ref().map(AsFd::as_fd)
     }
 
     /// The other end of its socket, asked of the kernel.

@@ -5,6 +5,7 @@
 use std::{
     fmt,
     net::SocketAddr,
+    path::Path,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed},
@@ -42,6 +43,8 @@ pub struct Observed {
     pub connections: Option<u64>,
     /// Connections that it takes at most. `None`: this source does not know.
     pub capacity: Option<u64>,
+    /// Where it takes sockets over, if it is on this machine and does.
+    pub handover: Option<Box<Path>>,
 }
 
 /// A node. Stays the same while members come and go, as long as its name is among them.
@@ -78,6 +81,8 @@ pub struct Location {
     /// `HOST:PORT`, as the source said.
     pub address: Box<str>,
     pub socket: SocketAddr,
+    /// Where sockets are handed over to it.
+    pub handover: Option<Box<Path>>,
 }
 
 /// Told each node that is no longer a member, or is lost; called without locks of the chooser that a choice
@@ -433,6 +438,11 @@ impl Claim {
         }
     }
 
+    /// The client is the node's own from now on: its next report has it.
+    pub fn handed_over(self) {
+        self.0.note_assigned();
+    }
+
     /// The node refused the connection, or did not answer in time: it is tried last for a while. What failed beside a
     /// failure that was counted, `asked` before it, is the same failure.
     pub fn refused(self, asked: Instant, now: Instant) {
@@ -463,7 +473,11 @@ impl Drop for Claim {
 
 impl Location {
     fn of(observed: &Observed) -> Self {
-        Self { address: observed.member.address.clone(), socket: observed.socket }
+        Self {
+            address: observed.member.address.clone(),
+            socket: observed.socket,
+            handover: observed.handover.clone(),
+        }
     }
 }
 

@@ -87,6 +87,9 @@ section! {
         /// Whether each begins with a PROXY protocol header, version 2, that names the client. For gateways with
         /// `proxy_protocol`, which then need no `trusted_proxies`. Health checks of their public port have one too.
         proxy_protocol: bool = false;
+        /// Whether clients are handed over to gateways of this machine that take them (`handover.socket` of a gateway): then
+        /// no byte goes through the router. Clients whose TLS ends here are not.
+        handover: bool = true;
         /// Attempts at another gateway for 100 clients, where the first one failed or was full: when many gateways
         /// fail, asking again and again would bring down those that are left.
         retries_percent: u32 = 20;

@@ -261,6 +261,7 @@ fn options(config: &Config) -> proxy::Options {
         key: config.key.clone(),
         shards: config.shards.get(),
         proxy_protocol_to_nodes: config.upstream.proxy_protocol,
+        handover: config.upstream.handover,
         connections_max: limits.connections.into(),
         head_bytes_max: limits.head_bytes.bytes(),
         head_timeout: limits.handshake_timeout,

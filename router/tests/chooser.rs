@@ -26,6 +26,7 @@ fn observed(name: &str, connections: Option<u64>) -> Observed {
         socket: "127.0.0.1:8000".parse().unwrap(),
         connections,
         capacity: None,
+        handover: None,
     }
 }
 

@@ -6,7 +6,7 @@
 //! joins, inflates ([`deflate`]) and validates in place. What goes out is encoded once by [`frame`] (WebSocket) or
 //! [`sse`] (event streams) around what [`raw`], [`pusher`] or [`centrifuge`] say, and shared by every connection it is for.
 //! Answers that are not a protocol switch are written by [`http_answer`]. Before all of it a proxy may say who the
-//! client is ([`proxy_v2`]).
+//! client is ([`proxy_v2`]); a router on the same machine hands its socket over ([`handover`]).
 //!
 //! Nothing here opens a socket, reads a clock or draws randomness, and nothing here trusts a length it was told.
 
@@ -17,6 +17,7 @@ pub mod decoder;
 pub mod deflate;
 pub mod frame;
 pub mod framing;
+pub mod handover;
 pub mod head;
 pub mod http_answer;
 pub mod proxy_v2;

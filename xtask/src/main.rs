@@ -13,6 +13,7 @@ mod dist;
 mod faults;
 mod fuzz;
 mod k8s;
+mod million;
 mod prepare;
 mod test;
 mod workspace;
@@ -54,6 +55,8 @@ enum Task {
     Dashboards,
     /// Make what comes of the chart, the configuration's pages and deploy/: schema, tables, k8s/
     K8s(k8s::Options),
+    /// Open a million WebSockets on this machine behind one port, and reach all of them
+    Million(million::Options),
     /// Fuzz one decoder, or each for a while
     Fuzz(fuzz::Options),
 }
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
         Task::Faults(options) => faults::run(&workspace, &options),
         Task::Dashboards => dashboards::run(&workspace),
         Task::K8s(options) => k8s::run(&workspace, &options),
+        Task::Million(options) => million::run(&workspace, &options),
         Task::Fuzz(options) => fuzz::run(&workspace, &options),
     });
     match outcome {

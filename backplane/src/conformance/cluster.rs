@@ -82,6 +82,7 @@ pub(super) fn record(prefix: &str, name: &str) -> NodeRecord {
         connections: 1,
         capacity: 20_000,
         draining: false,
+        handover: Some("m:1:2:/h".into()),
     }
 }
 

@@ -80,6 +80,8 @@ struct StoredRecord {
     connections: u64,
     capacity: u64,
     draining: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    handover: Option<Box<str>>,
 }
 
 impl Registry {
@@ -336,8 +338,9 @@ impl std::fmt::Debug for Registry {
 }
 
 fn encode(record: &NodeRecord) -> Result<Vec<u8>, BackplaneError> {
-    let NodeRecord { name: _, address, zone, version, connections, capacity, draining } = record.clone();
-    let stored = StoredRecord { address, zone, version, connections, capacity, draining };
+    let NodeRecord { name: _, address, zone, version, connections, capacity, draining, handover } =
+        record.clone();
+    let stored = StoredRecord { address, zone, version, connections, capacity, draining, handover };
     serde_json::to_vec(&stored).map_err(|error| BackplaneError::Refused(error.to_string().into()))
 }
 
@@ -350,7 +353,7 @@ pub(crate) fn read(name: Vec<u8>, held: &[u8], counts: impl Fn(u64) -> bool) -> 
 }
 
 fn decode(name: Box<str>, bytes: &[u8]) -> serde_json::Result<NodeRecord> {
-    let StoredRecord { address, zone, version, connections, capacity, draining } =
+    let StoredRecord { address, zone, version, connections, capacity, draining, handover } =
         serde_json::from_slice(bytes)?;
-    Ok(NodeRecord { name, address, zone, version, connections, capacity, draining })
+    Ok(NodeRecord { name, address, zone, version, connections, capacity, draining, handover })
 }

@@ -14,6 +14,20 @@ pub const DEV_ANYWHERE: Flag = Flag { name: "--dev-anywhere", key: "dev_anywhere
 pub const LOG_FORMAT: Flag = Flag { name: "--log-format", key: "log.format" };
 pub const LOG_LEVEL: Flag = Flag { name: "--log-level", key: "log.level" };
 
+pub const HANDOVER_SOCKET: Flag = Flag { name: "--handover-socket", key: "handover.socket" };
+
 /// All of them.
-pub const ALL: [Flag; 11] =
-    [LISTEN, INTERNAL, NODE, ADVERTISE, ZONE, SHARDS, BACKPLANE, DEV, DEV_ANYWHERE, LOG_FORMAT, LOG_LEVEL];
+pub const ALL: [Flag; 12] = [
+    LISTEN,
+    INTERNAL,
+    NODE,
+    ADVERTISE,
+    ZONE,
+    SHARDS,
+    BACKPLANE,
+    DEV,
+    DEV_ANYWHERE,
+    LOG_FORMAT,
+    LOG_LEVEL,
+    HANDOVER_SOCKET,
+];

@@ -42,8 +42,8 @@ pub use pattern::{PATTERN_BYTES_MAX, Pattern, PatternError};
 pub use redis::{BackplaneUrl, Redis, RedisAddress, RedisPrefix, Replicas};
 pub use reference::reference;
 pub use sections::{
-    BackplaneAway, ClientPublish, ClientRead, Drain, Heartbeat, JoinLeave, Limits, Namespace, Namespaces,
-    RecoveryMode, SlowReader, UntoldGap,
+    BackplaneAway, ClientPublish, ClientRead, Drain, Handover, Heartbeat, JoinLeave, Limits, Namespace,
+    Namespaces, RecoveryMode, SlowReader, UntoldGap,
 };
 pub use tidegate_ops::{
     config::{
@@ -112,6 +112,8 @@ section! {
         limits: Limits = Limits::default();
         /// See `heartbeat.*`.
         heartbeat: Heartbeat = Heartbeat::default();
+        /// See `handover.*`.
+        handover: Handover = Handover::default();
         /// See `drain.*`.
         drain: Drain = Drain::default();
         /// See `log.*`.
@@ -289,6 +291,7 @@ impl Config {
         self.tls.server()?;
         self.internal_access()?;
         self.check_dev()?;
+        self.check_handover()?;
         self.check_limits()?;
         self.check_times()?;
         self.check_history()?;
@@ -307,6 +310,18 @@ impl Config {
                 rule: "--dev has fixed credentials and listens on loopback addresses only (for a trial in a container: --dev-anywhere)",
             }),
             None => Ok(()),
+        }
+    }
+
+    /// A router that hands a socket over has read the request: it is not within a session of this node.
+    fn check_handover(&self) -> Result<(), ConfigError> {
+        match self.handover.socket.is_some() && self.tls.is_on() {
+            true => Err(ConfigError::Contradiction {
+                key: "handover.socket".into(),
+                other: "tls.cert_file".into(),
+                rule: "where routers hand sockets over, they end TLS and this node does not",
+            }),
+            false => Ok(()),
         }
     }
 

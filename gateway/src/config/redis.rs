@@ -66,6 +66,20 @@ const SCHEMES: [&str; 7] =
 /// The lease is renewed ten times in its time; a server that is slow for a moment must not end it.
 const LEASE_MIN: Duration = Duration::from_secs(1);
 
+impl std::fmt::Display for RedisPrefix {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl RedisAddress {
+    /// The URL. Whoever calls this keeps it out of logs and errors.
+    pub fn expose(&self) -> std::borrow::Cow<'_, str> {
+        // It was made from a text.
+        String::from_utf8_lossy(self.0.expose())
+    }
+}
+
 impl Setting for BackplaneUrl {
     const EXPECTED: &'static str = r#""memory", or a URL such as "redis://h:6379", "redis-sentinel://s1,s2/NAME" or "redis-cluster://a,b""#;
 
@@ -161,8 +175,7 @@ impl Redis {
     }
 
     fn url(&self, address: &RedisAddress) -> Result<RedisUrl, ConfigError> {
-        // It was made from a text.
-        let text = String::from_utf8_lossy(address.0.expose());
+        let text = address.expose();
         let text = match &self.password_file {
             None => text.into_owned(),
             Some(path) => {

@@ -111,6 +111,16 @@ impl Limits {
 }
 
 section! {
+    /// Routers of this machine.
+    Handover {
+        /// Path of a Unix socket on which this node takes clients' sockets over from routers of the same machine and user,
+        /// so that no byte goes through the router: it is announced in the registry, so the backplane must be a Redis. The
+        /// directory must exist; the path has at most 107 bytes. Without it, routers pass bytes on.
+        socket: Option<PathBuf> = None;
+    }
+}
+
+section! {
     /// Finding connections that died without a word.
     Heartbeat {
         /// A connection that was silent for so long is pinged. 25 s stays under the 30 s after which the

@@ -19,6 +19,7 @@ fn record(name: &str, connections: u64) -> NodeRecord {
         connections,
         capacity: 1000,
         draining: false,
+        handover: None,
     }
 }
 

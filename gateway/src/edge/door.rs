@@ -18,7 +18,7 @@ use tidegate_ops::{
 use tidegate_reactor::Mail;
 
 use crate::{
-    admission::{AddressKey, Front},
+    admission::{AddressKey, Front, Over},
     metrics::{HandshakeResult, Metrics},
     session::{Session, core::ShardMailbox},
 };
@@ -78,10 +78,15 @@ impl Dealer {
 
     /// Gives a connection of HTTP, which has its place in the limits, to a shard, with what was `read` from it.
     pub(crate) fn deal(&self, socket: TcpStream, read: Bytes, address: AddressKey, preamble: Preamble) {
+        self.spread(socket, read, Session::new(address, self.now_ms(), None, preamble));
+    }
+
+    /// Gives a connection that came in at no shard to one of them, with what was `read` from it.
+    pub(crate) fn spread(&self, socket: TcpStream, read: Bytes, connection: Session) {
         let next = (self.last.load(Ordering::Relaxed) + 1) % self.shards.len();
         let shard = self.choose(next);
         self.last.store(shard, Ordering::Relaxed);
-        self.send(shard, socket, read, Session::new(address, self.now_ms(), None, preamble));
+        self.send(shard, socket, read, connection);
     }
 
     /// A connection that came in at a shard, with its place in the limits: it is given back, or has gone to another shard.
@@ -162,6 +167,21 @@ impl Doorkeeper {
         };
         let connection = Session::new(key, self.dealer.now_ms(), over, self.edge.preamble());
         self.dealer.keep(shard, socket, connection)
+    }
+
+    /// A router offers a connection of a client that it names. `None`: this node is full, and another one may not be.
+    pub(crate) fn take_offered(&self, client: IpAddr) -> Option<Session> {
+        let client = client.to_canonical();
+        let admitted = match self.edge.trust.covers(client) {
+            true => self.front.admit_unnamed(),
+            false => self.front.admit(client),
+        };
+        let (key, over) = match admitted {
+            Ok(key) => (key, None),
+            Err(Over::Node) => return None,
+            Err(over) => (self.front.turn_away()?, Some(over)),
+        };
+        Some(Session::new(key, self.dealer.now_ms(), over, Preamble::None))
     }
 
     /// There was no descriptor for a connection but the spare one, or not even that.

@@ -41,6 +41,7 @@ fn connections(page: &mut Page<'_>, metrics: &Metrics, shards: &[Arc<ShardMetric
     page.counters("protocol_errors", "WebSocket frames that broke the protocol, by error.", errors)?;
     let handshakes = shards.iter().map(|shard| &shard.handshakes).chain([&node.handshakes]);
     page.counters("handshakes", "Handshakes that ended, by result.", handshakes)?;
+    page.counter("handovers", "Connections taken over from routers of this machine.", node.handovers.get())?;
     let seconds = shards.iter().map(|shard| &shard.handshake_seconds);
     page.histogram(
         "handshake_seconds",

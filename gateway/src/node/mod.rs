@@ -16,7 +16,7 @@ pub(crate) mod watching;
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
 };
@@ -107,6 +107,8 @@ pub(crate) struct Node {
     shards_failed: AtomicU64,
     /// Clients that a drain has sent away and that are still present.
     moves: TaskTracker,
+    /// Where routers of this machine hand sockets over.
+    pub(crate) handover: OnceLock<Box<str>>,
 }
 
 impl Node {
@@ -133,6 +135,7 @@ impl Node {
             registry_refusal: Mutex::default(),
             shards_failed: AtomicU64::new(0),
             moves: TaskTracker::new(),
+            handover: OnceLock::new(),
         }
     }
 
@@ -340,6 +343,7 @@ impl Node {
             connections: self.connections(),
             capacity: self.front.connections_max(),
             draining: self.stage() > Stage::Serving,
+            handover: self.handover.get().cloned(),
         }
     }
 }

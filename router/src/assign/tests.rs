@@ -41,6 +41,7 @@ fn members() -> Vec<Observed> {
             capacity: None,
             socket: "127.0.0.1:8000".parse().unwrap(),
             connections: Some(0),
+            handover: None,
         })
         .into()
 }

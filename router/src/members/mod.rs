@@ -18,7 +18,7 @@ mod names;
 mod registry;
 mod setting;
 
-use std::{collections::HashMap, net::SocketAddr, num::NonZeroU32, sync::Arc, time::Duration};
+use std::{collections::HashMap, net::SocketAddr, num::NonZeroU32, path::Path, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream};
 use tidegate_backplane::{BackplaneError, ReadNodes};
@@ -69,6 +69,7 @@ struct Place {
     weight: u64,
     connections: Option<u64>,
     capacity: Option<u64>,
+    handover: Option<Box<Path>>,
 }
 
 /// Why a round brought no news.
@@ -331,6 +332,7 @@ impl Place {
             socket: self.socket,
             connections: self.connections,
             capacity: self.capacity,
+            handover: self.handover.clone(),
         }
     }
 }
@@ -342,6 +344,7 @@ fn of_listed(node: &Listed, draining: bool) -> membership::Listed<Place> {
         weight: node.weight.into(),
         connections: None,
         capacity: None,
+        handover: None,
     };
     membership::Listed { name: node.name.clone(), data, draining, renewed: true }
 }

@@ -16,7 +16,8 @@ use tidegate_ops::{
 use tidegate_reactor::{Closed, ConnectionId, Connections, Counters, Driver, Tick, Turn};
 
 use super::{
-    Shared,
+    ConnectResult, Shared,
+    handover::Lines,
     link::{End, Link, Phase},
     metrics::{CutReason, Direction, ProxyMetrics, RefusalReason},
 };
@@ -47,6 +48,8 @@ pub(super) struct ProxyDriver {
     pub(super) scratch: Vec<u8>,
     pub(super) without_header: Seldom,
     pub(super) loops: Seldom,
+    pub(super) lineless: Seldom,
+    pub(super) lines: Lines,
     /// What was exported of the reactor's counters.
     exported: Counters,
 }
@@ -69,6 +72,8 @@ impl ProxyDriver {
             scratch: Vec::new(),
             without_header: Seldom::default(),
             loops: Seldom::default(),
+            lineless: Seldom::default(),
+            lines: Lines::default(),
             exported: Counters::default(),
         }
     }
@@ -83,6 +88,7 @@ impl ProxyDriver {
     }
 
     fn begin_cut(&mut self, links: &mut Links, node: &Arc<Node>) {
+        self.shut_line(links, node.id(), ConnectResult::Removed);
         let by = links.now().after(LAST_WORDS);
         for slot in 0..links.slots() {
             let Some(id) = links.in_slot(slot) else { continue };
@@ -185,6 +191,7 @@ impl Driver for ProxyDriver {
                 let client = *client;
                 self.relay(links, client, id, bytes);
             }
+            Phase::Line => self.read_answers(links, id, bytes),
             // A client is not read while it waits; what it says after its end was decided is not heard.
             Phase::Waiting(_) | Phase::Leaving { .. } => {
                 self.metrics.bytes.add(Direction::Ignored, bytes.len() as u64);
@@ -224,7 +231,8 @@ impl Driver for ProxyDriver {
                 links.close(id);
             }
             Some(Phase::Relaying { .. }) => links.close(id),
-            Some(Phase::Waiting(_)) | None => {}
+            Some(Phase::Waiting(_)) => self.time_out_offer(links, id),
+            Some(Phase::Line) | None => {}
         }
     }
 
@@ -258,6 +266,11 @@ impl Driver for ProxyDriver {
             }
             Phase::Relaying { client, .. } => self.leave(links, client),
             Phase::Piped(pipe) => self.part(links, id, pipe.peer),
+            Phase::Line => {
+                if let End::Line(node) = link.end {
+                    self.line_closed(links, node, id);
+                }
+            }
         }
     }
 

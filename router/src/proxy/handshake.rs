@@ -91,7 +91,7 @@ impl ProxyDriver {
                 let limited = |retry_after| Refusal::RateLimit { retry_after };
                 let client = request::client_address(head, ends.source, &self.shared.edge.trust);
                 self.shared.door.take_handshake(ends.source.ip(), client.ip()).map_err(limited)?;
-                let attempt = self.plan(head, kind, ends, &received[head.len..]);
+                let attempt = self.plan(head, kind, ends, received);
                 self.begin(links, id, attempt);
                 Ok(())
             }
@@ -99,7 +99,7 @@ impl ProxyDriver {
     }
 
     /// Where the request may go, and what is sent there.
-    fn plan(&self, head: &RequestHead<'_>, kind: Kind, ends: Addresses, early: &[u8]) -> Attempt {
+    fn plan(&self, head: &RequestHead<'_>, kind: Kind, ends: Addresses, received: &[u8]) -> Attempt {
         let edge = &self.shared.edge;
         let peer = ends.source;
         let trust = &edge.trust;
@@ -123,7 +123,10 @@ impl ProxyDriver {
             kind,
             page: if kind == Kind::Stream { request::page_of(head) } else { None },
             request,
-            early: early.to_vec(),
+            ends,
+            received: received.to_vec(),
+            head_len: head.len,
+            line: None,
             candidates,
             next: None,
             tried: 0,
@@ -152,7 +155,7 @@ impl ProxyDriver {
     }
 
     /// Asks the next node in the client's order.
-    fn try_next(&mut self, links: &mut Links, client: ConnectionId) {
+    pub(super) fn try_next(&mut self, links: &mut Links, client: ConnectionId) {
         loop {
             let Some(Phase::Waiting(attempt)) = links.get_mut(client).map(|link| &mut link.phase) else {
                 return;
@@ -169,6 +172,9 @@ impl ProxyDriver {
             attempt.tried += 1;
             attempt.asked = Instant::now();
             let (address, asked) = (node.socket(), attempt.asked);
+            if self.hand_over(links, client, &node) {
+                return;
+            }
             match links.connect(address, Link::node(node.claim(asked), client)) {
                 Ok(id) => {
                     links.set_timer(id, links.now().after(self.shared.options.connect_timeout));
@@ -424,6 +430,11 @@ impl ProxyDriver {
 }
 
 impl Attempt {
+    /// What came after the head.
+    pub(super) fn early(&self) -> &[u8] {
+        self.received.get(self.head_len..).unwrap_or_default()
+    }
+
     /// The next node to ask, as long as asking goes on.
     fn next_node(&mut self, retries: &RetryBudget) -> Result<Arc<Node>, Refusal> {
         if self.tried >= ATTEMPTS_MAX {
@@ -441,7 +452,7 @@ impl End {
     /// What comes from it goes there.
     pub(super) fn direction(&self) -> Direction {
         match self {
-            Self::Client => Direction::ToNodes,
+            Self::Client | Self::Line(_) => Direction::ToNodes,
             Self::Node(_) => Direction::ToClients,
         }
     }

@@ -4,6 +4,7 @@
 //! client   Head ──► Waiting ──► Piped ──► Leaving        node   Awaiting ──► Piped ──► Leaving
 //!            └─► handed to HTTP    │         ▲                      └─► Relaying ──────┘
 //!            └─────────► refused ──┴─────────┘
+//!                  └─► handed over                            line   Line
 //! ```
 
 use std::{sync::Arc, time::Instant};
@@ -31,6 +32,8 @@ pub(super) enum End {
     Client,
     /// Its place on the node is given back with it.
     Node(Claim),
+    /// A line to the node of this number, which carries sockets and no bytes of clients.
+    Line(u32),
 }
 
 #[derive(Debug)]
@@ -45,6 +48,8 @@ pub(super) enum Phase {
     Relaying { client: ConnectionId, left: BodyLeft },
     /// One end of a pair.
     Piped(Pipe),
+    /// A line.
+    Line,
     /// It was told all that it is told, or is about to be. The node that is still relayed, if there is one.
     Leaving { node: Option<ConnectionId> },
 }
@@ -67,11 +72,16 @@ pub(super) struct Attempt {
     pub(super) kind: Kind,
     /// The page that asks for a stream.
     pub(super) page: Option<Box<str>>,
-    /// What the node is sent.
+    /// What the node is sent, where bytes go through this router.
     pub(super) request: Vec<u8>,
-    /// What came after the head. A node gets it only when it has switched protocols: before that it would be another
-    /// request.
-    pub(super) early: Vec<u8>,
+    /// Who asks and where it connected to.
+    pub(super) ends: Addresses,
+    /// What was read: the head and what came after it. A node that gets the socket gets all of it. Another one gets what
+    /// came after the head only when it has switched protocols: before that it would be another request.
+    pub(super) received: Vec<u8>,
+    pub(super) head_len: usize,
+    /// The node to whose line it was given, and that has not answered.
+    pub(super) line: Option<u32>,
     /// Nodes not tried yet.
     pub(super) candidates: Candidates,
     /// The node to be asked when the one that is asked has ended.
@@ -122,6 +132,10 @@ impl Link {
     pub(super) fn client(ends: Addresses, over: bool, preamble: Preamble) -> Self {
         let head = Head { ends, preamble, received: Vec::new(), over };
         Self { end: End::Client, phase: Phase::Head(Box::new(head)) }
+    }
+
+    pub(super) fn line(node: u32) -> Self {
+        Self { end: End::Line(node), phase: Phase::Line }
     }
 
     pub(super) fn node(claim: Claim, client: ConnectionId) -> Self {

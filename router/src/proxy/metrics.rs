@@ -53,6 +53,8 @@ label!(
         Lack = "lack",
         /// It left the members meanwhile.
         Removed = "removed",
+        /// It has taken the client's socket over.
+        HandedOver = "handed_over",
     }
 );
 
@@ -64,6 +66,18 @@ label!(
         /// It refused connections a moment ago.
         Avoided = "avoided",
         /// It failed this client.
+        Failed = "failed",
+    }
+);
+
+label!(
+    /// Why a client of a gateway on this machine goes through this router.
+    HandoverMiss, "reason", {
+        /// Its TLS session is here.
+        Tls = "tls",
+        /// Nothing answers on the gateway's socket, or not this user.
+        Unreachable = "unreachable",
+        /// The gateway ended before it had answered, or the kernel refused to send the socket.
         Failed = "failed",
     }
 );
@@ -101,6 +115,7 @@ pub struct ProxyMetrics {
     pub refusals: Counters<RefusalReason>,
     pub connects: Counters<ConnectResult>,
     pub fallbacks: Counters<Fallback>,
+    pub handover_misses: Counters<HandoverMiss>,
     pub bytes: Counters<Direction>,
     pub cuts: Counters<CutReason>,
     pub tls_handshakes: Counters<TlsHandshake>,
@@ -132,6 +147,11 @@ impl ProxyMetrics {
             "fallbacks",
             "Clients not brought to the first node of their key.",
             each().map(|group| &group.fallbacks),
+        )?;
+        page.counters(
+            "handover_misses",
+            "Clients of gateways on this machine that were not handed over to them.",
+            each().map(|group| &group.handover_misses),
         )?;
         page.counters("bytes", "Bytes passed on.", each().map(|group| &group.bytes))?;
         page.counters("cuts", "Clients closed by the router.", each().map(|group| &group.cuts))?;

@@ -5,8 +5,9 @@
 //!                                                              │ request   head → node → head to forward
 //!                    ┌── Upgrade, event stream ────────────────┤ handshake connect, retry, the node's answer
 //!                    ▼                                         │ pair      bytes, ends, pauses
-//!          two slab entries of one shard                       └── any other request: http (hyper, on Tokio),
-//!                                                                   and back with the first that is none of its
+//!          two slab entries of one shard                       ├── any other request: http (hyper, on Tokio),
+//!                                                              │    and back with the first that is none of its
+//!                                                              └── handover  the socket goes to a gateway of this machine
 //! ```
 //!
 //! An idle pair owns two slab entries: no task, no timer object, no buffer, no queue. `docs/adr/0010` says how bytes
@@ -16,6 +17,7 @@ mod answer;
 mod budget;
 mod door;
 mod driver;
+mod handover;
 mod handshake;
 mod http;
 mod link;
@@ -43,7 +45,9 @@ use tidegate_ops::{budget::Rate, edge::Edge, metrics::Page};
 use tidegate_reactor::{Listener, Mail, Mailbox, Shard};
 use tokio::runtime::Handle;
 
-pub use self::metrics::{ConnectResult, CutReason, Direction, Fallback, ProxyMetrics, RefusalReason};
+pub use self::metrics::{
+    ConnectResult, CutReason, Direction, Fallback, HandoverMiss, ProxyMetrics, RefusalReason,
+};
 use self::{
     door::{Door, ShardDoor},
     driver::{Command, ProxyDriver},
@@ -68,6 +72,8 @@ pub struct Options {
     pub head_timeout: Duration,
     /// Connections to nodes begin with a PROXY protocol header that names the client.
     pub proxy_protocol_to_nodes: bool,
+    /// Clients are handed over to gateways of this machine that take them.
+    pub handover: bool,
     /// Until a node has taken the connection.
     pub connect_timeout: Duration,
     /// Until a node has answered; afterwards the next one is asked.
@@ -122,6 +128,7 @@ impl Default for Options {
             head_bytes_max: 16 * 1024,
             head_timeout: Duration::from_secs(10),
             proxy_protocol_to_nodes: false,
+            handover: true,
             connect_timeout: Duration::from_secs(2),
             answer_timeout: Duration::from_secs(5),
             handshakes: Rate { per_second: 2_000, at_once: 4_000 },

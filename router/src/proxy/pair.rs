@@ -59,8 +59,9 @@ impl ProxyDriver {
         }
         links.set_paused(client, false);
         self.pass(links, Direction::ToClients, node, client, answer);
-        if !attempt.early.is_empty() {
-            self.pass(links, Direction::ToNodes, client, node, &attempt.early);
+        let early = attempt.early();
+        if !early.is_empty() {
+            self.pass(links, Direction::ToNodes, client, node, early);
         }
     }
 

@@ -357,6 +357,7 @@ pub(crate) fn record(name: &str, connections: u64, draining: bool) -> NodeRecord
         connections,
         capacity: 20_000,
         draining,
+        handover: None,
     }
 }
 

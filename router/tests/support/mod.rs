@@ -6,6 +6,7 @@ use std::{
     io::{ErrorKind, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     num::NonZeroU32,
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -98,6 +99,16 @@ impl Router {
         members.into_iter().map(|(_, node)| node).find(|node| node.socket() == self.nodes[index]).unwrap()
     }
 
+    /// The nodes take sockets over at these paths, and have as many connections as is said.
+    pub(crate) fn announce(&self, connections: Option<u64>, doorways: &[Option<&Path>]) {
+        let seen = (0..).zip(self.nodes.iter().zip(doorways)).map(|(at, (socket, path))| Observed {
+            handover: path.map(Into::into),
+            connections,
+            ..observed(at, *socket)
+        });
+        self.chooser.update(seen.collect());
+    }
+
     /// The node at this index no longer answers its checks.
     pub(crate) fn lose(&self, index: usize) {
         self.check(index, true);
@@ -132,7 +143,15 @@ impl Router {
 fn observed(index: usize, socket: SocketAddr) -> Observed {
     let (name, address) = (format!("n{index}").into(), socket.to_string().into());
     let member = Member { name, address, weight: NonZeroU32::MIN, draining: false };
-    Observed { member, is_down: false, is_lost: false, socket, connections: None, capacity: None }
+    Observed {
+        member,
+        is_down: false,
+        is_lost: false,
+        socket,
+        connections: None,
+        capacity: None,
+        handover: None,
+    }
 }
 
 /// A node whose connections the test accepts.

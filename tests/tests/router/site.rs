@@ -60,7 +60,7 @@ fn spawn(directory: &TempDir, arguments: &[&str], config: &str) -> Process {
 }
 
 /// `listening public=http://HOST:PORT internal=http://HOST:PORT`
-fn listening(line: &str) -> Option<(SocketAddr, SocketAddr)> {
+pub(crate) fn listening(line: &str) -> Option<(SocketAddr, SocketAddr)> {
     let address = |name: &str| {
         let (_, rest) = line.split_once(name)?.1.split_once("://")?;
         rest.split_whitespace().next()?.parse().ok()

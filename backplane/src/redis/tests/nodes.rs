@@ -21,6 +21,7 @@ fn record(name: &str) -> NodeRecord {
         connections: 1,
         capacity: 2,
         draining: false,
+        handover: None,
     }
 }
 

@@ -234,6 +234,7 @@ impl Backplane for Scripted {
             connections: 0,
             capacity: 1000,
             draining: false,
+            handover: None,
         }])))
     }
 

@@ -1,0 +1,18 @@
+//! Bytes as records of a hand-over between processes.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use tidegate_wire::handover::{Answers, Offer};
+
+fuzz_target!(|record: &[u8]| {
+    if let Ok(offer) = Offer::parse(record) {
+        let mut again = Vec::new();
+        offer.write(&mut again);
+        assert_eq!(again, record);
+    }
+    if let Ok(answers) = Answers::parse(record) {
+        let mut again = Vec::new();
+        answers.write(&mut again);
+        assert_eq!(again, record);
+    }
+});

@@ -1,0 +1,295 @@
+//! Programs that one process starts, keeps running and stops.
+//!
+//! ```text
+//! start     groups in their order; the next when each of the last has said that it listens
+//! run       what ends is started again, after a wait that doubles (`backoff`)
+//! stop      the groups are asked to drain, the last first; the end is the end of the last program
+//! ```
+
+mod backoff;
+
+use std::{
+    convert::Infallible,
+    fs::File,
+    io::{self, BufRead as _, BufReader, Write as _},
+    process::{ExitStatus, Stdio},
+    thread,
+    time::Instant,
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader as AsyncBufReader},
+    process::{Child, ChildStdout, Command},
+    signal::unix::{Signal as SignalStream, SignalKind, signal},
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::sleep,
+};
+
+use backoff::Backoff;
+
+/// A program to be run.
+#[derive(Debug)]
+pub struct Program {
+    pub name: Box<str>,
+    pub command: Command,
+    /// Its log lines begin with its name: not where each is an object of JSON.
+    pub names_lines: bool,
+}
+
+/// A program that listens, and the line in which it has said so.
+#[derive(Debug)]
+pub struct Ready {
+    pub name: Box<str>,
+    pub line: Box<str>,
+}
+
+/// Why the programs do not run.
+#[derive(Debug, thiserror::Error)]
+pub enum ChildrenError {
+    #[error("cannot start {name}: {source}")]
+    Spawn { name: Box<str>, source: io::Error },
+    #[error("{name} has ended before it listened ({status}); what it says above is what is to be mended")]
+    Begin { name: Box<str>, status: ExitStatus },
+    #[error("cannot set up {part}: {source}")]
+    System { part: &'static str, source: io::Error },
+}
+
+impl ChildrenError {
+    /// What the process exits with: what its child did, where that has found something to mend.
+    pub fn exit_code(&self) -> u8 {
+        let code = match self {
+            Self::Begin { status, .. } => status.code().and_then(|code| u8::try_from(code).ok()),
+            Self::Spawn { .. } | Self::System { .. } => None,
+        };
+        code.filter(|code| *code != 0).unwrap_or(1)
+    }
+}
+
+/// The line on standard output with which a program says that it listens begins with this.
+const LISTENING: &str = "listening ";
+
+/// Of a child there is one such line; who says more waits until it is read.
+const LINES_WAITING: usize = 4;
+
+/// What is asked of the programs of a group. The numbers only grow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Asked {
+    /// How often to stop: to drain, then at once.
+    stops: u32,
+    reloads: u32,
+}
+
+/// Runs groups of programs until this process is told to stop. `on_ready` is called when all of them listen.
+pub async fn run(groups: Vec<Vec<Program>>, on_ready: impl FnOnce(&[Ready])) -> Result<(), ChildrenError> {
+    let asks: Vec<watch::Sender<Asked>> = groups.iter().map(|_| watch::Sender::default()).collect();
+    let signals = Signals::new().map_err(|source| ChildrenError::System { part: "signals", source })?;
+    let mut keepers = JoinSet::new();
+    let running = async {
+        let started = start(groups, &asks, &mut keepers).await;
+        match &started {
+            Ok(Some(ready)) => on_ready(ready),
+            Ok(None) => {}
+            // The others end as well.
+            Err(_) => asks.iter().for_each(|ask| ask.send_modify(|asked| asked.stops += 1)),
+        }
+        while keepers.join_next().await.is_some() {}
+        started.map(drop)
+    };
+    tokio::select! {
+        ended = running => ended,
+        never = signals.pass_on(&asks) => match never {},
+    }
+}
+
+/// Starts one group after the other. `None`: before all of them listened, they were told to stop.
+async fn start(
+    groups: Vec<Vec<Program>>,
+    asks: &[watch::Sender<Asked>],
+    keepers: &mut JoinSet<Result<(), ChildrenError>>,
+) -> Result<Option<Vec<Ready>>, ChildrenError> {
+    let (tell, mut told) = mpsc::channel(LINES_WAITING);
+    let mut ready = Vec::new();
+    for (programs, ask) in groups.into_iter().zip(asks) {
+        let expected = ready.len() + programs.len();
+        for program in programs {
+            keepers.spawn(keep(program, ask.subscribe(), tell.clone()));
+        }
+        while ready.len() < expected {
+            tokio::select! {
+                Some(one) = told.recv() => ready.push(one),
+                Some(ended) = keepers.join_next() => match ended {
+                    Ok(Err(error)) => return Err(error),
+                    Ok(Ok(())) | Err(_) => return Ok(None),
+                },
+            }
+        }
+    }
+    Ok(Some(ready))
+}
+
+/// Runs a program, again and again, until it is to stop.
+async fn keep(
+    mut program: Program,
+    mut asked: watch::Receiver<Asked>,
+    tell: mpsc::Sender<Ready>,
+) -> Result<(), ChildrenError> {
+    let (mut backoff, mut has_listened) = (Backoff::default(), false);
+    while asked.borrow().stops == 0 {
+        let (begun, (ready, mut said)) = (Instant::now(), mpsc::channel(LINES_WAITING));
+        let mut child = spawn(&mut program, ready)?;
+        let status = loop {
+            let before = *asked.borrow_and_update();
+            tokio::select! {
+                status = child.wait() => break status,
+                Some(line) = said.recv() => {
+                    if !std::mem::replace(&mut has_listened, true) {
+                        // Nobody waits for it any more where all are to stop.
+                        drop(tell.send(Ready { name: program.name.clone(), line }).await);
+                    }
+                }
+                Ok(()) = asked.changed() => pass_on(&child, before, *asked.borrow()),
+            }
+        };
+        let status =
+            status.map_err(|source| ChildrenError::System { part: "waiting for a child", source })?;
+        if asked.borrow().stops > 0 {
+            note_end(&program.name, status);
+            break;
+        }
+        if !has_listened {
+            return Err(ChildrenError::Begin { name: program.name, status });
+        }
+        let wait = backoff.ended(begun.elapsed());
+        tracing::error!(child = &*program.name, %status, again_in = ?wait, "a child has ended and is started again");
+        tokio::select! {
+            () = sleep(wait) => {}
+            Ok(_) = asked.wait_for(|asked| asked.stops > 0) => {}
+        }
+    }
+    Ok(())
+}
+
+fn note_end(name: &str, status: ExitStatus) {
+    match status.success() {
+        true => tracing::info!(child = name, "has ended"),
+        false => tracing::warn!(child = name, %status, "has ended otherwise than it was asked to"),
+    }
+}
+
+/// Starts it in a process group of its own: a Ctrl-C at the terminal is for this process, which passes it on once.
+fn spawn(program: &mut Program, ready: mpsc::Sender<Box<str>>) -> Result<Child, ChildrenError> {
+    let Program { name, command, names_lines } = program;
+    let failed = |source| ChildrenError::Spawn { name: name.clone(), source };
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    let mut child = command.spawn().map_err(failed)?;
+    if let Some(stdout) = child.stdout.take() {
+        tokio::spawn(hear(stdout, ready));
+    }
+    if let Some(stderr) = child.stderr.take() {
+        let stderr = stderr.into_owned_fd().map_err(failed)?;
+        let prefix = if *names_lines { format!("{name}: ") } else { String::new() };
+        // It waits for whoever reads the log, and ends with the child.
+        let copying = move || copy_lines(File::from(stderr), &prefix);
+        thread::Builder::new().name("log".to_owned()).spawn(copying).map_err(failed)?;
+    }
+    Ok(child)
+}
+
+/// Reads what a child says on standard output until it ends, and passes on that it listens.
+async fn hear(stdout: ChildStdout, ready: mpsc::Sender<Box<str>>) {
+    let mut lines = AsyncBufReader::new(stdout).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        if let Some(said) = line.strip_prefix(LISTENING) {
+            // Nobody waits for it any more where the child has ended.
+            drop(ready.send(said.into()).await);
+        }
+    }
+}
+
+/// A line of a child is one write, so that lines of two children do not mix.
+fn copy_lines(from: File, prefix: &str) {
+    let mut from = BufReader::new(from);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        line.extend_from_slice(prefix.as_bytes());
+        match from.read_until(b'\n', &mut line) {
+            Ok(read) if read > 0 => {}
+            _ => return,
+        }
+        if io::stderr().write_all(&line).is_err() {
+            // Nobody reads the log; the child must not wait for that.
+            let _read: io::Result<u64> = io::copy(&mut from, &mut io::sink());
+            return;
+        }
+    }
+}
+
+/// Sends what is asked since `before`.
+fn pass_on(child: &Child, before: Asked, now: Asked) {
+    let Some(pid) = child.id().and_then(|id| Pid::from_raw(id.cast_signed())) else { return };
+    let signals = [(now.reloads > before.reloads, Signal::HUP), (now.stops > before.stops, Signal::TERM)];
+    for (_, signal) in signals.into_iter().filter(|(is_asked, _)| *is_asked) {
+        if let Err(error) = kill_process(pid, signal) {
+            tracing::warn!(%error, "a child could not be signalled");
+        }
+    }
+}
+
+/// What this process is told.
+struct Signals {
+    terminate: SignalStream,
+    interrupt: SignalStream,
+    hangup: SignalStream,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn pass_on(mut self, asks: &[watch::Sender<Asked>]) -> Infallible {
+        loop {
+            let is_reload = tokio::select! {
+                _ = self.terminate.recv() => false,
+                _ = self.interrupt.recv() => false,
+                _ = self.hangup.recv() => true,
+            };
+            for ask in asks.iter().rev() {
+                ask.send_modify(|asked| match is_reload {
+                    true => asked.reloads += 1,
+                    false => asked.stops += 1,
+                });
+            }
+            if !is_reload {
+                tracing::info!("stopping: all programs drain; once more to stop at once");
+            }
+        }
+    }
+}
+
+/// Has the kernel ask this process to end when its parent does, whose number it was told. For programs that are run by
+/// [`run`]: without it nobody would start them again, or stop them.
+#[cfg(target_os = "linux")]
+pub fn end_with(parent: u32) -> io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
+    // It may have ended before.
+    match rustix::process::getppid().is_some_and(|pid| pid.as_raw_nonzero().get().cast_unsigned() == parent) {
+        true => Ok(()),
+        false => Err(io::Error::other("the process that started this one has ended")),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+pub fn end_with(_: u32) -> io::Result<()> {
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
