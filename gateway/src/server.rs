@@ -39,7 +39,7 @@ use reload::Reloading;
 use crate::{
     admission::Front,
     app::apps::{self, AppCollector, Apps},
-    app::webhooks::{TransitionHooks, Webhooks},
+    app::webhooks::{HookEvents, TransitionHooks, Webhooks},
     auth::{ApiKeys, Authenticator, Origins},
     config::{Config, ConfigError},
     console::{Console, reporter},
@@ -255,7 +255,10 @@ impl Parts {
         let hooks = Arc::new(Hooks::new(config, runtime.handle().clone())?);
         metrics.register(hooks.collector());
         let apps = Arc::new(Apps::new(config, Arc::clone(&webhooks))?);
-        relay.transition_hooks.get_or_init(|| TransitionHooks::new(Arc::clone(&apps), Arc::clone(&webhooks)));
+        let hook_events = Arc::new(HookEvents::new(config, hooks.source(), &webhooks)?);
+        relay.transition_hooks.get_or_init(|| {
+            TransitionHooks::new(Arc::clone(&apps), Arc::clone(&webhooks), Arc::clone(&hook_events))
+        });
         metrics.register(Arc::new(AppCollector(Arc::clone(&apps))));
         let carrier = carry(Arc::clone(&relay) as Arc<dyn Sink>)?;
         relay.answering.get_or_init(|| {
@@ -333,6 +336,7 @@ impl Parts {
             apps: Arc::clone(&context.apps),
             webhooks,
             hooks,
+            hook_events,
             origins: Arc::clone(&context.origins),
             edge: Arc::clone(&edge),
             metrics: Arc::clone(&metrics),

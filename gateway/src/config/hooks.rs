@@ -21,6 +21,13 @@ section! {
         /// What it is asked: `connect` (of a connection without token and key), `subscribe` and `publish` (in `channels`),
         /// `message` (what a client sends to the application), `refresh` (when what `connect` allowed is over).
         questions: Vec<HookQuestion> = Vec::new();
+        /// What it is told, without anybody waiting: `connected` and `disconnected` of each connection, `channel.occupied` and
+        /// `channel.vacated`, `presence.joined` and `presence.left` of users. Of channels only those of `channels`. Sent as
+        /// `webhooks.*` says, in order for each connection and channel, until it is answered 2xx.
+        events: Vec<HookEvent> = Vec::new();
+        /// Whether a request may have several events (up to 100, or 64 KiB), as CloudEvents' JSON batch. Off: one request for
+        /// each, in binary mode.
+        batch: bool = false;
         /// The channels for whose subscriptions and publications it is asked. Of several hooks that are asked the same, the
         /// first by name whose patterns fit is.
         channels: Vec<Pattern> = vec![Pattern::any()];
@@ -74,6 +81,20 @@ choice! {
         Publish = "publish",
         Message = "message",
         Refresh = "refresh",
+    }
+}
+
+choice! {
+    /// What an application is told.
+    HookEvent,
+    r#""connected", "disconnected", "channel.occupied", "channel.vacated", "presence.joined" or "presence.left""#,
+    "a list of connected, disconnected, channel.occupied, channel.vacated, presence.joined, presence.left", {
+        Connected = "connected",
+        Disconnected = "disconnected",
+        Occupied = "channel.occupied",
+        Vacated = "channel.vacated",
+        Joined = "presence.joined",
+        Left = "presence.left",
     }
 }
 

@@ -35,7 +35,8 @@ pub use apps::{
 pub use auth::{Algorithm, ApiKeyEntry, AuthConfig, JwksUrl, JwtKey, KeyProblem, Scope};
 pub(crate) use hooks::secret_bytes;
 pub use hooks::{
-    HeaderSetting, HookAway, HookDialect, HookEntry, HookProblem, HookQuestion, Hooks as HookTables,
+    HeaderSetting, HookAway, HookDialect, HookEntry, HookEvent, HookProblem, HookQuestion,
+    Hooks as HookTables,
 };
 pub use origin::{OriginRule, Origins};
 pub use pattern::{PATTERN_BYTES_MAX, Pattern, PatternError};

@@ -201,7 +201,7 @@ impl From<Answer<'_>> for Reply {
 }
 
 /// RFC 3339, in UTC with milliseconds, of a time since 1970.
-fn rfc3339(since_epoch: Duration) -> String {
+pub(super) fn rfc3339(since_epoch: Duration) -> String {
     let seconds = since_epoch.as_secs();
     let (day, second) = (seconds / 86_400, seconds % 86_400);
     let (year, month, of_month) = date(day);

@@ -1,4 +1,5 @@
-//! Applications that are asked over HTTP while a client waits: who is asked what, in which words, and for how long.
+//! Applications that are asked over HTTP while a client waits: who is asked what, in which words, and for how long. What
+//! they are told without anybody waiting is written here (`events`), and sent as apps' webhooks are (`app/webhooks`).
 //!
 //! The way of a question: a shard looks which [`Hook`] takes it ([`Hooks::of`]), and goes on with the answer when that is
 //! there (`session/asking.rs`). The hook has a place free (`hook`) and its circuit closed (`breaker`), says the question in its
@@ -9,18 +10,18 @@ mod breaker;
 mod centrifugo;
 pub(crate) mod client;
 mod cloud_events;
+pub(crate) mod events;
 mod hook;
 mod metrics;
 mod question;
-mod signature;
+pub(crate) mod signature;
 
 use std::sync::Arc;
 
 use tokio::runtime::Handle;
 
-use self::hook::Source;
 pub(crate) use self::{
-    hook::Hook,
+    hook::{Hook, Source},
     metrics::HookCollector,
     question::{Caller, HandedOn, Known, No, Question, Reply},
 };
@@ -78,6 +79,11 @@ impl Hooks {
 
     pub(crate) fn query(&self) -> impl Iterator<Item = &str> {
         self.all.iter().flat_map(|hook| &hook.entry.query).map(|name| &**name)
+    }
+
+    /// What names this node in requests.
+    pub(crate) fn source(&self) -> &Arc<Source> {
+        &self.source
     }
 
     /// For `/metrics`.

@@ -3,17 +3,19 @@
 //! A request that waits for an answer is kept as it came, and read again with what the application has said ([`Said`]). An open
 //! connection that waits is held: nothing more of it is read, so its commands keep their order.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tidegate_backplane::{Channel, Payload};
+use tidegate_ops::metrics::Label as _;
 use tidegate_wire::head::Head;
 
-use super::{Ctx, Phase, core::Core, leaving::Leave, protocol::Event};
+use super::{Ctx, Open, Phase, core::Core, leaving::Leave, protocol::Event};
 use crate::{
     auth::Claims,
-    config::HookQuestion,
-    hooks::{Caller, HandedOn, Hook, Known, No, Question, Reply},
+    config::{HookEvent, HookQuestion},
+    hooks::{Caller, HandedOn, Hook, Known, No, Question, Reply, events::Happened},
     hub::ChannelKey,
+    metrics::DisconnectReason,
 };
 
 /// What the application has said of a request so far.
@@ -122,6 +124,43 @@ impl Ctx<'_> {
         if *waiting == 0 || said.no.is_some() {
             self.resume_head();
         }
+    }
+
+    /// Tells the application that the connection is open.
+    pub(crate) fn tell_connected(&self) {
+        let takes = self.core.shared.hook_events.takes(HookEvent::Connected, None);
+        if let (true, Some(open), Some(protocol)) = (takes, self.open(), self.protocol())
+            && protocol.is_connected(open)
+        {
+            self.tell_of(HookEvent::Connected, open, None, None);
+        }
+    }
+
+    /// Tells the application that it is not any more.
+    pub(crate) fn tell_disconnected(&self, open: &Open, reason: DisconnectReason, lasted: Duration) {
+        let protocol = open.protocol.of_list(self.core.shared.protocols);
+        if self.core.shared.hook_events.takes(HookEvent::Disconnected, None) && protocol.is_connected(open) {
+            self.tell_of(
+                HookEvent::Disconnected,
+                open,
+                Some(reason.value()),
+                u64::try_from(lasted.as_millis()).ok(),
+            );
+        }
+    }
+
+    fn tell_of(&self, event: HookEvent, open: &Open, reason: Option<&'static str>, duration_ms: Option<u64>) {
+        let claims = open.claims();
+        let happened = Happened {
+            connection: Some(&self.core.connection_name(self.id)),
+            protocol: Some(open.protocol.of_list(self.core.shared.protocols).name()),
+            user: claims.and_then(|claims| claims.user.as_deref()),
+            state: claims.and_then(|claims| claims.known.as_ref()?.state.as_deref()),
+            reason,
+            duration_ms,
+            ..Happened::default()
+        };
+        self.core.shared.hook_events.tell(event, &happened);
     }
 
     /// Who asks, of an open connection.

@@ -31,7 +31,10 @@ use super::{
 };
 use crate::{
     admission::{AddressKey, Front},
-    app::{apps::Apps, webhooks::Webhooks},
+    app::{
+        apps::Apps,
+        webhooks::{HookEvents, Webhooks},
+    },
     auth::{ApiKeys, Authenticator, Origins},
     hooks::Hooks,
     hub::{
@@ -81,6 +84,7 @@ pub(crate) struct Shared {
     pub(crate) apps: Arc<Apps>,
     pub(crate) webhooks: Arc<Webhooks>,
     pub(crate) hooks: Arc<Hooks>,
+    pub(crate) hook_events: Arc<HookEvents>,
     pub(crate) origins: Arc<Origins>,
     pub(crate) edge: Arc<Edge>,
     pub(crate) metrics: Arc<Metrics>,

@@ -145,25 +145,25 @@ impl Ctx<'_> {
         }
     }
 
-    /// Counts the end of an open connection, gives back what it held, and bounds how long its socket lasts.
+    /// Ends an open connection, and bounds how long its socket lasts.
     fn end_open(&mut self, open: Open, why: &Leave) {
-        self.core.metrics.disconnects.add(why.reason(), 1);
         if let Leave::Protocol(error) = why {
             self.core.metrics.protocol_errors.add((*error).into(), 1);
         }
         if let Some(code) = open.protocol.of_list(self.core.shared.protocols).close_code(why) {
             self.core.metrics.close_frames.add(metrics::CloseCode::of(code.0), 1);
         }
-        self.observe_duration();
-        self.unsubscribe(open);
+        let lasted = self.session().map(|session| self.core.lasted(session)).unwrap_or_default();
+        self.ended(open, why.reason(), lasted);
         self.set_leave_timer();
     }
 
-    /// To be called once, when a connection stops being open.
-    pub(crate) fn observe_duration(&self) {
-        if let Some(session) = self.connections.get(self.id) {
-            self.core.metrics.connection_duration_seconds.observe(self.core.lasted(session));
-        }
+    /// An open connection has ended: counts that, tells the application, and gives back what it held.
+    pub(crate) fn ended(&mut self, open: Open, reason: DisconnectReason, lasted: Duration) {
+        self.core.metrics.disconnects.add(reason, 1);
+        self.core.metrics.connection_duration_seconds.observe(lasted);
+        self.tell_disconnected(&open, reason, lasted);
+        self.unsubscribe(open);
     }
 
     pub(crate) fn set_leave_timer(&mut self) {
@@ -172,7 +172,7 @@ impl Ctx<'_> {
     }
 
     /// Gives back what an open connection held in the hub and in presence.
-    pub(crate) fn unsubscribe(&mut self, mut open: Open) {
+    fn unsubscribe(&mut self, mut open: Open) {
         for &subscription in open.subscriptions.as_slice() {
             self.leave_of(&open, self.core.hub.channel_of(subscription), true);
         }

@@ -403,6 +403,7 @@ impl Ctx<'_> {
         self.core.metrics.handshakes.add(HandshakeResult::Accepted, 1);
         self.core.metrics.handshake_seconds.observe(took);
         self.core.metrics.connections_opened.add(1);
+        self.tell_connected();
         self.begin_beating();
     }
 

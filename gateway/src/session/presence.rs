@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tidegate_backplane::{Attendance, BackplaneError, Channel, Join, JoinError, Member, PRESENCE_SETTLE};
 
 use super::{Ctx, Open, core::Core, subscribing::Attempt};
-use crate::{hub::ChannelKey, node::roster::List};
+use crate::{config::HookEvent, hub::ChannelKey, node::roster::List};
 
 /// How a subscription of a connection is present in its channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,10 +28,14 @@ impl Core {
     /// Who has no user is not listed.
     pub(super) fn present_by_token(&self, open: &Open, channel: &Channel) -> Present {
         let is_user = open.claims().is_some_and(|claims| claims.user.is_some());
-        match is_user && self.shared.node.namespaces().of(channel).presence {
-            true => Present::Listed,
-            false => Present::No,
+        if is_user && self.shared.node.namespaces().of(channel).presence {
+            return Present::Listed;
         }
+        // Whether a channel is occupied is known from who is counted in it.
+        let hooks = &self.shared.hook_events;
+        let takes = |event| hooks.takes(event, Some(channel.name()));
+        let is_told = takes(HookEvent::Occupied) || takes(HookEvent::Vacated);
+        if is_told && channel.app().is_none() { Present::Counted } else { Present::No }
     }
 }
 
@@ -39,6 +43,16 @@ impl Ctx<'_> {
     /// What a connection that is listed by its token joins a channel as.
     pub(crate) fn join_of(&self, channel: &Channel) -> Option<Join> {
         self.core.join_by_token(self.open()?, channel, self.core.connection_name(self.id))
+    }
+
+    /// One who is counted only is so from when it is in its lane.
+    pub(super) fn count_in(&self, key: ChannelKey) {
+        let (Some(open), Some(protocol)) = (self.open(), self.protocol()) else { return };
+        let channel = self.core.hub.channel(key);
+        let is_own = !self.core.shared.hook_events.is_empty() && !protocol.counts_itself();
+        if is_own && protocol.presence(self.core, open, channel) == Present::Counted {
+            self.join_channel(channel, Join::counted());
+        }
     }
 
     /// A subscription that is under way joins its channel. One that is answered with the list waits for its own entry.

@@ -117,6 +117,11 @@ pub(crate) trait Protocol: Sync + std::fmt::Debug {
         core.present_by_token(open, channel)
     }
 
+    /// Whether it joins channels itself where a subscription is counted.
+    fn counts_itself(&self) -> bool {
+        false
+    }
+
     /// Gives back what an open connection has beside its places in the hub. It is not open any more, or gone.
     fn on_end(&self, ctx: &mut Ctx<'_>, open: &mut Open) {
         let _ = (ctx, open);
@@ -131,6 +136,13 @@ pub(crate) trait Protocol: Sync + std::fmt::Debug {
     /// The list of apps is another one.
     fn on_apps_changed(&self, core: &mut Core, connections: &mut Connections<Session>) {
         let _ = (core, connections);
+    }
+
+    /// Whether it has said who it is, so that the application is told that it is connected. One whose clients say so on the
+    /// open connection calls [`Ctx::tell_connected`] then.
+    fn is_connected(&self, open: &Open) -> bool {
+        let _ = open;
+        true
     }
 
     /// Whether a client of it speaks in bytes, and not in text.

@@ -145,11 +145,10 @@ impl Ctx<'_> {
             None => frame::encode(Opcode::Close, &[], out),
         });
         self.core.metrics.close_frames.add(metrics::CloseCode::of(code.unwrap_or(CloseCode::NORMAL).0), 1);
-        self.core.metrics.disconnects.add(DisconnectReason::ClientClosed, 1);
-        self.observe_duration();
+        let lasted = self.session().map(|session| self.core.lasted(session)).unwrap_or_default();
         let Some(session) = self.connections.get_mut(self.id) else { return };
         if let Phase::Open(open) = std::mem::replace(&mut session.phase, Phase::Leaving(None)) {
-            self.unsubscribe(open);
+            self.ended(open, DisconnectReason::ClientClosed, lasted);
         }
         self.connections.close_when_flushed(self.id);
         self.set_leave_timer();

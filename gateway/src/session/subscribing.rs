@@ -467,6 +467,7 @@ impl Ctx<'_> {
         if watches {
             self.core.hub.unwatch(key, self.id);
         }
+        self.count_in(key);
     }
 
     fn release_attempt(&mut self, attempt: Attempt) {

@@ -268,9 +268,7 @@ impl Ctx<'_> {
                     Closed::Peer | Closed::Failed(_) => DisconnectReason::ClientGone,
                     Closed::Local => DisconnectReason::Internal,
                 });
-                self.core.metrics.disconnects.add(reason, 1);
-                self.core.metrics.connection_duration_seconds.observe(lasted);
-                self.unsubscribe(open);
+                self.ended(open, reason, lasted);
             }
             // Counted when it began to leave.
             Phase::Leaving(_) => {}

@@ -4,6 +4,8 @@
 //! puts it into the queue of each that does (`queue`: bounded in bytes, never waited for). Every queue has a task that
 //! sends what piled up, again and again until it is taken (`sender`). Queues outlive a reload of the apps.
 
+mod dialect;
+mod hook_events;
 mod metrics;
 mod queue;
 mod sender;
@@ -21,8 +23,9 @@ use serde::Serialize;
 use tokio::{runtime::Handle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub(crate) use self::hook_events::HookEvents;
+use self::{dialect::Dialect, metrics::WebhookMetrics, queue::Queue, sender::Sender};
 pub(crate) use self::{metrics::WebhookCollector, transitions::TransitionHooks};
-use self::{metrics::WebhookMetrics, queue::Queue, sender::Sender};
 use crate::{
     app::apps::signature::Signer,
     config::{AppId, ConfigError, WebhookEntry, WebhookEvent, WebhookSending, WebhookUrl},
@@ -117,8 +120,9 @@ impl Webhooks {
             // An entry without an address was refused when the configuration was loaded.
             let Some(url) = &entry.url else { continue };
             let nth = entries[..index].iter().filter(|before| before.url.as_ref() == Some(url)).count();
-            let queue = self.queue((app.clone(), url.clone(), nth), signer);
-            queue.configure(Arc::clone(signer), entry.batch);
+            let dialect = Dialect::Pusher(Arc::clone(signer));
+            let queue = self.queue((app.clone(), url.clone(), nth), &dialect);
+            queue.configure(dialect, entry.batch);
             endpoints.push(Endpoint::new(entry, queue));
         }
         endpoints
@@ -152,23 +156,29 @@ impl Webhooks {
         }
     }
 
-    fn queue(&self, key: QueueKey, signer: &Arc<Signer>) -> Arc<Queue> {
+    fn queue(&self, key: QueueKey, dialect: &Dialect) -> Arc<Queue> {
         let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(queue) = queues.get(&key) {
             return Arc::clone(queue);
         }
+        let queue = self.begin_queue(&key.1, dialect.clone(), self.client.clone());
+        queues.insert(key, Arc::clone(&queue));
+        queue
+    }
+
+    /// A queue with its sender.
+    fn begin_queue(&self, url: &WebhookUrl, dialect: Dialect, client: reqwest::Client) -> Arc<Queue> {
         let bytes_max = self.sending.queue_bytes.bytes();
-        let queue = Arc::new(Queue::new(bytes_max, Arc::clone(signer), Arc::clone(&self.metrics)));
+        let queue = Arc::new(Queue::new(bytes_max, dialect, Arc::clone(&self.metrics)));
         let sender = Sender {
-            url: key.1.url().clone(),
+            url: url.url().clone(),
             queue: Arc::clone(&queue),
-            client: self.client.clone(),
+            client,
             sending: self.sending.clone(),
             metrics: Arc::clone(&self.metrics),
             closing: self.closing.clone(),
         };
         self.senders.spawn_on(sender.run(), &self.runtime);
-        queues.insert(key, Arc::clone(&queue));
         queue
     }
 }

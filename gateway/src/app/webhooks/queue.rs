@@ -19,9 +19,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Event,
+    dialect::Dialect,
     metrics::{WebhookDrop, WebhookMetrics},
 };
-use crate::app::apps::signature::Signer;
 
 /// One event as JSON.
 pub(super) type EventJson = Arc<[u8]>;
@@ -57,7 +57,7 @@ pub(super) struct Queue {
     bytes_max: usize,
     /// Events in one request.
     batch_events: AtomicUsize,
-    signer: ArcSwap<Signer>,
+    dialect: ArcSwap<Dialect>,
     metrics: Arc<WebhookMetrics>,
 }
 
@@ -93,7 +93,7 @@ struct Waiting {
 
 /// What only one event that waits is about.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Topic {
+pub(super) enum Topic {
     Miss(Arc<str>),
     Count(Arc<str>),
 }
@@ -122,20 +122,25 @@ pub(super) struct Batch<'q> {
 }
 
 impl Queue {
-    pub(super) fn new(bytes_max: usize, signer: Arc<Signer>, metrics: Arc<WebhookMetrics>) -> Self {
+    pub(super) fn new(bytes_max: usize, dialect: Dialect, metrics: Arc<WebhookMetrics>) -> Self {
         Self {
             state: Mutex::default(),
             pushed: Notify::new(),
             abandoned: CancellationToken::new(),
             bytes_max,
             batch_events: AtomicUsize::new(1),
-            signer: ArcSwap::new(signer),
+            dialect: ArcSwap::from_pointee(dialect),
             metrics,
         }
     }
 
-    /// Adds an event; what finds no room is counted.
+    /// Adds an event of an app; what finds no room is counted.
     pub(super) fn push(&self, event: &Event<'_>, json: EventJson) {
+        self.add(Topic::of(event), event.is_change(), json);
+    }
+
+    /// The same of any event. `is_change`: it comes once and is missed if it is lost.
+    pub(super) fn add(&self, topic: Option<Topic>, is_change: bool, json: EventJson) {
         self.metrics.events.add(1);
         let mut state = self.state();
         if self.abandoned.is_cancelled() {
@@ -143,7 +148,7 @@ impl Queue {
             return self.metrics.dropped.add(WebhookDrop::Removed, 1);
         }
         let before = state.bytes();
-        let pushed = state.push(event, json, self.bytes_max, Instant::now());
+        let pushed = state.push(topic, is_change, json, self.bytes_max, Instant::now());
         self.metrics.queue_bytes.add(state.bytes() as i64 - before as i64);
         drop(state);
         match pushed {
@@ -168,13 +173,13 @@ impl Queue {
     }
 
     /// What the newest configuration says.
-    pub(super) fn configure(&self, signer: Arc<Signer>, batch: bool) {
-        self.signer.store(signer);
+    pub(super) fn configure(&self, dialect: Dialect, batch: bool) {
+        self.dialect.store(Arc::new(dialect));
         self.batch_events.store(if batch { BATCH_EVENTS_MAX } else { 1 }, Relaxed);
     }
 
-    pub(super) fn signer(&self) -> Arc<Signer> {
-        self.signer.load_full()
+    pub(super) fn dialect(&self) -> Arc<Dialect> {
+        self.dialect.load_full()
     }
 
     /// Events in one request at most.
@@ -257,12 +262,18 @@ impl Drop for Batch<'_> {
 }
 
 impl State {
-    fn push(&mut self, event: &Event<'_>, json: EventJson, bytes_max: usize, now: Instant) -> Pushed {
-        let topic = Topic::of(event);
+    fn push(
+        &mut self,
+        topic: Option<Topic>,
+        is_change: bool,
+        json: EventJson,
+        bytes_max: usize,
+        now: Instant,
+    ) -> Pushed {
         if self.coalesce(topic.as_ref(), &json, now) {
             return Pushed::Coalesced;
         }
-        let lane = usize::from(!event.is_change());
+        let lane = usize::from(!is_change);
         let waiting = Waiting { number: self.next, topic, json };
         let cost = waiting.cost();
         let bytes_under_way = self.lanes[lane].bytes - self.lanes[lane].bytes_waiting;
@@ -374,11 +385,12 @@ impl Topic {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::app::apps::signature::Signer;
 
     fn queue(bytes_max: usize) -> Queue {
-        let signer = Arc::new(Signer::new("key".into(), std::iter::empty()));
-        let queue = Queue::new(bytes_max, Arc::clone(&signer), Arc::default());
-        queue.configure(signer, true);
+        let dialect = Dialect::Pusher(Arc::new(Signer::new("key".into(), std::iter::empty())));
+        let queue = Queue::new(bytes_max, dialect.clone(), Arc::default());
+        queue.configure(dialect, true);
         queue
     }
 
@@ -460,7 +472,8 @@ mod tests {
     fn a_miss_is_told_once_while_it_is_fresh() {
         let (mut state, now) = (State::default(), Instant::now());
         let mut miss = |channel: &str, after: Duration| {
-            state.push(&Event::CacheMiss { channel }, text(channel), 1 << 24, now + after)
+            let event = Event::CacheMiss { channel };
+            state.push(Topic::of(&event), event.is_change(), text(channel), 1 << 24, now + after)
         };
         let (added, moment) = (Pushed::Added { dropped: 0 }, Duration::from_millis(1));
         assert_eq!(miss("a", Duration::ZERO), added);
@@ -494,7 +507,7 @@ mod tests {
     #[test]
     fn a_request_has_one_event_where_no_more_are_wanted() {
         let queue = queue(1024 * 1024);
-        queue.configure(queue.signer(), false);
+        queue.configure(Dialect::clone(&queue.dialect()), false);
         (0..3).for_each(|number| queue.push(&CHANGE, text(&number.to_string())));
         assert_eq!([taken(&queue), taken(&queue), taken(&queue)], [["0"], ["1"], ["2"]]);
     }

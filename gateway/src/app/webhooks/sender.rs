@@ -1,18 +1,14 @@
 //! Sends what waits for one address: in batches, signed, one request at a time, each until it is taken.
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use http::{HeaderValue, header};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    dialect::Written,
     metrics::{WebhookDrop, WebhookMetrics, WebhookResult},
-    queue::{Batch, EventJson, Queue},
+    queue::{Batch, Queue},
 };
 use crate::{config::WebhookSending, hooks::client::read_body};
 
@@ -69,12 +65,11 @@ impl Sender {
 
     /// Sends one batch until it is taken, or for as long as it may take.
     async fn send(&self, batch: Batch<'_>) {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let body = Bytes::from(body(now.as_millis(), &batch.events));
+        let sent = self.queue.dialect().write(&batch.events);
         let began = Instant::now();
         for failures in 0.. {
             let last = self.closing.is_cancelled();
-            if self.post(body.clone()).await {
+            if self.post(&sent).await {
                 return batch.settle();
             }
             let wait = pause(self.sending.retry_wait, failures);
@@ -98,16 +93,9 @@ impl Sender {
     }
 
     /// Whether the events were taken.
-    async fn post(&self, body: Bytes) -> bool {
-        let signer = self.queue.signer();
-        let signature = signer.sign(&body);
-        let request = self
-            .client
-            .post(self.url.clone())
-            .header(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))
-            .header("x-pusher-key", &*signer.key)
-            .header("x-pusher-signature", signature)
-            .body(body);
+    async fn post(&self, sent: &Written) -> bool {
+        let headers = self.queue.dialect().headers(sent);
+        let request = self.client.post(self.url.clone()).headers(headers).body(sent.body.clone());
         let result = match request.send().await {
             Ok(response) => {
                 let taken = response.status().is_success();
@@ -135,23 +123,6 @@ fn pause(first: Duration, failures: u32) -> Duration {
     whole.mul_f64(1.0 - random / 2.0)
 }
 
-fn body(time_ms: u128, events: &[EventJson]) -> Vec<u8> {
-    let bytes: usize = events.iter().map(|event| event.len() + 1).sum();
-    // 13 digits of time, and 25 bytes around it and the events.
-    let mut body = Vec::with_capacity(bytes + 64);
-    body.extend_from_slice(br#"{"time_ms":"#);
-    body.extend_from_slice(itoa::Buffer::new().format(time_ms).as_bytes());
-    body.extend_from_slice(br#","events":["#);
-    for (index, event) in events.iter().enumerate() {
-        if index > 0 {
-            body.push(b',');
-        }
-        body.extend_from_slice(event);
-    }
-    body.extend_from_slice(b"]}");
-    body
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -163,13 +134,5 @@ mod tests {
             let most = Duration::from_secs(most_s);
             assert!(pause <= most && pause >= most / 2, "{failures}: {pause:?}");
         }
-    }
-
-    #[test]
-    fn bodies() {
-        let event = |json: &str| EventJson::from(json.as_bytes());
-        assert_eq!(body(5, &[event("{}")]), br#"{"time_ms":5,"events":[{}]}"#);
-        let two = body(1_700_000_000_000, &[event(r#"{"a":1}"#), event(r#"{"b":2}"#)]);
-        assert_eq!(two, br#"{"time_ms":1700000000000,"events":[{"a":1},{"b":2}]}"#);
     }
 }

@@ -434,7 +434,7 @@ fn transitions_are_told_to_the_app_of_the_channel() {
     let webhooks = Arc::new(Webhooks::new(config.webhooks.clone(), runtime.handle().clone()).unwrap());
     let apps = Arc::new(Apps::new(&config, Arc::clone(&webhooks)).unwrap());
     let relay = Arc::new(Relay::new(Vec::new()));
-    relay.transition_hooks.get_or_init(|| TransitionHooks::new(apps, webhooks));
+    relay.transition_hooks.get_or_init(|| TransitionHooks::new(apps, webhooks, Arc::default()));
     let backplane = MemoryBackplane::new(relay, MemoryOptions::default());
     let enter = |channel: Channel, user: &str| {
         let member = Member { connection: "n.1".into(), user: user.into(), info: None };

@@ -1,10 +1,10 @@
-//! What happens to channels in the whole cluster, told to the webhooks of their apps.
+//! What happens to channels in the whole cluster, told to the webhooks of their apps and to hooks.
 
 use std::sync::Arc;
 
 use tidegate_backplane::{Channel, Transition};
 
-use super::{Event, Webhooks};
+use super::{Event, HookEvents, Webhooks};
 use crate::app::apps::Apps;
 
 /// Takes the transitions that the backplane hands to this node. Each comes to one node of the cluster, and ends come
@@ -13,18 +13,22 @@ use crate::app::apps::Apps;
 pub(crate) struct TransitionHooks {
     apps: Arc<Apps>,
     webhooks: Arc<Webhooks>,
+    hooks: Arc<HookEvents>,
 }
 
 /// Names that begin so are of the gateway itself: who watches whom, and what is sent to one user.
 const INTERNAL: char = '#';
 
 impl TransitionHooks {
-    pub(crate) fn new(apps: Arc<Apps>, webhooks: Arc<Webhooks>) -> Self {
-        Self { apps, webhooks }
+    pub(crate) fn new(apps: Arc<Apps>, webhooks: Arc<Webhooks>, hooks: Arc<HookEvents>) -> Self {
+        Self { apps, webhooks, hooks }
     }
 
     /// Never blocks. A channel of an app that is gone has nobody to tell.
     pub(crate) fn tell(&self, channel: &Channel, transition: &Transition) {
+        if !channel.name().starts_with(INTERNAL) {
+            self.hooks.tell_transition(channel, transition);
+        }
         let app = channel.app().map_or_else(|| self.apps.default(), |id| self.apps.by_id(id));
         let (Some(app), channel) = (app, channel.name()) else { return };
         let is_told = match transition {

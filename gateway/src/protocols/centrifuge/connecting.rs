@@ -89,6 +89,7 @@ impl Ctx<'_> {
     /// Answers; `subs`: what the server has subscribed it to.
     pub(super) fn connected(&mut self, id: u32, subs: BTreeMap<String, SubscribeResult>, data: Vec<u8>) {
         self.set_stage(Stage::Connected);
+        self.tell_connected();
         self.drop_idle();
         // What the application has allowed, it is asked about again; its client need do nothing.
         let is_asked = self.open().and_then(|open| open.claims()).is_some_and(|claims| claims.is_asked());

@@ -180,6 +180,10 @@ impl Protocol for Centrifuge {
         false
     }
 
+    fn is_connected(&self, open: &Open) -> bool {
+        Stage::of(open) == Stage::Connected
+    }
+
     fn is_binary(&self, open: &Open) -> bool {
         forms::encoding(open.form) == Encoding::Protobuf
     }

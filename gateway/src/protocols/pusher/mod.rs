@@ -211,6 +211,10 @@ impl Protocol for PusherChannels {
         }
     }
 
+    fn counts_itself(&self) -> bool {
+        true
+    }
+
     fn presence(&self, _core: &Core, _open: &Open, channel: &Channel) -> Present {
         entering::present_in(channel.name())
     }

@@ -2,5 +2,6 @@
 
 mod application;
 mod centrifuge;
+mod events;
 mod questions;
 mod trouble;
