@@ -209,6 +209,12 @@ impl Node {
         self.backplane.control(Control::Instruct { target, protocol, text }).await
     }
 
+    /// The same of connections of this node.
+    pub(crate) fn instruct_here(&self, target: DisconnectTarget, protocol: &str, text: String) {
+        let (protocol, text) = (protocol.into(), text.into());
+        self.relay.to_all(&Order::Instruct { target, protocol, text });
+    }
+
     pub(crate) async fn nodes(&self) -> Result<Vec<NodeRecord>, BackplaneError> {
         self.backplane.nodes().await
     }

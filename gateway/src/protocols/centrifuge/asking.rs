@@ -109,7 +109,7 @@ impl Ctx<'_> {
         self.with_answer(&hook, question, move |ctx, answer| match answer {
             Ok(said) => {
                 let rpc = Some(DataMessage { data: ctx.told(said.data) });
-                ctx.send_reply(&Reply { id, rpc, ..Reply::default() });
+                ctx.send_reply(Reply { id, rpc, ..Reply::default() });
             }
             Err(no) => ctx.refuse_asked(id, &no),
         });
@@ -151,7 +151,7 @@ impl Ctx<'_> {
             No::Said { code, message } => {
                 log_refusal("command", &format_args!("{code} {message}"));
                 let error = Error { code: u32::from(*code), message: message.to_string(), temporary: false };
-                self.send_reply(&Reply { id, error: Some(error), ..Reply::default() });
+                self.send_reply(Reply { id, error: Some(error), ..Reply::default() });
             }
             No::Disconnect { code, reason } => {
                 let code =

@@ -20,7 +20,7 @@ use crate::{
     session::{Ctx, leaving::Leave},
 };
 
-/// An order to the connections of a user, or to one of them.
+/// An order to the connections of a user, or to one of them; the client's own to one, without its user.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Instruction {
     pub(super) app: Option<Box<str>>,
@@ -46,6 +46,11 @@ pub(super) enum Order {
         /// Clients that stay.
         whitelist: Vec<String>,
     },
+    /// A frame of the client itself, in base64, from a node that has no connection of it.
+    Emulate {
+        proof: String,
+        frame: String,
+    },
     Refresh {
         expired: bool,
         /// Seconds since 1970; 0: it does not expire.
@@ -66,6 +71,9 @@ impl Ctx<'_> {
             // Of a node of another version.
             Err(error) => return log_refusal("order", &error),
         };
+        if let Order::Emulate { proof, frame } = order {
+            return self.take_emulated(&proof, &STANDARD.decode(frame).unwrap_or_default());
+        }
         let is_theirs = self.open().and_then(|open| open.claims()).is_some_and(|claims| {
             claims.user.as_deref() == Some(&*user)
                 && claims.app.as_deref().map(AppId::as_str) == app.as_deref()
@@ -96,6 +104,8 @@ impl Ctx<'_> {
             }
             Order::Refresh { expired: true, .. } => self.cut(Disconnect::Expired, &"by the server API"),
             Order::Refresh { expire_at, .. } => self.expire_at(expire_at),
+            // Taken above.
+            Order::Emulate { .. } => {}
         }
     }
 

@@ -8,7 +8,7 @@ use tidegate_wire::centrifuge::code::{Disconnect as DisconnectCode, ErrorCode};
 
 use super::{
     super::{
-        Centrifuge,
+        NAME,
         ordered::{Instruction, Order, Position},
     },
     Answer, Call,
@@ -16,7 +16,7 @@ use super::{
     nothing,
     request::{Disconnect, Refresh, Subscribe, Unsubscribe},
 };
-use crate::{auth::Scope, session::protocol::Protocol as _};
+use crate::auth::Scope;
 
 /// A reason of a close frame, in bytes (RFC 6455 section 5.5).
 const REASON_BYTES_MAX: usize = 123;
@@ -92,7 +92,7 @@ impl Call<'_> {
         let (target, user) = self.target(whom)?;
         let app = self.app().map(Box::from);
         let text = serde_json::to_string(&Instruction { app, user, order })?;
-        self.state.node.instruct(target, Centrifuge.name(), text).await?;
+        self.state.node.instruct(target, NAME, text).await?;
         nothing()
     }
 
