@@ -246,9 +246,7 @@ impl Call<'_> {
             "history" => self.history(params).await,
             "channels" => self.channels(params),
             "info" => self.info().await,
-            "history_remove" => {
-                Err(Refused::because(ErrorCode::NotAvailable, "history ends by its age and size only"))
-            }
+            "history_remove" => self.history_remove(params).await,
             _ => {
                 Err(Refused::because(ErrorCode::MethodNotFound, method.chars().take(64).collect::<String>()))
             }
