@@ -207,7 +207,7 @@ impl Protocol for Centrifuge {
     }
 
     fn is_binary(&self, open: &Open) -> bool {
-        forms::encoding(open.form) == Encoding::Protobuf
+        !Carrier::of(open.form).is_json()
     }
 
     fn due(&self, open: &Open) -> Option<Tick> {

@@ -137,7 +137,7 @@ impl Ctx<'_> {
             return;
         };
         let by_delta =
-            request.delta == DELTA_KIND && self.core.shared.node.namespaces().of(&channel).may_tell_deltas();
+            request.delta == DELTA_KIND && self.core.shared.node.namespaces().of(channel).may_tell_deltas();
         if let Some(carrier) = self.carrier().filter(|_| by_delta) {
             self.tell_in(attempt, carrier.form_of_deltas());
         }
