@@ -106,6 +106,7 @@ async fn work(subject: &dyn Subject) {
     a_stale_unsubscribe_ends_nothing(subject).await;
 
     history_is_bounded_by_size(subject).await;
+    removed_history_is_gone(subject).await;
     a_query_is_limited(subject).await;
     a_query_is_limited_in_bytes(subject).await;
     a_position_that_cannot_be_continued_is_told(subject).await;

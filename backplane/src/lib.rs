@@ -81,6 +81,10 @@ pub trait Backplane: Send + Sync + 'static {
         query: HistoryQuery,
     ) -> BoxFuture<'_, Result<History, BackplaneError>>;
 
+    /// Lets go of all publications that are kept of a channel. Its positions go on; who comes back to one before its newest
+    /// cannot be told what it missed.
+    fn remove_history(&self, channel: &Channel) -> BoxFuture<'_, Result<(), BackplaneError>>;
+
     /// This node has one subscription more in the channel: that of a connection, which replaces what the connection
     /// has there, or one that is only counted. [`join`](Self::join) and [`leave`](Self::leave) of a channel take effect
     /// in the order of the calls, whether or not the futures are polled.

@@ -415,6 +415,15 @@ impl Backplane for MemoryBackplane {
         ready(Ok(self.read(channel, &query))).boxed()
     }
 
+    fn remove_history(&self, channel: &Channel) -> BoxFuture<'_, Result<(), BackplaneError>> {
+        self.table.with_existing(channel, |state| {
+            if let Some(log) = &mut state.history.held {
+                self.history.release(log.clear());
+            }
+        });
+        ready(Ok(())).boxed()
+    }
+
     fn join(&self, channel: &Channel, join: Join) -> BoxFuture<'static, Result<Attendance, JoinError>> {
         let now = self.options.clock.now();
         ready(self.presence.join(channel, join, now, |told| self.tell(channel, told))).boxed()

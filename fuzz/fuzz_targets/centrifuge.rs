@@ -7,11 +7,13 @@ use tidegate_wire::centrifuge::{
     Encoding,
     message::Reply,
     next_command,
-    push::{self, Data, Published},
+    push::{self, Data, Published, Style},
+    read_emulated,
 };
 
 fuzz_target!(|frame: &[u8]| {
     for encoding in [Encoding::Json, Encoding::Protobuf] {
+        drop(read_emulated(frame, encoding));
         let mut rest = frame;
         while let Ok(Some((command, used))) = next_command(rest, encoding) {
             assert!(used > 0 && used <= rest.len());
@@ -43,9 +45,10 @@ fn check_push(channel: &str, data: &[u8]) {
         offset: 1,
         epoch: None,
         event: None,
+        is_delta: false,
     };
     let mut out = Vec::new();
-    push::publication(channel, &published, Encoding::Json, &mut out);
+    push::publication(channel, &published, Style::of(Encoding::Json), &mut out);
     assert!(!out.contains(&b'\n'));
     let read: Reply = serde_json::from_slice(&out).expect("a reply");
     assert_eq!(read.push.expect("a push").channel, channel);

@@ -25,6 +25,20 @@ pub fn write_answer(
     out.extend_from_slice(body);
 }
 
+/// Appends the head of an answer that goes on until the connection ends (RFC 9112 §6.3, rule 8): with chunks, each client
+/// would need framing of its own where it joined, and what is encoded once could not be shared.
+pub fn write_stream_head(media_type: &str, extra: &[(&str, &str)], out: &mut Vec<u8>) {
+    push_status(200, "OK", out);
+    push_header("Content-Type", media_type, out);
+    push_header("Cache-Control", "no-store", out);
+    push_header("X-Accel-Buffering", "no", out);
+    push_header("Connection", "close", out);
+    for (name, value) in extra {
+        push_header(name, value, out);
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
 pub(crate) fn push_status(status: u16, reason: &str, out: &mut Vec<u8>) {
     out.extend_from_slice(b"HTTP/1.1 ");
     crate::json::push_u64(u64::from(status), out);

@@ -34,10 +34,10 @@ pub enum RequestError {
 /// [`RequestError`]: more bytes will not help, and the connection has no next request.
 pub fn judge(received: &[u8], fresh: usize, max: usize) -> Result<Option<Judged<'_>>, RequestError> {
     // A head ends with a line end. Without a fresh one there is nothing new to parse, so that a head that trickles in
-    // byte by byte is not parsed at every byte.
-    let begin = received.len().saturating_sub(fresh);
+    // byte by byte is not parsed at every byte; unless it ended before, and what is new is of a body.
+    let (before, new) = received.split_at(received.len().saturating_sub(fresh));
     let is_endless = received.len() > max.saturating_add(FORWARDING_BYTES_MAX);
-    if !is_endless && !received[begin..].contains(&b'\n') {
+    if !is_endless && !new.contains(&b'\n') && memchr::memmem::find(before, b"\n\r\n").is_none() {
         return Ok(None);
     }
     let Some(head) = Head::parse(received)? else {
@@ -121,6 +121,16 @@ mod tests {
             check(&lines, Ok(Framing::Length(expect)));
         }
         check("GET / HTTP/1.1\nHost: h", Ok(Framing::Length(0)));
+    }
+
+    /// Whoever reads the body as well asks again with more of it.
+    #[test]
+    fn a_head_stays_whole_while_its_body_comes() {
+        let text = "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabc";
+        for end in text.len() - 3..=text.len() {
+            let judged = judge(&text.as_bytes()[..end], 1, 4096).expect("good");
+            assert_eq!(judged.map(|judged| judged.framing), Some(Framing::Length(3)), "{end}");
+        }
     }
 
     #[test]

@@ -2,8 +2,10 @@
 
 use std::fmt::Display;
 
-use crate::http_answer::{push_header, push_status};
+use crate::http_answer::{push_header, push_status, write_stream_head};
 use crate::json::push_u64;
+
+pub const MEDIA_TYPE: &str = "text/event-stream; charset=utf-8";
 
 /// A comment that clients ignore and proxies see as traffic.
 pub const COMMENT_HEARTBEAT: &[u8] = b":\n\n";
@@ -55,19 +57,8 @@ pub fn write_come_back(retry_ms: u64, why: &str, origin: Option<&str>, out: &mut
 }
 
 /// Appends the head of an event stream.
-///
-/// The body ends with the connection (RFC 9112 §6.3, rule 8): with chunks, each client would need framing of its
-/// own where it joined, and one encoded event could not be shared.
 pub fn write_response_head(out: &mut Vec<u8>, extra: &[(&str, &str)]) {
-    push_status(200, "OK", out);
-    push_header("Content-Type", "text/event-stream; charset=utf-8", out);
-    push_header("Cache-Control", "no-store", out);
-    push_header("X-Accel-Buffering", "no", out);
-    push_header("Connection", "close", out);
-    for (name, value) in extra {
-        push_header(name, value, out);
-    }
-    out.extend_from_slice(b"\r\n");
+    write_stream_head(MEDIA_TYPE, extra, out);
 }
 
 /// Appends one event. `data` may hold any text; its line ends (`\r\n`, `\r`, `\n`) all arrive as `\n`, which is

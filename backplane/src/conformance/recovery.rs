@@ -41,6 +41,25 @@ pub async fn history_is_bounded_by_age(subject: &dyn Subject) {
     assert_eq!(texts(&history.publications), ["4"]);
 }
 
+/// What was removed cannot be told; positions go on, also where nothing was there.
+pub async fn removed_history_is_gone(subject: &dyn Subject) {
+    let bench = Bench::new(subject).await;
+    let channel = unique_channel("removed");
+    bench.backplane.remove_history(&channel).await.expect("nothing to remove");
+    let top = bench.publish_numbers(&channel, policy(10, AGE_LONG), 3).await;
+    bench.backplane.remove_history(&channel).await.expect("removed");
+    let history = bench.history(&channel, None, 100).await;
+    assert_eq!((texts(&history.publications), history.top), (vec![], Some(top)));
+    let missed_none = bench.history(&channel, Some(top), 100).await;
+    assert!(missed_none.continuous && missed_none.publications.is_empty());
+    let missed_one = bench.history(&channel, Some(Position { offset: 2, ..top }), 100).await;
+    assert!(!missed_one.continuous && missed_one.publications.is_empty());
+    bench.publish(text(&channel, "4").with_history(policy(10, AGE_LONG)).0).await;
+    let history = bench.history(&channel, Some(top), 100).await;
+    assert!(history.continuous);
+    assert_eq!(offsets(&history.publications), [4]);
+}
+
 /// With `since` the oldest that follow, without it the newest.
 pub async fn a_query_is_limited(subject: &dyn Subject) {
     let bench = Bench::new(subject).await;

@@ -74,6 +74,15 @@ impl Log {
         released
     }
 
+    /// Lets go of everything that is kept; positions go on.
+    pub(super) fn clear(&mut self) -> Released {
+        let mut released = Released::default();
+        while !self.kept.is_empty() {
+            released.add(self.shed_oldest());
+        }
+        released
+    }
+
     /// Says that the channel was in use until now.
     pub(super) fn touch(&mut self, now: Instant) {
         self.used = self.used.max(now);

@@ -146,6 +146,11 @@ impl Backplane for RedisBackplane {
         async move { self.core.reader.history(&channel, query).await }.boxed()
     }
 
+    fn remove_history(&self, channel: &Channel) -> BoxFuture<'_, Result<(), BackplaneError>> {
+        let channel = channel.clone();
+        async move { self.core.reader.forget(&channel).await }.boxed()
+    }
+
     fn join(&self, channel: &Channel, join: Join) -> BoxFuture<'static, Result<Attendance, JoinError>> {
         self.core.presence.join(channel, join)
     }

@@ -77,6 +77,13 @@ impl Reader {
         Err(BackplaneError::Unavailable("history was let go of faster than it could be read".into()))
     }
 
+    /// Lets go of a channel's publications. Where it stands is kept elsewhere.
+    pub(crate) async fn forget(&self, channel: &Channel) -> Result<(), BackplaneError> {
+        let tag = channel.as_str();
+        let stream = self.prefix.stream(tag);
+        scripts::FORGET.call(&*self.commands, tag, &[stream.as_bytes()], &[]).await.map(|_| ())
+    }
+
     /// One answer of the server: what came after a position, or the newest.
     pub(crate) async fn page(
         &self,

@@ -20,6 +20,8 @@ pub(crate) static POSITIONS: LazyLock<Script> =
     LazyLock::new(|| Script::new("positions", &[include_str!("scripts/positions.lua")]));
 pub(crate) static RENEW: LazyLock<Script> =
     LazyLock::new(|| Script::new("renew", &[include_str!("scripts/renew.lua")]));
+pub(crate) static FORGET: LazyLock<Script> =
+    LazyLock::new(|| Script::new("forget", &[include_str!("scripts/forget.lua")]));
 pub(crate) static RENOUNCE: LazyLock<Script> =
     LazyLock::new(|| Script::new("renounce", &[include_str!("scripts/renounce.lua")]));
 pub(crate) static ANNOUNCE: LazyLock<Script> =
@@ -45,6 +47,7 @@ pub(crate) fn codes() -> Vec<Box<str>> {
         &HISTORY,
         &POSITIONS,
         &RENEW,
+        &FORGET,
         &RENOUNCE,
         &ANNOUNCE,
         &RETIRE,

@@ -180,6 +180,10 @@ section! {
         /// What a client of Centrifugo's protocol gets that comes back to a channel: `stream`, all that it missed; `cache`,
         /// the newest publication, also when it comes for the first time and asks for it.
         recovery: RecoveryMode = RecoveryMode::Stream;
+        /// Whether clients of Centrifugo's protocol that ask for it are told by how a publication differs from the one before
+        /// (`delta`), computed once for all of them. Only where `slow_reader` is `disconnect`: whoever misses one cannot read
+        /// the next.
+        delta: bool = false;
         /// Whether the members of a channel are tracked. Costs a backplane write per subscribe and per leave.
         presence: bool = false;
         /// Which clients of Centrifugo's protocol are told who joins and leaves a channel whose members are tracked:
@@ -271,6 +275,11 @@ impl Namespace {
     /// What the backplane is asked to keep; `None` without history.
     pub fn history(&self) -> Option<HistoryPolicy> {
         (self.history_size > 0).then_some(HistoryPolicy { size: self.history_size, age: self.history_age })
+    }
+
+    /// Whether clients may be told by differences.
+    pub(crate) fn may_tell_deltas(&self) -> bool {
+        self.delta && self.slow_reader == SlowReader::Disconnect
     }
 
     /// Whether clients may be told who joins and leaves.

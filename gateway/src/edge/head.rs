@@ -104,6 +104,10 @@ impl Ctx<'_> {
     fn take_head(&mut self, received: &[u8], arrival: Arrival<'_>, fresh: &[u8]) -> usize {
         let max = self.core.shared.node.config().limits.head_bytes.bytes();
         let judged = judge(received, fresh.len(), max);
+        if !matches!(arrival, Arrival::TurnedAway(_)) && self.awaits_body(&judged, received) {
+            self.keep_head(received, fresh);
+            return received.len();
+        }
         if matches!(arrival, Arrival::New)
             && let Err(over) = self.take_address_handshake(&judged)
         {
@@ -117,15 +121,7 @@ impl Ctx<'_> {
             return received.len();
         }
         match judged {
-            Ok(None) => {
-                // Its limit stays where it was, in the head that is being read.
-                let Some(head) = self.head_mut() else { return received.len() };
-                let began = head.received.replace(Box::new(received.to_vec())).is_none();
-                if began && head.earlier == Earlier::Answered && fresh.len() == received.len() {
-                    let timeout = self.core.shared.node.config().limits.handshake_timeout;
-                    self.connections.set_timer(self.id, self.connections.now().after(timeout));
-                }
-            }
+            Ok(None) => self.keep_head(received, fresh),
             Err(error) => self.refuse(&error.into()),
             Ok(Some(judged)) => match (arrival, self.route(&judged.head)) {
                 (Arrival::TurnedAway(over), Route::Shard(protocol)) => {
@@ -139,7 +135,10 @@ impl Ctx<'_> {
                     Some(used) => return used,
                     None => self.hand_to_http(received),
                 },
-                (_, Route::Shard(protocol)) => self.accept(arrival, protocol, &judged.head, received),
+                (_, Route::Shard(protocol)) => match self.body_len(judged.framing) {
+                    Ok(len) => self.accept(arrival, protocol, &judged.head, len, received),
+                    Err(refusal) => self.refuse_request(protocol, &judged.head, &refusal),
+                },
             },
         }
         received.len()
@@ -191,6 +190,33 @@ impl Ctx<'_> {
         }
         self.connections.shut_when_flushed(self.id);
         self.set_leave_timer();
+    }
+
+    /// Its limit stays where it was, in the head that is being read.
+    fn keep_head(&mut self, received: &[u8], fresh: &[u8]) {
+        let Some(head) = self.head_mut() else { return };
+        let began = head.received.replace(Box::new(received.to_vec())).is_none();
+        if began && head.earlier == Earlier::Answered && fresh.len() == received.len() {
+            let timeout = self.core.shared.node.config().limits.handshake_timeout;
+            self.connections.set_timer(self.id, self.connections.now().after(timeout));
+        }
+    }
+
+    /// Whether more is to come of the body of a shard's request.
+    fn awaits_body(&self, judged: &Result<Option<Judged<'_>>, RequestError>, received: &[u8]) -> bool {
+        let Ok(Some(Judged { head, framing })) = judged else { return false };
+        matches!(self.route(head), Route::Shard(_))
+            && self.body_len(*framing).is_ok_and(|len| received.len() - head.len < len)
+    }
+
+    /// The length of the body of a shard's request: it is said before, and is that of one message at most.
+    fn body_len(&self, framing: Framing) -> Result<usize, Refusal> {
+        let max = self.core.shared.node.config().limits.message_bytes.bytes();
+        match framing {
+            Framing::Length(len) => usize::try_from(len).ok().filter(|len| *len <= max),
+            Framing::Chunked(_) => None,
+        }
+        .ok_or(Refusal::Body { max })
     }
 
     /// What was waited for is there: reads the same head again.
@@ -252,22 +278,25 @@ impl Ctx<'_> {
         }
     }
 
+    /// `received` begins with the head and a body of so many bytes.
     fn accept(
         &mut self,
         arrival: Arrival<'_>,
         protocol: ProtocolId,
         head: &RequestHead<'_>,
+        body_len: usize,
         received: &[u8],
     ) {
         let asks_of = protocol.of_list(self.core.shared.protocols);
-        let checked = self.check(arrival, protocol, head);
+        let (body, rest) = received[head.len..].split_at(body_len);
+        let checked = self.check(arrival, protocol, head, body);
         if matches!(checked, Err(Stop::NeedsKeys(_) | Stop::Asks(_)))
             && asks_of.transport() == Transport::Stream
         {
             self.connections.set_half_open(self.id);
         }
         match checked {
-            Ok(request) => self.begin_opening(request, &received[head.len..]),
+            Ok(request) => self.begin_opening(request, rest),
             Err(Stop::Refused(refusal)) => self.refuse_request(protocol, head, &refusal),
             Err(Stop::NeedsKeys(fetch)) => {
                 self.wait_before_opening(received, Said::default(), 0);
@@ -287,9 +316,9 @@ impl Ctx<'_> {
 
     fn refuse_request(&mut self, protocol: ProtocolId, head: &RequestHead<'_>, refusal: &Refusal) {
         let origin = self.core.readable_origin(head);
-        match protocol.of_list(self.core.shared.protocols).transport() {
-            Transport::Stream => self.refuse_stream(refusal, origin),
-            Transport::WebSocket => self.refuse_to(refusal, origin),
+        match protocol.of_list(self.core.shared.protocols).is_event_source() {
+            true => self.refuse_stream(refusal, origin),
+            false => self.refuse_to(refusal, origin),
         }
     }
 
@@ -306,6 +335,7 @@ impl Ctx<'_> {
         arrival: Arrival<'_>,
         protocol: ProtocolId,
         head: &RequestHead<'_>,
+        body: &[u8],
     ) -> Result<Request, Stop> {
         let shared = &self.core.shared;
         if shared.node.stage() == Stage::Closing {
@@ -321,7 +351,7 @@ impl Ctx<'_> {
         if let Some(no) = &said.no {
             return Err(Refusal::from(no.clone()).into());
         }
-        let checked = protocol.of_list(shared.protocols).accept(self.core, head, said);
+        let checked = protocol.of_list(shared.protocols).accept(self.core, head, body, said);
         // The node's handshakes are for those that could be accepted: who sends what is refused is out of its own.
         if is_new && !matches!(checked, Err(Stop::Refused(_))) {
             shared.front.take_handshake().map_err(Refusal::Over)?;
@@ -361,9 +391,10 @@ impl Ctx<'_> {
 
     fn route(&self, head: &RequestHead<'_>) -> Route {
         let shared = &self.core.shared;
-        match ProtocolId::of(shared.protocols, head.method, head.path, shared.node.config().dev) {
-            Some(protocol) if !head.has_body() => Route::Shard(protocol),
-            _ => Route::Http,
+        let (has_body, dev) = (head.has_body(), shared.node.config().dev);
+        match ProtocolId::of(shared.protocols, head.method, head.path, has_body, dev) {
+            Some(protocol) => Route::Shard(protocol),
+            None => Route::Http,
         }
     }
 }

@@ -75,7 +75,7 @@ fn text<'h>(headers: &'h HeaderMap, name: &header::HeaderName) -> Option<&'h str
 }
 
 /// The request's origin, when it has one that may read the answer.
-pub(super) fn allowed_origin(state: &HttpState, headers: &HeaderMap) -> Option<HeaderValue> {
+pub(crate) fn allowed_origin(state: &HttpState, headers: &HeaderMap) -> Option<HeaderValue> {
     let origin = single(headers, &header::ORIGIN)?;
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     state.origins.allows(Some(origin.to_str().ok()?), host).then(|| origin.clone())
@@ -96,14 +96,15 @@ pub(super) fn is_coded(headers: &HeaderMap) -> bool {
 }
 
 /// Lets the page of this origin read the response.
-pub(super) fn allow(headers: &mut HeaderMap, origin: HeaderValue) {
+pub(crate) fn allow(headers: &mut HeaderMap, origin: HeaderValue) {
     headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
     headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(EXPOSED_HEADERS));
     // The answer differs by origin, and a shared cache must know.
     headers.append(header::VARY, HeaderValue::from_static("origin"));
 }
 
-fn is_preflight(request: &Request) -> bool {
+/// The question of a browser whether a page may ask something.
+pub(super) fn is_preflight<B>(request: &http::Request<B>) -> bool {
     request.method() == Method::OPTIONS
         && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
 }

@@ -65,7 +65,8 @@ impl PublicService {
         if *request.method() == Method::POST && publish::segment(request.uri().path()).is_some() {
             return self.publish(request).await;
         }
-        if let Some(api) = self.state.api_of(request.uri().path()) {
+        let api = self.state.api_of(request.uri().path()).filter(|_| !access::is_preflight(&request));
+        if let Some(api) = api {
             let (parts, body) = request.into_parts();
             return api.answer(&self.state, &parts, Body::new(body)).await;
         }

@@ -113,6 +113,11 @@ impl Batch {
         &self.items[0].outgoing.content
     }
 
+    pub(super) fn last_publication(&self) -> Option<&Arc<Outgoing>> {
+        let mut all = self.items.iter().rev().map(|item| &item.outgoing);
+        all.find(|outgoing| outgoing.content.is_publication())
+    }
+
     pub(super) fn unsaid_gap(&self) -> Option<Gap> {
         self.unsaid_gap
     }

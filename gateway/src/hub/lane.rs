@@ -1,7 +1,8 @@
 //! One form of one channel: its members, what waits for them, and the batch that is being sent.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
+use bytes::Bytes;
 use tidegate_backplane::{Gap, GapReason};
 use tidegate_reactor::{Overflow, Written};
 
@@ -9,8 +10,9 @@ use super::{
     ChannelKey, Delivery, Receivers, Terms,
     batch::{Batch, Gatherer, Pending},
     following::Followers,
-    form::{Form, FormId},
+    form::{Encoder, Form, FormId},
     members::Members,
+    outgoing::Outgoing,
 };
 use crate::metrics::{DropReason, ShardMetrics};
 
@@ -22,6 +24,12 @@ pub(super) struct Lane {
     pub(super) says_gaps: bool,
     pub(super) says_presence: bool,
     has_heads: bool,
+    tells_difference: bool,
+    has_next: bool,
+    /// Its members go on in another form when they have had a publication, and these have.
+    pub(super) moves_on: bool,
+    /// Where that matters: what its members were told last.
+    pub(super) last: Option<Arc<Outgoing>>,
     pub(super) members: Members,
     pub(super) pending: VecDeque<Pending>,
     /// Boxed, as whatever few lanes have: there are as many lanes as channels.
@@ -76,6 +84,10 @@ impl Lane {
             says_gaps: form.says_gaps(),
             says_presence: form.says_presence(),
             has_heads: form.has_heads(),
+            tells_difference: form.tells_difference(),
+            has_next: form.next().is_some(),
+            moves_on: false,
+            last: None,
             members: Members::default(),
             pending: VecDeque::new(),
             batch: None,
@@ -85,6 +97,11 @@ impl Lane {
 
     pub(super) fn follows(&self) -> bool {
         matches!(self.kind, Kind::Following(_))
+    }
+
+    /// Whether its members have had a publication, and nothing else waits.
+    pub(super) fn may_move_on(&self) -> bool {
+        self.moves_on && !self.has_work() && !self.members.is_empty()
     }
 
     pub(super) fn has_work(&self) -> bool {
@@ -103,6 +120,7 @@ impl Lane {
     pub(super) fn clear(&mut self) {
         self.pending.clear();
         self.batch = None;
+        self.last = None;
     }
 
     /// Writes to up to `members_max` members, of the batch that is under way or else of the next.
@@ -115,6 +133,7 @@ impl Lane {
         if self.batch.is_none() {
             self.batch = self.next_batch(terms.overflow, delivery);
             self.members.begin();
+            self.moves_on = false;
         }
         let Some(batch) = &mut self.batch else { return Slice::default() };
         let (mut slice, mut tally) = (Slice::default(), Tally::default());
@@ -153,9 +172,22 @@ impl Lane {
         batch.add_reached(tally.reached);
         if done {
             batch.finish(delivery.metrics);
+            if let (true, Some(last)) = (self.has_next, batch.last_publication()) {
+                (self.moves_on, self.last) = (true, Some(Arc::clone(last)));
+            }
             self.batch = None;
         }
         slice
+    }
+
+    /// What its members are told: the same as all of this form, or how it differs from what they were told last.
+    fn encoded(&self, outgoing: &Outgoing, encoder: &mut Encoder) -> Bytes {
+        match &self.last {
+            Some(last) if self.tells_difference => {
+                encoder.encode_after(&outgoing.channel, &outgoing.content, &last.content, self.form)
+            }
+            _ => outgoing.encoded(self.form, encoder),
+        }
     }
 
     /// Joins what waits into one buffer, as far as it may go together.
@@ -167,11 +199,14 @@ impl Lane {
         let one_by_one = self.follows() || self.has_heads;
         let mut gatherer = Gatherer::new(overflow, one_by_one);
         while let Some(next) = self.pending.front() {
-            let bytes = next.outgoing.encoded(self.form, delivery.encoder);
+            let bytes = self.encoded(&next.outgoing, delivery.encoder);
             if !gatherer.takes(next, &bytes, self.says_gaps) {
                 break;
             }
             if let Some(next) = self.pending.pop_front() {
+                if self.tells_difference && next.outgoing.content.is_publication() {
+                    self.last = Some(Arc::clone(&next.outgoing));
+                }
                 gatherer.add(next, bytes);
             }
         }

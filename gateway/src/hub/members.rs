@@ -63,6 +63,13 @@ impl Members {
         std::mem::take(self).slots
     }
 
+    /// Removes everyone; the answer also says how many of them, the first, the last fan-out has served. None may be under
+    /// way.
+    pub(crate) fn take_served(&mut self) -> (Vec<u32>, usize) {
+        let served = self.end;
+        (self.take(), served)
+    }
+
     /// Begins a fan-out to everyone who is here now.
     pub(crate) fn begin(&mut self) {
         self.served = 0;

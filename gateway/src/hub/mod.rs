@@ -326,6 +326,7 @@ impl Hub {
                 self.runnable.push_back(lane_key);
             }
             self.settle(key, delivery.receivers, delivery.now);
+            self.move_on(key, delivery.receivers);
             // Those who have to be closed must not be written what comes after their gap.
             if slice.closes || is_over() {
                 return if self.runnable.is_empty() { Turn::Idle } else { Turn::More };
@@ -440,6 +441,42 @@ impl Hub {
             };
             receivers.moved(slot, from, Subscription { lane, index: members.join(slot) });
         }
+    }
+
+    /// Moves those who have had a publication to the lane in which they are told how the next differs, when both lanes were
+    /// told the same last and nothing waits in either.
+    fn move_on(&mut self, key: ChannelKey, receivers: &mut impl Receivers) {
+        for at in 0..self.channels[key as usize].lanes.len() {
+            let from = self.channels[key as usize].lanes[at];
+            let lane = &self.lanes[from as usize];
+            if matches!(lane.kind, Kind::Ordinary) && lane.may_move_on() {
+                self.move_lane_on(key, from, receivers);
+            }
+        }
+    }
+
+    fn move_lane_on(&mut self, key: ChannelKey, from: u32, receivers: &mut impl Receivers) {
+        let form = self.lanes[from as usize].form;
+        let Some(next) = self.forms.get(form).next() else { return };
+        let to = self.lane(key, next, |kind| matches!(kind, Kind::Ordinary), || Kind::Ordinary);
+        let Some((from_lane, to_lane)) = self.lanes.get2_mut(from as usize, to as usize) else { return };
+        let is_alike = || match (&from_lane.last, &to_lane.last) {
+            (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+            _ => false,
+        };
+        if to_lane.has_work() || !(to_lane.members.is_empty() || is_alike()) {
+            return;
+        }
+        to_lane.last.clone_from(&from_lane.last);
+        let (slots, served) = from_lane.members.take_served();
+        for (at, slot) in slots.into_iter().enumerate() {
+            let (lane, members) = match at < served {
+                true => (to, &mut to_lane.members),
+                false => (from, &mut from_lane.members),
+            };
+            receivers.moved(slot, from, Subscription { lane, index: members.join(slot) });
+        }
+        from_lane.moves_on = false;
     }
 
     fn ordinary_lane(&self, key: ChannelKey, form: FormId) -> Option<u32> {

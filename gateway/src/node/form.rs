@@ -20,6 +20,29 @@ pub(crate) trait Form: fmt::Debug + Send + Sync {
     /// What clients are told of a content; `None`: nothing. `scratch` is empty, and may hold what is answered.
     fn say<'a>(&self, channel: &Channel, content: &'a Content, scratch: &'a mut Vec<u8>) -> Option<Said<'a>>;
 
+    /// The form in which a client is told what comes after its first publication in this one, where that is another:
+    /// [how it differs](Self::say_after) from what it has.
+    fn next(&self) -> Option<FormId> {
+        None
+    }
+
+    /// Whether it says how a publication differs from the one before it, which whoever has this form was told.
+    fn tells_difference(&self) -> bool {
+        false
+    }
+
+    /// What clients are told of a content that comes after another.
+    fn say_after<'a>(
+        &self,
+        channel: &Channel,
+        content: &'a Content,
+        before: &Content,
+        scratch: &'a mut Vec<u8>,
+    ) -> Option<Said<'a>> {
+        let _ = before;
+        self.say(channel, content, scratch)
+    }
+
     /// Whether a gap can be told between publications. Clients of another form have to be closed, so that they know.
     fn says_gaps(&self) -> bool {
         true
@@ -72,7 +95,7 @@ pub(crate) struct Encoder {
 const DEFLATED: u8 = 0x80;
 
 /// Forms of all protocols together.
-const FORMS_MAX: u8 = 32;
+const FORMS_MAX: u8 = 64;
 
 /// Below this, deflate's own few bytes and both sides' time are not worth what it saves.
 const DEFLATE_BYTES_MIN: usize = 256;
@@ -124,15 +147,19 @@ impl Encoder {
     /// What a form says, uncompressed; empty when that is nothing.
     pub(crate) fn encode(&mut self, channel: &Channel, content: &Content, form: FormId) -> Bytes {
         self.scratch.clear();
-        match self.forms.get(form).say(channel, content, &mut self.scratch) {
-            None => Bytes::new(),
-            Some(Said::Bytes(bytes)) => Bytes::copy_from_slice(bytes),
-            Some(Said::Message(opcode, payload)) => {
-                let mut out = Vec::with_capacity(frame::encoded_len(payload.len()));
-                frame::encode(opcode, payload, &mut out);
-                Bytes::from(out)
-            }
-        }
+        framed(self.forms.get(form).say(channel, content, &mut self.scratch))
+    }
+
+    /// The same of what comes after another content.
+    pub(crate) fn encode_after(
+        &mut self,
+        channel: &Channel,
+        content: &Content,
+        before: &Content,
+        form: FormId,
+    ) -> Bytes {
+        self.scratch.clear();
+        framed(self.forms.get(form).say_after(channel, content, before, &mut self.scratch))
     }
 
     /// The same deflated; `None` where that does not pay.
@@ -149,6 +176,18 @@ impl Encoder {
                 })
             }
             _ => None,
+        }
+    }
+}
+
+fn framed(said: Option<Said<'_>>) -> Bytes {
+    match said {
+        None => Bytes::new(),
+        Some(Said::Bytes(bytes)) => Bytes::copy_from_slice(bytes),
+        Some(Said::Message(opcode, payload)) => {
+            let mut out = Vec::with_capacity(frame::encoded_len(payload.len()));
+            frame::encode(opcode, payload, &mut out);
+            Bytes::from(out)
         }
     }
 }

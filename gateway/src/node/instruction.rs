@@ -18,7 +18,10 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Node, shards::ConnectionState};
+use super::{
+    Node,
+    shards::{ConnectionState, Order},
+};
 use crate::metrics::{Instructed, Metrics};
 
 /// What is asked of the connections that an order names.
@@ -73,6 +76,11 @@ pub(crate) enum What {
     },
     /// Tell the client something that is no publication of a channel.
     Send(Message),
+    /// What only this protocol reads.
+    Own {
+        protocol: Box<str>,
+        text: Box<str>,
+    },
     /// Say which they are: at most so many, after the one of this name.
     List {
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -168,6 +176,12 @@ impl Node {
     /// Gives an instruction to all nodes. Nobody waits for what comes of it.
     pub(crate) async fn instruct(&self, asked: Asked) -> Result<(), BackplaneError> {
         self.give(asked, None).await
+    }
+
+    /// The same to this node alone.
+    pub(crate) fn instruct_here(&self, Asked { target, owner, what }: Asked) {
+        let instruction = Arc::new(Instruction { owner, question: None, what });
+        self.relay.to_all(&Order::Instruct { target, instruction, round: None });
     }
 
     /// The same, and gathers what came of it on the nodes that are known, for as long as [`PATIENCE`].

@@ -8,7 +8,10 @@ mod sse;
 use tidegate_ops::http::IsShards;
 
 use self::{
-    centrifuge::forms::{self as push_forms, Push},
+    centrifuge::{
+        Centrifuge, Way,
+        forms::{Carrier, Payloads, Push},
+    },
     sse::forms::{self as sse_forms, StreamEvent},
 };
 use crate::{
@@ -18,8 +21,18 @@ use crate::{
 };
 
 /// The first that serves a request has it.
-pub(crate) static PROTOCOLS: Protocols =
-    &[&raw::Raw, &sse::Sse, &pusher::PusherChannels, &centrifuge::Centrifuge, &raw::echo::Echo];
+pub(crate) static PROTOCOLS: Protocols = &[
+    &raw::Raw,
+    &sse::Sse,
+    &pusher::PusherChannels,
+    &Centrifuge(Way::WebSocket),
+    &Centrifuge(Way::HttpStream),
+    &Centrifuge(Way::EventSource),
+    &Centrifuge(Way::UniWebSocket),
+    &Centrifuge(Way::UniHttpStream),
+    &Centrifuge(Way::UniEventSource),
+    &raw::echo::Echo,
+];
 
 /// How all of them tell what happens in a channel.
 pub(crate) static FORMS: Forms = Forms(&[
@@ -40,39 +53,78 @@ pub(crate) static FORMS: Forms = Forms(&[
         true,
         true,
     ),
-    &push(push_forms::JSON, push_forms::JSON_WITH_PRESENCE),
-    &push(push_forms::PROTOBUF, push_forms::PROTOBUF_WITH_PRESENCE),
-    &push(push_forms::JSON_WITH_PRESENCE, push_forms::JSON_WITH_PRESENCE),
-    &push(push_forms::PROTOBUF_WITH_PRESENCE, push_forms::PROTOBUF_WITH_PRESENCE),
+    &push(Carrier::Json, false),
+    &push(Carrier::Json, true),
+    &push(Carrier::Protobuf, false),
+    &push(Carrier::Protobuf, true),
+    &push(Carrier::Lines, false),
+    &push(Carrier::Lines, true),
+    &push(Carrier::Messages, false),
+    &push(Carrier::Messages, true),
+    &push(Carrier::Events, false),
+    &push(Carrier::Events, true),
+    &push(Carrier::UniFrames, false),
+    &push(Carrier::UniFrames, true),
+    &push(Carrier::UniLines, false),
+    &push(Carrier::UniLines, true),
+    &push(Carrier::UniEvents, false),
+    &push(Carrier::UniEvents, true),
+    &delta(Carrier::Json, Payloads::Whole, false),
+    &delta(Carrier::Json, Payloads::Whole, true),
+    &delta(Carrier::Json, Payloads::Delta, false),
+    &delta(Carrier::Json, Payloads::Delta, true),
+    &delta(Carrier::Protobuf, Payloads::Whole, false),
+    &delta(Carrier::Protobuf, Payloads::Whole, true),
+    &delta(Carrier::Protobuf, Payloads::Delta, false),
+    &delta(Carrier::Protobuf, Payloads::Delta, true),
+    &delta(Carrier::Lines, Payloads::Whole, false),
+    &delta(Carrier::Lines, Payloads::Whole, true),
+    &delta(Carrier::Lines, Payloads::Delta, false),
+    &delta(Carrier::Lines, Payloads::Delta, true),
+    &delta(Carrier::Messages, Payloads::Whole, false),
+    &delta(Carrier::Messages, Payloads::Whole, true),
+    &delta(Carrier::Messages, Payloads::Delta, false),
+    &delta(Carrier::Messages, Payloads::Delta, true),
+    &delta(Carrier::Events, Payloads::Whole, false),
+    &delta(Carrier::Events, Payloads::Whole, true),
+    &delta(Carrier::Events, Payloads::Delta, false),
+    &delta(Carrier::Events, Payloads::Delta, true),
 ]);
 
 const fn stream(id: FormId, with_presence: FormId, is_enveloped: bool, is_of_many: bool) -> StreamEvent {
     StreamEvent { id, with_presence, is_enveloped, is_of_many }
 }
 
-const fn push(id: FormId, with_presence: FormId) -> Push {
-    Push { id, with_presence }
+const fn push(carrier: Carrier, tells_presence: bool) -> Push {
+    Push { carrier, tells_presence, payloads: Payloads::Plain }
+}
+
+const fn delta(carrier: Carrier, payloads: Payloads, tells_presence: bool) -> Push {
+    Push { carrier, tells_presence, payloads }
 }
 
 /// What they answer over HTTP, each under paths of its own.
-pub(crate) static APIS: Apis = &[&pusher::http::SignedApi, &centrifuge::http::ServerApi];
+pub(crate) static APIS: Apis =
+    &[&pusher::http::SignedApi, &centrifuge::http::ServerApi, &centrifuge::http::Emulation];
 
 /// Whether a request without a body is one of theirs.
 pub(crate) fn serve(method: &str, path: &str) -> bool {
-    ProtocolId::of(PROTOCOLS, method, path, false).is_some()
+    ProtocolId::of(PROTOCOLS, method, path, false, false).is_some()
 }
 
 /// The same with `--dev`.
 pub(crate) fn serve_dev(method: &str, path: &str) -> bool {
-    ProtocolId::of(PROTOCOLS, method, path, true).is_some()
+    ProtocolId::of(PROTOCOLS, method, path, false, true).is_some()
 }
 
 /// How HTTP tells a request that is theirs from one of its own, with `--dev` or without. It is the rule of the shards, so
 /// that no request goes back and forth.
 pub(crate) fn is_shards(dev: bool) -> IsShards {
     match dev {
-        true => |head, _| !head.has_body() && serve_dev(head.method, head.path),
-        false => |head, _| !head.has_body() && serve(head.method, head.path),
+        true => |head, _| ProtocolId::of(PROTOCOLS, head.method, head.path, head.has_body(), true).is_some(),
+        false => {
+            |head, _| ProtocolId::of(PROTOCOLS, head.method, head.path, head.has_body(), false).is_some()
+        }
     }
 }
 

@@ -165,7 +165,11 @@ impl Ctx<'_> {
                 let (code, text) = (CloseCode(*code), reason.to_string().into());
                 self.leave(Leave::Own { code, text, reason: DisconnectReason::Ordered });
             }
-            What::Subscribe { .. } | What::Unsubscribe { .. } | What::Send(_) | What::List { .. } => {
+            What::Subscribe { .. }
+            | What::Unsubscribe { .. }
+            | What::Send(_)
+            | What::Own { .. }
+            | What::List { .. } => {
                 return Instructed::Unsupported;
             }
         }

@@ -126,13 +126,13 @@ impl Ctx<'_> {
 
     fn leave_open(&mut self, mut open: Open, why: &Leave) {
         let decoder = std::mem::replace(&mut open.decoder, Decoder::new(false));
-        let protocol = open.protocol.of_list(self.core.shared.protocols);
+        let (protocol, form) = (open.protocol.of_list(self.core.shared.protocols), open.form);
         self.end_open(open, why);
         if !matches!(why, Leave::Drain) {
             log_refusal("closed", &format_args!("{} {}", why.code().0, why.text()));
         }
         let spread = u64::from(self.id.generation);
-        self.write(|out| protocol.write_farewell(why, spread, out));
+        self.write(|out| protocol.write_farewell(why, spread, form, out));
         // A client that broke the protocol is not listened to any more (RFC 6455 section 7.1.7); others answer
         // the close frame, and are closed then.
         if protocol.transport() == Transport::Stream || matches!(why, Leave::Protocol(_)) {

@@ -92,12 +92,17 @@ pub(crate) trait Protocol: Sync + std::fmt::Debug {
     /// One word, for logs and tests.
     fn name(&self) -> &'static str;
 
-    /// Whether a request without a body is for it.
+    /// Whether a request is for it, which has no body unless the protocol [takes](Self::takes_body) one.
     fn serves(&self, method: &str, path: &str, dev: bool) -> bool;
+
+    /// Whether its requests may have a body. It is a client's first message, and as long as one may be.
+    fn takes_body(&self) -> bool {
+        false
+    }
 
     /// What the request asks for and may have. Nothing that waits: what needs the backplane comes after.
     /// `said`: what the application has said of it.
-    fn accept(&self, core: &Core, head: &Head<'_>, said: &Said) -> Result<Request, Stop>;
+    fn accept(&self, core: &Core, head: &Head<'_>, body: &[u8], said: &Said) -> Result<Request, Stop>;
 
     /// The form in which its publications come. `compression`: all of its channels allow it.
     fn form(&self, request: &Request, compression: bool) -> FormId;
@@ -155,6 +160,11 @@ pub(crate) trait Protocol: Sync + std::fmt::Debug {
         Transport::WebSocket
     }
 
+    /// Whether the client may be a browser's event source, for which any answer but 200 is final.
+    fn is_event_source(&self) -> bool {
+        self.transport() == Transport::Stream
+    }
+
     /// Whether a client is told where its channels stand, also where nothing was published yet.
     fn tells_positions(&self, request: &Request) -> bool {
         let _ = request;
@@ -173,9 +183,9 @@ pub(crate) trait Protocol: Sync + std::fmt::Debug {
         Some(why.code())
     }
 
-    /// Appends the last that a client is told. `spread` is any number that differs between clients.
-    fn write_farewell(&self, why: &Leave, spread: u64, out: &mut Vec<u8>) {
-        let _ = spread;
+    /// Appends the last that a client with this form is told. `spread` is any number that differs between clients.
+    fn write_farewell(&self, why: &Leave, spread: u64, form: FormId, out: &mut Vec<u8>) {
+        let _ = (spread, form);
         if let Some(code) = self.close_code(why) {
             frame::encode_close(code, &why.text(), out);
         }
@@ -233,9 +243,18 @@ impl<'a> Identity<'a> {
 }
 
 impl ProtocolId {
-    /// The protocol that serves a request without a body.
-    pub(crate) fn of(protocols: Protocols, method: &str, path: &str, dev: bool) -> Option<Self> {
-        let at = protocols.iter().position(|protocol| protocol.serves(method, path, dev))?;
+    /// The protocol that serves a request.
+    pub(crate) fn of(
+        protocols: Protocols,
+        method: &str,
+        path: &str,
+        has_body: bool,
+        dev: bool,
+    ) -> Option<Self> {
+        let serves = |protocol: &&dyn Protocol| {
+            protocol.serves(method, path, dev) && (!has_body || protocol.takes_body())
+        };
+        let at = protocols.iter().position(serves)?;
         u8::try_from(at).ok().map(Self)
     }
 

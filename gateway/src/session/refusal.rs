@@ -22,6 +22,8 @@ pub(crate) enum Refusal {
     HeadTimeout,
     #[error("more than {max} bytes came before the answer")]
     TooEarly { max: usize },
+    #[error("the body of this request has at most {max} bytes, and its Content-Length says how many")]
+    Body { max: usize },
     #[error("disconnected by order: {0}")]
     Ordered(Box<str>),
     #[error(transparent)]
@@ -120,6 +122,7 @@ impl Refusal {
             }
             Self::Request(error) => (error.status().0, error.status().1, "malformed-request"),
             Self::TooEarly { .. } => (400, "Bad Request", "malformed-request"),
+            Self::Body { .. } => (413, "Content Too Large", "body-too-large"),
             Self::HeadTimeout => (408, "Request Timeout", "head-timeout"),
             Self::Query(_) | Self::Position(_) => (400, "Bad Request", "invalid-parameter"),
             Self::Channel(_) | Self::NoChannel | Self::RepeatedChannel(_) | Self::TooManyChannels { .. } => {
@@ -290,6 +293,7 @@ mod tests {
     #[test]
     fn each_reason_has_its_answer() {
         check(RequestError::from(HeadError::Host).into(), 400, "malformed-request", None);
+        check(Refusal::Body { max: 1 }, 413, "body-too-large", None);
         check(Refusal::Origin, 403, "origin-refused", None);
         check(Refusal::Over(Over::Address), 429, "too-many-connections", Some("3"));
         let rate = Over::Rate { retry_after: Duration::from_secs(2) };

@@ -58,6 +58,8 @@ pub(crate) struct Unsettled {
     /// The list is read as soon as that is known.
     wants_list: bool,
     list: Option<Arc<List>>,
+    /// The form in which its client is told, where that is not the connection's.
+    form: Option<FormId>,
     /// Its client is told who joins and leaves.
     tells_presence: bool,
     /// Its client is told of it together with others; its machine waits as for a list.
@@ -109,8 +111,9 @@ impl Ctx<'_> {
         let machine = Machine::new(want, lists);
         let (watches, joined, wants_list, list) = (false, Some(0), false, None);
         let (tells_presence, together) = (lists, false);
+        let form = None;
         let held =
-            Unsettled { attempt, machine, watches, joined, wants_list, list, tells_presence, together };
+            Unsettled { attempt, machine, watches, joined, wants_list, list, form, tells_presence, together };
         (held, confirmation)
     }
 
@@ -184,6 +187,13 @@ impl Ctx<'_> {
         let unsettled = self.attempted(begun.0)?;
         (unsettled.together, unsettled.tells_presence) = (true, tells_presence);
         Some(begun)
+    }
+
+    /// Has the client told in a form that is not the connection's.
+    pub(crate) fn tell_in(&mut self, attempt: Attempt, form: FormId) {
+        if let Some(unsettled) = self.attempted(attempt) {
+            unsettled.form = Some(form);
+        }
     }
 
     /// All that it waits for is there.
@@ -426,10 +436,11 @@ impl Ctx<'_> {
     fn say(&mut self, key: ChannelKey, content: &Content, out: &mut Vec<u8>) -> bool {
         let core = &mut *self.core;
         let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) else { return true };
+        let form = open.unsettled(key).and_then(|it| it.form).unwrap_or(open.form).plain();
         let form = match content {
             // It is told only to those who were told the list.
-            Content::Presence(_) => core.hub.forms().with_presence(open.form.plain()),
-            Content::Publication(_) | Content::Gap(_) => open.form.plain(),
+            Content::Presence(_) => core.hub.forms().with_presence(form),
+            Content::Publication(_) | Content::Gap(_) => form,
         };
         let said = core.encoder.encode(core.hub.channel(key), content, form);
         if said.is_empty() {
@@ -453,7 +464,8 @@ impl Ctx<'_> {
             return;
         }
         let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) else { return };
-        let mut form = self.core.form(open, self.core.hub.channel(key));
+        let own = open.unsettled(key).and_then(|it| it.form);
+        let mut form = own.unwrap_or_else(|| self.core.form(open, self.core.hub.channel(key)));
         if open.unsettled(key).is_some_and(|it| it.tells_presence) {
             form = self.core.hub.forms().with_presence(form);
         }

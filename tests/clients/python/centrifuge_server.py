@@ -122,7 +122,11 @@ async def publications_and_history():
     assert [it.data for it in newest.publications] == [[3]]
     assert API.history(HistoryRequest(channel="news:1")).publications == []
     assert refused(HistoryRequest(channel="plain:x")) == 108
-    assert refused(HistoryRemoveRequest(channel="news:1")) == 108
+    assert refused(HistoryRemoveRequest(channel="plain:x")) == 108
+    API.history_remove(HistoryRemoveRequest(channel="news:1"))
+    removed = API.history(HistoryRequest(channel="news:1", limit=10))
+    assert removed.publications == [] and (removed.offset, removed.epoch) == (3, first.epoch), removed
+    assert API.publish(PublishRequest(channel="news:1", data=4)).offset == 4
     assert refused(PublishRequest(channel="a b", data=1)) == 107
     await client.disconnect()
 

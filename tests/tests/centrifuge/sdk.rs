@@ -1,7 +1,7 @@
 //! `centrifuge` (npm) in Node, and `cent` with `centrifuge-python` (PyPI), against two nodes on one Redis, in both encodings.
 //! What they must see is in `tests/clients/node/centrifuge` and `tests/clients/python`.
 
-use tidegate_testkit::{DEADLINE, Gateway, Tool, redis::RedisServer};
+use tidegate_testkit::{DEADLINE, Gateway, Tool, chromium_path, redis::RedisServer};
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
@@ -31,6 +31,8 @@ presence = true
 anonymous_subscribe = false
 [namespaces.mine]
 user_channels = true
+[namespaces.diff]
+delta = true
 [namespaces.cache]
 history_size = 10
 history_age = \"5m\"
@@ -56,12 +58,25 @@ fn run(script: Tool, least: usize) {
 
 #[test]
 fn every_command_in_json() {
-    run(Tool::node("centrifuge/commands.cjs").environment("ENCODING", "json"), 15);
+    run(Tool::node("centrifuge/commands.cjs").environment("ENCODING", "json"), 16);
 }
 
 #[test]
 fn every_command_in_protobuf() {
-    run(Tool::node("centrifuge/commands.cjs").environment("ENCODING", "protobuf"), 15);
+    run(Tool::node("centrifuge/commands.cjs").environment("ENCODING", "protobuf"), 16);
+}
+
+/// Behind a proxy that passes no upgrades on, and with commands that reach another node than their connection.
+#[test]
+fn clients_without_a_web_socket_in_json() {
+    let script = Tool::node("centrifuge/transports.cjs").environment("CHROMIUM", chromium_path());
+    run(script.environment("ENCODING", "json"), 4);
+}
+
+#[test]
+fn clients_without_a_web_socket_in_protobuf() {
+    let script = Tool::node("centrifuge/transports.cjs").environment("ENCODING", "protobuf");
+    run(script, 3);
 }
 
 #[test]

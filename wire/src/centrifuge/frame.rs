@@ -2,7 +2,7 @@
 
 use prost::{Message as _, decode_length_delimiter, length_delimiter_len};
 
-use super::message::{Command, Reply};
+use super::message::{Command, EmulationRequest, Reply};
 
 /// How the messages of a connection are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -52,6 +52,26 @@ pub fn next_command(frame: &[u8], encoding: Encoding) -> Result<Option<(Command,
     match encoding {
         Encoding::Json => next_line(frame),
         Encoding::Protobuf => next_message(frame),
+    }
+}
+
+/// The session and the frame of a request that sends commands of a connection which cannot carry them.
+///
+/// # Errors
+/// [`Malformed`]: it is no such request.
+pub fn read_emulated(body: &[u8], encoding: Encoding) -> Result<(String, Vec<u8>), Malformed> {
+    match encoding {
+        Encoding::Json => {
+            if body.trim_ascii_start().first() != Some(&b'{') {
+                return Err(Malformed::Object);
+            }
+            let EmulationRequest { session, data, .. } = serde_json::from_slice(body)?;
+            Ok((session, serde_json::from_slice::<String>(&data)?.into_bytes()))
+        }
+        Encoding::Protobuf => {
+            let EmulationRequest { session, data, .. } = EmulationRequest::decode(body)?;
+            Ok((session, data))
+        }
     }
 }
 

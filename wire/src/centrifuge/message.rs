@@ -164,6 +164,9 @@ messages! {
         ping: u32 = (uint32) "7",
         /// Whether the client answers them.
         pong: bool = (bool) "8",
+        /// Names the connection to whom it sends its commands by requests of their own.
+        session: String = (string) "9",
+        node: String = (string) "10",
     }
 
     /// An entry of a map, as Protobuf has it. The value is there also when it says nothing: readers of one without a value
@@ -184,6 +187,8 @@ messages! {
         positioned: bool = (bool) "10",
         data: Vec<u8> = (bytes = "vec") "11",
         was_recovering: bool = (bool) "12",
+        /// What follows may be told by how it differs.
+        delta: bool = (bool) "13",
     }
 
     PresenceResult {
@@ -221,6 +226,8 @@ messages! {
         unsubscribe: Option<Unsubscribe> = (message, optional) "7",
         message: Option<DataMessage> = (message, optional) "8",
         subscribe: Option<Subscribe> = (message, optional) "9",
+        /// What a client is answered that sends no commands.
+        connect: Option<Box<ConnectResult>> = (message, optional, boxed) "10",
         disconnect: Option<Disconnect> = (message, optional) "11",
         refresh: Option<Refresh> = (message, optional) "12",
     }
@@ -231,6 +238,8 @@ messages! {
         info: Option<ClientInfo> = (message, optional) "5",
         offset: u64 = (uint64) "6",
         tags: BTreeMap<String, String> = (btree_map = "string, string") "7",
+        /// `data` is how it differs from that of the publication before it.
+        delta: bool = (bool) "8",
         epoch: String = (string) "14",
     }
 
@@ -269,6 +278,14 @@ messages! {
     Refresh {
         expires: bool = (bool) "1",
         ttl: u32 = (uint32) "2",
+    }
+
+    /// A frame of commands of a connection that cannot carry them itself.
+    EmulationRequest {
+        node: String = (string) "1",
+        session: String = (string) "2",
+        /// The frame; in JSON a string that holds it.
+        data: Vec<u8> = (bytes = "vec") "3",
     }
 }
 

@@ -6,9 +6,11 @@
 //! them. [`code`] has the numbers that tell a client what went wrong and whether it should come back.
 
 pub mod code;
+pub mod delta;
 mod field;
 mod frame;
 pub mod message;
 pub mod push;
 
-pub use frame::{COMMAND_NAMES, Encoding, Malformed, encode, next_command};
+pub use frame::{COMMAND_NAMES, Encoding, Malformed, encode, next_command, read_emulated};
+pub use push::Style;

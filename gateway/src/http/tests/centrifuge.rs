@@ -152,7 +152,8 @@ async fn orders_go_to_all_nodes() {
         ("subscribe", json!({"user": "ada"}), 107),
         ("subscribe", json!({"channel": "a"}), 107),
         ("unsubscribe", json!({"user": "ada"}), 107),
-        ("history_remove", json!({"channel": "a"}), 108),
+        ("history_remove", json!({"channel": "plain:a"}), 108),
+        ("history_remove", json!({}), 107),
         ("rpc", json!({"method": "m"}), 104),
     ] {
         refused(&api(method, &params).of(state).await, code);

@@ -191,6 +191,10 @@ impl Backplane for Scripted {
         Box::pin(ready(Ok(self.read(channel, query))))
     }
 
+    fn remove_history(&self, _: &Channel) -> BoxFuture<'_, Result<(), BackplaneError>> {
+        Box::pin(ready(Ok(())))
+    }
+
     fn join(&self, _: &Channel, _: Join) -> BoxFuture<'static, Result<Attendance, JoinError>> {
         Box::pin(ready(Ok(Attendance::default())))
     }

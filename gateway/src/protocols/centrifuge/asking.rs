@@ -6,14 +6,13 @@ use serde_json::value::RawValue;
 use tidegate_backplane::{Channel, Payload};
 use tidegate_wire::{
     centrifuge::{
-        Encoding,
         code::{Disconnect, ErrorCode},
         message::{DataMessage, Error, Reply, SubscribeRequest},
     },
     frame::CloseCode,
 };
 
-use super::{Stage, forms, publishing::payload};
+use super::{Stage, forms::Carrier, publishing::payload};
 use crate::{
     auth::Claims,
     config::HookQuestion,
@@ -109,7 +108,7 @@ impl Ctx<'_> {
         self.with_answer(&hook, question, move |ctx, answer| match answer {
             Ok(said) => {
                 let rpc = Some(DataMessage { data: ctx.told(said.data) });
-                ctx.send_reply(&Reply { id, rpc, ..Reply::default() });
+                ctx.send_reply(Reply { id, rpc, ..Reply::default() });
             }
             Err(no) => ctx.refuse_asked(id, &no),
         });
@@ -151,7 +150,7 @@ impl Ctx<'_> {
             No::Said { code, message } => {
                 log_refusal("command", &format_args!("{code} {message}"));
                 let error = Error { code: u32::from(*code), message: message.to_string(), temporary: false };
-                self.send_reply(&Reply { id, error: Some(error), ..Reply::default() });
+                self.send_reply(Reply { id, error: Some(error), ..Reply::default() });
             }
             No::Disconnect { code, reason } => {
                 let code =
@@ -165,7 +164,7 @@ impl Ctx<'_> {
     /// What the application says, as a client of this encoding is told it: text that is no JSON is a string.
     fn told(&self, data: Option<Payload>) -> Vec<u8> {
         let Some(data) = data else { return Vec::new() };
-        let is_json = self.open().is_some_and(|open| forms::encoding(open.form) == Encoding::Json);
+        let is_json = self.carrier().is_some_and(Carrier::is_json);
         match is_json && serde_json::from_slice::<&RawValue>(data.bytes()).is_err() {
             true => serde_json::Value::from(String::from_utf8_lossy(data.bytes())).to_string().into_bytes(),
             false => data.bytes().to_vec(),

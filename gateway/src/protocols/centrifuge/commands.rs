@@ -13,7 +13,7 @@ use tidegate_wire::centrifuge::{
     next_command,
 };
 
-use super::{Client, Stage, forms};
+use super::{Client, Stage, forms::Carrier};
 use crate::{
     metrics::{Budgeted, DropReason},
     session::{Ctx, budget::Share},
@@ -35,10 +35,15 @@ pub(super) enum Waits {
 const PARKED_BYTES_MAX: usize = 256 * 1024;
 
 impl Ctx<'_> {
-    /// A message of the client.
+    /// A message of the client, which the core has counted.
     pub(super) fn frame(&mut self, encoding: Encoding, frame: &[u8]) {
+        self.take_frame(encoding, frame, true);
+    }
+
+    /// `is_counted`: the first of its commands counts as a message already.
+    pub(super) fn take_frame(&mut self, encoding: Encoding, frame: &[u8], is_counted: bool) {
         let Some(open) = self.open() else { return };
-        if forms::encoding(open.form) != encoding {
+        if Carrier::of(open.form).encoding() != encoding {
             return self.cut(Disconnect::BadRequest, &"a frame of the other encoding");
         }
         let waits = open
@@ -46,14 +51,14 @@ impl Ctx<'_> {
             .is_some_and(|client| client.waits != Waits::Nothing || !client.parked.is_empty());
         match waits {
             true => self.park(frame),
-            false => self.carry_out(frame),
+            false => self.carry_out(frame, is_counted),
         }
     }
 
     /// Carries out the commands of a frame, until one has to wait.
-    fn carry_out(&mut self, frame: &[u8]) {
-        let Some(encoding) = self.open().map(|open| forms::encoding(open.form)) else { return };
-        let (mut rest, mut share, mut is_first) = (frame, Share::begin(self.connections.is_crowded()), true);
+    fn carry_out(&mut self, frame: &[u8], mut is_counted: bool) {
+        let Some(encoding) = self.carrier().map(Carrier::encoding) else { return };
+        let (mut rest, mut share) = (frame, Share::begin(self.connections.is_crowded()));
         while self.open().is_some() {
             let (command, used) = match next_command(rest, encoding) {
                 Ok(Some(next)) => next,
@@ -66,8 +71,7 @@ impl Ctx<'_> {
             if self.must_wait(&command) {
                 return self.park(rest);
             }
-            // The core has counted the frame as one.
-            if !std::mem::take(&mut is_first) && self.take_part(&mut share).is_break() {
+            if !std::mem::take(&mut is_counted) && self.take_part(&mut share).is_break() {
                 return self.park_for_a_turn(rest);
             }
             rest = &rest[used..];
@@ -99,7 +103,7 @@ impl Ctx<'_> {
         }
         client.parked.extend_from_slice(frame);
         // Between two lines; a Protobuf message says how long it is.
-        if forms::encoding(open.form) == Encoding::Json {
+        if Carrier::of(open.form).encoding() == Encoding::Json {
             open.state_or_default::<Client>().parked.push(b'\n');
         }
         self.connections.set_paused(self.id, true);
@@ -154,7 +158,7 @@ impl Ctx<'_> {
         if !self.is_publishing_paused() {
             self.connections.set_paused(self.id, false);
         }
-        self.carry_out(&parked);
+        self.carry_out(&parked, true);
     }
 
     /// The same, when what is done now is done: what a subscription was asked for waits for its place in the lane.
@@ -165,7 +169,7 @@ impl Ctx<'_> {
         self.run(std::future::ready(()), |ctx, ()| ctx.next_turn());
     }
 
-    fn run_command(&mut self, command: Command) {
+    pub(super) fn run_command(&mut self, command: Command) {
         let id = command.id;
         match self.stage() {
             None => return,
@@ -209,7 +213,7 @@ impl Ctx<'_> {
         } else if let Some(request) = history {
             self.read_history_of(id, &request);
         } else if ping.is_some() {
-            self.send_reply(&Reply { id, ping: Some(Empty {}), ..Reply::default() });
+            self.send_reply(Reply { id, ping: Some(Empty {}), ..Reply::default() });
         } else if let Some(message) = send {
             self.send_to_application(message.data);
         } else if let Some(request) = rpc {

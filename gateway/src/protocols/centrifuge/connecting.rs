@@ -11,7 +11,7 @@ use tidegate_wire::centrifuge::{
     },
 };
 
-use super::{Client, Stage};
+use super::{Client, Stage, forms::Carrier};
 use crate::{
     auth::{Claims, TokenError},
     hooks::HandedOn,
@@ -46,7 +46,7 @@ impl Ctx<'_> {
         if token.is_empty() {
             return match self.core.asks_to_connect().map(Arc::clone) {
                 Some(hook) => self.ask_to_connect(id, &hook, subs, data, said.unwrap_or_default()),
-                None => self.connected(id, BTreeMap::new(), Vec::new()),
+                None => self.connect_with(id, BTreeMap::new(), &subs, Vec::new()),
             };
         }
         self.set_stage(Stage::Connecting);
@@ -80,10 +80,7 @@ impl Ctx<'_> {
     ) {
         let of_server = std::mem::take(&mut claims.subscriptions);
         self.set_claims(claims);
-        match of_server.is_empty() {
-            true => self.connected(id, BTreeMap::new(), data),
-            false => self.enter_subscribed(id, of_server, subs, data),
-        }
+        self.connect_with(id, of_server, subs, data);
     }
 
     /// Answers; `subs`: what the server has subscribed it to.
@@ -95,6 +92,7 @@ impl Ctx<'_> {
         let is_asked = self.open().and_then(|open| open.claims()).is_some_and(|claims| claims.is_asked());
         let own = self.open().and_then(|open| open.rare.as_ref()?.expires).filter(|_| !is_asked);
         let (expires, ttl) = self.ttl(own);
+        let Some(carrier) = self.carrier() else { return };
         let interval = self.core.shared.node.config().heartbeat.interval;
         let result = ConnectResult {
             client: self.core.connection_name(self.id),
@@ -102,12 +100,22 @@ impl Ctx<'_> {
             expires,
             ttl,
             ping: u32::try_from(interval.as_secs()).unwrap_or(u32::MAX).max(1),
-            pong: true,
+            pong: carrier.is_framed() && !carrier.is_uni(),
             subs: subs.into_iter().map(|(key, result)| SubscribeEntry { key, value: Some(result) }).collect(),
             data,
+            ..self.session_result(carrier)
         };
-        self.send_reply(&Reply { id, connect: Some(Box::new(result)), ..Reply::default() });
+        self.send_reply(Reply { id, connect: Some(Box::new(result)), ..Reply::default() });
         self.begin_pings();
+    }
+
+    /// By what its client names it when it sends commands by requests of their own.
+    fn session_result(&self, carrier: Carrier) -> ConnectResult {
+        if !carrier.is_emulated() {
+            return ConnectResult::default();
+        }
+        let node = self.core.shared.node.name().to_owned();
+        ConnectResult { session: self.core.session_of(self.id), node, ..ConnectResult::default() }
     }
 
     /// Another token, of the same user and app: what was granted to one stays theirs.
@@ -133,7 +141,7 @@ impl Ctx<'_> {
             let (expires, ttl) = ctx.ttl(ctx.open().and_then(|open| open.rare.as_ref()?.expires));
             let refresh =
                 Some(RefreshResult { expires, ttl, version: VERSION.to_owned(), ..RefreshResult::default() });
-            ctx.send_reply(&Reply { id, refresh, ..Reply::default() });
+            ctx.send_reply(Reply { id, refresh, ..Reply::default() });
         });
     }
 

@@ -8,7 +8,7 @@ use tidegate_wire::centrifuge::{
     message::{SubscribeRequest, SubscribeResult},
 };
 
-use super::{Client, Stage};
+use super::{Client, Stage, forms::Carrier};
 use crate::{
     hub::ChannelKey,
     session::{
@@ -31,8 +31,30 @@ pub(super) struct Entering {
 }
 
 impl Ctx<'_> {
+    /// Connects, with the subscriptions that the server makes. Who sends no commands is subscribed to what it names and may
+    /// subscribe to.
+    pub(super) fn connect_with(
+        &mut self,
+        id: u32,
+        mut channels: BTreeMap<Box<str>, Box<str>>,
+        named: &BTreeMap<String, SubscribeRequest>,
+        data: Vec<u8>,
+    ) {
+        if self.carrier().is_some_and(Carrier::is_uni) {
+            let claims = self.open().and_then(|open| open.claims().cloned());
+            let own = named.keys().filter(|name| self.core.channel_for(name, claims.as_deref()).is_ok());
+            for name in own {
+                channels.entry(name.as_str().into()).or_default();
+            }
+        }
+        match channels.is_empty() {
+            true => self.connected(id, BTreeMap::new(), data),
+            false => self.enter_subscribed(id, channels, named, data),
+        }
+    }
+
     /// Subscribes to channels, each with what its client is told with it. `back`: where the client was.
-    pub(super) fn enter_subscribed(
+    fn enter_subscribed(
         &mut self,
         id: u32,
         channels: BTreeMap<Box<str>, Box<str>>,

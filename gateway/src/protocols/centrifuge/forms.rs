@@ -4,11 +4,11 @@
 use tidegate_backplane::{Channel, Payload, PresenceKind, Publication};
 use tidegate_wire::{
     centrifuge::{
-        Encoding,
+        Encoding, Style, delta,
         message::ClientInfo,
         push::{self, Data, Published},
     },
-    frame::Opcode,
+    frame::{self, Opcode},
 };
 
 use super::reading::info;
@@ -17,35 +17,236 @@ use crate::hub::{
     form::{Form, FormId, Said},
 };
 
-pub(crate) const JSON: FormId = FormId::new(12);
-pub(crate) const PROTOBUF: FormId = FormId::new(13);
-pub(crate) const JSON_WITH_PRESENCE: FormId = FormId::new(14);
-pub(crate) const PROTOBUF_WITH_PRESENCE: FormId = FormId::new(15);
+/// What carries what a client is told, and in which words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Carrier {
+    /// Text frames of a WebSocket.
+    Json,
+    /// Binary frames of a WebSocket.
+    Protobuf,
+    /// An HTTP stream of JSON lines.
+    Lines,
+    /// An HTTP stream of Protobuf, each message after its length.
+    Messages,
+    /// Events of an event stream, in JSON.
+    Events,
+    /// The same three in JSON, to clients that send no commands.
+    UniFrames,
+    UniLines,
+    UniEvents,
+}
 
-/// A push in one of the two encodings.
+/// The place of the first form of this protocol in the list of all.
+const FIRST: u8 = 12;
+
+/// And of those of the first five carriers for differences.
+const FIRST_OF_DELTAS: u8 = FIRST + 2 * 8;
+
+/// What clients of one carrier are told; or also who joins and leaves.
 #[derive(Debug)]
 pub(crate) struct Push {
-    pub(crate) id: FormId,
-    pub(crate) with_presence: FormId,
+    pub(crate) carrier: Carrier,
+    pub(crate) tells_presence: bool,
+    pub(crate) payloads: Payloads,
+}
+
+/// How payloads are told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Payloads {
+    Plain,
+    /// Whole, to clients that are told differences afterwards: what those are of is a string in JSON.
+    Whole,
+    /// By how they differ from the one before.
+    Delta,
+}
+
+impl Carrier {
+    const ALL: [Self; 8] = [
+        Self::Json,
+        Self::Protobuf,
+        Self::Lines,
+        Self::Messages,
+        Self::Events,
+        Self::UniFrames,
+        Self::UniLines,
+        Self::UniEvents,
+    ];
+
+    /// Of a connection with this form.
+    pub(super) fn of(form: FormId) -> Self {
+        let is_its = |carrier: &Self| form.plain() == carrier.form();
+        Self::ALL.into_iter().find(is_its).unwrap_or(Self::Json)
+    }
+
+    /// The form of its connections.
+    pub(super) const fn form(self) -> FormId {
+        self.form_with(Payloads::Plain, false)
+    }
+
+    /// The form of its subscriptions that are told by differences, from the second publication on.
+    pub(super) fn form_of_deltas(self) -> FormId {
+        self.form_with(Payloads::Whole, false)
+    }
+
+    /// Those that send no commands cannot ask for differences.
+    const fn form_with(self, payloads: Payloads, presence: bool) -> FormId {
+        let place = match payloads {
+            Payloads::Plain => FIRST + 2 * self as u8,
+            Payloads::Whole => FIRST_OF_DELTAS + 4 * self as u8,
+            Payloads::Delta => FIRST_OF_DELTAS + 4 * self as u8 + 2,
+        };
+        FormId::new(place + presence as u8)
+    }
+
+    pub(super) fn encoding(self) -> Encoding {
+        match self {
+            Self::Protobuf | Self::Messages => Encoding::Protobuf,
+            _ => Encoding::Json,
+        }
+    }
+
+    pub(super) fn is_json(self) -> bool {
+        self.encoding() == Encoding::Json
+    }
+
+    /// Its clients send no commands.
+    pub(super) fn is_uni(self) -> bool {
+        matches!(self, Self::UniFrames | Self::UniLines | Self::UniEvents)
+    }
+
+    /// Its clients send commands by requests of their own.
+    pub(super) fn is_emulated(self) -> bool {
+        matches!(self, Self::Lines | Self::Messages | Self::Events)
+    }
+
+    /// It is a WebSocket.
+    pub(super) fn is_framed(self) -> bool {
+        self.opcode().is_some()
+    }
+
+    fn style(self) -> Style {
+        Style { encoding: self.encoding(), is_bare: self.is_uni() }
+    }
+
+    fn opcode(self) -> Option<Opcode> {
+        match self {
+            Self::Json | Self::UniFrames => Some(Opcode::Text),
+            Self::Protobuf => Some(Opcode::Binary),
+            Self::Lines | Self::Messages | Self::Events | Self::UniLines | Self::UniEvents => None,
+        }
+    }
+
+    /// Appends what it carries; JSON here has no line ends in it.
+    fn put(self, out: &mut Vec<u8>, write: impl FnOnce(Style, &mut Vec<u8>)) {
+        let (begin, end): (&[u8], &[u8]) = match self {
+            Self::Events | Self::UniEvents => (b"data: ", b"\n\n"),
+            Self::Lines | Self::UniLines => (b"", b"\n"),
+            Self::Json | Self::Protobuf | Self::Messages | Self::UniFrames => (b"", b""),
+        };
+        let before = out.len();
+        out.extend_from_slice(begin);
+        write(self.style(), out);
+        match out.len() == before + begin.len() {
+            true => out.truncate(before),
+            false => out.extend_from_slice(end),
+        }
+    }
+
+    /// Appends something for one client.
+    pub(super) fn put_one(self, out: &mut Vec<u8>, write: impl FnOnce(Style, &mut Vec<u8>)) {
+        match self.opcode() {
+            None => self.put(out, write),
+            Some(opcode) => {
+                let mut payload = Vec::new();
+                self.put(&mut payload, write);
+                frame::encode(opcode, &payload, out);
+            }
+        }
+    }
+}
+
+impl Push {
+    /// Appends a publication. `before`: the one that its clients had last, where it may be told by how it differs.
+    fn put_publication(
+        &self,
+        channel: &Channel,
+        it: &Publication,
+        before: Option<&Publication>,
+        out: &mut Vec<u8>,
+    ) {
+        self.carrier.put(out, |style, out| {
+            with_published(it, |published| match (self.payloads, self.carrier.encoding()) {
+                (Payloads::Plain, _) => push::publication(channel.name(), published, style, out),
+                (_, Encoding::Json) => {
+                    let whole = published.data.to_json();
+                    let before = before.map(|before| with_published(before, |it| it.data.to_json()));
+                    let delta = before.and_then(|before| shorter_delta(before.as_bytes(), whole.as_bytes()));
+                    let delta = delta.and_then(|delta| String::from_utf8(delta).ok());
+                    let (is_delta, text) = delta.map_or((false, whole), |delta| (true, delta));
+                    let told = Published { data: Data::String(&text), is_delta, ..*published };
+                    push::publication(channel.name(), &told, style, out);
+                }
+                (_, Encoding::Protobuf) => {
+                    let whole = it.payload.bytes();
+                    let delta = before.and_then(|before| shorter_delta(before.payload.bytes(), whole));
+                    let data = Data::Binary(delta.as_deref().unwrap_or(whole));
+                    let told = Published { data, is_delta: delta.is_some(), ..*published };
+                    push::publication(channel.name(), &told, style, out);
+                }
+            });
+        });
+    }
+
+    fn said<'a>(&self, said: &'a [u8]) -> Option<Said<'a>> {
+        if said.is_empty() {
+            return None;
+        }
+        Some(match self.carrier.opcode() {
+            Some(opcode) => Said::Message(opcode, said),
+            None => Said::Bytes(said),
+        })
+    }
 }
 
 impl Form for Push {
     fn id(&self) -> FormId {
-        self.id
+        self.carrier.form_with(self.payloads, self.tells_presence)
     }
 
     fn say<'a>(&self, channel: &Channel, content: &'a Content, scratch: &'a mut Vec<u8>) -> Option<Said<'a>> {
-        let encoding = encoding(self.id);
         match content {
-            Content::Publication(publication) => with_published(publication, |published| {
-                push::publication(channel.name(), published, encoding, scratch);
-            }),
-            Content::Presence(event) if self.says_presence() => {
-                push_presence(channel, &event.kind, encoding, scratch);
+            Content::Publication(publication) => self.put_publication(channel, publication, None, scratch),
+            Content::Presence(event) if self.tells_presence => {
+                self.carrier.put(scratch, |style, out| push_presence(channel, &event.kind, style, out));
             }
             Content::Presence(_) | Content::Gap(_) => {}
         }
-        (!scratch.is_empty()).then_some(Said::Message(opcode(encoding), scratch))
+        self.said(scratch)
+    }
+
+    fn next(&self) -> Option<FormId> {
+        let next = || self.carrier.form_with(Payloads::Delta, self.tells_presence);
+        (self.payloads == Payloads::Whole).then(next)
+    }
+
+    fn tells_difference(&self) -> bool {
+        self.payloads == Payloads::Delta
+    }
+
+    fn say_after<'a>(
+        &self,
+        channel: &Channel,
+        content: &'a Content,
+        before: &Content,
+        scratch: &'a mut Vec<u8>,
+    ) -> Option<Said<'a>> {
+        let (Content::Publication(it), Content::Publication(before)) = (content, before) else {
+            return self.say(channel, content, scratch);
+        };
+        self.put_publication(channel, it, Some(before), scratch);
+        self.said(scratch)
     }
 
     fn says_gaps(&self) -> bool {
@@ -53,37 +254,29 @@ impl Form for Push {
     }
 
     fn says_presence(&self) -> bool {
-        self.id == self.with_presence
+        self.tells_presence
     }
 
     fn with_presence(&self) -> FormId {
-        self.with_presence
+        self.carrier.form_with(self.payloads, true)
     }
 }
 
-/// The encoding of a connection with this form.
-pub(super) fn encoding(form: FormId) -> Encoding {
-    match form.plain() {
-        PROTOBUF | PROTOBUF_WITH_PRESENCE => Encoding::Protobuf,
-        _ => Encoding::Json,
-    }
-}
-
-pub(super) fn opcode(encoding: Encoding) -> Opcode {
-    match encoding {
-        Encoding::Json => Opcode::Text,
-        Encoding::Protobuf => Opcode::Binary,
-    }
+/// How a payload differs from the one before, where that is less than the payload.
+fn shorter_delta(before: &[u8], whole: &[u8]) -> Option<Vec<u8>> {
+    let mut delta = Vec::new();
+    delta::create(before, whole, &mut delta);
+    (delta.len() < whole.len()).then_some(delta)
 }
 
 /// Who leaves is named without its info: nobody keeps that.
-fn push_presence(channel: &Channel, kind: &PresenceKind, encoding: Encoding, out: &mut Vec<u8>) {
+fn push_presence(channel: &Channel, kind: &PresenceKind, style: Style, out: &mut Vec<u8>) {
     match kind {
-        PresenceKind::Joined { member, .. } => push::join(channel.name(), info(member).1, encoding, out),
+        PresenceKind::Joined { member, .. } => push::join(channel.name(), info(member).1, style, out),
         PresenceKind::Left { connection, user, .. } => {
             let (user, client) = (String::from(&**user), String::from(&**connection));
             let who = ClientInfo { user, client, ..ClientInfo::default() };
-            push::leave(channel.name(), who, encoding, out);
+            push::leave(channel.name(), who, style, out);
         }
         PresenceKind::Count { .. } => {}
     }
@@ -101,5 +294,5 @@ pub(super) fn with_published<T>(publication: &Publication, then: impl FnOnce(&Pu
     let epoch = first.map(|position| position.epoch.to_string());
     let user = publication.sender.as_deref().and_then(|sender| sender.user.as_deref());
     let event = publication.event.as_deref();
-    then(&Published { data, user, offset, epoch: epoch.as_deref(), event })
+    then(&Published { data, user, offset, epoch: epoch.as_deref(), event, is_delta: false })
 }

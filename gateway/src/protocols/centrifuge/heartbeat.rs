@@ -2,23 +2,24 @@
 //! command. When the next one is due, or the answer to the last, is in the tag; whether one is under way, in `pinged`.
 
 use tidegate_reactor::Tick;
-use tidegate_wire::{
-    centrifuge::{code::Disconnect, push},
-    frame,
-};
+use tidegate_wire::centrifuge::{code::Disconnect, push};
 
-use super::{STAGE_BITS, Stage, forms};
+use super::{STAGE_BITS, Stage, forms::Carrier};
 use crate::session::{Ctx, Open};
 
 /// The next ping or the end of the time for its answer. Ticks of 30 bits are 8 years of a process.
 pub(super) fn due(open: &Open) -> Option<Tick> {
-    (Stage::of(open) == Stage::Connected).then_some(Tick(open.tag >> STAGE_BITS))
+    let (is_connected, carrier) = (Stage::of(open) == Stage::Connected, Carrier::of(open.form));
+    (is_connected && carrier.is_framed()).then_some(Tick(open.tag >> STAGE_BITS))
 }
 
 impl Ctx<'_> {
     /// Pings from now on: first after half an interval to a whole one, so that clients which came together are not pinged
     /// together.
     pub(super) fn begin_pings(&mut self) {
+        if !self.carrier().is_some_and(Carrier::is_framed) {
+            return;
+        }
         let interval = self.core.shared.node.config().heartbeat.interval;
         let spread = self.id.generation.wrapping_mul(2_654_435_761) % 1024;
         self.next_ping(self.connections.now().after(interval / 2 + interval / 2 * spread / 1024));
@@ -59,16 +60,26 @@ impl Ctx<'_> {
         let timeout = heartbeat.timeout;
         // What it says while its commands wait is not read.
         let is_silent = now.since(heard) >= timeout && !self.connections.is_paused(self.id);
+        let interval = heartbeat.interval;
         let Some(open) = self.open_mut() else { return };
+        if Carrier::of(open.form).is_uni() {
+            self.ping();
+            return self.next_ping(now.after(interval));
+        }
         if open.pinged && is_silent {
             return self.cut(Disconnect::NoPong, &"a ping was not answered");
         }
         open.pinged = true;
-        let encoding = forms::encoding(open.form);
-        let mut payload = Vec::new();
-        push::ping(encoding, &mut payload);
-        self.write(|out| frame::encode(forms::opcode(encoding), &payload, out));
+        self.ping();
         self.next_ping(now.after(timeout));
+    }
+
+    /// Tells a connected client that the server is there. What an HTTP stream writes says to the kernel whether its client
+    /// is there, so nothing is answered there.
+    pub(super) fn ping(&mut self) {
+        if let (Some(Stage::Connected), Some(carrier)) = (self.stage(), self.carrier()) {
+            self.write(|out| carrier.put_one(out, push::ping));
+        }
     }
 
     fn next_ping(&mut self, due: Tick) {

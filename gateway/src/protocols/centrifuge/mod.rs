@@ -1,7 +1,9 @@
-//! Centrifugo's clients, `GET /connection/websocket`: version 2 of its client protocol, in JSON or Protobuf.
+//! Centrifugo's clients, under `/connection/`: version 2 of its client protocol, in JSON or Protobuf.
 //!
-//! `commands` takes what clients ask, in order; `connecting` says who they are, `asking` has the application decide, `entering` what the server subscribes them to;
-//! `subscribing` and `reading` and
+//! Clients come over a WebSocket, or over an HTTP answer that goes on, and send their commands by requests of their own
+//! (`emulation`); or they send none, and get what their token and their first message ask for. `opening` reads the
+//! request of any of these. `commands` takes what clients ask, in order; `connecting` says who they are, `asking` has the application decide, `entering` what
+//! the server subscribes them to; `subscribing` and `reading` and
 //! `publishing` do what they ask; `heartbeat` pings them; `place` says where they are in a channel. A connection that is
 //! idle and anonymous has nothing on the heap: where it stands, and when its next ping is due, is its tag. `http` is the
 //! server API, and `ordered` what that asks of connections.
@@ -9,28 +11,30 @@
 mod asking;
 mod commands;
 mod connecting;
+mod emulation;
 mod entering;
 pub(super) mod forms;
 mod heartbeat;
 pub(super) mod http;
+mod opening;
 mod ordered;
 mod place;
 mod publishing;
 mod reading;
 mod subscribing;
 
-use std::{borrow::Cow, sync::Arc};
+use std::{any::Any, borrow::Cow, sync::Arc};
 
 use tidegate_reactor::Tick;
 use tidegate_wire::{
     centrifuge::{
-        self, Encoding,
+        Encoding,
         code::{Disconnect, ErrorCode},
         message::Reply,
+        push,
     },
     frame::{self, CloseCode},
     head::Head,
-    upgrade::protocols,
 };
 
 use crate::{
@@ -45,24 +49,34 @@ use crate::{
         core::Core,
         leaving::Leave,
         opening::{Request, Stop},
-        protocol::{Event, Protocol, ProtocolState},
+        protocol::{Event, Protocol, ProtocolState, Transport},
         tokens::Grants,
     },
 };
 use commands::Waits;
+use emulation::Sessions;
 use entering::Entering;
+use forms::Carrier;
+use opening::{Asks, asks};
 use subscribing::Asked;
 
+/// Its clients by one of the ways in which they come.
 #[derive(Debug)]
-pub(crate) struct Centrifuge;
+pub(crate) struct Centrifuge(pub(super) Way);
 
-/// What a request asks for.
-#[derive(Debug)]
-struct Asks {
-    encoding: Encoding,
-    /// The subprotocol that it offers for that, if it does.
-    subprotocol: Option<&'static str>,
+/// A way to come; those of `Uni` are for clients that send no commands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    WebSocket,
+    HttpStream,
+    EventSource,
+    UniWebSocket,
+    UniHttpStream,
+    UniEventSource,
 }
+
+/// What orders to connections name.
+const NAME: &str = "centrifuge";
 
 /// What few connections have.
 #[derive(Debug, Default)]
@@ -95,9 +109,6 @@ enum Stage {
     Refused = 3,
 }
 
-const SUBPROTOCOL_PROTOBUF: &str = "centrifuge-protobuf";
-const SUBPROTOCOL_JSON: &str = "centrifuge-json";
-
 impl ProtocolState for Client {
     fn is_empty(&self) -> bool {
         self.stale.is_none()
@@ -113,36 +124,49 @@ impl ProtocolState for Client {
 
 impl Protocol for Centrifuge {
     fn name(&self) -> &'static str {
-        "centrifuge"
+        NAME
     }
 
     fn serves(&self, method: &str, path: &str, _dev: bool) -> bool {
-        method == "GET" && path == "/connection/websocket"
+        path == self.0.path() && self.0.methods().contains(&method)
     }
 
-    fn accept(&self, core: &Core, head: &Head<'_>, _said: &Said) -> Result<Request, Stop> {
-        core.check_origin(head)?;
-        let upgrade = core.upgrade(head)?;
-        Ok(Request { state: Some(Box::new(Asks::of(head))), ..Request::bare(Some(upgrade)) })
+    fn takes_body(&self) -> bool {
+        self.0.methods().contains(&"POST")
+    }
+
+    fn accept(&self, core: &Core, head: &Head<'_>, body: &[u8], _said: &Said) -> Result<Request, Stop> {
+        opening::accept(self.0, core, head, body)
+    }
+
+    fn transport(&self) -> Transport {
+        match self.0 {
+            Way::WebSocket | Way::UniWebSocket => Transport::WebSocket,
+            Way::HttpStream | Way::EventSource | Way::UniHttpStream | Way::UniEventSource => {
+                Transport::Stream
+            }
+        }
+    }
+
+    fn is_event_source(&self) -> bool {
+        matches!(self.0, Way::EventSource | Way::UniEventSource)
     }
 
     /// Its channels come later, each with its namespace, which may not allow compression.
     fn form(&self, request: &Request, _compression: bool) -> FormId {
-        let form = match asks(request).map(|asks| asks.encoding) {
-            Some(Encoding::Protobuf) => forms::PROTOBUF,
-            Some(Encoding::Json) | None => forms::JSON,
-        };
+        let form = asks(request).map_or(Carrier::Json, |asks| asks.carrier).form();
         if request.shares_deflate() { form.deflated() } else { form }
     }
 
     fn write_answer(&self, request: &Request, out: &mut Vec<u8>) {
-        if let Some(upgrade) = &request.upgrade {
-            upgrade.write_response(out, asks(request).and_then(|asks| asks.subprotocol));
-        }
+        opening::write_answer(request, out);
     }
 
     fn on_text(&self, ctx: &mut Ctx<'_>, text: &str) {
-        ctx.frame(Encoding::Json, text.as_bytes());
+        match self.0 {
+            Way::UniWebSocket => ctx.first_of_uni(text.as_bytes()),
+            _ => ctx.frame(Encoding::Json, text.as_bytes()),
+        }
     }
 
     fn on_binary(&self, ctx: &mut Ctx<'_>, bytes: &[u8]) {
@@ -151,7 +175,11 @@ impl Protocol for Centrifuge {
 
     fn on_event(&self, ctx: &mut Ctx<'_>, event: Event<'_>) {
         match event {
-            Event::Opened { request, .. } => ctx.await_connect(request),
+            Event::Opened { state, request } => {
+                ctx.await_connect(request);
+                let asks = state.and_then(|state| state.downcast::<Asks>().ok());
+                ctx.take_first(asks.map(|asks| asks.first).unwrap_or_default());
+            }
             Event::Subscribed { key, position, recovered, told, .. } => {
                 ctx.subscribed(key, position, recovered, told);
             }
@@ -163,12 +191,9 @@ impl Protocol for Centrifuge {
             Event::Missed { key, .. } => ctx.subscribe_again(key),
             Event::Due => ctx.on_due(),
             Event::GrantRefreshed { key, until } => ctx.grant_refreshed(key, until),
-            Event::PublishFailed(_)
-            | Event::Dropped { .. }
-            | Event::Silent
-            | Event::Begun
-            | Event::Welcome(_)
-            | Event::HeartbeatDue => {}
+            Event::HeartbeatDue => ctx.ping(),
+            Event::Silent => ctx.cut(Disconnect::NoPong, &"a ping was not answered"),
+            Event::PublishFailed(_) | Event::Dropped { .. } | Event::Begun | Event::Welcome(_) => {}
         }
     }
 
@@ -176,8 +201,13 @@ impl Protocol for Centrifuge {
         ctx.centrifuge_instructed(what)
     }
 
+    /// Who sends nothing answers no pings of the protocol, but those of the WebSocket.
     fn is_pinged(&self) -> bool {
-        false
+        self.0 == Way::UniWebSocket
+    }
+
+    fn room(&self) -> Box<dyn Any + Send> {
+        Box::new(Sessions::new())
     }
 
     fn is_connected(&self, open: &Open) -> bool {
@@ -185,7 +215,7 @@ impl Protocol for Centrifuge {
     }
 
     fn is_binary(&self, open: &Open) -> bool {
-        forms::encoding(open.form) == Encoding::Protobuf
+        !Carrier::of(open.form).is_json()
     }
 
     fn due(&self, open: &Open) -> Option<Tick> {
@@ -195,46 +225,57 @@ impl Protocol for Centrifuge {
     }
 
     fn close_code(&self, why: &Leave) -> Option<CloseCode> {
-        let code = match why {
-            Leave::Drain => Disconnect::Shutdown,
-            Leave::Gap(_) => Disconnect::InsufficientState,
-            Leave::TokenExpired => Disconnect::Expired,
-            Leave::Forbidden(_) => Disconnect::PermissionDenied,
-            Leave::RateLimit => Disconnect::TooManyRequests,
-            Leave::Ordered(_) => Disconnect::Force,
-            Leave::Own { .. } | Leave::Protocol(_) => return Some(why.code()),
-        };
-        Some(CloseCode(code as u16))
+        (self.transport() == Transport::WebSocket).then(|| code_of(why))
     }
 
-    fn write_farewell(&self, why: &Leave, _spread: u64, out: &mut Vec<u8>) {
-        let Some(code) = self.close_code(why) else { return };
+    fn write_farewell(&self, why: &Leave, _spread: u64, form: FormId, out: &mut Vec<u8>) {
+        let code = code_of(why);
         let text = match why {
             Leave::Drain => Cow::Borrowed(Disconnect::Shutdown.text()),
             Leave::TokenExpired => Disconnect::Expired.text().into(),
             other => other.text().into(),
         };
-        frame::encode_close(code, &text, out);
-    }
-}
-
-impl Asks {
-    /// Protobuf where the subprotocol says so, or the address, for clients that cannot name one.
-    fn of(head: &Head<'_>) -> Self {
-        let offered = head.header_joined("sec-websocket-protocol");
-        let offers = |name| offered.as_deref().is_some_and(|it| protocols(it).any(|offer| offer == name));
-        let says =
-            |query: &str| query.split('&').any(|it| matches!(it, "cf_protocol=protobuf" | "format=protobuf"));
-        if offers(SUBPROTOCOL_PROTOBUF) {
-            return Self { encoding: Encoding::Protobuf, subprotocol: Some(SUBPROTOCOL_PROTOBUF) };
+        match self.transport() {
+            Transport::WebSocket => frame::encode_close(code, &text, out),
+            Transport::Stream => {
+                Carrier::of(form).put_one(out, |style, out| push::disconnect(code.0, &text, style, out));
+            }
         }
-        let encoding = if head.query.is_some_and(says) { Encoding::Protobuf } else { Encoding::Json };
-        Self { encoding, subprotocol: offers(SUBPROTOCOL_JSON).then_some(SUBPROTOCOL_JSON) }
     }
 }
 
-fn asks(request: &Request) -> Option<&Asks> {
-    request.state.as_ref()?.downcast_ref()
+fn code_of(why: &Leave) -> CloseCode {
+    let code = match why {
+        Leave::Drain => Disconnect::Shutdown,
+        Leave::Gap(_) => Disconnect::InsufficientState,
+        Leave::TokenExpired => Disconnect::Expired,
+        Leave::Forbidden(_) => Disconnect::PermissionDenied,
+        Leave::RateLimit => Disconnect::TooManyRequests,
+        Leave::Ordered(_) => Disconnect::Force,
+        Leave::Own { .. } | Leave::Protocol(_) => return why.code(),
+    };
+    CloseCode(code as u16)
+}
+
+impl Way {
+    fn path(self) -> &'static str {
+        match self {
+            Self::WebSocket => "/connection/websocket",
+            Self::HttpStream => "/connection/http_stream",
+            Self::EventSource => "/connection/sse",
+            Self::UniWebSocket => "/connection/uni_websocket",
+            Self::UniHttpStream => "/connection/uni_http_stream",
+            Self::UniEventSource => "/connection/uni_sse",
+        }
+    }
+
+    fn methods(self) -> &'static [&'static str] {
+        match self {
+            Self::WebSocket | Self::UniWebSocket => &["GET"],
+            Self::HttpStream | Self::UniHttpStream => &["POST"],
+            Self::EventSource | Self::UniEventSource => &["GET", "POST"],
+        }
+    }
 }
 
 /// The bits of a tag that are a [`Stage`]; the others are the heartbeat's.
@@ -272,18 +313,36 @@ impl Ctx<'_> {
         }
     }
 
-    /// Answers a command.
-    fn send_reply(&mut self, reply: &Reply) {
-        let Some(encoding) = self.open().map(|open| forms::encoding(open.form)) else { return };
-        let mut payload = Vec::new();
-        centrifuge::encode(reply, encoding, &mut payload);
-        self.answer(|out| frame::encode(forms::opcode(encoding), &payload, out));
+    fn carrier(&self) -> Option<Carrier> {
+        self.open().map(|open| Carrier::of(open.form))
     }
 
-    /// Answers a command that is not carried out.
+    /// Answers a command. Who sends commands by requests of their own is not slowed by TCP, so that what it is answered
+    /// counts against the bound of its queue; where that is full already, also what is larger than the bound.
+    fn send_reply(&mut self, reply: Reply) {
+        let Some(carrier) = self.carrier() else { return };
+        let bound = self.core.shared.node.config().limits.send_queue_bytes.bytes();
+        if carrier.is_emulated() && self.connections.queued_bytes(self.id) > bound {
+            if let Some(open) = self.open_mut() {
+                open.rare_mut().reason = Some(DisconnectReason::SlowReader);
+            }
+            return self.connections.close(self.id);
+        }
+        let put = |out: &mut Vec<u8>| carrier.put_one(out, |style, out| push::reply(reply, style, out));
+        match carrier.is_emulated() {
+            true => self.answer_large(put),
+            false => self.answer(put),
+        }
+    }
+
+    /// Answers a command that is not carried out. Who sends none has asked to connect, and is told why it cannot.
     fn deny_command(&mut self, id: u32, code: ErrorCode, why: &dyn std::fmt::Display) {
         log_refusal("command", &format_args!("{} {why}", code as u32));
-        self.send_reply(&Reply { id, error: Some(code.into()), ..Reply::default() });
+        match (self.carrier().is_some_and(Carrier::is_uni), code) {
+            (true, ErrorCode::TokenExpired) => self.cut(Disconnect::Expired, why),
+            (true, _) => self.cut(Disconnect::ServerError, why),
+            (false, _) => self.send_reply(Reply { id, error: Some(code.into()), ..Reply::default() }),
+        }
     }
 
     /// Closes the connection with a code that says whether its client comes back.

@@ -7,7 +7,7 @@ use tidegate_wire::centrifuge::{
     push,
 };
 
-use super::Stage;
+use super::{NAME, Stage};
 use crate::{
     metrics::Instructed,
     node::instruction::{Since, What},
@@ -16,6 +16,9 @@ use crate::{
 
 impl Ctx<'_> {
     pub(super) fn centrifuge_instructed(&mut self, what: &What) -> Instructed {
+        if let What::Own { protocol, text } = what {
+            return self.emulate(protocol, text);
+        }
         if self.stage() != Some(Stage::Connected) && !matches!(what, What::Close { .. }) {
             return Instructed::NotReady;
         }
@@ -46,6 +49,17 @@ impl Ctx<'_> {
                 Instructed::Done
             }
             other => self.instructed(other),
+        }
+    }
+
+    /// A frame of the client itself, from the node that it was sent to.
+    fn emulate(&mut self, protocol: &str, text: &str) -> Instructed {
+        match serde_json::from_str::<(String, String)>(text) {
+            Ok((proof, frame)) if protocol == NAME => {
+                self.take_emulated(&proof, &STANDARD.decode(frame).unwrap_or_default());
+                Instructed::Done
+            }
+            _ => Instructed::Unsupported,
         }
     }
 }

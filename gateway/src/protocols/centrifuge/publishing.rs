@@ -92,7 +92,7 @@ impl Ctx<'_> {
     fn reply_with(&self, id: u32) -> impl FnOnce(Result<(), PublishError>) + Send + 'static {
         let then = move |ctx: &mut Ctx<'_>, result: Result<(), PublishError>| {
             match result {
-                Ok(()) => ctx.send_reply(&Reply { id, publish: Some(Empty {}), ..Reply::default() }),
+                Ok(()) => ctx.send_reply(Reply { id, publish: Some(Empty {}), ..Reply::default() }),
                 Err(error @ PublishError::TooLarge { .. }) => {
                     ctx.deny_publish(id, ErrorCode::LimitExceeded, &error);
                 }

@@ -73,7 +73,7 @@ impl Ctx<'_> {
         self.wait_for_answer();
         self.run(reading, move |ctx, result| {
             match result.map(|read| answer(ctx, read)) {
-                Ok(Ok(reply)) => ctx.send_reply(&Reply { id, ..reply }),
+                Ok(Ok(reply)) => ctx.send_reply(Reply { id, ..reply }),
                 Ok(Err(code)) => ctx.deny_command(id, code, &code.text()),
                 Err(error) => ctx.deny_command(id, ErrorCode::Internal, &error),
             }

@@ -4,20 +4,21 @@ use std::sync::Arc;
 
 use tidegate_backplane::{Channel, Position};
 use tidegate_reactor::Tick;
-use tidegate_wire::{
-    centrifuge::{
-        Encoding,
-        code::{Disconnect, ErrorCode, Unsubscribed},
-        message::{
-            Empty, FLAG_REJECT_UNRECOVERED, Publication, Reply, SubRefreshRequest, SubRefreshResult,
-            SubscribeRequest, SubscribeResult,
-        },
-        push,
+use tidegate_wire::centrifuge::{
+    Style,
+    code::{Disconnect, ErrorCode, Unsubscribed},
+    message::{
+        Empty, FLAG_REJECT_UNRECOVERED, Publication, Reply, SubRefreshRequest, SubRefreshResult,
+        SubscribeRequest, SubscribeResult,
     },
-    frame,
+    push::{self, Data},
 };
 
-use super::{Client, forms, place};
+use super::{
+    Client,
+    forms::{self, Carrier},
+    place,
+};
 use crate::{
     auth::Claims,
     config::{JoinLeave, RecoveryMode},
@@ -34,6 +35,9 @@ use crate::{
     subscription::{Item, Want},
 };
 
+/// The only kind of differences that there is.
+const DELTA_KIND: &str = "fossil";
+
 /// A subscription that was asked for.
 #[derive(Debug)]
 pub(super) struct Asked {
@@ -43,6 +47,8 @@ pub(super) struct Asked {
     back: Back,
     /// It wants an error where that cannot be had.
     rejects: bool,
+    /// It is told by differences.
+    by_delta: bool,
 }
 
 /// What a client that comes back wants.
@@ -131,12 +137,17 @@ impl Ctx<'_> {
         let Some((attempt, confirmation)) = self.begin_subscription(channel, want, tells_presence) else {
             return;
         };
+        let by_delta =
+            request.delta == DELTA_KIND && self.core.shared.node.namespaces().of(channel).may_tell_deltas();
+        if let Some(carrier) = self.carrier().filter(|_| by_delta) {
+            self.tell_in(attempt, carrier.form_of_deltas());
+        }
         let Some(open) = self.open_mut() else { return };
         let client = open.state_or_default::<Client>();
         let rejects = request.flag & FLAG_REJECT_UNRECOVERED != 0;
         let is_asked = data.is_some();
         let by = By::Command(id, data.unwrap_or_default());
-        client.subscribing.push(Asked { key: attempt.key, by, back, rejects });
+        client.subscribing.push(Asked { key: attempt.key, by, back, rejects, by_delta });
         client.grants.set(attempt.key, expires, is_asked);
         if expires.is_some() {
             self.beat_in_time();
@@ -178,7 +189,7 @@ impl Ctx<'_> {
     fn note_of_server(&mut self, attempt: Attempt, by: By, back: Back) {
         let Some(open) = self.open_mut() else { return };
         let client = open.state_or_default::<Client>();
-        client.subscribing.push(Asked { key: attempt.key, by, back, rejects: false });
+        client.subscribing.push(Asked { key: attempt.key, by, back, rejects: false, by_delta: false });
         client.of_server.push(attempt.key);
     }
 
@@ -250,6 +261,10 @@ impl Ctx<'_> {
             // A push has no place for them: they follow it.
             let is_answer = !matches!(asked.by, By::Server(_));
             let publications = if recovered && is_answer { take_publications(told) } else { Vec::new() };
+            let publications = match asked.by_delta && ctx.carrier().is_some_and(Carrier::is_json) {
+                true => publications.into_iter().map(as_string).collect(),
+                false => publications,
+            };
             let (has_place, (epoch, offset)) = (place.is_some(), place.unwrap_or_default());
             let (recoverable, positioned) = (has_place, has_place);
             let data = Vec::new();
@@ -264,6 +279,7 @@ impl Ctx<'_> {
                 positioned,
                 data,
                 was_recovering,
+                delta: asked.by_delta,
             })
         });
         if !is_had {
@@ -288,7 +304,7 @@ impl Ctx<'_> {
         match (result, asked.by) {
             (Ok(result), By::Command(id, data)) => {
                 let subscribe = Some(Box::new(SubscribeResult { data, ..result }));
-                self.send_reply(&Reply { id, subscribe, ..Reply::default() });
+                self.send_reply(Reply { id, subscribe, ..Reply::default() });
             }
             (Ok(result), By::Token(data)) => self.entered_one(key, SubscribeResult { data, ..result }),
             (Err(_), By::Token(_)) => {
@@ -296,7 +312,7 @@ impl Ctx<'_> {
                 return false;
             }
             (Ok(result), By::Server(data)) => {
-                self.push_to_client(|encoding, out| push::subscribe(&name, result, data, encoding, out));
+                self.push_to_client(|style, out| push::subscribe(&name, result, data, style, out));
             }
             (Err(code), by) => {
                 match by {
@@ -322,7 +338,7 @@ impl Ctx<'_> {
         if let Some(key) = self.key_of_own(name) {
             self.end_asked(key);
         }
-        self.send_reply(&Reply { id, unsubscribe: Some(Empty {}), ..Reply::default() });
+        self.send_reply(Reply { id, unsubscribe: Some(Empty {}), ..Reply::default() });
     }
 
     /// Another token for a subscription.
@@ -361,7 +377,7 @@ impl Ctx<'_> {
             ctx.beat_in_time();
             let (expires, ttl) = ctx.ttl(expires);
             let sub_refresh = Some(SubRefreshResult { expires, ttl });
-            ctx.send_reply(&Reply { id, sub_refresh, ..Reply::default() });
+            ctx.send_reply(Reply { id, sub_refresh, ..Reply::default() });
         });
     }
 
@@ -411,15 +427,13 @@ impl Ctx<'_> {
             return;
         }
         self.end_asked(key);
-        self.push_to_client(|encoding, out| push::unsubscribe(&name, why.into(), encoding, out));
+        self.push_to_client(|style, out| push::unsubscribe(&name, why.into(), style, out));
     }
 
     /// Tells the client something that it has not asked for.
-    pub(super) fn push_to_client(&mut self, encode: impl FnOnce(Encoding, &mut Vec<u8>)) {
-        let Some(encoding) = self.open().map(|open| forms::encoding(open.form)) else { return };
-        let mut payload = Vec::new();
-        encode(encoding, &mut payload);
-        self.write(|out| frame::encode(forms::opcode(encoding), &payload, out));
+    pub(super) fn push_to_client(&mut self, encode: impl FnOnce(Style, &mut Vec<u8>)) {
+        let Some(carrier) = self.carrier() else { return };
+        self.write(|out| carrier.put_one(out, encode));
     }
 
     /// Ends a subscription with all that the connection has of it.
@@ -438,6 +452,18 @@ impl Client {
     fn is_asking(&self, key: ChannelKey) -> bool {
         self.subscribing.iter().any(|asked| asked.key == key)
     }
+}
+
+/// A publication whose payload is a string in JSON, of which the next may be told by how it differs.
+fn as_string(publication: Publication) -> Publication {
+    let data = match std::str::from_utf8(&publication.data) {
+        Ok(text) => Data::Text(text),
+        Err(_) => Data::Binary(&publication.data),
+    };
+    let json = data.to_json();
+    // A string of a string is text.
+    let data = serde_json::to_vec(&json).unwrap_or_default();
+    Publication { data, ..publication }
 }
 
 /// The publications at the front of what a client is told.

@@ -163,7 +163,7 @@ impl Protocol for PusherChannels {
 
     /// Pages of any origin may connect: nothing is granted for what a browser sends along, but for signatures that a
     /// page has to ask its own server for. In `--dev` everybody knows the secret.
-    fn accept(&self, core: &Core, head: &Head<'_>, _said: &Said) -> Result<Request, Stop> {
+    fn accept(&self, core: &Core, head: &Head<'_>, _body: &[u8], _said: &Said) -> Result<Request, Stop> {
         if core.shared.node.config().dev {
             core.check_origin(head)?;
         }
@@ -242,7 +242,7 @@ impl Protocol for PusherChannels {
     }
 
     /// Before the close frame goes an error, but for a drain.
-    fn write_farewell(&self, why: &Leave, _spread: u64, out: &mut Vec<u8>) {
+    fn write_farewell(&self, why: &Leave, _spread: u64, _form: FormId, out: &mut Vec<u8>) {
         let Some(code) = self.close_code(why) else { return };
         let text = why.text();
         if !matches!(why, Leave::Drain) {

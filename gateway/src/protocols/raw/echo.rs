@@ -31,7 +31,7 @@ impl Protocol for Echo {
         dev && method == "GET" && path == "/echo"
     }
 
-    fn accept(&self, core: &Core, head: &Head<'_>, _said: &Said) -> Result<Request, Stop> {
+    fn accept(&self, core: &Core, head: &Head<'_>, _body: &[u8], _said: &Said) -> Result<Request, Stop> {
         core.check_origin(head)?;
         let upgrade = core.upgrade(head)?;
         Query::parse(head.query).map_err(Refusal::from)?;

@@ -76,7 +76,7 @@ impl Protocol for Raw {
         method == "GET" && path == "/ws"
     }
 
-    fn accept(&self, core: &Core, head: &Head<'_>, said: &Said) -> Result<Request, Stop> {
+    fn accept(&self, core: &Core, head: &Head<'_>, _body: &[u8], said: &Said) -> Result<Request, Stop> {
         core.check_origin(head)?;
         let upgrade = core.upgrade(head)?;
         let query = Query::parse(head.query).map_err(Refusal::from)?;

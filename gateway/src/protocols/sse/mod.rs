@@ -45,7 +45,7 @@ impl Protocol for Sse {
         method == "GET" && path == "/sse"
     }
 
-    fn accept(&self, core: &Core, head: &Head<'_>, said: &Said) -> Result<Request, Stop> {
+    fn accept(&self, core: &Core, head: &Head<'_>, _body: &[u8], said: &Said) -> Result<Request, Stop> {
         core.check_origin(head)?;
         let query = Query::parse(head.query).map_err(Refusal::from)?;
         let (channels, claims) = core.authorised_channels(head, &query, said)?;
@@ -142,7 +142,7 @@ impl Protocol for Sse {
         None
     }
 
-    fn write_farewell(&self, why: &Leave, spread: u64, out: &mut Vec<u8>) {
+    fn write_farewell(&self, why: &Leave, spread: u64, _form: FormId, out: &mut Vec<u8>) {
         match why {
             Leave::Drain => {
                 let (least, range) = DRAIN_RETRY_MS;

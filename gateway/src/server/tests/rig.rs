@@ -406,6 +406,10 @@ impl Backplane for Held {
         .boxed()
     }
 
+    fn remove_history(&self, channel: &Channel) -> BoxFuture<'_, Result<(), BackplaneError>> {
+        self.memory.remove_history(channel)
+    }
+
     /// It joins at once, the answer may be late.
     fn join(&self, channel: &Channel, join: Join) -> BoxFuture<'static, Result<Attendance, JoinError>> {
         let (joined, pass) = (self.memory.join(channel, join), self.joins.pass());

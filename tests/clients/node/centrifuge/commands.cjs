@@ -111,6 +111,25 @@ check("a cache has the newest at once", async () => {
   assert.strictEqual(subscription.seen.find(({ event }) => event === "subscribed").recovered, true);
 });
 
+check("1,000 publications told by differences are byte for byte the same", async () => {
+  const subscription = follow(await connected(ONE), "diff:d", { delta: "fossil" });
+  await subscription.ready(45000);
+  const plain = await subscribed(await connected(TWO), "diff:d");
+  const payload = (number) => ({ number, text: "é€𝄞 ".repeat(number % 7), rows: Array.from({ length: 20 }, (_, row) => `row ${row} ${row === number % 20 ? number : "same"}`) });
+  const expect = [];
+  for (let number = 0; number < 1000; number++) {
+    const data = payload(number);
+    expect.push(data);
+    await publish(number % 2 ? ONE : TWO, "diff:d", data);
+  }
+  for (const { got } of [subscription, plain]) {
+    await until("1,000", () => got.length === 1000);
+    assert.deepStrictEqual(got, expect);
+  }
+  assert.ok(subscription._deltaNumDelta > 900, `${subscription._deltaNumDelta} were differences`);
+  assert.ok(subscription._deltaBytesReceived * 2 < subscription._deltaBytesDecoded);
+});
+
 check("history in both directions and by pages", async () => {
   const reader = await connected(TWO);
   for (let number = 1; number <= 5; number++) await publish(ONE, "news:h", number);

@@ -21,9 +21,9 @@ function token(claims, seconds = 600) {
 const clients = new Set();
 
 // A client that is connecting; `seen` holds its events.
-function client(address, options = {}) {
+function client(address, { transports, ...options } = {}) {
   const Kind = IS_PROTOBUF ? ProtobufCentrifuge : Centrifuge;
-  const made = new Kind(`${address.replace("http", "ws")}/connection/websocket`, {
+  const made = new Kind(transports ?? `${address.replace("http", "ws")}/connection/websocket`, {
     websocket: WebSocket,
     minReconnectDelay: 50,
     maxReconnectDelay: 500,

@@ -7,7 +7,7 @@ use super::*;
 use crate::centrifuge::{
     code::{ErrorCode, Unsubscribed},
     message::*,
-    push::{self, Data, Published},
+    push::{self, Data, Published, Style},
 };
 
 /// All commands of a frame.
@@ -197,14 +197,21 @@ fn payloads_that_are_no_json_are_strings() {
 fn pushes() {
     let check = |published: Published<'_>, expect: &str| {
         let mut out = Vec::new();
-        push::publication("a:b", &published, Encoding::Json, &mut out);
+        push::publication("a:b", &published, Style::of(Encoding::Json), &mut out);
         assert_eq!(String::from_utf8(out).expect("UTF-8"), expect);
         // The same as the message itself says.
         let publication = Some(Box::new(Publication::from(&published)));
         let pushed = Push { channel: "a:b".into(), r#pub: publication, ..Push::default() };
         check_reply(&Reply { push: Some(Box::new(pushed)), ..Reply::default() }, expect);
     };
-    let text = |text| Published { data: Data::Text(text), user: None, offset: 0, epoch: None, event: None };
+    let text = |text| Published {
+        data: Data::Text(text),
+        user: None,
+        offset: 0,
+        epoch: None,
+        event: None,
+        is_delta: false,
+    };
     check(text("{\"a\":\r\n1}"), r#"{"push":{"channel":"a:b","pub":{"data":{"a":  1}}}}"#);
     check(text("x"), r#"{"push":{"channel":"a:b","pub":{"data":"x"}}}"#);
     check(
@@ -219,12 +226,12 @@ fn pushes() {
         r#"{"push":{"channel":"a:b","pub":{"data":"AP8="}}}"#,
     );
     let mut out = Vec::new();
-    push::unsubscribe("a", Unsubscribed::InsufficientState.into(), Encoding::Json, &mut out);
+    push::unsubscribe("a", Unsubscribed::InsufficientState.into(), Style::of(Encoding::Json), &mut out);
     let expect = r#"{"push":{"channel":"a","unsubscribe":{"code":2500,"reason":"insufficient state"}}}"#;
     assert_eq!(String::from_utf8(out).expect("UTF-8"), expect);
     for (encoding, expect) in [(Encoding::Json, &b"{}"[..]), (Encoding::Protobuf, &[0])] {
         let mut out = Vec::new();
-        push::ping(encoding, &mut out);
+        push::ping(Style::of(encoding), &mut out);
         assert_eq!(out, expect);
     }
 }
@@ -284,9 +291,9 @@ proptest! {
             Ok(text) => Data::Text(text),
             Err(_) => Data::Binary(&data),
         };
-        let published = Published { data, user: Some(&event), offset: 1, epoch: None, event: Some(&event) };
+        let published = Published { data, user: Some(&event), offset: 1, epoch: None, event: Some(&event), is_delta: false };
         let mut out = Vec::new();
-        push::publication(&channel, &published, Encoding::Json, &mut out);
+        push::publication(&channel, &published, Style::of(Encoding::Json), &mut out);
         prop_assert!(!out.contains(&b'\n'));
         let read: Reply = serde_json::from_slice(&out).expect("a reply");
         let push = read.push.expect("a push");
@@ -315,4 +322,20 @@ fn an_entry_that_says_nothing_has_its_value() {
     encode(&reply, Encoding::Protobuf, &mut protobuf);
     // Length, id, connect; then field 6 with key and value.
     assert_eq!(protobuf, [11, 8, 1, 42, 7, 50, 5, 10, 1, b'a', 18, 0]);
+}
+
+#[test]
+fn commands_that_come_by_requests_of_their_own() {
+    let read = |body: &str| read_emulated(body.as_bytes(), Encoding::Json).ok();
+    let frame = "{\"id\":2}\n{\"id\":3}";
+    let body = json!({"session": "s!p", "node": "n", "data": frame}).to_string();
+    assert_eq!(read(&body), Some(("s!p".to_owned(), frame.as_bytes().to_vec())));
+    for bad in ["", "[]", "{}", "{\"session\":\"s\",\"data\":{}}", "{\"session\":1,\"data\":\"\"}"] {
+        assert_eq!(read(bad), None, "{bad}");
+    }
+    let request =
+        EmulationRequest { session: "s".to_owned(), data: vec![0, 255], ..EmulationRequest::default() };
+    let read = read_emulated(&request.encode_to_vec(), Encoding::Protobuf).ok();
+    assert_eq!(read, Some(("s".to_owned(), vec![0, 255])));
+    assert!(read_emulated(&[26, 9, 1], Encoding::Protobuf).is_err());
 }

@@ -1,10 +1,11 @@
-//! Centrifugo's server API under `/api`: what an application's servers ask. `docs/centrifuge-api.md` lists it.
+//! Centrifugo's server API under `/api`, and commands of clients that send them by requests of their own (`emulation`): what an application's servers ask. `docs/centrifuge-api.md` lists it.
 //!
 //! `/api/METHOD` takes the parameters of one method, `/api` whole commands. Either way the key of the request is found, and
 //! each command is checked against what it may do. `publishing`, `reading` and `ordering` carry them out, with what `/v1`
 //! and the clients' own commands use.
 
 mod answer;
+mod emulation;
 mod ordering;
 mod publishing;
 mod reading;
@@ -35,6 +36,7 @@ use tidegate_backplane::Channel;
 use tidegate_wire::centrifuge::code::ErrorCode;
 
 use self::answer::{Refused, parameters, put_reply};
+pub(in crate::protocols) use self::emulation::Emulation;
 use crate::{
     app::apps::AppId,
     auth::{ApiKey, ApiKeyError, Scope, bearer},
@@ -244,9 +246,7 @@ impl Call<'_> {
             "history" => self.history(params).await,
             "channels" => self.channels(params),
             "info" => self.info().await,
-            "history_remove" => {
-                Err(Refused::because(ErrorCode::NotAvailable, "history ends by its age and size only"))
-            }
+            "history_remove" => self.history_remove(params).await,
             _ => {
                 Err(Refused::because(ErrorCode::MethodNotFound, method.chars().take(64).collect::<String>()))
             }

@@ -1,4 +1,4 @@
-//! `presence`, `presence_stats`, `history`, `channels` and `info`.
+//! `presence`, `presence_stats`, `history`, `history_remove`, `channels` and `info`.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -14,6 +14,7 @@ use super::{
     super::reading::{Wanted, counts, info, publications, read_history},
     Answer, Call,
     answer::{Refused, parameters, result},
+    nothing,
     request::{Channels, OfChannel},
 };
 use crate::{auth::Scope, node::roster::List};
@@ -96,6 +97,17 @@ impl Call<'_> {
             None => (String::new(), 0),
         };
         result(&History { publications: publications(&history), epoch, offset })
+    }
+
+    /// Nothing is kept of what was published so far.
+    pub(super) async fn history_remove(&self, params: &Bytes) -> Answer {
+        let OfChannel { channel } = parameters(params)?;
+        let channel = self.channel(Scope::Admin, &channel)?;
+        if self.state.node.namespaces().of(&channel).history().is_none() {
+            return Err(Refused::because(ErrorCode::NotAvailable, "its namespace keeps no history"));
+        }
+        self.state.node.backplane().remove_history(&channel).await?;
+        nothing()
     }
 
     /// Channels with subscribers on this node.

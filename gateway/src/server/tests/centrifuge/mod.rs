@@ -2,12 +2,15 @@
 
 mod bad_input;
 mod commands;
+mod deltas;
 mod entering;
 mod order;
 mod orders;
 mod presence;
 mod recovery;
 mod rights;
+mod streams;
+mod table;
 mod tokens;
 
 use std::time::Duration;
