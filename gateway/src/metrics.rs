@@ -15,7 +15,7 @@ use std::{
 
 pub(crate) use backplane::{MemoryCollector, RedisCollector};
 pub(crate) use labels::{
-    AuthFailure, Budgeted, CloseCode, DisconnectReason, DropReason, HandshakeResult, ProtocolError,
+    AuthFailure, Budgeted, CloseCode, DisconnectReason, DropReason, HandshakeResult, Heartbeat, ProtocolError,
     PublishCode, SubscriptionRefusal,
 };
 pub(crate) use tidegate_ops::metrics::{
@@ -93,6 +93,7 @@ pub(crate) struct ShardMetrics {
     pub gaps_untold: Counter,
     /// Bytes that wait in outbound queues now.
     pub send_queue_bytes: Gauge,
+    pub heartbeats: Counters<Heartbeat>,
     pub ping_rtt_seconds: Histogram,
     /// From taking a batch of publications out of the mailbox to its last write.
     pub fanout_seconds: Histogram,
@@ -233,6 +234,7 @@ impl Default for ShardMetrics {
             messages_dropped: Counters::default(),
             gaps_untold: Counter::default(),
             send_queue_bytes: Gauge::default(),
+            heartbeats: Counters::default(),
             ping_rtt_seconds: Histogram::new(PING_BOUNDS),
             fanout_seconds: Histogram::new(FANOUT_BOUNDS),
             delivery_latency_seconds: Histogram::new(DELIVERY_BOUNDS),

@@ -94,7 +94,7 @@ impl<C> Connections<C> {
             if self.rests.turns.is_empty() && self.rests.turns.capacity() > 4096 {
                 self.rests.turns = VecDeque::new();
             }
-            let now = self.now();
+            let now = self.attended();
             match self.entry_mut(id) {
                 // It comes back when its answers have been sent.
                 Some(entry) if entry.awaits_flush() => {

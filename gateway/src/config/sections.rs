@@ -116,7 +116,8 @@ section! {
         /// A connection that was silent for so long is pinged. 25 s stays under the 30 s after which the
         /// strictest common proxies and carriers drop an idle connection.
         interval: Duration = Duration::from_secs(25);
-        /// A connection that sends nothing for so long after the ping is closed.
+        /// A connection that sends nothing for so long after the ping is closed. Time in which the node itself was late does
+        /// not count.
         timeout: Duration = Duration::from_secs(10);
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use tidegate_ops::edge::Preamble;
+use tidegate_reactor::Tick;
 use tidegate_wire::{
     head::Head as RequestHead,
     request::{Judged, RequestError, judge},
@@ -107,6 +108,11 @@ impl Ctx<'_> {
     }
 
     pub(crate) fn time_out_handshake(&mut self) {
+        let is_head = self.session().is_some_and(|session| matches!(session.phase, Phase::Head(_)));
+        if is_head && self.connections.has_unhandled(self.id) {
+            // It is the shard that is late: what came is read first.
+            return self.connections.set_timer(self.id, Tick(self.connections.now().0 + 1));
+        }
         let silent = self
             .connections
             .get(self.id)

@@ -57,6 +57,8 @@ fn connections(page: &mut Page<'_>, metrics: &Metrics, shards: &[Arc<ShardMetric
         durations,
         CONNECTION_BOUNDS,
     )?;
+    let heartbeats = shards.iter().map(|shard| &shard.heartbeats);
+    page.counters("heartbeats", "Heartbeats that were due, by outcome.", heartbeats)?;
     let pings = shards.iter().map(|shard| &shard.ping_rtt_seconds);
     page.histogram("ping_rtt_seconds", "From a ping to its pong.", pings, PING_BOUNDS)
 }

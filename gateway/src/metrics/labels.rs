@@ -258,3 +258,15 @@ impl PublishCode {
         }
     }
 }
+
+label!(
+    /// What became of a heartbeat that was due.
+    Heartbeat, "outcome", {
+        /// It was written.
+        Sent = "sent",
+        /// What the client was sent had been acknowledged, so none was needed.
+        Spared = "spared",
+        /// An answer was late, and it was not the client who was.
+        PutOff = "put_off",
+    }
+);

@@ -17,6 +17,7 @@ pub(crate) mod core;
 pub(crate) mod ctx;
 pub(crate) mod fanout;
 mod fresh;
+pub(crate) mod heartbeat;
 pub(crate) mod hand_off;
 pub(crate) mod leaving;
 mod lookup;
@@ -46,6 +47,7 @@ use crate::{
 };
 use budget::{Budgets, Rates};
 pub(crate) use ctx::Ctx;
+use heartbeat::Ping;
 use opening::Opening;
 use protocol::{ProtocolId, ProtocolState};
 use publishing::Publisher;
@@ -92,8 +94,7 @@ pub(crate) struct Head {
 pub(crate) struct Open {
     pub(crate) protocol: ProtocolId,
     pub(crate) form: FormId,
-    /// A ping is under way; it was sent at the tick its timer was set from.
-    pub(crate) pinged: bool,
+    pub(crate) ping: Ping,
     /// A number that means something to its protocol; 0 at first.
     pub(crate) tag: u32,
     pub(crate) budgets: Budgets,

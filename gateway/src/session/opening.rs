@@ -13,6 +13,7 @@ use tidegate_wire::{decoder::Decoder, upgrade::Upgrade};
 use super::{
     Ctx, LastPosition, Open, Phase, Rare, Session, Subscriptions,
     budget::Budgets,
+    heartbeat::Ping,
     protocol::{Event, ProtocolId, Transport},
     refusal::Refusal,
     subscribing::{Attempt, Unsettled},
@@ -329,7 +330,7 @@ impl Ctx<'_> {
         let mut open = Open {
             protocol: request.protocol,
             form,
-            pinged: false,
+            ping: Ping::NONE,
             tag: 0,
             budgets: Budgets::default(),
             decoder: Decoder::new(request.upgrade.is_some_and(|upgrade| upgrade.deflate.is_some())),

@@ -110,9 +110,9 @@ impl ProxyDriver {
 
     /// One side has ended; this is the other, whose time to be quiet has passed.
     pub(super) fn time_out_half(&mut self, links: &mut Links, id: ConnectionId) {
-        let quiet = links.now().since(links.heard(id));
+        let quiet = links.silent(id);
         if quiet < HALF_CLOSED_QUIET_MAX {
-            return links.set_timer(id, links.heard(id).after(HALF_CLOSED_QUIET_MAX));
+            return links.set_timer(id, links.now().after(HALF_CLOSED_QUIET_MAX - quiet));
         }
         self.metrics.cuts.add(CutReason::HalfClosed, 1);
         links.close(id);

@@ -18,5 +18,6 @@ mod page;
 mod recovery;
 mod reload;
 mod slow_reader;
+mod stalled;
 mod startup;
 mod told;
