@@ -90,7 +90,7 @@ impl Ctx<'_> {
                 }
                 (Arrival::TurnedAway(over), Route::Http) => {
                     let origin = self.core.readable_origin(&head);
-                    self.refuse_to(&Refusal::Over(over), origin);
+                    self.refuse_as(&Refusal::Over(over), None, origin);
                 }
                 (_, Route::Http) => self.hand_to_http(received),
                 (_, Route::Shard(protocol)) => self.accept(arrival, protocol, &head, received),
@@ -157,22 +157,19 @@ impl Ctx<'_> {
                 if protocol.of_list(self.core.shared.protocols).transport() == Transport::Stream {
                     self.connections.set_half_open(self.id);
                 }
-                self.wait_for_keys(fetch, received);
+                self.wait_for_keys(protocol, fetch, received);
             }
         }
     }
 
     fn refuse_request(&mut self, protocol: ProtocolId, head: &RequestHead<'_>, refusal: &Refusal) {
         let origin = self.core.readable_origin(head);
-        match protocol.of_list(self.core.shared.protocols).transport() {
-            Transport::Stream => self.refuse_stream(refusal, origin),
-            Transport::WebSocket => self.refuse_to(refusal, origin),
-        }
+        self.refuse_as(refusal, Some(protocol), origin);
     }
 
-    fn wait_for_keys(&mut self, fetch: KeyFetch, received: &[u8]) {
+    fn wait_for_keys(&mut self, protocol: ProtocolId, fetch: KeyFetch, received: &[u8]) {
         if let Some(session) = self.connections.get_mut(self.id) {
-            session.phase = Phase::Opening(Box::new(Opening::before_keys(received.to_vec())));
+            session.phase = Phase::Opening(Box::new(Opening::before_keys(protocol, received.to_vec())));
         }
         let authenticator = self.core.shared.authenticator.clone();
         self.run(async move { authenticator.fetch(fetch).await }, |ctx, ()| ctx.resume_head());

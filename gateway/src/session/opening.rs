@@ -75,6 +75,7 @@ pub(crate) struct Opening {
 enum State {
     /// Keys are fetched; the head will be read again, with what followed it.
     Keys {
+        protocol: ProtocolId,
         head: Vec<u8>,
         bytes_max: usize,
     },
@@ -130,15 +131,23 @@ impl Opening {
         }
     }
 
-    pub(crate) fn before_keys(head: Vec<u8>) -> Self {
+    /// What was asked for.
+    pub(crate) fn protocol(&self) -> ProtocolId {
+        match &self.state {
+            State::Keys { protocol, .. } => *protocol,
+            State::Subscribing(subscribing) => subscribing.request.protocol,
+        }
+    }
+
+    pub(crate) fn before_keys(protocol: ProtocolId, head: Vec<u8>) -> Self {
         let bytes_max = head.len() + EARLY_BYTES_MAX;
-        Self { state: State::Keys { head, bytes_max }, received: Vec::new() }
+        Self { state: State::Keys { protocol, head, bytes_max }, received: Vec::new() }
     }
 
     /// Keeps what the client sends early. An error: it sends too much.
     pub(crate) fn receive(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
         let (buffer, bytes_max) = match &mut self.state {
-            State::Keys { head, bytes_max } => (head, *bytes_max),
+            State::Keys { head, bytes_max, .. } => (head, *bytes_max),
             State::Subscribing(_) => (&mut self.received, EARLY_BYTES_MAX),
         };
         if buffer.len() + bytes.len() > bytes_max {
