@@ -208,8 +208,11 @@ impl Ctx<'_> {
             });
             return self.beat_at(due);
         }
+        if !protocol.is_pinged() {
+            return self.beat_at(interval);
+        }
         // What it answers is not read, so its silence says nothing. The publishes that it waits for end in time.
-        if !protocol.is_pinged() || self.is_publishing_paused() {
+        if self.is_publishing_paused() {
             self.set_ping(Ping::NONE);
             return self.beat_at(interval);
         }

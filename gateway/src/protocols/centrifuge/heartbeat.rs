@@ -64,6 +64,8 @@ impl Ctx<'_> {
         let (rule, Some(seen)) = (self.rule(), self.seen()) else { return };
         match rule.answer(seen, self) {
             Some(Answer::Missed) => self.cut(Disconnect::NoPong, &"a ping was not answered"),
+            // While its commands wait, its socket is not read, and whether it is gone shows in what is written.
+            Some(Answer::PutOff(_)) if self.connections.is_paused(self.id) => self.ping_own(),
             Some(Answer::PutOff(by)) => {
                 self.core.metrics.heartbeats.add(Heartbeat::PutOff, 1);
                 self.next_ping(seen.now.after(by));
