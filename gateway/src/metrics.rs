@@ -94,6 +94,8 @@ pub(crate) struct ShardMetrics {
     /// Bytes that wait in outbound queues now.
     pub send_queue_bytes: Gauge,
     pub heartbeats: Counters<Heartbeat>,
+    /// Connections that a router asked to come back and that would miss something.
+    pub moves_declined: Counter,
     pub ping_rtt_seconds: Histogram,
     /// From taking a batch of publications out of the mailbox to its last write.
     pub fanout_seconds: Histogram,
@@ -235,6 +237,7 @@ impl Default for ShardMetrics {
             gaps_untold: Counter::default(),
             send_queue_bytes: Gauge::default(),
             heartbeats: Counters::default(),
+            moves_declined: Counter::default(),
             ping_rtt_seconds: Histogram::new(PING_BOUNDS),
             fanout_seconds: Histogram::new(FANOUT_BOUNDS),
             delivery_latency_seconds: Histogram::new(DELIVERY_BOUNDS),

@@ -185,6 +185,11 @@ impl<C> Connections<C> {
         self.attended.tick()
     }
 
+    /// This end of its socket, asked of the kernel.
+    pub fn local_address(&self, id: ConnectionId) -> Option<SocketAddr> {
+        self.entry(id)?.socket.as_ref()?.local_addr().ok()
+    }
+
     /// For how long no bytes came in from it, of the time in which the shard [attended](Self::attended).
     pub fn silent(&self, id: ConnectionId) -> Duration {
         self.entry(id).map_or(Duration::ZERO, |entry| self.attended().since(entry.heard))

@@ -1,14 +1,18 @@
 //! Orders to all nodes: their form, and the pub/sub channel that every node is always subscribed to.
 //!
 //! An order is a JSON object: `{"kind":"disconnect","user":U,"reason":R}`, with `app` beside `user` where it is not the
-//! default one, or with `connection` in place of `user`; `{"kind":"watch","connections":[C]}`; or
+//! default one, or with `connection` in place of `user`; `{"kind":"watch","connections":[C]}`;
+//! `{"kind":"ask_back","node":N,"peers":["ADDRESS:PORT"]}`; or
 //! `{"kind":"instruct","user":U,"protocol":P,"text":T}`, whose target is said as that of `disconnect`.
 //! Nodes skip and count kinds that they do not know. An order is not kept: a node that is cut off from Redis while it
 //! is given does not get it.
 
-use std::sync::{
-    Arc, Mutex, PoisonError, Weak,
-    atomic::{AtomicBool, Ordering::Relaxed},
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 
 use redis::Cmd;
@@ -24,6 +28,7 @@ use crate::{BackplaneError, Control, DisconnectTarget, Sink};
 
 const DISCONNECT: &str = "disconnect";
 const WATCH: &str = "watch";
+const ASK_BACK: &str = "ask_back";
 const INSTRUCT: &str = "instruct";
 
 /// Publishes an order.
@@ -76,6 +81,10 @@ struct StoredOrder {
     connection: Option<Box<str>>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     connections: Vec<Box<str>>,
+    #[serde(default, skip_serializing_if = "str::is_empty")]
+    node: Box<str>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    peers: Vec<SocketAddr>,
     #[serde(default, skip_serializing_if = "str::is_empty")]
     reason: Box<str>,
     #[serde(default, skip_serializing_if = "str::is_empty")]
@@ -190,6 +199,9 @@ fn encode(control: &Control) -> Vec<u8> {
         Control::Instruct { target, protocol, text } => {
             StoredOrder { kind: INSTRUCT.into(), protocol, text, ..StoredOrder::to(target) }
         }
+        Control::AskBack { node, peers } => {
+            StoredOrder { kind: ASK_BACK.into(), node, peers, ..StoredOrder::default() }
+        }
         Control::Watch { connections } => {
             StoredOrder { kind: WATCH.into(), connections, ..StoredOrder::default() }
         }
@@ -199,13 +211,14 @@ fn encode(control: &Control) -> Vec<u8> {
 
 fn decode(bytes: &[u8]) -> Result<Control, OrderError> {
     let order: StoredOrder = serde_json::from_slice(bytes).map_err(|_| OrderError::Undecodable)?;
-    let StoredOrder { kind, app, user, connection, connections, reason, protocol, text } = order;
+    let StoredOrder { kind, app, user, connection, connections, node, peers, reason, protocol, text } = order;
     let target = match (app, user, connection) {
         (app, Some(user), None) => Some(DisconnectTarget::User { app, user }),
         (None, None, Some(connection)) => Some(DisconnectTarget::Connection(connection)),
         _ => None,
     };
     match (&*kind, target) {
+        (ASK_BACK, _) => Ok(Control::AskBack { node, peers }),
         (WATCH, _) => Ok(Control::Watch { connections }),
         (DISCONNECT, Some(target)) => Ok(Control::Disconnect { target, reason }),
         (INSTRUCT, Some(target)) => Ok(Control::Instruct { target, protocol, text }),
@@ -245,6 +258,8 @@ mod tests {
             let control = Control::Watch { connections };
             assert_eq!(decode(&encode(&control)), Ok(control));
         }
+        let control = Control::AskBack { node: "g1".into(), peers: vec!["127.0.0.1:5".parse().expect("an address")] };
+        assert_eq!(decode(&encode(&control)), Ok(control));
         let check = |text: &str, expect: Result<Control, OrderError>| {
             assert_eq!(decode(text.as_bytes()), expect, "{text}");
         };

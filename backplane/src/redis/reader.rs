@@ -6,6 +6,7 @@ use futures_util::future::{BoxFuture, FutureExt};
 use redis::{FromRedisValue, Value};
 
 use super::{
+    control,
     contract::{Changed, Commands, LinkId, Session, Subscriber},
     error::RedisStartError,
     leases::not_ours,
@@ -14,7 +15,7 @@ use super::{
     nodes,
     options::RedisOptions,
 };
-use crate::{BackplaneError, NodeRecord, ReadNodes};
+use crate::{BackplaneError, Control, NodeRecord, ReadNodes};
 
 /// Reads who has announced itself.
 pub struct RedisNodes {
@@ -69,6 +70,10 @@ impl RedisNodes {
 }
 
 impl ReadNodes for RedisNodes {
+    fn order(&self, control: Control) -> BoxFuture<'_, Result<(), BackplaneError>> {
+        async move { control::send(&self.links, &self.prefix, &control).await }.boxed()
+    }
+
     fn nodes(&self) -> BoxFuture<'_, Result<Vec<NodeRecord>, BackplaneError>> {
         self.read().boxed()
     }

@@ -17,6 +17,10 @@ section! {
         /// Open connections of one client address (for IPv6 of its /64). 0: no limit, because behind a proxy or a
         /// carrier's NAT many clients share one address.
         connections_per_address: u32 = 0;
+        /// How old a connection may get; then its client is asked to come back, as in a drain, after three quarters of this to
+        /// all of it. Behind a balancer that knows no load, nodes that were added fill so. It is looked at with each
+        /// heartbeat. 0: no limit.
+        connection_age: Duration = Duration::ZERO;
         /// Handshakes that this node accepts per second; more are answered 503 with `Retry-After`. Where this node ends TLS,
         /// every connection is one, and more are closed before the TLS handshake, which is what costs. 0: no
         /// limit. At 40 µs of CPU each, 2000 take 8 % of one core, and what is connected stays undisturbed

@@ -128,6 +128,9 @@ impl Sink for Relay {
             Control::Instruct { target, protocol, text } => {
                 self.to_all(&Order::Instruct { target, protocol, text });
             }
+            Control::AskBack { node, peers } => {
+                self.to_all(&Order::AskBack { node, peers: peers.into() });
+            }
             Control::Watch { connections } => self.watching.renew(connections, Instant::now()),
         }
     }

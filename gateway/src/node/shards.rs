@@ -1,6 +1,7 @@
 //! The shards as the node sees them: each takes orders, whatever serves its connections.
 
 use std::{
+    net::SocketAddr,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -19,6 +20,8 @@ pub(crate) enum Order {
     Disconnect { target: DisconnectTarget, reason: Box<str> },
     /// Tell a protocol what is asked of connections of its clients.
     Instruct { target: DisconnectTarget, protocol: Box<str>, text: Box<str> },
+    /// Ask connections of one node to come back, those that have these other ends.
+    AskBack { node: Box<str>, peers: Arc<[SocketAddr]> },
     /// The list of apps is another one: those of an app that is gone or disabled must leave.
     AppsChanged,
     /// Say what these connections are.

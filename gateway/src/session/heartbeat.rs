@@ -47,6 +47,13 @@ pub(crate) struct Seen {
     pub(crate) spread: u32,
 }
 
+/// How old a connection may get: three quarters of the maximum to all of it, so that those which came together do not leave
+/// together.
+pub(crate) fn age_max(max: Duration, spread: u32) -> Duration {
+    let part = spread.wrapping_mul(2_654_435_761) >> 16;
+    max * 3 / 4 + max / 4 * part / (1 << 16)
+}
+
 /// What the kernel is asked only when something depends on it.
 pub(crate) trait Line {
     /// Whether something came from the client that was not handled yet.

@@ -12,8 +12,8 @@ use tidegate_wire::{
 use super::{
     Ctx, Phase, Session,
     budget::Share,
-    heartbeat::{Answer, Line, Ping, Rule, Seen, Step},
-    leaving::Leave,
+    heartbeat::{Answer, Line, Ping, Rule, Seen, Step, age_max},
+    leaving::{ComeBack, Leave},
     protocol::{Event, Protocol, Transport},
 };
 use crate::metrics::{self, Budgeted, DisconnectReason, Heartbeat};
@@ -193,6 +193,9 @@ impl Ctx<'_> {
         if rare.and_then(|rare| rare.expires).is_some_and(|expires| expires <= now) {
             return self.leave(Leave::TokenExpired);
         }
+        if self.is_too_old() {
+            return self.leave(Leave::ComeBack(ComeBack::Age));
+        }
         let protocol = open.protocol.of_list(self.core.shared.protocols);
         if protocol.due(open).is_some_and(|due| due <= now) {
             protocol.on_event(self, Event::Due);
@@ -220,6 +223,13 @@ impl Ctx<'_> {
             self.set_ping(Ping::NONE);
         }
         self.take_step(rule.step(seen, self));
+    }
+
+    /// Looked at with each heartbeat: an age of hours needs no timer of its own.
+    fn is_too_old(&self) -> bool {
+        let max = self.core.shared.node.config().limits.connection_age;
+        let lasted = self.session().map_or(Duration::ZERO, |session| self.core.lasted(session));
+        !max.is_zero() && lasted >= age_max(max, self.id.generation)
     }
 
     fn take_step(&mut self, step: Step) {

@@ -40,10 +40,11 @@ impl ProxyDriver {
             return;
         };
         let deaf = attempt.kind == Kind::Stream;
-        link.phase = Phase::Piped(Pipe { peer: node, deaf, ended: false });
+        let key = attempt.candidates.key().halves();
+        link.phase = Phase::Piped(Pipe { peer: node, key, deaf, ended: false });
         let Some(link) = links.get_mut(node) else { return };
         link.end.answered(&self.metrics);
-        link.phase = Phase::Piped(Pipe { peer: client, deaf: false, ended: false });
+        link.phase = Phase::Piped(Pipe { peer: client, key, deaf: false, ended: false });
         for id in [client, node] {
             links.set_half_open(id);
             links.set_timer(id, Tick::NEVER);

@@ -39,7 +39,7 @@ use crate::{
     session::{
         Ctx, Open,
         core::Core,
-        leaving::Leave,
+        leaving::{ComeBack, Leave},
         opening::{Request, Stop},
         protocol::{Event, Protocol, ProtocolState},
         tokens::Grants,
@@ -168,6 +168,10 @@ impl Protocol for Centrifuge {
         false
     }
 
+    fn recovers(&self, _open: &Open) -> bool {
+        true
+    }
+
     fn due(&self, open: &Open) -> Option<Tick> {
         let client = open.state::<Client>();
         let ends = client.map_or([None, None], |client| [client.stale, client.grants.due()]);
@@ -176,7 +180,8 @@ impl Protocol for Centrifuge {
 
     fn close_code(&self, why: &Leave) -> Option<CloseCode> {
         let code = match why {
-            Leave::Drain => Disconnect::Shutdown,
+            Leave::ComeBack(ComeBack::Drain) => Disconnect::Shutdown,
+            Leave::ComeBack(_) => Disconnect::ForceReconnect,
             Leave::Gap(_) => Disconnect::InsufficientState,
             Leave::TokenExpired => Disconnect::Expired,
             Leave::Forbidden(_) => Disconnect::PermissionDenied,
@@ -190,7 +195,7 @@ impl Protocol for Centrifuge {
     fn write_farewell(&self, why: &Leave, _spread: u64, out: &mut Vec<u8>) {
         let Some(code) = self.close_code(why) else { return };
         let text = match why {
-            Leave::Drain => Cow::Borrowed(Disconnect::Shutdown.text()),
+            Leave::ComeBack(ComeBack::Drain) => Cow::Borrowed(Disconnect::Shutdown.text()),
             Leave::TokenExpired => Disconnect::Expired.text().into(),
             other => other.text().into(),
         };

@@ -123,13 +123,17 @@ impl Protocol for Sse {
         }
     }
 
+    fn recovers(&self, _open: &Open) -> bool {
+        true
+    }
+
     fn close_code(&self, _why: &Leave) -> Option<CloseCode> {
         None
     }
 
     fn write_farewell(&self, why: &Leave, spread: u64, out: &mut Vec<u8>) {
         match why {
-            Leave::Drain => {
+            Leave::ComeBack(_) => {
                 let (least, range) = DRAIN_RETRY_MS;
                 // A multiplicative hash spreads neighbours over the whole range.
                 sse::encode_retry(least + spread.wrapping_mul(2_654_435_761) % range, out);
