@@ -18,7 +18,12 @@ use crate::{chooser::Chooser, proxy::Walkers};
 const ADDRESSES_MAX: usize = 4_096;
 
 /// Runs until the router ends.
-pub(crate) async fn run(chooser: Arc<Chooser>, walkers: Walkers, nodes: Arc<dyn ReadNodes>, period: Duration) {
+pub(crate) async fn run(
+    chooser: Arc<Chooser>,
+    walkers: Walkers,
+    nodes: Arc<dyn ReadNodes>,
+    period: Duration,
+) {
     let mut seconds = interval(Duration::from_secs(1));
     seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut walked = None;

@@ -15,8 +15,8 @@
 pub mod assign;
 pub mod chooser;
 pub mod config;
-pub mod key;
 mod fill;
+pub mod key;
 mod lack;
 pub mod members;
 pub mod metrics;

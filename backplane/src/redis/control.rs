@@ -258,7 +258,8 @@ mod tests {
             let control = Control::Watch { connections };
             assert_eq!(decode(&encode(&control)), Ok(control));
         }
-        let control = Control::AskBack { node: "g1".into(), peers: vec!["127.0.0.1:5".parse().expect("an address")] };
+        let control =
+            Control::AskBack { node: "g1".into(), peers: vec!["127.0.0.1:5".parse().expect("an address")] };
         assert_eq!(decode(&encode(&control)), Ok(control));
         let check = |text: &str, expect: Result<Control, OrderError>| {
             assert_eq!(decode(text.as_bytes()), expect, "{text}");

@@ -6,8 +6,8 @@ use futures_util::future::{BoxFuture, FutureExt};
 use redis::{FromRedisValue, Value};
 
 use super::{
-    control,
     contract::{Changed, Commands, LinkId, Session, Subscriber},
+    control,
     error::RedisStartError,
     leases::not_ours,
     links::{LinkOptions, Links, Login},

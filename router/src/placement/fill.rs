@@ -101,7 +101,8 @@ mod tests {
         }
 
         fn loads(&self) -> Vec<u64> {
-            let of = |member: &Member| self.clients.iter().filter(|client| client.1 == member.name).count() as u64;
+            let of =
+                |member: &Member| self.clients.iter().filter(|client| client.1 == member.name).count() as u64;
             self.view.members().iter().map(of).collect()
         }
 
@@ -121,7 +122,9 @@ mod tests {
             let Some(fill) = Fill::of(&self.view, |index| loads[index], |_| true) else { return false };
             for at in 0..self.clients.len() {
                 let (key, on) = &self.clients[at];
-                let Some(from) = self.view.members().iter().position(|member| member.name == *on) else { continue };
+                let Some(from) = self.view.members().iter().position(|member| member.name == *on) else {
+                    continue;
+                };
                 if self.random.u32(0..period) != 0 {
                     continue;
                 }
@@ -180,10 +183,12 @@ mod tests {
         seeds(12, |seed| {
             let mut world = World::new(seed, 3 + seed as usize % 5, 2_000);
             (0..60).for_each(|_| _ = world.second(5));
-            let first_choice =
-                |key: &[u8]| world.view.order(key).next().unwrap().name.clone();
+            let first_choice = |key: &[u8]| world.view.order(key).next().unwrap().name.clone();
             for (at, (key, on)) in world.clients.iter().enumerate() {
-                assert!(world.moves[at] == 0 || *on == first_choice(key), "only who was passed over comes home");
+                assert!(
+                    world.moves[at] == 0 || *on == first_choice(key),
+                    "only who was passed over comes home"
+                );
             }
         });
     }

@@ -45,9 +45,11 @@ fn a_gateway_that_comes_back_gets_its_own_clients_that_recover_and_no_others() {
     for client in &mut own {
         assert_eq!(client.expect_close(1012), "another node has room");
     }
-    let moved: f64 = site.gateways.iter().map(|gateway| {
-        gateway.metric("tidegate_disconnects_total", &[("reason", "moved")])
-    }).sum();
+    let moved: f64 = site
+        .gateways
+        .iter()
+        .map(|gateway| gateway.metric("tidegate_disconnects_total", &[("reason", "moved")]))
+        .sum();
     assert_eq!(moved, own.len() as f64);
     eventually("who would miss something was asked for, and stays", DEADLINE, || {
         site.gateways.iter().any(|gateway| gateway.metric("tidegate_moves_declined_total", &[]) > 0.0)

@@ -16,7 +16,7 @@ use crate::{
     hub::{ChannelKey, form::FormId},
     node::roster::List,
     session::{
-        Ctx, LastPosition,
+        Ctx, LastPosition, Open,
         core::Core,
         leaving::Leave,
         opening::{Request, Stop},
