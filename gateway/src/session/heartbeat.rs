@@ -173,7 +173,7 @@ impl Rule {
         let last = now.0.saturating_sub(ticks(proven)).saturating_add(interval);
         let half = (interval / 2).max(1);
         // The high bits of a product are the ones that are spread.
-        let phase = (u64::from(spread.wrapping_mul(2_654_435_761)) * u64::from(half) >> 32) as u32;
+        let phase = ((u64::from(spread.wrapping_mul(2_654_435_761)) * u64::from(half)) >> 32) as u32;
         let beyond = last.wrapping_sub(phase) % half;
         Tick(last.saturating_sub(beyond).max(now.0 + 1))
     }

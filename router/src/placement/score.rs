@@ -45,7 +45,7 @@ impl KeyHash {
     }
 
     pub fn of_halves([low, high]: [u32; 2]) -> Self {
-        Self(u64::from(low) | u64::from(high) << 32)
+        Self(u64::from(low) | (u64::from(high) << 32))
     }
 
     /// Whether a key is among those that are drawn with a chance (of 2^32) under this salt.
