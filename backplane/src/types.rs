@@ -12,9 +12,9 @@ pub const CHANNEL_BYTES_MAX: usize = 200;
 /// Longest id of an app in bytes.
 pub const APP_BYTES_MAX: usize = 32;
 
-/// A validated channel name: 1 to [`CHANNEL_BYTES_MAX`] bytes of `[A-Za-z0-9_\-=@,.;:#/]`, shared by reference.
+/// A validated channel name: 1 to [`CHANNEL_BYTES_MAX`] bytes of `[A-Za-z0-9_\-=@,.;:#/$]`, shared by reference.
 ///
-/// The part before the first `:` is its namespace. A channel of another app than the default one is `APP!NAME` inside:
+/// The part before the first `:` is its namespace, without a `$` at its front. A channel of another app than the default one is `APP!NAME` inside:
 /// no name has a `!`, so no name of one app is a name of another.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Channel(Arc<str>);
@@ -26,7 +26,7 @@ pub enum ChannelError {
     Empty,
     #[error("the channel name is {0} bytes long, {CHANNEL_BYTES_MAX} are allowed")]
     TooLong(usize),
-    #[error("the channel name has {character:?} at byte {at}; allowed are letters, digits and _-=@,.;:#/")]
+    #[error("the channel name has {character:?} at byte {at}; allowed are letters, digits and _-=@,.;:#/$")]
     Character { character: char, at: usize },
     #[error("an app's id has 1 to {APP_BYTES_MAX} of letters, digits, _ and -")]
     App,
@@ -63,9 +63,21 @@ impl Channel {
         self.split().0
     }
 
-    /// The part of the name before the first `:`, if there is one.
+    /// The part of the name before the first `:`, if there is one. What makes a channel private is no part of it.
     pub fn namespace(&self) -> Option<&str> {
-        self.name().split_once(':').map(|(namespace, _)| namespace)
+        let (namespace, _) = self.name().split_once(':')?;
+        Some(namespace.strip_prefix(PRIVATE).unwrap_or(namespace))
+    }
+
+    /// Whether its name says that nobody may subscribe without a right of his own.
+    pub fn is_private(&self) -> bool {
+        self.name().starts_with(PRIVATE)
+    }
+
+    /// The users that its name ends with: behind the last `#`, with commas between them.
+    pub fn users(&self) -> Option<impl Iterator<Item = &str>> {
+        let (_, users) = self.name().rsplit_once('#')?;
+        Some(users.split(','))
     }
 
     /// What [`as_str`](Self::as_str) answered, on another node.
@@ -85,6 +97,9 @@ impl Channel {
         }
     }
 }
+
+/// Begins the name of a private channel.
+const PRIVATE: char = '$';
 
 /// Ends the app in a channel; names have none.
 const APP_END: char = '!';
@@ -109,7 +124,7 @@ fn check_name(name: &str) -> Result<(), ChannelError> {
 }
 
 fn is_channel_character(character: char) -> bool {
-    character.is_ascii_alphanumeric() || "_-=@,.;:#/".contains(character)
+    character.is_ascii_alphanumeric() || "_-=@,.;:#/$".contains(character)
 }
 
 impl fmt::Debug for Channel {

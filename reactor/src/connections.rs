@@ -1,7 +1,17 @@
-//! The connections of one shard as its driver sees them: close, time, release; reading and writing beside it.
+//! The connections of one shard as its driver sees them: close, time, release. Beside it:
+//!
+//! - `entry`: what is kept for one connection
+//! - `reading`, `secure`, `rests`: bytes that come in, through a TLS session, or are used later
+//! - `writing`, `answers`: bytes that go out, at once or gathered
+//! - `peering`: what a driver needs that brings two connections together
 
+mod answers;
+mod entry;
 mod path;
+mod peering;
 mod reading;
+mod rests;
+mod secure;
 mod writing;
 
 use std::{
@@ -14,16 +24,19 @@ use std::{
 use bytes::Bytes;
 use mio::{Interest, Registry, Token, net::TcpStream};
 
+pub(crate) use entry::Unread;
 pub use path::Path;
+pub(crate) use peering::Notice;
 pub(crate) use reading::Received;
+pub(crate) use rests::Rest;
 pub use writing::Written;
 
+use answers::Answers;
+use entry::{Entry, Flags, PeerEnd, WhenFlushed};
+use rests::Rests;
+
 use crate::{
-    answers::Answers,
     attended::Attended,
-    entry::{Entry, Flags, PeerEnd, WhenFlushed},
-    peering::Notice,
-    rests::Rests,
     slab::{ConnectionId, Slab},
     tls::{Sessions, TlsSession},
     wheel::{Tick, Timer, Visit, Wheel},

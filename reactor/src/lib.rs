@@ -10,18 +10,14 @@
 //!
 //! An idle connection owns one slab entry: no task, no timer object, no buffer, no queue.
 
-mod answers;
 mod attended;
 mod connections;
-mod entry;
 mod listening;
 mod mailbox;
 #[cfg(test)]
 #[path = "mailbox/tests.rs"]
 mod mailbox_tests;
 mod outbound;
-mod peering;
-mod rests;
 mod shard;
 mod slab;
 mod tls;

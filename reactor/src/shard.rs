@@ -11,12 +11,9 @@ use std::{
 use mio::{Events, Poll, Token, Waker};
 
 use crate::{
-    connections::{Closed, Connections},
-    entry::Unread,
+    connections::{Closed, Connections, Notice, Rest, Unread},
     listening::{Incoming, Listener, Listening},
     mailbox::{Mail, Mailbox},
-    peering::Notice,
-    rests::Rest,
     slab::ConnectionId,
     wheel::{TICK, Tick},
 };

@@ -4,13 +4,13 @@
 //! - `session`: ciphertext in, plaintext out, and back; knows no socket
 //! - `table`: the sessions of a shard by slot, so that a plain connection pays nothing
 //! - `writer`: a socket that encrypts what is written to it
-//! - `reading`: the part of [`Connections`](crate::Connections) that reads through a session
+//!
+//! Reading through a session is the connections' (`connections/secure.rs`).
 //!
 //! What waits for a socket that would block waits as plaintext, so that the policies of `outbound` can drop whole
 //! messages. It is encrypted when the socket has room. Ciphertext waits too, but never more than one record of it
 //! and what the handshake says: records leave in the order in which they were numbered.
 
-mod reading;
 mod session;
 mod table;
 mod writer;

@@ -27,8 +27,8 @@ pub(crate) struct Claims {
     pub app: Option<Box<AppId>>,
     /// It has the claim `channel`: it is for one subscription, and says nothing of the connection.
     pub is_of_subscription: bool,
-    /// `subs`: channels that the server subscribes the connection to, each with what the client is told with it, as JSON.
-    /// Whoever connects takes them out.
+    /// Channels that the server subscribes the connection to, each with what the client is told with it, as JSON: `subs`,
+    /// and where the key says so `channels`. Whoever connects takes them out.
     pub subscriptions: BTreeMap<Box<str>, Box<str>>,
     channels: Vec<Pattern>,
     publish: Publish,
@@ -51,6 +51,7 @@ pub(super) struct Rules {
     require_exp: bool,
     leeway: Duration,
     app: Option<AppId>,
+    subscribes_channels: bool,
 }
 
 /// RFC 7519 section 4.1, and the claims of ours. Unknown claims are ignored, as section 4 demands.
@@ -132,7 +133,14 @@ impl Claims {
             return Err(TokenError::Audience);
         }
         let mut channels = raw.channels.map(OneOrMany::into_vec).unwrap_or_default();
-        let subscriptions = raw.subs.unwrap_or_default().into_iter().map(data_of).collect();
+        let mut subscriptions: BTreeMap<_, _> =
+            raw.subs.unwrap_or_default().into_iter().map(data_of).collect();
+        if rules.subscribes_channels {
+            let names = channels.iter().map(Pattern::as_str).filter(|name| !name.contains('*'));
+            for name in names {
+                subscriptions.entry(name.into()).or_default();
+            }
+        }
         // A name, of which none has a star: whoever signed one meant that channel.
         let named = raw.channel.as_deref().filter(|name| !name.contains('*'));
         channels.extend(named.and_then(|name| Pattern::new(name).ok()));
@@ -161,6 +169,7 @@ impl Rules {
             require_exp: key.require_exp,
             leeway: key.leeway,
             app: key.app.clone(),
+            subscribes_channels: key.subscribe_channels,
         }
     }
 }

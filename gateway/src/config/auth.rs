@@ -84,6 +84,9 @@ section! {
         jwks_min_refetch: Duration = Duration::from_secs(10);
         /// The app whose channels the tokens are for; the default app unless given.
         app: Option<AppId> = None;
+        /// Whether a client of Centrifugo's protocol is subscribed by the server to what the claim `channels` names, patterns
+        /// aside, as Centrifugo does. It stays what a client may subscribe to by itself.
+        subscribe_channels: bool = false;
     }
 }
 

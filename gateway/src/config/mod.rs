@@ -37,7 +37,8 @@ pub use pattern::{PATTERN_BYTES_MAX, Pattern, PatternError};
 pub use redis::{BackplaneUrl, Redis, RedisAddress, RedisPrefix, Replicas};
 pub use reference::reference;
 pub use sections::{
-    BackplaneAway, ClientPublish, Drain, Heartbeat, Limits, Namespace, Namespaces, SlowReader, UntoldGap,
+    BackplaneAway, ClientPublish, ClientRead, Drain, Heartbeat, JoinLeave, Limits, Namespace, Namespaces,
+    RecoveryMode, SlowReader, UntoldGap,
 };
 pub use tidegate_ops::{
     config::{

@@ -152,16 +152,34 @@ section! {
     Namespace {
         /// Whether a client without a token may subscribe.
         anonymous_subscribe: bool = false;
+        /// Whether a client whose token names a user (`sub`) may subscribe. A channel whose name begins with `$` is open to
+        /// nobody by this or by `anonymous_subscribe`: it takes a token that has the channel.
+        user_subscribe: bool = false;
+        /// Whether a name that ends in `#` and users, with commas between them, is a channel of these users: `inbox:#ada`,
+        /// `talk:7#ada,bob`. They may subscribe, and others only with a token that has the channel. Off, `#` means nothing.
+        user_channels: bool = false;
         /// Who may publish over a client connection: `never`, `token` (a token whose `publish` claim has the
-        /// channel), `anyone`. REST publishing with an API key is always possible.
+        /// channel), `subscribed` (who is in the channel), `anyone`. REST publishing with an API key is always possible.
         client_publish: ClientPublish = ClientPublish::Token;
+        /// Who may ask who is in a channel over a client connection: `never`, `subscribed` (who is in it), `allowed` (who
+        /// may subscribe to it). With `never` nobody is told who joins and leaves, either.
+        client_presence: ClientRead = ClientRead::Allowed;
+        /// Who may read the history of a channel over a client connection, by the same words. What a client missed it gets
+        /// in any case.
+        client_history: ClientRead = ClientRead::Allowed;
         /// Publications that are kept per channel, for recovery and `GET …/history`. 0: no history. History
         /// takes memory in the backplane, so it is off until asked for.
         history_size: u32 = 0;
         /// Age up to which publications are kept. Set it together with `history_size`.
         history_age: Duration = Duration::ZERO;
+        /// What a client of Centrifugo's protocol gets that comes back to a channel: `stream`, all that it missed; `cache`,
+        /// the newest publication, also when it comes for the first time and asks for it.
+        recovery: RecoveryMode = RecoveryMode::Stream;
         /// Whether the members of a channel are tracked. Costs a backplane write per subscribe and per leave.
         presence: bool = false;
+        /// Which clients of Centrifugo's protocol are told who joins and leaves a channel whose members are tracked:
+        /// `asked`, those that ask for it; `all`, also the others, and those that the server has subscribed.
+        join_leave: JoinLeave = JoinLeave::Asked;
         /// What happens to a publish while the backplane is out of reach: `refuse` answers 503; `local` delivers it to
         /// the subscribers on this node alone, without position and history, and says so in the answer. A publish
         /// whose outcome is not known (`backplane-unconfirmed`) is refused in any case.
@@ -182,11 +200,40 @@ section! {
 
 choice! {
     /// Who may publish over a client connection.
-    ClientPublish, r#""never", "token" or "anyone""#, "a list of these words", {
+    ClientPublish, r#""never", "token", "subscribed" or "anyone""#, "a list of these words", {
         Never = "never",
         /// Clients whose token has the right.
         Token = "token",
+        /// Clients that are in the channel.
+        Subscribed = "subscribed",
         Anyone = "anyone",
+    }
+}
+
+choice! {
+    /// Who may read something of a channel over a client connection.
+    ClientRead, r#""never", "subscribed" or "allowed""#, "a list of these words", {
+        Never = "never",
+        /// Clients that are in the channel.
+        Subscribed = "subscribed",
+        /// Clients that may subscribe to it.
+        Allowed = "allowed",
+    }
+}
+
+choice! {
+    /// What of the past a client gets that comes back.
+    RecoveryMode, r#""stream" or "cache""#, "a list of these words", {
+        Stream = "stream",
+        Cache = "cache",
+    }
+}
+
+choice! {
+    /// Who is told who joins and leaves.
+    JoinLeave, r#""asked" or "all""#, "a list of these words", {
+        Asked = "asked",
+        All = "all",
     }
 }
 
@@ -219,6 +266,22 @@ impl Namespace {
     /// What the backplane is asked to keep; `None` without history.
     pub fn history(&self) -> Option<HistoryPolicy> {
         (self.history_size > 0).then_some(HistoryPolicy { size: self.history_size, age: self.history_age })
+    }
+
+    /// Whether clients may be told who joins and leaves.
+    pub(crate) fn tells_presence(&self) -> bool {
+        self.presence && self.client_presence != ClientRead::Never
+    }
+}
+
+impl ClientRead {
+    /// Whether a client may read that may subscribe. `is_in`: it is in the channel.
+    pub(crate) fn allows(self, is_in: bool) -> bool {
+        match self {
+            Self::Never => false,
+            Self::Subscribed => is_in,
+            Self::Allowed => true,
+        }
     }
 }
 
@@ -254,7 +317,7 @@ impl Load for Namespaces {
             if name == DEFAULT {
                 continue;
             }
-            if name.contains(':') || Channel::new(name).is_err() {
+            if name.contains(':') || !Channel::new(name).is_ok_and(|channel| !channel.is_private()) {
                 return Err(child.unknown(name, &[]));
             }
             let mut options = self.default.clone();

@@ -1,10 +1,14 @@
 //! The request head: complete or not, ours or HTTP's, let in or refused.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    ops::ControlFlow,
+    sync::{Arc, atomic::Ordering},
+};
 
-use tidegate_ops::edge::Preamble;
+use tidegate_ops::{edge::Preamble, http::QUIET_MAX};
 use tidegate_reactor::Tick;
 use tidegate_wire::{
+    framing::Framing,
     head::Head as RequestHead,
     request::{Judged, RequestError, judge},
 };
@@ -12,12 +16,13 @@ use tidegate_wire::{
 use crate::{
     admission::Over,
     auth::KeyFetch,
-    metrics::HandshakeResult,
+    metrics::{Budgeted, HandshakeResult},
     node::Stage,
     session::{
-        Ctx, Head, Phase,
-        hand_off::HandOff,
+        Ctx, Earlier, Head, Phase,
+        budget::Share,
         opening::{Opening, Request, Stop},
+        plain_http::{Answer, HandOff},
         protocol::{ProtocolId, Transport},
         refusal::Refusal,
     },
@@ -40,62 +45,153 @@ enum Arrival {
 }
 
 impl Ctx<'_> {
-    /// Takes bytes of a head, or of what precedes it.
-    pub(crate) fn read_head(&mut self, bytes: &[u8]) {
-        let Some(Phase::Head(head)) = self.connections.get_mut(self.id).map(|session| &mut session.phase)
-        else {
-            return;
-        };
+    /// Takes bytes of a head, or of what precedes it. The answer is how many of them its part in this turn was enough for.
+    pub(crate) fn read_head(&mut self, bytes: &[u8]) -> usize {
+        let all = bytes.len();
+        let Some(head) = self.head_mut() else { return all };
         if matches!(head.preamble, Preamble::Proxy) {
-            return self.read_proxy_header(bytes);
+            self.read_proxy_header(bytes);
+            return all;
         }
         let arrival = head.over.map_or(Arrival::New, Arrival::TurnedAway);
-        match head.received.take() {
-            None => self.take_head(bytes, arrival, bytes),
-            Some(mut received) => {
-                received.extend_from_slice(bytes);
-                self.take_head(&received, arrival, bytes)
+        let Some(mut received) = head.received.take() else {
+            if head.earlier == Earlier::UnderWay {
+                head.received = Some(Box::new(bytes.to_vec()));
+                return all;
             }
+            let used = self.take_head(bytes, arrival, bytes);
+            return used + self.answer_more(&bytes[used..]);
+        };
+        received.extend_from_slice(bytes);
+        if head.earlier == Earlier::UnderWay {
+            head.received = Some(received);
+            return all;
+        }
+        let used = self.take_head(&received, arrival, bytes);
+        self.resume(&received[used..]);
+        all
+    }
+
+    /// Answers what follows a request that was answered here, as long as this can be done here. What cannot is given back:
+    /// before the connection is given away, its answers have to be sent.
+    fn answer_more(&mut self, bytes: &[u8]) -> usize {
+        let max = self.core.shared.node.config().limits.head_bytes.bytes();
+        let (mut used, mut share) = (0, Share::begin(self.connections.is_crowded()));
+        while used < bytes.len() && self.head_mut().is_some_and(|head| head.earlier == Earlier::Answered) {
+            if share.count() == ControlFlow::Break(()) {
+                self.core.metrics.budgets_spent.add(Budgeted::Turn, 1);
+                break;
+            }
+            let next = &bytes[used..];
+            match judge(next, next.len(), max) {
+                Ok(Some(judged)) => match self.answer_whole(&judged, next) {
+                    Some(taken) => used += taken,
+                    None => break,
+                },
+                _ => break,
+            }
+        }
+        used
+    }
+
+    fn head_mut(&mut self) -> Option<&mut Head> {
+        match &mut self.session_mut()?.phase {
+            Phase::Head(head) => Some(head),
+            _ => None,
         }
     }
 
-    /// `fresh` are the last bytes of `received`.
-    fn take_head(&mut self, received: &[u8], arrival: Arrival, fresh: &[u8]) {
+    /// `fresh` are the last bytes of `received`. The answer is how many of `received` are used.
+    fn take_head(&mut self, received: &[u8], arrival: Arrival, fresh: &[u8]) -> usize {
         let max = self.core.shared.node.config().limits.head_bytes.bytes();
         let judged = judge(received, fresh.len(), max);
         if matches!(arrival, Arrival::New)
             && let Err(over) = self.take_address_handshake(&judged)
         {
-            return match &judged {
+            match &judged {
                 Ok(Some(Judged { head, .. })) => match self.route(head) {
                     Route::Shard(protocol) => self.refuse_request(protocol, head, &Refusal::Over(over)),
                     Route::Http => self.refuse(&Refusal::Over(over)),
                 },
                 _ => self.refuse(&Refusal::Over(over)),
-            };
+            }
+            return received.len();
         }
         match judged {
             Ok(None) => {
                 // Its limit stays where it was, in the head that is being read.
-                if let Some(Phase::Head(head)) =
-                    self.connections.get_mut(self.id).map(|session| &mut session.phase)
-                {
-                    head.received = Some(Box::new(received.to_vec()));
+                let Some(head) = self.head_mut() else { return received.len() };
+                let began = head.received.replace(Box::new(received.to_vec())).is_none();
+                if began && head.earlier == Earlier::Answered && fresh.len() == received.len() {
+                    let timeout = self.core.shared.node.config().limits.handshake_timeout;
+                    self.connections.set_timer(self.id, self.connections.now().after(timeout));
                 }
             }
             Err(error) => self.refuse(&error.into()),
-            Ok(Some(Judged { head, .. })) => match (arrival, self.route(&head)) {
+            Ok(Some(judged)) => match (arrival, self.route(&judged.head)) {
                 (Arrival::TurnedAway(over), Route::Shard(protocol)) => {
-                    self.refuse_request(protocol, &head, &Refusal::Over(over));
+                    self.refuse_request(protocol, &judged.head, &Refusal::Over(over));
                 }
                 (Arrival::TurnedAway(over), Route::Http) => {
-                    let origin = self.core.readable_origin(&head);
+                    let origin = self.core.readable_origin(&judged.head);
                     self.refuse_as(&Refusal::Over(over), None, origin);
                 }
-                (_, Route::Http) => self.hand_to_http(received),
-                (_, Route::Shard(protocol)) => self.accept(arrival, protocol, &head, received),
+                (_, Route::Http) => match self.answer_whole(&judged, received) {
+                    Some(used) => return used,
+                    None => self.hand_to_http(received),
+                },
+                (_, Route::Shard(protocol)) => self.accept(arrival, protocol, &judged.head, received),
             },
         }
+        received.len()
+    }
+
+    /// Answers a request that came whole, if it is of those that a shard answers; how many bytes it had.
+    fn answer_whole(&mut self, judged: &Judged<'_>, received: &[u8]) -> Option<usize> {
+        let Framing::Length(length) = judged.framing else { return None };
+        let end = judged.head.len.checked_add(usize::try_from(length).ok()?)?;
+        let body = received.get(judged.head.len..end)?;
+        let answering = self.core.shared.http.answer_whole(&judged.head, body)?;
+        match self.core.begin(answering) {
+            Ok(answer) => self.put_answer(answer),
+            Err(waits) => {
+                self.head_mut()?.earlier = Earlier::UnderWay;
+                // A client that has said all may close its side and still wait for what it is answered.
+                self.connections.set_half_open(self.id);
+                self.connections.set_paused(self.id, true);
+                self.run(waits, |ctx, answer| ctx.answer_late(answer));
+            }
+        }
+        Some(end)
+    }
+
+    fn answer_late(&mut self, answer: Answer) {
+        let Some(head) = self.head_mut() else { return };
+        let received = head.received.take().unwrap_or_default();
+        self.connections.set_paused(self.id, false);
+        self.resume(&received);
+        self.put_answer(answer);
+        if received.is_empty() && self.connections.has_ended(self.id) {
+            self.connections.close_when_flushed(self.id);
+        }
+    }
+
+    fn put_answer(&mut self, Answer { bytes, is_last }: Answer) {
+        let Some(head) = self.head_mut() else { return };
+        head.earlier = Earlier::Answered;
+        self.answer(|out| out.extend_from_slice(&bytes));
+        if is_last || self.core.shared.node.stage() == Stage::Closing {
+            self.end_answered();
+        }
+    }
+
+    /// Has the client close, or ends the connection when it is late with that.
+    fn end_answered(&mut self) {
+        if let Some(session) = self.session_mut() {
+            session.phase = Phase::Leaving(None);
+        }
+        self.connections.shut_when_flushed(self.id);
+        self.set_leave_timer();
     }
 
     /// Keys were fetched: reads the same head again.
@@ -104,19 +200,28 @@ impl Ctx<'_> {
         let Phase::Opening(opening) = &mut session.phase else { return };
         let Some(received) = opening.take_unread_head() else { return };
         session.phase = Phase::Head(Head::default());
-        self.take_head(&received, Arrival::Resumed, &received)
+        self.take_head(&received, Arrival::Resumed, &received);
     }
 
     pub(crate) fn time_out_handshake(&mut self) {
-        let is_head = self.session().is_some_and(|session| matches!(session.phase, Phase::Head(_)));
-        if is_head && self.connections.has_unhandled(self.id) {
-            // It is the shard that is late: what came is read first.
-            return self.connections.set_timer(self.id, Tick(self.connections.now().0 + 1));
+        let (now, quiet) = (self.connections.now(), self.connections.silent(self.id));
+        let is_late = self.connections.has_unhandled(self.id);
+        let mut silent = false;
+        if let Some(head) = self.head_mut() {
+            silent = head.received.is_none();
+            let waits = match head.earlier {
+                // It is the shard that is late: what came is read first.
+                Earlier::None => is_late.then_some(Tick(now.0 + 1)),
+                Earlier::UnderWay => Some(now.after(QUIET_MAX)),
+                Earlier::Answered => (silent && quiet < QUIET_MAX).then(|| now.after(QUIET_MAX - quiet)),
+            };
+            if let Some(due) = waits {
+                return self.connections.set_timer(self.id, due);
+            }
+            if silent && head.earlier == Earlier::Answered {
+                return self.connections.close(self.id);
+            }
         }
-        let silent = self
-            .connections
-            .get(self.id)
-            .is_some_and(|session| matches!(&session.phase, Phase::Head(head) if head.received.is_none()));
         if let Some(Phase::Opening(opening)) = self.connections.get(self.id).map(|session| &session.phase) {
             let refusal = opening.timed_out();
             self.refuse(&refusal);

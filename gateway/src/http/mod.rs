@@ -14,6 +14,7 @@ pub(crate) mod query;
 mod rest;
 pub(crate) mod serve;
 mod service;
+mod whole;
 
 use std::{fmt, sync::Arc};
 

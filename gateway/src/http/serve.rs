@@ -17,16 +17,17 @@ use tidegate_ops::{
     },
     tls::{Link, LinkParts},
 };
+use tidegate_wire::head::Head;
 use tokio::runtime::Handle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::PublicService;
+use super::{PublicService, whole};
 use crate::{
     admission::{AddressKey, Front},
     edge::door::Dealer,
     metrics::Metrics,
     session::{
-        hand_off::{HandOff, TakesHandOffs},
+        plain_http::{Answering, HandOff, PlainHttp},
         refusal::Refusal,
     },
 };
@@ -61,11 +62,18 @@ struct Place {
 #[error("hyper has read a request that the gate has not")]
 struct Misread;
 
-impl TakesHandOffs for HttpServer {
+impl PlainHttp for HttpServer {
     fn take(self: Arc<Self>, hand_off: HandOff) {
         let place = Place { front: Arc::clone(&self.front), address: Some(hand_off.address) };
         let serving = Arc::clone(&self).serve(hand_off, place);
         self.tasks.spawn_on(serving, &self.runtime);
+    }
+
+    fn answer_whole(&self, head: &Head<'_>, body: &[u8]) -> Option<Answering> {
+        match self.stop.is_cancelled() {
+            true => None,
+            false => whole::answer(&self.service, head, body),
+        }
     }
 }
 

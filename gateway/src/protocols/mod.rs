@@ -8,7 +8,7 @@ mod sse;
 use tidegate_ops::http::IsShards;
 
 use self::{
-    centrifuge::forms::Push,
+    centrifuge::forms::{self as push_forms, Push},
     sse::forms::{self as sse_forms, StreamEvent},
 };
 use crate::{
@@ -40,12 +40,18 @@ pub(crate) static FORMS: Forms = Forms(&[
         true,
         true,
     ),
-    &Push { id: centrifuge::forms::JSON },
-    &Push { id: centrifuge::forms::PROTOBUF },
+    &push(push_forms::JSON, push_forms::JSON_WITH_PRESENCE),
+    &push(push_forms::PROTOBUF, push_forms::PROTOBUF_WITH_PRESENCE),
+    &push(push_forms::JSON_WITH_PRESENCE, push_forms::JSON_WITH_PRESENCE),
+    &push(push_forms::PROTOBUF_WITH_PRESENCE, push_forms::PROTOBUF_WITH_PRESENCE),
 ]);
 
 const fn stream(id: FormId, with_presence: FormId, is_enveloped: bool, is_of_many: bool) -> StreamEvent {
     StreamEvent { id, with_presence, is_enveloped, is_of_many }
+}
+
+const fn push(id: FormId, with_presence: FormId) -> Push {
+    Push { id, with_presence }
 }
 
 /// What they answer over HTTP, each under paths of its own.

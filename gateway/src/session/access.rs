@@ -9,10 +9,11 @@ use tidegate_wire::{
     upgrade::Upgrade,
 };
 
-use super::{core::Core, opening::Stop, refusal::Refusal};
+use super::{Ctx, core::Core, opening::Stop, refusal::Refusal};
 use crate::{
     app::{self, apps::AppId},
     auth::{Claims, Scope, TokenError, Verdict, bearer},
+    config::{ClientRead, Namespace},
 };
 
 /// Why a client has no channel of a name that it gives.
@@ -68,7 +69,7 @@ impl Core {
 
     /// Whether a request is told who joins and leaves; one whose channels do not track it cannot be.
     pub(crate) fn joins_of_url(&self, query: &Query, channels: &[Channel]) -> Result<bool, Refusal> {
-        let tracks = |channel: &Channel| self.shared.node.namespaces().of(channel).presence;
+        let tracks = |channel: &Channel| self.shared.node.namespaces().of(channel).tells_presence();
         match query.join_leave && !channels.iter().any(tracks) {
             true => Err(Refusal::NoPresence),
             false => Ok(query.join_leave),
@@ -77,7 +78,7 @@ impl Core {
 
     /// Whether a channel may be subscribed to on an open connection, with these claims.
     fn may_subscribe(&self, channel: &Channel, claims: Option<&Claims>) -> bool {
-        self.is_open(channel) || claims.is_some_and(|claims| claims.may_subscribe(channel))
+        self.is_open(channel, claims) || claims.is_some_and(|claims| claims.may_subscribe(channel))
     }
 
     /// The channel of a name, in the app of the claims, if they may subscribe to it.
@@ -98,12 +99,20 @@ impl Core {
         AppId::channel(app.map(AppId::as_str), name)
     }
 
-    /// Whether anybody may subscribe. What Pusher's clients need a signature for nobody has without credentials.
-    fn is_open(&self, channel: &Channel) -> bool {
+    /// Whether a client may subscribe without a right to this channel of its own. What Pusher's clients need a signature
+    /// for nobody has without credentials.
+    fn is_open(&self, channel: &Channel, claims: Option<&Claims>) -> bool {
         let config = self.shared.node.config();
-        let is_restricted =
-            !config.dev && app::kind_of(config, channel).is_some_and(|kind| kind.is_restricted());
-        config.namespaces.of(channel).anonymous_subscribe && !is_restricted
+        let is_signed = || app::kind_of(config, channel).is_some_and(|kind| kind.is_restricted());
+        if !config.dev && (channel.is_private() || is_signed()) {
+            return false;
+        }
+        let namespace = config.namespaces.of(channel);
+        let user = claims.and_then(|claims| claims.user.as_deref());
+        match channel.users().filter(|_| namespace.user_channels) {
+            Some(mut users) => user.is_some_and(|user| users.any(|own| own == user)),
+            None => namespace.anonymous_subscribe || (namespace.user_subscribe && user.is_some()),
+        }
     }
 
     fn url_channels(&self, query: &Query, is_anonymous: bool) -> Result<Vec<Channel>, Refusal> {
@@ -145,16 +154,15 @@ impl Core {
         };
         let key = key.transpose().map_err(Refusal::from)?;
         for channel in channels {
-            let open = self.is_open(channel);
             match &credentials {
-                Credentials::Token(claims) if open || claims.may_subscribe(channel) => {}
+                Credentials::Token(claims) if self.may_subscribe(channel, Some(claims)) => {}
                 Credentials::Token(_) => return Err(Refusal::Rights { channel: channel.clone() }.into()),
                 Credentials::ApiKey(_) => {
                     key.iter()
                         .try_for_each(|key| key.check(Scope::Read, Some(channel)))
                         .map_err(Refusal::from)?;
                 }
-                Credentials::Anonymous if open => {}
+                Credentials::Anonymous if self.is_open(channel, None) => {}
                 Credentials::Anonymous => {
                     return Err(Refusal::TokenMissing { channel: channel.clone() }.into());
                 }
@@ -203,6 +211,14 @@ fn credential<'a>(head: &'a Head<'_>, query: &'a Query) -> Result<Option<Cow<'a,
     }
     let given = query.token.as_deref().or_else(|| authorization.and_then(bearer)).map(Cow::Borrowed);
     Ok(given.or_else(|| entry.map(|entry| Cow::Owned(entry.to_owned()))))
+}
+
+impl Ctx<'_> {
+    /// Whether the namespace of a channel that the client may subscribe to lets it read something of it.
+    pub(crate) fn may_read(&self, channel: &Channel, readers: fn(&Namespace) -> ClientRead) -> bool {
+        let is_in = self.key_of_own(channel.name()).is_some();
+        readers(self.core.shared.node.namespaces().of(channel)).allows(is_in)
+    }
 }
 
 impl Core {

@@ -24,7 +24,7 @@ use super::{
     budget::Rates,
     ctx::Ctx,
     fanout::Farewell,
-    hand_off::TakesHandOffs,
+    plain_http::PlainHttp,
     protocol::{Protocol, Protocols},
     publishing::Legacies,
     told::{To, Told},
@@ -84,7 +84,7 @@ pub(crate) struct Shared {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) runtime: Handle,
     /// Serves the requests that are no protocol's.
-    pub(crate) http: Arc<dyn TakesHandOffs>,
+    pub(crate) http: Arc<dyn PlainHttp>,
     pub(crate) started: Instant,
     /// Names this process's life in places of empty channels; see [`Fresh`](super::fresh::Fresh).
     pub(crate) life: Epoch,
@@ -252,11 +252,10 @@ impl Core {
 
     /// Polls a future once, as the runtime would: a shard's thread is in it. An error is the future, which has to
     /// wait.
-    pub(crate) fn begin<F>(&self, future: F) -> Result<F::Output, Pin<Box<F>>>
+    pub(crate) fn begin<F>(&self, mut future: Pin<Box<F>>) -> Result<F::Output, Pin<Box<F>>>
     where
-        F: Future + Send + 'static,
+        F: Future + Send + ?Sized,
     {
-        let mut future = Box::pin(future);
         match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(output) => Ok(output),
             Poll::Pending => Err(future),
@@ -268,7 +267,7 @@ impl Core {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        if let Err(waits) = self.begin(future) {
+        if let Err(waits) = self.begin(Box::pin(future)) {
             self.shared.runtime.spawn(waits);
         }
     }

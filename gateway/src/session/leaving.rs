@@ -10,7 +10,7 @@ use tidegate_wire::{
 };
 
 use super::{
-    Ctx, Open, Phase, Session,
+    Ctx, Earlier, Head, Open, Phase, Session,
     core::Core,
     protocol::{Event, Transport},
     refusal::Refusal,
@@ -169,7 +169,11 @@ impl Ctx<'_> {
         match &mut session.phase {
             Phase::Leaving(_) => {}
             // Its request will be answered or refused when it is complete, or time out. One that has said nothing
-            // may have come a moment ago with a request under way: closing it would be a reset without an answer.
+            // may have come a moment ago with a request under way: closing it would be a reset without an answer. One whose
+            // request was answered has that risk with any server that keeps connections.
+            Phase::Head(Head { earlier: Earlier::Answered, received: None, .. }) => {
+                self.connections.close(self.id)
+            }
             Phase::Head(_) => {}
             Phase::Opening(_) => self.refuse(&why.into_refusal()),
             Phase::Open(_) => {

@@ -4,6 +4,7 @@
 //! Head ──► Opening ──► Open ──► Leaving
 //!   │  (only if it has to wait)    ▲
 //!   └──► handed to HTTP    └───────┘
+//!        (a publish that came whole is answered, and another head is read)
 //! ```
 //!
 //! `access` says who may have what, `opening` subscribes and recovers, `socket` speaks with open WebSockets, `publishing`
@@ -17,11 +18,11 @@ pub(crate) mod core;
 pub(crate) mod ctx;
 pub(crate) mod fanout;
 mod fresh;
-pub(crate) mod hand_off;
 pub(crate) mod heartbeat;
 pub(crate) mod leaving;
 mod lookup;
 pub(crate) mod opening;
+pub(crate) mod plain_http;
 pub(crate) mod presence;
 pub(crate) mod protocol;
 pub(crate) mod publishing;
@@ -87,6 +88,17 @@ pub(crate) struct Head {
     pub(crate) over: Option<Over>,
     /// What is still to come before the head.
     pub(crate) preamble: Preamble,
+    pub(crate) earlier: Earlier,
+}
+
+/// Requests of the connection that this shard has answered before the one whose head is read.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Earlier {
+    #[default]
+    None,
+    /// One waits for its answer; what has come since is kept.
+    UnderWay,
+    Answered,
 }
 
 /// A connection that is served.
@@ -142,7 +154,7 @@ pub(crate) struct LastPosition {
 
 impl Session {
     pub(crate) fn new(address: AddressKey, accepted_ms: u32, over: Option<Over>, preamble: Preamble) -> Self {
-        Self { address, accepted_ms, phase: Phase::Head(Head { received: None, over, preamble }) }
+        Self { address, accepted_ms, phase: Phase::Head(Head { over, preamble, ..Head::default() }) }
     }
 
     pub(crate) fn open(&self) -> Option<&Open> {

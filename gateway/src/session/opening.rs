@@ -231,7 +231,7 @@ impl Ctx<'_> {
         let (mut unsettled, mut waiting, mut refused) = (Vec::new(), 0, None);
         for (channel, since) in request.channels.iter().zip(&request.since) {
             let want = self.core.want(channel, *since, tells_place);
-            let lists = request.join_leave && self.core.shared.node.namespaces().of(channel).presence;
+            let lists = request.join_leave && self.core.shared.node.namespaces().of(channel).tells_presence();
             let (held, confirmation) = self.hold(channel, want, lists);
             unsettled.push(held);
             match confirmation.clone().now_or_never() {

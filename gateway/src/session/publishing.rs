@@ -224,7 +224,7 @@ impl Ctx<'_> {
                 None => result,
             }
         };
-        match self.core.begin(publish) {
+        match self.core.begin(Box::pin(publish)) {
             Ok(result) => Some(result),
             Err(waits) => {
                 let reply = self.reply(|ctx, result| ctx.published(result));

@@ -58,6 +58,8 @@ pub(crate) struct Unsettled {
     /// The list is read as soon as that is known.
     wants_list: bool,
     list: Option<Arc<List>>,
+    /// Its client is told who joins and leaves.
+    tells_presence: bool,
     /// Its client is told of it together with others; its machine waits as for a list.
     together: bool,
 }
@@ -106,8 +108,10 @@ impl Ctx<'_> {
         let attempt = Attempt { key, serial: self.core.attempts };
         let machine = Machine::new(want, lists);
         let (watches, joined, wants_list, list) = (false, Some(0), false, None);
-        let together = false;
-        (Unsettled { attempt, machine, watches, joined, wants_list, list, together }, confirmation)
+        let (tells_presence, together) = (lists, false);
+        let held =
+            Unsettled { attempt, machine, watches, joined, wants_list, list, tells_presence, together };
+        (held, confirmation)
     }
 
     /// Whether a client may subscribe to a channel now: its budgets, and those of the node. `claims`: of whom it asks for it.
@@ -167,19 +171,26 @@ impl Ctx<'_> {
 
     /// Begins one of several subscriptions of which the client is told at once. Each goes on as any other until it could be
     /// told ([`Event::Ready`]), keeps what is delivered meanwhile, and waits for [`answer_together`](Self::answer_together).
+    ///
+    /// `tells_presence`: from its answer on, the client is told who joins and leaves. It is not told the list, so what
+    /// changed before that is in the one that it asks for.
     pub(crate) fn begin_together(
         &mut self,
         channel: &Channel,
         want: Want,
+        tells_presence: bool,
     ) -> Option<(Attempt, Confirmation)> {
         let begun = self.begin_subscription(channel, want, true)?;
-        self.attempted(begun.0)?.together = true;
+        let unsettled = self.attempted(begun.0)?;
+        (unsettled.together, unsettled.tells_presence) = (true, tells_presence);
         Some(begun)
     }
 
     /// All that it waits for is there.
     pub(crate) fn answer_together(&mut self, attempt: Attempt) {
-        self.step(attempt, |machine| machine.listed(0));
+        let list = self.attempted(attempt).and_then(|it| it.list.as_ref());
+        let sequence = list.map_or(0, |list| list.sequence);
+        self.step(attempt, |machine| machine.listed(sequence));
     }
 
     /// Goes on when the backplane has confirmed, which may be at once. `join`: what it is in presence from then on.
@@ -230,9 +241,12 @@ impl Ctx<'_> {
     /// The list of who is in the channel is there.
     pub(super) fn listed(&mut self, attempt: Attempt, list: Arc<List>) {
         let Some(unsettled) = self.attempted(attempt) else { return };
-        let sequence = list.sequence;
+        let (sequence, together) = (list.sequence, unsettled.together);
         unsettled.list = Some(list);
-        self.step(attempt, |machine| machine.listed(sequence));
+        match together {
+            true => self.tell_protocol(Event::Ready { attempt }),
+            false => self.step(attempt, |machine| machine.listed(sequence)),
+        }
     }
 
     /// An attempt that is still under way.
@@ -342,7 +356,7 @@ impl Ctx<'_> {
             match output {
                 Output::AwaitRoom => self.connections.tell_flushed(self.id),
                 Output::Read(read) => self.read_history(attempt, read),
-                Output::List if self.attempted(attempt).is_some_and(|it| it.together) => {
+                Output::List if self.attempted(attempt).is_some_and(|it| !it.tells_presence) => {
                     self.tell_protocol(Event::Ready { attempt });
                 }
                 Output::List => self.read_list(attempt),
@@ -440,7 +454,7 @@ impl Ctx<'_> {
         }
         let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) else { return };
         let mut form = self.core.form(open, self.core.hub.channel(key));
-        if open.unsettled(key).is_some_and(|it| it.machine.lists() && !it.together) {
+        if open.unsettled(key).is_some_and(|it| it.tells_presence) {
             form = self.core.hub.forms().with_presence(form);
         }
         let subscription = self.core.hub.join(key, form, seen, self.id.slot, now);

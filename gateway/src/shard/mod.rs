@@ -22,7 +22,7 @@ use crate::{
     metrics::{DisconnectReason, DropReason, HandshakeResult},
     node::shards::Order,
     session::{
-        Ctx, Phase, Session,
+        Ctx, Earlier, Head, Phase, Session,
         core::{Command, Core},
         leaving::{ComeBack, Leave},
         protocol::{Event, Transport},
@@ -85,7 +85,7 @@ impl Driver for ShardDriver {
         let mut ctx = self.core.ctx(connections, id);
         let Some(session) = ctx.session_mut() else { return bytes.len() };
         match &mut session.phase {
-            Phase::Head(_) => ctx.read_head(bytes),
+            Phase::Head(_) => return ctx.read_head(bytes),
             Phase::Opening(opening) => {
                 if let Err(refusal) = opening.receive(bytes) {
                     ctx.refuse(&refusal);
@@ -235,6 +235,8 @@ impl Ctx<'_> {
             Phase::Open(open) => {
                 open.protocol.of_list(self.core.shared.protocols).on_event(self, Event::HeartbeatDue);
             }
+            // The same.
+            Phase::Head(Head { earlier: Earlier::UnderWay, .. }) => {}
             Phase::Head(_) => self.connections.close(self.id),
             Phase::Leaving(_) => self.connections.close_when_flushed(self.id),
         }

@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use super::Connections;
-use crate::{entry::Unread, slab::ConnectionId};
+use super::{Connections, Unread};
+use crate::slab::ConnectionId;
 
 /// How long ago something happened between two kernels.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -5,11 +5,11 @@ use std::{
     io::{self, Read},
 };
 
-use super::{Closed, Connections};
-use crate::{
+use super::{
+    Closed, Connections,
     entry::{PeerEnd, Unread, WhenFlushed},
-    slab::ConnectionId,
 };
+use crate::slab::ConnectionId;
 
 /// So many that wait to be read are a crowd: at 65 µs for a read of 64 KiB with all that may be done of it, one that comes
 /// last would wait for more than 2 ms.

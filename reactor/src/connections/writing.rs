@@ -4,9 +4,8 @@ use std::{io, mem};
 
 use bytes::Bytes;
 
-use super::{Closed, Connections};
+use super::{Closed, Connections, answers::emptied};
 use crate::{
-    answers::emptied,
     outbound::{Bound, OVER_BYTES, Queued, Shared},
     slab::ConnectionId,
 };

@@ -7,7 +7,7 @@ use super::{TlsSession, session::SCRATCH_BYTES, writer::Encrypting};
 pub(crate) struct Sessions {
     by_slot: Vec<Option<Box<TlsSession>>>,
     /// Where plaintext is put that was just decrypted.
-    pub(super) plaintext: Vec<u8>,
+    pub(crate) plaintext: Vec<u8>,
     /// Where a record is put that was just encrypted.
     scratch: Vec<u8>,
 }
@@ -46,7 +46,7 @@ impl Sessions {
     }
 
     /// A session, and where its plaintext is put.
-    pub(super) fn decrypting(&mut self, slot: u32) -> Option<(&mut TlsSession, &mut Vec<u8>)> {
+    pub(crate) fn decrypting(&mut self, slot: u32) -> Option<(&mut TlsSession, &mut Vec<u8>)> {
         let session = self.by_slot.get_mut(slot as usize)?.as_deref_mut()?;
         Some((session, &mut self.plaintext))
     }

@@ -29,6 +29,12 @@ anonymous_subscribe = false
 presence = true
 [namespaces.vault]
 anonymous_subscribe = false
+[namespaces.mine]
+user_channels = true
+[namespaces.cache]
+history_size = 10
+history_age = \"5m\"
+recovery = \"cache\"
 "
     )
 }
@@ -50,12 +56,12 @@ fn run(script: Tool, least: usize) {
 
 #[test]
 fn every_command_in_json() {
-    run(Tool::node("centrifuge/commands.cjs").environment("ENCODING", "json"), 11);
+    run(Tool::node("centrifuge/commands.cjs").environment("ENCODING", "json"), 15);
 }
 
 #[test]
 fn every_command_in_protobuf() {
-    run(Tool::node("centrifuge/commands.cjs").environment("ENCODING", "protobuf"), 11);
+    run(Tool::node("centrifuge/commands.cjs").environment("ENCODING", "protobuf"), 15);
 }
 
 #[test]

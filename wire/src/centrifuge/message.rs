@@ -159,11 +159,18 @@ messages! {
         /// Seconds.
         ttl: u32 = (uint32) "4",
         data: Vec<u8> = (bytes = "vec") "5",
-        subs: BTreeMap<String, SubscribeResult> = (btree_map = "string, message") "6",
+        subs: Vec<SubscribeEntry> = (message, repeated) "6",
         /// Seconds between two pings of the server.
         ping: u32 = (uint32) "7",
         /// Whether the client answers them.
         pong: bool = (bool) "8",
+    }
+
+    /// An entry of a map, as Protobuf has it. The value is there also when it says nothing: readers of one without a value
+    /// may have none.
+    SubscribeEntry {
+        key: String = (string) "1",
+        value: Option<SubscribeResult> = (message, optional) "2",
     }
 
     SubscribeResult {

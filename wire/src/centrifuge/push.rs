@@ -4,7 +4,7 @@ use prost::Message as _;
 
 use super::{
     Encoding, encode,
-    message::{Publication, Push, Reply, Subscribe, SubscribeResult, Unsubscribe},
+    message::{ClientInfo, Info, Publication, Push, Reply, Subscribe, SubscribeResult, Unsubscribe},
 };
 use crate::json::{push_base64, push_str, push_u64, push_value};
 
@@ -51,6 +51,20 @@ pub fn publication(channel: &str, published: &Published<'_>, encoding: Encoding,
             encode(&reply, encoding, out);
         }
     }
+}
+
+/// Appends the push that somebody has joined a channel.
+pub fn join(channel: &str, who: ClientInfo, encoding: Encoding, out: &mut Vec<u8>) {
+    let join = Some(Info { info: Some(who) });
+    let push = Push { channel: channel.to_owned(), join, ..Push::default() };
+    encode(&Reply { push: Some(Box::new(push)), ..Reply::default() }, encoding, out);
+}
+
+/// Appends the push that somebody has left a channel.
+pub fn leave(channel: &str, who: ClientInfo, encoding: Encoding, out: &mut Vec<u8>) {
+    let leave = Some(Info { info: Some(who) });
+    let push = Push { channel: channel.to_owned(), leave, ..Push::default() };
+    encode(&Reply { push: Some(Box::new(push)), ..Reply::default() }, encoding, out);
 }
 
 /// Appends the push that a subscription has ended.
@@ -115,10 +129,7 @@ impl From<&Published<'_>> for Publication {
             Data::Text(text) => text.as_bytes(),
             Data::Binary(bytes) => bytes,
         };
-        let info = published.user.map(|user| super::message::ClientInfo {
-            user: user.to_owned(),
-            ..super::message::ClientInfo::default()
-        });
+        let info = published.user.map(|user| ClientInfo { user: user.to_owned(), ..ClientInfo::default() });
         let tags = published.event.map(|event| (EVENT_TAG.to_owned(), event.to_owned()));
         Self {
             data: data.to_vec(),

@@ -112,8 +112,8 @@ pub(in crate::http) struct PresenceMember {
 #[utoipa::path(
     get, path = "/v1/channels", operation_id = "listChannels", tag = "channels",
     params(
-        ("prefix" = Option<String>, Query, description = "Only channels whose names begin so.", max_length = 200, pattern = "^[A-Za-z0-9_=@,.;:#/-]{0,200}$"),
-        ("after" = Option<String>, Query, description = "Only channels after this one.", max_length = 200, pattern = "^[A-Za-z0-9_=@,.;:#/-]{0,200}$"),
+        ("prefix" = Option<String>, Query, description = "Only channels whose names begin so.", max_length = 200, pattern = "^[A-Za-z0-9_=@,.;:#/$-]{0,200}$"),
+        ("after" = Option<String>, Query, description = "Only channels after this one.", max_length = 200, pattern = "^[A-Za-z0-9_=@,.;:#/$-]{0,200}$"),
         ("limit" = Option<usize>, Query, description = "At most so many; 100 unless given.", minimum = 1, maximum = 1000),
     ),
     responses((status = 200, description = "A page of channels.", body = ChannelList)),

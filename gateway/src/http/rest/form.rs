@@ -169,10 +169,10 @@ impl PartialSchema for ChannelName {
     fn schema() -> RefOr<Schema> {
         ObjectBuilder::new()
             .schema_type(Type::String)
-            .description(Some("1 to 200 letters, digits or characters of _-=@,.;:#/"))
+            .description(Some("1 to 200 letters, digits or characters of _-=@,.;:#/$"))
             .min_length(Some(1))
             .max_length(Some(tidegate_backplane::CHANNEL_BYTES_MAX))
-            .pattern(Some("^[A-Za-z0-9_=@,.;:#/-]{1,200}$"))
+            .pattern(Some("^[A-Za-z0-9_=@,.;:#/$-]{1,200}$"))
             .examples(["news"])
             .build()
             .into()

@@ -199,7 +199,7 @@ async fn refusals_say_what_to_do() {
     let channel = post("/v1/channels/a%20b/publish", "x").of(state).await;
     assert_eq!(
         channel.json()["detail"],
-        "the channel name has ' ' at byte 1; allowed are letters, digits and _-=@,.;:#/"
+        "the channel name has ' ' at byte 1; allowed are letters, digits and _-=@,.;:#/$"
     );
 }
 

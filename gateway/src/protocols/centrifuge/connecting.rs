@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use tidegate_reactor::Tick;
 use tidegate_wire::centrifuge::{
     code::{Disconnect, ErrorCode},
-    message::{ConnectRequest, ConnectResult, RefreshResult, Reply, SubscribeResult},
+    message::{ConnectRequest, ConnectResult, RefreshResult, Reply, SubscribeEntry, SubscribeResult},
 };
 
 use super::{Client, Stage};
@@ -74,7 +74,7 @@ impl Ctx<'_> {
             ttl,
             ping: u32::try_from(interval.as_secs()).unwrap_or(u32::MAX).max(1),
             pong: true,
-            subs,
+            subs: subs.into_iter().map(|(key, result)| SubscribeEntry { key, value: Some(result) }).collect(),
             ..ConnectResult::default()
         };
         self.send_reply(&Reply { id, connect: Some(Box::new(result)), ..Reply::default() });

@@ -25,12 +25,14 @@ impl Ctx<'_> {
         let claims = self.open().and_then(|open| open.claims().cloned());
         // Whoever is in a channel may be so by a token of its own.
         let own = self.key_of_own(&name).map(|key| self.core.hub.channel(key).clone());
+        let is_in = own.is_some();
         let channel = match own.map_or_else(|| self.core.channel_for(&name, claims.as_deref()), Ok) {
             Ok(channel) => channel,
             Err(refused) => return self.refuse_channel(id, &name, refused),
         };
         let may_publish = match self.core.shared.node.namespaces().of(&channel).client_publish {
             ClientPublish::Never => false,
+            ClientPublish::Subscribed => is_in,
             ClientPublish::Anyone => true,
             ClientPublish::Token => claims.as_ref().is_some_and(|claims| claims.may_publish(&channel)),
         };

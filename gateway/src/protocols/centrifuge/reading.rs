@@ -12,6 +12,7 @@ use tidegate_wire::centrifuge::{
 
 use super::{forms, place};
 use crate::{
+    config::{ClientRead, Namespace},
     node::{Node, roster::List},
     session::Ctx,
 };
@@ -40,18 +41,26 @@ enum Since {
 }
 
 impl Ctx<'_> {
-    /// The channel that a command asks about: one that the connection is in, or may be in.
-    fn readable(&mut self, id: u32, name: &str) -> Option<Channel> {
+    /// The channel that a command asks about: one that the connection is in, or may be in, as far as its namespace lets it.
+    fn readable(&mut self, id: u32, name: &str, readers: fn(&Namespace) -> ClientRead) -> Option<Channel> {
         if name.is_empty() {
             self.cut(Disconnect::BadRequest, &"a command without its channel");
             return None;
         }
-        if let Some(key) = self.key_of_own(name) {
-            return Some(self.core.hub.channel(key).clone());
-        }
+        let own = self.key_of_own(name).map(|key| self.core.hub.channel(key).clone());
         let claims = self.open().and_then(|open| open.claims().cloned());
-        let channel = self.core.channel_for(name, claims.as_deref());
-        channel.map_err(|refused| self.refuse_channel(id, name, refused)).ok()
+        let channel = match own.map_or_else(|| self.core.channel_for(name, claims.as_deref()), Ok) {
+            Ok(channel) => channel,
+            Err(refused) => {
+                self.refuse_channel(id, name, refused);
+                return None;
+            }
+        };
+        let may_read = self.may_read(&channel, readers);
+        if !may_read {
+            self.deny_command(id, ErrorCode::PermissionDenied, &"its namespace does not allow that");
+        }
+        may_read.then_some(channel)
     }
 
     /// Reads something of a channel, answers, and goes on.
@@ -74,7 +83,7 @@ impl Ctx<'_> {
 
     /// Who is in a channel, or only how many.
     pub(super) fn read_presence(&mut self, id: u32, name: &str, only_counts: bool) {
-        let Some(channel) = self.readable(id, name) else { return };
+        let Some(channel) = self.readable(id, name, |namespace| namespace.client_presence) else { return };
         let node = Arc::clone(&self.core.shared.node);
         let reading = async move { node.presence(&channel).await };
         let answer = move |_: &mut Ctx<'_>, list: Option<Arc<List>>| {
@@ -91,7 +100,8 @@ impl Ctx<'_> {
     }
 
     pub(super) fn read_history_of(&mut self, id: u32, request: &HistoryRequest) {
-        let Some(channel) = self.readable(id, &request.channel) else { return };
+        let readers = |namespace: &Namespace| namespace.client_history;
+        let Some(channel) = self.readable(id, &request.channel, readers) else { return };
         if self.core.shared.node.namespaces().of(&channel).history().is_none() {
             return self.deny_command(id, ErrorCode::NotAvailable, &"its namespace keeps no history");
         }

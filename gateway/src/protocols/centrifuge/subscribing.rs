@@ -19,6 +19,7 @@ use tidegate_wire::{
 use super::{Client, forms, place};
 use crate::{
     auth::Claims,
+    config::{JoinLeave, RecoveryMode},
     hub::ChannelKey,
     node::interest::Confirmation,
     problem::log_refusal,
@@ -36,10 +37,23 @@ use crate::{
 pub(super) struct Asked {
     key: ChannelKey,
     by: By,
-    /// It comes back, and wants what it missed.
-    recovers: bool,
+    /// What it wants of the past.
+    back: Back,
     /// It wants an error where that cannot be had.
     rejects: bool,
+}
+
+/// What a client that comes back wants.
+#[derive(Debug)]
+enum Back {
+    Nothing,
+    /// All that it missed.
+    Missed,
+    /// The newest publication, unless it is where it was.
+    Newest {
+        epoch: String,
+        offset: u64,
+    },
 }
 
 /// Who has asked for a subscription, and so how its client is told that it stands.
@@ -92,13 +106,16 @@ impl Ctx<'_> {
             };
             return self.deny_command(id, code, &format_args!("{name}: {refused}"));
         }
-        let want = self.wanted(&channel, Some(request).filter(|request| request.recover));
-        let Some((attempt, confirmation)) = self.begin_subscription(&channel, want, false) else { return };
+        let (want, back) = self.wanted(&channel, Some(request).filter(|request| request.recover));
+        let tells_presence = self.tells_presence(&channel, request.join_leave);
+        let Some((attempt, confirmation)) = self.begin_subscription(&channel, want, tells_presence) else {
+            return;
+        };
         let expires = claims.filter(|_| is_own).and_then(|claims| claims.expiry(self.connections.now()));
         let Some(open) = self.open_mut() else { return };
         let client = open.state_or_default::<Client>();
-        let (recovers, rejects) = (request.recover, request.flag & FLAG_REJECT_UNRECOVERED != 0);
-        client.subscribing.push(Asked { key: attempt.key, by: By::Command(id), recovers, rejects });
+        let rejects = request.flag & FLAG_REJECT_UNRECOVERED != 0;
+        client.subscribing.push(Asked { key: attempt.key, by: By::Command(id), back, rejects });
         client.grants.set(attempt.key, expires);
         if expires.is_some() {
             self.beat_in_time();
@@ -118,10 +135,12 @@ impl Ctx<'_> {
         if let Err(refused) = self.has_room_for_subscription(&channel, claims.as_deref()) {
             return log_refusal("subscribe by order", &format_args!("{name}: {refused}"));
         }
-        let back = Some(request).filter(|request| request.recover);
-        let want = self.wanted(&channel, back);
-        let Some((attempt, confirmation)) = self.begin_subscription(&channel, want, false) else { return };
-        self.note_of_server(attempt, By::Server(data), back.is_some());
+        let (want, back) = self.wanted(&channel, Some(request).filter(|request| request.recover));
+        let tells_presence = self.tells_presence(&channel, false);
+        let Some((attempt, confirmation)) = self.begin_subscription(&channel, want, tells_presence) else {
+            return;
+        };
+        self.note_of_server(attempt, By::Server(data), back);
         let join = self.join_of(&channel);
         self.proceed(attempt, confirmation, join);
     }
@@ -133,25 +152,36 @@ impl Ctx<'_> {
         back: Option<&SubscribeRequest>,
         data: Vec<u8>,
     ) -> Option<(Attempt, Confirmation)> {
-        let want = self.wanted(channel, back);
-        let begun = self.begin_together(channel, want)?;
-        self.note_of_server(begun.0, By::Token(data), back.is_some());
+        let (want, back) = self.wanted(channel, back);
+        let tells_presence = self.tells_presence(channel, false);
+        let begun = self.begin_together(channel, want, tells_presence)?;
+        self.note_of_server(begun.0, By::Token(data), back);
         Some(begun)
     }
 
-    fn note_of_server(&mut self, attempt: Attempt, by: By, recovers: bool) {
+    fn note_of_server(&mut self, attempt: Attempt, by: By, back: Back) {
         let Some(open) = self.open_mut() else { return };
         let client = open.state_or_default::<Client>();
-        client.subscribing.push(Asked { key: attempt.key, by, recovers, rejects: false });
+        client.subscribing.push(Asked { key: attempt.key, by, back, rejects: false });
         client.of_server.push(attempt.key);
     }
 
     /// What of a channel's past is wanted by a client that was there, or by one that was not.
-    fn wanted(&self, channel: &Channel, back: Option<&SubscribeRequest>) -> Want {
+    fn wanted(&self, channel: &Channel, back: Option<&SubscribeRequest>) -> (Want, Back) {
+        let namespace = self.core.shared.node.namespaces().of(channel);
         match back {
-            Some(back) => place::want(self.core, channel, &back.epoch, back.offset),
-            None => self.core.want(channel, None, true),
+            Some(back) if namespace.recovery == RecoveryMode::Cache && namespace.history().is_some() => {
+                (Want::Newest, Back::Newest { epoch: back.epoch.clone(), offset: back.offset })
+            }
+            Some(back) => (place::want(self.core, channel, &back.epoch, back.offset), Back::Missed),
+            None => (self.core.want(channel, None, true), Back::Nothing),
         }
+    }
+
+    /// Whether its client is told who joins and leaves. `asked`: it wants to be.
+    fn tells_presence(&self, channel: &Channel, asked: bool) -> bool {
+        let namespace = self.core.shared.node.namespaces().of(channel);
+        namespace.tells_presence() && (asked || namespace.join_leave == JoinLeave::All)
     }
 
     pub(super) fn refuse_channel(&mut self, id: u32, name: &str, refused: ChannelRefused) {
@@ -170,12 +200,30 @@ impl Ctx<'_> {
         recovered: bool,
         told: &mut Vec<Item>,
     ) {
-        let place = self.core.place(key, position).map(|place| place::tell(self.core, place));
+        let newest = told.iter().rev().find_map(|item| match item {
+            Item::Publication(publication) => publication.position,
+            Item::Gap(_) => None,
+        });
         let expires = self.open().and_then(|open| open.state::<Client>()?.grants.due_of(key));
         let (expires, ttl) = self.ttl(expires);
-        let is_had = self.answer_asked(key, |_, asked| {
-            let recovered = recovered && asked.recovers && place.is_some();
-            if asked.recovers && asked.rejects && !recovered {
+        let is_had = self.answer_asked(key, |ctx, asked| {
+            let tell = |position| ctx.core.place(key, position).map(|place| place::tell(ctx.core, place));
+            let (place, recovered) = match &asked.back {
+                Back::Nothing => (tell(position), false),
+                Back::Missed => {
+                    let place = tell(position);
+                    let is_had = recovered && place.is_some();
+                    (place, is_had)
+                }
+                Back::Newest { epoch, offset } => {
+                    let place = tell(newest.or(position));
+                    let is_had = place.as_ref().is_some_and(|(own, at)| own == epoch && at == offset);
+                    told.drain(..if is_had { told.len() } else { told.len().saturating_sub(1) });
+                    (place, newest.is_some())
+                }
+            };
+            let was_recovering = !matches!(asked.back, Back::Nothing);
+            if was_recovering && asked.rejects && !recovered {
                 return Err(ErrorCode::UnrecoverablePosition);
             }
             if !recovered {
@@ -186,7 +234,7 @@ impl Ctx<'_> {
             let is_answer = !matches!(asked.by, By::Server(_));
             let publications = if recovered && is_answer { take_publications(told) } else { Vec::new() };
             let (has_place, (epoch, offset)) = (place.is_some(), place.unwrap_or_default());
-            let (recoverable, positioned, was_recovering) = (has_place, has_place, asked.recovers);
+            let (recoverable, positioned) = (has_place, has_place);
             let data = Vec::new();
             Ok(SubscribeResult {
                 expires,

@@ -15,6 +15,7 @@ use tidegate_wire::{
 use super::forms;
 use crate::{
     auth::Claims,
+    config::{ClientRead, Namespace},
     hub::{ChannelKey, content::Content},
     session::{
         Ctx,
@@ -78,16 +79,16 @@ impl Ctx<'_> {
                 Ok(())
             }
             CommandKind::Presence { channel, token } => {
-                self.with_channel(id, &channel, token, move |ctx, channel| ctx.presence_command(id, channel))
+                let then = move |ctx: &mut Ctx<'_>, channel| ctx.presence_command(id, channel);
+                self.with_channel(id, &channel, token, |namespace| namespace.client_presence, then)
             }
             CommandKind::History { channel, limit, since, token } => {
                 match since.as_ref().map(position).transpose() {
                     Ok(since) => {
                         let limit = limit.unwrap_or(HISTORY_LIMIT).min(HISTORY_LIMIT);
                         let query = HistoryQuery { since, limit, bytes: HISTORY_BYTES };
-                        self.with_channel(id, &channel, token, move |ctx, channel| {
-                            ctx.history_command(id, channel, query)
-                        })
+                        let then = move |ctx: &mut Ctx<'_>, channel| ctx.history_command(id, channel, query);
+                        self.with_channel(id, &channel, token, |namespace| namespace.client_history, then)
                     }
                     Err(refused) => Err(refused),
                 }
@@ -261,7 +262,7 @@ impl Ctx<'_> {
         join_leave: bool,
     ) -> Result<Option<ChannelKey>, Refused> {
         let channel = self.command_channel(name, claims)?;
-        if join_leave && !self.core.shared.node.namespaces().of(&channel).presence {
+        if join_leave && !self.core.shared.node.namespaces().of(&channel).tells_presence() {
             return Err(Refused(404, NO_PRESENCE.to_owned()));
         }
         self.may_begin_subscription(&channel, claims).map_err(|refused| {
@@ -294,27 +295,37 @@ impl Ctx<'_> {
     }
 
     /// Goes on with a channel that the client may ask about: by the token that it gives, by its own, or because it is
-    /// subscribed to it.
+    /// subscribed to it; as far as the namespace lets it.
     fn with_channel(
         &mut self,
         id: Option<u64>,
         name: &str,
         token: Option<Cow<'_, str>>,
+        readers: fn(&Namespace) -> ClientRead,
         then: impl FnOnce(&mut Ctx<'_>, Channel) + Send + 'static,
     ) -> Result<(), Refused> {
         let Some(token) = token else {
             let own = self.key_of_own(name).map(|key| self.core.hub.channel(key).clone());
             let claims = self.open().and_then(|open| open.claims().cloned());
             let channel = own.map_or_else(|| self.command_channel(name, claims.as_deref()), Ok)?;
+            self.check_reader(&channel, readers)?;
             then(self, channel);
             return Ok(());
         };
         let name = Box::<str>::from(name);
         self.with_token(id, token.into_owned(), move |ctx, claims| {
             let channel = ctx.command_channel(&name, Some(&claims))?;
+            ctx.check_reader(&channel, readers)?;
             then(ctx, channel);
             Ok(())
         })
+    }
+
+    fn check_reader(&self, channel: &Channel, readers: fn(&Namespace) -> ClientRead) -> Result<(), Refused> {
+        match self.may_read(channel, readers) {
+            true => Ok(()),
+            false => Err(Refused(403, format!("{}: its namespace does not allow that", channel.name()))),
+        }
     }
 
     fn presence_command(&mut self, id: Option<u64>, channel: Channel) {

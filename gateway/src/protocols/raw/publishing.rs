@@ -131,7 +131,7 @@ impl Ctx<'_> {
         };
         let allowed = match self.core.shared.node.namespaces().of(&channel).client_publish {
             ClientPublish::Never => false,
-            ClientPublish::Anyone => true,
+            ClientPublish::Anyone | ClientPublish::Subscribed => true,
             ClientPublish::Token => open.claims().is_some_and(|claims| claims.may_publish(&channel)),
         };
         if !allowed {

@@ -19,3 +19,4 @@ mod random;
 mod recovery;
 mod redis;
 mod rig;
+mod whole;

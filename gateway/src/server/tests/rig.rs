@@ -213,6 +213,7 @@ impl Drop for Rig {
         self.backplane.history.open();
         self.backplane.subscription.open();
         self.backplane.joins.open();
+        self.backplane.publishes.open();
         self.relay.stop_shards();
         let panicked = self.shards.drain(..).map(thread::JoinHandle::join).any(|ended| ended.is_err());
         if let Some(runtime) = self.runtime.take() {
@@ -274,6 +275,7 @@ pub(super) struct Held {
     pub(super) history: Gate,
     pub(super) subscription: Gate,
     pub(super) joins: Gate,
+    pub(super) publishes: Gate,
     /// So many subscriptions will be refused.
     pub(super) refusals: AtomicUsize,
 }
@@ -302,6 +304,7 @@ impl Held {
             history: Gate::new(),
             subscription: Gate::new(),
             joins: Gate::new(),
+            publishes: Gate::new(),
             refusals: AtomicUsize::new(0),
         }
     }
@@ -357,7 +360,12 @@ impl Sink for LateSink {
 
 impl Backplane for Held {
     fn publish(&self, publication: NewPublication) -> BoxFuture<'_, Result<Published, BackplaneError>> {
-        self.memory.publish(publication)
+        let pass = self.publishes.pass();
+        async move {
+            pass.await;
+            self.memory.publish(publication).await
+        }
+        .boxed()
     }
 
     fn subscribe(

@@ -54,6 +54,63 @@ check("presence names those with a user on all nodes", async () => {
   await until("one is left", async () => (await here.presenceStats("room:q")).numClients === 1);
 });
 
+check("who joins and leaves on the other node is told", async () => {
+  const here = await connected(ONE, { token: token(ada) });
+  const subscription = follow(here, "room:come", { joinLeave: true });
+  const heard = [];
+  for (const event of ["join", "leave"]) subscription.on(event, ({ info }) => heard.push([event, info.user]));
+  await subscription.ready(45000);
+  const there = await connected(TWO, { token: token(bob) });
+  await subscribed(there, "room:come");
+  await until("bob came", () => heard.length === 1);
+  there.disconnect();
+  await until("bob left", () => heard.length === 2);
+  assert.deepStrictEqual(heard, [["join", "bob"], ["leave", "bob"]]);
+});
+
+check("what a token subscribes to is told, published and recovered", async () => {
+  const of = { sub: "eve", subs: { "news:server": { data: { why: "token" } }, "plain:server": {} } };
+  const made = client(ONE, { token: token(of) });
+  const heard = [];
+  made.on("subscribed", (context) => heard.push(["subscribed", context.channel, context.recovered]));
+  made.on("publication", ({ channel, data }) => heard.push([channel, decoded(data)]));
+  await made.ready(45000);
+  await publish(TWO, "news:server", 1);
+  await publish(ONE, "plain:server", 2);
+  await until("both", () => heard.length === 4);
+  const begun = [["subscribed", "news:server", false], ["subscribed", "plain:server", false]];
+  assert.deepStrictEqual(heard.slice(0, 2).sort(), begun);
+  assert.deepStrictEqual(heard.slice(2).sort(), [["news:server", 1], ["plain:server", 2]]);
+  made.disconnect();
+  heard.length = 0;
+  await publish(TWO, "news:server", 3);
+  made.connect();
+  await made.ready(45000);
+  await until("what was missed", () => heard.some(([channel]) => channel === "news:server"));
+  assert.deepStrictEqual(heard.filter(([, channel]) => channel === "news:server"), [["subscribed", "news:server", true]]);
+  assert.deepStrictEqual(heard.filter(([channel]) => channel === "news:server"), [["news:server", 3]]);
+});
+
+check("channels of users, and private ones", async () => {
+  const made = await connected(ONE, { token: token(ada) });
+  const own = await subscribed(made, "mine:#ada,bob");
+  await publish(TWO, "mine:#ada,bob", 1);
+  await until("it is told", () => own.got.length === 1);
+  const foreign = follow(made, "mine:#bob");
+  await until("it is refused", () => foreign.state === "unsubscribed");
+  assert.strictEqual(foreign.seen.at(-1).code, 103);
+  const getToken = async ({ channel }) => token({ sub: "ada", channel });
+  await subscribed(await connected(TWO, { token: token(ada) }), "$plain:secret", { getToken });
+});
+
+check("a cache has the newest at once", async () => {
+  for (const number of [1, 2, 3]) await publish(ONE, "cache:c", number);
+  const subscription = await subscribed(await connected(TWO), "cache:c", { since: { epoch: "", offset: 0 } });
+  await until("the newest", () => subscription.got.length === 1);
+  assert.deepStrictEqual(subscription.got, [3]);
+  assert.strictEqual(subscription.seen.find(({ event }) => event === "subscribed").recovered, true);
+});
+
 check("history in both directions and by pages", async () => {
   const reader = await connected(TWO);
   for (let number = 1; number <= 5; number++) await publish(ONE, "news:h", number);

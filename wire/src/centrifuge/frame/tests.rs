@@ -301,3 +301,18 @@ proptest! {
         }
     }
 }
+
+/// protobufjs has no value where an entry has none.
+#[test]
+fn an_entry_that_says_nothing_has_its_value() {
+    let subs = vec![SubscribeEntry { key: "a".to_owned(), value: Some(SubscribeResult::default()) }];
+    let connect = Some(Box::new(ConnectResult { subs, ..ConnectResult::default() }));
+    let reply = Reply { id: 1, connect, ..Reply::default() };
+    let mut json = Vec::new();
+    encode(&reply, Encoding::Json, &mut json);
+    assert_eq!(String::from_utf8(json).expect("text"), r#"{"id":1,"connect":{"subs":{"a":{}}}}"#);
+    let mut protobuf = Vec::new();
+    encode(&reply, Encoding::Protobuf, &mut protobuf);
+    // Length, id, connect; then field 6 with key and value.
+    assert_eq!(protobuf, [11, 8, 1, 42, 7, 50, 5, 10, 1, b'a', 18, 0]);
+}

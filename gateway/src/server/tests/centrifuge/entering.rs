@@ -127,3 +127,21 @@ fn who_cannot_be_subscribed_connects_again() {
     assert_eq!((&told["error"]["code"], &told["error"]["temporary"]), (&json!(100), &json!(true)));
     rig.eventually_empty();
 }
+
+/// As Centrifugo's tokens name them, where the key says that they do.
+#[test]
+fn the_claim_channels_subscribes_where_its_key_says_so() {
+    let mut config = closed();
+    config.auth.jwt.0[0].subscribe_channels = true;
+    let rig = Rig::start(config);
+    let claims =
+        json!({"sub": "ada", "channels": ["news", "room:*", "plain:a"], "subs": {"news": {"data": 1}}});
+    let (mut client, subs) = enter(&rig, &claims, json!({}));
+    let names: Vec<_> = subs.as_object().unwrap().keys().collect();
+    assert_eq!(names, ["news", "plain:a"], "{subs}");
+    assert_eq!(subs["news"]["data"], 1);
+    rig.publish("plain:a", "2");
+    assert_eq!(client.expect_publication("plain:a")["data"], 2);
+    assert_eq!(client.refused("subscribe", json!({"channel": "news"})), 105);
+    client.ask("subscribe", json!({"channel": "room:1"}));
+}

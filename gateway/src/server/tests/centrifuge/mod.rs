@@ -5,7 +5,9 @@ mod commands;
 mod entering;
 mod order;
 mod orders;
+mod presence;
 mod recovery;
+mod rights;
 mod tokens;
 
 use std::time::Duration;

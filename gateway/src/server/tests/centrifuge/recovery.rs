@@ -145,3 +145,44 @@ fn after_a_gap_the_client_subscribes_again() {
     drop(client);
     rig.eventually_empty();
 }
+
+/// The newest publication, also for who comes for the first time; nothing to who has it.
+#[test]
+fn a_cache_has_the_newest_alone() {
+    let mut config = config();
+    config.namespaces.default.recovery = crate::config::RecoveryMode::Cache;
+    let rig = Rig::start(config);
+    for number in 1..=3 {
+        rig.publish("a", &number.to_string());
+    }
+    let mut client = Client::connect(&rig);
+    let told = client.ask("subscribe", json!({"channel": "a", "recover": true}));
+    let epoch = told["epoch"].clone();
+    assert_eq!(
+        (offsets(&told), &told["offset"], &told["recovered"]),
+        (vec![3], &json!(3), &json!(true)),
+        "{told}"
+    );
+    rig.publish("a", "4");
+    assert_eq!(client.expect_publication("a"), json!({"data": 4, "offset": 4}));
+    client.ask("unsubscribe", json!({"channel": "a"}));
+    let told = client.ask("subscribe", back("a", &epoch, 4));
+    assert_eq!(
+        (offsets(&told), &told["offset"], &told["recovered"]),
+        (vec![], &json!(4), &json!(true)),
+        "{told}"
+    );
+    client.ask("unsubscribe", json!({"channel": "a"}));
+    let told = client.ask("subscribe", back("a", &json!("other"), 4));
+    assert_eq!((offsets(&told), &told["recovered"]), (vec![4], &json!(true)), "{told}");
+    // Nothing is there.
+    let told = client.ask("subscribe", json!({"channel": "b", "recover": true}));
+    let flags = (&told["recovered"], &told["was_recovering"], &told["recoverable"]);
+    assert_eq!(flags, (&Value::Null, &json!(true), &json!(true)), "{told}");
+    let told = Client::connect(&rig).ask("subscribe", json!({"channel": "a"}));
+    assert_eq!(
+        (offsets(&told), &told["offset"], &told["recovered"]),
+        (vec![], &json!(4), &Value::Null),
+        "{told}"
+    );
+}

@@ -7,7 +7,8 @@ use std::{
     ops::Range,
 };
 
-use crate::{connections::Connections, slab::ConnectionId};
+use super::Connections;
+use crate::slab::ConnectionId;
 
 /// What is left of a read.
 #[derive(Debug)]

@@ -2,12 +2,8 @@
 
 use std::io::{self, Read};
 
-use crate::{
-    connections::{Closed, Connections, Received},
-    slab::ConnectionId,
-};
-
-use super::TlsSession;
+use super::{Closed, Connections, Received};
+use crate::{slab::ConnectionId, tls::TlsSession};
 
 /// What became of reading a socket.
 enum Took {

@@ -1,10 +1,7 @@
 //! What a driver answers to the bytes it is handed: gathered, and sent as one write when it is done with them.
 
-use crate::{
-    connections::{Connections, Written},
-    outbound::Bound,
-    slab::ConnectionId,
-};
+use super::{Connections, Written};
+use crate::{outbound::Bound, slab::ConnectionId};
 
 /// Larger answers, and what is gathered beyond this, go to the socket at once.
 const ANSWERS_BYTES_MAX: usize = 16 * 1024;

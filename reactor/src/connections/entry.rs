@@ -7,8 +7,8 @@ use std::{
 
 use mio::net::TcpStream;
 
+use super::Counters;
 use crate::{
-    connections::Counters,
     outbound::Outbound,
     slab::ConnectionId,
     tls::Encrypting,

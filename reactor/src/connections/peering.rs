@@ -5,11 +5,8 @@ use std::{io, net::SocketAddr};
 
 use mio::{Interest, Token, net::TcpStream};
 
-use crate::{
-    connections::{Closed, Connections},
-    entry::PeerEnd,
-    slab::ConnectionId,
-};
+use super::{Closed, Connections, entry::PeerEnd};
+use crate::slab::ConnectionId;
 
 /// What a driver is told of a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
