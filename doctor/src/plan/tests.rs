@@ -115,3 +115,20 @@ fn a_file_of_costs_is_read_whole() {
     let text = include_str!("costs.toml");
     assert!(Costs::parse(&format!("{text}\nnew = 1\n")).is_err(), "an unknown key is a mistake");
 }
+
+/// The page shows what the command prints. `BLESS=1` writes it anew.
+#[test]
+fn the_page_shows_a_plan() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/ten-million.md");
+    let page = std::fs::read_to_string(path).expect("the page");
+    let (begin, end) = ("--fan-out 60\n", "```");
+    let (before, rest) = page.split_once(begin).expect("the command");
+    let (shown, after) = rest.split_once(end).expect("the end of the block");
+    let wanted = Wanted { publications: 166_000, fan_out: 60, path: Path::Router, ..wanted(10_000_000) };
+    let plan = plan(wanted).to_string();
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::write(path, format!("{before}{begin}{plan}{end}{after}")).expect("the repository is writable");
+    } else {
+        assert_eq!(shown, plan);
+    }
+}
