@@ -19,8 +19,8 @@ pub(crate) fn run(args: &PlanArgs) -> Result<Plan, PlanError> {
     let costs = match &args.costs {
         None => Costs::measured(),
         Some(path) => {
-            let text = fs::read_to_string(path)
-                .map_err(|source| PlanError::Read { path: path.clone(), source })?;
+            let text =
+                fs::read_to_string(path).map_err(|source| PlanError::Read { path: path.clone(), source })?;
             Costs::parse(&text).map_err(|source| PlanError::Costs { path: path.clone(), source })?
         }
     };

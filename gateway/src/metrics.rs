@@ -15,8 +15,8 @@ use std::{
 
 pub(crate) use backplane::{MemoryCollector, RedisCollector};
 pub(crate) use labels::{
-    AuthFailure, Budgeted, CloseCode, DisconnectReason, DropReason, HandshakeResult, Heartbeat, ProtocolError,
-    PublishCode, SubscriptionRefusal,
+    AuthFailure, Budgeted, CloseCode, DisconnectReason, DropReason, HandshakeResult, Heartbeat,
+    ProtocolError, PublishCode, SubscriptionRefusal,
 };
 pub(crate) use tidegate_ops::metrics::{
     Bounds, Collector, Counter, Counters, Gauge, Histogram, Listener, Resource,

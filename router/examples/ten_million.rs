@@ -25,7 +25,9 @@ fn main() {
     let rows = [site.loss_of_node(), site.loss_of_zone()];
     let (roll, roll_line) = site.roll();
     let (out, out_line, out_herd) = site.scale_out();
-    println!("| what happens | clients moved | of all | max / mean at the worst | max / mean at the end | to one node in a second, most |");
+    println!(
+        "| what happens | clients moved | of all | max / mean at the worst | max / mean at the end | to one node in a second, most |"
+    );
     println!("| --- | ---: | ---: | ---: | ---: | ---: |");
     println!("| {keys} keys on {NODES} nodes | | | | {} | |", ratio(site.base));
     for row in rows.iter().chain([&roll, &out]) {
@@ -151,7 +153,10 @@ impl Site {
         let fullest = self.fullest();
         (self.on, self.loads) = before;
         self.set(|_| false);
-        let what = format!("{what}; at {HANDSHAKES_PER_SECOND}/s {:.1} s", came as f64 / HANDSHAKES_PER_SECOND as f64);
+        let what = format!(
+            "{what}; at {HANDSHAKES_PER_SECOND}/s {:.1} s",
+            came as f64 / HANDSHAKES_PER_SECOND as f64
+        );
         Row { what, moved, worst: fullest, end: fullest, herd: came.min(HANDSHAKES_PER_SECOND) }
     }
 
@@ -173,7 +178,13 @@ impl Site {
 
     /// Clients whose first choice is among these, and that are elsewhere, come home, a part of them each second. Points
     /// are minutes and the fullest node; the last number is the most that came to one node in one second.
-    fn fill(&mut self, firsts: &[u16], takes: impl Fn(usize) -> bool, from_s: f64, seen: &mut Seen) -> (u64, f64) {
+    fn fill(
+        &mut self,
+        firsts: &[u16],
+        takes: impl Fn(usize) -> bool,
+        from_s: f64,
+        seen: &mut Seen,
+    ) -> (u64, f64) {
         let mut away: Vec<u32> = (0..self.on.len())
             .filter(|&client| takes(usize::from(firsts[client])) && self.on[client] != firsts[client])
             .map(|client| client as u32)
@@ -188,7 +199,9 @@ impl Site {
                 let (client, to) = (client as usize, usize::from(firsts[client as usize]));
                 // What routers do: a node that has nine tenths of its share takes no more.
                 let mean = self.on.len() as f64 / self.view.live().count() as f64;
-                if self.loads[to] as f64 >= 0.9 * mean || (self.loads[usize::from(self.on[client])] as f64) <= mean {
+                if self.loads[to] as f64 >= 0.9 * mean
+                    || (self.loads[usize::from(self.on[client])] as f64) <= mean
+                {
                     continue;
                 }
                 self.loads[usize::from(self.on[client])] -= 1;
@@ -219,7 +232,8 @@ impl Site {
             let (filled, until) = self.fill(&firsts, is_gone, second, &mut seen);
             (moved, second) = (moved + fled + filled, until);
         }
-        let row = seen.row(format!("a roll, {AT_ONCE} at once, {:.0} min", second / 60.0), moved, self.fullest());
+        let row =
+            seen.row(format!("a roll, {AT_ONCE} at once, {:.0} min", second / 60.0), moved, self.fullest());
         (self.on, self.loads) = before;
         (row, seen.balance)
     }
@@ -287,7 +301,9 @@ impl Plot {
         let x_most = nice(points().map(|point| point.0).fold(0.0, f64::max));
         let y_most = self.floor + nice(points().map(|point| point.1 - self.floor).fold(0.0, f64::max));
         let x = |value: f64| LEFT + value / x_most * (WIDTH - LEFT - RIGHT);
-        let y = |value: f64| HEIGHT - BOTTOM - (value - self.floor) / (y_most - self.floor) * (HEIGHT - TOP - BOTTOM);
+        let y = |value: f64| {
+            HEIGHT - BOTTOM - (value - self.floor) / (y_most - self.floor) * (HEIGHT - TOP - BOTTOM)
+        };
         let mut svg = format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" font-family=\"sans-serif\" font-size=\"13\" fill=\"#222\">\n\
              <rect width=\"{WIDTH}\" height=\"{HEIGHT}\" fill=\"#fff\"/>\n<text x=\"{LEFT}\" y=\"22\" font-size=\"16\">{}</text>\n",
@@ -297,18 +313,47 @@ impl Plot {
             let part = f64::from(step) / 5.0;
             let (at_x, at_y) = (x_most * part, self.floor + (y_most - self.floor) * part);
             _ = writeln!(svg, "<path d=\"M{LEFT} {0:.1}H{1}\" stroke=\"#ddd\"/>", y(at_y), WIDTH - RIGHT);
-            _ = writeln!(svg, "<text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>", LEFT - 8.0, y(at_y) + 4.0, short(at_y));
-            _ = writeln!(svg, "<text x=\"{:.1}\" y=\"{}\" text-anchor=\"middle\">{}</text>", x(at_x), HEIGHT - BOTTOM + 18.0, short(at_x));
+            _ = writeln!(
+                svg,
+                "<text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
+                LEFT - 8.0,
+                y(at_y) + 4.0,
+                short(at_y)
+            );
+            _ = writeln!(
+                svg,
+                "<text x=\"{:.1}\" y=\"{}\" text-anchor=\"middle\">{}</text>",
+                x(at_x),
+                HEIGHT - BOTTOM + 18.0,
+                short(at_x)
+            );
         }
-        _ = writeln!(svg, "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{}</text>", WIDTH - RIGHT, HEIGHT - 12.0, self.x);
+        _ = writeln!(
+            svg,
+            "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{}</text>",
+            WIDTH - RIGHT,
+            HEIGHT - 12.0,
+            self.x
+        );
         _ = writeln!(svg, "<text x=\"{LEFT}\" y=\"40\" fill=\"#555\">{}</text>", self.y);
         for (number, (name, points)) in self.lines.iter().enumerate() {
             let colour = COLOURS[number % COLOURS.len()];
-            let path: Vec<String> = points.iter().map(|point| format!("{:.1},{:.1}", x(point.0), y(point.1))).collect();
-            _ = writeln!(svg, "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>", path.join(" "));
+            let path: Vec<String> =
+                points.iter().map(|point| format!("{:.1},{:.1}", x(point.0), y(point.1))).collect();
+            _ = writeln!(
+                svg,
+                "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>",
+                path.join(" ")
+            );
             let at = WIDTH - RIGHT - 230.0;
             let row = TOP - 8.0 + 18.0 * number as f64;
-            _ = writeln!(svg, "<path d=\"M{at} {0}h24\" stroke=\"{colour}\" stroke-width=\"3\"/><text x=\"{1}\" y=\"{2}\">{name}</text>", row, at + 32.0, row + 4.0);
+            _ = writeln!(
+                svg,
+                "<path d=\"M{at} {0}h24\" stroke=\"{colour}\" stroke-width=\"3\"/><text x=\"{1}\" y=\"{2}\">{name}</text>",
+                row,
+                at + 32.0,
+                row + 4.0
+            );
         }
         svg + "</svg>\n"
     }
@@ -317,7 +362,11 @@ impl Plot {
 /// The next number with one digit that is at least so much, in steps that five parts divide well.
 fn nice(value: f64) -> f64 {
     let unit = 10f64.powf(value.max(1e-9).log10().floor());
-    [1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0].iter().map(|step| step * unit).find(|most| *most >= value).unwrap_or(10.0 * unit)
+    [1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0]
+        .iter()
+        .map(|step| step * unit)
+        .find(|most| *most >= value)
+        .unwrap_or(10.0 * unit)
 }
 
 fn short(value: f64) -> String {

@@ -28,7 +28,8 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     let table = String::from_utf8(output.stdout).context("a table that is no text")?;
     let path = docs.join("ten-million.md");
     let page = fs::read_to_string(&path).with_context(|| format!("{}", path.display()))?;
-    let page = with_table(&page, &table).with_context(|| format!("{} has no place for it", path.display()))?;
+    let page =
+        with_table(&page, &table).with_context(|| format!("{} has no place for it", path.display()))?;
     fs::write(&path, page).with_context(|| format!("{}", path.display()))?;
     print!("{table}");
     Ok(())

@@ -162,7 +162,8 @@ impl Plan {
     pub fn of(wanted: Wanted, costs: &Costs) -> Self {
         let deliveries = wanted.publications.saturating_mul(wanted.fan_out);
         let gateways = gateways(&wanted, costs, deliveries);
-        let routers = (wanted.path == Path::Router).then(|| routers(&wanted, costs, deliveries, gateways.machines));
+        let routers =
+            (wanted.path == Path::Router).then(|| routers(&wanted, costs, deliveries, gateways.machines));
         let reached = nodes_reached(gateways.machines, wanted.fan_out);
         let message = costs.wire.message(wanted.payload_bytes + costs.redis.publication_bytes);
         let redis_bits = wanted.publications.saturating_mul(reached).saturating_mul(message) * 8;

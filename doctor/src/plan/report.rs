@@ -17,12 +17,25 @@ impl fmt::Display for Plan {
             grouped(wanted.fan_out),
             grouped(self.deliveries),
         )?;
-        writeln!(f, "\n{:<12}{:>9}  {:>14} {:>10} {:>11} {:>11} {:>10} {:>12}", "machines", "", "connections", "cores", "memory", "out", "in", "descriptors")?;
+        writeln!(
+            f,
+            "\n{:<12}{:>9}  {:>14} {:>10} {:>11} {:>11} {:>10} {:>12}",
+            "machines", "", "connections", "cores", "memory", "out", "in", "descriptors"
+        )?;
         fmt_fleet(f, "gateways", &self.gateways)?;
         if let Some(routers) = &self.routers {
             fmt_fleet(f, "routers", routers)?;
         }
-        writeln!(f, "{:<12}{:>9}  {:>14} {:>10} {:>11} {:>11}", "Redis", grouped(self.redis_servers), "", "", "", bits(self.redis_bits / self.redis_servers))?;
+        writeln!(
+            f,
+            "{:<12}{:>9}  {:>14} {:>10} {:>11} {:>11}",
+            "Redis",
+            grouped(self.redis_servers),
+            "",
+            "",
+            "",
+            bits(self.redis_bits / self.redis_servers)
+        )?;
         fmt_needs(f, "gateways", &self.gateways, wanted.nodes.is_some())?;
         if let Some(routers) = &self.routers {
             fmt_needs(f, "routers", routers, false)?;
@@ -38,7 +51,11 @@ impl fmt::Display for Plan {
 impl Plan {
     fn fmt_heartbeats(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let beats = &self.heartbeats;
-        writeln!(f, "\nheartbeats every {} s, if no delivery spares one", self.wanted.settings.heartbeat_interval.as_secs_f64())?;
+        writeln!(
+            f,
+            "\nheartbeats every {} s, if no delivery spares one",
+            self.wanted.settings.heartbeat_interval.as_secs_f64()
+        )?;
         writeln!(
             f,
             "  {} pings/s, {} out and {} in, {} cores, of all gateways together",
@@ -118,7 +135,11 @@ fn fmt_needs(f: &mut fmt::Formatter<'_>, name: &str, fleet: &Fleet, is_given: bo
     writeln!(f, "\n{name}, as each resource needs them: {}", needs.join(", "))?;
     let needed = fleet.needs.first().map_or(1, |(_, machines)| *machines);
     match is_given && fleet.machines <= needed {
-        true => writeln!(f, "  {} are too few: none may be lost, or a machine is over its share", grouped(fleet.machines)),
+        true => writeln!(
+            f,
+            "  {} are too few: none may be lost, or a machine is over its share",
+            grouped(fleet.machines)
+        ),
         false => Ok(()),
     }
 }

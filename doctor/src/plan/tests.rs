@@ -127,7 +127,8 @@ fn the_page_shows_a_plan() {
     let wanted = Wanted { publications: 166_000, fan_out: 60, path: Path::Router, ..wanted(10_000_000) };
     let plan = plan(wanted).to_string();
     if std::env::var_os("BLESS").is_some() {
-        std::fs::write(path, format!("{before}{begin}{plan}{end}{after}")).expect("the repository is writable");
+        std::fs::write(path, format!("{before}{begin}{plan}{end}{after}"))
+            .expect("the repository is writable");
     } else {
         assert_eq!(shown, plan);
     }

@@ -63,9 +63,14 @@ pub(crate) trait Line {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
     /// Nothing. `is_proven`: a ping was spared, as what the client was sent was acknowledged.
-    Look { at: Tick, is_proven: bool },
+    Look {
+        at: Tick,
+        is_proven: bool,
+    },
     /// A ping was not answered in time, but it is not the client that is late.
-    PutOff { at: Tick },
+    PutOff {
+        at: Tick,
+    },
     Ping,
     End,
 }

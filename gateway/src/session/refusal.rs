@@ -79,7 +79,12 @@ impl Ctx<'_> {
 
     /// The same where the protocol of the request is known, and the origin of the page that may read the answer. Any status
     /// but 200 ends an event source for good (WHATWG HTML 9.2.3), so what will pass is told it in a stream that ends.
-    pub(crate) fn refuse_as(&mut self, refusal: &Refusal, protocol: Option<ProtocolId>, origin: Option<&str>) {
+    pub(crate) fn refuse_as(
+        &mut self,
+        refusal: &Refusal,
+        protocol: Option<ProtocolId>,
+        origin: Option<&str>,
+    ) {
         let protocol = protocol.map(|protocol| protocol.of_list(self.core.shared.protocols));
         let is_stream = protocol.is_some_and(|protocol| protocol.transport() == Transport::Stream);
         match refusal.passing().filter(|_| is_stream) {

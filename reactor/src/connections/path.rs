@@ -21,7 +21,11 @@ impl<C> Connections<C> {
     pub fn has_unhandled(&self, id: ConnectionId) -> bool {
         let Some(entry) = self.entry(id) else { return false };
         let is_known = entry.is_paused() || entry.flags.unread != Unread::No || self.rests.has(id);
-        is_known || entry.socket.as_ref().is_some_and(|socket| rustix::io::ioctl_fionread(socket).is_ok_and(|n| n > 0))
+        is_known
+            || entry
+                .socket
+                .as_ref()
+                .is_some_and(|socket| rustix::io::ioctl_fionread(socket).is_ok_and(|n| n > 0))
     }
 
     /// `None` where the kernel does not say, which only Linux does.

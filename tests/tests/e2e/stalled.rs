@@ -55,8 +55,7 @@ fn a_gateway_that_stood_still_cuts_nobody_who_answers() {
     let kinds = [Kind::Raw, Kind::Pusher, Kind::Centrifuge];
     let mut clients: Vec<(Kind, RawTcp)> =
         kinds.iter().cycle().take(60).map(|&kind| (kind, open(&gateway, kind))).collect();
-    let mut answers: Vec<Vec<u8>> =
-        clients.iter_mut().map(|(kind, client)| pinged(client, *kind)).collect();
+    let mut answers: Vec<Vec<u8>> = clients.iter_mut().map(|(kind, client)| pinged(client, *kind)).collect();
     gateway.process().signal(Stop::Freeze);
     // Half of them answer while it stands still; the others are as late as it is.
     let late = answers.split_off(30);

@@ -64,14 +64,8 @@ struct World {
 impl World {
     fn new(seed: u64, clients: usize) -> Self {
         let random = Rng::with_seed(seed);
-        let mut world = Self {
-            random,
-            now: 1000,
-            attended: 100_000,
-            stalled_until: 0,
-            share: 100,
-            clients: Vec::new(),
-        };
+        let mut world =
+            Self { random, now: 1000, attended: 100_000, stalled_until: 0, share: 100, clients: Vec::new() };
         for spread in 0..clients {
             let due = RULE.next_look(Tick(world.now), Duration::ZERO, spread as u32).0;
             world.clients.push(Client {
