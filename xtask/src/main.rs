@@ -14,6 +14,7 @@ mod faults;
 mod fuzz;
 mod k8s;
 mod prepare;
+mod ten_million;
 mod test;
 mod workspace;
 
@@ -54,6 +55,8 @@ enum Task {
     Dashboards,
     /// Make what comes of the chart, the configuration's pages and deploy/: schema, tables, k8s/
     K8s(k8s::Options),
+    /// Place ten million keys on 500 nodes, and write the table and plots of docs/ten-million.md
+    TenMillion(ten_million::Options),
     /// Fuzz one decoder, or each for a while
     Fuzz(fuzz::Options),
 }
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
         Task::Faults(options) => faults::run(&workspace, &options),
         Task::Dashboards => dashboards::run(&workspace),
         Task::K8s(options) => k8s::run(&workspace, &options),
+        Task::TenMillion(options) => ten_million::run(&workspace, &options),
         Task::Fuzz(options) => fuzz::run(&workspace, &options),
     });
     match outcome {
