@@ -176,8 +176,9 @@ impl Roll {
     }
 }
 
+/// Each client has one subscription; publishers' connections have none.
 fn connections(gateway: &Gateway) -> f64 {
-    gateway.metric("tidegate_connections", &[])
+    gateway.metric("tidegate_subscriptions", &[])
 }
 
 /// No gateway was ahead of its pace at any look: what it had closed is at most the part of its connections that is the
