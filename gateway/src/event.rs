@@ -18,6 +18,9 @@ pub(crate) const MEMBERS: &str = "members";
 pub(crate) const JOIN: &str = "join";
 pub(crate) const LEAVE: &str = "leave";
 
+/// Event streams: what the application says to a client that it lets in.
+pub(crate) const CONNECTED: &str = "connected";
+
 /// A publication under one of these names could not be told from what the gateway itself says on an event stream.
 pub(crate) const RESERVED: [&str; 4] = [GAP, DROPPED, DISCONNECT, BINARY];
 

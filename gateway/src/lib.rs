@@ -3,7 +3,7 @@
 //! [`Server`](server::Server) puts the parts together, and [`config`] says how it is set up: that is what others use, and
 //! [`console::view`], which `tidegate top` shows. Inside, `edge` lets connections in, `shard` drives them, `session` keeps
 //! what they are, `protocols` say what they mean, `hub` fans out, `node` publishes and spreads, `http` serves REST and the
-//! internal port, `auth` and `app` say who may do what, `console` sums what all nodes say.
+//! internal port, `auth` and `app` say who may do what, `hooks` ask the application, `console` sums what all nodes say.
 
 mod admission;
 mod app;
@@ -12,6 +12,7 @@ pub mod config;
 pub mod console;
 mod edge;
 mod event;
+mod hooks;
 mod http;
 mod hub;
 mod metrics;

@@ -42,6 +42,7 @@ use crate::{
     config::{Config, ConfigError},
     console::{Console, reporter},
     edge::door::{Dealer, Doorkeeper, ShardDoor},
+    hooks::Hooks,
     http::{HttpContext, PublicService, internal_router, serve::HttpServer},
     hub::Hub,
     metrics::{self, Bounds, Collector, Metrics},
@@ -233,6 +234,8 @@ impl Parts {
         let relay = Arc::new(Relay::new(ports.collect()));
         let webhooks = Arc::new(Webhooks::new(config.webhooks.clone(), runtime.handle().clone())?);
         metrics.register(webhooks.collector());
+        let hooks = Arc::new(Hooks::new(config, runtime.handle().clone())?);
+        metrics.register(hooks.collector());
         let apps = Arc::new(Apps::new(config, Arc::clone(&webhooks))?);
         relay.transition_hooks.get_or_init(|| TransitionHooks::new(Arc::clone(&apps), Arc::clone(&webhooks)));
         metrics.register(Arc::new(AppCollector(Arc::clone(&apps))));
@@ -307,6 +310,7 @@ impl Parts {
             api_keys: Arc::clone(&context.keys),
             apps: Arc::clone(&context.apps),
             webhooks,
+            hooks,
             origins: Arc::clone(&context.origins),
             edge: Arc::clone(&edge),
             metrics: Arc::clone(&metrics),

@@ -32,7 +32,7 @@ pub(crate) use rests::Rest;
 pub use writing::Written;
 
 use answers::Answers;
-use entry::{Entry, Flags, PeerEnd, WhenFlushed};
+use entry::{Entry, Flags, Paused, PeerEnd, WhenFlushed};
 use rests::Rests;
 
 use crate::{
@@ -279,13 +279,25 @@ impl<C> Connections<C> {
     /// yet, is still handed on.
     pub fn set_paused(&mut self, id: ConnectionId, paused: bool) {
         let Some(entry) = self.entry_mut(id) else { return };
-        entry.flags.paused = paused;
+        entry.flags.paused = entry.flags.paused.with_unread(paused);
         self.catch_up(id);
+    }
+
+    /// Stops or resumes handing on its bytes, those included that were read and not used yet: the driver waits for
+    /// something that the next of them depend on. A driver that is handed bytes when it begins to hold uses no more of them.
+    pub fn set_held(&mut self, id: ConnectionId, held: bool) {
+        let Some(entry) = self.entry_mut(id) else { return };
+        entry.flags.paused = entry.flags.paused.with_rest(held);
+        self.catch_up(id);
+    }
+
+    pub fn is_held(&self, id: ConnectionId) -> bool {
+        self.entry(id).is_some_and(|entry| entry.flags.paused.has_rest())
     }
 
     /// Whether its reading was stopped.
     pub fn is_paused(&self, id: ConnectionId) -> bool {
-        self.entry(id).is_some_and(|entry| entry.flags.paused)
+        self.entry(id).is_some_and(|entry| entry.flags.paused != Paused::No)
     }
 
     /// Closes at once; what waits is lost.
@@ -323,7 +335,7 @@ impl<C> Connections<C> {
         entry.flags.when_flushed = entry.flags.when_flushed.max(action);
         if entry.flags.when_flushed == WhenFlushed::Shut && entry.flags.peer_end == PeerEnd::Closes {
             // The peer's end is waited for, and it is found by reading.
-            entry.flags.paused = false;
+            entry.flags.paused = Paused::No;
         }
         match entry.outbound {
             Some(_) => self.catch_up(id),

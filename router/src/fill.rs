@@ -2,7 +2,7 @@
 //! the nodes that have too many.
 //!
 //! Who is asked is decided by `placement` (`fill`); the gateway asks those that lose nothing by it, in their protocol's own
-//! way. Routers need not know of each other: each asks the same part of its own clients (docs/adr/0021-filling.md).
+//! way. Routers need not know of each other: each asks the same part of its own clients (docs/adr/0022-filling.md).
 
 use std::{
     sync::Arc,

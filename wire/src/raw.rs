@@ -233,6 +233,13 @@ pub fn encode_subscribed(channel: &str, position: Option<(&str, u64)>, recovered
     out.extend_from_slice(if recovered { b",\"recovered\":true}}" } else { b",\"recovered\":false}}" });
 }
 
+/// Appends what an application says to the client that it lets in: JSON.
+pub fn encode_connected(json: &str, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"{\"connected\":{\"data\":");
+    out.extend_from_slice(json.as_bytes());
+    out.extend_from_slice(b"}}");
+}
+
 /// Appends the notice that a subscription has ended, and why: a status as in HTTP, and a sentence.
 pub fn encode_unsubscribed(channel: &str, code: u16, message: &str, out: &mut Vec<u8>) {
     begin_notice(channel, "unsubscribed", out);

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -11,7 +12,10 @@ use tidegate_backplane::Channel;
 use tidegate_reactor::Tick;
 
 use super::{Pattern, token::TokenError};
-use crate::config::{AppId, JwtKey};
+use crate::{
+    config::{AppId, JwtKey},
+    hooks::{HandedOn, Known, Reply},
+};
 
 /// The claims of a valid token.
 #[derive(Debug, Clone)]
@@ -30,6 +34,8 @@ pub(crate) struct Claims {
     /// Channels that the server subscribes the connection to, each with what the client is told with it, as JSON: `subs`,
     /// and where the key says so `channels`. Whoever connects takes them out.
     pub subscriptions: BTreeMap<Box<str>, Box<str>>,
+    /// What is kept of its connection for the application.
+    pub known: Option<Arc<Known>>,
     channels: Vec<Pattern>,
     publish: Publish,
 }
@@ -109,6 +115,44 @@ impl Claims {
         }
     }
 
+    /// What an application has said of a connection, which says as much as a token does.
+    pub(crate) fn of_reply(reply: &Reply) -> Self {
+        Self {
+            user: reply.user.clone(),
+            expires: reply.expires,
+            info: reply.info.clone(),
+            app: None,
+            is_of_subscription: false,
+            subscriptions: reply.subscribe.iter().cloned().collect(),
+            known: Some(Arc::new(Known { state: reply.state.clone(), is_asked: true, ..Known::default() })),
+            channels: reply.channels.clone(),
+            publish: Publish::Only(reply.publish.clone()),
+        }
+    }
+
+    /// The same user, with what the application says of it now.
+    pub(crate) fn refreshed(&self, reply: &Reply) -> Self {
+        let known = self.known.as_deref().cloned().unwrap_or_default();
+        let state = reply.state.clone().or(known.state);
+        Self {
+            expires: reply.expires,
+            info: reply.info.clone().or_else(|| self.info.clone()),
+            known: Some(Arc::new(Known { state, ..known })),
+            ..self.clone()
+        }
+    }
+
+    /// Keeps what its connection's request said, for what the application is asked later.
+    pub(crate) fn keep_request(&mut self, request: Arc<HandedOn>) {
+        let known = self.known.as_deref().cloned().unwrap_or_default();
+        self.known = Some(Arc::new(Known { request, ..known }));
+    }
+
+    /// Whether it was the application that let the connection in.
+    pub(crate) fn is_asked(&self) -> bool {
+        self.known.as_ref().is_some_and(|known| known.is_asked)
+    }
+
     /// Reads and checks the claims of a token whose signature is right.
     pub(super) fn check(payload: &[u8], rules: &Rules, now: SystemTime) -> Result<Self, TokenError> {
         let raw: RawClaims<'_> =
@@ -151,6 +195,7 @@ impl Claims {
             app: rules.app.clone().map(Box::new),
             is_of_subscription: raw.channel.is_some(),
             subscriptions,
+            known: None,
             channels,
             publish: match raw.publish {
                 Some(RawPublish::All(true)) => Publish::Subscribed,

@@ -3,7 +3,7 @@
 //! The machinery is `tidegate_ops::config`; here are the sections ([`Limits`], [`AuthConfig`], …) and what must fit
 //! together.
 //!
-//! - `sections`, `apps`, `auth`, `redis`: the sections
+//! - `sections`, `apps`, `auth`, `hooks`, `redis`: the sections
 //! - `flags`: which keys have a flag
 //! - `reference`: `docs/configuration.md`
 
@@ -11,6 +11,7 @@ mod app_id;
 mod apps;
 mod auth;
 pub mod flags;
+mod hooks;
 mod origin;
 mod pattern;
 mod redis;
@@ -32,6 +33,10 @@ pub use apps::{
     AppEntry, AppLimits, AppProblem, AppTables, WebhookEntry, WebhookEvent, WebhookSending, WebhookUrl,
 };
 pub use auth::{Algorithm, ApiKeyEntry, AuthConfig, JwksUrl, JwtKey, KeyProblem, Scope};
+pub(crate) use hooks::secret_bytes;
+pub use hooks::{
+    HeaderSetting, HookAway, HookDialect, HookEntry, HookProblem, HookQuestion, Hooks as HookTables,
+};
 pub use origin::{OriginRule, Origins};
 pub use pattern::{PATTERN_BYTES_MAX, Pattern, PatternError};
 pub use redis::{BackplaneUrl, Redis, RedisAddress, RedisPrefix, Replicas};
@@ -126,6 +131,8 @@ section! {
         apps: AppTables = AppTables::default();
         /// See `webhooks.*`.
         webhooks: WebhookSending = WebhookSending::default();
+        /// See `hooks.NAME.*`.
+        hooks: HookTables = HookTables::default();
     }
 }
 
@@ -266,6 +273,7 @@ impl Config {
         self.load(root)?;
         self.auth.finish(root)?;
         self.apps.finish()?;
+        self.hooks.finish()?;
         let apps = self.app_source().read()?;
         self.auth.finish_apps(self.default_app.as_ref(), |id| apps.0.contains_key(id.as_str()))?;
         self.tls.server()?;

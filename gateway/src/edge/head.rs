@@ -15,11 +15,11 @@ use tidegate_wire::{
 
 use crate::{
     admission::Over,
-    auth::KeyFetch,
     metrics::{Budgeted, HandshakeResult},
     node::Stage,
     session::{
         Ctx, Earlier, Head, Phase,
+        asking::Said,
         budget::Share,
         opening::{Opening, Request, Stop},
         plain_http::{Answer, HandOff},
@@ -36,12 +36,12 @@ enum Route {
 
 /// How a head came to be read.
 #[derive(Clone, Copy)]
-enum Arrival {
+enum Arrival<'s> {
     New,
     /// Let in only to be told so.
     TurnedAway(Over),
-    /// Read again, with the keys its token needed; its handshake has been admitted.
-    Resumed,
+    /// Read again, with the keys its token needed, or with what the application has said; its handshake has been admitted.
+    Resumed(&'s Said),
 }
 
 impl Ctx<'_> {
@@ -102,7 +102,7 @@ impl Ctx<'_> {
     }
 
     /// `fresh` are the last bytes of `received`. The answer is how many of `received` are used.
-    fn take_head(&mut self, received: &[u8], arrival: Arrival, fresh: &[u8]) -> usize {
+    fn take_head(&mut self, received: &[u8], arrival: Arrival<'_>, fresh: &[u8]) -> usize {
         let max = self.core.shared.node.config().limits.head_bytes.bytes();
         let judged = judge(received, fresh.len(), max);
         if matches!(arrival, Arrival::New)
@@ -194,13 +194,13 @@ impl Ctx<'_> {
         self.set_leave_timer();
     }
 
-    /// Keys were fetched: reads the same head again.
+    /// What was waited for is there: reads the same head again.
     pub(crate) fn resume_head(&mut self) {
         let Some(session) = self.connections.get_mut(self.id) else { return };
         let Phase::Opening(opening) = &mut session.phase else { return };
-        let Some(received) = opening.take_unread_head() else { return };
+        let Some((received, said)) = opening.take_unread_head() else { return };
         session.phase = Phase::Head(Head::default());
-        self.take_head(&received, Arrival::Resumed, &received);
+        self.take_head(&received, Arrival::Resumed(&said), &received);
     }
 
     pub(crate) fn time_out_handshake(&mut self) {
@@ -254,15 +254,35 @@ impl Ctx<'_> {
         }
     }
 
-    fn accept(&mut self, arrival: Arrival, protocol: ProtocolId, head: &RequestHead<'_>, received: &[u8]) {
-        match self.check(arrival, protocol, head) {
+    fn accept(
+        &mut self,
+        arrival: Arrival<'_>,
+        protocol: ProtocolId,
+        head: &RequestHead<'_>,
+        received: &[u8],
+    ) {
+        let asks_of = protocol.of_list(self.core.shared.protocols);
+        let checked = self.check(arrival, protocol, head);
+        if matches!(checked, Err(Stop::NeedsKeys(_) | Stop::Asks(_)))
+            && asks_of.transport() == Transport::Stream
+        {
+            self.connections.set_half_open(self.id);
+        }
+        match checked {
             Ok(request) => self.begin_opening(request, &received[head.len..]),
             Err(Stop::Refused(refusal)) => self.refuse_request(protocol, head, &refusal),
             Err(Stop::NeedsKeys(fetch)) => {
-                if protocol.of_list(self.core.shared.protocols).transport() == Transport::Stream {
-                    self.connections.set_half_open(self.id);
-                }
-                self.wait_for_keys(protocol, fetch, received);
+                self.wait_before_opening(protocol, received, Said::default(), 0);
+                let authenticator = self.core.shared.authenticator.clone();
+                self.run(async move { authenticator.fetch(fetch).await }, |ctx, ()| ctx.resume_head());
+            }
+            Err(Stop::Asks(asks)) => {
+                let said = match arrival {
+                    Arrival::Resumed(said) => said.clone(),
+                    Arrival::New | Arrival::TurnedAway(_) => Said::default(),
+                };
+                self.wait_before_opening(protocol, received, said, asks.len());
+                self.ask_before_opening(asks, head, asks_of.name());
             }
         }
     }
@@ -272,31 +292,48 @@ impl Ctx<'_> {
         self.refuse_as(refusal, Some(protocol), origin);
     }
 
-    fn wait_for_keys(&mut self, protocol: ProtocolId, fetch: KeyFetch, received: &[u8]) {
+    /// Keeps the head until what it depends on is known.
+    fn wait_before_opening(&mut self, protocol: ProtocolId, received: &[u8], said: Said, asked: usize) {
         if let Some(session) = self.connections.get_mut(self.id) {
-            session.phase = Phase::Opening(Box::new(Opening::before_keys(protocol, received.to_vec())));
+            session.phase = Phase::Opening(Box::new(Opening::before(protocol, received.to_vec(), said, asked)));
         }
-        let authenticator = self.core.shared.authenticator.clone();
-        self.run(async move { authenticator.fetch(fetch).await }, |ctx, ()| ctx.resume_head());
     }
 
-    /// Everything that can be said about a request without waiting for anyone but the keys.
-    fn check(&self, arrival: Arrival, protocol: ProtocolId, head: &RequestHead<'_>) -> Result<Request, Stop> {
+    /// Everything that can be said about a request without waiting for anyone but the keys and the application.
+    fn check(
+        &self,
+        arrival: Arrival<'_>,
+        protocol: ProtocolId,
+        head: &RequestHead<'_>,
+    ) -> Result<Request, Stop> {
         let shared = &self.core.shared;
         if shared.node.stage() == Stage::Closing {
             return Err(Refusal::Draining.into());
         }
         // Where this node ends TLS, the handshake was taken before that.
-        let is_new = !matches!(arrival, Arrival::Resumed) && shared.edge.tls.is_none();
+        let is_new = !matches!(arrival, Arrival::Resumed(_)) && shared.edge.tls.is_none();
         if is_new {
             shared.front.check_handshake().map_err(Refusal::Over)?;
         }
-        let checked = protocol.of_list(shared.protocols).accept(self.core, head);
+        let nothing = Said::default();
+        let said = if let Arrival::Resumed(said) = arrival { said } else { &nothing };
+        if let Some(no) = &said.no {
+            return Err(Refusal::from(no.clone()).into());
+        }
+        let checked = protocol.of_list(shared.protocols).accept(self.core, head, said);
         // The node's handshakes are for those that could be accepted: who sends what is refused is out of its own.
         if is_new && !matches!(checked, Err(Stop::Refused(_))) {
             shared.front.take_handshake().map_err(Refusal::Over)?;
         }
-        Ok(Request { protocol, ..checked? })
+        let mut request = Request { protocol, ..checked? };
+        request.welcome = said.connect.as_ref().and_then(|reply| reply.data.clone());
+        request.handed_on = self.handed_on(head);
+        if let (Some(claims), Some(handed_on)) = (&mut request.claims, &request.handed_on)
+            && shared.hooks.keeps_requests()
+        {
+            claims.keep_request(Arc::clone(handed_on));
+        }
+        Ok(request)
     }
 
     /// Heads that are refused count, too; those of HTTP have budgets of their own. Where this node ends TLS, it was taken

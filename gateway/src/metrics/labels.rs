@@ -94,6 +94,10 @@ label!(
         /// Handshakes per second of one address.
         AddressRate = "address_rate",
         Draining = "draining",
+        /// The application said no.
+        ApplicationRefused = "application_refused",
+        /// The application did not answer.
+        ApplicationAway = "application_away",
         /// No descriptor was left.
         Descriptors = "descriptors",
         BackplaneUnavailable = "backplane_unavailable",

@@ -1,6 +1,6 @@
 //! What a request may have: the origin of its page, its credentials, the channels that its URL names.
 
-use std::{borrow::Cow, time::SystemTime};
+use std::{borrow::Cow, sync::Arc, time::SystemTime};
 
 use tidegate_backplane::{Channel, ChannelError};
 use tidegate_wire::{
@@ -9,11 +9,17 @@ use tidegate_wire::{
     upgrade::Upgrade,
 };
 
-use super::{Ctx, core::Core, opening::Stop, refusal::Refusal};
+use super::{
+    Ctx,
+    asking::{Ask, Said},
+    core::Core,
+    opening::Stop,
+    refusal::Refusal,
+};
 use crate::{
     app::{self, apps::AppId},
     auth::{Claims, Scope, TokenError, Verdict, bearer},
-    config::{ClientRead, Namespace},
+    config::{ClientRead, HookQuestion, Namespace},
 };
 
 /// Why a client has no channel of a name that it gives.
@@ -54,13 +60,34 @@ impl Core {
         &self,
         head: &Head<'_>,
         query: &Query,
+        said: &Said,
     ) -> Result<(Vec<Channel>, Option<Claims>), Stop> {
-        let is_anonymous = credential(head, query).map_err(Refusal::Token)?.is_none();
-        let channels = self.url_channels(query, is_anonymous)?;
-        let (claims, app) = self.authorise(head, query, &channels)?;
+        let has_none = credential(head, query).map_err(Refusal::Token)?.is_none();
+        let asks = self.asks_to_connect().filter(|_| has_none);
+        let channels = self.url_channels(query, has_none && asks.is_none(), asks.is_some())?;
+        if let (Some(hook), None) = (asks, &said.connect) {
+            let hook = Arc::clone(hook);
+            let kind = HookQuestion::Connect;
+            return Err(Stop::Asks(vec![Ask { hook, kind, channel: None, user: None, known: None }]));
+        }
+        let (mut claims, app) = self.authorise(head, query, &channels, said)?;
         let app = app.as_ref().map(AppId::as_str);
-        let channels = channels.into_iter().map(|channel| AppId::channel(app, channel.name()));
-        let channels: Vec<Channel> = channels.collect::<Result<_, _>>().map_err(Refusal::from)?;
+        let mut names: Vec<&str> = channels.iter().map(Channel::name).collect();
+        let more = claims.as_mut().filter(|claims| claims.is_asked());
+        let more = more.map(|claims| std::mem::take(&mut claims.subscriptions)).unwrap_or_default();
+        names.extend(
+            more.keys().map(|name| &**name).filter(|name| !query.channels.iter().any(|own| own == name)),
+        );
+        let max = self.shared.node.config().limits.subscriptions as usize;
+        if names.len() > max {
+            return Err(Refusal::TooManyChannels { given: names.len(), max }.into());
+        }
+        if names.is_empty() && !query.envelope {
+            return Err(Refusal::NoChannel.into());
+        }
+        let channels: Result<Vec<Channel>, _> =
+            names.into_iter().map(|name| AppId::channel(app, name)).collect();
+        let channels = channels.map_err(Refusal::from)?;
         match self.has_room_for(&channels) {
             true => Ok((channels, claims)),
             false => Err(Refusal::NoChannels.into()),
@@ -115,7 +142,13 @@ impl Core {
         }
     }
 
-    fn url_channels(&self, query: &Query, is_anonymous: bool) -> Result<Vec<Channel>, Refusal> {
+    /// `may_lack`: the application may name some.
+    fn url_channels(
+        &self,
+        query: &Query,
+        is_anonymous: bool,
+        may_lack: bool,
+    ) -> Result<Vec<Channel>, Refusal> {
         let limits = &self.shared.node.config().limits;
         let max = match is_anonymous {
             true => limits.subscriptions.min(limits.anonymous_subscriptions),
@@ -123,7 +156,7 @@ impl Core {
         };
         let (given, max) = (query.channels.len(), max as usize);
         // An enveloped client may subscribe later.
-        if given == 0 && !query.envelope {
+        if given == 0 && !query.envelope && !may_lack {
             return Err(Refusal::NoChannel);
         }
         if given > max {
@@ -145,8 +178,17 @@ impl Core {
         head: &Head<'_>,
         query: &Query,
         channels: &[Channel],
+        said: &Said,
     ) -> Result<(Option<Claims>, Option<AppId>), Stop> {
-        let credentials = self.credentials(head, query)?;
+        let credentials = match (self.credentials(head, query)?, &said.connect) {
+            (Credentials::Anonymous, Some(reply)) => Credentials::Token(Claims::of_reply(reply)),
+            (credentials, _) => credentials,
+        };
+        let own = match &credentials {
+            Credentials::Token(claims) => Some(claims),
+            Credentials::Anonymous | Credentials::ApiKey(_) => None,
+        };
+        let mut asks = Vec::new();
         // Also where no channel asks for it: credentials that are wrong are not none.
         let key = match &credentials {
             Credentials::ApiKey(key) => Some(self.shared.api_keys.authorize(Some(key), Scope::Read, None)),
@@ -154,6 +196,20 @@ impl Core {
         };
         let key = key.transpose().map_err(Refusal::from)?;
         for channel in channels {
+            let asked = self.asks_to_subscribe(channel.name(), own).filter(|_| key.is_none());
+            if said.allowed.iter().any(|name| **name == *channel.name()) {
+                continue;
+            }
+            if let Some(hook) = asked {
+                asks.push(Ask {
+                    hook,
+                    kind: HookQuestion::Subscribe,
+                    channel: Some(channel.name().into()),
+                    user: own.and_then(|claims| claims.user.clone()),
+                    known: own.and_then(|claims| claims.known.clone()),
+                });
+                continue;
+            }
             match &credentials {
                 Credentials::Token(claims) if self.may_subscribe(channel, Some(claims)) => {}
                 Credentials::Token(_) => return Err(Refusal::Rights { channel: channel.clone() }.into()),
@@ -167,6 +223,9 @@ impl Core {
                     return Err(Refusal::TokenMissing { channel: channel.clone() }.into());
                 }
             }
+        }
+        if !asks.is_empty() {
+            return Err(Stop::Asks(asks));
         }
         Ok(match credentials {
             Credentials::Token(claims) => {

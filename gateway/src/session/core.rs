@@ -33,6 +33,7 @@ use crate::{
     admission::{AddressKey, Front},
     app::{apps::Apps, webhooks::Webhooks},
     auth::{ApiKeys, Authenticator, Origins},
+    hooks::Hooks,
     hub::{
         Hub,
         content::{Content, gap_reason},
@@ -79,6 +80,7 @@ pub(crate) struct Shared {
     pub(crate) api_keys: Arc<ApiKeys>,
     pub(crate) apps: Arc<Apps>,
     pub(crate) webhooks: Arc<Webhooks>,
+    pub(crate) hooks: Arc<Hooks>,
     pub(crate) origins: Arc<Origins>,
     pub(crate) edge: Arc<Edge>,
     pub(crate) metrics: Arc<Metrics>,

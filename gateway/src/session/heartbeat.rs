@@ -11,7 +11,7 @@
 //!
 //! Silence is measured in the time in which the shard attended to its connections
 //! ([`Connections::attended`](tidegate_reactor::Connections::attended)), so a node that was late has listened to nobody
-//! meanwhile, and blames nobody for it (docs/adr/0020-heartbeats.md).
+//! meanwhile, and blames nobody for it (docs/adr/0021-heartbeats.md).
 
 use std::time::Duration;
 

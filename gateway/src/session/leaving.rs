@@ -202,6 +202,7 @@ impl Ctx<'_> {
             session.phase = Phase::Leaving(Some(decoder));
             // Publishes that wait may have paused it, and its answer would never be read.
             self.connections.set_paused(self.id, false);
+            self.connections.set_held(self.id, false);
         }
     }
 

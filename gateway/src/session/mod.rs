@@ -7,12 +7,13 @@
 //!        (a publish that came whole is answered, and another head is read)
 //! ```
 //!
-//! `access` says who may have what, `opening` subscribes and recovers, `socket` speaks with open WebSockets, `publishing`
+//! `access` says who may have what, `asking` asks the application, `opening` subscribes and recovers, `socket` speaks with open WebSockets, `publishing`
 //! takes what clients publish, `leaving` says goodbye; [`Ctx`] is a connection while something is done with it, and
 //! [`Protocol`](protocol::Protocol) what a client's protocol decides. This file holds the state of a connection and what
 //! the hub does with it.
 
 pub(crate) mod access;
+pub(crate) mod asking;
 pub(crate) mod budget;
 pub(crate) mod core;
 pub(crate) mod ctx;

@@ -6,12 +6,13 @@
 use std::{any::Any, sync::Arc, time::Duration};
 
 use futures_util::FutureExt as _;
-use tidegate_backplane::{BackplaneError, Channel, Position};
+use tidegate_backplane::{BackplaneError, Channel, Payload, Position};
 use tidegate_reactor::{Overflow, Tick};
 use tidegate_wire::{decoder::Decoder, upgrade::Upgrade};
 
 use super::{
     Ctx, LastPosition, Open, Phase, Rare, Session, Subscriptions,
+    asking::{Ask, Said},
     budget::Budgets,
     heartbeat::Ping,
     protocol::{Event, ProtocolId, Transport},
@@ -21,6 +22,7 @@ use super::{
 use crate::{
     auth::{Claims, KeyFetch, TokenError},
     config::{Namespace, SlowReader, UntoldGap},
+    hooks::{HandedOn, No},
     hub::{ChannelKey, Terms},
     metrics::HandshakeResult,
     node::histories::Page,
@@ -43,6 +45,10 @@ pub(crate) struct Request {
     pub(crate) claims: Option<Claims>,
     /// Origin of the page that reads an event stream.
     pub(crate) cross_origin: Option<Box<str>>,
+    /// What is handed on of it to an application, later.
+    pub(crate) handed_on: Option<Arc<HandedOn>>,
+    /// What the application says to its client: JSON.
+    pub(crate) welcome: Option<Payload>,
     /// What the protocol wants to know again when the connection is open.
     pub(crate) state: Option<Box<dyn Any + Send>>,
 }
@@ -51,6 +57,8 @@ pub(crate) struct Request {
 pub(crate) enum Stop {
     Refused(Refusal),
     NeedsKeys(KeyFetch),
+    /// The application decides.
+    Asks(Vec<Ask>),
 }
 
 impl From<Refusal> for Stop {
@@ -68,16 +76,15 @@ pub(crate) struct Opening {
 }
 
 #[derive(Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "the opening around it is boxed, and nearly always the large one"
-)]
 enum State {
-    /// Keys are fetched; the head will be read again, with what followed it.
-    Keys {
+    /// Keys are fetched, or the application is asked; the head will be read again, with what followed it.
+    Before {
         protocol: ProtocolId,
         head: Vec<u8>,
         bytes_max: usize,
+        said: Said,
+        /// Answers of the application that are still to come.
+        asked: usize,
     },
     Subscribing(Subscribing),
 }
@@ -111,6 +118,8 @@ impl Request {
             since: Vec::new(),
             claims: None,
             cross_origin: None,
+            handed_on: None,
+            welcome: None,
             state: None,
         }
     }
@@ -127,27 +136,36 @@ impl Opening {
     pub(crate) fn cross_origin(&self) -> Option<&str> {
         match &self.state {
             State::Subscribing(subscribing) => subscribing.request.cross_origin.as_deref(),
-            State::Keys { .. } => None,
+            State::Before { .. } => None,
         }
     }
 
     /// What was asked for.
     pub(crate) fn protocol(&self) -> ProtocolId {
         match &self.state {
-            State::Keys { protocol, .. } => *protocol,
+            State::Before { protocol, .. } => *protocol,
             State::Subscribing(subscribing) => subscribing.request.protocol,
         }
     }
 
-    pub(crate) fn before_keys(protocol: ProtocolId, head: Vec<u8>) -> Self {
+    /// One whose head is kept. `said`: what is known from the application; `asked`: of how many answers it waits for.
+    pub(crate) fn before(protocol: ProtocolId, head: Vec<u8>, said: Said, asked: usize) -> Self {
         let bytes_max = head.len() + EARLY_BYTES_MAX;
-        Self { state: State::Keys { protocol, head, bytes_max }, received: Vec::new() }
+        Self { state: State::Before { protocol, head, bytes_max, said, asked }, received: Vec::new() }
+    }
+
+    /// What the application has said, and how many answers are still to come.
+    pub(super) fn asking(&mut self) -> Option<(&mut Said, &mut usize)> {
+        match &mut self.state {
+            State::Before { said, asked, .. } if *asked > 0 => Some((said, asked)),
+            _ => None,
+        }
     }
 
     /// Keeps what the client sends early. An error: it sends too much.
     pub(crate) fn receive(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
         let (buffer, bytes_max) = match &mut self.state {
-            State::Keys { head, bytes_max, .. } => (head, *bytes_max),
+            State::Before { head, bytes_max, .. } => (head, *bytes_max),
             State::Subscribing(_) => (&mut self.received, EARLY_BYTES_MAX),
         };
         if buffer.len() + bytes.len() > bytes_max {
@@ -160,7 +178,8 @@ impl Opening {
     /// What it is told when its time is over.
     pub(crate) fn timed_out(&self) -> Refusal {
         match self.state {
-            State::Keys { .. } => Refusal::Token(TokenError::UnknownKey),
+            State::Before { asked: 1.., .. } => Refusal::Application(No::Away),
+            State::Before { .. } => Refusal::Token(TokenError::UnknownKey),
             State::Subscribing(_) => {
                 Refusal::Backplane(BackplaneError::Unavailable("no answer in time".into()))
             }
@@ -170,14 +189,15 @@ impl Opening {
     /// Whose connection it will be.
     pub(crate) fn claims(&self) -> Option<&Claims> {
         match &self.state {
-            State::Keys { .. } => None,
+            State::Before { .. } => None,
             State::Subscribing(subscribing) => subscribing.request.claims.as_ref(),
         }
     }
 
-    pub(crate) fn take_unread_head(&mut self) -> Option<Vec<u8>> {
+    /// The head, to be read again with what the application has said.
+    pub(crate) fn take_unread_head(&mut self) -> Option<(Vec<u8>, Said)> {
         match &mut self.state {
-            State::Keys { head, .. } => Some(std::mem::take(head)),
+            State::Before { head, said, .. } => Some((std::mem::take(head), std::mem::take(said))),
             State::Subscribing(_) => None,
         }
     }
@@ -189,7 +209,7 @@ impl Opening {
 
     fn subscribing(&mut self) -> Option<&mut Subscribing> {
         match &mut self.state {
-            State::Keys { .. } => None,
+            State::Before { .. } => None,
             State::Subscribing(subscribing) => Some(subscribing),
         }
     }
@@ -353,7 +373,11 @@ impl Ctx<'_> {
                 self.join_presence(attempt, join);
             }
         }
-        protocol.on_event(self, Event::Opened { state: request.state.take() });
+        let handed_on = request.handed_on.take();
+        protocol.on_event(self, Event::Opened { state: request.state.take(), request: handed_on });
+        if let Some(Payload::Text(welcome)) = &request.welcome {
+            self.tell_protocol(Event::Welcome(welcome));
+        }
         self.begin_subscriptions(&attempts, pages);
         self.tell_protocol(Event::Begun);
         self.resume(&received);
@@ -392,8 +416,10 @@ impl Ctx<'_> {
         self.begin_beating();
     }
 
-    /// Another token of the same user.
-    pub(crate) fn set_claims(&mut self, claims: Claims) {
+    /// Another token of the same user. What the application knows of the connection stays.
+    pub(crate) fn set_claims(&mut self, mut claims: Claims) {
+        let before = self.open().and_then(|open| open.claims()?.known.clone());
+        claims.known = claims.known.take().or(before);
         let now = self.connections.now();
         let mut renewed = Rare::default();
         self.take_claims(now, Some(claims), &mut renewed);

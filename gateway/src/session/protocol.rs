@@ -1,7 +1,7 @@
 //! What a protocol is to the session core: how its requests are accepted, what its messages do, and how its clients are
 //! told what happens. `protocols/mod.rs` has the list; nothing else names one.
 
-use std::any::Any;
+use std::{any::Any, sync::Arc};
 
 use tidegate_backplane::{Channel, GapReason, JoinError, Position};
 use tidegate_reactor::{Connections, Tick};
@@ -12,6 +12,7 @@ use tidegate_wire::{
 
 use super::{
     Open, Session,
+    asking::Said,
     core::Core,
     ctx::Ctx,
     leaving::Leave,
@@ -20,6 +21,7 @@ use super::{
     subscribing::Attempt,
 };
 use crate::{
+    hooks::HandedOn,
     hub::{ChannelKey, form::FormId, outgoing::Outgoing},
     node::{PublishError, roster::List},
     subscription::Item,
@@ -45,7 +47,11 @@ pub(crate) enum Transport {
 #[derive(Debug)]
 pub(crate) enum Event<'e> {
     /// Its request was answered and it is open. `state`: what [`Protocol::accept`] left in the [`Request`].
-    Opened { state: Option<Box<dyn Any + Send>> },
+    Opened { state: Option<Box<dyn Any + Send>>, request: Option<Arc<HandedOn>> },
+    /// The application was asked whether a subscription that it has allowed goes on. `until`: how long, if it does.
+    GrantRefreshed { key: ChannelKey, until: Option<Option<Tick>> },
+    /// The application has let it in, with this for its client: JSON.
+    Welcome(&'e str),
     /// All that could be told at once of the channels of its request was told.
     Begun,
     /// A subscription stands. `position`: where the client is in the channel. `recovered`: what it missed follows,
@@ -89,7 +95,8 @@ pub(crate) trait Protocol: Sync + std::fmt::Debug {
     fn serves(&self, method: &str, path: &str, dev: bool) -> bool;
 
     /// What the request asks for and may have. Nothing that waits: what needs the backplane comes after.
-    fn accept(&self, core: &Core, head: &Head<'_>) -> Result<Request, Stop>;
+    /// `said`: what the application has said of it.
+    fn accept(&self, core: &Core, head: &Head<'_>, said: &Said) -> Result<Request, Stop>;
 
     /// The form in which its publications come. `compression`: all of its channels allow it.
     fn form(&self, request: &Request, compression: bool) -> FormId;
@@ -123,6 +130,12 @@ pub(crate) trait Protocol: Sync + std::fmt::Debug {
     /// The list of apps is another one.
     fn on_apps_changed(&self, core: &mut Core, connections: &mut Connections<Session>) {
         let _ = (core, connections);
+    }
+
+    /// Whether a client of it speaks in bytes, and not in text.
+    fn is_binary(&self, open: &Open) -> bool {
+        let _ = open;
+        false
     }
 
     fn transport(&self) -> Transport {

@@ -12,6 +12,7 @@ use super::{
 use crate::{
     admission::Over,
     auth::{ApiKeyError, TokenError},
+    hooks::No,
     metrics::{AuthFailure, HandshakeResult},
     problem::{PROBLEM_MEDIA_TYPE, Problem, log_refusal},
 };
@@ -62,6 +63,8 @@ pub(crate) enum Refusal {
     Draining,
     #[error(transparent)]
     Backplane(#[from] BackplaneError),
+    #[error(transparent)]
+    Application(#[from] No),
 }
 
 /// How long refused clients are told to wait: between 1 and 4 s, spread so that they do not all come back at once.
@@ -142,6 +145,8 @@ impl Refusal {
             }
             Self::Over(Over::Node) | Self::NoChannels => (503, "Service Unavailable", "no-capacity"),
             Self::Draining => (503, "Service Unavailable", "draining"),
+            Self::Application(No::Away) => (503, "Service Unavailable", "application-away"),
+            Self::Application(no) => (no.status(), reason_of(no.status()), "application-refused"),
             Self::Backplane(
                 BackplaneError::Unavailable(_)
                 | BackplaneError::Overloaded(_)
@@ -164,6 +169,8 @@ impl Refusal {
             Self::Over(over) => over.result(),
             Self::NoChannels => HandshakeResult::NodeLimit,
             Self::Draining => HandshakeResult::Draining,
+            Self::Application(No::Away) => HandshakeResult::ApplicationAway,
+            Self::Application(_) => HandshakeResult::ApplicationRefused,
             Self::Backplane(
                 BackplaneError::Unavailable(_)
                 | BackplaneError::Overloaded(_)
@@ -229,7 +236,8 @@ impl Refusal {
                 BackplaneError::Unavailable(_)
                 | BackplaneError::Overloaded(_)
                 | BackplaneError::Unconfirmed(_),
-            ) => Some("away"),
+            )
+            | Self::Application(No::Away) => Some("away"),
             _ => None,
         }
     }
@@ -244,6 +252,12 @@ impl Refusal {
         let (from, to) = RETRY_AFTER_S.into_inner();
         least + from + spread % (to - from + 1)
     }
+}
+
+/// The phrase of a status that an application has chosen.
+fn reason_of(status: u16) -> &'static str {
+    let status = http::StatusCode::from_u16(status).ok();
+    status.and_then(|status| status.canonical_reason()).unwrap_or("Refused")
 }
 
 fn over_text(over: Over) -> &'static str {
@@ -295,5 +309,6 @@ mod tests {
         let unavailable = BackplaneError::Unavailable("no answer".into());
         check(unavailable.into(), 503, "backplane-unavailable", Some("3"));
         check(BackplaneError::Refused("no".into()).into(), 503, "backplane-refused", None);
+        check(No::Away.into(), 503, "application-away", Some("3"));
     }
 }

@@ -46,7 +46,10 @@ impl Ctx<'_> {
         let decoded = decoder.decode(bytes, max, inflater, |message| {
             self.on_message(message)?;
             self.spend_message()?;
-            share.count()
+            match self.connections.is_held(self.id) {
+                true => ControlFlow::Break(()),
+                false => share.count(),
+            }
         });
         let inflated = inflater.inflated_bytes() - inflated_before;
         if let Some(left) = self.decoder_mut() {
@@ -190,12 +193,14 @@ impl Ctx<'_> {
         let now = self.connections.now();
         let Some(open) = self.open() else { return };
         let rare = open.rare.as_ref();
-        if rare.and_then(|rare| rare.expires).is_some_and(|expires| expires <= now) {
+        let is_over = rare.and_then(|rare| rare.expires).is_some_and(|expires| expires <= now);
+        if is_over && !self.ask_to_refresh() {
             return self.leave(Leave::TokenExpired);
         }
         if self.is_too_old() {
             return self.leave(Leave::ComeBack(ComeBack::Age));
         }
+        let Some(open) = self.open() else { return };
         let protocol = open.protocol.of_list(self.core.shared.protocols);
         if protocol.due(open).is_some_and(|due| due <= now) {
             protocol.on_event(self, Event::Due);
@@ -215,7 +220,7 @@ impl Ctx<'_> {
             return self.beat_at(interval);
         }
         // What it answers is not read, so its silence says nothing. The publishes that it waits for end in time.
-        if self.is_publishing_paused() {
+        if self.is_publishing_paused() || self.connections.is_held(self.id) {
             self.set_ping(Ping::NONE);
             return self.beat_at(interval);
         }

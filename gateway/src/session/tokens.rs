@@ -21,9 +21,9 @@ pub(crate) enum TokenRefused {
     Busy(&'static str),
 }
 
-/// Subscriptions that tokens of their own have opened, and when those expire.
+/// Subscriptions that tokens of their own have opened, or the application's word (`true`), and when those expire.
 #[derive(Debug, Default)]
-pub(crate) struct Grants(Vec<(ChannelKey, Tick)>);
+pub(crate) struct Grants(Vec<(ChannelKey, Tick, bool)>);
 
 /// Commands of one connection whose token may wait for a key.
 const AWAITING_KEYS_MAX: u8 = 4;
@@ -81,32 +81,32 @@ impl Ctx<'_> {
 
 impl Grants {
     /// Lasts until then; `None`: as long as the connection.
-    pub(crate) fn set(&mut self, key: ChannelKey, expires: Option<Tick>) {
+    pub(crate) fn set(&mut self, key: ChannelKey, expires: Option<Tick>, is_asked: bool) {
         self.forget(key);
-        self.0.extend(expires.map(|expires| (key, expires)));
+        self.0.extend(expires.map(|expires| (key, expires, is_asked)));
     }
 
     pub(crate) fn has(&self, key: ChannelKey) -> bool {
-        self.0.iter().any(|&(own, _)| own == key)
+        self.0.iter().any(|&(own, ..)| own == key)
     }
 
     pub(crate) fn forget(&mut self, key: ChannelKey) {
-        self.0.retain(|&(own, _)| own != key);
+        self.0.retain(|&(own, ..)| own != key);
     }
 
-    /// When one of them ends.
-    pub(crate) fn due_of(&self, key: ChannelKey) -> Option<Tick> {
-        self.0.iter().find(|&&(own, _)| own == key).map(|&(_, expires)| expires)
+    /// When one of them ends, whose client has to bring another token before that.
+    pub(crate) fn due_to_client(&self, key: ChannelKey) -> Option<Tick> {
+        self.0.iter().find(|&&(own, _, is_asked)| own == key && !is_asked).map(|&(_, expires, _)| expires)
     }
 
     /// When the first of them ends.
     pub(crate) fn due(&self) -> Option<Tick> {
-        self.0.iter().map(|&(_, expires)| expires).min()
+        self.0.iter().map(|&(_, expires, _)| expires).min()
     }
 
-    /// Those that have ended; they are forgotten.
-    pub(crate) fn take_ended(&mut self, now: Tick) -> Vec<ChannelKey> {
-        self.0.extract_if(.., |(_, expires)| *expires <= now).map(|(key, _)| key).collect()
+    /// Those that have ended, and whether the application is asked about them; they are forgotten.
+    pub(crate) fn take_ended(&mut self, now: Tick) -> Vec<(ChannelKey, bool)> {
+        self.0.extract_if(.., |(_, expires, _)| *expires <= now).map(|(key, _, asked)| (key, asked)).collect()
     }
 
     pub(crate) fn is_empty(&self) -> bool {

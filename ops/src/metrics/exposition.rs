@@ -230,6 +230,45 @@ impl<'a> Page<'a> {
         metric.encode_histogram::<NoLabelSet>(total.sum_s, total.count, &total.buckets, None)
     }
 
+    /// Every value of a label for each value of another that is known only at run time, of which the caller bounds how many
+    /// there are.
+    pub fn counters_of<'c, L: Label>(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: &str,
+        groups: impl IntoIterator<Item = (&'c str, &'c Counters<L>)>,
+    ) -> fmt::Result {
+        let mut family = self.encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (value, group) in groups {
+            for own in L::ALL {
+                let set = [(label, value), (L::NAME, own.value())];
+                let total = group.get(*own);
+                family.encode_family(&set)?.encode_counter::<NoLabelSet, _, u64>(&total, None)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The same of histograms.
+    pub fn histogram_of<'h>(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: &str,
+        bounds: &'static [f64],
+        groups: impl IntoIterator<Item = (&'h str, &'h Histogram)>,
+    ) -> fmt::Result {
+        let mut family = self.encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        for (value, histogram) in groups {
+            let total = Histogram::total(std::iter::once(histogram), bounds);
+            let set = [(label, value)];
+            let mut metric = family.encode_family(&set)?;
+            metric.encode_histogram::<NoLabelSet>(total.sum_s, total.count, &total.buckets, None)?;
+        }
+        Ok(())
+    }
+
     /// `tidegate_saturation`, from what [`Load::read`](super::Load::read) answers.
     pub fn saturation(&mut self, shares: &[(Resource, f64)]) -> fmt::Result {
         let help = "Share of a resource that is in use; 1 is the ceiling.";

@@ -44,7 +44,7 @@ pub(crate) struct Flags {
     /// The socket took less than it was given: it says when it has room again, and is left alone until then.
     pub(crate) blocked: bool,
     /// The driver wants no more bytes for now.
-    pub(crate) paused: bool,
+    pub(crate) paused: Paused,
     /// The socket may have bytes that were not read (paused, or cut short for fairness).
     pub(crate) readable: bool,
     pub(crate) unread: Unread,
@@ -59,6 +59,42 @@ pub(crate) struct Flags {
     pub(crate) connecting: bool,
     /// The driver wants to know when the queue is empty; once.
     pub(crate) tells_flushed: bool,
+}
+
+/// Which bytes the driver does not want for now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Paused {
+    #[default]
+    No,
+    /// What was not read yet.
+    Unread,
+    /// That, and what was read and not used yet.
+    All,
+    /// The same, and when that is over still the first.
+    AllThenUnread,
+}
+
+impl Paused {
+    pub(crate) fn has_rest(self) -> bool {
+        matches!(self, Self::All | Self::AllThenUnread)
+    }
+
+    pub(crate) fn with_unread(self, paused: bool) -> Self {
+        match (self.has_rest(), paused) {
+            (false, false) => Self::No,
+            (false, true) => Self::Unread,
+            (true, false) => Self::All,
+            (true, true) => Self::AllThenUnread,
+        }
+    }
+
+    pub(crate) fn with_rest(self, held: bool) -> Self {
+        let unread = matches!(self, Self::Unread | Self::AllThenUnread);
+        match held {
+            true => Self::All.with_unread(unread),
+            false => Self::No.with_unread(unread),
+        }
+    }
 }
 
 /// Whether a connection is named in `unread`, and what is known of its end.
@@ -111,7 +147,12 @@ impl<C> Entry<C> {
     }
 
     pub(crate) fn is_paused(&self) -> bool {
-        self.flags.paused || self.awaits_flush()
+        self.flags.paused != Paused::No || self.awaits_flush()
+    }
+
+    /// Whether what was read of it waits, too.
+    pub(crate) fn keeps_rest(&self) -> bool {
+        self.flags.paused.has_rest() || self.awaits_flush()
     }
 
     /// A peer that does not read is not answered more.

@@ -23,7 +23,8 @@ pub(crate) struct Rest {
 #[derive(Debug, Default)]
 pub(crate) struct Rests {
     kept: HashMap<ConnectionId, Rest>,
-    /// Each connection with a rest once, unless its answers wait for its socket, or it rests until the next tick.
+    /// Each connection with a rest once, unless its answers wait for its socket, its driver holds it, or it rests until the
+    /// next tick.
     turns: VecDeque<ConnectionId>,
     /// Served again from the next tick on.
     until_tick: Vec<ConnectionId>,
@@ -97,8 +98,8 @@ impl<C> Connections<C> {
             }
             let now = self.attended();
             match self.entry_mut(id) {
-                // It comes back when its answers have been sent.
-                Some(entry) if entry.awaits_flush() => {
+                // It comes back when its answers have been sent, or its driver takes bytes again.
+                Some(entry) if entry.keeps_rest() => {
                     entry.flags.readable = true;
                     if let Some(rest) = self.rests.kept.get_mut(&id) {
                         rest.is_queued = false;

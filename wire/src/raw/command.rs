@@ -54,6 +54,8 @@ pub enum CommandKind<'a> {
     },
     /// The connection's token from now on.
     Token(Cow<'a, str>),
+    /// For the application: JSON as it was written.
+    Message(&'a str),
     Ping,
 }
 
@@ -82,7 +84,7 @@ pub enum ClientTextProblem {
     Member { member: &'static str, expected: &'static str },
     #[error(
         "nothing is asked for: give data to publish, or one of subscribe, unsubscribe, publish, presence, history, \
-         token, ping"
+         message, token, ping"
     )]
     Nothing,
     #[error("one command at a time: {0} and {1} are both there")]
@@ -90,12 +92,13 @@ pub enum ClientTextProblem {
 }
 
 /// The members of a text that mean something.
-const TEXT: [&str; 13] = [
+const TEXT: [&str; 14] = [
     "subscribe",
     "unsubscribe",
     "publish",
     "presence",
     "history",
+    "message",
     "ping",
     "token",
     "since",
@@ -105,6 +108,8 @@ const TEXT: [&str; 13] = [
     "channel",
     "event",
 ];
+/// So many of them name a command.
+const COMMANDS: usize = 8;
 const PUBLICATION: [&str; 3] = ["channel", "event", "data"];
 const HISTORY: [&str; 3] = ["channel", "limit", "since"];
 
@@ -126,7 +131,7 @@ struct Members<'a, const N: usize> {
 pub fn parse_client_text(text: &str) -> Result<ClientText<'_>, ClientTextError> {
     let error = |id, is_publication| move |problem| ClientTextError { id, is_publication, problem };
     let members = Members::read(text, &TEXT).map_err(error(None, true))?;
-    let is_command = TEXT[..7].iter().any(|name| members.get(name).is_some());
+    let is_command = TEXT[..COMMANDS].iter().any(|name| members.get(name).is_some());
     let data = members.values[members.at("data")].map(RawValue::get);
     if data.is_some_and(|data| data != "null" || !is_command) {
         return members.publication().map(ClientText::Publication).map_err(error(None, true));
@@ -209,7 +214,7 @@ impl<'a, const N: usize> Members<'a, N> {
         let takes_token = ["subscribe", "presence", "history"].iter().any(|name| self.get(name).is_some());
         let token = || self.text("token", "a string, a token");
         // Beside a command that names a channel, the token is for that one.
-        let names = TEXT[..7].iter().filter(|name| **name != "token" || !takes_token);
+        let names = TEXT[..COMMANDS].iter().filter(|name| **name != "token" || !takes_token);
         let mut there = names.filter_map(|name| Some((*name, self.get(name)?)));
         let Some((name, value)) = there.next() else { return Err(ClientTextProblem::Nothing) };
         if let Some((other, _)) = there.next() {
@@ -243,6 +248,7 @@ impl<'a, const N: usize> Members<'a, N> {
                     token: token()?,
                 }
             }
+            "message" => CommandKind::Message(value.get()),
             "token" => CommandKind::Token(text(name, value, "a string, a token")?),
             _ if value.get() == "true" => CommandKind::Ping,
             _ => return Err(ClientTextProblem::Member { member: "ping", expected: "true" }),
@@ -318,6 +324,14 @@ pub fn encode_ok(id: Option<u64>, body: impl FnOnce(&mut Vec<u8>), out: &mut Vec
     out.extend_from_slice(b"{\"ok\":{");
     body(out);
     out.push(b'}');
+    push_id(id, out);
+    out.push(b'}');
+}
+
+/// Appends `{"ok":…,"id":N}` with the JSON that an application has answered.
+pub fn encode_answer(id: Option<u64>, json: &str, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"{\"ok\":");
+    out.extend_from_slice(json.as_bytes());
     push_id(id, out);
     out.push(b'}');
 }
@@ -407,6 +421,7 @@ mod tests {
         check(text, Command { id, kind: history(None) });
         let text = r#"{"history":{"channel":"a","limit":3,"since":"e:0"},"token":"t","id":7}"#;
         check(text, Command { id, kind: history(Some("t".into())) });
+        check(r#"{"message":[1],"id":7}"#, Command { id, kind: CommandKind::Message("[1]") });
         check(r#"{"token":"t","id":7}"#, Command { id, kind: CommandKind::Token("t".into()) });
         check(r#"{"ping":true,"id":0}"#, Command { id: Some(0), kind: CommandKind::Ping });
     }
@@ -426,7 +441,7 @@ mod tests {
     #[test]
     fn what_is_neither_says_why() {
         let nothing = "nothing is asked for: give data to publish, or one of subscribe, unsubscribe, publish, presence, \
-                       history, token, ping";
+                       history, message, token, ping";
         check_error("{}", None, nothing);
         check_error(r#"{"id":7}"#, Some(7), nothing);
         check_error("[1]", None, r#"expected one JSON object such as {"channel":"A","data":1}"#);

@@ -26,6 +26,7 @@ use self::{metrics::WebhookMetrics, queue::Queue, sender::Sender};
 use crate::{
     app::apps::signature::Signer,
     config::{AppId, ConfigError, WebhookEntry, WebhookEvent, WebhookSending, WebhookUrl},
+    hooks::client::client,
 };
 
 /// Something that happened in a channel, by the names that the app knows, without its prefix.
@@ -85,7 +86,7 @@ impl Webhooks {
     /// Senders run on this runtime.
     pub(crate) fn new(sending: WebhookSending, runtime: Handle) -> Result<Self, ConfigError> {
         Ok(Self {
-            client: sender::client(&sending)?,
+            client: client("webhooks", sending.timeout, &[])?,
             sending,
             metrics: Arc::default(),
             queues: Mutex::default(),

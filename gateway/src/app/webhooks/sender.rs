@@ -14,7 +14,7 @@ use super::{
     metrics::{WebhookDrop, WebhookMetrics, WebhookResult},
     queue::{Batch, EventJson, Queue},
 };
-use crate::config::{ConfigError, WebhookSending};
+use crate::{config::WebhookSending, hooks::client::read_body};
 
 /// The task of one address.
 pub(super) struct Sender {
@@ -32,18 +32,6 @@ const RETRY_WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// An answer that is read to its end leaves the connection usable. Of a longer one the connection is closed.
 const ANSWER_BYTES_MAX: usize = 16 * 1024;
-
-/// No redirects: who is told of events is said in the configuration. No proxy from the environment, which is read in
-/// `config` only.
-pub(super) fn client(sending: &WebhookSending) -> Result<reqwest::Client, ConfigError> {
-    reqwest::Client::builder()
-        .timeout(sending.timeout)
-        .redirect(reqwest::redirect::Policy::none())
-        .no_proxy()
-        .user_agent(concat!("tidegate/", env!("CARGO_PKG_VERSION")))
-        .build()
-        .map_err(|error| ConfigError::Unusable { key: "webhooks".into(), path: None, problem: error.into() })
-}
 
 impl Sender {
     /// Until the queue is abandoned, or closed and empty.
@@ -123,7 +111,8 @@ impl Sender {
         let result = match request.send().await {
             Ok(response) => {
                 let taken = response.status().is_success();
-                read_out(response).await;
+                // The answer is its status; the rest is read for the connection's sake, in the time that the request has.
+                drop(read_body(response, ANSWER_BYTES_MAX).await);
                 if taken { WebhookResult::Taken } else { WebhookResult::Refused }
             }
             Err(error) if error.is_timeout() => WebhookResult::Timeout,
@@ -135,16 +124,6 @@ impl Sender {
         };
         self.metrics.requests.add(result, 1);
         result == WebhookResult::Taken
-    }
-}
-
-/// The answer is its status; the rest is read for the connection's sake, in the time that the request has.
-async fn read_out(mut response: reqwest::Response) {
-    let mut bytes = 0;
-    while bytes <= ANSWER_BYTES_MAX
-        && let Ok(Some(chunk)) = response.chunk().await
-    {
-        bytes += chunk.len();
     }
 }
 

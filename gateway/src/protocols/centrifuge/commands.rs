@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 
 use tidegate_wire::centrifuge::{
     Encoding,
-    code::{Disconnect, ErrorCode},
+    code::Disconnect,
     message::{Command, Empty, Reply},
     next_command,
 };
@@ -210,10 +210,10 @@ impl Ctx<'_> {
             self.read_history_of(id, &request);
         } else if ping.is_some() {
             self.send_reply(&Reply { id, ping: Some(Empty {}), ..Reply::default() });
-        } else if send.is_some() {
-            self.cut(Disconnect::NotAvailable, &"nobody takes what clients send");
-        } else if rpc.is_some() {
-            self.deny_command(id, ErrorCode::MethodNotFound, &"nobody answers calls");
+        } else if let Some(message) = send {
+            self.send_to_application(message.data);
+        } else if let Some(request) = rpc {
+            self.call_application(id, request.method, request.data);
         } else if let Some(request) = refresh {
             self.refresh(id, request.token);
         } else if let Some(request) = sub_refresh {

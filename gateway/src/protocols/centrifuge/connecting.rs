@@ -1,16 +1,20 @@
 //! Who a client is: `connect` and `refresh`.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tidegate_reactor::Tick;
 use tidegate_wire::centrifuge::{
     code::{Disconnect, ErrorCode},
-    message::{ConnectRequest, ConnectResult, RefreshResult, Reply, SubscribeEntry, SubscribeResult},
+    message::{
+        ConnectRequest, ConnectResult, RefreshResult, Reply, SubscribeEntry, SubscribeRequest,
+        SubscribeResult,
+    },
 };
 
 use super::{Client, Stage};
 use crate::{
     auth::{Claims, TokenError},
+    hooks::HandedOn,
     session::{Ctx, tokens::TokenRefused},
 };
 
@@ -22,22 +26,28 @@ const REFRESH_AHEAD: Duration = Duration::from_secs(25);
 
 impl Ctx<'_> {
     /// It is open, and has a time to say who it is.
-    pub(super) fn await_connect(&mut self) {
+    pub(super) fn await_connect(&mut self, request: Option<Arc<HandedOn>>) {
         let timeout = self.core.shared.node.config().limits.handshake_timeout;
         let stale = self.connections.now().after(timeout);
         if let Some(open) = self.open_mut() {
-            open.state_or_default::<Client>().stale = Some(stale);
+            let client = open.state_or_default::<Client>();
+            (client.stale, client.request) = (Some(stale), request);
         }
         self.beat_in_time();
     }
 
     pub(super) fn connect(&mut self, id: u32, request: ConnectRequest) {
-        let ConnectRequest { token, subs, .. } = request;
+        let ConnectRequest { token, subs, data, .. } = request;
+        let mut said = None;
         if let Some(client) = self.client_mut() {
             client.stale = None;
+            said = client.request.take();
         }
         if token.is_empty() {
-            return self.connected(id, BTreeMap::new());
+            return match self.core.asks_to_connect().map(Arc::clone) {
+                Some(hook) => self.ask_to_connect(id, &hook, subs, data, said.unwrap_or_default()),
+                None => self.connected(id, BTreeMap::new(), Vec::new()),
+            };
         }
         self.set_stage(Stage::Connecting);
         self.with_new_token(token, move |ctx, claims| match claims {
@@ -45,27 +55,45 @@ impl Ctx<'_> {
                 ctx.cut(Disconnect::InvalidToken, &"the token is for a subscription");
             }
             Ok(mut claims) => {
-                let of_server = std::mem::take(&mut claims.subscriptions);
-                ctx.set_claims(claims);
-                match of_server.is_empty() {
-                    true => ctx.connected(id, BTreeMap::new()),
-                    false => ctx.enter_subscribed(id, of_server, &subs),
+                if let Some(said) = said.filter(|_| ctx.core.shared.hooks.keeps_requests()) {
+                    claims.keep_request(said);
                 }
+                ctx.connect_as(id, claims, &subs, Vec::new());
             }
             Err(refused) => {
                 ctx.set_stage(Stage::Refused);
                 ctx.refuse_token(id, refused);
                 // Clients close after that.
-                ctx.await_connect();
+                ctx.await_connect(None);
             }
         });
     }
 
+    /// It is known who it is. `subs`: where it was in channels that the server subscribes it to; `data`: what the application
+    /// says to it.
+    pub(super) fn connect_as(
+        &mut self,
+        id: u32,
+        mut claims: Claims,
+        subs: &BTreeMap<String, SubscribeRequest>,
+        data: Vec<u8>,
+    ) {
+        let of_server = std::mem::take(&mut claims.subscriptions);
+        self.set_claims(claims);
+        match of_server.is_empty() {
+            true => self.connected(id, BTreeMap::new(), data),
+            false => self.enter_subscribed(id, of_server, subs, data),
+        }
+    }
+
     /// Answers; `subs`: what the server has subscribed it to.
-    pub(super) fn connected(&mut self, id: u32, subs: BTreeMap<String, SubscribeResult>) {
+    pub(super) fn connected(&mut self, id: u32, subs: BTreeMap<String, SubscribeResult>, data: Vec<u8>) {
         self.set_stage(Stage::Connected);
         self.drop_idle();
-        let (expires, ttl) = self.ttl(self.open().and_then(|open| open.rare.as_ref()?.expires));
+        // What the application has allowed, it is asked about again; its client need do nothing.
+        let is_asked = self.open().and_then(|open| open.claims()).is_some_and(|claims| claims.is_asked());
+        let own = self.open().and_then(|open| open.rare.as_ref()?.expires).filter(|_| !is_asked);
+        let (expires, ttl) = self.ttl(own);
         let interval = self.core.shared.node.config().heartbeat.interval;
         let result = ConnectResult {
             client: self.core.connection_name(self.id),
@@ -75,7 +103,7 @@ impl Ctx<'_> {
             ping: u32::try_from(interval.as_secs()).unwrap_or(u32::MAX).max(1),
             pong: true,
             subs: subs.into_iter().map(|(key, result)| SubscribeEntry { key, value: Some(result) }).collect(),
-            ..ConnectResult::default()
+            data,
         };
         self.send_reply(&Reply { id, connect: Some(Box::new(result)), ..Reply::default() });
         self.begin_pings();

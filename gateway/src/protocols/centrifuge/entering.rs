@@ -26,6 +26,8 @@ pub(super) struct Entering {
     /// Those that wait for the others.
     ready: Vec<Attempt>,
     subs: BTreeMap<String, SubscribeResult>,
+    /// What the application says to its client.
+    data: Vec<u8>,
 }
 
 impl Ctx<'_> {
@@ -35,10 +37,11 @@ impl Ctx<'_> {
         id: u32,
         channels: BTreeMap<Box<str>, Box<str>>,
         back: &BTreeMap<String, SubscribeRequest>,
+        data: Vec<u8>,
     ) {
         self.wait_for_answer();
         let Some(client) = self.client_mut() else { return };
-        client.entering = Some(Box::new(Entering { id, count: channels.len(), ..Entering::default() }));
+        client.entering = Some(Box::new(Entering { id, count: channels.len(), data, ..Entering::default() }));
         let claims = self.open().and_then(|open| open.claims().cloned());
         let mut begun = Vec::with_capacity(channels.len());
         for (name, data) in channels {
@@ -81,7 +84,7 @@ impl Ctx<'_> {
         if entering.subs.len() < entering.count {
             return self.cut(Disconnect::InsufficientState, &"more came than is kept until it is connected");
         }
-        self.connected(entering.id, entering.subs);
+        self.connected(entering.id, entering.subs, entering.data);
         self.go_on();
     }
 
@@ -101,7 +104,7 @@ impl Ctx<'_> {
         }
         self.deny_command(entering.id, ErrorCode::Internal, &"what the server subscribes it to");
         self.set_stage(Stage::Refused);
-        self.await_connect();
+        self.await_connect(None);
         self.go_on();
     }
 

@@ -1,11 +1,12 @@
 //! Centrifugo's clients, `GET /connection/websocket`: version 2 of its client protocol, in JSON or Protobuf.
 //!
-//! `commands` takes what clients ask, in order; `connecting` says who they are, `entering` what the server subscribes them to;
+//! `commands` takes what clients ask, in order; `connecting` says who they are, `asking` has the application decide, `entering` what the server subscribes them to;
 //! `subscribing` and `reading` and
 //! `publishing` do what they ask; `heartbeat` pings them; `place` says where they are in a channel. A connection that is
 //! idle and anonymous has nothing on the heap: where it stands, and when its next ping is due, is its tag. `http` is the
 //! server API, and `ordered` what that asks of connections.
 
+mod asking;
 mod commands;
 mod connecting;
 mod entering;
@@ -18,7 +19,7 @@ mod publishing;
 mod reading;
 mod subscribing;
 
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::Arc};
 
 use tidegate_reactor::Tick;
 use tidegate_wire::{
@@ -33,11 +34,13 @@ use tidegate_wire::{
 };
 
 use crate::{
+    hooks::HandedOn,
     hub::{ChannelKey, form::FormId},
     metrics::DisconnectReason,
     problem::log_refusal,
     session::{
         Ctx, Open,
+        asking::Said,
         core::Core,
         leaving::{ComeBack, Leave},
         opening::{Request, Stop},
@@ -75,6 +78,8 @@ struct Client {
     of_server: Vec<ChannelKey>,
     /// It connects with subscriptions of the server.
     entering: Option<Box<Entering>>,
+    /// What its request said, until it has connected.
+    request: Option<Arc<HandedOn>>,
 }
 
 /// Where a connection stands.
@@ -101,6 +106,7 @@ impl ProtocolState for Client {
             && self.grants.is_empty()
             && self.of_server.is_empty()
             && self.entering.is_none()
+            && self.request.is_none()
     }
 }
 
@@ -113,7 +119,7 @@ impl Protocol for Centrifuge {
         method == "GET" && path == "/connection/websocket"
     }
 
-    fn accept(&self, core: &Core, head: &Head<'_>) -> Result<Request, Stop> {
+    fn accept(&self, core: &Core, head: &Head<'_>, _said: &Said) -> Result<Request, Stop> {
         core.check_origin(head)?;
         let upgrade = core.upgrade(head)?;
         Ok(Request { state: Some(Box::new(Asks::of(head))), ..Request::bare(Some(upgrade)) })
@@ -144,7 +150,7 @@ impl Protocol for Centrifuge {
 
     fn on_event(&self, ctx: &mut Ctx<'_>, event: Event<'_>) {
         match event {
-            Event::Opened { .. } => ctx.await_connect(),
+            Event::Opened { request, .. } => ctx.await_connect(request),
             Event::Subscribed { key, position, recovered, told, .. } => {
                 ctx.subscribed(key, position, recovered, told);
             }
@@ -155,11 +161,13 @@ impl Protocol for Centrifuge {
             Event::Ready { attempt } => ctx.ready_to_enter(attempt),
             Event::Missed { key, .. } => ctx.subscribe_again(key),
             Event::Due => ctx.on_due(),
+            Event::GrantRefreshed { key, until } => ctx.grant_refreshed(key, until),
             Event::Instructed(text) => ctx.instructed(text),
             Event::PublishFailed(_)
             | Event::Dropped { .. }
             | Event::Silent
             | Event::Begun
+            | Event::Welcome(_)
             | Event::HeartbeatDue => {}
         }
     }
@@ -170,6 +178,10 @@ impl Protocol for Centrifuge {
 
     fn recovers(&self, _open: &Open) -> bool {
         true
+    }
+
+    fn is_binary(&self, open: &Open) -> bool {
+        forms::encoding(open.form) == Encoding::Protobuf
     }
 
     fn due(&self, open: &Open) -> Option<Tick> {

@@ -1,6 +1,6 @@
 //! `publish`: rights, rates, and the answer.
 
-use tidegate_backplane::{Payload, Sender};
+use tidegate_backplane::{Channel, Payload, Sender};
 use tidegate_wire::centrifuge::{
     code::{Disconnect, ErrorCode},
     message::{Empty, PublishRequest as Request, Reply},
@@ -10,8 +10,16 @@ use crate::{
     config::ClientPublish,
     metrics::DropReason,
     node::{PublishError, PublishHistory, PublishRequest},
-    session::{Ctx, publishing::Rates},
+    session::{Ctx, access::ChannelRefused, publishing::Rates},
 };
+
+/// What a client sends, as others are sent it.
+pub(super) fn payload(data: Vec<u8>) -> Payload {
+    match String::from_utf8(data) {
+        Ok(text) => Payload::Text(text.into()),
+        Err(error) => Payload::Binary(error.into_bytes().into()),
+    }
+}
 
 impl Ctx<'_> {
     pub(super) fn publish_to(&mut self, id: u32, request: Request) {
@@ -27,15 +35,24 @@ impl Ctx<'_> {
         let own = self.key_of_own(&name).map(|key| self.core.hub.channel(key).clone());
         let is_in = own.is_some();
         let channel = match own.map_or_else(|| self.core.channel_for(&name, claims.as_deref()), Ok) {
+            // The application has the last word on what is published there.
+            Err(ChannelRefused::Rights) => {
+                self.core.channel_of_claims(&name, claims.as_deref()).map_err(ChannelRefused::from)
+            }
+            other => other,
+        };
+        let channel = match channel {
             Ok(channel) => channel,
             Err(refused) => return self.refuse_channel(id, &name, refused),
         };
-        let may_publish = match self.core.shared.node.namespaces().of(&channel).client_publish {
-            ClientPublish::Never => false,
-            ClientPublish::Subscribed => is_in,
-            ClientPublish::Anyone => true,
-            ClientPublish::Token => claims.as_ref().is_some_and(|claims| claims.may_publish(&channel)),
-        };
+        let hook = self.core.asks_to_publish(&channel);
+        let may_publish = hook.is_some()
+            || match self.core.shared.node.namespaces().of(&channel).client_publish {
+                ClientPublish::Never => false,
+                ClientPublish::Subscribed => is_in,
+                ClientPublish::Anyone => true,
+                ClientPublish::Token => claims.as_ref().is_some_and(|claims| claims.may_publish(&channel)),
+            };
         if !may_publish {
             return self.deny_publish(id, ErrorCode::PermissionDenied, &"it may not publish there");
         }
@@ -45,17 +62,24 @@ impl Ctx<'_> {
         if !open.rare_mut().publisher.get_or_insert_default().take(rates, now, data.len()) {
             return self.deny_publish(id, ErrorCode::TooManyRequests, &"publishing faster than allowed");
         }
-        let payload = match String::from_utf8(data) {
-            Ok(text) => Payload::Text(text.into()),
-            Err(error) => Payload::Binary(error.into_bytes().into()),
-        };
+        let payload = payload(data);
+        match hook {
+            Some(hook) => self.ask_publication(id, &hook, channel, payload),
+            None => {
+                self.wait_for_answer();
+                self.publish_as_asked(id, channel, payload);
+            }
+        }
+    }
+
+    /// Publishes; its answer lets the commands behind it go on.
+    pub(super) fn publish_as_asked(&mut self, id: u32, channel: Channel, payload: Payload) {
         // The sender is told its own publications, so only its user is named.
-        let user = claims.and_then(|claims| claims.user.clone());
+        let user = self.open().and_then(|open| open.claims()?.user.clone());
         let sender = user.map(|user| Box::new(Sender { connection: None, user: Some(user) }));
         let history = PublishHistory::Namespace;
         let request =
             PublishRequest { channel, event: None, payload, idempotency_key: None, sender, history };
-        self.wait_for_answer();
         let reply = self.reply_with(id);
         let ended = move |result| {
             reply(result);

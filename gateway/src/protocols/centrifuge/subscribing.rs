@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use tidegate_backplane::{Channel, Position};
+use tidegate_reactor::Tick;
 use tidegate_wire::{
     centrifuge::{
         Encoding,
@@ -59,8 +60,8 @@ enum Back {
 /// Who has asked for a subscription, and so how its client is told that it stands.
 #[derive(Debug)]
 enum By {
-    /// The client: by the answer to its command.
-    Command(u32),
+    /// The client: by the answer to its command, with what the application says to it.
+    Command(u32, Vec<u8>),
     /// An application's server: by a push, with what it wants its client to be told.
     Server(Vec<u8>),
     /// Its token: by the answer to `connect`, with the same.
@@ -78,6 +79,9 @@ impl Ctx<'_> {
         let token = std::mem::take(&mut request.token);
         if token.is_empty() {
             let claims = self.open().and_then(|open| open.claims().cloned());
+            if let Some(hook) = self.core.asks_to_subscribe(&request.channel, claims.as_deref()) {
+                return self.ask_subscription(id, &hook, request, claims);
+            }
             return self.begin_asked(id, &request, claims.as_deref(), false);
         }
         self.with_new_token(token, move |ctx, claims| match claims {
@@ -96,7 +100,22 @@ impl Ctx<'_> {
             Ok(channel) => channel,
             Err(refused) => return self.refuse_channel(id, name, refused),
         };
-        if let Err(refused) = self.may_begin_subscription(&channel, claims) {
+        let expires = claims.filter(|_| is_own).and_then(|claims| claims.expiry(self.connections.now()));
+        self.begin_asked_on(id, request, &channel, claims, (expires, None));
+    }
+
+    /// The same of a channel that it may subscribe to. `said`: until when, and what the application says to its client, where
+    /// it was asked.
+    pub(super) fn begin_asked_on(
+        &mut self,
+        id: u32,
+        request: &SubscribeRequest,
+        channel: &Channel,
+        claims: Option<&Claims>,
+        said: (Option<Tick>, Option<Vec<u8>>),
+    ) {
+        let (name, (expires, data)) = (channel.name(), said);
+        if let Err(refused) = self.may_begin_subscription(channel, claims) {
             let code = match refused {
                 SubscribeRefused::TooFast(_) => ErrorCode::TooManyRequests,
                 SubscribeRefused::TooMany { .. } => ErrorCode::LimitExceeded,
@@ -106,21 +125,22 @@ impl Ctx<'_> {
             };
             return self.deny_command(id, code, &format_args!("{name}: {refused}"));
         }
-        let (want, back) = self.wanted(&channel, Some(request).filter(|request| request.recover));
-        let tells_presence = self.tells_presence(&channel, request.join_leave);
-        let Some((attempt, confirmation)) = self.begin_subscription(&channel, want, tells_presence) else {
+        let (want, back) = self.wanted(channel, Some(request).filter(|request| request.recover));
+        let tells_presence = self.tells_presence(channel, request.join_leave);
+        let Some((attempt, confirmation)) = self.begin_subscription(channel, want, tells_presence) else {
             return;
         };
-        let expires = claims.filter(|_| is_own).and_then(|claims| claims.expiry(self.connections.now()));
         let Some(open) = self.open_mut() else { return };
         let client = open.state_or_default::<Client>();
         let rejects = request.flag & FLAG_REJECT_UNRECOVERED != 0;
-        client.subscribing.push(Asked { key: attempt.key, by: By::Command(id), back, rejects });
-        client.grants.set(attempt.key, expires);
+        let is_asked = data.is_some();
+        let by = By::Command(id, data.unwrap_or_default());
+        client.subscribing.push(Asked { key: attempt.key, by, back, rejects });
+        client.grants.set(attempt.key, expires, is_asked);
         if expires.is_some() {
             self.beat_in_time();
         }
-        let join = self.join_of(&channel);
+        let join = self.join_of(channel);
         self.proceed(attempt, confirmation, join);
     }
 
@@ -204,7 +224,8 @@ impl Ctx<'_> {
             Item::Publication(publication) => publication.position,
             Item::Gap(_) => None,
         });
-        let expires = self.open().and_then(|open| open.state::<Client>()?.grants.due_of(key));
+        // What the application has allowed, it is asked about again; its client need do nothing.
+        let expires = self.open().and_then(|open| open.state::<Client>()?.grants.due_to_client(key));
         let (expires, ttl) = self.ttl(expires);
         let is_had = self.answer_asked(key, |ctx, asked| {
             let tell = |position| ctx.core.place(key, position).map(|place| place::tell(ctx.core, place));
@@ -269,8 +290,8 @@ impl Ctx<'_> {
         let is_had = result.is_ok();
         let name = self.core.hub.channel(key).name().to_owned();
         match (result, asked.by) {
-            (Ok(result), By::Command(id)) => {
-                let subscribe = Some(Box::new(result));
+            (Ok(result), By::Command(id, data)) => {
+                let subscribe = Some(Box::new(SubscribeResult { data, ..result }));
                 self.send_reply(&Reply { id, subscribe, ..Reply::default() });
             }
             (Ok(result), By::Token(data)) => self.entered_one(key, SubscribeResult { data, ..result }),
@@ -283,7 +304,7 @@ impl Ctx<'_> {
             }
             (Err(code), by) => {
                 match by {
-                    By::Command(id) => self.deny_command(id, code, &name),
+                    By::Command(id, _) => self.deny_command(id, code, &name),
                     By::Server(_) | By::Token(_) => {
                         log_refusal("subscribe by order", &format_args!("{name}: {code:?}"))
                     }
@@ -340,7 +361,7 @@ impl Ctx<'_> {
             }
             let expires = claims.expiry(ctx.connections.now());
             let Some(open) = ctx.open_mut() else { return };
-            open.state_or_default::<Client>().grants.set(key, expires);
+            open.state_or_default::<Client>().grants.set(key, expires, false);
             ctx.beat_in_time();
             let (expires, ttl) = ctx.ttl(expires);
             let sub_refresh = Some(SubRefreshResult { expires, ttl });
@@ -352,10 +373,24 @@ impl Ctx<'_> {
     pub(super) fn end_expired(&mut self) {
         let now = self.connections.now();
         let Some(client) = self.client_mut() else { return };
-        for key in client.grants.take_ended(now) {
-            self.take_away(key, Unsubscribed::Expired);
+        for (key, is_asked) in client.grants.take_ended(now) {
+            if !is_asked || !self.ask_to_go_on(key) {
+                self.take_away(key, Unsubscribed::Expired);
+            }
         }
         self.drop_idle();
+    }
+
+    /// The application was asked whether a subscription goes on.
+    pub(super) fn grant_refreshed(&mut self, key: ChannelKey, until: Option<Option<Tick>>) {
+        match (until, self.open_mut()) {
+            (Some(until), Some(open)) => {
+                open.state_or_default::<Client>().grants.set(key, until, true);
+                self.beat_in_time();
+                self.drop_idle();
+            }
+            _ => self.take_away(key, Unsubscribed::Expired),
+        }
     }
 
     /// The client has missed something, and is to subscribe again from where it is. What the server subscribed it to, it

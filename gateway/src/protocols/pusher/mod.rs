@@ -36,6 +36,7 @@ use crate::{
     metrics::DisconnectReason,
     session::{
         Ctx, Open, Session,
+        asking::Said,
         core::{Core, Rooms},
         leaving::Leave,
         opening::{Request, Stop},
@@ -161,7 +162,7 @@ impl Protocol for PusherChannels {
 
     /// Pages of any origin may connect: nothing is granted for what a browser sends along, but for signatures that a
     /// page has to ask its own server for. In `--dev` everybody knows the secret.
-    fn accept(&self, core: &Core, head: &Head<'_>) -> Result<Request, Stop> {
+    fn accept(&self, core: &Core, head: &Head<'_>, _said: &Said) -> Result<Request, Stop> {
         if core.shared.node.config().dev {
             core.check_origin(head)?;
         }
@@ -185,7 +186,7 @@ impl Protocol for PusherChannels {
 
     fn on_event(&self, ctx: &mut Ctx<'_>, event: Event<'_>) {
         match event {
-            Event::Opened { state } => {
+            Event::Opened { state, .. } => {
                 if let Some(wanted) = state.and_then(|state| state.downcast::<Wanted>().ok()) {
                     ctx.establish(*wanted);
                 }
@@ -200,7 +201,13 @@ impl Protocol for PusherChannels {
             Event::Subscribed { key, told, list, .. } => ctx.granted(key, told.is_empty(), list),
             Event::Refused { key, error } => ctx.fail_entrance(key, &error.clone().into()),
             Event::Missed { reason, .. } => ctx.leave(Leave::Gap(reason)),
-            Event::Begun | Event::HeartbeatDue | Event::Due | Event::Instructed(_) | Event::Ready { .. } => {}
+            Event::Begun
+            | Event::Welcome(_)
+            | Event::GrantRefreshed { .. }
+            | Event::HeartbeatDue
+            | Event::Due
+            | Event::Instructed(_)
+            | Event::Ready { .. } => {}
         }
     }
 

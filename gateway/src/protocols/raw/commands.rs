@@ -36,7 +36,7 @@ pub(super) struct Commands {
 }
 
 /// Why a command is not carried out: a status as in HTTP, and a sentence.
-struct Refused(u16, String);
+pub(super) struct Refused(pub(super) u16, pub(super) String);
 
 /// Publications that one answer holds at most, and their bytes.
 const HISTORY_LIMIT: usize = 100;
@@ -93,6 +93,7 @@ impl Ctx<'_> {
                     Err(refused) => Err(refused),
                 }
             }
+            CommandKind::Message(json) => self.message_command(id, json),
             CommandKind::Token(token) => {
                 self.with_token(id, token.into_owned(), move |ctx, claims| ctx.renew_token(id, claims))
             }
@@ -160,6 +161,9 @@ impl Ctx<'_> {
         let since = since.map(position).transpose()?;
         let Some(token) = token else {
             let claims = self.open().and_then(|open| open.claims().cloned());
+            if let Some(hook) = self.core.asks_to_subscribe(name, claims.as_deref()) {
+                return self.ask_to_subscribe(id, &hook, name, since, join_leave);
+            }
             return self.begin_command(id, name, since, claims.as_deref(), join_leave).map(drop);
         };
         let name = Box::<str>::from(name);
@@ -178,9 +182,12 @@ impl Ctx<'_> {
 
     /// A token of its own has opened a subscription, which lasts as long as it does.
     fn grant(&mut self, key: ChannelKey, claims: &Claims) {
-        let expires = claims.expiry(self.connections.now());
+        self.grant_until(key, claims.expiry(self.connections.now()), false);
+    }
+
+    pub(super) fn grant_until(&mut self, key: ChannelKey, expires: Option<Tick>, is_asked: bool) {
         let Some(open) = self.open_mut() else { return };
-        open.state_or_default::<Commands>().granted.set(key, expires);
+        open.state_or_default::<Commands>().granted.set(key, expires, is_asked);
         open.drop_empty_rare();
         self.beat_in_time();
     }
@@ -209,13 +216,20 @@ impl Ctx<'_> {
     pub(super) fn end_granted(&mut self) {
         let now = self.connections.now();
         let Some(commands) = self.open_mut().and_then(|open| open.state_mut::<Commands>()) else { return };
-        for key in commands.granted.take_ended(now) {
-            let name = self.core.hub.channel(key).name().to_owned();
-            let mut notice = Vec::new();
-            raw::encode_unsubscribed(&name, 401, "the token of this subscription has expired", &mut notice);
-            self.end_command(key, &format!("{name}: its token has expired meanwhile"), 401);
-            self.tell_text(&notice);
+        for (key, is_asked) in commands.granted.take_ended(now) {
+            if is_asked && self.ask_to_go_on(key) {
+                continue;
+            }
+            self.end_granted_one(key);
         }
+    }
+
+    pub(super) fn end_granted_one(&mut self, key: ChannelKey) {
+        let name = self.core.hub.channel(key).name().to_owned();
+        let mut notice = Vec::new();
+        raw::encode_unsubscribed(&name, 401, "the token of this subscription has expired", &mut notice);
+        self.end_command(key, &format!("{name}: its token has expired meanwhile"), 401);
+        self.tell_text(&notice);
     }
 
     /// Ends a subscription; a command that waits for it is refused.
@@ -262,10 +276,23 @@ impl Ctx<'_> {
         join_leave: bool,
     ) -> Result<Option<ChannelKey>, Refused> {
         let channel = self.command_channel(name, claims)?;
-        if join_leave && !self.core.shared.node.namespaces().of(&channel).tells_presence() {
+        self.begin_command_on(id, &channel, since, claims, join_leave)
+    }
+
+    /// The same of a channel that it may subscribe to.
+    pub(super) fn begin_command_on(
+        &mut self,
+        id: Option<u64>,
+        channel: &Channel,
+        since: Option<Position>,
+        claims: Option<&Claims>,
+        join_leave: bool,
+    ) -> Result<Option<ChannelKey>, Refused> {
+        let name = channel.name();
+        if join_leave && !self.core.shared.node.namespaces().of(channel).tells_presence() {
             return Err(Refused(404, NO_PRESENCE.to_owned()));
         }
-        self.may_begin_subscription(&channel, claims).map_err(|refused| {
+        self.may_begin_subscription(channel, claims).map_err(|refused| {
             let code = match refused {
                 SubscribeRefused::TooFast(_) | SubscribeRefused::TooMany { .. } => 429,
                 SubscribeRefused::NodeFull => 503,
@@ -273,14 +300,14 @@ impl Ctx<'_> {
             };
             Refused(code, format!("{name}: {refused}"))
         })?;
-        let want = self.core.want(&channel, since, true);
-        let Some((attempt, confirmation)) = self.begin_subscription(&channel, want, join_leave) else {
+        let want = self.core.want(channel, since, true);
+        let Some((attempt, confirmation)) = self.begin_subscription(channel, want, join_leave) else {
             return Ok(None);
         };
         if let Some(open) = self.open_mut() {
             open.state_or_default::<Commands>().subscribing.push((attempt.key, id));
         }
-        let join = self.join_of(&channel);
+        let join = self.join_of(channel);
         self.proceed(attempt, confirmation, join);
         Ok(self.key_of_own(name))
     }

@@ -11,6 +11,7 @@ use crate::{
     hub::form::FormId,
     session::{
         Ctx,
+        asking::Said,
         core::Core,
         opening::{Request, Stop},
         protocol::{Event, Protocol},
@@ -30,7 +31,7 @@ impl Protocol for Echo {
         dev && method == "GET" && path == "/echo"
     }
 
-    fn accept(&self, core: &Core, head: &Head<'_>) -> Result<Request, Stop> {
+    fn accept(&self, core: &Core, head: &Head<'_>, _said: &Said) -> Result<Request, Stop> {
         core.check_origin(head)?;
         let upgrade = core.upgrade(head)?;
         Query::parse(head.query).map_err(Refusal::from)?;

@@ -1,5 +1,6 @@
 //! Raw WebSockets, `GET /ws`: publications verbatim, or in a JSON envelope.
 
+mod asking;
 mod commands;
 pub(crate) mod echo;
 pub(super) mod forms;
@@ -21,6 +22,7 @@ use crate::{
     hub::form::FormId,
     session::{
         Ctx, Open,
+        asking::Said,
         core::Core,
         leaving::Leave,
         opening::{Request, Stop},
@@ -71,11 +73,11 @@ impl Protocol for Raw {
         method == "GET" && path == "/ws"
     }
 
-    fn accept(&self, core: &Core, head: &Head<'_>) -> Result<Request, Stop> {
+    fn accept(&self, core: &Core, head: &Head<'_>, said: &Said) -> Result<Request, Stop> {
         core.check_origin(head)?;
         let upgrade = core.upgrade(head)?;
         let query = Query::parse(head.query).map_err(Refusal::from)?;
-        let (channels, claims) = core.authorised_channels(head, &query)?;
+        let (channels, claims) = core.authorised_channels(head, &query, said)?;
         let since = since(&query, channels.len())?;
         let envelope = query.envelope;
         if query.join_leave && !envelope {
@@ -137,7 +139,14 @@ impl Protocol for Raw {
             }
             Event::Refused { key, error } => ctx.raw_refused(key, error),
             Event::Missed { reason, .. } => ctx.leave(Leave::Gap(reason)),
-            Event::Opened { state } => {
+            Event::Welcome(json) => {
+                if ctx.open().is_some_and(|open| open.form.plain() == forms::ENVELOPED) {
+                    let mut notice = Vec::new();
+                    raw::encode_connected(json, &mut notice);
+                    ctx.write_frame(Opcode::Text, &notice);
+                }
+            }
+            Event::Opened { state, .. } => {
                 let asked = state.and_then(|state| state.downcast::<Asked>().ok());
                 if asked.is_some_and(|asked| asked.tells_positions)
                     && let Some(open) = ctx.open_mut()
@@ -146,6 +155,8 @@ impl Protocol for Raw {
                 }
             }
             Event::Due => ctx.end_granted(),
+            Event::GrantRefreshed { key, until: Some(until) } => ctx.grant_until(key, until, true),
+            Event::GrantRefreshed { key, until: None } => ctx.end_granted_one(key),
             Event::Begun | Event::HeartbeatDue | Event::Instructed(_) | Event::Ready { .. } => {}
         }
     }

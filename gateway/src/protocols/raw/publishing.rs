@@ -14,6 +14,7 @@ use super::forms::ENVELOPED;
 use crate::{
     config::ClientPublish,
     event::{self, EventNameError},
+    hooks::No,
     metrics::DropReason,
     node::{PublishError, PublishHistory, PublishRequest},
     session::{Ctx, Session, leaving::Leave, publishing::Rates},
@@ -36,6 +37,8 @@ pub(super) enum Refused {
     Rate,
     #[error(transparent)]
     Failed(#[from] PublishError),
+    #[error(transparent)]
+    Application(#[from] No),
 }
 
 impl Ctx<'_> {
@@ -72,20 +75,33 @@ impl Ctx<'_> {
         match checked {
             Ok(channel) => {
                 let payload = Payload::Text((&*publication.data).into());
-                let event = publication.event.as_deref().map(Box::from);
-                let reply = self.reply(move |ctx, result: Result<(), PublishError>| match result {
-                    Ok(()) => ctx.ok(id, |_| {}),
-                    Err(error) => ctx.refuse_publish_command(id, &error.into()),
-                });
-                let ended = move |result| {
-                    reply(result);
-                    Ok(())
-                };
+                let event: Option<Box<str>> = publication.event.as_deref().map(Box::from);
+                if let Some(hook) = self.core.asks_to_publish(&channel) {
+                    return self.ask_to_publish(&hook, channel, event, payload, move |ctx, allowed| {
+                        match allowed {
+                            Ok(request) => ctx.publish_answered(id, request),
+                            Err(no) => ctx.refuse_publish_command(id, &no.into()),
+                        }
+                    });
+                }
                 let request = self.request(channel, event, payload);
-                self.start_publish(request, Some(Box::new(ended)));
+                self.publish_answered(id, request);
             }
             Err(refused) => self.refuse_publish_command(id, &refused),
         }
+    }
+
+    /// Publishes, and answers the command.
+    fn publish_answered(&mut self, id: Option<u64>, request: PublishRequest) {
+        let reply = self.reply(move |ctx, result: Result<(), PublishError>| match result {
+            Ok(()) => ctx.ok(id, |_| {}),
+            Err(error) => ctx.refuse_publish_command(id, &error.into()),
+        });
+        let ended = move |result| {
+            reply(result);
+            Ok(())
+        };
+        self.start_publish(request, Some(Box::new(ended)));
     }
 
     fn refuse_publish_command(&mut self, id: Option<u64>, refused: &Refused) {
@@ -101,10 +117,18 @@ impl Ctx<'_> {
 
     fn client_publish(&mut self, channel: Option<&str>, event: Option<Box<str>>, payload: Payload) {
         match self.check_publish(channel, payload.bytes().len()) {
-            Ok(channel) => {
-                let request = self.request(channel, event, payload);
-                self.start_publish(request, None);
-            }
+            Ok(channel) => match self.core.asks_to_publish(&channel) {
+                Some(hook) => {
+                    self.ask_to_publish(&hook, channel, event, payload, |ctx, allowed| match allowed {
+                        Ok(request) => ctx.start_publish(request, None),
+                        Err(no) => ctx.refuse_publish(&no.into()),
+                    });
+                }
+                None => {
+                    let request = self.request(channel, event, payload);
+                    self.start_publish(request, None);
+                }
+            },
             Err(refused) => self.refuse_publish(&refused),
         }
     }
@@ -134,7 +158,8 @@ impl Ctx<'_> {
             ClientPublish::Anyone | ClientPublish::Subscribed => true,
             ClientPublish::Token => open.claims().is_some_and(|claims| claims.may_publish(&channel)),
         };
-        if !allowed {
+        // The application has the last word.
+        if !allowed && self.core.asks_to_publish(&channel).is_none() {
             return Err(Refused::Forbidden);
         }
         let rates = Rates::from(&self.core.shared.node.config().limits);
@@ -143,7 +168,12 @@ impl Ctx<'_> {
     }
 
     /// The sender is handed its own publications, so only its user is told.
-    fn request(&self, channel: Channel, event: Option<Box<str>>, payload: Payload) -> PublishRequest {
+    pub(super) fn request(
+        &self,
+        channel: Channel,
+        event: Option<Box<str>>,
+        payload: Payload,
+    ) -> PublishRequest {
         let user = self.open().and_then(|open| open.claims()?.user.as_deref().map(Box::from));
         let sender = user.map(|user| Box::new(Sender { connection: None, user: Some(user) }));
         let history = PublishHistory::Namespace;
@@ -164,7 +194,9 @@ impl Ctx<'_> {
         }
         let why = match refused {
             Refused::Rate => Leave::RateLimit,
-            Refused::Failed(_) => Leave::Forbidden("the message could not be published"),
+            Refused::Failed(_) | Refused::Application(No::Away) => {
+                Leave::Forbidden("the message could not be published")
+            }
             Refused::Ambiguous => {
                 Leave::Forbidden("publishing to one of several channels needs envelope=json")
             }
@@ -181,6 +213,8 @@ impl Refused {
             Self::Malformed(_) | Self::Event(_) | Self::Ambiguous => (400, DropReason::Forbidden),
             Self::NotSubscribed | Self::Forbidden => (403, DropReason::Forbidden),
             Self::Rate => (429, DropReason::RateLimit),
+            Self::Application(no @ No::Away) => (no.status(), DropReason::PublishFailed),
+            Self::Application(no) => (no.status(), DropReason::Forbidden),
             Self::Failed(PublishError::TooLarge { .. }) => (413, DropReason::PublishFailed),
             Self::Failed(_) => (503, DropReason::PublishFailed),
         }

@@ -17,6 +17,7 @@ use crate::{
     node::roster::List,
     session::{
         Ctx, LastPosition, Open,
+        asking::Said,
         core::Core,
         leaving::Leave,
         opening::{Request, Stop},
@@ -40,10 +41,10 @@ impl Protocol for Sse {
         method == "GET" && path == "/sse"
     }
 
-    fn accept(&self, core: &Core, head: &Head<'_>) -> Result<Request, Stop> {
+    fn accept(&self, core: &Core, head: &Head<'_>, said: &Said) -> Result<Request, Stop> {
         core.check_origin(head)?;
         let query = Query::parse(head.query).map_err(Refusal::from)?;
-        let (channels, claims) = core.authorised_channels(head, &query)?;
+        let (channels, claims) = core.authorised_channels(head, &query, said)?;
         if channels.is_empty() {
             return Err(Refusal::NoChannel.into());
         }
@@ -114,10 +115,14 @@ impl Protocol for Sse {
             }
             Event::Refused { error, .. } => ctx.leave(Leave::unavailable(error)),
             Event::Missed { reason, .. } => ctx.leave(Leave::Gap(reason)),
+            Event::Welcome(json) => {
+                ctx.write(|out| sse::encode_event(None, Some(event::CONNECTED), json, out))
+            }
             Event::Opened { .. }
             | Event::PublishFailed(_)
             | Event::Silent
             | Event::Due
+            | Event::GrantRefreshed { .. }
             | Event::Instructed(_)
             | Event::Ready { .. } => {}
         }

@@ -9,6 +9,7 @@ mod commands;
 mod failing;
 mod heads;
 mod histories;
+mod hooks;
 mod leaving;
 mod memory;
 mod presence;

@@ -1,0 +1,254 @@
+//! The section about applications that are asked and told over HTTP: `[hooks.NAME]`.
+
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use http::HeaderName;
+use tidegate_ops::{choice, section, trust::Networks};
+
+use super::{
+    ByteSize, ConfigError, Entry, Load, Network, Node, Pattern, Secret, Setting, WebhookUrl, read_secret,
+};
+
+section! {
+    /// An application that is asked, and told, over HTTP. See `docs/hooks.md`.
+    HookEntry {
+        /// Where it is asked. Redirects are not followed. Required.
+        url: Option<WebhookUrl> = None;
+        /// In which words: `tidegate` (CloudEvents 1.0 in HTTP's binary mode, answers in status codes), or `centrifugo` (the
+        /// JSON of Centrifugo's proxies, for a backend that has it).
+        dialect: HookDialect = HookDialect::Tidegate;
+        /// What it is asked: `connect` (of a connection without token and key), `subscribe` and `publish` (in `channels`),
+        /// `message` (what a client sends to the application), `refresh` (when what `connect` allowed is over).
+        questions: Vec<HookQuestion> = Vec::new();
+        /// The channels for whose subscriptions and publications it is asked. Of several hooks that are asked the same, the
+        /// first by name whose patterns fit is.
+        channels: Vec<Pattern> = vec![Pattern::any()];
+        /// What requests are signed with (Standard Webhooks): `whsec_` and 24 to 64 bytes in base64. Without it they are
+        /// not signed. Prefer `secret_file`.
+        secret: Option<Secret> = None;
+        /// File with the secret; line ends at its end are cut.
+        secret_file: Option<PathBuf> = None;
+        /// A second secret that requests are signed with too, while the application moves to `secret`.
+        previous_secret: Option<Secret> = None;
+        /// File with the second secret.
+        previous_secret_file: Option<PathBuf> = None;
+        /// How long an answer may take, the wait for `concurrency` included.
+        timeout: Duration = Duration::from_secs(3);
+        /// Questions that may be under way to it at once, from this node. More wait, 16 times as many at most.
+        concurrency: u32 = 256;
+        /// What becomes of a question when no answer comes: no connection, no answer in time, a status of 300 to 399 or 500
+        /// and above, an answer that cannot be read, or an open circuit. `refuse`, or `allow` as if it had said yes.
+        away: HookAway = HookAway::Refuse;
+        /// The largest answer that is read; a larger one counts as none.
+        answer_bytes: ByteSize = ByteSize::kib(64);
+        /// The largest private state that `connect` and `refresh` may give a connection; it is kept in memory with it.
+        state_bytes: ByteSize = ByteSize::kib(2);
+        /// Headers of a client's request that are handed on with `connect`, and in the dialect `centrifugo` with what is
+        /// asked later of the connection. `cookie` is all cookies; see `cookies`.
+        headers: Vec<HeaderSetting> = Vec::new();
+        /// The same for single cookies.
+        cookies: Vec<Box<str>> = Vec::new();
+        /// The same for parameters of the query, handed on with `connect` in the dialect `tidegate`.
+        query: Vec<Box<str>> = Vec::new();
+        /// Networks to which no request goes, whatever a name resolves to, for example `["169.254.0.0/16"]`.
+        denied_addresses: Vec<Network> = Vec::new();
+    }
+}
+
+choice! {
+    /// The words in which an application is asked.
+    HookDialect, r#""tidegate" or "centrifugo""#, "a list of dialects", {
+        Tidegate = "tidegate",
+        Centrifugo = "centrifugo",
+    }
+}
+
+choice! {
+    /// What an application is asked.
+    HookQuestion,
+    r#""connect", "subscribe", "publish", "message" or "refresh""#,
+    "a list of connect, subscribe, publish, message, refresh", {
+        Connect = "connect",
+        Subscribe = "subscribe",
+        Publish = "publish",
+        Message = "message",
+        Refresh = "refresh",
+    }
+}
+
+choice! {
+    /// What becomes of a question when no answer comes.
+    HookAway, r#""refuse" or "allow""#, "a list of these words", {
+        Refuse = "refuse",
+        Allow = "allow",
+    }
+}
+
+/// The name of a header.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeaderSetting(pub HeaderName);
+
+impl Setting for HeaderSetting {
+    const EXPECTED: &'static str = r#"the name of a header such as "user-agent""#;
+    const EXPECTED_LIST: &'static str = r#"a list of headers such as ["cookie", "user-agent"]"#;
+
+    fn from_text(text: &str) -> Option<Self> {
+        HeaderName::try_from(text).ok().map(Self)
+    }
+
+    fn show(&self) -> String {
+        format!("\"{}\"", self.0)
+    }
+}
+
+/// The tables `[hooks.NAME]`.
+#[derive(Debug, Clone, Default)]
+pub struct Hooks(pub BTreeMap<Box<str>, HookEntry>);
+
+/// What is wrong with a hook.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum HookProblem {
+    #[error("it is no secret of Standard Webhooks: whsec_ and 24 to 64 bytes in base64")]
+    Secret,
+    #[error("its address is one of `denied_addresses`")]
+    Denied,
+}
+
+/// Standard Webhooks, "Signature scheme": between 24 and 64 bytes.
+const SECRET_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
+const SECRET_PREFIX: &[u8] = b"whsec_";
+
+/// Names stand in labels of metrics.
+const NAME_BYTES_MAX: usize = 40;
+
+/// The bytes of a secret as it is written.
+pub(crate) fn secret_bytes(secret: &Secret) -> Option<Vec<u8>> {
+    let text = secret.expose().strip_prefix(SECRET_PREFIX)?;
+    STANDARD.decode(text).ok().filter(|bytes| SECRET_BYTES.contains(&bytes.len()))
+}
+
+impl Hooks {
+    /// Checks what a single value cannot tell and reads the files.
+    pub(crate) fn finish(&mut self) -> Result<(), ConfigError> {
+        self.0.iter_mut().try_for_each(|(name, hook)| hook.finish(name))?;
+        // Nothing tells these apart but the hook: the second would never be asked.
+        for question in [HookQuestion::Connect, HookQuestion::Message, HookQuestion::Refresh] {
+            let mut asked = self.0.iter().filter(|(_, hook)| hook.questions.contains(&question));
+            if let (Some((first, _)), Some((second, _))) = (asked.next(), asked.next()) {
+                return Err(ConfigError::Contradiction {
+                    key: format!("hooks.{second}.questions").into(),
+                    other: format!("hooks.{first}.questions").into(),
+                    rule: "connect, message and refresh are asked of one hook only",
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Load for Hooks {
+    fn load(&mut self, node: &Node<'_>) -> Result<(), ConfigError> {
+        for (name, value) in node.table()? {
+            let child = node.child(name, value);
+            let is_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+            if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(is_name) {
+                return Err(child.unknown(name, &[]));
+            }
+            self.0.entry(name.into()).or_default().load(&child)?;
+        }
+        Ok(())
+    }
+
+    fn describe(
+        &self,
+        key: &str,
+        doc: &[&'static str],
+        shown: Option<&'static str>,
+        entries: &mut Vec<Entry>,
+    ) {
+        HookEntry::default().describe(&format!("{key}.NAME"), doc, shown, entries);
+    }
+}
+
+impl HookEntry {
+    fn finish(&mut self, name: &str) -> Result<(), ConfigError> {
+        let at = |key: &str| format!("hooks.{name}.{key}");
+        let contradiction = |key: &str, other: String, rule| {
+            Err(ConfigError::Contradiction { key: at(key).into(), other: other.into(), rule })
+        };
+        let Some(url) = &self.url else {
+            return Err(ConfigError::Missing { key: at("url").into(), origin: super::Origin::Default });
+        };
+        // A name is looked at when it is resolved.
+        let address = url.url().host_str().map(|host| host.trim_matches(['[', ']']));
+        let address = address.and_then(|host| host.parse::<IpAddr>().ok());
+        if address.is_some_and(|address| Networks::new(&self.denied_addresses).cover(address)) {
+            return Err(unusable(at("url"), HookProblem::Denied));
+        }
+        for (key, file, secret) in [
+            ("secret", &self.secret_file, &mut self.secret),
+            ("previous_secret", &self.previous_secret_file, &mut self.previous_secret),
+        ] {
+            if let Some(path) = file {
+                if secret.is_some() {
+                    return contradiction(key, at(&format!("{key}_file")), "only one of them may be given");
+                }
+                *secret = Some(read_secret(&at(&format!("{key}_file")), path)?);
+            }
+            if secret.as_ref().is_some_and(|secret| secret_bytes(secret).is_none()) {
+                return Err(unusable(at(key), HookProblem::Secret));
+            }
+        }
+        if self.secret.is_none() && self.previous_secret.is_some() {
+            return contradiction("previous_secret", at("secret"), "the first secret comes first");
+        }
+        if self.timeout.is_zero() {
+            return contradiction("timeout", "0s".into(), "nobody answers in no time");
+        }
+        if self.concurrency == 0 {
+            return contradiction("concurrency", "0".into(), "nobody is asked then");
+        }
+        Ok(())
+    }
+}
+
+fn unusable(key: String, problem: HookProblem) -> ConfigError {
+    ConfigError::Unusable { key: key.into(), path: None, problem: problem.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use crate::config::{Config, Sources};
+
+    const SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
+
+    #[track_caller]
+    fn check(text: &str, expect: Result<(), &str>) {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        std::io::Write::write_all(&mut file, text.as_bytes()).unwrap();
+        let sources = Sources { file: Some(file.path().to_owned()), ..Sources::default() };
+        let loaded = Config::load(&sources).map(drop).map_err(|error| error.to_string());
+        assert_eq!(loaded, expect.map_err(str::to_owned), "{text}");
+    }
+
+    #[test]
+    fn hooks_are_checked() {
+        let hook = |text: &str| format!("[hooks.app]\nurl = 'http://127.0.0.1:1/'\n{text}");
+        check(&hook(""), Ok(()));
+        check(&hook(&format!("secret = '{SECRET}'\nquestions = ['connect', 'message']")), Ok(()));
+        check("[hooks.app]", Err("`hooks.app.url` is missing in the defaults"));
+        let secret = "`hooks.app.secret` cannot be used: it is no secret of Standard Webhooks: whsec_ and 24 to 64 bytes \
+                      in base64";
+        check(&hook("secret = 'abc'"), Err(secret));
+        check(&hook("secret = 'whsec_YWJj'"), Err(secret));
+        let denied = "`hooks.app.url` cannot be used: its address is one of `denied_addresses`";
+        check(&hook("denied_addresses = ['127.0.0.0/8']"), Err(denied));
+        let twice = "`hooks.b.questions` and `hooks.app.questions` do not fit together: connect, message and refresh are \
+                     asked of one hook only";
+        let both = "questions = ['message']\n[hooks.b]\nurl = 'http://b/'\nquestions = ['message']";
+        check(&hook(both), Err(twice));
+    }
+}

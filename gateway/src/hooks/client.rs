@@ -1,0 +1,80 @@
+//! The HTTP client of everything that is sent to applications: no redirects, no proxy from the environment, and no
+//! addresses that are denied.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use tidegate_ops::trust::Networks;
+
+use crate::config::{ConfigError, Network};
+
+/// Connections to one application that are kept open without a request.
+const IDLE_MAX: usize = 64;
+
+/// A client for the section `key` of the configuration. Who is told of anything is said there, so redirects are answers like
+/// any other; the environment is read in `config` only.
+pub(crate) fn client(
+    key: &str,
+    timeout: Duration,
+    denied: &[Network],
+) -> Result<reqwest::Client, ConfigError> {
+    let mut builder = reqwest::Client::builder()
+        .timeout(timeout)
+        .redirect(reqwest::redirect::Policy::none())
+        .pool_max_idle_per_host(IDLE_MAX)
+        .tcp_nodelay(true)
+        .no_proxy()
+        .user_agent(concat!("tidegate/", env!("CARGO_PKG_VERSION")));
+    if !denied.is_empty() {
+        builder = builder.dns_resolver(Arc::new(Guard(Networks::new(denied))));
+    }
+    builder.build().map_err(|error| ConfigError::Unusable {
+        key: key.into(),
+        path: None,
+        problem: error.into(),
+    })
+}
+
+/// An answer is larger than it may be, or broke off.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BodyError {
+    #[error("it has more than {0} bytes")]
+    TooLarge(usize),
+    #[error("it broke off")]
+    Broken,
+}
+
+/// The body of an answer. One that was read to its end leaves the connection usable.
+pub(crate) async fn read_body(mut response: reqwest::Response, max: usize) -> Result<Bytes, BodyError> {
+    let mut body = BytesMut::new();
+    while let Some(chunk) = response.chunk().await.map_err(|_| BodyError::Broken)? {
+        if body.len() + chunk.len() > max {
+            return Err(BodyError::TooLarge(max));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body.freeze())
+}
+
+/// Resolves names to the addresses that are not denied.
+#[derive(Debug)]
+struct Guard(Networks);
+
+#[derive(Debug, thiserror::Error)]
+#[error("every address of this name is one of denied_addresses")]
+struct Denied;
+
+impl Resolve for Guard {
+    fn resolve(&self, name: Name) -> Resolving {
+        let denied = self.0.clone();
+        Box::pin(async move {
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
+            let allowed: Vec<SocketAddr> = found.filter(|address| !denied.cover(address.ip())).collect();
+            match allowed.is_empty() {
+                true => Err(Denied.into()),
+                false => Ok(Box::new(allowed.into_iter()) as Addrs),
+            }
+        })
+    }
+}

@@ -1,0 +1,101 @@
+//! The same for Centrifugo's clients, with a backend that was written for Centrifugo's proxies.
+
+use serde_json::{Value, json};
+use tidegate_testkit::WsClient;
+
+use super::{
+    super::rig::Rig,
+    application::{Application, Asked},
+};
+use crate::config::{Config, HookDialect, HookQuestion};
+
+const ALL: [HookQuestion; 5] = [
+    HookQuestion::Connect,
+    HookQuestion::Subscribe,
+    HookQuestion::Publish,
+    HookQuestion::Message,
+    HookQuestion::Refresh,
+];
+
+/// A gateway without rights of its own.
+fn config(application: &Application) -> Config {
+    let mut config = application.config(&ALL);
+    let hook = config.hooks.0.get_mut("app").unwrap();
+    hook.dialect = HookDialect::Centrifugo;
+    hook.cookies = vec!["sid".into()];
+    config.namespaces.default.anonymous_subscribe = false;
+    config
+}
+
+fn answer(asked: &Asked) -> (u16, String) {
+    let request = asked.json();
+    let result = match (&request["method"], &request["channel"], &request["data"]) {
+        (Value::String(method), ..) if method == "fail" => json!({"error": {"code": 1000, "message": "no"}}),
+        (Value::String(method), ..) if method == "cut" => {
+            json!({"disconnect": {"code": 4500, "reason": "go"}})
+        }
+        (Value::String(method), ..) => {
+            json!({"result": {"data": {"method": method, "user": request["user"]}}})
+        }
+        (_, Value::String(channel), _) if channel == "no" => {
+            json!({"error": {"code": 103, "message": "denied"}})
+        }
+        (_, Value::String(_), Value::Object(_)) => json!({"result": {"data": {"changed": true}}}),
+        (_, Value::String(_), _) => json!({"result": {"data": {"first": 1}}}),
+        _ => {
+            json!({"result": {"user": "ada", "data": {"hi": request["data"]}, "channels": ["own"], "meta": {"m": 1}}})
+        }
+    };
+    (200, result.to_string())
+}
+
+#[test]
+fn a_backend_of_centrifugo_serves_as_it_is() {
+    let application = Application::start(answer);
+    let rig = Rig::start(config(&application));
+    let mut client = WsClient::connect(rig.address, "/connection/websocket");
+    client.send_text(concat!(
+        "{\"id\":1,\"connect\":{\"data\":{\"t\":1}}}\n{\"id\":2,\"subscribe\":{\"channel\":\"a\"}}\n",
+        "{\"id\":3,\"rpc\":{\"method\":\"who\",\"data\":{}}}\n{\"id\":4,\"rpc\":{\"method\":\"fail\"}}\n",
+        "{\"id\":5,\"subscribe\":{\"channel\":\"no\"}}\n{\"id\":6,\"publish\":{\"channel\":\"a\",\"data\":{\"b\":1}}}",
+    ));
+    let mut told = Vec::new();
+    let is_answer = |told: &&Value| !told["id"].is_null();
+    let is_published = |told: &Value| told["push"]["pub"].is_object();
+    while told.iter().filter(is_answer).count() < 6 || !told.iter().any(is_published) {
+        let next = client.expect_json();
+        if next != json!({}) {
+            told.push(next);
+        }
+    }
+    let of = |id: u64| told.iter().find(|told| told["id"] == id).unwrap();
+    assert_eq!(of(1)["connect"]["data"], json!({"hi": {"t": 1}}));
+    assert!(of(1)["connect"]["subs"]["own"].is_object(), "{}", of(1));
+    assert_eq!(of(2)["subscribe"]["data"], json!({"first": 1}));
+    assert_eq!(of(3)["rpc"]["data"], json!({"method": "who", "user": "ada"}));
+    assert_eq!(of(4)["error"], json!({"code": 1000, "message": "no"}));
+    assert_eq!(of(5)["error"]["code"], 103);
+    assert!(of(6)["publish"].is_object(), "{}", of(6));
+    let published = told.iter().find(|told| is_published(told)).unwrap();
+    assert_eq!(published["push"]["pub"]["data"], json!({"changed": true}));
+    let asked = application.asked();
+    let call = asked.iter().map(Asked::json).find(|asked| asked["method"] == "who").unwrap();
+    assert_eq!((&call["transport"], &call["protocol"]), (&"websocket".into(), &"json".into()));
+    assert!(asked.iter().all(|asked| asked.header("content-type") == "application/json"));
+    client.send_text("{\"id\":7,\"rpc\":{\"method\":\"cut\"}}");
+    assert_eq!(client.expect_close(4500), "go");
+}
+
+#[test]
+fn who_is_refused_is_told_and_closed() {
+    let application =
+        Application::start(|_: &Asked| (200, "{\"disconnect\":{\"code\":4501,\"reason\":\"bad\"}}".into()));
+    let rig = Rig::start(config(&application));
+    let mut client = WsClient::connect(rig.address, "/connection/websocket");
+    client.send_text("{\"id\":1,\"connect\":{}}");
+    assert_eq!(client.expect_close(4501), "bad");
+    application.turn(|_| (500, String::new()));
+    let mut client = WsClient::connect(rig.address, "/connection/websocket");
+    client.send_text("{\"id\":1,\"connect\":{}}");
+    assert_eq!(client.expect_json()["error"]["code"], 100, "it comes back");
+}
