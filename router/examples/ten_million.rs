@@ -55,6 +55,9 @@ fn main() {
     }
 }
 
+/// Minutes, and what was seen then.
+type Points = Vec<(f64, f64)>;
+
 /// Where every client is.
 struct Site {
     members: Vec<Member>,
@@ -220,7 +223,7 @@ impl Site {
     }
 
     /// 25 nodes at once drain, come back under their names, and are filled.
-    fn roll(&mut self) -> (Row, Vec<(f64, f64)>) {
+    fn roll(&mut self) -> (Row, Points) {
         let before = (self.on.clone(), self.loads.clone());
         let firsts = self.firsts();
         let (mut seen, mut moved, mut second) = (Seen::default(), 0, 0.0);
@@ -241,7 +244,7 @@ impl Site {
         (row, seen.balance)
     }
 
-    fn scale_out(&mut self) -> (Row, Vec<(f64, f64)>, Vec<(f64, f64)>) {
+    fn scale_out(&mut self) -> (Row, Points, Points) {
         self.members.extend((NODES..NODES + ADDED).map(|number| member(number, false)));
         self.loads.resize(NODES + ADDED, 0);
         self.set(|_| false);
@@ -257,8 +260,8 @@ impl Site {
 /// What was seen over time.
 #[derive(Default)]
 struct Seen {
-    balance: Vec<(f64, f64)>,
-    herds: Vec<(f64, f64)>,
+    balance: Points,
+    herds: Points,
 }
 
 impl Seen {
@@ -287,7 +290,7 @@ struct Plot {
     x: &'static str,
     y: &'static str,
     floor: f64,
-    lines: Vec<(&'static str, Vec<(f64, f64)>)>,
+    lines: Vec<(&'static str, Points)>,
 }
 
 const WIDTH: f64 = 760.0;

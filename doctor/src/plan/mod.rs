@@ -248,6 +248,9 @@ fn routers(wanted: &Wanted, costs: &Costs, deliveries: u64, gateways: u64) -> Fl
     fleet(wanted, None, load, Some(wanted.settings.ports.saturating_mul(gateways)))
 }
 
+/// Whether a load fits into one machine.
+type Fits<'f> = &'f dyn Fn(&Load) -> bool;
+
 /// As many machines as the scarcest resource needs, and one more. `connections_max`: what ports allow for one machine.
 fn fleet(
     wanted: &Wanted,
@@ -257,7 +260,7 @@ fn fleet(
 ) -> Fleet {
     let machine = wanted.machine;
     let bits = share(machine.bits_per_second, BANDWIDTH_PERCENT);
-    let fits: [(Resource, &dyn Fn(&Load) -> bool); 5] = [
+    let fits: [(Resource, Fits<'_>); 5] = [
         (Resource::Cpu, &|load| load.cpu_millis <= share(machine.cores * 1_000, CPU_PERCENT)),
         (Resource::Memory, &|load| load.memory_bytes <= share(machine.memory_bytes, MEMORY_PERCENT)),
         (Resource::Bandwidth, &|load| load.bits_out.max(load.bits_in) <= bits),

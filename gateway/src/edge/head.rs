@@ -295,7 +295,8 @@ impl Ctx<'_> {
     /// Keeps the head until what it depends on is known.
     fn wait_before_opening(&mut self, protocol: ProtocolId, received: &[u8], said: Said, asked: usize) {
         if let Some(session) = self.connections.get_mut(self.id) {
-            session.phase = Phase::Opening(Box::new(Opening::before(protocol, received.to_vec(), said, asked)));
+            session.phase =
+                Phase::Opening(Box::new(Opening::before(protocol, received.to_vec(), said, asked)));
         }
     }
 
