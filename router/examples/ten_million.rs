@@ -213,9 +213,6 @@ impl Site {
                 came[to] += 1;
                 moved += 1;
             }
-            if came.iter().all(|&came| came == 0) {
-                break;
-            }
             second += 1.0;
             seen.at(second, self.fullest(), came.into_iter().max().unwrap_or(0));
         }
@@ -368,7 +365,7 @@ impl Plot {
 /// The next number with one digit that is at least so much, in steps that five parts divide well.
 fn nice(value: f64) -> f64 {
     let unit = 10f64.powf(value.max(1e-9).log10().floor());
-    [1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.5, 10.0]
+    [1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0]
         .iter()
         .map(|step| step * unit)
         .find(|most| *most >= value)
