@@ -148,9 +148,16 @@ pub trait Backplane: Send + Sync + 'static {
 pub trait ReadNodes: Send + Sync + 'static {
     /// The nodes that live, in order of their names.
     fn nodes(&self) -> BoxFuture<'_, Result<Vec<NodeRecord>, BackplaneError>>;
+
+    /// Gives an order to them, as [`Backplane::control`] does.
+    fn order(&self, control: Control) -> BoxFuture<'_, Result<(), BackplaneError>>;
 }
 
 impl<B: Backplane> ReadNodes for B {
+    fn order(&self, control: Control) -> BoxFuture<'_, Result<(), BackplaneError>> {
+        Backplane::control(self, control)
+    }
+
     fn nodes(&self) -> BoxFuture<'_, Result<Vec<NodeRecord>, BackplaneError>> {
         Backplane::nodes(self)
     }

@@ -1,6 +1,6 @@
 //! The domain's words as types: channel, epoch, position, publication.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 /// Text in shared memory; there is none that is not UTF-8.
@@ -392,6 +392,9 @@ pub enum Control {
     /// Somebody watches: report ([`Backplane::report`](crate::Backplane::report)) each second for [`WATCH_LEASE`], and
     /// look up these connections, as presence names them, at most [`LOOKUPS_MAX`].
     Watch { connections: Vec<Box<str>> },
+    /// A router asks a node that these of its connections come back, by the other ends of their sockets: the node that they
+    /// belong to has room.
+    AskBack { node: Box<str>, peers: Vec<SocketAddr> },
     /// Something that a gateway asks of connections, or asks about them, in its own words.
     Instruct { target: Target, text: Box<str> },
 }

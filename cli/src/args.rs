@@ -4,6 +4,7 @@
 use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
+use tidegate_doctor::Path;
 use tidegate_gateway::config::{ByteSize, Flag, Sources, UnitError, flags, parse_duration};
 use tidegate_router::config::flags as router_flags;
 
@@ -29,6 +30,8 @@ pub(crate) enum Command {
     Storm(StormArgs),
     /// Say how many connections this machine can hold and what limits it, and try a running deployment.
     Doctor(DoctorArgs),
+    /// Say what so many connections and messages take: machines, memory, CPU, network, settings.
+    Plan(PlanArgs),
     /// Subscribe, publish a few messages, and exit 0 if every one arrived.
     Check(CheckArgs),
     /// Write a commented configuration with fresh secrets.
@@ -240,6 +243,55 @@ pub(crate) struct DoctorArgs {
 }
 
 #[derive(Debug, ClapArgs)]
+pub(crate) struct PlanArgs {
+    /// Clients connected at once, such as 10M.
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    pub(crate) connections: u64,
+    /// Publications a second, such as 166000/s.
+    #[arg(long, default_value = "0", value_name = "N/s", value_parser = parse_count)]
+    pub(crate) message_rate: u64,
+    /// Subscribers of a publication.
+    #[arg(long, default_value = "1", value_name = "N", value_parser = parse_count)]
+    pub(crate) fan_out: u64,
+    /// Bytes of a publication.
+    #[arg(long, default_value = "200", value_name = "N", value_parser = parse_count)]
+    pub(crate) payload_bytes: u64,
+    /// Gateways, instead of as many as it takes.
+    #[arg(long, value_name = "N")]
+    pub(crate) nodes: Option<NonZeroU32>,
+    /// Cores of a machine.
+    #[arg(long, default_value = "8", value_name = "N")]
+    pub(crate) cores: NonZeroU32,
+    /// Memory of a machine in GiB.
+    #[arg(long, default_value = "32", value_name = "GIB")]
+    pub(crate) memory: NonZeroU32,
+    /// Network of a machine in Gbit/s.
+    #[arg(long, default_value = "10", value_name = "GBIT")]
+    pub(crate) network: NonZeroU32,
+    /// How clients come to a gateway: through routers that move the bytes, or past them (hand-off, /v1/assign, a balancer).
+    #[arg(long, default_value = "router", value_name = "router|direct", value_parser = parse_path)]
+    pub(crate) path: Path,
+    /// Tidegate ends TLS.
+    #[arg(long)]
+    pub(crate) tls: bool,
+    /// `heartbeat.interval`.
+    #[arg(long, default_value = "25s", value_name = "DURATION", value_parser = parse_duration)]
+    pub(crate) heartbeat: Duration,
+    /// `drain.period`.
+    #[arg(long, default_value = "30s", value_name = "DURATION", value_parser = parse_duration)]
+    pub(crate) drain_period: Duration,
+    /// Gateways that are restarted at the same time.
+    #[arg(long, default_value = "1", value_name = "N")]
+    pub(crate) restarts_at_once: NonZeroU32,
+    /// Price of a machine in an hour.
+    #[arg(long, value_name = "PRICE")]
+    pub(crate) price: Option<f64>,
+    /// A file of measured costs, instead of those that are built in.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) costs: Option<PathBuf>,
+}
+
+#[derive(Debug, ClapArgs)]
 pub(crate) struct CheckArgs {
     /// Public address of the deployment.
     pub(crate) url: String,
@@ -366,6 +418,27 @@ impl RouterArgs {
 
 /// Longer than any balancer's default, and it still ends.
 const IDLE_MAX: Duration = Duration::from_secs(3600);
+
+/// `10M`, `166000/s`, `1.5k`: a number, a letter for thousands, and `/s` where it is a rate.
+fn parse_count(text: &str) -> Result<u64, String> {
+    let wrong = || format!("`{text}` is no number such as 500, 10M or 166000/s");
+    let number = text.strip_suffix("/s").unwrap_or(text);
+    let (digits, factor) = match number.char_indices().last() {
+        Some((at, 'k' | 'K')) => (&number[..at], 1e3),
+        Some((at, 'M')) => (&number[..at], 1e6),
+        Some((at, 'G')) => (&number[..at], 1e9),
+        _ => (number, 1.0),
+    };
+    let value = digits.replace([',', '_'], "").parse::<f64>().map_err(|_| wrong())? * factor;
+    if !(0.0..=1e12).contains(&value) {
+        return Err(wrong());
+    }
+    Ok(value.round() as u64)
+}
+
+fn parse_path(text: &str) -> Result<Path, String> {
+    Path::parse(text).ok_or_else(|| format!("`{text}` is neither `router` nor `direct`"))
+}
 
 fn parse_idle(text: &str) -> Result<Duration, IdleError> {
     let idle = parse_duration(text)?;

@@ -4,6 +4,7 @@ mod args;
 mod check;
 mod health;
 mod init;
+mod plan;
 mod relay;
 mod serve;
 mod token;
@@ -47,6 +48,10 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Storm(args) => run_storm(&args),
         Command::Doctor(args) => doctor(args),
+        Command::Plan(args) => plan::run(&args)
+            .map(|plan| print!("{plan}"))
+            .map_err(|error| Failure::start(&error))
+            .map(|()| ExitCode::SUCCESS),
         Command::Check(args) => run_check(&args),
         Command::Init(args) => init::run(&args.directory)
             .map(|said| print!("{said}"))

@@ -3,12 +3,13 @@
 //!
 //! The way of the data: [`Machine`] reads files below a root into [`Facts`], each of which may be unreadable.
 //! [`Assessment::of`] is pure arithmetic over them: a number of connections per resource, warnings, and remedies.
-//! [`Deployment::measure`] opens connections to a URL, one step after the other. A [`Report`] is both, as text or JSON.
+//! [`Plan::of`] is arithmetic over measured costs for what is not there yet. [`Deployment::measure`] opens connections to a URL, one step after the other. A [`Report`] is both, as text or JSON.
 
 mod capacity;
 mod deployment;
 mod facts;
 mod machine;
+mod plan;
 mod remedy;
 mod report;
 mod warning;
@@ -20,6 +21,7 @@ pub use facts::{
     Unreadable, Why,
 };
 pub use machine::Machine;
+pub use plan::{Costs, CostsError, MachineSize, Path, Plan, Settings, Wanted};
 pub use remedy::Remedy;
 pub use report::Report;
 pub use warning::{Warning, WarningKind};

@@ -137,6 +137,11 @@ impl Front {
         self.address_handshakes.take(address).map_err(|retry_after| Over::AddressRate { retry_after })
     }
 
+    /// Whether a connection counts for the one at this address.
+    pub(crate) fn is_of(&self, key: AddressKey, ip: IpAddr) -> bool {
+        lock(&self.addresses).entries.get(key.0 as usize).is_some_and(|(own, _)| *own == customer(ip))
+    }
+
     /// Gives a connection its place in both limits.
     pub(crate) fn admit(&self, ip: IpAddr) -> Result<AddressKey, Over> {
         self.admit_unnamed()?;

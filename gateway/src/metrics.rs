@@ -15,7 +15,7 @@ use std::{
 
 pub(crate) use backplane::{MemoryCollector, RedisCollector};
 pub(crate) use labels::{
-    AuthFailure, Budgeted, CloseCode, DisconnectReason, DropReason, HandshakeResult, Instructed,
+    AuthFailure, Budgeted, CloseCode, DisconnectReason, DropReason, HandshakeResult, Heartbeat, Instructed,
     ProtocolError, PublishCode, SubscriptionRefusal,
 };
 pub(crate) use tidegate_ops::metrics::{
@@ -93,6 +93,9 @@ pub(crate) struct ShardMetrics {
     pub gaps_untold: Counter,
     /// Bytes that wait in outbound queues now.
     pub send_queue_bytes: Gauge,
+    pub heartbeats: Counters<Heartbeat>,
+    /// Connections that a router asked to come back and that would miss something.
+    pub moves_declined: Counter,
     pub ping_rtt_seconds: Histogram,
     /// From taking a batch of publications out of the mailbox to its last write.
     pub fanout_seconds: Histogram,
@@ -239,6 +242,8 @@ impl Default for ShardMetrics {
             messages_dropped: Counters::default(),
             gaps_untold: Counter::default(),
             send_queue_bytes: Gauge::default(),
+            heartbeats: Counters::default(),
+            moves_declined: Counter::default(),
             ping_rtt_seconds: Histogram::new(PING_BOUNDS),
             fanout_seconds: Histogram::new(FANOUT_BOUNDS),
             delivery_latency_seconds: Histogram::new(DELIVERY_BOUNDS),

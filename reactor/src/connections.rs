@@ -7,6 +7,7 @@
 
 mod answers;
 mod entry;
+mod path;
 mod peering;
 mod reading;
 mod rests;
@@ -18,12 +19,14 @@ use std::{
     io,
     net::{SocketAddr, TcpStream as StdTcpStream},
     os::fd::{AsFd, BorrowedFd},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use mio::{Interest, Registry, Token, net::TcpStream};
 
 pub(crate) use entry::Unread;
+pub use path::Path;
 pub(crate) use peering::Notice;
 pub(crate) use reading::Received;
 pub(crate) use rests::Rest;
@@ -34,6 +37,7 @@ use entry::{Entry, Flags, Paused, PeerEnd, WhenFlushed};
 use rests::Rests;
 
 use crate::{
+    attended::Attended,
     slab::{ConnectionId, Slab},
     tls::{Sessions, TlsSession},
     wheel::{Tick, Timer, Visit, Wheel},
@@ -95,6 +99,7 @@ pub struct Connections<C> {
     pub(crate) sessions: Sessions,
     pub(crate) registry: Registry,
     now: Tick,
+    pub(crate) attended: Attended,
     next_generation: u32,
     queue_bytes_max: usize,
     /// Merging connections with something to flush.
@@ -126,6 +131,7 @@ impl<C> Connections<C> {
             sessions: Sessions::default(),
             registry,
             now: Tick(0),
+            attended: Attended::default(),
             next_generation: 0,
             queue_bytes_max,
             unflushed: Vec::new(),
@@ -193,9 +199,19 @@ impl<C> Connections<C> {
         self.entry(id)?.socket.as_ref()?.peer_addr().ok()
     }
 
-    /// When bytes last came in from it.
-    pub fn heard(&self, id: ConnectionId) -> Tick {
-        self.entry(id).map_or(Tick(0), |entry| entry.heard)
+    /// The clock by which peers are judged: [`now`](Self::now) without the time in which the shard was late itself.
+    pub fn attended(&self) -> Tick {
+        self.attended.tick()
+    }
+
+    /// This end of its socket, asked of the kernel.
+    pub fn local_address(&self, id: ConnectionId) -> Option<SocketAddr> {
+        self.entry(id)?.socket.as_ref()?.local_addr().ok()
+    }
+
+    /// For how long no bytes came in from it, of the time in which the shard [attended](Self::attended).
+    pub fn silent(&self, id: ConnectionId) -> Duration {
+        self.entry(id).map_or(Duration::ZERO, |entry| self.attended().since(entry.heard))
     }
 
     /// Bytes that wait for its socket: those of its queue, and of the record that its session is sending.
@@ -208,7 +224,7 @@ impl<C> Connections<C> {
     /// Has the kernel give a connection up when what was sent to it is not acknowledged for so long (RFC 5482).
     /// For peers that are only written to: their death shows in nothing else.
     #[cfg(target_os = "linux")]
-    pub fn set_unacknowledged_max(&self, id: ConnectionId, limit: std::time::Duration) -> io::Result<()> {
+    pub fn set_unacknowledged_max(&self, id: ConnectionId, limit: Duration) -> io::Result<()> {
         let Some(socket) = self.entry(id).and_then(|entry| entry.socket.as_ref()) else { return Ok(()) };
         let limit_ms = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
         Ok(rustix::net::sockopt::set_tcp_user_timeout(socket, limit_ms)?)
@@ -222,7 +238,7 @@ impl<C> Connections<C> {
         let slot = self.entries.insert(Entry {
             socket: None,
             generation,
-            heard: self.now,
+            heard: self.attended.tick(),
             timer: Timer::OFF,
             flags: Flags::default(),
             outbound: None,

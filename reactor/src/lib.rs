@@ -10,6 +10,7 @@
 //!
 //! An idle connection owns one slab entry: no task, no timer object, no buffer, no queue.
 
+mod attended;
 mod connections;
 mod listening;
 mod mailbox;
@@ -32,7 +33,7 @@ mod sync {
     pub(crate) use mio::Waker;
 }
 
-pub use connections::{Closed, Connections, Counters, Released, Written};
+pub use connections::{Closed, Connections, Counters, Path, Released, Written};
 pub use listening::Listener;
 pub use mailbox::{Mail, Mailbox, waking_once};
 pub use outbound::{Overflow, Shared};

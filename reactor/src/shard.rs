@@ -163,6 +163,7 @@ impl<D: Driver> Shard<D> {
                 other => other?,
             }
             let turn_started = started.elapsed();
+            self.connections.attended.turn(busy, turn_started - ended, timeout.unwrap_or(Duration::MAX));
             self.set_now(turn_started);
             // Those that exceed their part now have their next one in the next turn.
             let rests = self.connections.rests.waiting();

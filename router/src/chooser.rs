@@ -2,6 +2,8 @@
 //!
 //! Proxy shards, assign and the members' task share one [`Chooser`]. Choosing takes no lock.
 
+mod filling;
+
 use std::{
     fmt,
     net::SocketAddr,
@@ -14,6 +16,8 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+
+pub use self::filling::Filling;
 
 use crate::placement::{Bound, KeyHash, LoadFactor, Member, View};
 
@@ -276,6 +280,11 @@ impl Roster {
 }
 
 impl Candidates {
+    /// The key whose they are.
+    pub fn key(&self) -> KeyHash {
+        self.key
+    }
+
     /// Why the last candidate was not the first of those left in the key's own order, if so.
     pub fn passed_over(&self) -> Option<PassedOver> {
         self.passed_over

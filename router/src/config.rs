@@ -76,6 +76,8 @@ section! {
         limits: Limits = Limits::default();
         /// See `drain.*`.
         drain: Drain = Drain::default();
+        /// See `fill.*`.
+        fill: Fill = Fill::default();
         /// See `log.*`.
         log: Log = Log::default();
     }
@@ -184,6 +186,16 @@ section! {
         close_wait: Duration = Duration::from_secs(5);
         /// File with a token. `POST /drain` with `Authorization: Bearer TOKEN` is then taken from other machines, too.
         token_file: Option<PathBuf> = None;
+    }
+}
+
+section! {
+    /// Filling a gateway that was added, or came back: clients whose key belongs to it, and that are elsewhere, are asked to
+    /// come back. Only those that miss nothing by it are: their protocol recovers, and their channels have history. For
+    /// members of the registry.
+    Fill {
+        /// Each such client is asked once in this time on average, so with 60 s half of them have been after 42 s. 0: nobody is.
+        period: Duration = Duration::from_secs(60);
     }
 }
 

@@ -6,6 +6,7 @@
 //! - [`placement`]: weighted rendezvous hashing with bounded load, as pure functions.
 //! - [`key`]: which part of a request head is the key.
 //! - [`chooser`]: the nodes as they are now, with their load; the order in which to try them.
+//! - `fill`: brings a node that has room its clients back.
 //! - [`members`]: where the nodes are known from: a list, DNS, the backplane's registry.
 //! - [`assign`]: answers `/v1/assign`.
 //! - [`metrics`], [`config`]: what is counted, what can be set.
@@ -14,6 +15,7 @@
 pub mod assign;
 pub mod chooser;
 pub mod config;
+mod fill;
 pub mod key;
 mod lack;
 pub mod members;

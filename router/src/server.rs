@@ -9,7 +9,7 @@ use std::{
 
 use axum::response::{IntoResponse as _, Response};
 use http::StatusCode;
-use tidegate_backplane::{RedisNodes, RedisStartError};
+use tidegate_backplane::{ReadNodes, RedisNodes, RedisStartError};
 use tidegate_ops::{
     budget::Rate,
     config::{ConfigError, Loader},
@@ -31,6 +31,7 @@ use crate::{
     assign::{self, Assigner},
     chooser::Chooser,
     config::Config,
+    fill,
     members::{self, Health, Members, MembersSetting, Names},
     metrics::Metrics,
     problem::{Problem, not_found},
@@ -116,7 +117,7 @@ impl Server {
     }
 
     async fn serve(self, context: &Arc<Context>, on_ready: impl FnOnce()) -> Result<Proxy, StartError> {
-        let mut members = members(&self.config, context).await?;
+        let (mut members, nodes) = members(&self.config, context).await?;
         if timeout(FIRST_ROUND, members.round()).await.is_err() {
             tracing::warn!("no member is known yet");
         }
@@ -130,9 +131,17 @@ impl Server {
         let mut reloading = Reloading { load, config, assigner: assigner.clone(), certificates };
         tokio::spawn(stopping::reload_at_hangup(move || reloading.reload()));
         let proxy = serve_public(self.public, &self.config, context, tls, assigner)?;
+        let period = self.config.fill.period;
+        let filled = nodes.filter(|_| !period.is_zero());
+        let filling = filled.map(|nodes| {
+            tokio::spawn(fill::run(Arc::clone(&context.chooser), proxy.walkers(), nodes, period))
+        });
         on_ready();
         context.stage.asked().await.map_err(system("signals"))?;
         context.metrics.draining.set(1);
+        if let Some(filling) = filling {
+            filling.abort();
+        }
         tokio::select! {
             () = drain(&self.config, &proxy) => {}
             _ = stopping::insisted() => tracing::info!("stopping at once"),
@@ -198,7 +207,11 @@ impl Operated for Context {
     }
 }
 
-async fn members(config: &Config, context: &Context) -> Result<Members, StartError> {
+/// The members, and whoever can give them orders: only a registry can.
+async fn members(
+    config: &Config,
+    context: &Context,
+) -> Result<(Members, Option<Arc<dyn ReadNodes>>), StartError> {
     let names = Names::new(&config.dns.servers);
     let health = Health {
         path: config.health.path.as_str().into(),
@@ -211,11 +224,11 @@ async fn members(config: &Config, context: &Context) -> Result<Members, StartErr
     };
     let (chooser, metrics) = (Arc::clone(&context.chooser), Arc::clone(&context.metrics));
     Ok(match config.members.clone() {
-        MembersSetting::Static(list) => Members::of_list(list, names, health, chooser, metrics),
-        MembersSetting::Dns(name) => Members::of_dns(name, names, health, chooser, metrics),
+        MembersSetting::Static(list) => (Members::of_list(list, names, health, chooser, metrics), None),
+        MembersSetting::Dns(name) => (Members::of_dns(name, names, health, chooser, metrics), None),
         MembersSetting::Redis(url) => {
-            let nodes = RedisNodes::connect(config.redis.options(&url)?).await?;
-            Members::of_registry(nodes, names, health, chooser, metrics)
+            let nodes: Arc<dyn ReadNodes> = RedisNodes::connect(config.redis.options(&url)?).await?;
+            (Members::of_registry(Arc::clone(&nodes), names, health, chooser, metrics), Some(nodes))
         }
     })
 }

@@ -15,6 +15,7 @@ mod fuzz;
 mod k8s;
 mod million;
 mod prepare;
+mod ten_million;
 mod test;
 mod workspace;
 
@@ -57,6 +58,8 @@ enum Task {
     K8s(k8s::Options),
     /// Open a million WebSockets on this machine behind one port, and reach all of them
     Million(million::Options),
+    /// Place ten million keys on 500 nodes, and write the table and plots of docs/ten-million.md
+    TenMillion(ten_million::Options),
     /// Fuzz one decoder, or each for a while
     Fuzz(fuzz::Options),
 }
@@ -76,6 +79,7 @@ fn main() -> ExitCode {
         Task::Dashboards => dashboards::run(&workspace),
         Task::K8s(options) => k8s::run(&workspace, &options),
         Task::Million(options) => million::run(&workspace, &options),
+        Task::TenMillion(options) => ten_million::run(&workspace, &options),
         Task::Fuzz(options) => fuzz::run(&workspace, &options),
     });
     match outcome {

@@ -1,14 +1,18 @@
 //! Orders to all nodes: their form, and the pub/sub channel that every node is always subscribed to.
 //!
 //! An order is a JSON object: `{"kind":"disconnect","user":U,"reason":R}`, with `app` beside `user` where it is not the
-//! default one, or with `connection`, `channel` or `everyone` in place of `user`; `{"kind":"watch","connections":[C]}`; or
+//! default one, or with `connection`, `channel` or `everyone` in place of `user`; `{"kind":"watch","connections":[C]}`;
+//! `{"kind":"ask_back","node":N,"peers":["ADDRESS:PORT"]}`; or
 //! `{"kind":"instruct","user":U,"text":T}`, whose target is said as that of `disconnect`.
 //! Nodes skip and count kinds that they do not know. An order is not kept: a node that is cut off from Redis while it
 //! is given does not get it.
 
-use std::sync::{
-    Arc, Mutex, PoisonError, Weak,
-    atomic::{AtomicBool, Ordering::Relaxed},
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 
 use redis::Cmd;
@@ -24,6 +28,7 @@ use crate::{BackplaneError, Channel, Control, Sink, Target};
 
 const DISCONNECT: &str = "disconnect";
 const WATCH: &str = "watch";
+const ASK_BACK: &str = "ask_back";
 const INSTRUCT: &str = "instruct";
 
 /// Publishes an order.
@@ -80,6 +85,10 @@ struct StoredOrder {
     everyone: bool,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     connections: Vec<Box<str>>,
+    #[serde(default, skip_serializing_if = "str::is_empty")]
+    node: Box<str>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    peers: Vec<SocketAddr>,
     #[serde(default, skip_serializing_if = "str::is_empty")]
     reason: Box<str>,
     #[serde(default, skip_serializing_if = "str::is_empty")]
@@ -196,6 +205,9 @@ fn encode(control: &Control) -> Vec<u8> {
         Control::Instruct { target, text } => {
             StoredOrder { kind: INSTRUCT.into(), text, ..StoredOrder::to(target) }
         }
+        Control::AskBack { node, peers } => {
+            StoredOrder { kind: ASK_BACK.into(), node, peers, ..StoredOrder::default() }
+        }
         Control::Watch { connections } => {
             StoredOrder { kind: WATCH.into(), connections, ..StoredOrder::default() }
         }
@@ -205,7 +217,7 @@ fn encode(control: &Control) -> Vec<u8> {
 
 fn decode(bytes: &[u8]) -> Result<Control, OrderError> {
     let order: StoredOrder = serde_json::from_slice(bytes).map_err(|_| OrderError::Undecodable)?;
-    let StoredOrder { kind, app, user, connection, channel, everyone, connections, reason, text } = order;
+    let StoredOrder { kind, app, user, connection, channel, everyone, connections, node, peers, reason, text } = order;
     let target = match (app, user, connection, channel, everyone) {
         (app, Some(user), None, None, false) => Some(Target::User { app, user }),
         (None, None, Some(connection), None, false) => Some(Target::Connection(connection)),
@@ -214,6 +226,7 @@ fn decode(bytes: &[u8]) -> Result<Control, OrderError> {
         _ => None,
     };
     match (&*kind, target) {
+        (ASK_BACK, _) => Ok(Control::AskBack { node, peers }),
         (WATCH, _) => Ok(Control::Watch { connections }),
         (DISCONNECT, Some(target)) => Ok(Control::Disconnect { target, reason }),
         (INSTRUCT, Some(target)) => Ok(Control::Instruct { target, text }),
@@ -258,6 +271,9 @@ mod tests {
             let control = Control::Watch { connections };
             assert_eq!(decode(&encode(&control)), Ok(control));
         }
+        let control =
+            Control::AskBack { node: "g1".into(), peers: vec!["127.0.0.1:5".parse().expect("an address")] };
+        assert_eq!(decode(&encode(&control)), Ok(control));
         let check = |text: &str, expect: Result<Control, OrderError>| {
             assert_eq!(decode(text.as_bytes()), expect, "{text}");
         };

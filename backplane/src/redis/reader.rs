@@ -7,6 +7,7 @@ use redis::{FromRedisValue, Value};
 
 use super::{
     contract::{Changed, Commands, LinkId, Session, Subscriber},
+    control,
     error::RedisStartError,
     leases::not_ours,
     links::{LinkOptions, Links, Login},
@@ -14,7 +15,7 @@ use super::{
     nodes,
     options::RedisOptions,
 };
-use crate::{BackplaneError, NodeRecord, ReadNodes};
+use crate::{BackplaneError, Control, NodeRecord, ReadNodes};
 
 /// Reads who has announced itself.
 pub struct RedisNodes {
@@ -69,6 +70,10 @@ impl RedisNodes {
 }
 
 impl ReadNodes for RedisNodes {
+    fn order(&self, control: Control) -> BoxFuture<'_, Result<(), BackplaneError>> {
+        async move { control::send(&self.links, &self.prefix, &control).await }.boxed()
+    }
+
     fn nodes(&self) -> BoxFuture<'_, Result<Vec<NodeRecord>, BackplaneError>> {
         self.read().boxed()
     }

@@ -17,6 +17,10 @@ section! {
         /// Open connections of one client address (for IPv6 of its /64). 0: no limit, because behind a proxy or a
         /// carrier's NAT many clients share one address.
         connections_per_address: u32 = 0;
+        /// How old a connection may get; then its client is asked to come back, as in a drain, after three quarters of this to
+        /// all of it. Behind a balancer that knows no load, nodes that were added fill so. It is looked at with each
+        /// heartbeat. 0: no limit.
+        connection_age: Duration = Duration::ZERO;
         /// Handshakes that this node accepts per second; more are answered 503 with `Retry-After`. Where this node ends TLS,
         /// every connection is one, and more are closed before the TLS handshake, which is what costs. 0: no
         /// limit. At 40 µs of CPU each, 2000 take 8 % of one core, and what is connected stays undisturbed
@@ -126,7 +130,8 @@ section! {
         /// A connection that was silent for so long is pinged. 25 s stays under the 30 s after which the
         /// strictest common proxies and carriers drop an idle connection.
         interval: Duration = Duration::from_secs(25);
-        /// A connection that sends nothing for so long after the ping is closed.
+        /// A connection that sends nothing for so long after the ping is closed. Time in which the node itself was late does
+        /// not count.
         timeout: Duration = Duration::from_secs(10);
     }
 }

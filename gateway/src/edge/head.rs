@@ -6,6 +6,7 @@ use std::{
 };
 
 use tidegate_ops::{edge::Preamble, http::QUIET_MAX};
+use tidegate_reactor::Tick;
 use tidegate_wire::{
     framing::Framing,
     head::Head as RequestHead,
@@ -129,7 +130,7 @@ impl Ctx<'_> {
                 }
                 (Arrival::TurnedAway(over), Route::Http) => {
                     let origin = self.core.readable_origin(&judged.head);
-                    self.refuse_to(&Refusal::Over(over), origin);
+                    self.refuse_as(&Refusal::Over(over), None, origin);
                 }
                 (_, Route::Http) => match self.answer_whole(&judged, received) {
                     Some(used) => return used,
@@ -229,15 +230,16 @@ impl Ctx<'_> {
     }
 
     pub(crate) fn time_out_handshake(&mut self) {
-        let quiet_until = self.connections.heard(self.id).after(QUIET_MAX);
-        let now = self.connections.now();
+        let (now, quiet) = (self.connections.now(), self.connections.silent(self.id));
+        let is_late = self.connections.has_unhandled(self.id);
         let mut silent = false;
         if let Some(head) = self.head_mut() {
             silent = head.received.is_none();
             let waits = match head.earlier {
-                Earlier::None => None,
+                // It is the shard that is late: what came is read first.
+                Earlier::None => is_late.then_some(Tick(now.0 + 1)),
                 Earlier::UnderWay => Some(now.after(QUIET_MAX)),
-                Earlier::Answered => (silent && now < quiet_until).then_some(quiet_until),
+                Earlier::Answered => (silent && quiet < QUIET_MAX).then(|| now.after(QUIET_MAX - quiet)),
             };
             if let Some(due) = waits {
                 return self.connections.set_timer(self.id, due);
@@ -299,7 +301,7 @@ impl Ctx<'_> {
             Ok(request) => self.begin_opening(request, rest),
             Err(Stop::Refused(refusal)) => self.refuse_request(protocol, head, &refusal),
             Err(Stop::NeedsKeys(fetch)) => {
-                self.wait_before_opening(received, Said::default(), 0);
+                self.wait_before_opening(protocol, received, Said::default(), 0);
                 let authenticator = self.core.shared.authenticator.clone();
                 self.run(async move { authenticator.fetch(fetch).await }, |ctx, ()| ctx.resume_head());
             }
@@ -308,7 +310,7 @@ impl Ctx<'_> {
                     Arrival::Resumed(said) => said.clone(),
                     Arrival::New | Arrival::TurnedAway(_) => Said::default(),
                 };
-                self.wait_before_opening(received, said, asks.len());
+                self.wait_before_opening(protocol, received, said, asks.len());
                 self.ask_before_opening(asks, head, asks_of.name());
             }
         }
@@ -316,16 +318,14 @@ impl Ctx<'_> {
 
     fn refuse_request(&mut self, protocol: ProtocolId, head: &RequestHead<'_>, refusal: &Refusal) {
         let origin = self.core.readable_origin(head);
-        match protocol.of_list(self.core.shared.protocols).is_event_source() {
-            true => self.refuse_stream(refusal, origin),
-            false => self.refuse_to(refusal, origin),
-        }
+        self.refuse_as(refusal, Some(protocol), origin);
     }
 
     /// Keeps the head until what it depends on is known.
-    fn wait_before_opening(&mut self, received: &[u8], said: Said, asked: usize) {
+    fn wait_before_opening(&mut self, protocol: ProtocolId, received: &[u8], said: Said, asked: usize) {
         if let Some(session) = self.connections.get_mut(self.id) {
-            session.phase = Phase::Opening(Box::new(Opening::before(received.to_vec(), said, asked)));
+            session.phase =
+                Phase::Opening(Box::new(Opening::before(protocol, received.to_vec(), said, asked)));
         }
     }
 

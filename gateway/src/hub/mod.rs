@@ -310,6 +310,11 @@ impl Hub {
         self.push(key, outgoing, None, |lane| is_wanted(lane.form.plain()));
     }
 
+    /// Whether something waits to be sent.
+    pub(crate) fn is_delivering(&self) -> bool {
+        !self.runnable.is_empty()
+    }
+
     /// Sends a portion of what waits: until the time is over, which is asked after every few writes.
     pub(crate) fn run<R: Receivers>(
         &mut self,

@@ -35,6 +35,11 @@ fn connections(page: &mut Page<'_>, metrics: &Metrics, shards: &[Arc<ShardMetric
     page.counter("connections_opened", "Connections that finished their handshake.", opened)?;
     let ended = shards.iter().map(|shard| &shard.disconnects);
     page.counters("disconnects", "Connections that ended, by reason.", ended)?;
+    page.counter(
+        "moves_declined",
+        "Connections that a router asked to come back and that stay, as they would miss something.",
+        counters(shards, |shard| &shard.moves_declined),
+    )?;
     let closes = shards.iter().map(|shard| &shard.close_frames);
     page.counters("close_frames", "Close frames sent, by code.", closes)?;
     let errors = shards.iter().map(|shard| &shard.protocol_errors);
@@ -58,6 +63,8 @@ fn connections(page: &mut Page<'_>, metrics: &Metrics, shards: &[Arc<ShardMetric
         durations,
         CONNECTION_BOUNDS,
     )?;
+    let heartbeats = shards.iter().map(|shard| &shard.heartbeats);
+    page.counters("heartbeats", "Heartbeats that were due, by outcome.", heartbeats)?;
     let pings = shards.iter().map(|shard| &shard.ping_rtt_seconds);
     page.histogram("ping_rtt_seconds", "From a ping to its pong.", pings, PING_BOUNDS)
 }

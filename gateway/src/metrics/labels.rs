@@ -20,6 +20,8 @@ label!(
         TokenExpired = "token_expired",
         Forbidden = "forbidden",
         MaxAge = "max_age",
+        /// The node that it belongs to has room, and a router asked.
+        Moved = "moved",
         /// By `POST /v1/disconnect`, or an app's order to terminate a user's connections.
         Ordered = "ordered",
         /// What a client of Pusher Channels asked for needs the backplane, which was away.
@@ -288,3 +290,15 @@ impl PublishCode {
         }
     }
 }
+
+label!(
+    /// What became of a heartbeat that was due.
+    Heartbeat, "outcome", {
+        /// It was written.
+        Sent = "sent",
+        /// What the client was sent had been acknowledged, so none was needed.
+        Spared = "spared",
+        /// An answer was late, and it was not the client who was.
+        PutOff = "put_off",
+    }
+);

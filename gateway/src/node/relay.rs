@@ -135,6 +135,9 @@ impl Sink for Relay {
                 let round = answering.round(&instruction);
                 self.to_all(&Order::Instruct { target, instruction, round });
             }
+            Control::AskBack { node, peers } => {
+                self.to_all(&Order::AskBack { node, peers: peers.into() });
+            }
             Control::Watch { connections } => self.watching.renew(connections, Instant::now()),
         }
     }

@@ -1,6 +1,7 @@
 //! The shards as the node sees them: each takes orders, whatever serves its connections.
 
 use std::{
+    net::SocketAddr,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -22,6 +23,8 @@ pub(crate) enum Order {
     Disconnect { target: Target, reason: Box<str> },
     /// Carry this out, and say what came of it where somebody waits.
     Instruct { target: Target, instruction: Arc<Instruction>, round: Option<Arc<Round>> },
+    /// Ask connections of one node to come back, those that have these other ends.
+    AskBack { node: Box<str>, peers: Arc<[SocketAddr]> },
     /// The list of apps is another one: those of an app that is gone or disabled must leave.
     AppsChanged,
     /// Say what these connections are.

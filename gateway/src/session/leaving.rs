@@ -1,16 +1,17 @@
 //! Goodbyes: what a client is told when the connection ends, and how it is counted.
 
-use std::{borrow::Cow, time::Duration};
+use std::{borrow::Cow, collections::HashSet, net::SocketAddr, time::Duration};
 
 use tidegate_backplane::{GapReason, JoinError};
+use tidegate_reactor::{ConnectionId, Connections};
 use tidegate_wire::{
     decoder::{DecodeError, Decoder},
     frame::CloseCode,
 };
 
-use super::{Ctx, Earlier, Head, Open, Phase, protocol::Transport, refusal::Refusal};
+use super::{Ctx, Earlier, Head, Open, Phase, Session, core::Core, protocol::Transport, refusal::Refusal};
 use crate::{
-    hub::content::gap_reason,
+    hub::{Subscription, content::gap_reason},
     metrics::{self, DisconnectReason},
     problem::log_refusal,
 };
@@ -25,7 +26,8 @@ const DISCONNECTED: CloseCode = CloseCode(4403);
 /// Why the gateway ends a connection.
 #[derive(Debug)]
 pub(crate) enum Leave {
-    Drain,
+    /// The client is to come back at once, to this node or to another one.
+    ComeBack(ComeBack),
     Gap(GapReason),
     TokenExpired,
     /// The client published what it may not.
@@ -41,6 +43,35 @@ pub(crate) enum Leave {
     },
 }
 
+/// Why a client is asked to come back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ComeBack {
+    /// The node drains.
+    Drain,
+    /// The connection is as old as it may be.
+    Age,
+    /// The node that the client belongs to has room again.
+    Room,
+}
+
+impl ComeBack {
+    fn text(self) -> &'static str {
+        match self {
+            Self::Drain => "this node is draining",
+            Self::Age => "this connection is as old as it may be",
+            Self::Room => "another node has room",
+        }
+    }
+
+    fn reason(self) -> DisconnectReason {
+        match self {
+            Self::Drain => DisconnectReason::Drain,
+            Self::Age => DisconnectReason::MaxAge,
+            Self::Room => DisconnectReason::Moved,
+        }
+    }
+}
+
 impl Leave {
     /// The backplane cannot do what the connection lives on; the client may come back.
     pub(crate) fn unavailable(error: &JoinError) -> Self {
@@ -50,7 +81,7 @@ impl Leave {
 
     pub(crate) fn code(&self) -> CloseCode {
         match self {
-            Self::Drain => CloseCode::SERVICE_RESTART,
+            Self::ComeBack(_) => CloseCode::SERVICE_RESTART,
             Self::Gap(_) => GAP,
             Self::TokenExpired => TOKEN_EXPIRED,
             Self::Forbidden(_) | Self::RateLimit => CloseCode::POLICY_VIOLATION,
@@ -63,7 +94,7 @@ impl Leave {
     /// The same in words.
     pub(crate) fn text(&self) -> String {
         match self {
-            Self::Drain => "this node is draining".to_owned(),
+            Self::ComeBack(why) => why.text().to_owned(),
             Self::Gap(reason) => format!("gap: {}", gap_reason(*reason)),
             Self::TokenExpired => "the token has expired".to_owned(),
             Self::Forbidden(why) => (*why).to_owned(),
@@ -85,7 +116,7 @@ impl Leave {
 
     fn reason(&self) -> DisconnectReason {
         match self {
-            Self::Drain => DisconnectReason::Drain,
+            Self::ComeBack(why) => why.reason(),
             Self::Gap(_) => DisconnectReason::Gap,
             Self::TokenExpired => DisconnectReason::TokenExpired,
             Self::Forbidden(_) => DisconnectReason::Forbidden,
@@ -98,6 +129,29 @@ impl Leave {
                 _ => DisconnectReason::ProtocolError,
             },
         }
+    }
+}
+
+/// Ends the connection of a client that loses nothing by coming back.
+impl Ctx<'_> {
+    fn ask_back(&mut self) {
+        if self.would_miss_nothing() {
+            self.leave(Leave::ComeBack(ComeBack::Room));
+        } else {
+            self.core.metrics.moves_declined.add(1);
+        }
+    }
+
+    /// Whether all that is published while it is away will be there when it comes back.
+    fn would_miss_nothing(&self) -> bool {
+        let Some(open) = self.open() else { return false };
+        let (hub, namespaces) = (&self.core.hub, self.core.shared.node.namespaces());
+        let has_history = |subscription: &Subscription| {
+            namespaces.of(hub.channel(hub.channel_of(*subscription))).history_size > 0
+        };
+        open.protocol.of_list(self.core.shared.protocols).recovers(open)
+            && open.subscription_count() == open.subscriptions.as_slice().len()
+            && open.subscriptions.as_slice().iter().all(has_history)
     }
 }
 
@@ -128,7 +182,7 @@ impl Ctx<'_> {
         let decoder = std::mem::replace(&mut open.decoder, Decoder::new(false));
         let (protocol, form) = (open.protocol.of_list(self.core.shared.protocols), open.form);
         self.end_open(open, why);
-        if !matches!(why, Leave::Drain) {
+        if !matches!(why, Leave::ComeBack(_)) {
             log_refusal("closed", &format_args!("{} {}", why.code().0, why.text()));
         }
         let spread = u64::from(self.id.generation);
@@ -192,4 +246,31 @@ impl Ctx<'_> {
             self.publish_rest(*publisher);
         }
     }
+}
+
+impl Core {
+    /// A router asks that these of its connections, by the other ends of their sockets, come back: the node that they belong
+    /// to has room. Those that would miss something stay.
+    pub(crate) fn ask_back(
+        &mut self,
+        connections: &mut Connections<Session>,
+        node: &str,
+        peers: &[SocketAddr],
+    ) {
+        if node != self.shared.node.name() {
+            return;
+        }
+        let peers: HashSet<SocketAddr> = peers.iter().copied().map(canonical).collect();
+        for slot in 0..connections.slots() {
+            let Some(id) = connections.in_slot(slot) else { continue };
+            if connections.peer_address(id).is_some_and(|peer| peers.contains(&canonical(peer))) {
+                self.ctx(connections, id).ask_back();
+            }
+        }
+    }
+}
+
+/// An IPv4 address that came in on an IPv6 socket is the same address.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }

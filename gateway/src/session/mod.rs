@@ -20,6 +20,7 @@ pub(crate) mod ctx;
 pub(crate) mod fanout;
 mod fresh;
 mod instructed;
+pub(crate) mod heartbeat;
 pub(crate) mod leaving;
 mod lookup;
 pub(crate) mod opening;
@@ -49,6 +50,7 @@ use crate::{
 };
 use budget::{Budgets, Rates};
 pub(crate) use ctx::Ctx;
+use heartbeat::Ping;
 use opening::Opening;
 use protocol::{ProtocolId, ProtocolState};
 use publishing::Publisher;
@@ -106,8 +108,7 @@ pub(crate) enum Earlier {
 pub(crate) struct Open {
     pub(crate) protocol: ProtocolId,
     pub(crate) form: FormId,
-    /// A ping is under way; it was sent at the tick its timer was set from.
-    pub(crate) pinged: bool,
+    pub(crate) ping: Ping,
     /// A number that means something to its protocol; 0 at first.
     pub(crate) tag: u32,
     pub(crate) budgets: Budgets,

@@ -14,6 +14,7 @@ use super::{
     Ctx, LastPosition, Open, Phase, Rare, Session, Subscriptions,
     asking::{Ask, Said},
     budget::Budgets,
+    heartbeat::Ping,
     protocol::{Event, ProtocolId, Transport},
     refusal::Refusal,
     subscribing::{Attempt, Unsettled},
@@ -78,6 +79,7 @@ pub(crate) struct Opening {
 enum State {
     /// Keys are fetched, or the application is asked; the head will be read again, with what followed it.
     Before {
+        protocol: ProtocolId,
         head: Vec<u8>,
         bytes_max: usize,
         said: Said,
@@ -138,10 +140,18 @@ impl Opening {
         }
     }
 
+    /// What was asked for.
+    pub(crate) fn protocol(&self) -> ProtocolId {
+        match &self.state {
+            State::Before { protocol, .. } => *protocol,
+            State::Subscribing(subscribing) => subscribing.request.protocol,
+        }
+    }
+
     /// One whose head is kept. `said`: what is known from the application; `asked`: of how many answers it waits for.
-    pub(crate) fn before(head: Vec<u8>, said: Said, asked: usize) -> Self {
+    pub(crate) fn before(protocol: ProtocolId, head: Vec<u8>, said: Said, asked: usize) -> Self {
         let bytes_max = head.len() + EARLY_BYTES_MAX;
-        Self { state: State::Before { head, bytes_max, said, asked }, received: Vec::new() }
+        Self { state: State::Before { protocol, head, bytes_max, said, asked }, received: Vec::new() }
     }
 
     /// What the application has said, and how many answers are still to come.
@@ -349,7 +359,7 @@ impl Ctx<'_> {
         let mut open = Open {
             protocol: request.protocol,
             form,
-            pinged: false,
+            ping: Ping::NONE,
             tag: 0,
             budgets: Budgets::default(),
             decoder: Decoder::new(request.upgrade.is_some_and(|upgrade| upgrade.deflate.is_some())),

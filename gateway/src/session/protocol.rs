@@ -197,6 +197,12 @@ pub(crate) trait Protocol: Sync + std::fmt::Debug {
         true
     }
 
+    /// Whether a client that comes back can say where it was in its channels, and so misses nothing of those with history.
+    fn recovers(&self, open: &Open) -> bool {
+        let _ = open;
+        false
+    }
+
     /// When something ends that it keeps of an open connection; [`Event::Due`] says so then.
     fn due(&self, open: &Open) -> Option<Tick> {
         let _ = open;

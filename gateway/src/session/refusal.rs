@@ -5,7 +5,10 @@ use std::{borrow::Cow, time::Duration};
 use tidegate_backplane::{BackplaneError, ChannelError, PositionError};
 use tidegate_wire::{http_answer, raw::QueryError, request::RequestError, sse, upgrade::UpgradeError};
 
-use super::{Ctx, Phase};
+use super::{
+    Ctx, Phase,
+    protocol::{ProtocolId, Transport},
+};
 use crate::{
     admission::Over,
     auth::{ApiKeyError, TokenError},
@@ -72,26 +75,28 @@ const RETRY_AFTER_S: std::ops::RangeInclusive<u64> = 1..=4;
 impl Ctx<'_> {
     /// Answers and ends a handshake.
     pub(crate) fn refuse(&mut self, refusal: &Refusal) {
-        let phase = self.connections.get(self.id).map(|session| &session.phase);
-        let origin = match phase {
-            Some(Phase::Opening(opening)) => opening.cross_origin().map(str::to_owned),
-            _ => None,
-        };
-        self.refuse_to(refusal, origin.as_deref());
+        let (mut protocol, mut origin) = (None, None);
+        if let Some(Phase::Opening(opening)) = self.session().map(|session| &session.phase) {
+            (protocol, origin) = (Some(opening.protocol()), opening.cross_origin().map(str::to_owned));
+        }
+        self.refuse_as(refusal, protocol, origin.as_deref());
     }
 
-    /// The same, where a page of this origin may read the answer.
-    pub(crate) fn refuse_to(&mut self, refusal: &Refusal, origin: Option<&str>) {
-        self.refuse_with(refusal, |spread, out| refusal.write(spread, origin, out));
-    }
-
-    /// The same of a request that an event source may have made: what will pass must not be a final answer for it.
-    pub(crate) fn refuse_stream(&mut self, refusal: &Refusal, origin: Option<&str>) {
-        match refusal.passing() {
+    /// The same where the protocol of the request is known, and the origin of the page that may read the answer. Any status
+    /// but 200 ends an event source for good (WHATWG HTML 9.2.3), so what will pass is told it in a stream that ends.
+    pub(crate) fn refuse_as(
+        &mut self,
+        refusal: &Refusal,
+        protocol: Option<ProtocolId>,
+        origin: Option<&str>,
+    ) {
+        let protocol = protocol.map(|protocol| protocol.of_list(self.core.shared.protocols));
+        let is_stream = protocol.is_some_and(Protocol::is_event_source);
+        match refusal.passing().filter(|_| is_stream) {
             Some(why) => self.refuse_with(refusal, |spread, out| {
                 sse::write_come_back(refusal.retry_after(spread) * 1000, why, origin, out);
             }),
-            None => self.refuse_to(refusal, origin),
+            None => self.refuse_with(refusal, |spread, out| refusal.write(spread, origin, out)),
         }
     }
 
@@ -228,9 +233,13 @@ impl Refusal {
     fn passing(&self) -> Option<&'static str> {
         match self {
             Self::Draining => Some("draining"),
-            Self::Over(Over::Node) => Some("full"),
-            Self::Over(_) => Some("limited"),
-            Self::Backplane(BackplaneError::Unavailable(_) | BackplaneError::Unconfirmed(_))
+            Self::Over(Over::Node) | Self::NoChannels => Some("full"),
+            Self::Over(_) | Self::ApiKey(ApiKeyError::Rate { .. }) => Some("limited"),
+            Self::Backplane(
+                BackplaneError::Unavailable(_)
+                | BackplaneError::Overloaded(_)
+                | BackplaneError::Unconfirmed(_),
+            )
             | Self::Application(No::Away) => Some("away"),
             _ => None,
         }

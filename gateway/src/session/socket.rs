@@ -12,10 +12,11 @@ use tidegate_wire::{
 use super::{
     Ctx, Phase, Session,
     budget::Share,
-    leaving::Leave,
+    heartbeat::{Answer, Line, Ping, Rule, Seen, Step, age_max},
+    leaving::{ComeBack, Leave},
     protocol::{Event, Protocol, Transport},
 };
-use crate::metrics::{self, Budgeted, DisconnectReason};
+use crate::metrics::{self, Budgeted, DisconnectReason, Heartbeat};
 
 /// A ping carries when it was sent, in microseconds of the shard's clock.
 const PING_BYTES: usize = 8;
@@ -166,12 +167,10 @@ impl Ctx<'_> {
     /// Sets the first heartbeat. Half to a whole interval from now, so that clients which came together are not
     /// pinged together.
     pub(crate) fn begin_beating(&mut self) {
-        let interval = self.core.shared.node.config().heartbeat.interval;
-        let spread = self.id.generation.wrapping_mul(2_654_435_761) % 1024;
-        let first = interval / 2 + interval / 2 * spread / 1024;
         #[cfg(target_os = "linux")]
         self.bound_silence();
-        self.beat_at(self.connections.now().after(first));
+        let first = self.rule().next_look(self.connections.now(), Duration::ZERO, self.id.generation);
+        self.beat_at(first);
     }
 
     /// An event stream answers no ping. A client that vanished shows in what it does not acknowledge, and that
@@ -180,9 +179,10 @@ impl Ctx<'_> {
     #[cfg(target_os = "linux")]
     fn bound_silence(&self) {
         let is_stream = self.protocol().is_some_and(|protocol| protocol.transport() == Transport::Stream);
-        let heartbeat = &self.core.shared.node.config().heartbeat;
-        let limit = heartbeat.interval * 2 + heartbeat.timeout;
-        if is_stream && let Err(error) = self.connections.set_unacknowledged_max(self.id, limit) {
+        let Rule { interval, timeout } = self.rule();
+        if is_stream
+            && let Err(error) = self.connections.set_unacknowledged_max(self.id, interval * 2 + timeout)
+        {
             tracing::debug!(%error, "a vanished event stream will be noticed late");
         }
     }
@@ -190,58 +190,105 @@ impl Ctx<'_> {
     /// The heartbeat of an open connection.
     pub(crate) fn beat(&mut self) {
         let now = self.connections.now();
-        let silent = now.since(self.connections.heard(self.id));
-        let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) else { return };
+        let Some(open) = self.open() else { return };
         let rare = open.rare.as_ref();
         let is_over = rare.and_then(|rare| rare.expires).is_some_and(|expires| expires <= now);
         if is_over && !self.ask_to_refresh() {
             return self.leave(Leave::TokenExpired);
         }
-        let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) else { return };
+        if self.is_too_old() {
+            return self.leave(Leave::ComeBack(ComeBack::Age));
+        }
+        let Some(open) = self.open() else { return };
         let protocol = open.protocol.of_list(self.core.shared.protocols);
         if protocol.due(open).is_some_and(|due| due <= now) {
             protocol.on_event(self, Event::Due);
         }
-        let Some(open) = self.connections.get_mut(self.id).and_then(Session::open_mut) else { return };
-        let heartbeat = &self.core.shared.node.config().heartbeat;
-        let (interval, timeout) = (heartbeat.interval, heartbeat.timeout);
+        let Some(seen) = self.seen() else { return };
+        let (rule, interval) = (self.rule(), now.after(self.rule().interval));
         if protocol.transport() == Transport::Stream {
-            self.tell_protocol(Event::HeartbeatDue);
-            return self.beat_at(now.after(interval));
+            let sent = self.connections.path(self.id).map(|path| path.sent);
+            let due = rule.stream(seen, self, sent).unwrap_or_else(|| {
+                self.core.metrics.heartbeats.add(Heartbeat::Sent, 1);
+                self.tell_protocol(Event::HeartbeatDue);
+                interval
+            });
+            return self.beat_at(due);
         }
         if !protocol.is_pinged() {
-            return self.beat_at(now.after(interval));
+            return self.beat_at(interval);
         }
-        let was_pinged = std::mem::take(&mut open.pinged);
         // What it answers is not read, so its silence says nothing. The publishes that it waits for end in time.
         if self.is_publishing_paused() || self.connections.is_held(self.id) {
-            return self.beat_at(now.after(interval));
+            self.set_ping(Ping::NONE);
+            return self.beat_at(interval);
         }
-        if was_pinged {
-            // Before the ping it had been silent for half an interval at least: silence that long and a timeout
-            // means that the ping was not answered.
-            if silent >= timeout + interval / 2 {
-                return self.tell_protocol(Event::Silent);
-            }
-        } else if silent >= interval / 2 {
-            if let Some(open) = self.open_mut() {
-                open.pinged = true;
-            }
-            let now_us = self.core.shared.started.elapsed().as_micros() as u64;
-            self.write_frame(Opcode::Ping, &now_us.to_be_bytes());
-            return self.beat_at(now.after(timeout));
+        if rule.answer(seen, self) == Some(Answer::Came) {
+            self.set_ping(Ping::NONE);
         }
-        let next = self.connections.heard(self.id).after(interval).max(Tick(now.0 + 1));
-        self.beat_at(next);
+        self.take_step(rule.step(seen, self));
+    }
+
+    /// Looked at with each heartbeat: an age of hours needs no timer of its own.
+    fn is_too_old(&self) -> bool {
+        let max = self.core.shared.node.config().limits.connection_age;
+        let lasted = self.session().map_or(Duration::ZERO, |session| self.core.lasted(session));
+        !max.is_zero() && lasted >= age_max(max, self.id.generation)
+    }
+
+    fn take_step(&mut self, step: Step) {
+        match step {
+            Step::Look { at, is_proven } => {
+                if is_proven {
+                    self.core.metrics.heartbeats.add(Heartbeat::Spared, 1);
+                }
+                self.beat_at(at);
+            }
+            Step::PutOff { at } => {
+                self.core.metrics.heartbeats.add(Heartbeat::PutOff, 1);
+                self.beat_at(at);
+            }
+            Step::Ping => {
+                self.core.metrics.heartbeats.add(Heartbeat::Sent, 1);
+                self.set_ping(Ping::at(self.connections.attended()));
+                let now_us = self.core.shared.started.elapsed().as_micros() as u64;
+                self.write_frame(Opcode::Ping, &now_us.to_be_bytes());
+                self.beat_at(self.connections.now().after(self.rule().timeout));
+            }
+            Step::End => self.tell_protocol(Event::Silent),
+        }
+    }
+
+    pub(crate) fn rule(&self) -> Rule {
+        let heartbeat = &self.core.shared.node.config().heartbeat;
+        Rule { interval: heartbeat.interval, timeout: heartbeat.timeout }
+    }
+
+    /// What the shard knows of an open connection's silence.
+    pub(crate) fn seen(&self) -> Option<Seen> {
+        let attended = self.connections.attended();
+        Some(Seen {
+            now: self.connections.now(),
+            silent: self.connections.silent(self.id),
+            pinged: self.open()?.ping.since(attended),
+            is_delivering: self.core.hub.is_delivering(),
+            spread: self.id.generation,
+        })
+    }
+
+    /// Notes that a ping was written, or that none is under way.
+    pub(crate) fn set_ping(&mut self, ping: Ping) {
+        if let Some(open) = self.open_mut() {
+            open.ping = ping;
+        }
     }
 
     /// Something of a connection that was just heard may end sooner than its next heartbeat is due.
     pub(crate) fn beat_in_time(&mut self) {
-        let is_pinged = self.protocol().is_some_and(Protocol::is_pinged);
-        if let Some(open) = self.open_mut() {
-            open.pinged &= !is_pinged;
-            self.beat_at(self.connections.now().after(self.core.shared.node.config().heartbeat.interval));
+        if self.protocol().is_some_and(Protocol::is_pinged) {
+            self.set_ping(Ping::NONE);
         }
+        self.beat_at(self.connections.now().after(self.rule().interval));
     }
 
     /// The next look at a connection: its heartbeat, or the end of its token or of what its protocol keeps if that is
@@ -274,5 +321,26 @@ impl Ctx<'_> {
         };
         self.note_told("dropped", &format_args!("{messages} messages that did not fit into its queue"));
         self.tell_protocol(Event::Dropped { messages, channel: &channel });
+    }
+}
+
+/// What the kernel knows of the connection.
+impl Line for Ctx<'_> {
+    fn has_unhandled(&self) -> bool {
+        self.connections.has_unhandled(self.id)
+    }
+
+    fn has_unsent(&self) -> bool {
+        self.connections.queued_bytes(self.id) > 0
+    }
+
+    fn acknowledged(&self) -> Option<Duration> {
+        self.connections.path(self.id).map(|path| path.acknowledged)
+    }
+
+    fn is_relayed(&self) -> bool {
+        let client = self.session().map(|session| session.address);
+        let peer = self.connections.peer_address(self.id).map(|address| address.ip());
+        !client.zip(peer).is_some_and(|(client, peer)| self.core.shared.front.is_of(client, peer))
     }
 }

@@ -24,7 +24,7 @@ use crate::{
     session::{
         Ctx, Earlier, Head, Phase, Session,
         core::{Command, Core},
-        leaving::Leave,
+        leaving::{ComeBack, Leave},
         protocol::{Event, Transport},
     },
 };
@@ -129,6 +129,7 @@ impl Driver for ShardDriver {
             Command::Order(Order::Instruct { target, instruction, round }) => {
                 self.core.instruct(connections, &target, &instruction, round.as_deref());
             }
+            Command::Order(Order::AskBack { node, peers }) => self.core.ask_back(connections, &node, &peers),
             Command::Order(Order::LookUp(inquiry)) => self.core.look_up(connections, &inquiry),
             Command::Order(Order::AppsChanged) => {
                 for protocol in self.core.protocols() {
@@ -217,7 +218,7 @@ impl ShardDriver {
         let Some(plan) = &mut self.drain else { return Turn::Idle };
         let (portion, turn) = plan.next_portion(connections.now());
         for id in portion {
-            self.core.ctx(connections, id).leave(Leave::Drain);
+            self.core.ctx(connections, id).leave(Leave::ComeBack(ComeBack::Drain));
         }
         turn
     }

@@ -20,7 +20,7 @@ pub(crate) struct Entry<C> {
     /// `None` while a reserved connection waits for its socket: it is written to like one that would block.
     pub(crate) socket: Option<TcpStream>,
     pub(crate) generation: u32,
-    /// When bytes last came in.
+    /// When bytes last came in, on the clock of what the shard attended.
     pub(crate) heard: Tick,
     pub(crate) timer: Timer,
     pub(crate) flags: Flags,

@@ -94,7 +94,7 @@ impl<C> Connections<C> {
         buffer: &'b mut [u8],
         read_closed: bool,
     ) -> Option<Received<'b>> {
-        let (now, is_crowded) = (self.now, self.is_crowded());
+        let (now, is_crowded) = (self.attended(), self.is_crowded());
         // What was read before comes first.
         if self.rests.has(id) {
             return None;

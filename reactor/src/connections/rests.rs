@@ -96,7 +96,7 @@ impl<C> Connections<C> {
             if self.rests.turns.is_empty() && self.rests.turns.capacity() > 4096 {
                 self.rests.turns = VecDeque::new();
             }
-            let now = self.now();
+            let now = self.attended();
             match self.entry_mut(id) {
                 // It comes back when its answers have been sent, or its driver takes bytes again.
                 Some(entry) if entry.keeps_rest() => {

@@ -109,7 +109,7 @@ impl<C> Connections<C> {
         buffer: &mut [u8],
         read_closed: bool,
     ) -> io::Result<Took> {
-        let now = self.now();
+        let now = self.attended();
         let (Some(entry), Some(session)) = (self.entries.get_mut(id.slot), self.sessions.get_mut(id.slot))
         else {
             return Ok(Took::Nothing);

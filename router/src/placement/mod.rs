@@ -6,13 +6,16 @@
 //!
 //! - `score`: the hash, and the cost of a pair of key and member.
 //! - `bound`: how much load a member may have.
+//! - `fill`: who comes to a member that has room.
 
 mod bound;
+mod fill;
 mod score;
 
 use std::num::NonZeroU32;
 
 pub use bound::{Bound, LOAD_FLOOR, LoadFactor, LoadFactorError};
+pub use fill::Fill;
 pub use score::KeyHash;
 use score::MemberHash;
 use xxhash_rust::xxh3::Xxh3Default;

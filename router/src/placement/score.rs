@@ -38,6 +38,20 @@ impl KeyHash {
     pub fn new(key: &[u8]) -> Self {
         Self(xxh3_64(key))
     }
+
+    /// In two halves, for who keeps many of them beside smaller things.
+    pub fn halves(self) -> [u32; 2] {
+        [self.0 as u32, (self.0 >> 32) as u32]
+    }
+
+    pub fn of_halves([low, high]: [u32; 2]) -> Self {
+        Self(u64::from(low) | (u64::from(high) << 32))
+    }
+
+    /// Whether a key is among those that are drawn with a chance (of 2^32) under this salt.
+    pub fn falls(self, salt: u64, chance: u32) -> bool {
+        (pair_hash(self.0, salt) >> 32) as u32 <= chance
+    }
 }
 
 impl MemberHash {

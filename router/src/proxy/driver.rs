@@ -21,7 +21,10 @@ use super::{
     link::{End, Link, Phase},
     metrics::{CutReason, Direction, ProxyMetrics, RefusalReason},
 };
-use crate::chooser::Node;
+use crate::{
+    chooser::{Filling, Node},
+    placement::KeyHash,
+};
 
 /// What other threads ask of a shard.
 #[derive(Debug)]
@@ -30,6 +33,8 @@ pub(super) enum Command {
     Cut { node: Arc<Node> },
     /// Close all clients evenly over the time.
     Drain { over: Duration },
+    /// Look for clients that are to be asked to come back.
+    Walk(Arc<Filling>),
 }
 
 /// Drives one shard.
@@ -41,6 +46,8 @@ pub(super) struct ProxyDriver {
     pub(super) drain: Option<Sweep>,
     /// Connections to nodes that are gone, and when they end at the latest: what a node has said before is read first.
     pub(super) cut: VecDeque<(ConnectionId, Tick)>,
+    /// The look at all clients that is under way, and the slot it has come to.
+    walk: Option<(Arc<Filling>, u32)>,
     /// Bytes passed on since the last turn, to clients and to nodes.
     pub(super) to_clients: u64,
     pub(super) to_nodes: u64,
@@ -56,6 +63,9 @@ pub(super) struct ProxyDriver {
 
 pub(super) type Links = Connections<Link>;
 
+/// Slots looked at in a turn: at some 20 ns each, 40 µs.
+const WALK_PORTION: u32 = 2_048;
+
 /// A node that is gone and goes on sending is heard for so long.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -67,6 +77,7 @@ impl ProxyDriver {
             metrics,
             drain: None,
             cut: VecDeque::new(),
+            walk: None,
             to_clients: 0,
             to_nodes: 0,
             scratch: Vec::new(),
@@ -98,6 +109,27 @@ impl ProxyDriver {
                 self.cut.push_back((id, by));
             }
         }
+    }
+
+    /// A portion of the look at all clients. Most of them cost two reads of memory.
+    fn walk_on(&mut self, links: &Links) -> Turn {
+        let Some((filling, from)) = self.walk.take() else { return Turn::Idle };
+        let end = from.saturating_add(WALK_PORTION).min(links.slots());
+        for id in (from..end).filter_map(|slot| links.in_slot(slot)) {
+            let Some(Link { end: End::Client, phase: Phase::Piped(pipe) }) = links.get(id) else { continue };
+            let Some(End::Node(claim)) = links.get(pipe.peer).map(|link| &link.end) else { continue };
+            if filling.is_asked(KeyHash::of_halves(pipe.key), claim.node())
+                && let Some(address) = links.local_address(pipe.peer)
+            {
+                self.metrics.asked_back.add(1);
+                filling.ask(claim.node(), address);
+            }
+        }
+        if end == links.slots() {
+            return Turn::Idle;
+        }
+        self.walk = Some((filling, end));
+        Turn::More
     }
 
     pub(super) fn is_draining(&self) -> bool {
@@ -243,6 +275,7 @@ impl Driver for ProxyDriver {
         match command {
             Command::Cut { node } => self.begin_cut(links, &node),
             Command::Drain { over } => self.begin_drain(links, over),
+            Command::Walk(filling) => self.walk = Some((filling, 0)),
         }
     }
 
@@ -276,8 +309,9 @@ impl Driver for ProxyDriver {
 
     fn on_turn(&mut self, links: &mut Links, busy: Duration) -> Turn {
         let turn = self.sweep(links);
+        let walking = self.walk_on(links);
         self.export(links, busy);
-        turn
+        if turn == Turn::More { turn } else { walking }
     }
 }
 

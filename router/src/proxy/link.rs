@@ -107,6 +107,8 @@ pub(super) enum Kind {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Pipe {
     pub(super) peer: ConnectionId,
+    /// Of the client's key: where the client belongs. Only the client's end says so.
+    pub(super) key: [u32; 2],
     /// What it sends goes nowhere: a client after its one request for a stream.
     pub(super) deaf: bool,
     /// It has ended what it sends.

@@ -118,6 +118,8 @@ pub struct ProxyMetrics {
     pub handover_misses: Counters<HandoverMiss>,
     pub bytes: Counters<Direction>,
     pub cuts: Counters<CutReason>,
+    /// Clients that belong to another node, which has room.
+    pub asked_back: Counter,
     pub tls_handshakes: Counters<TlsHandshake>,
     /// Bytes that wait in queues now.
     pub queued_bytes: Gauge,
@@ -155,6 +157,11 @@ impl ProxyMetrics {
         )?;
         page.counters("bytes", "Bytes passed on.", each().map(|group| &group.bytes))?;
         page.counters("cuts", "Clients closed by the router.", each().map(|group| &group.cuts))?;
+        page.counter(
+            "asked_back",
+            "Times that a node was asked to send a client back, because its own node has room.",
+            sum(&|group| group.asked_back.get()),
+        )?;
         let tls = each().map(|group| &group.tls_handshakes);
         page.counters("tls_handshakes", "TLS sessions that began or broke off, by result.", tls)?;
         page.gauge(

@@ -56,7 +56,7 @@ use self::{
     request::RouterId,
 };
 use crate::{
-    chooser::{Chooser, Node},
+    chooser::{Chooser, Filling, Node},
     key::KeyRule,
 };
 
@@ -100,6 +100,18 @@ pub struct Proxy {
     stats: ProxyStats,
     mailboxes: Vec<Mailbox<Mail<Link, Command>>>,
     threads: Vec<JoinHandle<()>>,
+}
+
+/// The shards of a proxy, which look for clients that are to be asked to come back.
+#[derive(Debug, Clone)]
+pub(crate) struct Walkers(Vec<Mailbox<Mail<Link, Command>>>);
+
+impl Walkers {
+    pub(crate) fn walk(&self, filling: &Arc<Filling>) {
+        for mailbox in &self.0 {
+            mailbox.send(Mail::Command(Command::Walk(Arc::clone(filling))));
+        }
+    }
 }
 
 /// What all shards share.
@@ -198,6 +210,10 @@ impl Proxy {
     /// Clients held, those in HTTP included.
     pub fn connections(&self) -> u64 {
         self.shared.door.connections()
+    }
+
+    pub(crate) fn walkers(&self) -> Walkers {
+        Walkers(self.mailboxes.clone())
     }
 
     pub fn stats(&self) -> &ProxyStats {

@@ -40,10 +40,11 @@ impl ProxyDriver {
             return;
         };
         let deaf = attempt.kind == Kind::Stream;
-        link.phase = Phase::Piped(Pipe { peer: node, deaf, ended: false });
+        let key = attempt.candidates.key().halves();
+        link.phase = Phase::Piped(Pipe { peer: node, key, deaf, ended: false });
         let Some(link) = links.get_mut(node) else { return };
         link.end.answered(&self.metrics);
-        link.phase = Phase::Piped(Pipe { peer: client, deaf: false, ended: false });
+        link.phase = Phase::Piped(Pipe { peer: client, key, deaf: false, ended: false });
         for id in [client, node] {
             links.set_half_open(id);
             links.set_timer(id, Tick::NEVER);
@@ -111,9 +112,9 @@ impl ProxyDriver {
 
     /// One side has ended; this is the other, whose time to be quiet has passed.
     pub(super) fn time_out_half(&mut self, links: &mut Links, id: ConnectionId) {
-        let quiet = links.now().since(links.heard(id));
+        let quiet = links.silent(id);
         if quiet < HALF_CLOSED_QUIET_MAX {
-            return links.set_timer(id, links.heard(id).after(HALF_CLOSED_QUIET_MAX));
+            return links.set_timer(id, links.now().after(HALF_CLOSED_QUIET_MAX - quiet));
         }
         self.metrics.cuts.add(CutReason::HalfClosed, 1);
         links.close(id);

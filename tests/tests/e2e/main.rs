@@ -18,5 +18,7 @@ mod page;
 mod recovery;
 mod reload;
 mod slow_reader;
+mod sources;
+mod stalled;
 mod startup;
 mod told;

@@ -8,6 +8,7 @@ mod bad_start;
 mod centrifuge;
 mod chaos;
 mod edge;
+mod fill;
 mod loss;
 mod million;
 mod outages;

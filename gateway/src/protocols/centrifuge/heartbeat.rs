@@ -1,11 +1,19 @@
 //! Pings of the protocol: an empty reply at every interval, whatever else is told, which the client answers with an empty
-//! command. When the next one is due, or the answer to the last, is in the tag; whether one is under way, in `pinged`.
+//! command. When the next one is due, or the answer to the last, is in the tag; whether one is under way, in `ping`.
+
+use std::time::Duration;
 
 use tidegate_reactor::Tick;
 use tidegate_wire::centrifuge::{code::Disconnect, push};
 
 use super::{STAGE_BITS, Stage, forms::Carrier};
-use crate::session::{Ctx, Open};
+use crate::{
+    metrics::Heartbeat,
+    session::{
+        Ctx, Open,
+        heartbeat::{Answer, Ping},
+    },
+};
 
 /// The next ping or the end of the time for its answer. Ticks of 30 bits are 8 years of a process.
 pub(super) fn due(open: &Open) -> Option<Tick> {
@@ -20,9 +28,8 @@ impl Ctx<'_> {
         if !self.carrier().is_some_and(Carrier::is_framed) {
             return;
         }
-        let interval = self.core.shared.node.config().heartbeat.interval;
-        let spread = self.id.generation.wrapping_mul(2_654_435_761) % 1024;
-        self.next_ping(self.connections.now().after(interval / 2 + interval / 2 * spread / 1024));
+        let first = self.rule().next_look(self.connections.now(), Duration::ZERO, self.id.generation);
+        self.next_ping(first);
     }
 
     /// Something ends by itself: a ping is due, or was not answered in time; the time to connect is over, or a subscription
@@ -42,11 +49,10 @@ impl Ctx<'_> {
 
     /// The client has answered a ping.
     pub(super) fn pong(&mut self) {
-        let interval = self.core.shared.node.config().heartbeat.interval;
-        let next = self.connections.now().after(interval);
-        match self.open_mut() {
-            Some(open) if open.pinged => {
-                open.pinged = false;
+        let next = self.connections.now().after(self.rule().interval);
+        match self.open() {
+            Some(open) if open.ping.is_under_way() => {
+                self.set_ping(Ping::NONE);
                 self.next_ping(next);
             }
             Some(_) => self.cut(Disconnect::BadRequest, &"a pong that was not asked for"),
@@ -54,24 +60,31 @@ impl Ctx<'_> {
         }
     }
 
+    /// No ping is spared: these clients end a connection on which none came in time, whatever else did.
     fn beat_own(&mut self) {
-        let (now, heard) = (self.connections.now(), self.connections.heard(self.id));
-        let heartbeat = &self.core.shared.node.config().heartbeat;
-        let timeout = heartbeat.timeout;
-        // What it says while its commands wait is not read.
-        let is_silent = now.since(heard) >= timeout && !self.connections.is_paused(self.id);
-        let interval = heartbeat.interval;
-        let Some(open) = self.open_mut() else { return };
-        if Carrier::of(open.form).is_uni() {
+        let (rule, Some(seen)) = (self.rule(), self.seen()) else { return };
+        if self.carrier().is_some_and(Carrier::is_uni) {
             self.ping();
-            return self.next_ping(now.after(interval));
+            return self.next_ping(seen.now.after(rule.interval));
         }
-        if open.pinged && is_silent {
-            return self.cut(Disconnect::NoPong, &"a ping was not answered");
+        match rule.answer(seen, self) {
+            Some(Answer::Missed) => self.cut(Disconnect::NoPong, &"a ping was not answered"),
+            // While its commands wait, its socket is not read, and whether it is gone shows in what is written.
+            Some(Answer::PutOff(_)) if self.connections.is_paused(self.id) => self.ping_own(),
+            Some(Answer::PutOff(by)) => {
+                self.core.metrics.heartbeats.add(Heartbeat::PutOff, 1);
+                self.next_ping(seen.now.after(by));
+            }
+            Some(Answer::Awaited(left)) => self.next_ping(seen.now.after(left)),
+            Some(Answer::Came) | None => self.ping_own(),
         }
-        open.pinged = true;
+    }
+
+    fn ping_own(&mut self) {
+        self.core.metrics.heartbeats.add(Heartbeat::Sent, 1);
+        self.set_ping(Ping::at(self.connections.attended()));
         self.ping();
-        self.next_ping(now.after(timeout));
+        self.next_ping(self.connections.now().after(self.rule().timeout));
     }
 
     /// Tells a connected client that the server is there. What an HTTP stream writes says to the kernel whether its client

@@ -47,7 +47,7 @@ use crate::{
         Ctx, Open,
         asking::Said,
         core::Core,
-        leaving::Leave,
+        leaving::{ComeBack, Leave},
         opening::{Request, Stop},
         protocol::{Event, Protocol, ProtocolState, Transport},
         tokens::Grants,
@@ -214,6 +214,10 @@ impl Protocol for Centrifuge {
         Stage::of(open) == Stage::Connected
     }
 
+    fn recovers(&self, _open: &Open) -> bool {
+        true
+    }
+
     fn is_binary(&self, open: &Open) -> bool {
         !Carrier::of(open.form).is_json()
     }
@@ -231,7 +235,7 @@ impl Protocol for Centrifuge {
     fn write_farewell(&self, why: &Leave, _spread: u64, form: FormId, out: &mut Vec<u8>) {
         let code = code_of(why);
         let text = match why {
-            Leave::Drain => Cow::Borrowed(Disconnect::Shutdown.text()),
+            Leave::ComeBack(ComeBack::Drain) => Cow::Borrowed(Disconnect::Shutdown.text()),
             Leave::TokenExpired => Disconnect::Expired.text().into(),
             other => other.text().into(),
         };
@@ -246,7 +250,8 @@ impl Protocol for Centrifuge {
 
 fn code_of(why: &Leave) -> CloseCode {
     let code = match why {
-        Leave::Drain => Disconnect::Shutdown,
+        Leave::ComeBack(ComeBack::Drain) => Disconnect::Shutdown,
+        Leave::ComeBack(_) => Disconnect::ForceReconnect,
         Leave::Gap(_) => Disconnect::InsufficientState,
         Leave::TokenExpired => Disconnect::Expired,
         Leave::Forbidden(_) => Disconnect::PermissionDenied,

@@ -231,21 +231,21 @@ impl Protocol for PusherChannels {
         opening::apps_changed(core, connections);
     }
 
-    /// Its clients come back at once after 4200, without any wait of their own, so a drain says 'going away': after that
+    /// Its clients come back at once after 4200, without any wait of their own, so who is asked to come back is told 'going away': after that
     /// they wait for a second, and no page is told of an error.
     fn close_code(&self, why: &Leave) -> Option<CloseCode> {
         Some(match why {
-            Leave::Drain => CloseCode::GOING_AWAY,
+            Leave::ComeBack(_) => CloseCode::GOING_AWAY,
             Leave::Ordered(_) | Leave::TokenExpired => Code::UNAUTHORIZED.into(),
             other => other.code(),
         })
     }
 
-    /// Before the close frame goes an error, but for a drain.
+    /// Before the close frame goes an error, but for who is asked to come back.
     fn write_farewell(&self, why: &Leave, _spread: u64, _form: FormId, out: &mut Vec<u8>) {
         let Some(code) = self.close_code(why) else { return };
         let text = why.text();
-        if !matches!(why, Leave::Drain) {
+        if !matches!(why, Leave::ComeBack(_)) {
             frame_of(|error| server::error(Some(Code(code.0)), &text, None, error), out);
         }
         frame::encode_close(code, &text, out);

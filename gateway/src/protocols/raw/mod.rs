@@ -121,6 +121,11 @@ impl Protocol for Raw {
         ctx.client_binary(bytes);
     }
 
+    /// Who is told positions can say where it was.
+    fn recovers(&self, open: &Open) -> bool {
+        open.form.plain() != forms::VERBATIM
+    }
+
     fn on_event(&self, ctx: &mut Ctx<'_>, event: Event<'_>) {
         match event {
             Event::PublishFailed(error) => ctx.refuse_publish(&Refused::Failed(error)),

@@ -20,7 +20,7 @@ use crate::{
         roster::List,
     },
     session::{
-        Ctx, LastPosition,
+        Ctx, LastPosition, Open,
         asking::Said,
         core::Core,
         leaving::Leave,
@@ -138,13 +138,17 @@ impl Protocol for Sse {
         Instructed::Done
     }
 
+    fn recovers(&self, _open: &Open) -> bool {
+        true
+    }
+
     fn close_code(&self, _why: &Leave) -> Option<CloseCode> {
         None
     }
 
     fn write_farewell(&self, why: &Leave, spread: u64, _form: FormId, out: &mut Vec<u8>) {
         match why {
-            Leave::Drain => {
+            Leave::ComeBack(_) => {
                 let (least, range) = DRAIN_RETRY_MS;
                 // A multiplicative hash spreads neighbours over the whole range.
                 sse::encode_retry(least + spread.wrapping_mul(2_654_435_761) % range, out);

@@ -59,6 +59,21 @@ fn a_backplane_that_does_not_answer_is_named_when_the_time_is_over() {
     rig.eventually_empty();
 }
 
+/// What it waits for may be there when it comes back, and an event source comes back after nothing but a 200.
+#[test]
+fn an_event_source_that_waits_for_what_does_not_come_is_told_to_come_back() {
+    let mut config = config();
+    config.limits.handshake_timeout = Duration::from_millis(300);
+    let rig = Rig::start(config);
+    rig.backplane.subscription.shut();
+    let mut source = RawTcp::connect(rig.address);
+    source.send(b"GET /sse?channel=a HTTP/1.1\r\nHost: h\r\n\r\n");
+    let head = source.read_head(DEADLINE).unwrap();
+    assert_eq!((head.status, head.header("tidegate-busy")), (200, Some("away")), "{head:?}");
+    assert_eq!(rig.metric("tidegate_handshakes_total{result=\"backplane_unavailable\"}"), 1.0);
+    rig.eventually_empty();
+}
+
 #[test]
 fn a_client_that_does_not_wait_for_its_answer_is_bounded() {
     let rig = Rig::start(config());
