@@ -3,7 +3,7 @@
 use std::{borrow::Cow, collections::HashSet, net::SocketAddr, time::Duration};
 
 use tidegate_backplane::{GapReason, JoinError};
-use tidegate_reactor::{ConnectionId, Connections};
+use tidegate_reactor::Connections;
 use tidegate_wire::{
     decoder::{DecodeError, Decoder},
     frame::CloseCode,

@@ -7,7 +7,7 @@ use tidegate_wire::{http_answer, raw::QueryError, request::RequestError, sse, up
 
 use super::{
     Ctx, Phase,
-    protocol::{ProtocolId, Transport},
+    protocol::ProtocolId,
 };
 use crate::{
     admission::Over,
@@ -91,7 +91,7 @@ impl Ctx<'_> {
         origin: Option<&str>,
     ) {
         let protocol = protocol.map(|protocol| protocol.of_list(self.core.shared.protocols));
-        let is_stream = protocol.is_some_and(Protocol::is_event_source);
+        let is_stream = protocol.is_some_and(|protocol| protocol.is_event_source());
         match refusal.passing().filter(|_| is_stream) {
             Some(why) => self.refuse_with(refusal, |spread, out| {
                 sse::write_come_back(refusal.retry_after(spread) * 1000, why, origin, out);

@@ -223,7 +223,7 @@ impl Driver for ProxyDriver {
                 let client = *client;
                 self.relay(links, client, id, bytes);
             }
-            Phase::Line => self.read_answers(links, id, bytes),
+            Phase::Line(_) => self.read_answers(links, id, bytes),
             // A client is not read while it waits; what it says after its end was decided is not heard.
             Phase::Waiting(_) | Phase::Leaving { .. } => {
                 self.metrics.bytes.add(Direction::Ignored, bytes.len() as u64);
@@ -264,7 +264,7 @@ impl Driver for ProxyDriver {
             }
             Some(Phase::Relaying { .. }) => links.close(id),
             Some(Phase::Waiting(_)) => self.time_out_offer(links, id),
-            Some(Phase::Line) | None => {}
+            Some(Phase::Line(_)) | None => {}
         }
     }
 
@@ -280,7 +280,7 @@ impl Driver for ProxyDriver {
     }
 
     fn on_closed(&mut self, links: &mut Links, id: ConnectionId, link: Link, closed: Closed) {
-        if matches!(link.end, End::Client) {
+        if matches!(link.end, End::Client) && !matches!(link.phase, Phase::Line(_)) {
             self.count_client_out(&link);
         }
         match link.phase {
@@ -299,11 +299,7 @@ impl Driver for ProxyDriver {
             }
             Phase::Relaying { client, .. } => self.leave(links, client),
             Phase::Piped(pipe) => self.part(links, id, pipe.peer),
-            Phase::Line => {
-                if let End::Line(node) = link.end {
-                    self.line_closed(links, node, id);
-                }
-            }
+            Phase::Line(node) => self.line_closed(links, node, id),
         }
     }
 

@@ -26,7 +26,7 @@ use tidegate_wire::handover::{ANSWERS_BYTES_MAX, Answer, Answers, OFFER_BYTES_MA
 use super::{
     ConnectResult,
     driver::{Links, ProxyDriver},
-    link::{Attempt, End, Link, Phase},
+    link::{Attempt, Link, Phase},
     metrics::HandoverMiss,
 };
 use crate::chooser::{Claim, Node};
@@ -167,7 +167,7 @@ impl ProxyDriver {
 
     /// A gateway has answered. Each record is a read of its own, and several may share one event.
     pub(super) fn read_answers(&mut self, links: &mut Links, id: ConnectionId, record: &[u8]) {
-        let Some(End::Line(node)) = links.get(id).map(|link| &link.end) else { return };
+        let Some(Phase::Line(node)) = links.get(id).map(|link| &link.phase) else { return };
         let node = *node;
         if !self.take_answers(links, node, record) {
             return links.close(id);

@@ -452,7 +452,7 @@ impl End {
     /// What comes from it goes there.
     pub(super) fn direction(&self) -> Direction {
         match self {
-            Self::Client | Self::Line(_) => Direction::ToNodes,
+            Self::Client => Direction::ToNodes,
             Self::Node(_) => Direction::ToClients,
         }
     }

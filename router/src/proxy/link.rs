@@ -29,11 +29,10 @@ const _: () = assert!(size_of::<Link>() <= 32, "an idle connection pays for this
 /// Whose connection it is.
 #[derive(Debug)]
 pub(super) enum End {
+    /// A client's, or a line's, with which no place is given back.
     Client,
     /// Its place on the node is given back with it.
     Node(Claim),
-    /// A line to the node of this number, which carries sockets and no bytes of clients.
-    Line(u32),
 }
 
 #[derive(Debug)]
@@ -48,8 +47,8 @@ pub(super) enum Phase {
     Relaying { client: ConnectionId, left: BodyLeft },
     /// One end of a pair.
     Piped(Pipe),
-    /// A line.
-    Line,
+    /// A line to the node of this number, which carries sockets and no bytes of clients.
+    Line(u32),
     /// It was told all that it is told, or is about to be. The node that is still relayed, if there is one.
     Leaving { node: Option<ConnectionId> },
 }
@@ -137,7 +136,7 @@ impl Link {
     }
 
     pub(super) fn line(node: u32) -> Self {
-        Self { end: End::Line(node), phase: Phase::Line }
+        Self { end: End::Client, phase: Phase::Line(node) }
     }
 
     pub(super) fn node(claim: Claim, client: ConnectionId) -> Self {
