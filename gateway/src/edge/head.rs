@@ -94,13 +94,6 @@ impl Ctx<'_> {
         used
     }
 
-    fn head_mut(&mut self) -> Option<&mut Head> {
-        match &mut self.session_mut()?.phase {
-            Phase::Head(head) => Some(head),
-            _ => None,
-        }
-    }
-
     /// `fresh` are the last bytes of `received`. The answer is how many of `received` are used.
     fn take_head(&mut self, received: &[u8], arrival: Arrival<'_>, fresh: &[u8]) -> usize {
         let max = self.core.shared.node.config().limits.head_bytes.bytes();
@@ -154,7 +147,7 @@ impl Ctx<'_> {
         match self.core.begin(answering) {
             Ok(answer) => self.put_answer(answer),
             Err(waits) => {
-                self.head_mut()?.earlier = Earlier::UnderWay;
+                self.set_earlier(Earlier::UnderWay);
                 // A client that has said all may close its side and still wait for what it is answered.
                 self.connections.set_half_open(self.id);
                 self.connections.set_paused(self.id, true);
@@ -176,8 +169,10 @@ impl Ctx<'_> {
     }
 
     fn put_answer(&mut self, Answer { bytes, is_last }: Answer) {
-        let Some(head) = self.head_mut() else { return };
-        head.earlier = Earlier::Answered;
+        if self.head_mut().is_none() {
+            return;
+        }
+        self.set_earlier(Earlier::Answered);
         self.answer(|out| out.extend_from_slice(&bytes));
         if is_last || self.core.shared.node.stage() == Stage::Closing {
             self.end_answered();
@@ -186,6 +181,7 @@ impl Ctx<'_> {
 
     /// Has the client close, or ends the connection when it is late with that.
     fn end_answered(&mut self) {
+        self.set_earlier(Earlier::None);
         if let Some(session) = self.session_mut() {
             session.phase = Phase::Leaving(None);
         }
@@ -260,10 +256,11 @@ impl Ctx<'_> {
     }
 
     fn hand_to_http(&mut self, received: &[u8]) {
+        self.set_earlier(Earlier::None);
         let Some(address) = self.connections.get(self.id).map(|session| session.address) else { return };
         match self.connections.release(self.id) {
             Ok(Some(released)) => {
-                self.core.metrics.connections.set(self.connections.len() as i64);
+                self.core.tell_connections(self.connections);
                 self.core.connections_dealt.fetch_sub(1, Ordering::AcqRel);
                 let hand_off = HandOff {
                     socket: released.socket,
@@ -289,6 +286,7 @@ impl Ctx<'_> {
         body_len: usize,
         received: &[u8],
     ) {
+        self.set_earlier(Earlier::None);
         let asks_of = protocol.of_list(self.core.shared.protocols);
         let (body, rest) = received[head.len..].split_at(body_len);
         let checked = self.check(arrival, protocol, head, body);

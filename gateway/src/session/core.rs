@@ -122,6 +122,8 @@ pub(crate) struct Core {
     pub(crate) told: Told,
     /// What the front counts for this shard.
     pub(crate) connections_dealt: Arc<AtomicU64>,
+    /// Connections whose requests were publishes: nobody's clients, as those that HTTP has.
+    pub(crate) publishers: usize,
 }
 
 /// What each protocol keeps in a shard: whatever its [`Protocol::room`] gave.
@@ -152,6 +154,7 @@ impl Core {
             without_header: Seldom::default(),
             told: Told::default(),
             connections_dealt,
+            publishers: 0,
             shared,
         }
     }
@@ -222,9 +225,14 @@ impl Core {
         format!("{}.{}", self.shared.node.config().node, self.shared.life)
     }
 
+    /// Exports how many clients it has.
+    pub(crate) fn tell_connections(&self, connections: &Connections<Session>) {
+        self.metrics.connections.set(connections.len().saturating_sub(self.publishers) as i64);
+    }
+
     /// A connection is no longer this shard's, and not handed to anyone who counts it.
     pub(crate) fn count_out(&self, connections: &Connections<Session>, address: AddressKey) {
-        self.metrics.connections.set(connections.len() as i64);
+        self.tell_connections(connections);
         self.connections_dealt.fetch_sub(1, Ordering::AcqRel);
         self.shared.front.release(address);
     }

@@ -7,7 +7,7 @@ use tidegate_reactor::{ConnectionId, Connections};
 use tidegate_wire::frame::{self, Opcode};
 
 use super::{
-    Open, Session,
+    Earlier, Head, Open, Phase, Session,
     core::Core,
     protocol::{Event, Protocol},
     told::To,
@@ -38,6 +38,27 @@ impl Ctx<'_> {
 
     pub(crate) fn open_mut(&mut self) -> Option<&mut Open> {
         self.connections.get_mut(self.id).and_then(Session::open_mut)
+    }
+
+    /// Notes what became of its requests so far. Who publishes is no client.
+    pub(crate) fn set_earlier(&mut self, earlier: Earlier) {
+        let Some(head) = self.head_mut() else { return };
+        let before = std::mem::replace(&mut head.earlier, earlier);
+        match (before, earlier) {
+            (Earlier::None, Earlier::None) => return,
+            (Earlier::None, _) => self.core.publishers += 1,
+            (_, Earlier::None) => self.core.publishers -= 1,
+            _ => return,
+        }
+        self.core.tell_connections(self.connections);
+    }
+
+    /// Its state while its request head is not complete.
+    pub(crate) fn head_mut(&mut self) -> Option<&mut Head> {
+        match &mut self.session_mut()?.phase {
+            Phase::Head(head) => Some(head),
+            _ => None,
+        }
     }
 
     /// What it speaks, while it is open.

@@ -5,10 +5,7 @@ use std::{borrow::Cow, time::Duration};
 use tidegate_backplane::{BackplaneError, ChannelError, PositionError};
 use tidegate_wire::{http_answer, raw::QueryError, request::RequestError, sse, upgrade::UpgradeError};
 
-use super::{
-    Ctx, Phase,
-    protocol::ProtocolId,
-};
+use super::{Ctx, Earlier, Phase, protocol::ProtocolId};
 use crate::{
     admission::Over,
     auth::{ApiKeyError, TokenError},
@@ -101,6 +98,7 @@ impl Ctx<'_> {
     }
 
     fn refuse_with(&mut self, refusal: &Refusal, write: impl FnOnce(u64, &mut Vec<u8>)) {
+        self.set_earlier(Earlier::None);
         self.core.metrics.handshakes.add(refusal.result(), 1);
         if let Some(failure) = refusal.auth_failure() {
             self.core.shared.metrics.node.auth_failures.add(failure, 1);

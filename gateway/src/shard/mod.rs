@@ -69,7 +69,7 @@ impl Driver for ShardDriver {
     }
 
     fn on_adopted(&mut self, connections: &mut Connections<Session>, id: ConnectionId) {
-        self.core.metrics.connections.set(connections.len() as i64);
+        self.core.tell_connections(connections);
         let timeout = self.core.shared.node.config().limits.handshake_timeout;
         connections.set_timer(id, connections.now().after(timeout));
         self.core.ctx(connections, id).begin_preamble();
@@ -244,6 +244,9 @@ impl Ctx<'_> {
 
     /// A connection is gone: counts its end, and gives back what it held.
     fn closed(&mut self, session: Session, closed: Closed) {
+        if matches!(&session.phase, Phase::Head(head) if head.earlier != Earlier::None) {
+            self.core.publishers -= 1;
+        }
         self.core.count_out(self.connections, session.address);
         let lasted = self.core.lasted(&session);
         match session.phase {
