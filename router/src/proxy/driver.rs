@@ -17,7 +17,7 @@ use tidegate_reactor::{Closed, ConnectionId, Connections, Counters, Driver, Tick
 
 use super::{
     ConnectResult, Shared,
-    handover::Lines,
+    lines::Lines,
     link::{End, Link, Phase},
     metrics::{CutReason, Direction, ProxyMetrics, RefusalReason},
 };

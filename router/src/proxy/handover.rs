@@ -26,39 +26,11 @@ use tidegate_wire::handover::{ANSWERS_BYTES_MAX, Answer, Answers, OFFER_BYTES_MA
 use super::{
     ConnectResult,
     driver::{Links, ProxyDriver},
+    lines::{Lines, Offered, OpenLine},
     link::{Attempt, Link, Phase},
     metrics::HandoverMiss,
 };
-use crate::chooser::{Claim, Node};
-
-/// The lines of a shard, by the number of their node.
-#[derive(Debug, Default)]
-pub(super) struct Lines {
-    open: HashMap<u32, OpenLine>,
-    /// Nodes whose line failed, and until when none is tried.
-    paused: HashMap<u32, Tick>,
-    /// Reused for offers.
-    record: Vec<u8>,
-}
-
-/// A line to a gateway, and what it was not answered yet.
-#[derive(Debug)]
-struct OpenLine {
-    id: ConnectionId,
-    node: Arc<Node>,
-    next_number: u32,
-    offers: HashMap<u32, Offered>,
-    /// Clients for whom the line had no room: offered when it has answered others.
-    waiting: VecDeque<ConnectionId>,
-}
-
-/// A client whose socket was sent.
-#[derive(Debug)]
-struct Offered {
-    client: ConnectionId,
-    claim: Claim,
-    asked: Instant,
-}
+use crate::chooser::Node;
 
 /// Records of answers taken in one turn: at 64 answers each and 10 µs to let go of a client, 16 are 10 ms at most, and
 /// mostly far less, for a record has as many answers as the gateway had offers at once.

@@ -20,6 +20,7 @@ mod driver;
 mod handover;
 mod handshake;
 mod http;
+mod lines;
 mod link;
 mod metrics;
 mod pair;
