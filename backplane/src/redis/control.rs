@@ -217,7 +217,19 @@ fn encode(control: &Control) -> Vec<u8> {
 
 fn decode(bytes: &[u8]) -> Result<Control, OrderError> {
     let order: StoredOrder = serde_json::from_slice(bytes).map_err(|_| OrderError::Undecodable)?;
-    let StoredOrder { kind, app, user, connection, channel, everyone, connections, node, peers, reason, text } = order;
+    let StoredOrder {
+        kind,
+        app,
+        user,
+        connection,
+        channel,
+        everyone,
+        connections,
+        node,
+        peers,
+        reason,
+        text,
+    } = order;
     let target = match (app, user, connection, channel, everyone) {
         (app, Some(user), None, None, false) => Some(Target::User { app, user }),
         (None, None, Some(connection), None, false) => Some(Target::Connection(connection)),

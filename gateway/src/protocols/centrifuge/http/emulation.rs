@@ -78,7 +78,8 @@ async fn emulate(state: &HttpState, parts: &Parts, body: Body) -> Result<(), Api
     else {
         return Err(unreadable(&"session: no connection has this one"));
     };
-    let text = serde_json::to_string(&(proof, STANDARD.encode(&frame))).map_err(|error| answer::invalid(&error))?;
+    let text =
+        serde_json::to_string(&(proof, STANDARD.encode(&frame))).map_err(|error| answer::invalid(&error))?;
     let what = What::Own { protocol: NAME.into(), text: text.into() };
     let asked = Asked { target: Target::Connection(name.into()), owner: None, what };
     if name.rsplit_once('.').is_some_and(|(node, _)| node == state.node.name()) {
