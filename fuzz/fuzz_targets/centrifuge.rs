@@ -39,14 +39,7 @@ fn check_push(channel: &str, data: &[u8]) {
         Ok(text) => Data::Text(text),
         Err(_) => Data::Binary(data),
     };
-    let published = Published {
-        data,
-        user: None,
-        offset: 1,
-        epoch: None,
-        event: None,
-        is_delta: false,
-    };
+    let published = Published { data, user: None, offset: 1, epoch: None, event: None, is_delta: false };
     let mut out = Vec::new();
     push::publication(channel, &published, Style::of(Encoding::Json), &mut out);
     assert!(!out.contains(&b'\n'));

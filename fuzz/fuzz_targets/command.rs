@@ -43,6 +43,7 @@ fn name<'a>(kind: &'a CommandKind<'_>) -> &'a str {
         | CommandKind::History { channel, .. } => channel,
         CommandKind::Publish(publication) => &publication.data,
         CommandKind::Token(token) => token,
+        CommandKind::Message(message) => message,
         CommandKind::Ping => "",
     }
 }

@@ -22,28 +22,10 @@ struct Input {
 /// A piece of the stream: random bytes alone seldom get past the first header.
 #[derive(Debug, Arbitrary)]
 enum Part {
-    Frame {
-        first: u8,
-        key: [u8; 4],
-        payload: Vec<u8>,
-    },
-    Text {
-        fin: bool,
-        key: [u8; 4],
-        text: String,
-    },
-    Continuation {
-        fin: bool,
-        key: [u8; 4],
-        payload: Vec<u8>,
-    },
-    Compressed {
-        fin: bool,
-        is_text: bool,
-        level: u8,
-        key: [u8; 4],
-        payload: Vec<u8>,
-    },
+    Frame { first: u8, key: [u8; 4], payload: Vec<u8> },
+    Text { fin: bool, key: [u8; 4], text: String },
+    Continuation { fin: bool, key: [u8; 4], payload: Vec<u8> },
+    Compressed { fin: bool, is_text: bool, level: u8, key: [u8; 4], payload: Vec<u8> },
     Raw(Vec<u8>),
 }
 
@@ -75,35 +57,13 @@ impl Part {
     fn to_bytes(&self) -> Vec<u8> {
         let fin = |fin: &bool| u8::from(*fin) << 7;
         match self {
-            Self::Frame {
-                first,
-                key,
-                payload,
-            } => frame(*first, payload, *key),
-            Self::Text {
-                fin: end,
-                key,
-                text,
-            } => frame(fin(end) | 1, text.as_bytes(), *key),
-            Self::Continuation {
-                fin: end,
-                key,
-                payload,
-            } => frame(fin(end), payload, *key),
-            Self::Compressed {
-                fin: end,
-                is_text,
-                level,
-                key,
-                payload,
-            } => {
+            Self::Frame { first, key, payload } => frame(*first, payload, *key),
+            Self::Text { fin: end, key, text } => frame(fin(end) | 1, text.as_bytes(), *key),
+            Self::Continuation { fin: end, key, payload } => frame(fin(end), payload, *key),
+            Self::Compressed { fin: end, is_text, level, key, payload } => {
                 let mut deflated = Vec::new();
                 Deflater::new(u32::from(*level % 10)).compress(payload, &mut deflated);
-                frame(
-                    fin(end) | 0x40 | if *is_text { 1 } else { 2 },
-                    &deflated,
-                    *key,
-                )
+                frame(fin(end) | 0x40 | if *is_text { 1 } else { 2 }, &deflated, *key)
             }
             Self::Raw(bytes) => bytes.clone(),
         }
@@ -124,12 +84,7 @@ fn frame(first: u8, payload: &[u8], key: [u8; 4]) -> Vec<u8> {
         }
     }
     frame.extend(key);
-    frame.extend(
-        payload
-            .iter()
-            .enumerate()
-            .map(|(at, byte)| byte ^ key[at % 4]),
-    );
+    frame.extend(payload.iter().enumerate().map(|(at, byte)| byte ^ key[at % 4]));
     frame
 }
 
@@ -169,9 +124,7 @@ fn own(message: Message<'_>, bytes_max: usize) -> Owned {
         }
         Message::Ping(bytes) => Owned::Ping(bytes.to_vec()),
         Message::Pong(bytes) => Owned::Pong(bytes.to_vec()),
-        Message::Close(close) => {
-            Owned::Close(close.map(|(code, reason)| (code.0, reason.to_owned())))
-        }
+        Message::Close(close) => Owned::Close(close.map(|(code, reason)| (code.0, reason.to_owned()))),
     }
 }
 
@@ -190,9 +143,8 @@ fn compare_with_tungstenite(stream: &[u8], bytes_max: usize, (messages, result):
 }
 
 fn tungstenite_messages(stream: &[u8], bytes_max: usize) -> (Vec<Owned>, bool) {
-    let config = WebSocketConfig::default()
-        .max_message_size(Some(bytes_max))
-        .max_frame_size(Some(bytes_max.max(125)));
+    let config =
+        WebSocketConfig::default().max_message_size(Some(bytes_max)).max_frame_size(Some(bytes_max.max(125)));
     let mut socket = WebSocket::from_raw_socket(Peer(stream), Role::Server, Some(config));
     let mut messages = Vec::new();
     loop {
@@ -205,9 +157,9 @@ fn tungstenite_messages(stream: &[u8], bytes_max: usize) -> (Vec<Owned>, bool) {
                 return (messages, true);
             }
             Ok(Theirs::Close(close)) => {
-                messages.push(Owned::Close(close.map(|close| {
-                    (u16::from(close.code), close.reason.as_str().to_owned())
-                })));
+                messages.push(Owned::Close(
+                    close.map(|close| (u16::from(close.code), close.reason.as_str().to_owned())),
+                ));
                 return (messages, false);
             }
             Err(Error::Protocol(ProtocolError::ResetWithoutClosingHandshake)) => {

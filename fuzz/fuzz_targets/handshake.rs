@@ -20,16 +20,9 @@ fuzz_target!(|bytes: &[u8]| {
         Ok(query) => assert!(query.since.is_empty() || query.since.len() == query.channels.len()),
         Err(error) => assert!(error.to_string().starts_with(error.parameter())),
     }
-    let offered = head
-        .header_joined("sec-websocket-protocol")
-        .unwrap_or_default();
+    let offered = head.header_joined("sec-websocket-protocol").unwrap_or_default();
     let protocol = upgrade::protocols(&offered).next();
-    match Upgrade::negotiate(
-        head.method,
-        head.minor_version,
-        |name| head.header_joined(name),
-        true,
-    ) {
+    match Upgrade::negotiate(head.method, head.minor_version, |name| head.header_joined(name), true) {
         Ok(upgrade) => check_response(&upgrade, protocol),
         Err(error) => assert!(matches!(error.status().0, 400 | 405 | 426)),
     }

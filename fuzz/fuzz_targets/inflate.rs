@@ -16,15 +16,11 @@ struct Input {
 fuzz_target!(|input: Input| {
     let bytes_max = usize::from(input.bytes_max);
     let mut inflater = Inflater::new();
-    let first = inflater
-        .inflate(&input.bytes, bytes_max)
-        .map(<[u8]>::to_vec);
+    let first = inflater.inflate(&input.bytes, bytes_max).map(<[u8]>::to_vec);
     if let Ok(output) = &first {
         assert!(output.len() <= bytes_max);
     }
-    let again = inflater
-        .inflate(&input.bytes, bytes_max)
-        .map(<[u8]>::to_vec);
+    let again = inflater.inflate(&input.bytes, bytes_max).map(<[u8]>::to_vec);
     assert_eq!(first, again, "nothing is left over from the message before");
 
     let mut deflated = Vec::new();
@@ -32,9 +28,6 @@ fuzz_target!(|input: Input| {
     for _ in 0..2 {
         deflated.clear();
         deflater.compress(&input.bytes, &mut deflated);
-        assert_eq!(
-            inflater.inflate(&deflated, input.bytes.len()),
-            Ok(&input.bytes[..])
-        );
+        assert_eq!(inflater.inflate(&deflated, input.bytes.len()), Ok(&input.bytes[..]));
     }
 });

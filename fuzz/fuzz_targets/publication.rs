@@ -27,19 +27,10 @@ fuzz_target!(|text: &str| {
 });
 
 fn check_envelope(channel: &str, text: &str, event: Option<&str>) {
-    let envelope = Envelope {
-        channel,
-        position: Some(("e", 1)),
-        event,
-        user: None,
-        data: Data::Text(text),
-    };
+    let envelope = Envelope { channel, position: Some(("e", 1)), event, user: None, data: Data::Text(text) };
     let mut out = Vec::new();
     raw::encode_envelope(&envelope, &mut out);
-    assert!(
-        !out.iter().any(|byte| matches!(byte, b'\r' | b'\n' | b'\0')),
-        "one line"
-    );
+    assert!(!out.iter().any(|byte| matches!(byte, b'\r' | b'\n' | b'\0')), "one line");
     let json = std::str::from_utf8(&out).expect("UTF-8");
     // By grammar only: escapes of lone surrogates and numbers such as 1e999 are valid JSON that `Value` refuses.
     serde_json::from_str::<IgnoredAny>(json).expect("JSON");
@@ -53,10 +44,7 @@ fn check_envelope(channel: &str, text: &str, event: Option<&str>) {
     let mut event_stream = Vec::new();
     sse::encode_event(Some(channel), event, text, &mut event_stream);
     assert!(event_stream.ends_with(b"\n\n"));
-    let blank_lines = event_stream
-        .windows(2)
-        .filter(|pair| *pair == b"\n\n")
-        .count();
+    let blank_lines = event_stream.windows(2).filter(|pair| *pair == b"\n\n").count();
     assert_eq!(blank_lines, 1, "one event");
     assert!(!event_stream.contains(&b'\r'));
 }

@@ -4,8 +4,8 @@
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
 use tidegate_wire::pusher::{
-    ClientMessage, EVENT_NAME_BYTES_MAX, Identity, Opening, PresenceMember, USER_ID_CHARS_MAX,
-    WATCHLIST_MAX, check_name,
+    ClientMessage, EVENT_NAME_BYTES_MAX, Identity, Opening, PresenceMember, USER_ID_CHARS_MAX, WATCHLIST_MAX,
+    check_name,
     server::{self, Event},
     session::{Input, Place, Stage, decide},
 };
@@ -16,22 +16,10 @@ fuzz_target!(|text: &str| {
         let _ = decide(stage, Place::Outside, Input::of(&message));
     }
     match &message {
-        Ok(ClientMessage::Event {
-            event,
-            channel,
-            data,
-        }) => {
+        Ok(ClientMessage::Event { event, channel, data }) => {
             assert!(event.starts_with("client-") && event.len() <= EVENT_NAME_BYTES_MAX);
             let mut out = Vec::new();
-            server::event(
-                &Event {
-                    channel,
-                    event,
-                    data,
-                    user_id: Some(text),
-                },
-                &mut out,
-            );
+            server::event(&Event { channel, event, data, user_id: Some(text) }, &mut out);
             let read: Value = serde_json::from_slice(&out).expect("JSON");
             assert_eq!(read["channel"], **channel);
             assert_eq!(read["event"], **event);
