@@ -99,8 +99,8 @@ pub(crate) enum ParameterFault {
     Event(#[from] EventNameError),
     #[error("must be 1 to {max} visible ASCII characters")]
     Key { max: usize },
-    #[error("may not be given beside `{other}`")]
-    Beside { other: &'static str },
+    #[error("must have 1 to {max} characters")]
+    Length { max: usize },
 }
 
 impl std::fmt::Display for ParameterPlace {

@@ -69,6 +69,9 @@ pub(super) fn render() -> String {
     for order in ["Disconnect", "Subscribe", "Unsubscribe", "Refresh", "Send"] {
         one_of(&mut document, order, &["user", "connection"]);
     }
+    let refresh = &mut document["components"]["schemas"]["Refresh"];
+    refresh["allOf"] = json!([{"oneOf": [{"required": ["expires_at"]}, {"required": ["expired"]}]}]);
+    refresh["properties"]["expired"]["enum"] = json!([true]);
     unique(&mut document, "PublishMany", "channels");
     unique(&mut document, "BatchEntry", "channels");
     close(&mut document, "Accepted");

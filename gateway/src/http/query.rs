@@ -10,6 +10,7 @@ use crate::event;
 use tidegate_wire::head::form_decode;
 
 /// Longest idempotency key in bytes; room for a UUID with a prefix.
+const NAME_CHARACTERS_MAX: usize = 256;
 pub(super) const IDEMPOTENCY_KEY_BYTES_MAX: usize = 128;
 
 /// The parameters of one request, checked to be known and not repeated.
@@ -110,9 +111,13 @@ pub(super) fn channel(segment: &str) -> Result<Channel, ApiError> {
     Ok(Channel::new(&decoded)?)
 }
 
-/// Two parameters of which at most one may be given.
-pub(super) fn one_of(name: &str, other: &'static str) -> ApiError {
-    fault(ParameterPlace::Query, name, ParameterFault::Beside { other })
+/// The name of a user or of a connection.
+pub(super) fn name<'q>(query: &'q Query<'_>, parameter: &str) -> Result<Option<&'q str>, ApiError> {
+    let (name, max) = (query.get(parameter), NAME_CHARACTERS_MAX);
+    match name.is_none_or(|name| (1..=max).contains(&name.chars().count())) {
+        true => Ok(name),
+        false => Err(fault(ParameterPlace::Query, parameter, ParameterFault::Length { max })),
+    }
 }
 
 fn fault(place: ParameterPlace, name: &str, fault: ParameterFault) -> ApiError {

@@ -46,7 +46,9 @@ impl Core {
         round: Option<&Round>,
     ) {
         let answer = match &instruction.what {
-            What::List { after, limit } => self.list(connections, target, after.as_deref(), *limit),
+            What::List { after, limit } => {
+                self.list(connections, target, instruction.owner.as_ref(), after.as_deref(), *limit)
+            }
             what => self.carry_out(connections, target, instruction.owner.as_ref(), what),
         };
         if let Some(round) = round {
@@ -92,6 +94,7 @@ impl Core {
         &self,
         connections: &Connections<Session>,
         target: &Target,
+        owner: Option<&Owner>,
         after: Option<&str>,
         limit: usize,
     ) -> Answer {
@@ -104,7 +107,11 @@ impl Core {
         };
         let meant = (first..connections.slots()).filter_map(|slot| connections.in_slot(slot)).filter(|&id| {
             let session = connections.get(id);
-            session.is_some_and(|session| session.open().is_some() && self.is_target(id, session, target))
+            session.is_some_and(|session| {
+                session.open().is_some()
+                    && self.is_target(id, session, target)
+                    && owner.is_none_or(|owner| self.is_of_user(session, owner.app.as_deref(), &owner.user))
+            })
         });
         for id in meant {
             if answer.connections.len() == limit {

@@ -24,7 +24,7 @@ use crate::{
         query::{self, Query},
     },
     node::{
-        instruction::{Answers, Asked, Message, Since, What},
+        instruction::{Answers, Asked, Message, Owner, Since, What},
         shards::ConnectionState,
     },
 };
@@ -54,7 +54,7 @@ pub(in crate::http) struct SubscribeFields {
     channel: ChannelName,
     /// Where the client was in the channel: what followed is sent first.
     #[serde(default, deserialize_with = "present")]
-    #[schema(value_type = Option<String>, nullable = false, example = "k3:7")]
+    #[schema(value_type = Option<String>, nullable = false, pattern = "^([0-9a-z]{1,12}|[0-2][0-9a-z]{12}|3[0-9a-v][0-9a-z]{11}):[0-9]{1,19}$", example = "k3:7")]
     since: Option<PositionText>,
 }
 
@@ -92,9 +92,10 @@ pub(in crate::http) struct RefreshFields {
     #[serde(default, deserialize_with = "present")]
     #[schema(nullable = false, minimum = 0)]
     expires_at: Option<u64>,
-    /// Only `true` says something.
-    #[serde(default)]
-    expired: bool,
+    /// In place of `expires_at`.
+    #[serde(default, deserialize_with = "present")]
+    #[schema(nullable = false)]
+    expired: Option<bool>,
 }
 
 /// Send something to the connections of a `user`, or to a `connection`, that is no publication of a channel.
@@ -262,14 +263,14 @@ pub(in crate::http) async fn send(
 
 /// List connections
 ///
-/// Those that are open on all nodes, in the order of their names; of a user, or of those that are subscribed to a channel, where
-/// one is named. A page ends early where a node's part of it is larger than 16 KiB.
+/// Those that are open on all nodes, in the order of their names; of a user, and those that are subscribed to a channel, where
+/// these are named. A page ends early where a node's part of it is larger than 16 KiB.
 #[utoipa::path(
     get, path = "/v1/connections", operation_id = "listConnections", tag = "admin",
     params(
         ("user" = Option<String>, Query, description = "Only those of this user.", min_length = 1, max_length = 256),
         ("channel" = Option<String>, Query, description = "Only those that are subscribed to this channel.", max_length = 200, pattern = "^[A-Za-z0-9_=@,.;:#/$-]{1,200}$"),
-        ("after" = Option<String>, Query, description = "Only connections after this one.", max_length = 256),
+        ("after" = Option<String>, Query, description = "Only connections after this one.", min_length = 1, max_length = 256),
         ("limit" = Option<usize>, Query, description = "At most so many; 50 unless given.", minimum = 1, maximum = 100),
     ),
     responses((status = 200, description = "A page of connections.", body = ConnectionList)),
@@ -283,19 +284,20 @@ pub(in crate::http) async fn list_connections(
     let key = access::authorize(&state, &headers, Scope::Admin, None)?;
     let query = Query::parse(&uri, &["user", "channel", "after", "limit"])?;
     let app = key.app().map(AppId::as_str);
-    let target = match (query.get("user"), query.get("channel")) {
-        (Some(user), None) => Target::User { app: app.map(Box::from), user: user.into() },
-        (None, Some(name)) => {
+    let user = query::name(&query, "user")?;
+    let target = match (user, query.get("channel")) {
+        (_, Some(name)) => {
             let channel = query::channel(name)?;
             key.check(Scope::Admin, Some(&channel)).map_err(|error| access::refuse(&state, error))?;
             Target::Channel(AppId::channel(app, channel.name())?)
         }
+        (Some(user), None) => Target::User { app: app.map(Box::from), user: user.into() },
         (None, None) => Target::Everyone { app: app.map(Box::from) },
-        (Some(_), Some(_)) => return Err(query::one_of("user", "channel")),
     };
+    let owner = user.map(|user| Owner { app: app.map(Box::from), user: user.into() });
     let limit = query.limit("limit", LIMIT_DEFAULT, LIMIT_MAX)?;
-    let what = What::List { after: query.get("after").map(Box::from), limit };
-    let Answers { answer, nodes, silent } = state.node.ask(Asked { target, owner: None, what }).await?;
+    let what = What::List { after: query::name(&query, "after")?.map(Box::from), limit };
+    let Answers { answer, nodes, silent } = state.node.ask(Asked { target, owner, what }).await?;
     let next = answer.connections.last().filter(|_| answer.more).map(|last| last.name.clone());
     let connections = answer.connections.into_iter().map(Connection::from).collect();
     Ok(Json(ConnectionList { connections, next, nodes, silent }))
@@ -380,9 +382,9 @@ order!(UnsubscribeOrder(Target, ChannelName) from UnsubscribeFields, |fields: Un
 });
 order!(RefreshOrder(Target, What) from RefreshFields, |fields: RefreshFields| {
     let what = match (fields.expires_at, fields.expired) {
-        (expires_at @ Some(_), false) => What::Refresh { expires_at },
-        (None, true) => What::Expire,
-        _ => return Err("say either `expires_at` or `expired: true`"),
+        (Some(at), None) if at <= i64::MAX as u64 => What::Refresh { expires_at: Some(at) },
+        (None, Some(true)) => What::Expire,
+        _ => return Err("say either `expires_at`, in 63 bits, or `expired: true`"),
     };
     Ok((target(fields.user, fields.connection)?, what))
 });

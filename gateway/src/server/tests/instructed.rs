@@ -141,6 +141,8 @@ fn connections_are_listed_in_pages() {
         (vec!["ada".to_owned()], &json!(1), &json!([]))
     );
     assert_eq!(users(&list("?channel=plain:a")).len(), clients.len());
+    assert_eq!(users(&list("?channel=plain:a&user=u3")), ["u3"]);
+    assert!(users(&list("?channel=other&user=u3")).is_empty());
     assert_eq!(list("?user=nobody")["connections"], json!([]));
     let (mut seen, mut after) = (Vec::new(), String::new());
     loop {
@@ -155,7 +157,7 @@ fn connections_are_listed_in_pages() {
     }
     assert_eq!(seen, ["u0", "u1", "u2", "u3", "u4"]);
     assert_eq!(list("")["connections"].as_array().unwrap().len(), 6);
-    for query in ["?user=a&channel=b", "?limit=101", "?channel=a%20b", "?node=x"] {
+    for query in ["?user=", "?limit=101", "?channel=a%20b", "?node=x"] {
         assert_eq!(rest(&rig).get(&format!("/v1/connections{query}")).status, 400, "{query}");
     }
 }
