@@ -10,7 +10,7 @@ use tidegate_backplane::{NodeRecord, Target};
 use utoipa::ToSchema;
 
 use super::{
-    connections::{of_key, target},
+    connections::{Order, of_key, target},
     form::{object, present},
 };
 use crate::{
@@ -101,13 +101,9 @@ pub(in crate::http) async fn disconnect(
     State(state): State<HttpState>,
     request: Request,
 ) -> Result<(StatusCode, Json<Accepted>), ApiError> {
-    let (parts, body) = request.into_parts();
-    let key = access::authorize(&state, &parts.headers, Scope::Admin, None)?;
-    Query::parse(&parts.uri, &[])?;
-    body::require_json(&parts.headers)?;
-    let body = body::read(body, DISCONNECT_BYTES_MAX).await?;
-    let Disconnect { target, reason } = body::parse(&body)?;
-    let target = of_key(&state, &key, target)?;
+    let order = Order::read(&state, request, DISCONNECT_BYTES_MAX).await?;
+    let Disconnect { target, reason } = body::parse(&order.body)?;
+    let target = of_key(&state, &order.key, target)?;
     state.node.disconnect(target, reason).await?;
     Ok((StatusCode::ACCEPTED, Json(Accepted {})))
 }

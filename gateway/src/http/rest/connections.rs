@@ -1,10 +1,13 @@
 //! Connections on whichever node they are: which there are, what they are subscribed to by the application, what it sends them,
 //! and how long they last.
 
+use std::sync::Arc;
+
 use axum::{
     Json,
     extract::{Request, State},
 };
+use bytes::Bytes;
 use http::{HeaderMap, Uri};
 use serde::{Deserialize, Serialize};
 use tidegate_backplane::{Position, Target};
@@ -304,13 +307,13 @@ pub(in crate::http) async fn list_connections(
 }
 
 /// A request that was let in.
-struct Order {
-    key: std::sync::Arc<ApiKey>,
-    body: bytes::Bytes,
+pub(super) struct Order {
+    pub(super) key: Arc<ApiKey>,
+    pub(super) body: Bytes,
 }
 
 impl Order {
-    async fn read(state: &HttpState, request: Request, max: usize) -> Result<Self, ApiError> {
+    pub(super) async fn read(state: &HttpState, request: Request, max: usize) -> Result<Self, ApiError> {
         let (parts, body) = request.into_parts();
         let key = access::authorize(state, &parts.headers, Scope::Admin, None)?;
         Query::parse(&parts.uri, &[])?;
