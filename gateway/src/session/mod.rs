@@ -182,6 +182,11 @@ impl Session {
         }
     }
 
+    /// Whether it has published over HTTP, and asks nothing now.
+    pub(crate) fn is_idle_publisher(&self) -> bool {
+        matches!(self.phase, Phase::Head(Head { earlier: Earlier::Answered, received: None, .. }))
+    }
+
     /// Its place in a lane has changed.
     pub(crate) fn moved(&mut self, lane: u32, to: Subscription) {
         let Some(open) = self.open_mut() else { return };

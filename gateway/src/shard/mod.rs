@@ -34,7 +34,8 @@ pub(crate) struct ShardDriver {
     inflater: Inflater,
     core: Core,
     door: Arc<Doorkeeper>,
-    drain: Option<Sweep>,
+    /// Once it drains: idle connections of publishers end at once, clients over a time.
+    drain: Vec<Sweep>,
     /// Those who have to be closed for a gap.
     gap_closes: Option<Sweep<(ConnectionId, ChannelKey, GapReason)>>,
     /// Totals at the last export.
@@ -48,7 +49,7 @@ impl ShardDriver {
             inflater: Inflater::new(),
             core,
             door,
-            drain: None,
+            drain: Vec::new(),
             gap_closes: None,
             exported: Counters::default(),
             swept: Tick(0),
@@ -138,8 +139,11 @@ impl Driver for ShardDriver {
             }
             Command::Order(Order::Drain { over }) => {
                 // Who arrives later is refused by its handshake; see [`Stage::Closing`](crate::node::Stage).
-                let rest = (0..connections.slots()).filter_map(|slot| connections.in_slot(slot)).collect();
-                self.drain = Some(Sweep::new(rest, connections.now(), over));
+                let all = (0..connections.slots()).filter_map(|slot| connections.in_slot(slot));
+                let (idle, clients) =
+                    all.partition(|id| connections.get(*id).is_some_and(Session::is_idle_publisher));
+                let now = connections.now();
+                self.drain = vec![Sweep::new(idle, now, Duration::ZERO), Sweep::new(clients, now, over)];
             }
         }
     }
@@ -215,12 +219,17 @@ impl ShardDriver {
     }
 
     fn drain_portion(&mut self, connections: &mut Connections<Session>) -> Turn {
-        let Some(plan) = &mut self.drain else { return Turn::Idle };
-        let (portion, turn) = plan.next_portion(connections.now());
-        for id in portion {
-            self.core.ctx(connections, id).leave(Leave::ComeBack(ComeBack::Drain));
+        let mut more = Turn::Idle;
+        for sweep in &mut self.drain {
+            let (portion, turn) = sweep.next_portion(connections.now());
+            for id in portion {
+                self.core.ctx(connections, id).leave(Leave::ComeBack(ComeBack::Drain));
+            }
+            if turn == Turn::More {
+                more = turn;
+            }
         }
-        turn
+        more
     }
 }
 

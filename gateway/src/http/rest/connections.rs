@@ -16,7 +16,7 @@ use utoipa::ToSchema;
 
 use super::{
     admin::TargetName,
-    form::{ChannelName, EventName, object, present},
+    form::{ChannelName, EventName, Whole, object, present},
 };
 use crate::{
     app::apps::AppId,
@@ -93,8 +93,8 @@ pub(in crate::http) struct RefreshFields {
     connection: Option<TargetName>,
     /// Seconds since 1970, in place of what the token says.
     #[serde(default, deserialize_with = "present")]
-    #[schema(nullable = false, minimum = 0)]
-    expires_at: Option<u64>,
+    #[schema(value_type = Option<u64>, nullable = false, minimum = 0, maximum = 9_007_199_254_740_991_u64)]
+    expires_at: Option<Whole>,
     /// In place of `expires_at`.
     #[serde(default, deserialize_with = "present")]
     #[schema(nullable = false)]
@@ -385,9 +385,9 @@ order!(UnsubscribeOrder(Target, ChannelName) from UnsubscribeFields, |fields: Un
 });
 order!(RefreshOrder(Target, What) from RefreshFields, |fields: RefreshFields| {
     let what = match (fields.expires_at, fields.expired) {
-        (Some(at), None) if at <= i64::MAX as u64 => What::Refresh { expires_at: Some(at) },
+        (Some(at), None) => What::Refresh { expires_at: Some(at.0) },
         (None, Some(true)) => What::Expire,
-        _ => return Err("say either `expires_at`, in 63 bits, or `expired: true`"),
+        _ => return Err("say either `expires_at` or `expired: true`"),
     };
     Ok((target(fields.user, fields.connection)?, what))
 });

@@ -4,7 +4,7 @@ use std::{borrow::Cow, fmt, marker::PhantomData};
 
 use serde::{
     Deserialize, Deserializer,
-    de::{Error, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer},
+    de::{Error, MapAccess, SeqAccess, Unexpected, Visitor, value::MapAccessDeserializer},
 };
 use tidegate_backplane::Channel;
 use utoipa::{
@@ -119,6 +119,40 @@ pub(super) fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     T::deserialize(deserializer).map(Some)
 }
 
+/// A whole number that is not negative. JSON has one kind of number, so `2.0` is one too. Up to 2^53 - 1, which every
+/// reader of JSON knows exactly (RFC 8259 section 6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Whole(pub(super) u64);
+
+impl Whole {
+    pub(super) const MAX: u64 = (1 << 53) - 1;
+}
+
+impl<'de> Deserialize<'de> for Whole {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Number;
+        impl Visitor<'_> for Number {
+            type Value = Whole;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "a whole number of 0 to {}", Whole::MAX)
+            }
+            fn visit_u64<E: Error>(self, number: u64) -> Result<Whole, E> {
+                match number <= Whole::MAX {
+                    true => Ok(Whole(number)),
+                    false => Err(E::invalid_value(Unexpected::Unsigned(number), &self)),
+                }
+            }
+            fn visit_f64<E: Error>(self, number: f64) -> Result<Whole, E> {
+                match number.fract() == 0.0 && (0.0..=Whole::MAX as f64).contains(&number) {
+                    true => Ok(Whole(number as u64)),
+                    false => Err(E::invalid_value(Unexpected::Float(number), &self)),
+                }
+            }
+        }
+        deserializer.deserialize_u64(Number)
+    }
+}
+
 /// A list of 1 to `MAX`. It stops at the bound: what is refused is not collected first.
 pub(super) fn bounded<'de, D, T, const MAX: usize>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
@@ -180,3 +214,16 @@ impl PartialSchema for ChannelName {
 }
 
 impl ToSchema for ChannelName {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_whole_number_may_be_written_with_a_fraction_of_zero() {
+        let read = |text| serde_json::from_str::<Whole>(text).ok().map(|number| number.0);
+        assert_eq!(["0", "2.0", "2e3", "-0.0"].map(read), [Some(0), Some(2), Some(2000), Some(0)]);
+        assert_eq!(["9007199254740991", "9007199254740991.0"].map(read), [Some(Whole::MAX); 2]);
+        assert_eq!(["-1", "-1.0", "2.5", "9007199254740992", "1e300", "\"2\"", "null"].map(read), [None; 7]);
+    }
+}
