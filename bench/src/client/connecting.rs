@@ -108,6 +108,10 @@ impl Fleet {
             Role::SubscribePusher | Role::SubscribePresence => {
                 upgrade(&format!("{prefix}{}", pusher::PATH), authority)
             }
+            // Its token is in its first command.
+            Role::SubscribeCentrifuge(dialect) => {
+                return upgrade(&format!("{prefix}{}", dialect.path()), authority).into_bytes();
+            }
             Role::Subscribe => upgrade(&format!("{prefix}/ws?channel={channel}"), authority),
             Role::Echo { .. } => upgrade(&format!("{prefix}/echo"), authority),
         };

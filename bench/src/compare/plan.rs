@@ -20,6 +20,8 @@ pub enum Group {
     Scaling,
     /// The Pusher protocol beside another server of it.
     Pusher,
+    /// Centrifugo's protocol beside the raw one.
+    Centrifuge,
     /// Plain HTTP beside servers of it.
     Ledger,
 }
@@ -67,6 +69,14 @@ pub enum Measure {
     PusherConnectCpu,
     PusherDeliveryCpu,
     PusherEventsRate,
+    CentrifugeMemory,
+    CentrifugeConnectCpu,
+    CentrifugeDeliveryCpu,
+    CentrifugeDeliveryCpuProtobuf,
+    CentrifugePublishRate,
+    CentrifugeRecoveryTime,
+    CentrifugeRecoveryMemory,
+    CentrifugeRecoveryReads,
     AnswerRate,
     AnswerRateTwo,
     AnswerCpu,
@@ -104,13 +114,24 @@ pub enum Scenario {
     Scaling,
     PusherIdle,
     PusherEvents,
+    CentrifugeIdle,
+    CentrifugeDelivery,
+    CentrifugePublish,
+    CentrifugeRecovery,
     LedgerAnswer,
     LedgerPost,
 }
 
 impl Group {
-    pub const ALL: [Self; 6] =
-        [Self::Gateway, Self::Redis, Self::Router, Self::Scaling, Self::Pusher, Self::Ledger];
+    pub const ALL: [Self; 7] = [
+        Self::Gateway,
+        Self::Redis,
+        Self::Router,
+        Self::Scaling,
+        Self::Pusher,
+        Self::Centrifuge,
+        Self::Ledger,
+    ];
 
     /// Everybody who takes part, in the order of the table.
     #[must_use]
@@ -120,6 +141,7 @@ impl Group {
             Self::Redis => &[Server::Tidegate, Server::OneNode, Server::SocketIo, Server::RedisBenchmark],
             Self::Router => &[Server::Tidegate, Server::Haproxy, Server::Nginx],
             Self::Pusher => &[Server::Tidegate, Server::Sockudo],
+            Self::Centrifuge => &[Server::Tidegate, Server::Raw],
             Self::Ledger => &[Server::Tidegate, Server::Bun, Server::NodeHttp, Server::GoHttp],
             Self::Scaling => &[
                 Server::Gateways1,
@@ -142,7 +164,7 @@ impl Measure {
 }
 
 impl Scenario {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 22] = [
         Self::Fanout,
         Self::Rest,
         Self::Echo,
@@ -159,6 +181,10 @@ impl Scenario {
         Self::Scaling,
         Self::PusherIdle,
         Self::PusherEvents,
+        Self::CentrifugeIdle,
+        Self::CentrifugeDelivery,
+        Self::CentrifugePublish,
+        Self::CentrifugeRecovery,
         Self::LedgerAnswer,
         Self::LedgerPost,
     ];
@@ -176,6 +202,10 @@ impl Scenario {
             Self::Proxy | Self::Placement => Group::Router,
             Self::Scaling => Group::Scaling,
             Self::PusherIdle | Self::PusherEvents => Group::Pusher,
+            Self::CentrifugeIdle
+            | Self::CentrifugeDelivery
+            | Self::CentrifugePublish
+            | Self::CentrifugeRecovery => Group::Centrifuge,
             Self::LedgerAnswer | Self::LedgerPost => Group::Ledger,
         }
     }
@@ -213,6 +243,16 @@ impl Scenario {
             ],
             Self::PusherIdle => &[Measure::PusherConnectCpu, Measure::PusherMemory],
             Self::PusherEvents => &[Measure::PusherDeliveryCpu, Measure::PusherEventsRate],
+            Self::CentrifugeIdle => &[Measure::CentrifugeMemory, Measure::CentrifugeConnectCpu],
+            Self::CentrifugeDelivery => {
+                &[Measure::CentrifugeDeliveryCpu, Measure::CentrifugeDeliveryCpuProtobuf]
+            }
+            Self::CentrifugePublish => &[Measure::CentrifugePublishRate],
+            Self::CentrifugeRecovery => &[
+                Measure::CentrifugeRecoveryTime,
+                Measure::CentrifugeRecoveryMemory,
+                Measure::CentrifugeRecoveryReads,
+            ],
             Self::LedgerAnswer => &[
                 Measure::AnswerRate,
                 Measure::AnswerRateTwo,
@@ -242,7 +282,9 @@ impl Scenario {
         match self {
             Self::RedisLatency | Self::RedisFanout => &[Server::Tidegate, Server::OneNode, Server::SocketIo],
             Self::Kinds => &[Server::Tidegate, Server::Before],
-            Self::RedisReceive | Self::RedisMany | Self::Placement => &[Server::Tidegate],
+            Self::RedisReceive | Self::RedisMany | Self::Placement | Self::CentrifugeRecovery => {
+                &[Server::Tidegate]
+            }
             Self::RedisPublish | Self::RedisKept => &[Server::Tidegate, Server::RedisBenchmark],
             _ => self.group().servers(),
         }
