@@ -12,6 +12,7 @@ use mio::net::TcpStream;
 
 use self::connecting::CONNECTS_PER_TURN;
 use crate::driver::{Io, Party, Readiness};
+use crate::envelope;
 use crate::frame::{FrameEvent, FrameScanner, write_client_frame};
 use crate::http::parse_head;
 use crate::order::OrderCheck;
@@ -30,6 +31,8 @@ pub type ChannelOf = Arc<dyn Fn(u32) -> u32 + Send + Sync>;
 pub enum Role {
     /// `GET /ws?channel=C`, count what arrives.
     Subscribe,
+    /// The same with `envelope=json`: what is missed while the connection is away follows when it is back.
+    SubscribeRecovering,
     /// `GET /sse?channel=C`, count events.
     SubscribeSse,
     /// `GET /socket.io/?channel=C`, connect to the namespace, count events.
@@ -106,6 +109,8 @@ struct Connection {
     began_ns: u64,
     scanner: Scanner,
     order: OrderCheck,
+    /// Where it was in its channel, `EPOCH:OFFSET`; empty unless it recovers.
+    position: String,
     /// What the socket did not take yet; empty and unallocated as a rule.
     out: Vec<u8>,
     /// A response head cut by a read.
@@ -225,7 +230,8 @@ impl Fleet {
 
     fn on_writable(&mut self, key: usize) -> Verdict {
         if self.connections[key].phase == Phase::Connecting {
-            let request = self.request(self.connections[key].channel);
+            let Connection { channel, position, .. } = &self.connections[key];
+            let request = self.request(*channel, position);
             let connection = &mut self.connections[key];
             let Some(stream) = &connection.stream else {
                 return Verdict::Keep;
@@ -332,7 +338,7 @@ impl Fleet {
 
     fn take_stream(&mut self, key: usize, bytes: &[u8]) -> Verdict {
         let Self { connections, stats, config, echo_frame, .. } = self;
-        let Connection { scanner, order, out, began_ns, channel, .. } = &mut connections[key];
+        let Connection { scanner, order, position, out, began_ns, channel, .. } = &mut connections[key];
         let now_ns = now_ns();
         stats.bytes += bytes.len() as u64;
         let scanner = match scanner {
@@ -344,6 +350,7 @@ impl Fleet {
         };
         let echo = matches!(config.role, Role::Echo { .. });
         let socket_io = config.role == Role::SubscribeSocketIo;
+        let recovers = config.role == Role::SubscribeRecovering;
         let is_pusher = matches!(config.role, Role::SubscribePusher | Role::SubscribePresence);
         let (mut ended, mut joined) = (None, false);
         let fed = scanner.feed(bytes, |event| match event {
@@ -378,6 +385,11 @@ impl Fleet {
                 pusher::Packet::Subscribed => joined = true,
                 pusher::Packet::Other => {}
             },
+            FrameEvent::Message { head, .. } if recovers => {
+                if let Some(data) = envelope::data(head, position) {
+                    stats.message(order, data, now_ns, config.run);
+                }
+            }
             FrameEvent::Message { head, .. } => stats.message(order, head, now_ns, config.run),
             FrameEvent::Ping(payload) => {
                 stats.pings_answered += 1;
@@ -479,6 +491,7 @@ impl Connection {
             began_ns: now_ns,
             scanner: Scanner::Frames(FrameScanner::default()),
             order: OrderCheck::default(),
+            position: String::new(),
             out: Vec::new(),
             head: Vec::new(),
         }

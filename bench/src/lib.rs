@@ -13,6 +13,7 @@
 pub mod client;
 pub mod compare;
 pub mod driver;
+mod envelope;
 pub mod floor;
 pub mod frame;
 pub mod http;

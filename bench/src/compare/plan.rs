@@ -22,6 +22,8 @@ pub enum Group {
     Pusher,
     /// Plain HTTP beside servers of it.
     Ledger,
+    /// Sockets that change hands between processes of one machine, and gateways that are filled.
+    Handover,
 }
 
 /// One row of a table.
@@ -83,6 +85,15 @@ pub enum Measure {
     PostP99,
     PostWorst,
     PostMemory,
+    HandoverCpu,
+    HandoverMessageCpu,
+    FillTime,
+    FillBalance,
+    FillNeedless,
+    FillLost,
+    RollTime,
+    RollBalance,
+    RollLost,
 }
 
 /// What servers have to be started for.
@@ -106,11 +117,13 @@ pub enum Scenario {
     PusherEvents,
     LedgerAnswer,
     LedgerPost,
+    Handover,
+    Filling,
 }
 
 impl Group {
-    pub const ALL: [Self; 6] =
-        [Self::Gateway, Self::Redis, Self::Router, Self::Scaling, Self::Pusher, Self::Ledger];
+    pub const ALL: [Self; 7] =
+        [Self::Gateway, Self::Redis, Self::Router, Self::Scaling, Self::Pusher, Self::Ledger, Self::Handover];
 
     /// Everybody who takes part, in the order of the table.
     #[must_use]
@@ -121,6 +134,7 @@ impl Group {
             Self::Router => &[Server::Tidegate, Server::Haproxy, Server::Nginx],
             Self::Pusher => &[Server::Tidegate, Server::Sockudo],
             Self::Ledger => &[Server::Tidegate, Server::Bun, Server::NodeHttp, Server::GoHttp],
+            Self::Handover => &[Server::Tidegate, Server::Direct, Server::Proxied],
             Self::Scaling => &[
                 Server::Gateways1,
                 Server::Gateways2,
@@ -142,7 +156,7 @@ impl Measure {
 }
 
 impl Scenario {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::Fanout,
         Self::Rest,
         Self::Echo,
@@ -161,6 +175,8 @@ impl Scenario {
         Self::PusherEvents,
         Self::LedgerAnswer,
         Self::LedgerPost,
+        Self::Handover,
+        Self::Filling,
     ];
 
     #[must_use]
@@ -177,6 +193,7 @@ impl Scenario {
             Self::Scaling => Group::Scaling,
             Self::PusherIdle | Self::PusherEvents => Group::Pusher,
             Self::LedgerAnswer | Self::LedgerPost => Group::Ledger,
+            Self::Handover | Self::Filling => Group::Handover,
         }
     }
 
@@ -233,6 +250,16 @@ impl Scenario {
                 Measure::PostWorst,
                 Measure::PostMemory,
             ],
+            Self::Handover => &[Measure::HandoverCpu, Measure::HandoverMessageCpu],
+            Self::Filling => &[
+                Measure::FillTime,
+                Measure::FillBalance,
+                Measure::FillNeedless,
+                Measure::FillLost,
+                Measure::RollTime,
+                Measure::RollBalance,
+                Measure::RollLost,
+            ],
         }
     }
 
@@ -242,7 +269,7 @@ impl Scenario {
         match self {
             Self::RedisLatency | Self::RedisFanout => &[Server::Tidegate, Server::OneNode, Server::SocketIo],
             Self::Kinds => &[Server::Tidegate, Server::Before],
-            Self::RedisReceive | Self::RedisMany | Self::Placement => &[Server::Tidegate],
+            Self::RedisReceive | Self::RedisMany | Self::Placement | Self::Filling => &[Server::Tidegate],
             Self::RedisPublish | Self::RedisKept => &[Server::Tidegate, Server::RedisBenchmark],
             _ => self.group().servers(),
         }
@@ -267,6 +294,12 @@ pub struct Sizes {
     /// Connections held by each gateway of the scaling table.
     pub per_gateway: u32,
     pub broadcasts: u32,
+    /// Clients of the gateways that are filled.
+    pub fill_clients: u32,
+    /// Of the router: each client is asked back once in it on average.
+    pub fill_period: Duration,
+    /// Of the gateways that are restarted.
+    pub drain_period: Duration,
 }
 
 impl Sizes {
@@ -284,6 +317,9 @@ impl Sizes {
         idle_channels: 100_000,
         per_gateway: 15_000,
         broadcasts: 10,
+        fill_clients: 10_000,
+        fill_period: Duration::from_secs(60),
+        drain_period: Duration::from_secs(30),
     };
 
     /// Enough to see that everything works; not enough to believe a number.
@@ -299,6 +335,9 @@ impl Sizes {
         idle_channels: 10_000,
         per_gateway: 500,
         broadcasts: 3,
+        fill_clients: 1_000,
+        fill_period: Duration::from_secs(5),
+        drain_period: Duration::from_secs(3),
     };
 }
 

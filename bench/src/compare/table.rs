@@ -19,6 +19,7 @@ fn markers(group: Group) -> [&'static str; 2] {
         Group::Scaling => ["<!-- bench:scaling:begin -->", "<!-- bench:scaling:end -->"],
         Group::Pusher => ["<!-- bench:pusher:begin -->", "<!-- bench:pusher:end -->"],
         Group::Ledger => ["<!-- bench:ledger:begin -->", "<!-- bench:ledger:end -->"],
+        Group::Handover => ["<!-- bench:handover:begin -->", "<!-- bench:handover:end -->"],
     }
 }
 
