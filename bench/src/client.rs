@@ -28,6 +28,8 @@ pub type ChannelOf = Arc<dyn Fn(u32) -> u32 + Send + Sync>;
 pub enum Role {
     /// `GET /ws?channel=C`, count what arrives.
     Subscribe,
+    /// The same with `envelope=json`: what is missed while the connection is away follows when it is back.
+    SubscribeRecovering,
     /// `GET /sse?channel=C`, count events.
     SubscribeSse,
     /// `GET /socket.io/?channel=C`, connect to the namespace, count events.
@@ -106,6 +108,8 @@ struct Connection {
     began_ns: u64,
     scanner: Scanner,
     order: OrderCheck,
+    /// Where it was in its channel, `EPOCH:OFFSET`; empty unless it recovers.
+    position: String,
     /// What the socket did not take yet; empty and unallocated as a rule.
     out: Vec<u8>,
     /// A response head cut by a read.
@@ -225,7 +229,8 @@ impl Fleet {
 
     fn on_writable(&mut self, key: usize) -> Verdict {
         if self.connections[key].phase == Phase::Connecting {
-            let request = self.request(self.connections[key].channel);
+            let Connection { channel, position, .. } = &self.connections[key];
+            let request = self.request(*channel, position);
             let connection = &mut self.connections[key];
             let Some(stream) = &connection.stream else {
                 return Verdict::Keep;
@@ -347,6 +352,7 @@ impl Connection {
             began_ns: now_ns,
             scanner: Scanner::Frames(FrameScanner::default()),
             order: OrderCheck::default(),
+            position: String::new(),
             out: Vec::new(),
             head: Vec::new(),
         }

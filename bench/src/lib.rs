@@ -14,6 +14,7 @@ mod centrifuge;
 pub mod client;
 pub mod compare;
 pub mod driver;
+mod envelope;
 pub mod floor;
 pub mod frame;
 pub mod http;

@@ -82,6 +82,9 @@ pub(crate) struct GatewayArgs {
     /// Unix socket on which routers of this machine hand clients over [default: they pass bytes on].
     #[arg(long, value_name = "PATH")]
     pub(crate) handover_socket: Option<String>,
+    /// Let other gateways listen on the same address (SO_REUSEPORT).
+    #[arg(long)]
+    pub(crate) reuse_port: bool,
     /// Development mode: loopback only, API key `dev-key`, anyone may subscribe.
     #[arg(long)]
     pub(crate) dev: bool,
@@ -386,6 +389,7 @@ impl GatewayArgs {
             (flags::LOG_LEVEL, self.log_level),
             (flags::HANDOVER_SOCKET, self.handover_socket),
             // Absent is not `false`: the file may say `dev = true`.
+            (flags::REUSE_PORT, self.reuse_port.then(|| "true".to_owned())),
             (flags::DEV, (self.dev || anywhere).then(|| "true".to_owned())),
             (flags::DEV_ANYWHERE, anywhere.then(|| "true".to_owned())),
         ];

@@ -2,12 +2,13 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tidegate_wire::handover::{Answers, Offer};
+use tidegate_wire::handover::{Answers, Offers};
 
 fuzz_target!(|record: &[u8]| {
-    if let Ok(offer) = Offer::parse(record) {
+    if let Ok(offers) = Offers::parse(record) {
         let mut again = Vec::new();
-        offer.write(&mut again);
+        Offers::begin(&mut again);
+        offers.iter().for_each(|offer| offer.write(&mut again));
         assert_eq!(again, record);
     }
     if let Ok(answers) = Answers::parse(record) {

@@ -22,7 +22,7 @@ use tidegate_ops::{
     edge::Edge,
     handover::{Doorway, DoorwayError},
     http::{Patience, QUIET_MAX},
-    listener::{ACCEPT_BACKLOG, ListenError, listen},
+    listener::{ACCEPT_BACKLOG, ListenError, listen, listen_shared},
     probes,
     seldom::Seldom,
     stopping,
@@ -122,7 +122,10 @@ pub fn check(config: &Config) -> Result<(), ConfigError> {
 impl Server {
     /// Binds both ports, and the socket for hand-overs if there is one.
     pub fn bind(mut config: Config) -> Result<Self, StartError> {
-        let public = listen(config.listen, "listen")?;
+        let public = match config.reuse_port {
+            true => listen_shared(config.listen, "listen")?,
+            false => listen(config.listen, "listen")?,
+        };
         let internal = listen(config.internal, "internal")?;
         let address = |listener: &StdTcpListener| {
             listener.local_addr().map_err(|source| StartError::System { part: "the listener", source })

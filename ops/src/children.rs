@@ -14,7 +14,7 @@ use std::{
     io::{self, BufRead as _, BufReader, Write as _},
     process::{ExitStatus, Stdio},
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -162,13 +162,27 @@ async fn keep(
             return Err(ChildrenError::Begin { name: program.name, status });
         }
         let wait = backoff.ended(begun.elapsed());
-        tracing::error!(child = &*program.name, %status, again_in = ?wait, "a child has ended and is started again");
+        note_restart(&program.name, status, wait, backoff.ends());
         tokio::select! {
             () = sleep(wait) => {}
             Ok(_) = asked.wait_for(|asked| asked.stops > 0) => {}
         }
     }
     Ok(())
+}
+
+/// From so many ends in a row on it is no accident.
+const ENDS_MANY: u32 = 5;
+
+fn note_restart(child: &str, status: ExitStatus, again_in: Duration, ends: u32) {
+    if ends < ENDS_MANY {
+        tracing::error!(child, %status, ?again_in, "a child has ended and is started again");
+    } else {
+        tracing::error!(
+            child, %status, ?again_in, ends,
+            "a child has ended and is started again: it ends each time within a minute; what it says above is what is to be mended"
+        );
+    }
 }
 
 fn note_end(name: &str, status: ExitStatus) {

@@ -1,5 +1,5 @@
-//! Sockets that change hands between processes of one machine: a listening Unix socket, and lines to it that carry one
-//! descriptor with each record.
+//! Sockets that change hands between processes of one machine: a listening Unix socket, and lines to it that carry
+//! descriptors with records.
 //!
 //! The socket is `SOCK_SEQPACKET`: a record arrives whole, with its descriptor, or not at all. It belongs to one user
 //! (mode 0600), and each end asks the kernel whose process the other one is: only one of the same user is spoken to.
@@ -59,8 +59,9 @@ pub struct Line(UnixStream);
 #[derive(Debug)]
 pub struct Record<'b> {
     pub bytes: &'b [u8],
-    /// The socket that came with it. `None`: none was sent, or this process is out of descriptors.
-    pub socket: Option<TcpStream>,
+    /// The sockets that came with it, in order: the first of those that were sent where this process has no more
+    /// descriptors.
+    pub sockets: Vec<TcpStream>,
 }
 
 /// Why sockets are not taken over.
@@ -94,6 +95,9 @@ struct Stranger {
 
 /// Routers of one machine have a line for each of their shards: 64 may wait to be accepted at once.
 const BACKLOG: i32 = 64;
+
+/// Sockets with one record at most. The kernel lets 253 through.
+pub const SOCKETS_MAX: usize = 32;
 
 /// A descriptor that arrives is closed in programs that this one starts.
 #[cfg(target_os = "linux")]
@@ -192,30 +196,32 @@ pub fn send(line: BorrowedFd<'_>, record: &[u8]) -> io::Result<()> {
 
 /// Receives one record; of one that is longer than the buffer, its begin. `None`: the other end is gone.
 pub fn receive<'b>(line: BorrowedFd<'_>, buffer: &'b mut [u8]) -> io::Result<Option<Record<'b>>> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS_MAX))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let received = recvmsg(line, &mut [IoSliceMut::new(buffer)], &mut control, RECEIVE)?;
-    let socket = control.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut sockets) => sockets.next(),
-        _ => None,
-    });
-    if received.bytes == 0 && socket.is_none() {
+    let mut sockets = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(came) = message {
+            sockets.extend(came.map(TcpStream::from));
+        }
+    }
+    if received.bytes == 0 && sockets.is_empty() {
         return Ok(None);
     }
     let bytes = &buffer[..received.bytes.min(buffer.len())];
-    Ok(Some(Record { bytes, socket: socket.map(TcpStream::from) }))
+    Ok(Some(Record { bytes, sockets }))
 }
 
-/// Sends a record with a socket, of which the other end gets a descriptor of its own.
+/// Sends a record with sockets, at most [`SOCKETS_MAX`], of which the other end gets descriptors of its own.
 ///
 /// # Errors
 /// `WouldBlock`: as much waits at the other end as may. Nothing was sent then, nor with any other error.
-pub fn send_with(line: BorrowedFd<'_>, record: &[u8], socket: BorrowedFd<'_>) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+pub fn send_with(line: BorrowedFd<'_>, record: &[u8], sockets: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS_MAX))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let sockets = [socket];
-    let fits = control.push(SendAncillaryMessage::ScmRights(&sockets));
-    debug_assert!(fits, "the space is for one descriptor");
+    if !control.push(SendAncillaryMessage::ScmRights(sockets)) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
     sendmsg(line, &[IoSlice::new(record)], &mut control, SendFlags::empty())?;
     Ok(())
 }

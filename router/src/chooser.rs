@@ -105,6 +105,8 @@ pub struct Candidates {
     last: Option<usize>,
     /// Those before `last`. Mostly empty, and then not on the heap.
     tried: Vec<usize>,
+    /// The key is the client's own: a node that is full is another than it belongs to.
+    belongs: bool,
     passed_over: Option<PassedOver>,
 }
 
@@ -175,9 +177,20 @@ impl Chooser {
 
     /// The nodes to try for a key.
     pub fn candidates(&self, key: &[u8], now: Instant) -> Candidates {
+        self.within(self.factor, key, now)
+    }
+
+    /// The same for a client that has no key, and gets another each time it comes (`key`): it belongs nowhere, so it is
+    /// brought to a node that has no more than its share. One that is asked to come back to a node that has room is
+    /// brought there by that.
+    pub fn candidates_anywhere(&self, key: &[u8], now: Instant) -> Candidates {
+        Candidates { belongs: false, ..self.within(LoadFactor::EVEN, key, now) }
+    }
+
+    fn within(&self, factor: LoadFactor, key: &[u8], now: Instant) -> Candidates {
         let roster = self.roster.load_full();
         let total = self.common.total.load(Relaxed).max(0).unsigned_abs();
-        let bound = self.factor.bound(total.saturating_add(1), roster.view.weight_total());
+        let bound = factor.bound(total.saturating_add(1), roster.view.weight_total());
         Candidates {
             roster,
             key: KeyHash::new(key),
@@ -185,6 +198,7 @@ impl Chooser {
             now_ms: self.common.ms(now),
             last: None,
             tried: Vec::new(),
+            belongs: true,
             passed_over: None,
         }
     }
@@ -319,7 +333,7 @@ impl Iterator for Candidates {
         self.passed_over = match best.first_tier {
             _ if best.first == best.index => None,
             2 => Some(PassedOver::Avoided),
-            _ => Some(PassedOver::Full),
+            _ => self.belongs.then_some(PassedOver::Full),
         };
         self.last = Some(best.index);
         self.roster.nodes.get(best.index).cloned()

@@ -38,7 +38,8 @@ section! {
         /// the same backplane write. The default is a gateway with its default address on this machine.
         members: MembersSetting = MembersSetting::default();
         /// Which part of a request is the key that places its client. Clients with equal keys meet on one gateway.
-        /// A request without a key is placed by its client's address and port: such clients spread.
+        /// A request without a key is placed by its client's address and port, on gateways that have no more than
+        /// their share.
         key: KeyRule = KeyRule::Query("key".into());
         /// How far above its share of the connections a gateway may be before new clients go to the next in their
         /// key's order. A gateway always takes 64.

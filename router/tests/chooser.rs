@@ -64,6 +64,18 @@ fn candidates_are_every_live_node_once() {
     assert!(!chooser.has_live() && order(&chooser, "key", now).is_empty());
 }
 
+/// One that is asked to come back has another port then, and would go anywhere by that.
+#[test]
+fn who_has_no_key_is_brought_to_a_node_with_no_more_than_its_share() {
+    let now = Instant::now();
+    let chooser = chooser(&[("a", Some(500)), ("b", Some(450)), ("c", Some(100))]);
+    for port in 0..100 {
+        let mut candidates = chooser.candidates_anywhere(format!("127.0.0.1:{port}").as_bytes(), now);
+        assert_eq!((candidates.next().unwrap().name(), candidates.passed_over()), ("c", None));
+        assert_eq!(candidates.count(), 2, "the others are asked where it refuses");
+    }
+}
+
 /// One key fills its first node up to the bound, then its second.
 #[test]
 fn claims_are_load() {

@@ -3,8 +3,11 @@
 #![allow(clippy::unwrap_used)]
 
 use std::{
+    cell::RefCell,
+    collections::VecDeque,
     io::{self, Read as _, Write as _},
     net::TcpStream,
+    ops::Deref,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -13,7 +16,7 @@ use support::{Router, SWITCH, TestNode, read_head, upgrade};
 use tidegate_ops::handover::{Doorway, Line};
 use tidegate_router::proxy::{ConnectResult, HandoverMiss, Options, RefusalReason};
 use tidegate_testkit::{DEADLINE, eventually_some};
-use tidegate_wire::handover::{Answer, Answers, OFFER_BYTES_MAX, Offer};
+use tidegate_wire::handover::{Answer, Answers, OFFER_BYTES_MAX, Offers};
 
 mod support;
 
@@ -39,23 +42,43 @@ impl Gate {
         Self { doorway: Doorway::bind(&path).unwrap(), path, _directory: directory }
     }
 
-    fn line(&self) -> Line {
+    fn line(&self) -> TestLine {
         eventually_some("the router opens a line", DEADLINE, || {
             let (stream, _) = self.doorway.listener().accept().ok()?;
-            Some(Line::of(stream).unwrap())
+            Some(TestLine { line: Line::of(stream).unwrap(), came: RefCell::default() })
         })
     }
 }
 
-fn came(line: &Line) -> Came {
+/// A line, and clients that came with one that was asked for.
+struct TestLine {
+    line: Line,
+    came: RefCell<VecDeque<Came>>,
+}
+
+impl Deref for TestLine {
+    type Target = Line;
+
+    fn deref(&self) -> &Line {
+        &self.line
+    }
+}
+
+fn came(line: &TestLine) -> Came {
     let mut buffer = vec![0; OFFER_BYTES_MAX];
     eventually_some("the router offers a client", DEADLINE, || {
-        let record = line.receive(&mut buffer).ok()?.expect("the line is open");
-        let socket = record.socket.expect("with its socket");
-        socket.set_nonblocking(false).unwrap();
-        let offer = Offer::parse(record.bytes).unwrap();
-        let (number, source) = (offer.number, offer.ends.source);
-        Some(Came { number, source, received: offer.received.to_vec(), socket })
+        let mut came = line.came.borrow_mut();
+        if came.is_empty() {
+            let record = line.receive(&mut buffer).ok()?.expect("the line is open");
+            let offers = Offers::parse(record.bytes).unwrap();
+            assert_eq!(offers.iter().count(), record.sockets.len(), "each with its socket");
+            for (offer, socket) in offers.iter().zip(record.sockets) {
+                socket.set_nonblocking(false).unwrap();
+                let (number, source) = (offer.number, offer.ends.source);
+                came.push_back(Came { number, source, received: offer.received.to_vec(), socket });
+            }
+        }
+        came.pop_front()
     })
 }
 

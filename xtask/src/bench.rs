@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::command::{cargo, run as run_command, succeeds, which};
 use crate::prepare::apt_get;
@@ -19,6 +19,9 @@ const PROGRAMS: [(&str, &str); 5] = [
     ("go", "golang-go"),
 ];
 
+/// What `tidegate plan` reckons with. The bench writes it.
+const COSTS: &str = "doctor/src/plan/costs.toml";
+
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     /// Passed on to tidegate-bench (try --help)
@@ -31,13 +34,21 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     let product = workspace.build_product()?;
     run_cargo_build(workspace)?;
     let bench = workspace.target.join("release/tidegate-bench");
+    let costs = || std::fs::read(workspace.root.join(COSTS)).context(COSTS);
+    let before = costs()?;
     run_command(
         Command::new(bench)
             .current_dir(&workspace.root)
             .arg("--tidegate")
             .arg(product)
             .args(&options.arguments),
-    )
+    )?;
+    if costs()? == before {
+        return Ok(());
+    }
+    // What `tidegate plan` says of them stands in docs/ten-million.md.
+    let page = ["test", "--locked", "--package", "tidegate-doctor", "--lib", "the_page_shows_a_plan"];
+    run_command(cargo(&workspace.root).args(page).env("BLESS", "1"))
 }
 
 /// Installs what is missing. Where that fails, the bench goes on and says which server it could not start: most

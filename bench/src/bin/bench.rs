@@ -42,7 +42,7 @@ struct Arguments {
     only: Vec<Measure>,
     #[arg(long, default_value_t = 2)]
     rounds: u32,
-    /// Small and short: shows that everything works. Writes no document.
+    /// Small and short: shows that everything works. Writes no document and no costs.
     #[arg(long)]
     quick: bool,
     /// Core of the servers.
@@ -60,7 +60,10 @@ struct Arguments {
     /// The document that holds the table.
     #[arg(long, default_value = "docs/benchmarks.md")]
     document: PathBuf,
-    /// Leave the document alone.
+    /// The file of costs that `tidegate plan` reckons with.
+    #[arg(long, default_value = "doctor/src/plan/costs.toml")]
+    costs: PathBuf,
+    /// Leave the document and the costs alone.
     #[arg(long)]
     no_document: bool,
 }
@@ -130,6 +133,7 @@ fn options(arguments: Arguments) -> Result<CompareOptions, Box<dyn std::error::E
         sizes: if arguments.quick { Sizes::QUICK } else { Sizes::FULL },
         command,
         document: (!keep_document).then(|| absolute(arguments.document)),
+        costs: (!keep_document).then(|| absolute(arguments.costs)),
         json: output.join("results.json"),
     })
 }

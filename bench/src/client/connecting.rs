@@ -36,9 +36,10 @@ impl Fleet {
             self.returning.pop_front();
             let connection = &mut self.connections[index as usize];
             // What it has seen stays: what it misses meanwhile is lost to it.
-            let order = mem::take(&mut connection.order);
+            let (order, position) = (mem::take(&mut connection.order), mem::take(&mut connection.position));
             let returns = connection.returns + 1;
-            *connection = Connection { order, returns, ..Connection::new(connection.channel, now_ns) };
+            *connection =
+                Connection { order, position, returns, ..Connection::new(connection.channel, now_ns) };
             self.connect(io, index);
             begun += 1;
         }
@@ -93,7 +94,7 @@ impl Fleet {
         Some(Ipv4Addr::new(127, 0, 0, 2 + last))
     }
 
-    pub(super) fn request(&self, channel: u32) -> Vec<u8> {
+    pub(super) fn request(&self, channel: u32, position: &str) -> Vec<u8> {
         let Target { authority, prefix, .. } = &self.config.target;
         let channel = self.config.channels.get(channel as usize).map_or("", String::as_str);
         let mut request = match self.config.role {
@@ -111,6 +112,11 @@ impl Fleet {
             // Its token is in its first command.
             Role::SubscribeCentrifuge(dialect) => {
                 return upgrade(&format!("{prefix}{}", dialect.path()), authority).into_bytes();
+            }
+            Role::SubscribeRecovering => {
+                let since = if position.is_empty() { String::new() } else { format!("&since={position}") };
+                let path = format!("{prefix}/ws?channel={channel}&envelope=json&positions=true{since}");
+                upgrade(&path, authority)
             }
             Role::Subscribe => upgrade(&format!("{prefix}/ws?channel={channel}"), authority),
             Role::Echo { .. } => upgrade(&format!("{prefix}/echo"), authority),

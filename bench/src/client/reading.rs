@@ -2,6 +2,7 @@
 
 use super::{Connection, Fleet, Phase, Role, Scanner, Verdict};
 use crate::centrifuge;
+use crate::envelope;
 use crate::frame::{FrameEvent, write_client_frame};
 use crate::http::parse_head;
 use crate::pusher;
@@ -82,7 +83,7 @@ impl Fleet {
 
     fn take_stream(&mut self, key: usize, bytes: &[u8]) -> Verdict {
         let Self { connections, stats, config, echo_frame, .. } = self;
-        let Connection { scanner, order, out, began_ns, channel, .. } = &mut connections[key];
+        let Connection { scanner, order, position, out, began_ns, channel, .. } = &mut connections[key];
         let now_ns = now_ns();
         stats.bytes += bytes.len() as u64;
         let scanner = match scanner {
@@ -94,6 +95,7 @@ impl Fleet {
         };
         let echo = matches!(config.role, Role::Echo { .. });
         let socket_io = config.role == Role::SubscribeSocketIo;
+        let recovers = config.role == Role::SubscribeRecovering;
         let is_pusher = matches!(config.role, Role::SubscribePusher | Role::SubscribePresence);
         let (mut ended, mut joined) = (None, false);
         let fed = scanner.feed(bytes, |event| match event {
@@ -137,6 +139,11 @@ impl Fleet {
                     }
                     centrifuge::Packet::Subscribed => joined = true,
                     centrifuge::Packet::Other => {}
+                }
+            }
+            FrameEvent::Message { head, .. } if recovers => {
+                if let Some(data) = envelope::data(head, position) {
+                    stats.message(order, data, now_ns, config.run);
                 }
             }
             FrameEvent::Message { head, .. } => stats.message(order, head, now_ns, config.run),

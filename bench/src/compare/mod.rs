@@ -1,8 +1,9 @@
 //! This gateway and its peers, measured in one run: every round meets every server, so that what drifts on a
 //! machine drifts for all, and a ratio is taken within a round.
 //!
-//! [`plan`] says what there is; [`gateway`], [`redis`], [`router`], [`scaling`], [`pusher`], [`centrifuge`] and [`ledger`] do it with [`rig`] on the
-//! client's side and [`servers`] and [`process`] on the other; [`table`] writes it down.
+//! [`plan`] says what there is; [`gateway`], [`redis`], [`router`], [`scaling`], [`pusher`], [`centrifuge`], [`ledger`],
+//! [`handover`] and [`filling`] do it with [`rig`] on the client's side and [`servers`] and [`process`] on the other;
+//! [`table`] writes it down, and [`costs`] what `tidegate plan` reckons with.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,7 +13,10 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 mod centrifuge;
+mod costs;
+mod filling;
 mod gateway;
+mod handover;
 mod ledger;
 pub mod plan;
 pub mod process;
@@ -41,6 +45,8 @@ pub struct CompareOptions {
     pub command: String,
     /// Markdown file whose marked parts are replaced; `None` leaves documents alone.
     pub document: Option<PathBuf>,
+    /// The file of costs that gets what was measured; `None` leaves it alone.
+    pub costs: Option<PathBuf>,
     pub json: PathBuf,
 }
 
@@ -132,6 +138,11 @@ pub fn run(options: &CompareOptions) -> Result<Results, CompareError> {
     if let Some(document) = &options.document {
         table::update_document(&results, document)?;
     }
+    if let Some(path) = &options.costs
+        && costs::update(&results, path)?
+    {
+        eprintln!("{} has new costs", path.display());
+    }
     Ok(results)
 }
 
@@ -175,6 +186,8 @@ fn take(
         Group::Pusher => pusher::run(scenario, server, places, sizes),
         Group::Centrifuge => centrifuge::run(scenario, server, places, sizes),
         Group::Ledger => ledger::run(scenario, server, places, sizes),
+        Group::Handover if scenario == Scenario::Filling => filling::run(places, sizes),
+        Group::Handover => handover::run(server, places, sizes, wanted),
     }
 }
 

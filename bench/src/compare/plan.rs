@@ -24,6 +24,8 @@ pub enum Group {
     Centrifuge,
     /// Plain HTTP beside servers of it.
     Ledger,
+    /// Sockets that change hands between processes of one machine, and gateways that are filled.
+    Handover,
 }
 
 /// One row of a table.
@@ -93,6 +95,15 @@ pub enum Measure {
     PostP99,
     PostWorst,
     PostMemory,
+    HandoverCpu,
+    HandoverMessageCpu,
+    FillTime,
+    FillBalance,
+    FillNeedless,
+    FillLost,
+    RollTime,
+    RollBalance,
+    RollLost,
 }
 
 /// What servers have to be started for.
@@ -120,10 +131,12 @@ pub enum Scenario {
     CentrifugeRecovery,
     LedgerAnswer,
     LedgerPost,
+    Handover,
+    Filling,
 }
 
 impl Group {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Gateway,
         Self::Redis,
         Self::Router,
@@ -131,6 +144,7 @@ impl Group {
         Self::Pusher,
         Self::Centrifuge,
         Self::Ledger,
+        Self::Handover,
     ];
 
     /// Everybody who takes part, in the order of the table.
@@ -143,6 +157,7 @@ impl Group {
             Self::Pusher => &[Server::Tidegate, Server::Sockudo],
             Self::Centrifuge => &[Server::Tidegate, Server::Raw],
             Self::Ledger => &[Server::Tidegate, Server::Bun, Server::NodeHttp, Server::GoHttp],
+            Self::Handover => &[Server::Tidegate, Server::Direct, Server::Proxied],
             Self::Scaling => &[
                 Server::Gateways1,
                 Server::Gateways2,
@@ -164,7 +179,7 @@ impl Measure {
 }
 
 impl Scenario {
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 24] = [
         Self::Fanout,
         Self::Rest,
         Self::Echo,
@@ -187,6 +202,8 @@ impl Scenario {
         Self::CentrifugeRecovery,
         Self::LedgerAnswer,
         Self::LedgerPost,
+        Self::Handover,
+        Self::Filling,
     ];
 
     #[must_use]
@@ -207,6 +224,7 @@ impl Scenario {
             | Self::CentrifugePublish
             | Self::CentrifugeRecovery => Group::Centrifuge,
             Self::LedgerAnswer | Self::LedgerPost => Group::Ledger,
+            Self::Handover | Self::Filling => Group::Handover,
         }
     }
 
@@ -273,6 +291,16 @@ impl Scenario {
                 Measure::PostWorst,
                 Measure::PostMemory,
             ],
+            Self::Handover => &[Measure::HandoverCpu, Measure::HandoverMessageCpu],
+            Self::Filling => &[
+                Measure::FillTime,
+                Measure::FillBalance,
+                Measure::FillNeedless,
+                Measure::FillLost,
+                Measure::RollTime,
+                Measure::RollBalance,
+                Measure::RollLost,
+            ],
         }
     }
 
@@ -282,9 +310,11 @@ impl Scenario {
         match self {
             Self::RedisLatency | Self::RedisFanout => &[Server::Tidegate, Server::OneNode, Server::SocketIo],
             Self::Kinds => &[Server::Tidegate, Server::Before],
-            Self::RedisReceive | Self::RedisMany | Self::Placement | Self::CentrifugeRecovery => {
-                &[Server::Tidegate]
-            }
+            Self::RedisReceive
+            | Self::RedisMany
+            | Self::Placement
+            | Self::CentrifugeRecovery
+            | Self::Filling => &[Server::Tidegate],
             Self::RedisPublish | Self::RedisKept => &[Server::Tidegate, Server::RedisBenchmark],
             _ => self.group().servers(),
         }
@@ -309,6 +339,12 @@ pub struct Sizes {
     /// Connections held by each gateway of the scaling table.
     pub per_gateway: u32,
     pub broadcasts: u32,
+    /// Clients of the gateways that are filled.
+    pub fill_clients: u32,
+    /// Of the router: each client is asked back once in it on average.
+    pub fill_period: Duration,
+    /// Of the gateways that are restarted.
+    pub drain_period: Duration,
 }
 
 impl Sizes {
@@ -326,6 +362,9 @@ impl Sizes {
         idle_channels: 100_000,
         per_gateway: 15_000,
         broadcasts: 10,
+        fill_clients: 10_000,
+        fill_period: Duration::from_secs(60),
+        drain_period: Duration::from_secs(30),
     };
 
     /// Enough to see that everything works; not enough to believe a number.
@@ -341,6 +380,9 @@ impl Sizes {
         idle_channels: 10_000,
         per_gateway: 500,
         broadcasts: 3,
+        fill_clients: 1_000,
+        fill_period: Duration::from_secs(5),
+        drain_period: Duration::from_secs(3),
     };
 }
 

@@ -145,7 +145,7 @@ impl Rig {
             run: RUN,
             reset_on_close: true,
             token,
-            comes_back: false,
+            comes_back: role == Role::SubscribeRecovering,
         };
         let mut fleet = Fleet::new(FLEET, config);
         let began = Instant::now();

@@ -194,6 +194,29 @@ pub(super) fn row(measure: Measure) -> Row {
         Measure::PostP99 => ("the same, 99 of 100 within", "µs", 0, bun, "–"),
         Measure::PostWorst => ("the same, the longest", "µs", 0, bun, "–"),
         Measure::PostMemory => ("memory after that", "MiB", 1, bun, "–"),
+        Measure::HandoverCpu => (
+            "CPU of router and gateway per handshake",
+            "µs",
+            1,
+            Ratio(Server::Direct),
+            "≤ 1.6 × direct (aim 1.3)",
+        ),
+        Measure::HandoverMessageCpu => {
+            ("CPU of the router per delivery, beside what it uses at rest", "µs", 3, Nothing, "0")
+        }
+        Measure::FillTime => {
+            ("third gateway added: all within 1.25 × mean after", "s", 0, Nothing, "≤ 120 s")
+        }
+        Measure::FillBalance => ("fullest gateway two periods after that", "× mean", 2, Nothing, "≤ 1.25"),
+        Measure::FillNeedless => ("clients moved to another than the third", "total", 0, Nothing, "0"),
+        Measure::FillLost => ("publications lost or doubled", "total", 0, Nothing, "0"),
+        Measure::RollTime => {
+            ("rolling restart of the three, until all are within 1.25 × mean", "s", 0, Nothing, "–")
+        }
+        Measure::RollBalance => {
+            ("fullest gateway two periods after the last restart", "× mean", 2, Nothing, "≤ 1.25")
+        }
+        Measure::RollLost => ("publications lost or doubled meanwhile", "total", 0, Nothing, "0"),
     };
     Row { title, unit, decimals, against, bar }
 }

@@ -331,7 +331,11 @@ fn start_gateway(
 
 /// Waits until a metric of a process has a value. The process may not listen yet: on a shared port, the connection that
 /// looked for it may have met another router.
-fn wait_metric(internal: SocketAddr, name: &'static str, expected: f64) -> Result<(), MeasureError> {
+pub(super) fn wait_metric(
+    internal: SocketAddr,
+    name: &'static str,
+    expected: f64,
+) -> Result<(), MeasureError> {
     let began = Instant::now();
     loop {
         let value = metric(internal, name);
@@ -344,7 +348,7 @@ fn wait_metric(internal: SocketAddr, name: &'static str, expected: f64) -> Resul
     }
 }
 
-fn metric(internal: SocketAddr, name: &'static str) -> Result<f64, MeasureError> {
+pub(super) fn metric(internal: SocketAddr, name: &'static str) -> Result<f64, MeasureError> {
     let path = "/metrics";
     let page = get(&Target::of(internal), path)?;
     parse_metric(&page, name).ok_or(MeasureError::Metric { address: internal, path, metric: name })

@@ -61,6 +61,10 @@ pub enum Server {
     Raw,
     NodeHttp,
     GoHttp,
+    /// A gateway that clients connect to, beside one that a router gives them to.
+    Direct,
+    /// A gateway behind a router that passes bytes on.
+    Proxied,
 }
 
 impl Server {
@@ -87,6 +91,8 @@ impl Server {
             Self::Raw => "raw",
             Self::NodeHttp => "Node http",
             Self::GoHttp => "Go net/http",
+            Self::Direct => "direct",
+            Self::Proxied => "by proxy",
         }
     }
 
@@ -178,6 +184,18 @@ impl Running {
     #[must_use]
     pub fn target(&self) -> Target {
         Target::of(self.address)
+    }
+
+    /// Asks it to end as an operator does.
+    pub(super) fn terminate(&self) {
+        if let Some(pid) = i32::try_from(self.pid()).ok().and_then(Pid::from_raw) {
+            // It fails only if the process is gone already, which is what is wanted.
+            let _told = kill_process(pid, Signal::TERM);
+        }
+    }
+
+    pub(super) fn has_ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
     }
 }
 
@@ -321,7 +339,7 @@ pub(super) fn start_pusher_gateway(places: &Places, core: usize) -> Result<Runni
     start_gateway(places, core, &["--config", &file])
 }
 
-fn environment(words: &[(&'static str, &str)]) -> Vec<(&'static str, String)> {
+pub(super) fn environment(words: &[(&'static str, &str)]) -> Vec<(&'static str, String)> {
     words.iter().map(|&(name, value)| (name, value.to_owned())).collect()
 }
 
@@ -333,13 +351,25 @@ pub(super) fn launch_gateway(
     more: &[&str],
     environment: Vec<(&'static str, String)>,
 ) -> Result<Running, ServerError> {
+    launch_gateway_at(places, program, core.into(), free_address()?, more, environment)
+}
+
+/// The same with an internal port that the caller knows.
+pub(super) fn launch_gateway_at(
+    places: &Places,
+    program: PathBuf,
+    core: Option<usize>,
+    internal: SocketAddr,
+    more: &[&str],
+    environment: Vec<(&'static str, String)>,
+) -> Result<Running, ServerError> {
     let address = free_address()?;
-    let (listen, internal) = (address.to_string(), free_address()?.to_string());
+    let (listen, internal) = (address.to_string(), internal.to_string());
     let mut arguments = vec!["gateway", "--dev", "--listen", &listen, "--internal", &internal];
     arguments.extend_from_slice(more);
     let mut arguments: Vec<String> = arguments.into_iter().map(str::to_owned).collect();
     arguments.extend_from_slice(&places.tidegate_args);
-    launch(places, Launch { name: "gateway", program, arguments, environment, address, core: core.into() })
+    launch(places, Launch { name: "gateway", program, arguments, environment, address, core })
 }
 
 /// A router on the given ports.
@@ -349,6 +379,17 @@ pub(super) fn start_router(
     [address, internal]: [SocketAddr; 2],
     more: &[&str],
 ) -> Result<Running, ServerError> {
+    start_router_with(places, core, [address, internal], more, &[])
+}
+
+/// The same with variables of its own.
+pub(super) fn start_router_with(
+    places: &Places,
+    core: usize,
+    [address, internal]: [SocketAddr; 2],
+    more: &[&str],
+    variables: &[(&'static str, &str)],
+) -> Result<Running, ServerError> {
     let (listen, internal) = (address.to_string(), internal.to_string());
     let mut arguments = vec!["router", "--listen", &listen, "--internal", &internal, "--shards", "1"];
     arguments.extend_from_slice(more);
@@ -356,19 +397,21 @@ pub(super) fn start_router(
         name: "router",
         program: places.tidegate.clone(),
         arguments: arguments.into_iter().map(str::to_owned).collect(),
-        // A gateway in development mode has no such limit, and neither have the proxies beside it.
-        // Health checks come on top of a core that is fully used: a late answer is no failed node here.
-        environment: environment(&[
-            ("TIDEGATE__LIMITS__HANDSHAKES_PER_SECOND", "0"),
-            ("TIDEGATE__HEALTH__FAILURES", "1000000"),
-            ("TIDEGATE__ASSIGN__URL", "ws://{address}"),
-            ("TIDEGATE__ASSIGN__REQUESTS_PER_SECOND", "0"),
-        ]),
+        environment: environment(&[&ROUTER, variables].concat()),
         address,
         core: Some(core),
     };
     launch(places, launched)
 }
+
+/// A gateway in development mode has no limit of handshakes, and neither have the proxies beside a router. Health checks
+/// come on top of a core that is fully used: a late answer is no failed node here.
+const ROUTER: [(&str, &str); 4] = [
+    ("TIDEGATE__LIMITS__HANDSHAKES_PER_SECOND", "0"),
+    ("TIDEGATE__HEALTH__FAILURES", "1000000"),
+    ("TIDEGATE__ASSIGN__URL", "ws://{address}"),
+    ("TIDEGATE__ASSIGN__REQUESTS_PER_SECOND", "0"),
+];
 
 /// A Redis that keeps nothing on disk.
 pub(super) fn start_redis(places: &Places, core: usize) -> Result<Running, ServerError> {

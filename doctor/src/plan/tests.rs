@@ -18,7 +18,8 @@ fn wanted(connections: u64) -> Wanted {
 }
 
 fn plan(wanted: Wanted) -> Plan {
-    Plan::of(wanted, &Costs::measured())
+    let costs = Costs::parse(include_str!("tests/costs.toml")).expect("a file of costs");
+    Plan::of(wanted, &costs)
 }
 
 fn need(fleet: &Fleet, resource: Resource) -> u64 {
@@ -125,7 +126,7 @@ fn the_page_shows_a_plan() {
     let (before, rest) = page.split_once(begin).expect("the command");
     let (shown, after) = rest.split_once(end).expect("the end of the block");
     let wanted = Wanted { publications: 166_000, fan_out: 60, path: Path::Router, ..wanted(10_000_000) };
-    let plan = plan(wanted).to_string();
+    let plan = Plan::of(wanted, &Costs::measured()).to_string();
     if std::env::var_os("BLESS").is_some() {
         std::fs::write(path, format!("{before}{begin}{plan}{end}{after}"))
             .expect("the repository is writable");

@@ -8,6 +8,7 @@ pub const NODE: Flag = Flag { name: "--node", key: "node" };
 pub const ADVERTISE: Flag = Flag { name: "--advertise", key: "advertise" };
 pub const ZONE: Flag = Flag { name: "--zone", key: "zone" };
 pub const SHARDS: Flag = Flag { name: "--shards", key: "shards" };
+pub const REUSE_PORT: Flag = Flag { name: "--reuse-port", key: "reuse_port" };
 pub const BACKPLANE: Flag = Flag { name: "--backplane", key: "backplane" };
 pub const DEV: Flag = Flag { name: "--dev", key: "dev" };
 pub const DEV_ANYWHERE: Flag = Flag { name: "--dev-anywhere", key: "dev_anywhere" };
@@ -17,13 +18,14 @@ pub const LOG_LEVEL: Flag = Flag { name: "--log-level", key: "log.level" };
 pub const HANDOVER_SOCKET: Flag = Flag { name: "--handover-socket", key: "handover.socket" };
 
 /// All of them.
-pub const ALL: [Flag; 12] = [
+pub const ALL: [Flag; 13] = [
     LISTEN,
     INTERNAL,
     NODE,
     ADVERTISE,
     ZONE,
     SHARDS,
+    REUSE_PORT,
     BACKPLANE,
     DEV,
     DEV_ANYWHERE,

@@ -85,6 +85,10 @@ section! {
         zone: Option<Box<str>> = None;
         /// Threads that serve connections.
         shards: NonZeroUsize = shards_default(), shown "number of cores";
+        /// Whether other gateways of the same user may listen on the same address (`SO_REUSEPORT`): the kernel deals the
+        /// connections to them. They need different `internal` addresses and `node` names, and no router: it would not
+        /// reach the one that it has chosen.
+        reuse_port: bool = false;
         /// What carries publications between nodes. `memory` serves a single node. A Redis URL names one server, several
         /// independent ones (`redis://a,b`: channels are spread over them), the Sentinels that watch one
         /// (`redis-sentinel://s1,s2/NAME`), or some servers of a Cluster (`redis-cluster://a,b`). `user:password@` comes

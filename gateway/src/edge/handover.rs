@@ -12,7 +12,9 @@ use std::{io, net::TcpStream, os::fd::AsFd as _, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tidegate_ops::handover::{Doorway, Line, receive, send};
-use tidegate_wire::handover::{ANSWERS_MAX, Answer, Answers, HandoverError, OFFER_BYTES_MAX, Offer};
+use tidegate_wire::handover::{
+    ANSWERS_MAX, Answer, Answers, HandoverError, OFFER_BYTES_MAX, OFFERS_MAX, Offer, Offers,
+};
 use tokio::{
     io::Interest,
     net::{UnixListener, UnixStream},
@@ -102,11 +104,13 @@ impl Receiver {
     /// The offers that have come, and what they are answered.
     fn receive_some(&self, line: &UnixStream, buffer: &mut [u8]) -> Result<Portion<'_>, LineError> {
         let (mut answers, mut taken) = (Vec::new(), Taken(&self.keeper, Vec::new()));
-        while answers.len() < ANSWERS_MAX {
+        while answers.len() + OFFERS_MAX <= ANSWERS_MAX {
             match line.try_io(Interest::READABLE, || receive(line.as_fd(), buffer)) {
                 Ok(Some(record)) => {
-                    let offer = Offer::parse(record.bytes)?;
-                    answers.push((offer.number, self.admit(&offer, record.socket, &mut taken)));
+                    let mut sockets = record.sockets.into_iter();
+                    for offer in Offers::parse(record.bytes)?.iter() {
+                        answers.push((offer.number, self.admit(offer, sockets.next(), &mut taken)));
+                    }
                 }
                 Ok(None) => return Ok((answers, taken, Received::End)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,

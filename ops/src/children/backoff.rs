@@ -28,6 +28,11 @@ impl Backoff {
         self.ends = self.ends.saturating_add(1);
         wait
     }
+
+    /// Ends in a row.
+    pub(super) fn ends(&self) -> u32 {
+        self.ends
+    }
 }
 
 #[cfg(test)]
@@ -40,7 +45,9 @@ mod tests {
         let soon = Duration::from_secs(1);
         let waits: Vec<u128> = (0..10).map(|_| backoff.ended(soon).as_millis()).collect();
         assert_eq!(waits, [200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 30_000, 30_000]);
+        assert_eq!(backoff.ends(), 10);
         assert_eq!(backoff.ended(WELL), FIRST);
+        assert_eq!(backoff.ends(), 1);
         assert_eq!(backoff.ended(soon), FIRST * 2);
         for _ in 0..100 {
             assert!(backoff.ended(soon) <= MOST);

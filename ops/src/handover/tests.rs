@@ -33,15 +33,15 @@ fn a_socket_arrives_with_its_record() {
 
     let mut buffer = [0; 64];
     assert_eq!(to.receive(&mut buffer).unwrap_err().kind(), io::ErrorKind::WouldBlock);
-    send_with(from.as_fd(), b"first", accepted.as_fd()).unwrap();
+    send_with(from.as_fd(), b"first", &[accepted.as_fd()]).unwrap();
     from.send(b"second").unwrap();
     drop(accepted);
     let record = to.receive(&mut buffer).unwrap().unwrap();
     assert_eq!(record.bytes, b"first");
-    let mut socket = record.socket.unwrap();
+    let [mut socket] = <[TcpStream; 1]>::try_from(record.sockets).unwrap();
     let record = to.receive(&mut buffer).unwrap().unwrap();
     assert_eq!(record.bytes, b"second");
-    assert!(record.socket.is_none());
+    assert!(record.sockets.is_empty());
 
     let mut read = [0; 5];
     socket.read_exact(&mut read).unwrap();

@@ -31,6 +31,9 @@ impl LoadFactor {
     /// factor 1+ε; 1.25 is the smallest round factor whose overflow is rare with random keys (see the ADR).
     pub const DEFAULT: Self = Self(125);
 
+    /// No more than the share.
+    pub const EVEN: Self = Self(100);
+
     pub const fn from_hundredths(hundredths: u32) -> Result<Self, LoadFactorError> {
         if hundredths < 100 || hundredths > 10_000 {
             return Err(LoadFactorError);

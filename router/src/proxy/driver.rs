@@ -306,6 +306,7 @@ impl Driver for ProxyDriver {
     fn on_turn(&mut self, links: &mut Links, busy: Duration) -> Turn {
         let turn = self.sweep(links);
         let walking = self.walk_on(links);
+        self.offer_fresh(links);
         self.export(links, busy);
         if turn == Turn::More { turn } else { walking }
     }

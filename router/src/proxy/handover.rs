@@ -21,7 +21,10 @@ use std::{
 
 use tidegate_ops::handover::{Line, receive, send_with, shut_receiving};
 use tidegate_reactor::{ConnectionId, Tick};
-use tidegate_wire::handover::{ANSWERS_BYTES_MAX, Answer, Answers, OFFER_BYTES_MAX, Offer};
+use tidegate_wire::handover::{
+    ANSWERS_BYTES_MAX, Answer, Answers, OFFER_BYTES_MAX, OFFER_OVERHEAD_MAX, OFFERS_BYTES, OFFERS_MAX, Offer,
+    Offers,
+};
 
 use super::{
     ConnectResult,
@@ -55,22 +58,19 @@ impl ProxyDriver {
             self.metrics.handover_misses.add(HandoverMiss::Unreachable, 1);
             return false;
         }
-        match self.offer(links, client, node.id()) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                if let Some(line) = self.lines.open.get_mut(&node.id()) {
-                    line.waiting.push_back(client);
-                }
-            }
-            Err(error) => {
-                tracing::debug!(%error, node = node.name(), "a client is not handed over");
-                self.metrics.handover_misses.add(HandoverMiss::Failed, 1);
-                return false;
-            }
+        let (Some(attempt), Some(line)) = (waiting(links, client), self.lines.open.get_mut(&node.id()))
+        else {
+            return false;
+        };
+        if attempt.received.len() + OFFER_OVERHEAD_MAX >= OFFER_BYTES_MAX {
+            self.metrics.handover_misses.add(HandoverMiss::Failed, 1);
+            return false;
         }
-        if let Some(attempt) = waiting(links, client) {
-            attempt.line = Some(node.id());
-        }
+        attempt.line = Some(node.id());
+        let asked = Instant::now();
+        // It counts for the node from now on, for whoever else is placed in this turn.
+        line.waiting.push_back(Offered { client, claim: node.claim(asked), asked });
+        self.lines.fresh.push(node.id());
         links.set_timer(client, links.now().after(self.shared.options.connect_timeout));
         true
     }
@@ -114,27 +114,46 @@ impl ProxyDriver {
         }
     }
 
-    /// Sends a client's socket down an open line.
-    fn offer(&mut self, links: &mut Links, client: ConnectionId, node: u32) -> io::Result<()> {
+    /// At the end of a turn: sends who came in it. Those of one gateway share records, and so system calls and the turn of
+    /// its thread that reads them.
+    pub(super) fn offer_fresh(&mut self, links: &mut Links) {
+        while let Some(node) = self.lines.fresh.pop() {
+            self.offer_waiting(links, node);
+        }
+    }
+
+    /// Sends the sockets of the first of those that wait down an open line, in one record. How many; 0: nobody waits.
+    fn offer_some(&mut self, links: &Links, node: u32) -> io::Result<usize> {
         let Lines { open, record, .. } = &mut self.lines;
         let gone = || io::Error::from(io::ErrorKind::NotConnected);
         let line = open.get_mut(&node).ok_or_else(gone)?;
-        let Some(Phase::Waiting(attempt)) = links.get(client).map(|link| &link.phase) else {
-            return Err(gone());
-        };
+        line.waiting.retain(|offered| is_waiting(links, offered.client, node));
         record.clear();
-        Offer { number: line.next_number, ends: attempt.ends, received: &attempt.received }.write(record);
-        if record.len() > OFFER_BYTES_MAX {
-            return Err(io::ErrorKind::FileTooLarge.into());
+        Offers::begin(record);
+        let mut sockets = Vec::with_capacity(line.waiting.len().min(OFFERS_MAX));
+        for Offered { client, .. } in line.waiting.iter().take(OFFERS_MAX) {
+            let (Some(Phase::Waiting(attempt)), Some(socket)) =
+                (links.get(*client).map(|link| &link.phase), links.socket(*client))
+            else {
+                return Err(gone());
+            };
+            let end = record.len() + OFFER_OVERHEAD_MAX + attempt.received.len();
+            if !sockets.is_empty() && end > OFFERS_BYTES {
+                break;
+            }
+            let number = line.next_number.wrapping_add(sockets.len() as u32);
+            Offer { number, ends: attempt.ends, received: &attempt.received }.write(record);
+            sockets.push(socket);
         }
-        let (Some(to), Some(socket)) = (links.socket(line.id), links.socket(client)) else {
-            return Err(gone());
-        };
-        send_with(to, record, socket)?;
-        let asked = Instant::now();
-        line.offers.insert(line.next_number, Offered { client, claim: line.node.claim(asked), asked });
-        line.next_number = line.next_number.wrapping_add(1);
-        Ok(())
+        if sockets.is_empty() {
+            return Ok(0);
+        }
+        send_with(links.socket(line.id).ok_or_else(gone)?, record, &sockets)?;
+        for offered in line.waiting.drain(..sockets.len()) {
+            line.offers.insert(line.next_number, offered);
+            line.next_number = line.next_number.wrapping_add(1);
+        }
+        Ok(sockets.len())
     }
 
     /// A gateway has answered. Each record is a read of its own, and several may share one event.
@@ -226,17 +245,15 @@ impl ProxyDriver {
 
     /// The line has room again for those who wait.
     fn offer_waiting(&mut self, links: &mut Links, node: u32) {
-        loop {
-            let line = self.lines.open.get_mut(&node);
-            let Some(client) = line.and_then(|line| line.waiting.pop_front()) else { return };
-            let is_waiting = waiting(links, client).is_some_and(|attempt| attempt.line == Some(node));
-            match if is_waiting { self.offer(links, client, node) } else { Ok(()) } {
-                Ok(()) => {}
+        while self.lines.open.get(&node).is_some_and(|line| !line.waiting.is_empty()) {
+            match self.offer_some(links, node) {
+                Ok(0) => return,
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => {
-                    let Some(line) = self.lines.open.get_mut(&node) else { return };
-                    line.waiting.push_front(client);
-                    if error.kind() != io::ErrorKind::WouldBlock {
-                        // All of them are brought to the node in another way.
+                    tracing::debug!(%error, "clients are not handed over");
+                    // All of them are brought to the node in another way.
+                    if let Some(line) = self.lines.open.get(&node) {
                         links.close(line.id);
                     }
                     return;
@@ -272,7 +289,8 @@ impl ProxyDriver {
             claim.refused(asked, Instant::now());
             self.take_back(links, client, node, None);
         }
-        for client in line.waiting {
+        for Offered { client, claim, .. } in line.waiting {
+            drop(claim);
             self.take_back(links, client, node, None);
         }
     }
@@ -284,8 +302,9 @@ impl ProxyDriver {
             return;
         }
         let Some(line) = self.pause_line(links, node) else { return };
-        let offered = line.offers.into_values().map(|offered| offered.client);
-        for client in offered.chain(line.waiting) {
+        for Offered { client, claim, .. } in line.offers.into_values().chain(line.waiting) {
+            // Its place is asked for anew.
+            drop(claim);
             self.metrics.handover_misses.add(HandoverMiss::Failed, 1);
             self.take_back(links, client, node, Some(&line.node));
         }
@@ -298,6 +317,11 @@ impl ProxyDriver {
         links.close(line.id);
         Some(line)
     }
+}
+
+/// Whether a client waits for an answer of this line.
+fn is_waiting(links: &Links, client: ConnectionId, node: u32) -> bool {
+    matches!(links.get(client).map(|link| &link.phase), Some(Phase::Waiting(attempt)) if attempt.line == Some(node))
 }
 
 /// A client for whom a node is asked.

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -14,7 +15,7 @@ use tidegate_wire::{
 };
 
 use super::{
-    ConnectResult,
+    ConnectResult, Shared,
     answer::{self, Verdict},
     budget::{ATTEMPTS_MAX, RetryBudget},
     driver::{Links, ProxyDriver},
@@ -91,38 +92,31 @@ impl ProxyDriver {
                 let limited = |retry_after| Refusal::RateLimit { retry_after };
                 let client = request::client_address(head, ends.source, &self.shared.edge.trust);
                 self.shared.door.take_handshake(ends.source.ip(), client.ip()).map_err(limited)?;
-                let attempt = self.plan(head, kind, ends, received);
+                let attempt = self.plan(head, kind, (ends, client), received);
                 self.begin(links, id, attempt);
                 Ok(())
             }
         }
     }
 
-    /// Where the request may go, and what is sent there.
-    fn plan(&self, head: &RequestHead<'_>, kind: Kind, ends: Addresses, received: &[u8]) -> Attempt {
-        let edge = &self.shared.edge;
-        let peer = ends.source;
-        let trust = &edge.trust;
-        let client = request::client_address(head, peer, trust);
+    /// Where the request may go.
+    fn plan(
+        &self,
+        head: &RequestHead<'_>,
+        kind: Kind,
+        (ends, client): (Addresses, SocketAddr),
+        received: &[u8],
+    ) -> Attempt {
         let key = self.shared.options.key.key_of(head, client);
-        let candidates = self.shared.chooser.candidates(&key.bytes, Instant::now());
-        let origin = Origin {
-            peer,
-            trusted: trust.covers(peer.ip()),
-            secure: edge.tls.is_some(),
-            router: self.shared.router,
+        let (chooser, now) = (&self.shared.chooser, Instant::now());
+        let candidates = match key.is_fallback {
+            true => chooser.candidates_anywhere(&key.bytes, now),
+            false => chooser.candidates(&key.bytes, now),
         };
-        // What is added to a head: seven headers of at most 60 bytes, of which three take the place of others.
-        let mut request = Vec::with_capacity(head.len + 256);
-        if self.shared.options.proxy_protocol_to_nodes {
-            Addresses { source: client, ..ends }.write(&mut request);
-        }
-        request::write_forwarded(head, kind, origin, &mut request);
         self.shared.door.retries.deposit();
         Attempt {
             kind,
             page: if kind == Kind::Stream { request::page_of(head) } else { None },
-            request,
             ends,
             received: received.to_vec(),
             head_len: head.len,
@@ -200,13 +194,13 @@ impl ProxyDriver {
         let Some(Phase::Waiting(attempt)) = links.get_mut(client).map(|link| &mut link.phase) else { return };
         attempt.node = Some(node);
         attempt.answer = Vec::new();
-        let request = std::mem::take(&mut attempt.request);
+        let mut request = std::mem::take(&mut self.scratch);
+        request.clear();
+        self.shared.write_request(attempt, &mut request);
         // A connection that was refused meanwhile reports its end later.
         let written = links.write_beyond_bound(node, &request);
         debug_assert!(!matches!(written, Written::Dropped(_)));
-        if let Some(Phase::Waiting(attempt)) = links.get_mut(client).map(|link| &mut link.phase) {
-            attempt.request = request;
-        }
+        self.scratch = request;
     }
 
     pub(super) fn read_answer(
@@ -426,6 +420,28 @@ impl ProxyDriver {
             Phase::Head(head) if head.over => self.shared.door.release_turned_away(),
             _ => self.shared.door.release(),
         }
+    }
+}
+
+impl Shared {
+    /// What a node is sent where bytes go through this router. It is made when it is sent: a node that is given the socket
+    /// is sent none.
+    fn write_request(&self, attempt: &Attempt, out: &mut Vec<u8>) {
+        // It was read before, from the same bytes.
+        let Ok(Some(head)) = RequestHead::parse(&attempt.received) else { return };
+        let peer = attempt.ends.source;
+        let trust = &self.edge.trust;
+        if self.options.proxy_protocol_to_nodes {
+            let client = request::client_address(&head, peer, trust);
+            Addresses { source: client, ..attempt.ends }.write(out);
+        }
+        let origin = Origin {
+            peer,
+            trusted: trust.covers(peer.ip()),
+            secure: self.edge.tls.is_some(),
+            router: self.router,
+        };
+        request::write_forwarded(&head, attempt.kind, origin, out);
     }
 }
 

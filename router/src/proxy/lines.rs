@@ -16,6 +16,8 @@ pub(super) struct Lines {
     pub(super) open: HashMap<u32, OpenLine>,
     /// Nodes whose line failed, and until when none is tried.
     pub(super) paused: HashMap<u32, Tick>,
+    /// Nodes for whose line somebody waits since the last turn.
+    pub(super) fresh: Vec<u32>,
     /// Reused for offers.
     pub(super) record: Vec<u8>,
 }
@@ -27,11 +29,11 @@ pub(super) struct OpenLine {
     pub(super) node: Arc<Node>,
     pub(super) next_number: u32,
     pub(super) offers: HashMap<u32, Offered>,
-    /// Clients for whom the line had no room: offered when it has answered others.
-    pub(super) waiting: VecDeque<ConnectionId>,
+    /// Clients to be offered at the end of the turn; where the line had no room for them, when it has answered others.
+    pub(super) waiting: VecDeque<Offered>,
 }
 
-/// A client whose socket was sent.
+/// A client whose socket is sent, or to be.
 #[derive(Debug)]
 pub(super) struct Offered {
     pub(super) client: ConnectionId,

@@ -71,8 +71,6 @@ pub(super) struct Attempt {
     pub(super) kind: Kind,
     /// The page that asks for a stream.
     pub(super) page: Option<Box<str>>,
-    /// What the node is sent, where bytes go through this router.
-    pub(super) request: Vec<u8>,
     /// Who asks and where it connected to.
     pub(super) ends: Addresses,
     /// What was read: the head and what came after it. A node that gets the socket gets all of it. Another one gets what

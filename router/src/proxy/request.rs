@@ -162,8 +162,7 @@ pub(super) fn routers_value(before: Option<&str>, origin: Origin) -> String {
 
 /// Whether a request has come through this router before.
 pub(super) fn is_loop(head: &Head<'_>, router: RouterId) -> bool {
-    let own = router.to_string();
-    head.headers_named(ROUTER_HEADER).any(|list| names_token(list, &own))
+    head.headers_named(ROUTER_HEADER).any(|list| names_token(list, &router.to_string()))
 }
 
 impl fmt::Display for RouterId {

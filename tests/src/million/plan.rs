@@ -1,7 +1,13 @@
 //! How many processes a number of connections takes, and whether the machine has what they need. Pure, but for reading
 //! what the machine has.
 
-use std::{fs, str::FromStr};
+use std::{
+    fs, io,
+    net::{TcpListener, TcpStream},
+    str::FromStr,
+};
+
+use super::crowd::SOURCES;
 
 /// What the machine has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,14 +73,16 @@ impl Facts {
         let files: Vec<u64> = numbers("/proc/sys/fs/file-nr");
         let ports: Vec<u64> = numbers("/proc/sys/net/ipv4/ip_local_port_range");
         let tracked_max: Option<u64> = number("/proc/sys/net/netfilter/nf_conntrack_max");
-        let tracked: Option<u64> = number("/proc/sys/net/netfilter/nf_conntrack_count");
+        let tracked = tracked();
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
         Self {
             descriptors: limit.unwrap_or(u64::MAX),
             files_left: files.get(2).unwrap_or(&u64::MAX).saturating_sub(*files.first().unwrap_or(&0)),
             memory_bytes: available_bytes(),
             ports: ports.get(1).unwrap_or(&0).saturating_sub(*ports.first().unwrap_or(&0)),
-            tracked_left: tracked_max.map(|max| max.saturating_sub(tracked.unwrap_or(0))),
+            tracked_left: tracked_max
+                .filter(|_| is_loopback_tracked())
+                .map(|max| max.saturating_sub(tracked)),
         }
     }
 }
@@ -83,8 +91,8 @@ impl Plan {
     pub fn of(connections: u64, facts: Facts) -> Result<Self, PlanError> {
         let each = facts.descriptors.min(20_000).checked_sub(RESERVE).filter(|each| *each >= 500);
         let each = each.ok_or(PlanError::Descriptors(facts.descriptors))?;
-        // A crowd has an address of its own.
-        let crowd_clients = each.min(facts.ports.saturating_sub(500));
+        // Half of an address's ports are quick to find.
+        let crowd_clients = each.min((facts.ports / 2).saturating_sub(500) * SOURCES as u64);
         if crowd_clients < 500 {
             return Err(PlanError::Ports(facts.ports));
         }
@@ -109,6 +117,25 @@ impl Plan {
     pub fn clients_of(&self, crowd: u64) -> u64 {
         self.connections.saturating_sub(crowd * self.crowd_clients).min(self.crowd_clients)
     }
+}
+
+fn tracked() -> u64 {
+    numbers("/proc/sys/net/netfilter/nf_conntrack_count").first().copied().unwrap_or(0)
+}
+
+/// The kernel has the module on many machines where no rule asks for it, and tracks nothing then.
+fn is_loopback_tracked() -> bool {
+    const SAMPLE: u64 = 64;
+    let sample = || -> io::Result<u64> {
+        let listener = TcpListener::bind(("127.0.0.1", 0))?;
+        let address = listener.local_addr()?;
+        let before = tracked();
+        let _open: Vec<TcpStream> =
+            (0..SAMPLE).map(|_| TcpStream::connect(address)).collect::<io::Result<_>>()?;
+        Ok(tracked().saturating_sub(before))
+    };
+    // What cannot be found out is taken for the worse. Others may end connections meanwhile.
+    !sample().is_ok_and(|grown| grown < SAMPLE / 2)
 }
 
 fn numbers<T: FromStr>(path: &str) -> Vec<T> {
@@ -155,7 +182,7 @@ mod tests {
         check(Facts { descriptors: 700, ..PLENTY }, "700 descriptors");
         check(Facts { files_left: 1_000_000, ..PLENTY }, "raise fs.file-max");
         check(Facts { memory_bytes: 4 << 30, ..PLENTY }, "MiB of memory are needed");
-        check(Facts { ports: 900, ..PLENTY }, "900 local ports");
+        check(Facts { ports: 1_400, ..PLENTY }, "1400 local ports");
         check(Facts { tracked_left: Some(262_144), ..PLENTY }, "262144 more can be");
     }
 }

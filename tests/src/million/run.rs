@@ -69,7 +69,7 @@ struct Crowd {
     clients: u64,
 }
 
-/// A line that a crowd has said.
+/// A line that a crowd has said. The last one of each is empty: it has ended.
 struct Said {
     crowd: usize,
     line: String,
@@ -115,7 +115,7 @@ pub fn run(options: &Options) -> Result<String> {
     let mut times = Vec::new();
     for number in 0..2 {
         observe(options.hold);
-        times.push(publish(&site, &said, crowds.len(), number)?);
+        times.push(publish(&site, &said, crowds.len(), number));
     }
     let (cpu, user) = (site.cpu_seconds(), site.user_bytes());
     let machine = before.saturating_sub(available_bytes());
@@ -189,7 +189,8 @@ fn start_crowd(
     let (input, output) = (child.stdin.take(), child.stdout.take().context("its output is piped")?);
     let tell = tell.clone();
     thread::spawn(move || {
-        for line in BufReader::new(output).lines().map_while(Result::ok) {
+        let lines = BufReader::new(output).lines().map_while(Result::ok);
+        for line in lines.chain([String::new()]) {
             // The run may have ended.
             drop(tell.send(Said { crowd: number, line }));
         }
@@ -197,7 +198,7 @@ fn start_crowd(
     Ok(Crowd { child, _input: input, clients })
 }
 
-/// Waits until as many lines have come for which `take` gives something.
+/// Waits until as many lines have come for which `take` gives something. A crowd that has ended says no more.
 fn wait_for(
     said: &mpsc::Receiver<Said>,
     deadline: Duration,
@@ -209,6 +210,9 @@ fn wait_for(
     let mut taken = 0;
     while taken < lines {
         match said.recv_timeout(ends.saturating_duration_since(Instant::now())) {
+            Ok(Said { crowd, line }) if line.is_empty() => {
+                bail!("{what}: the clients of process {crowd} have ended; what it says above is why")
+            }
             Ok(said) => taken += usize::from(take(&said).is_some()),
             Err(_) => bail!("{what} after {} s ({taken} of {lines} crowds)", deadline.as_secs()),
         }
@@ -216,7 +220,7 @@ fn wait_for(
     Ok(())
 }
 
-/// Publishes once. How long until the last client had it.
+/// Publishes once. How long until the last client had it. An error says why some have not; the account says how many.
 fn publish(site: &Site, said: &mpsc::Receiver<Said>, crowds: usize, number: usize) -> Result<Duration> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
     Rest::new(site.public).with_key("dev-key").publish("million", &format!("{PAYLOAD}{number}"));
@@ -258,12 +262,16 @@ fn account(mut crowds: Vec<Crowd>, said: &mpsc::Receiver<Said>) -> Result<Counte
     Ok(counted)
 }
 
+fn told(time: &Result<Duration>) -> String {
+    time.as_ref().map_or_else(ToString::to_string, |time| format!("{:.2} s", time.as_secs_f64()))
+}
+
 fn report(
     plan: Plan,
     options: &Options,
     opened: Duration,
     [cpu_open, cpu]: [f64; 2],
-    times: &[Duration],
+    times: &[Result<Duration>],
     [user, machine]: [u64; 2],
     counted: &Counted,
 ) -> String {
@@ -291,10 +299,7 @@ fn report(
             "deliveries         {} and {} of {all}; {} doubled, {} closed, {} refused",
             counted.reached[0], counted.reached[1], counted.doubled, counted.closed, counted.refused
         ),
-        format!(
-            "time to the last   {}",
-            times.iter().map(|time| format!("{:.2} s", time.as_secs_f64())).collect::<Vec<_>>().join(", ")
-        ),
+        format!("time to the last   {}", times.iter().map(told).collect::<Vec<_>>().join(", ")),
         format!("user memory        {} MiB in gateways and router, {} B each", user >> 20, each(user)),
         format!(
             "machine memory     {} MiB with the clients' ends and all processes, {} B each",

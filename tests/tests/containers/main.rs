@@ -5,4 +5,5 @@
 mod compose;
 mod docker;
 mod image;
+mod serve;
 mod stack;

@@ -17,7 +17,13 @@ use crate::docker::{docker, setting};
 /// What differs from what a person runs: any free port in place of 8080.
 const OVERRIDE: &str = "services:\n  router:\n    ports: !override [\"127.0.0.1:0:8080\"]\n  prometheus:\n    ports: !override [\"127.0.0.1:0:9090\"]\n";
 
+/// The same of the file that has all of Tidegate in one container.
+const SERVE_OVERRIDE: &str = "services:\n  tidegate:\n    ports: !override [\"127.0.0.1:0:8080\"]\n";
+
 pub(crate) struct Stack {
+    /// The compose file, and its service where clients connect.
+    file: &'static str,
+    front: &'static str,
     project: String,
     directory: TempDir,
     environment: Vec<(&'static str, String)>,
@@ -28,8 +34,23 @@ impl Stack {
     /// With the secrets of the repository, or those in a directory that only `user` may read.
     #[track_caller]
     pub(crate) fn new(name: &str, own: Option<(&Path, &str)>) -> Self {
+        Self::of(("docker-compose.yml", OVERRIDE, "router"), name, own)
+    }
+
+    /// All in one container.
+    #[track_caller]
+    pub(crate) fn serve(name: &str) -> Self {
+        Self::of(("docker-compose.serve.yml", SERVE_OVERRIDE, "tidegate"), name, None)
+    }
+
+    #[track_caller]
+    fn of(
+        (file, differs, front): (&'static str, &str, &'static str),
+        name: &str,
+        own: Option<(&Path, &str)>,
+    ) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        fs::write(directory.path().join("override.yml"), OVERRIDE).unwrap();
+        fs::write(directory.path().join("override.yml"), differs).unwrap();
         // The engine may raise no limit beyond the one that it has itself.
         let limits = fs::read_to_string("/proc/self/limits").unwrap();
         let open = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
@@ -43,7 +64,14 @@ impl Stack {
             environment.push(("TIDEGATE_SECRETS", path.display().to_string()));
             environment.push(("TIDEGATE_USER", user.to_owned()));
         }
-        Self { project: format!("{name}-{}", std::process::id()), directory, environment, secrets }
+        Self {
+            file,
+            front,
+            project: format!("{name}-{}", std::process::id()),
+            directory,
+            environment,
+            secrets,
+        }
     }
 
     /// `docker compose ARGUMENTS`, which must succeed.
@@ -58,7 +86,7 @@ impl Stack {
 
     fn try_compose(&self, arguments: &[&str]) -> Output {
         let mut command = Command::new(setting("TIDEGATE_COMPOSE"));
-        command.args(["--project-name", &self.project, "--file"]).arg(root().join("docker-compose.yml"));
+        command.args(["--project-name", &self.project, "--file"]).arg(root().join(self.file));
         command.arg("--file").arg(self.directory.path().join("override.yml"));
         command.arg("--project-directory").arg(root()).args(arguments);
         command.envs(self.environment.iter().map(|(name, value)| (name, value))).stdin(Stdio::null());
@@ -87,7 +115,7 @@ impl Stack {
     /// Where clients connect.
     #[track_caller]
     pub(crate) fn router(&self) -> SocketAddr {
-        self.address("router", "8080")
+        self.address(self.front, "8080")
     }
 
     /// The router with the key of the application.

@@ -24,7 +24,14 @@ use crate::{
 
 /// What `docker compose config` makes of the file, all profiles on.
 fn config() -> Value {
-    let arguments = ["--file", "docker-compose.yml", "--profile", "*", "config", "--format", "json"];
+    config_of("docker-compose.yml")
+}
+
+/// All of Tidegate in one container.
+const SERVE: &str = "docker-compose.serve.yml";
+
+fn config_of(file: &str) -> Value {
+    let arguments = ["--file", file, "--profile", "*", "config", "--format", "json"];
     let text = run(tool("docker-compose")
         .args(arguments)
         .env_remove("TIDEGATE_SECRETS")
@@ -42,9 +49,9 @@ fn texts(list: &Value) -> Vec<&str> {
 
 #[test]
 fn the_router_alone_is_published_and_everything_is_bound_to_loopback() {
-    let config = config();
+    let configs = [config(), config_of(SERVE)];
     let mut published = Vec::new();
-    for (name, service) in services(&config) {
+    for (name, service) in configs.iter().flat_map(services) {
         for port in service["ports"].as_array().into_iter().flatten() {
             assert_eq!(port["host_ip"], "127.0.0.1", "{name}");
             published.push((
@@ -61,14 +68,15 @@ fn the_router_alone_is_published_and_everything_is_bound_to_loopback() {
             port("grafana", "3000", "observability"),
             port("prometheus", "9090", "observability"),
             port("router", "8080", ""),
+            port("tidegate", "8080", ""),
         ]
     );
 }
 
 #[test]
 fn every_service_is_locked_down() {
-    let config = config();
-    for (name, service) in services(&config) {
+    let configs = [config(), config_of(SERVE)];
+    for (name, service) in configs.iter().flat_map(services) {
         assert_eq!(service["read_only"], true, "{name}");
         assert_eq!(texts(&service["cap_drop"]), ["ALL"], "{name}");
         assert_eq!(texts(&service["security_opt"]), ["no-new-privileges:true"], "{name}");
@@ -98,9 +106,12 @@ fn gateways_can_be_scaled() {
 
 #[test]
 fn a_stop_is_longer_than_the_drain() {
-    let config = config();
-    for (name, file) in [("gateway", "deploy/compose/gateway.toml"), ("router", "deploy/compose/router.toml")]
-    {
+    let (config, serve) = (config(), config_of(SERVE));
+    for (config, name, file) in [
+        (&config, "gateway", "deploy/compose/gateway.toml"),
+        (&config, "router", "deploy/compose/router.toml"),
+        (&serve, "tidegate", "deploy/compose/serve.toml"),
+    ] {
         let text = read(file);
         let of = |key: &str| {
             let value = text.lines().find_map(|line| line.strip_prefix(&format!("{key} = "))).unwrap();
@@ -122,7 +133,11 @@ fn what_is_mounted_is_there() {
         bound.filter(|volume| volume["type"] == "bind").map(|volume| volume["source"].as_str().unwrap());
     let files =
         ["configs", "secrets"].into_iter().flat_map(|kind| config[kind].as_object().unwrap().values());
-    let files: Vec<&str> = files.map(|file| file["file"].as_str().unwrap()).chain(bound).collect();
+    let serve = config_of(SERVE);
+    let of_serve =
+        ["configs", "secrets"].into_iter().flat_map(|kind| serve[kind].as_object().unwrap().values());
+    let files: Vec<&str> =
+        files.chain(of_serve).map(|file| file["file"].as_str().unwrap()).chain(bound).collect();
     assert!(files.len() >= 8, "{files:?}");
     for file in files {
         assert!(Path::new(file).exists(), "{file}");

@@ -1,8 +1,10 @@
-//! Start-ups that must fail: exit code 2 and one line that names what is wrong.
+//! Start-ups that must fail: exit code 2 and one line that names what is wrong. And one on a port that another has.
 
 use std::process::Command;
 
-use tidegate_testkit::{DEADLINE, Exit, Gateway, GatewayBuilder, Process, product_binary};
+use tidegate_testkit::{
+    DEADLINE, Exit, Gateway, GatewayBuilder, Process, WsClient, eventually, product_binary,
+};
 
 /// Runs it to its end: exit code 2, and one line on standard error with all of `words`.
 #[track_caller]
@@ -114,4 +116,23 @@ fn no_command_prints_the_password_of_an_address() {
         assert_ne!(exit.code, Some(0), "{words:?}: {exit}");
         assert!(!format!("{exit}").contains("hunter2"), "{words:?}: {exit}");
     }
+}
+
+/// The kernel deals connections to both; with the first one gone, the second has them all.
+#[test]
+fn gateways_share_a_port_where_both_say_so() {
+    let first = Gateway::builder().argument("--reuse-port").start();
+    let shared = first.public();
+    check(Gateway::builder().listen(shared), &["cannot listen on", "`listen`"]);
+    let second = Gateway::builder().argument("--reuse-port").listen(shared).start();
+    assert_eq!(second.public(), shared);
+    let mut clients = Vec::new();
+    eventually("both have clients", DEADLINE, || {
+        clients.push(WsClient::connect(shared, "/ws?channel=news"));
+        [&first, &second].iter().all(|gateway| gateway.metric("tidegate_connections", &[]) > 0.0)
+    });
+    drop((clients, first));
+    let mut client = second.subscribe("news");
+    second.rest().publish("news", "still here");
+    assert_eq!(client.expect_text(), "still here");
 }

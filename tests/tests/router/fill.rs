@@ -1,6 +1,7 @@
 //! A gateway that comes back is given its own clients, and nobody else is moved.
 
-use tidegate_testkit::{DEADLINE, Stop, WsClient, eventually};
+use serde_json::Value;
+use tidegate_testkit::{DEADLINE, Gateway, Stop, Tool, WsClient, eventually};
 
 use crate::site::{SHORT_DRAIN, Site, node};
 
@@ -12,8 +13,10 @@ close_wait = \"1s\"
 [redis]
 lease = \"3s\"
 [namespaces.kept]
-history_size = 100
+history_size = 5000
 history_age = \"5m\"
+[apps.1]
+may_move = true
 ";
 
 const FILL: &str = "[fill]\nperiod = \"2s\"\n";
@@ -61,4 +64,54 @@ fn a_gateway_that_comes_back_gets_its_own_clients_that_recover_and_no_others() {
         assert!(client.expect_text().contains("tide"));
     }
     assert_eq!(back.metric("tidegate_subscriptions", &[]), 0.0);
+}
+
+/// Of each real client: some hundred connections in one process.
+const SDK_CLIENTS: usize = 150;
+
+/// A third gateway is added under real clients, which publish until it has what belongs to it.
+fn a_third_is_filled(script: Tool, end: impl Fn(&Site)) {
+    let mut site = Site::with(2, GATEWAYS, &format!("{SHORT_DRAIN}{FILL}"));
+    let script = script.environment("ROUTER", format!("http://{}", site.router.public));
+    let mut script = script.environment("CLIENTS", SDK_CLIENTS.to_string()).spawn();
+    script.wait_line("all are subscribed", DEADLINE * 2, |line| line.contains("ready").then_some(()));
+    let third = node(&site.redis, 3).config(GATEWAYS).start();
+    site.router.eventually_live(3);
+    let opened = |gateway: &Gateway| gateway.metric("tidegate_connections_opened_total", &[]);
+    let before: Vec<f64> = site.gateways.iter().map(opened).collect();
+    // A third belongs there, give or take what chance does; it is filled to nine tenths of its share.
+    eventually("the third is filled", DEADLINE * 2, || {
+        third.metric("tidegate_subscriptions", &[]) >= SDK_CLIENTS as f64 / 5.0
+    });
+    end(&site);
+    let exit = script.wait(DEADLINE * 2);
+    assert_eq!(exit.code, Some(0), "{exit}");
+    let told = exit.stdout.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let moved = told.filter_map(|line| line["moved"].as_f64()).sum::<f64>();
+    let after: Vec<f64> = site.gateways.iter().map(opened).collect();
+    assert_eq!(before, after, "nobody came to another than the third");
+    assert_eq!(moved, opened(&third), "whoever came there was asked to, once");
+    site.gateways.push(third);
+    let asked: f64 = site
+        .gateways
+        .iter()
+        .map(|gateway| gateway.metric("tidegate_disconnects_total", &[("reason", "moved")]))
+        .sum();
+    assert_eq!(moved, asked);
+}
+
+#[test]
+fn a_gateway_that_is_added_is_filled_with_clients_of_centrifugo_that_miss_nothing() {
+    a_third_is_filled(Tool::node("centrifuge/fill.cjs"), |site| {
+        site.router.rest().publish("kept:a", "\"end\"");
+    });
+}
+
+/// They have no key, so none of them belongs anywhere: each comes to the one that has room all the same.
+#[test]
+fn a_gateway_that_is_added_is_filled_with_clients_of_pusher_where_the_app_says_so() {
+    a_third_is_filled(Tool::node("pusher/fill.cjs"), |site| {
+        let answer = site.router.rest().post("/v1/channels/room/publish?event=end", "text/plain", "");
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    });
 }

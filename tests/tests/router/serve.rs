@@ -209,6 +209,31 @@ fn a_gateway_that_is_killed_is_started_again_and_takes_clients() {
     });
 }
 
+/// The others go on, and the log says how long it is waited for, and from the fifth time on that it is no accident.
+#[test]
+fn a_gateway_that_dies_in_a_loop_is_started_ever_later_and_that_is_said() {
+    let serve = Serve::start(2);
+    let mut other = (0..).find_map(|number| {
+        let client = WsClient::connect(serve.public, &format!("/ws?channel=a&key={number}"));
+        let of = &serve.gateways["gateway-2"];
+        eventually("a gateway holds it", DEADLINE, || serve.connections() > 0.0);
+        (Metrics::scrape(*of).sum("tidegate_connections", &[]) > 0.0).then_some(client)
+    });
+    let mut last = 0;
+    for _ in 0..5 {
+        eventually("it runs again", DEADLINE, || serve.children().get("g-1").is_some_and(|pid| *pid != last));
+        last = serve.children()["g-1"];
+        kill(last);
+    }
+    let said = |part: &str| eventually(part, DEADLINE, || serve.process.stderr().contains(part));
+    ["again_in=200ms", "again_in=400ms", "again_in=800ms", "again_in=1.6s", "again_in=3.2s"]
+        .into_iter()
+        .for_each(said);
+    said("it ends each time within a minute");
+    serve.rest().publish("a", "still here");
+    assert_eq!(other.as_mut().unwrap().expect_text(), "still here");
+}
+
 #[test]
 fn a_stop_drains_all_and_leaves_nothing() {
     let mut serve = Serve::start(2);

@@ -12,6 +12,7 @@ pub(crate) const GATEWAY_OWN: &[&str] = &[
     "node",
     "advertise",
     "backplane",
+    "reuse_port",
     "dev",
     "tls.directory",
     "tls.certificate_file",
