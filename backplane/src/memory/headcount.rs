@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::moving::HeadcountParts;
 use crate::{Attendance, Join, JoinError, Member, Members, PresenceKind, Roll, Sums, Transition, presence};
 
 /// `scripts/presence.lua` has the same rules for many nodes; a property test compares the two.
@@ -54,6 +55,40 @@ impl Headcount {
             vacated: None,
             tells_counts: false,
             count: Count::default(),
+            scheduled: None,
+        }
+    }
+
+    /// What it is made of.
+    pub(super) fn parts(&self) -> HeadcountParts {
+        HeadcountParts {
+            sequence: self.sequence,
+            members: self.members.iter().cloned().collect(),
+            counted: self.counted,
+            left: self.left.iter().map(|(user, due)| (user.clone(), *due)).collect(),
+            vacated: self.vacated,
+            tells_counts: self.tells_counts,
+            told: self.count.told,
+            told_at: self.count.told_at,
+            count_due: self.count.due,
+        }
+    }
+
+    /// Made again; what is due is to be scheduled.
+    pub(super) fn from_parts(parts: HeadcountParts) -> Self {
+        let mut users: HashMap<Box<str>, u64> = HashMap::new();
+        for member in &parts.members {
+            *users.entry(member.user.clone()).or_default() += 1;
+        }
+        Self {
+            sequence: parts.sequence,
+            members: parts.members.into_iter().collect(),
+            users,
+            counted: parts.counted,
+            left: parts.left.into_iter().collect(),
+            vacated: parts.vacated,
+            tells_counts: parts.tells_counts,
+            count: Count { told: parts.told, told_at: parts.told_at, due: parts.count_due },
             scheduled: None,
         }
     }
