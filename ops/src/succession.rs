@@ -85,7 +85,7 @@ impl Successor {
             if ended.is_some() || Instant::now() >= until {
                 return ended;
             }
-            std::thread::sleep(Duration::from_millis(5));
+            std::thread::park_timeout(Duration::from_millis(5));
         }
     }
 }

@@ -285,13 +285,14 @@ impl Subscription {
 
 impl Claims {
     fn write(&self, out: &mut Writer) {
-        let text = |out: &mut Writer, text: &Box<str>| out.text(text);
-        out.option(self.user.as_ref(), text);
+        out.option(self.user.as_deref(), Writer::text);
         out.option(self.expires_ms, Writer::u64);
-        out.option(self.info.as_ref(), text);
-        out.option(self.app.as_ref(), text);
-        out.list(self.channels.iter(), text);
-        out.option(self.publish.as_ref(), |out, patterns| out.list(patterns.iter(), text));
+        out.option(self.info.as_deref(), Writer::text);
+        out.option(self.app.as_deref(), Writer::text);
+        out.list(self.channels.iter(), |out, pattern| out.text(pattern));
+        out.option(self.publish.as_ref(), |out, patterns| {
+            out.list(patterns.iter(), |out, pattern| out.text(pattern));
+        });
     }
 
     fn read(fields: &mut Reader<'_>) -> Result<Self, Malformed> {

@@ -6,7 +6,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::moving::HeadcountParts;
 use crate::{Attendance, Join, JoinError, Member, Members, PresenceKind, Roll, Sums, Transition, presence};
 
 /// `scripts/presence.lua` has the same rules for many nodes; a property test compares the two.
@@ -26,6 +25,20 @@ pub(crate) struct Headcount {
     count: Count,
     /// When the channel is looked at next.
     scheduled: Option<Instant>,
+}
+
+/// The presence of a channel, taken apart.
+#[derive(Debug, Default)]
+pub(super) struct HeadcountParts {
+    pub(super) sequence: u64,
+    pub(super) members: Vec<Arc<Member>>,
+    pub(super) counted: u64,
+    pub(super) left: Vec<(Box<str>, Instant)>,
+    pub(super) vacated: Option<Instant>,
+    pub(super) tells_counts: bool,
+    pub(super) told: u64,
+    pub(super) told_at: Option<Instant>,
+    pub(super) count_due: Option<Instant>,
 }
 
 /// What a change is told as, in its order.

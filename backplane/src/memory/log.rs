@@ -2,10 +2,7 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Instant};
 
-use super::{
-    hoard::{Hoard, Released},
-    moving::LogParts,
-};
+use super::hoard::{Hoard, Released};
 use crate::{Epoch, History, HistoryPolicy, HistoryQuery, Payload, Position, Publication, Sender};
 
 /// What a publication costs beside its payload and event name: the shared [`Publication`] with its two reference
@@ -33,6 +30,16 @@ pub(super) struct Log {
     /// in which publishers that read the clock arrive: so no publication is younger than it.
     used: Instant,
     kept: VecDeque<Kept>,
+}
+
+/// A log, taken apart.
+pub(super) struct LogParts {
+    pub(super) epoch: Epoch,
+    pub(super) top: u64,
+    pub(super) policy: HistoryPolicy,
+    pub(super) used: Instant,
+    /// Oldest first.
+    pub(super) kept: Vec<(Instant, Arc<Publication>)>,
 }
 
 #[derive(Debug)]

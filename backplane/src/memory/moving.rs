@@ -10,35 +10,16 @@ use std::{
 
 use tidegate_wire::fields::{Malformed, Reader, Writer};
 
-use super::{MemoryBackplane, headcount::Headcount, log::Log, table::State};
+use super::{
+    MemoryBackplane,
+    headcount::{Headcount, HeadcountParts},
+    log::{Log, LogParts},
+    table::State,
+};
 use crate::{Channel, Epoch, HistoryPolicy, Member, Payload, Position, Publication, Sender, Text};
 
 /// Of this form.
 const VERSION: u8 = 1;
-
-/// A log, taken apart.
-pub(super) struct LogParts {
-    pub(super) epoch: Epoch,
-    pub(super) top: u64,
-    pub(super) policy: HistoryPolicy,
-    pub(super) used: Instant,
-    /// Oldest first.
-    pub(super) kept: Vec<(Instant, Arc<Publication>)>,
-}
-
-/// The presence of a channel, taken apart.
-#[derive(Debug, Default)]
-pub(super) struct HeadcountParts {
-    pub(super) sequence: u64,
-    pub(super) members: Vec<Arc<Member>>,
-    pub(super) counted: u64,
-    pub(super) left: Vec<(Box<str>, Instant)>,
-    pub(super) vacated: Option<Instant>,
-    pub(super) tells_counts: bool,
-    pub(super) told: u64,
-    pub(super) told_at: Option<Instant>,
-    pub(super) count_due: Option<Instant>,
-}
 
 impl MemoryBackplane {
     /// Everything, as of now. Nobody may publish, join or leave meanwhile, nor afterwards.

@@ -15,9 +15,8 @@ use std::{
 };
 
 use super::{
-    headcount::{Headcount, Told},
+    headcount::{Headcount, HeadcountParts, Told},
     lock::locked,
-    moving::HeadcountParts,
 };
 use crate::{Attendance, Channel, Join, JoinError, PresenceChannel, Roll};
 

@@ -422,7 +422,7 @@ impl<'u> Held<'u> {
             if is_over && began.elapsed() >= SETTLE_MAX * 4 {
                 return Err(UpgradeError::Busy);
             }
-            std::thread::sleep(SETTLE_PAUSE);
+            std::thread::park_timeout(SETTLE_PAUSE);
         }
     }
 

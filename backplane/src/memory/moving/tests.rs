@@ -6,7 +6,8 @@ use futures_util::FutureExt as _;
 
 use super::*;
 use crate::{
-    Backplane as _, HistoryQuery, Join, ManualClock, MemoryOptions, NewPublication, conformance::Recorder,
+    Backplane as _, Clock as _, HistoryQuery, Join, ManualClock, MemoryOptions, NewPublication,
+    conformance::Recorder,
 };
 
 fn backplane(clock: &Arc<ManualClock>) -> (Arc<Recorder>, MemoryBackplane) {
