@@ -23,7 +23,7 @@ use std::sync::Arc;
 
 pub use clock::{Clock, ManualClock, SystemClock};
 use futures_util::future::BoxFuture;
-pub use memory::{MemoryBackplane, MemoryCounters, MemoryOptions, SWEEPS_PER_ROUND};
+pub use memory::{MemoryBackplane, MemoryCounters, MemoryOptions, OnLeave, SWEEPS_PER_ROUND};
 pub use presence::{
     Attendance, COUNTS_INTERVAL, COUNTS_SMALL_INTERVAL, COUNTS_SMALL_MAX, Join, JoinError, Member, Members,
     PRESENCE_SETTLE, PresenceChannel, PresenceEvent, PresenceKind, Roll, Sums, Transition,

@@ -31,12 +31,14 @@
 //! Age is applied when a channel is looked at, so an answer never depends on when [`MemoryBackplane::sweep`] ran;
 //! the sweep only gives memory back.
 
+mod gate;
 mod headcount;
 mod hoard;
 mod keys;
 mod ledger;
 mod lock;
 mod log;
+mod moving;
 mod nodes;
 mod presence;
 mod table;
@@ -53,6 +55,7 @@ use std::{
 use futures_util::future::{BoxFuture, FutureExt, ready};
 
 use self::{
+    gate::Gate,
     headcount::Told,
     hoard::{Hoard, Released},
     keys::Keys,
@@ -66,6 +69,8 @@ use crate::{
     HistoryPolicy, HistoryQuery, Intake, Join, JoinError, NewPublication, NodeRecord, PRESENCE_SETTLE,
     Position, PresenceChannel, PresenceEvent, Publication, Published, Roll, Sink, SystemClock,
 };
+
+pub use self::gate::OnLeave;
 
 /// Parts of the channel table that one sweep visits. With a sweep each second, memory is back after 8 s, and 15,000
 /// channels cost a sweep 2,000 uncontended locks (about 0.1 ms).
@@ -145,6 +150,7 @@ pub struct MemoryBackplane {
     nodes: Nodes,
     /// Where the next sweep begins.
     sweep_part: AtomicUsize,
+    gate: Gate,
 }
 
 impl MemoryBackplane {
@@ -160,13 +166,47 @@ impl MemoryBackplane {
             presence: Presence::new(options.presence_settle),
             nodes: Nodes::new(options.node_lease),
             sweep_part: AtomicUsize::new(0),
+            gate: Gate::default(),
             options,
         }
+    }
+
+    /// From now on, whoever publishes, gives an order or removes history waits. When this returns, nobody is at it.
+    pub fn suspend(&self) {
+        self.gate.shut();
+    }
+
+    /// Goes on after [`suspend`](Self::suspend).
+    pub fn resume(&self) {
+        self.gate.open();
+    }
+
+    /// Another process goes on with what [`to_bytes`](Self::to_bytes) has written: nothing is accepted here any more, and
+    /// `on_leave` is told of connections that leave their channels.
+    pub fn give_away(&self, on_leave: OnLeave) {
+        self.gate.give(on_leave);
+    }
+
+    /// Does something that changes what other connections are told, now or when it may.
+    fn change<'s, T: Send + 's>(
+        &'s self,
+        change: impl FnOnce(&Self) -> Result<T, BackplaneError> + Send + 's,
+    ) -> BoxFuture<'s, Result<T, BackplaneError>> {
+        let waiting = match self.gate.pass() {
+            Ok(_passing) => return ready(change(self)).boxed(),
+            Err(waiting) => waiting,
+        };
+        async move {
+            waiting.over().await?;
+            self.change(change).await
+        }
+        .boxed()
     }
 
     /// Gives back the memory of what has aged out, in an eighth of the channels ([`SWEEPS_PER_ROUND`]). The owner
     /// calls it about each second. `now` is the time by the clock of the options.
     pub fn sweep(&self, now: Instant) {
+        let Ok(_passing) = self.gate.pass() else { return };
         let first = self.sweep_part.fetch_add(PARTS_PER_SWEEP, Relaxed);
         for part in first..first + PARTS_PER_SWEEP {
             self.table.sweep(part, |state| {
@@ -390,8 +430,10 @@ impl MemoryBackplane {
 
 impl Backplane for MemoryBackplane {
     fn publish(&self, publication: NewPublication) -> BoxFuture<'_, Result<Published, BackplaneError>> {
-        let kept = publication.history.is_some() || publication.idempotency_key.is_some();
-        ready(if kept { self.keep(publication) } else { Ok(self.relay(publication)) }).boxed()
+        self.change(|own| {
+            let kept = publication.history.is_some() || publication.idempotency_key.is_some();
+            if kept { own.keep(publication) } else { Ok(own.relay(publication)) }
+        })
     }
 
     fn subscribe(
@@ -416,12 +458,15 @@ impl Backplane for MemoryBackplane {
     }
 
     fn remove_history(&self, channel: &Channel) -> BoxFuture<'_, Result<(), BackplaneError>> {
-        self.table.with_existing(channel, |state| {
-            if let Some(log) = &mut state.history.held {
-                self.history.release(log.clear());
-            }
-        });
-        ready(Ok(())).boxed()
+        let channel = channel.clone();
+        self.change(move |own| {
+            own.table.with_existing(&channel, |state| {
+                if let Some(log) = &mut state.history.held {
+                    own.history.release(log.clear());
+                }
+            });
+            Ok(())
+        })
     }
 
     fn join(&self, channel: &Channel, join: Join) -> BoxFuture<'static, Result<Attendance, JoinError>> {
@@ -434,6 +479,9 @@ impl Backplane for MemoryBackplane {
         channel: &Channel,
         connection: Option<&str>,
     ) -> BoxFuture<'static, Result<Attendance, BackplaneError>> {
+        if self.gate.tell_left(channel, connection) {
+            return ready(Ok(Attendance::default())).boxed();
+        }
         let now = self.options.clock.now();
         ready(Ok(self.presence.leave(channel, connection, now, |told| self.tell(channel, told)))).boxed()
     }
@@ -478,8 +526,10 @@ impl Backplane for MemoryBackplane {
     }
 
     fn control(&self, control: Control) -> BoxFuture<'_, Result<(), BackplaneError>> {
-        self.sink.control(control);
-        ready(Ok(())).boxed()
+        self.change(|own| {
+            own.sink.control(control);
+            Ok(())
+        })
     }
 
     /// Memory is always within reach.

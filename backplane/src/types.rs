@@ -81,7 +81,7 @@ impl Channel {
     }
 
     /// What [`as_str`](Self::as_str) answered, on another node.
-    pub(crate) fn from_inside(inside: &str) -> Result<Self, ChannelError> {
+    pub fn from_inside(inside: &str) -> Result<Self, ChannelError> {
         match inside.split_once(APP_END) {
             Some((app, name)) => Self::in_app(app, name),
             None => Self::new(inside),

@@ -26,6 +26,8 @@ pub(crate) enum Command {
     Router(RouterArgs),
     /// Run a router and gateways on this machine behind one port.
     Serve(ServeArgs),
+    /// Have a gateway on this machine replaced by the program that is now on its disk; its connections stay open.
+    Upgrade(UpgradeArgs),
     /// Load a deployment and report what it bears.
     Storm(StormArgs),
     /// Say how many connections this machine can hold and what limits it, and try a running deployment.
@@ -85,6 +87,9 @@ pub(crate) struct GatewayArgs {
     /// Let other gateways listen on the same address (SO_REUSEPORT).
     #[arg(long)]
     pub(crate) reuse_port: bool,
+    /// Take the place of the process that has started this one for that; it is at the other end of the standard input.
+    #[arg(long, hide = true)]
+    pub(crate) take_over: bool,
     /// Development mode: loopback only, API key `dev-key`, anyone may subscribe.
     #[arg(long)]
     pub(crate) dev: bool,
@@ -349,6 +354,13 @@ pub(crate) struct TokenArgs {
     /// File with the secret (HS256), `secret_file` of `[[auth.jwt]]`.
     #[arg(long, default_value = "tidegate/secrets/jwt", value_name = "FILE")]
     pub(crate) secret_file: PathBuf,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct UpgradeArgs {
+    /// Internal port of the gateway.
+    #[arg(default_value = "http://127.0.0.1:9000", value_name = "URL")]
+    pub(crate) url: String,
 }
 
 #[derive(Debug, ClapArgs)]

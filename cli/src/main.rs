@@ -9,6 +9,7 @@ mod relay;
 mod serve;
 mod token;
 mod top;
+mod upgrade;
 
 use std::{
     io::Write as _,
@@ -62,6 +63,10 @@ fn main() -> ExitCode {
             .map_err(|error| Failure::start(&error))
             .map(|()| ExitCode::SUCCESS),
         Command::Top(args) => run_top(&args),
+        Command::Upgrade(args) => upgrade::run(&args)
+            .map(|said| print!("{said}"))
+            .map_err(|error| Failure::run(&error))
+            .map(|()| ExitCode::SUCCESS),
         Command::Healthcheck(args) => {
             health::run(&args).map_err(|error| Failure::run(&error)).map(|()| ExitCode::SUCCESS)
         }
@@ -97,7 +102,7 @@ impl Failure {
 }
 
 fn gateway(args: GatewayArgs) -> Result<ExitCode, Failure> {
-    let check = args.check;
+    let (check, takes_over) = (args.check, args.take_over);
     end_with(args.parent)?;
     descriptors::raise_limit();
     let sources = args.into_sources();
@@ -116,7 +121,11 @@ fn gateway(args: GatewayArgs) -> Result<ExitCode, Failure> {
             config.listen
         );
     }
-    let server = Server::bind(config).map_err(|error| Failure::serve(&error))?;
+    let bound = if takes_over { Server::take_over(config) } else { Server::bind(config) };
+    let mut server = bound.map_err(|error| Failure::serve(&error))?;
+    if let Some(launch) = upgrade::launch() {
+        server = server.upgradable(launch);
+    }
     let server = server.reloading(Loader::new(move || Config::load(&sources)));
     let (public, internal) = (server.public_address(), server.internal_address());
     let greet = || {

@@ -178,6 +178,27 @@ impl Front {
         Ok(AddressKey(key))
     }
 
+    /// Whose place a connection has, for another process; `Some(None)`: nobody has said. `None`: it has none.
+    pub(crate) fn moving(&self, key: AddressKey) -> Option<Option<IpAddr>> {
+        match key {
+            AddressKey::TURNED_AWAY => None,
+            AddressKey::UNNAMED => Some(None),
+            AddressKey(at) => Some(lock(&self.addresses).entries.get(at as usize).map(|(ip, _)| *ip)),
+        }
+    }
+
+    /// Gives a connection of another process the place that it had there, whatever the limits say.
+    pub(crate) fn go_on(&self, address: Option<IpAddr>) -> AddressKey {
+        self.connections.fetch_add(1, Ordering::AcqRel);
+        let Some(ip) = address else { return AddressKey::UNNAMED };
+        let mut addresses = lock(&self.addresses);
+        let Addresses { keys, entries } = &mut *addresses;
+        let ip = customer(ip);
+        let key = *keys.entry(ip).or_insert_with(|| entries.insert((ip, 0)) as u32);
+        entries[key as usize].1 += 1;
+        AddressKey(key)
+    }
+
     /// A place for one that is only to be told that there is no room, if there still is any.
     pub(crate) fn turn_away(&self) -> Option<AddressKey> {
         let before = self.turned_away.fetch_add(1, Ordering::AcqRel);

@@ -3,13 +3,14 @@
 mod carrier;
 mod consumers;
 mod reload;
+mod upgrade;
 
 use std::{
     io,
     net::{SocketAddr, TcpListener as StdTcpListener},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64},
     },
     thread,
@@ -30,11 +31,13 @@ use tidegate_ops::{
     trust::{Networks, Trust},
 };
 use tidegate_reactor::{Listener, Shard};
-use tokio::{runtime::Runtime, time::MissedTickBehavior};
+use tokio::{runtime::Runtime, sync::Notify, time::MissedTickBehavior};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use carrier::Carrier;
 use reload::Reloading;
+pub use upgrade::Launch;
+use upgrade::{End, Upgrades, successor::Inheritance};
 
 use crate::{
     admission::Front,
@@ -71,6 +74,10 @@ pub enum StartError {
     Doorway(#[from] DoorwayError),
     #[error(transparent)]
     Redis(#[from] RedisStartError),
+    #[error("this process cannot take the place of the one that started it: {0}")]
+    TakeOver(Box<str>),
+    #[error("the process that took this one's place has ended before it served")]
+    Lost,
     #[error("cannot set up {part}: {source}")]
     System { part: &'static str, source: io::Error },
     #[error(
@@ -84,7 +91,7 @@ impl StartError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) | Self::Listen(_) | Self::Doorway(_) | Self::Redis(_) => ConfigError::EXIT_CODE,
-            Self::System { .. } | Self::ShardFailed { .. } => 1,
+            Self::System { .. } | Self::ShardFailed { .. } | Self::TakeOver(_) | Self::Lost => 1,
         }
     }
 }
@@ -101,6 +108,9 @@ pub struct Server {
     doorway: Option<Doorway>,
     public_address: SocketAddr,
     internal_address: SocketAddr,
+    launch: Option<Launch>,
+    /// What it was given by the process whose place it takes.
+    inheritance: Option<Inheritance>,
 }
 
 /// HTTP, keys, drain and the backplane's client need little beside the shards.
@@ -121,21 +131,47 @@ pub fn check(config: &Config) -> Result<(), ConfigError> {
 
 impl Server {
     /// Binds both ports, and the socket for hand-overs if there is one.
-    pub fn bind(mut config: Config) -> Result<Self, StartError> {
+    pub fn bind(config: Config) -> Result<Self, StartError> {
         let public = match config.reuse_port {
             true => listen_shared(config.listen, "listen")?,
             false => listen(config.listen, "listen")?,
         };
         let internal = listen(config.internal, "internal")?;
+        let doorway = config.handover.socket.as_deref().map(Doorway::bind).transpose()?;
+        Self::bound(config, public, internal, doorway)
+    }
+
+    fn bound(
+        mut config: Config,
+        public: StdTcpListener,
+        internal: StdTcpListener,
+        doorway: Option<Doorway>,
+    ) -> Result<Self, StartError> {
         let address = |listener: &StdTcpListener| {
             listener.local_addr().map_err(|source| StartError::System { part: "the listener", source })
         };
         let (public_address, internal_address) = (address(&public)?, address(&internal)?);
         // A port that the kernel chose (0) is the one that other nodes are told.
         let listen = std::mem::replace(&mut config.listen, public_address);
-        let doorway = config.handover.socket.as_deref().map(Doorway::bind).transpose()?;
         let config = Arc::new(config);
-        Ok(Self { config, load: None, listen, public, internal, doorway, public_address, internal_address })
+        Ok(Self {
+            config,
+            load: None,
+            listen,
+            public,
+            internal,
+            doorway,
+            public_address,
+            internal_address,
+            launch: None,
+            inheritance: None,
+        })
+    }
+
+    /// How this process's program is started in its place, when it is upgraded.
+    #[must_use]
+    pub fn upgradable(self, launch: Launch) -> Self {
+        Self { launch: Some(launch), ..self }
     }
 
     /// How the configuration is read again on SIGHUP. Without it only the files are that it names.
@@ -159,18 +195,50 @@ impl Server {
         }
         let runtime = runtime(self.config.shards.get())?;
         let tasks = TaskTracker::new();
-        let mut parts = Parts::build(&self.config, self.public_address, &runtime, tasks.clone(), |sink| {
-            Carrier::new(&self.config, sink, runtime.handle())
-        })?;
+        let life = match &self.inheritance {
+            Some(inheritance) => inheritance.life,
+            None => new_life().map_err(system("the random source"))?,
+        };
+        let mut parts =
+            Parts::build(&self.config, life, self.public_address, &runtime, tasks.clone(), |sink| {
+                Carrier::new(&self.config, sink, runtime.handle())
+            })?;
         let _internal = runtime.enter();
-        let internal =
+        let clone = |listener: &StdTcpListener| listener.try_clone().map_err(system("a port"));
+        let (public, internal) = (clone(&self.public)?, clone(&self.internal)?);
+        let mailboxes: Vec<_> = parts.shards.iter().map(Shard::mailbox).collect();
+        let inheritance = self.inheritance;
+        let estate = match &inheritance {
+            Some(inheritance) => Some(parts.take(inheritance)?),
+            None => None,
+        };
+        let shards = parts.start_shards()?;
+        if let Some(estate) = estate {
+            estate.settle(&mailboxes).map_err(|error| take_over(&error))?;
+        }
+        upgrade::open(&mailboxes, &Listener::new(self.public).map_err(system("the public port"))?);
+        let listener =
             tokio::net::TcpListener::from_std(self.internal).map_err(system("the internal port"))?;
         let internal_service = internal_router(Arc::clone(&parts.context));
-        runtime.spawn(async move {
-            probes::serve(internal, internal_service).await;
-        });
-        let shards = parts.start_shards(self.public)?;
+        let internal_task = runtime.spawn(async move { probes::serve(listener, internal_service).await });
         let node = Arc::clone(&parts.shared.node);
+        let upgrades = Arc::new(Upgrades {
+            launch: self.launch,
+            shards: mailboxes,
+            memory: parts.carrier.memory().cloned(),
+            life: life.0,
+            node: Arc::clone(&node),
+            public,
+            internal,
+            internal_task: internal_task.abort_handle(),
+            progress: Mutex::default(),
+            given: Notify::new(),
+        });
+        upgrades.offer(&parts.context.upgrade);
+        runtime.spawn(stopping::at_user_signal(upgrades.at_signal()));
+        if let Some(inheritance) = inheritance {
+            inheritance.serve(Arc::clone(node.backplane()), runtime.handle().clone());
+        }
         if let Some(doorway) = self.doorway {
             node.handover.get_or_init(|| doorway.place().to_string().into());
             runtime.spawn(handover::run(doorway, Arc::clone(&parts.doorkeeper), Arc::clone(&node)));
@@ -200,15 +268,25 @@ impl Server {
         parts.shared.metrics.register(Arc::new(consumers.counts()));
         on_ready();
         runtime.block_on(async {
-            stopping::asked(node.drain_asked()).await.map_err(system("signals"))?;
-            consumers.stop().await;
             tokio::select! {
-                () = drain::run(&node, &parts.relay, &parts.stop_http, &tasks) => {}
+                asked = stopping::asked(node.drain_asked()) => asked.map_err(system("signals"))?,
+                () = upgrades.over() => {}
+            }
+            consumers.stop().await;
+            let end = upgrades.end();
+            let ending = async {
+                match end {
+                    End::Drain => drain::run(&node, &parts.relay, &parts.stop_http, &tasks).await,
+                    End::Given | End::Lost => drain::give_way(&node, &parts.stop_http, &tasks).await,
+                }
+            };
+            tokio::select! {
+                () = ending => {}
                 _ = stopping::insisted() => tracing::info!("stopping at once"),
             }
             parts.shared.webhooks.close(WEBHOOKS_CLOSE).await;
             parts.carrier.close().await;
-            Ok::<(), StartError>(())
+            if end == End::Lost { Err(StartError::Lost) } else { Ok(()) }
         })?;
         parts.relay.stop_shards();
         let number = shards.len();
@@ -239,6 +317,7 @@ struct Parts {
 impl Parts {
     fn build(
         config: &Arc<Config>,
+        life: Epoch,
         public_address: SocketAddr,
         runtime: &Runtime,
         tasks: TaskTracker,
@@ -307,6 +386,7 @@ impl Parts {
             apis: protocols::APIS,
             is_shards: if config.dev { protocols::serve_dev } else { protocols::serve },
             internal: config.internal_access()?,
+            upgrade: probes::Upgrade::default(),
             dev: config.dev,
         });
         let http = HttpServer {
@@ -346,7 +426,7 @@ impl Parts {
             runtime: runtime.handle().clone(),
             http: Arc::new(http),
             started,
-            life: new_life().map_err(system("the random source"))?,
+            life,
         });
         let strangers = Seldom::default();
         let doorkeeper = Arc::new(Doorkeeper { front, metrics, dealer, edge, strangers });
@@ -354,13 +434,9 @@ impl Parts {
         Ok(Self { shared, context, relay, carrier, doorkeeper, certificates, shards, stop_http })
     }
 
-    /// Connections are accepted as soon as the first of them runs.
-    fn start_shards(&mut self, public: StdTcpListener) -> Result<Vec<thread::JoinHandle<()>>, StartError> {
-        let listener = Listener::new(public).map_err(system("the public port"))?;
-        let mut shards = std::mem::take(&mut self.shards);
-        for shard in &mut shards {
-            shard.listen(listener.clone()).map_err(system("the public port"))?;
-        }
+    /// They accept nothing yet.
+    fn start_shards(&mut self) -> Result<Vec<thread::JoinHandle<()>>, StartError> {
+        let shards = std::mem::take(&mut self.shards);
         shards.into_iter().enumerate().map(|(index, shard)| self.start_shard(index, shard)).collect()
     }
 
@@ -436,6 +512,10 @@ fn runtime(shards: usize) -> Result<Runtime, StartError> {
         .enable_all()
         .build()
         .map_err(system("the HTTP threads"))
+}
+
+fn take_over(error: &dyn std::error::Error) -> StartError {
+    StartError::TakeOver(error.to_string().into())
 }
 
 fn system(part: &'static str) -> impl FnOnce(io::Error) -> StartError {

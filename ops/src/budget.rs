@@ -105,6 +105,19 @@ impl Budget {
         self.debt_ns(units(now)) >= rate.cost_ns(rate.at_once.max(1))
     }
 
+    /// What is owed at a moment, in units of 10 µs, for somebody with another clock.
+    pub fn owed(self, now: Duration) -> u32 {
+        (self.debt_ns(units(now)) / UNIT_NS) as u32
+    }
+
+    /// The same on another clock.
+    pub fn owing(now: Duration, units_owed: u32) -> Self {
+        match units_owed {
+            0 => Self::default(),
+            owed => Self(units(now).wrapping_add(owed.min(DEBT_UNITS_MAX))),
+        }
+    }
+
     fn debt_ns(self, now_units: u32) -> u64 {
         match self.0.wrapping_sub(now_units) {
             // Never used, or passed.

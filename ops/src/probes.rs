@@ -1,6 +1,13 @@
 //! The internal port: metrics, probes and drain. It is not for the public network and asks for no key.
 
-use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    fmt,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use axum::{
     Json, Router,
@@ -43,11 +50,42 @@ pub trait Operated: Send + Sync + 'static {
     /// Begins to drain; more calls change nothing.
     fn drain(&self);
 
+    /// Has another process take this one's place, with its connections: its id, or why not, in a sentence.
+    fn upgrade(&self) -> Upgrading {
+        Box::pin(async { Err("this process cannot hand its connections on; restart it".to_owned()) })
+    }
+
     /// Who may use the internal port.
     fn internal_access(&self) -> &InternalAccess;
 
     /// The answer to a web page that asks for a drain: 403 in the form that the process has for errors.
     fn refuse_page(&self) -> Response;
+}
+
+/// The process that serves from then on.
+pub type Upgrading = Pin<Box<dyn Future<Output = Result<u32, String>> + Send>>;
+
+/// How a process is upgraded, which is known when all of it stands.
+#[derive(Default)]
+pub struct Upgrade(OnceLock<Box<dyn Fn() -> Upgrading + Send + Sync>>);
+
+impl Upgrade {
+    pub fn offer(&self, upgrade: impl Fn() -> Upgrading + Send + Sync + 'static) {
+        self.0.get_or_init(|| Box::new(upgrade));
+    }
+
+    pub fn begin(&self) -> Upgrading {
+        match self.0.get() {
+            Some(upgrade) => upgrade(),
+            None => Box::pin(async { Err("this process has just begun; try again".to_owned()) }),
+        }
+    }
+}
+
+impl fmt::Debug for Upgrade {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Upgrade").finish_non_exhaustive()
+    }
 }
 
 /// What `/readyz` answers.
@@ -137,6 +175,7 @@ pub fn routes(process: Arc<dyn Operated>) -> Router {
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/drain", post(drain))
+        .route("/upgrade", post(upgrade))
         .layer(middleware::from_fn_with_state(Arc::clone(&process), check_host))
         .with_state(process)
 }
@@ -190,8 +229,27 @@ pub fn public_readiness(process: &dyn Operated) -> Response {
 /// what runs it. A web page can make a browser on this machine post here. Browsers say so with `Origin`; whoever drains a
 /// process does not use a page.
 async fn drain(State(process): Process, request: Request) -> Response {
+    if let Err(refused) = may_end(&*process, &request) {
+        return *refused;
+    }
+    process.drain();
+    StatusCode::ACCEPTED.into_response()
+}
+
+/// For the same. Answered when another process serves, with its id, or with the reason why none does: 409.
+async fn upgrade(State(process): Process, request: Request) -> Response {
+    if let Err(refused) = may_end(&*process, &request) {
+        return *refused;
+    }
+    match process.upgrade().await {
+        Ok(process) => Json(Upgraded { process }).into_response(),
+        Err(why) => (StatusCode::CONFLICT, why + "\n").into_response(),
+    }
+}
+
+fn may_end(process: &dyn Operated, request: &Request) -> Result<(), Box<Response>> {
     if request.headers().contains_key(header::ORIGIN) {
-        return process.refuse_page();
+        return Err(Box::new(process.refuse_page()));
     }
     let is_local = |Peer(address): &Peer| address.ip().to_canonical().is_loopback();
     let authorization = request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
@@ -199,10 +257,16 @@ async fn drain(State(process): Process, request: Request) -> Response {
         && !process.internal_access().may_drain(authorization.unwrap_or_default())
     {
         let text = "a drain is begun from this machine, with the token of drain.token_file, or by SIGTERM\n";
-        return (StatusCode::FORBIDDEN, text).into_response();
+        return Err(Box::new((StatusCode::FORBIDDEN, text).into_response()));
     }
-    process.drain();
-    StatusCode::ACCEPTED.into_response()
+    Ok(())
+}
+
+/// What `/upgrade` answers.
+#[derive(Debug, Serialize)]
+struct Upgraded {
+    /// That serves from now on.
+    process: u32,
 }
 
 /// Keeps out pages whose name was rebound to this address: they are of the port's own origin, and name their own host.

@@ -32,6 +32,15 @@ pub async fn reload_at_hangup(mut reload: impl FnMut()) -> io::Result<()> {
     Ok(())
 }
 
+/// SIGUSR2, as long as the process runs.
+pub async fn at_user_signal(mut work: impl FnMut()) -> io::Result<()> {
+    let mut asked = signal(SignalKind::user_defined2())?;
+    while asked.recv().await.is_some() {
+        work();
+    }
+    Ok(())
+}
+
 fn signals() -> io::Result<(Signal, Signal)> {
     Ok((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?))
 }

@@ -3,10 +3,12 @@
 //! - `entry`: what is kept for one connection
 //! - `reading`, `secure`, `rests`: bytes that come in, through a TLS session, or are used later
 //! - `writing`, `answers`: bytes that go out, at once or gathered
+//! - `moving`: connections that go on in another process, or come from one
 //! - `peering`: what a driver needs that brings two connections together
 
 mod answers;
 mod entry;
+mod moving;
 mod path;
 mod peering;
 mod reading;
@@ -26,6 +28,7 @@ use bytes::Bytes;
 use mio::{Interest, Registry, Token, net::TcpStream};
 
 pub(crate) use entry::Unread;
+pub use moving::Kept;
 pub use path::Path;
 pub(crate) use peering::Notice;
 pub(crate) use reading::Received;
@@ -101,6 +104,8 @@ pub struct Connections<C> {
     now: Tick,
     pub(crate) attended: Attended,
     next_generation: u32,
+    /// Nothing is read or accepted, and no timer told.
+    pub(crate) are_reads_held: bool,
     queue_bytes_max: usize,
     /// Merging connections with something to flush.
     unflushed: Vec<u32>,
@@ -133,6 +138,7 @@ impl<C> Connections<C> {
             now: Tick(0),
             attended: Attended::default(),
             next_generation: 0,
+            are_reads_held: false,
             queue_bytes_max,
             unflushed: Vec::new(),
             answers: Answers::default(),
@@ -402,12 +408,8 @@ impl<C> Connections<C> {
 
     /// Whether the loop has something to do for them at once. (What was gathered has left at the end of the turn.)
     pub(crate) fn has_work(&self) -> bool {
-        !self.unread.is_empty()
-            || self.rests.waiting() > 0
-            || !self.doomed.is_empty()
-            || !self.recovered.is_empty()
-            || !self.notices.is_empty()
-            || self.wheel.has_expired()
+        let is_read = !self.unread.is_empty() || self.rests.waiting() > 0 || self.wheel.has_expired();
+        self.is_busy() || (is_read && !self.are_reads_held)
     }
 
     pub(crate) fn set_now(&mut self, now: Tick) {

@@ -31,9 +31,11 @@ mod sync {
     };
 
     pub(crate) use mio::Waker;
+
+    pub(crate) use crate::listening::Listener;
 }
 
-pub use connections::{Closed, Connections, Counters, Path, Released, Written};
+pub use connections::{Closed, Connections, Counters, Kept, Path, Released, Written};
 pub use listening::Listener;
 pub use mailbox::{Mail, Mailbox, waking_once};
 pub use outbound::{Overflow, Shared};

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 // A test plays the orders of threads with other primitives under these names (`tests/mailbox_orders.rs`).
 use crate::sync::{
-    Arc, Mutex, MutexGuard, PoisonError, Waker,
+    Arc, Listener, Mutex, MutexGuard, PoisonError, Waker,
     atomic::{AtomicBool, Ordering},
     per_thread,
 };
@@ -18,6 +18,8 @@ pub enum Mail<Connection, Command> {
     Adopt { socket: TcpStream, read: Bytes, connection: Connection },
     /// Anything else; the driver knows what it means.
     Command(Command),
+    /// Takes connections from this listener from now on, beside other shards that do so.
+    Listen(Listener),
     /// Takes no more connections from its listener, and lets go of it.
     StopListening,
     /// Ends the shard's loop; its connections are closed as they are, and what is posted afterwards is dropped.

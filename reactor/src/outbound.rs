@@ -119,6 +119,23 @@ impl Outbound {
         std::mem::take(&mut self.dropped)
     }
 
+    pub(crate) fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    /// Messages that were dropped elsewhere.
+    pub(crate) fn add_dropped(&mut self, messages: u64) {
+        self.dropped += messages;
+    }
+
+    /// A copy of what was not sent, in order.
+    pub(crate) fn unsent(&self) -> Vec<u8> {
+        self.chunks.iter().flat_map(Chunk::parts).fold(Vec::with_capacity(self.bytes), |mut all, part| {
+            all.extend_from_slice(part);
+            all
+        })
+    }
+
     /// Queues bytes that no policy may drop.
     pub(crate) fn push_own(&mut self, bytes: Bytes, bound: Bound, bytes_max: usize) -> Queued {
         if bound == Bound::Counts && !self.fits(bytes.len(), bytes_max) {

@@ -191,7 +191,8 @@ impl<D: Driver> Shard<D> {
 
     fn timeout<M>(&self, turn: Turn, inbox: &VecDeque<M>, elapsed: Duration) -> Option<Duration> {
         let connections = &self.connections;
-        let is_due = self.listening.as_ref().is_some_and(|listening| listening.is_due);
+        let is_due =
+            !connections.are_reads_held && self.listening.as_ref().is_some_and(|listening| listening.is_due);
         if turn == Turn::More || !inbox.is_empty() || connections.has_work() || is_due {
             return Some(Duration::ZERO);
         }
@@ -213,7 +214,7 @@ impl<D: Driver> Shard<D> {
     }
 
     fn serve_events(&mut self, driver: &mut D, events: &Events, buffer: &mut [u8]) {
-        let (mut portion, mut is_used_up) = (Portion::default(), false);
+        let (mut portion, mut is_used_up) = (Portion::default(), self.connections.are_reads_held);
         for event in events {
             match event.token() {
                 WAKE => continue,
@@ -251,6 +252,14 @@ impl<D: Driver> Shard<D> {
     fn serve_listener(&mut self, driver: &mut D, now: Duration) -> io::Result<()> {
         let Some(mut listening) = self.listening.take() else { return Ok(()) };
         listening.resume(self.poll.registry(), LISTENER, now);
+        if self.connections.are_reads_held {
+            // It would be told of again in each turn.
+            if std::mem::take(&mut listening.is_due) {
+                listening.pause(self.poll.registry(), now)?;
+            }
+            self.listening = Some(listening);
+            return Ok(());
+        }
         for _ in 0..listening.begin_turn() {
             match listening.accept() {
                 Incoming::Connection(socket, peer) => {
@@ -279,7 +288,8 @@ impl<D: Driver> Shard<D> {
     /// Those that had more than one buffer's worth, or were paused.
     fn serve_unread(&mut self, driver: &mut D, buffer: &mut [u8]) {
         let mut portion = Portion::default();
-        for _ in 0..self.connections.unread.len() {
+        let waiting = if self.connections.are_reads_held { 0 } else { self.connections.unread.len() };
+        for _ in 0..waiting {
             let Some((id, is_ended)) = self.connections.next_unread() else { return };
             self.serve_bytes(driver, id, buffer, is_ended);
             if portion.is_used_up() {
@@ -292,7 +302,11 @@ impl<D: Driver> Shard<D> {
     /// for their first part, only one of them has its next, so that none is left out for good.
     fn serve_rests(&mut self, driver: &mut D, waiting: usize) {
         let mut portion = Portion::default();
-        let waiting = if self.connections.unread.is_empty() { waiting } else { waiting.min(1) };
+        let waiting = match (self.connections.are_reads_held, self.connections.unread.is_empty()) {
+            (true, _) => 0,
+            (false, true) => waiting,
+            (false, false) => waiting.min(1),
+        };
         for _ in 0..waiting {
             let Some((id, mut rest)) = self.connections.next_rest() else { return };
             let used = self.hand(driver, id, rest.bytes());
@@ -338,6 +352,7 @@ impl<D: Driver> Shard<D> {
                     self.adopt(driver, socket, &read, connection)
                 }
                 Some(Mail::Command(command)) => driver.on_command(&mut self.connections, command),
+                Some(Mail::Listen(listener)) => self.listen(listener)?,
                 Some(Mail::StopListening) => {
                     self.listening.take().map_or(Ok(()), |listening| listening.end(self.poll.registry()))?;
                 }
@@ -371,7 +386,8 @@ impl<D: Driver> Shard<D> {
 
     fn serve_timers(&mut self, driver: &mut D) {
         let mut portion = Portion::default();
-        for _ in 0..TIMERS_MAX {
+        let timers_max = if self.connections.are_reads_held { 0 } else { TIMERS_MAX };
+        for _ in 0..timers_max {
             let Some((slot, armed)) = self.connections.wheel.next_expired() else { return };
             if let Some(id) = self.connections.visit_timer(slot, armed) {
                 driver.on_timer(&mut self.connections, id);

@@ -63,6 +63,31 @@ impl<T> Slab<T> {
         page_index * PAGE + at
     }
 
+    /// Puts an entry at a place that was chosen elsewhere. False: another one is there.
+    pub(crate) fn insert_at(&mut self, slot: u32, value: T) -> bool {
+        let (page_index, at) = (slot / PAGE, (slot % PAGE) as usize);
+        while self.pages.len() <= page_index as usize {
+            // To be used last, as those that were given back are.
+            self.roomy.insert(0, self.pages.len() as u32);
+            self.pages.push(None);
+        }
+        let page = self.pages[page_index as usize].get_or_insert_with(Page::new);
+        while page.entries.len() <= at {
+            page.free.push(page.entries.len() as u16);
+            page.entries.push(None);
+        }
+        if page.entries[at].is_some() {
+            return false;
+        }
+        page.free.retain(|&free| usize::from(free) != at);
+        page.entries[at] = Some(value);
+        if page.is_full() {
+            self.roomy.retain(|&roomy| roomy != page_index);
+        }
+        self.len += 1;
+        true
+    }
+
     pub(crate) fn get(&self, slot: u32) -> Option<&T> {
         self.pages.get((slot / PAGE) as usize)?.as_ref()?.entries.get((slot % PAGE) as usize)?.as_ref()
     }
@@ -184,6 +209,30 @@ mod tests {
             assert!(given_back.contains(&slab.insert(0)));
         }
         assert_eq!(slab.slots(), 4 * PAGE);
+    }
+
+    #[test]
+    fn entries_keep_places_that_were_chosen_elsewhere() {
+        let mut random = fastrand::Rng::with_seed(0x1234_5678_9ABC_DEF0);
+        let mut slots: Vec<u32> = (0..4 * PAGE).collect();
+        random.shuffle(&mut slots);
+        slots.truncate(1_000);
+        let mut slab = Slab::new();
+        for &slot in &slots {
+            assert!(slab.insert_at(slot, slot));
+            assert!(!slab.insert_at(slot, 0), "it is taken");
+        }
+        let mut all: std::collections::HashSet<u32> = slots.iter().copied().collect();
+        while slab.len() < 4 * PAGE as usize {
+            let slot = slab.insert(u32::MAX);
+            assert!(all.insert(slot), "slot {slot} was in use");
+        }
+        assert_eq!(slab.slots(), 4 * PAGE, "places between are filled first");
+        assert!(slots.iter().all(|&slot| slab.get(slot) == Some(&slot)));
+        for slot in all {
+            assert!(slab.remove(slot).is_some());
+        }
+        assert_eq!((slab.slots(), slab.roomy.len()), (0, 0));
     }
 
     #[test]

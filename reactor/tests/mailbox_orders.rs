@@ -19,6 +19,7 @@ mod sync {
 
     use loom::sync::Notify;
     pub(crate) use loom::sync::{Arc, Mutex, MutexGuard, atomic};
+    pub(crate) use tidegate_reactor::Listener;
 
     /// What wakes a shard.
     pub(crate) struct Waker(pub(crate) Arc<Notify>);

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tempfile::TempDir;
@@ -40,6 +40,7 @@ pub struct GatewayBuilder {
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     descriptors_max: Option<u32>,
+    program: Option<PathBuf>,
     directory: TempDir,
 }
 
@@ -59,6 +60,7 @@ impl Gateway {
             arguments: Vec::new(),
             environment: Vec::new(),
             descriptors_max: None,
+            program: None,
             directory: tempfile::tempdir().expect("a temporary directory can be made"),
         }
     }
@@ -206,6 +208,13 @@ impl GatewayBuilder {
         self
     }
 
+    /// Another path to the program, which may be exchanged while it runs.
+    #[must_use]
+    pub fn program(mut self, path: &Path) -> Self {
+        self.program = Some(path.to_owned());
+        self
+    }
+
     /// Writes a file beside the configuration (a key, a secret) and gives its path.
     ///
     /// # Panics
@@ -238,7 +247,7 @@ impl GatewayBuilder {
     }
 
     fn spawn(&self) -> Process {
-        let binary = product_binary();
+        let binary = self.program.clone().unwrap_or_else(product_binary);
         let mut command = match self.descriptors_max {
             // The shell lowers its own limit and becomes the gateway: same pid, and no window before the limit holds.
             Some(limit) => {

@@ -32,7 +32,7 @@ pub use gateway::{Gateway, GatewayBuilder, SHORT_DRAIN};
 pub use inbox::{Inbox, Posted};
 pub use metrics::{Metrics, Sample};
 pub use postgres::PostgresServer;
-pub use process::{Exit, Process, Stop, preloaded, product_binary};
+pub use process::{Exit, Process, Stop, end, pid_runs, preloaded, product_binary};
 pub use rest::{Answer, Position, Rest};
 pub use sse::{SseClient, SseEvent};
 pub use tcp::{HttpHead, RawTcp, ReadError, frame, masked_frame};

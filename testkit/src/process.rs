@@ -193,6 +193,20 @@ impl fmt::Display for Exit {
     }
 }
 
+/// Ends a process that is no child, with no chance to clean up.
+pub fn end(pid: u32) {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a positive pid");
+    // It may have ended by itself.
+    let _ended = kill_process(pid, Signal::KILL);
+}
+
+/// Whether there is such a process, and it has not ended.
+pub fn pid_runs(pid: u32) -> bool {
+    // The state stands behind the name, which is in parentheses.
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
+}
+
 /// The `tidegate` program under test.
 ///
 /// `TIDEGATE_BIN` when set (as `cargo xtask test` does); else the one beside the test executable's directory

@@ -13,10 +13,11 @@ use header::{HEADER_BYTES_MAX, Header, Rules};
 use partial::{FramePartial, MessagePartial, Partial};
 
 mod header;
+mod moving;
 mod partial;
 
 /// The decoding state of one connection. Idle, it is a null pointer and two flags.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Decoder {
     partial: Option<Box<Partial>>,
     compression: bool,

@@ -6,7 +6,8 @@
 //! joins, inflates ([`deflate`]) and validates in place. What goes out is encoded once by [`frame`] (WebSocket) or
 //! [`sse`] (event streams) around what [`raw`], [`pusher`] or [`centrifuge`] say, and shared by every connection it is for.
 //! Answers that are not a protocol switch are written by [`http_answer`]. Before all of it a proxy may say who the
-//! client is ([`proxy_v2`]); a router on the same machine hands its socket over ([`handover`]).
+//! client is ([`proxy_v2`]); a router on the same machine hands its socket over ([`handover`]), and a gateway that is
+//! upgraded gives its open ones to its successor with their state ([`moving`], made of [`fields`]; what is said meanwhile: [`succession`]).
 //!
 //! Nothing here opens a socket, reads a clock or draws randomness, and nothing here trusts a length it was told.
 
@@ -15,16 +16,19 @@
 pub mod centrifuge;
 pub mod decoder;
 pub mod deflate;
+pub mod fields;
 pub mod frame;
 pub mod framing;
 pub mod handover;
 pub mod head;
 pub mod http_answer;
+pub mod moving;
 pub mod proxy_v2;
 pub mod pusher;
 pub mod raw;
 pub mod request;
 pub mod sse;
+pub mod succession;
 pub mod upgrade;
 
 pub mod json;

@@ -27,6 +27,20 @@ pub(crate) struct Headcount {
     scheduled: Option<Instant>,
 }
 
+/// The presence of a channel, taken apart.
+#[derive(Debug, Default)]
+pub(super) struct HeadcountParts {
+    pub(super) sequence: u64,
+    pub(super) members: Vec<Arc<Member>>,
+    pub(super) counted: u64,
+    pub(super) left: Vec<(Box<str>, Instant)>,
+    pub(super) vacated: Option<Instant>,
+    pub(super) tells_counts: bool,
+    pub(super) told: u64,
+    pub(super) told_at: Option<Instant>,
+    pub(super) count_due: Option<Instant>,
+}
+
 /// What a change is told as, in its order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Told {
@@ -54,6 +68,40 @@ impl Headcount {
             vacated: None,
             tells_counts: false,
             count: Count::default(),
+            scheduled: None,
+        }
+    }
+
+    /// What it is made of.
+    pub(super) fn parts(&self) -> HeadcountParts {
+        HeadcountParts {
+            sequence: self.sequence,
+            members: self.members.iter().cloned().collect(),
+            counted: self.counted,
+            left: self.left.iter().map(|(user, due)| (user.clone(), *due)).collect(),
+            vacated: self.vacated,
+            tells_counts: self.tells_counts,
+            told: self.count.told,
+            told_at: self.count.told_at,
+            count_due: self.count.due,
+        }
+    }
+
+    /// Made again; what is due is to be scheduled.
+    pub(super) fn from_parts(parts: HeadcountParts) -> Self {
+        let mut users: HashMap<Box<str>, u64> = HashMap::new();
+        for member in &parts.members {
+            *users.entry(member.user.clone()).or_default() += 1;
+        }
+        Self {
+            sequence: parts.sequence,
+            members: parts.members.into_iter().collect(),
+            users,
+            counted: parts.counted,
+            left: parts.left.into_iter().collect(),
+            vacated: parts.vacated,
+            tells_counts: parts.tells_counts,
+            count: Count { told: parts.told, told_at: parts.told_at, due: parts.count_due },
             scheduled: None,
         }
     }

@@ -50,6 +50,12 @@ impl Keys {
         released
     }
 
+    /// When each was used, oldest first, and what was answered.
+    pub(super) fn parts(&self) -> Vec<(Instant, Arc<str>, Option<Position>)> {
+        let parts = self.order.iter().map(|(at, key)| (*at, Arc::clone(key), self.answer(key).flatten()));
+        parts.collect()
+    }
+
     pub(super) fn len(&self) -> usize {
         self.order.len()
     }

@@ -32,6 +32,16 @@ pub(super) struct Log {
     kept: VecDeque<Kept>,
 }
 
+/// A log, taken apart.
+pub(super) struct LogParts {
+    pub(super) epoch: Epoch,
+    pub(super) top: u64,
+    pub(super) policy: HistoryPolicy,
+    pub(super) used: Instant,
+    /// Oldest first.
+    pub(super) kept: Vec<(Instant, Arc<Publication>)>,
+}
+
 #[derive(Debug)]
 struct Kept {
     at: Instant,
@@ -41,6 +51,25 @@ struct Kept {
 impl Log {
     pub(super) fn new(epoch: Epoch, policy: HistoryPolicy, now: Instant) -> Self {
         Self { epoch, top: 0, policy, used: now, kept: VecDeque::new() }
+    }
+
+    /// What it is made of.
+    pub(super) fn parts(&self) -> LogParts {
+        let kept = self.kept.iter().map(|kept| (kept.at, Arc::clone(&kept.publication))).collect();
+        LogParts { epoch: self.epoch, top: self.top, policy: self.policy, used: self.used, kept }
+    }
+
+    /// Made again, with what each publication costs.
+    pub(super) fn from_parts(parts: LogParts) -> (Self, Vec<usize>) {
+        let LogParts { epoch, top, policy, used, kept } = parts;
+        let costs = kept.iter().enumerate().map(|(nth, (_, publication))| {
+            publication_bytes(publication) + if nth == 0 { LOG_BYTES } else { 0 }
+        });
+        let costs = costs.collect();
+        let kept = kept.into_iter().map(|(at, publication)| Kept { at, publication }).collect();
+        let log = Self { epoch, top, policy, used, kept };
+        log.invariants();
+        (log, costs)
     }
 
     /// Assigns the next position under the given policy. [`append`](Self::append) must follow.

@@ -15,7 +15,7 @@ use std::{
 };
 
 use super::{
-    headcount::{Headcount, Told},
+    headcount::{Headcount, HeadcountParts, Told},
     lock::locked,
 };
 use crate::{Attendance, Channel, Join, JoinError, PresenceChannel, Roll};
@@ -118,6 +118,27 @@ impl Presence {
                 let mut told = Vec::new();
                 headcount.settle(now, &mut told);
                 tell(&channel, told);
+                self.after(part, &channel);
+            });
+        }
+    }
+
+    /// The number above which channels begin, and each channel.
+    pub(super) fn parts(&self) -> (u64, Vec<(Channel, HeadcountParts)>) {
+        let mut all = Vec::new();
+        for part in &self.parts {
+            locked(part, |part| {
+                all.extend(part.iter().map(|(channel, held)| (channel.clone(), held.parts())))
+            });
+        }
+        (self.ended_at.load(Relaxed), all)
+    }
+
+    pub(super) fn take_in(&self, ended_at: u64, channels: impl Iterator<Item = (Channel, Headcount)>) {
+        self.ended_at.fetch_max(ended_at, Relaxed);
+        for (channel, headcount) in channels {
+            self.with_part(&channel, |part| {
+                part.insert(channel.clone(), Box::new(headcount));
                 self.after(part, &channel);
             });
         }

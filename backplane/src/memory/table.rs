@@ -126,6 +126,15 @@ impl Table {
         });
     }
 
+    /// Runs `f` for each channel, under its lock.
+    pub(super) fn each(&self, mut f: impl FnMut(&Channel, &mut State)) {
+        for part in &self.parts {
+            locked(&part.0, |part| {
+                part.iter().for_each(|(channel, entry)| entry.with(|state| f(channel, state)))
+            });
+        }
+    }
+
     pub(super) fn len(&self) -> usize {
         self.parts.iter().map(|part| locked(&part.0, |part| part.len())).sum()
     }

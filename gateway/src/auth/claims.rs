@@ -11,6 +11,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use tidegate_backplane::Channel;
 use tidegate_reactor::Tick;
+use tidegate_wire::{fields::Malformed, moving};
 
 use super::{Pattern, token::TokenError};
 use crate::{
@@ -121,6 +122,48 @@ enum RawPublish {
 }
 
 impl Claims {
+    /// What another process has to know of them. `None`: more is kept than goes along.
+    pub(crate) fn moving(&self) -> Option<moving::Claims> {
+        let texts = |patterns: &[Pattern]| patterns.iter().map(|pattern| pattern.as_str().into()).collect();
+        if self.known.is_some() || self.is_of_subscription || !self.subscriptions.is_empty() {
+            return None;
+        }
+        let since = |expires: SystemTime| expires.duration_since(UNIX_EPOCH).unwrap_or_default();
+        Some(moving::Claims {
+            user: self.user.clone(),
+            expires_ms: self.expires.map(|expires| since(expires).as_millis() as u64),
+            info: self.info.clone(),
+            app: self.app.as_ref().map(|app| app.as_str().into()),
+            channels: texts(&self.channels),
+            publish: match &self.publish {
+                Publish::Subscribed => None,
+                Publish::Only(patterns) => Some(texts(patterns)),
+            },
+        })
+    }
+
+    pub(crate) fn of_moving(moved: moving::Claims) -> Result<Self, Malformed> {
+        let patterns = |texts: Vec<Box<str>>| {
+            texts.iter().map(|text| Pattern::new(text).map_err(|_| Malformed)).collect::<Result<Vec<_>, _>>()
+        };
+        let expires =
+            moved.expires_ms.map(|ms| UNIX_EPOCH.checked_add(Duration::from_millis(ms)).ok_or(Malformed));
+        Ok(Self {
+            user: moved.user,
+            expires: expires.transpose()?,
+            info: moved.info,
+            app: moved.app.map(|app| AppId::new(&app).map(Box::new).ok_or(Malformed)).transpose()?,
+            is_of_subscription: false,
+            subscriptions: BTreeMap::new(),
+            known: None,
+            channels: patterns(moved.channels)?,
+            publish: match moved.publish {
+                None => Publish::Subscribed,
+                Some(texts) => Publish::Only(patterns(texts)?),
+            },
+        })
+    }
+
     /// When it expires, on a clock of ticks.
     pub(crate) fn expiry(&self, now: Tick) -> Option<Tick> {
         let left = self.expires?.duration_since(SystemTime::now()).unwrap_or_default();

@@ -53,6 +53,8 @@ pub(crate) struct HttpContext {
     pub(crate) apis: Apis,
     /// Whether a request without a body, by its method and path, is one of a shard's.
     pub(crate) is_shards: fn(&str, &str) -> bool,
+    /// How this process is upgraded.
+    pub(crate) upgrade: probes::Upgrade,
     /// Who may use the internal port.
     pub internal: InternalAccess,
     /// Serve the first page and what it asks for.
@@ -104,6 +106,10 @@ impl probes::Operated for HttpContext {
 
     fn drain(&self) {
         self.node.drain();
+    }
+
+    fn upgrade(&self) -> probes::Upgrading {
+        self.upgrade.begin()
     }
 
     fn internal_access(&self) -> &InternalAccess {

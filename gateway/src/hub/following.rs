@@ -46,6 +46,11 @@ impl Followers {
         self.members.insert(slot, Follower { seen, since: now });
     }
 
+    /// What a member has.
+    pub(super) fn seen_of(&self, slot: u32) -> Option<Seen> {
+        self.members.get(&slot).map(|follower| follower.seen)
+    }
+
     pub(super) fn leave(&mut self, slot: u32) {
         self.members.remove(&slot);
         if self.members.capacity() > 64 && self.members.len() < self.members.capacity() / 4 {

@@ -24,7 +24,7 @@ pub(super) struct Lane {
     pub(super) says_gaps: bool,
     pub(super) says_presence: bool,
     has_heads: bool,
-    tells_difference: bool,
+    pub(super) tells_difference: bool,
     has_next: bool,
     /// Its members go on in another form when they have had a publication, and these have.
     pub(super) moves_on: bool,

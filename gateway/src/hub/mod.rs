@@ -269,6 +269,18 @@ impl Hub {
         self.lanes[subscription.lane as usize].channel
     }
 
+    /// What a subscription is, for another process: its channel, its form, and what the member has of it, where something of
+    /// that may still come by. `None`: it ends, or is told how the next publication differs from the last.
+    pub(crate) fn moving(&self, subscription: Subscription, slot: u32) -> Option<(&Channel, FormId, Seen)> {
+        let lane = &self.lanes[subscription.lane as usize];
+        let seen = match &lane.kind {
+            Kind::Ordinary => Seen::default(),
+            Kind::Following(followers) => followers.seen_of(slot)?,
+            Kind::Silent => return None,
+        };
+        (!lane.tells_difference && !lane.has_work()).then(|| (self.channel(lane.channel), lane.form, seen))
+    }
+
     /// Where a channel stood after what was delivered last.
     pub(crate) fn delivered(&self, key: ChannelKey) -> Option<Position> {
         self.channels[key as usize].delivered

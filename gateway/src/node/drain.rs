@@ -8,6 +8,24 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::node::{Node, Relay, Stage, shards::Order};
 
+/// What was asked of this process, above all to give way, is answered within this time.
+const LAST_WORDS: Duration = Duration::from_millis(250);
+
+/// Another process has this one's connections: waits for those that stayed, and for requests that are under way.
+pub(crate) async fn give_way(node: &Node, http: &CancellationToken, tasks: &TaskTracker) {
+    http.cancel();
+    tasks.close();
+    let ends = Instant::now() + node.config().drain.close_wait;
+    sleep(LAST_WORDS).await;
+    while node.connections() > 0 && Instant::now() < ends {
+        sleep(Duration::from_millis(50)).await;
+    }
+    if timeout(Duration::from_secs(1), tasks.wait()).await.is_err() {
+        tracing::warn!("some requests were cut");
+    }
+    tracing::info!(connections = node.connections(), "gave way");
+}
+
 /// Drains the node; what is left afterwards is cut.
 pub(crate) async fn run(node: &Arc<Node>, relay: &Relay, http: &CancellationToken, tasks: &TaskTracker) {
     let drain = node.config().drain.clone();

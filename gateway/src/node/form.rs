@@ -94,6 +94,9 @@ pub(crate) struct Encoder {
 /// The bit of an id that says deflated.
 const DEFLATED: u8 = 0x80;
 
+/// What the name of a deflated form ends with.
+const DEFLATED_NAME: &str = " deflated";
+
 /// Forms of all protocols together.
 const FORMS_MAX: u8 = 64;
 
@@ -123,6 +126,19 @@ impl FormId {
 }
 
 impl Forms {
+    /// A form by what it is, for a process whose list may be another one.
+    pub(crate) fn name(self, id: FormId) -> Box<str> {
+        let deflated = if id.is_deflated() { DEFLATED_NAME } else { "" };
+        format!("{:?}{deflated}", self.get(id)).into()
+    }
+
+    /// The one of that name, if there is one.
+    pub(crate) fn named(self, name: &str) -> Option<FormId> {
+        let plain = name.strip_suffix(DEFLATED_NAME).unwrap_or(name);
+        let id = self.0.iter().find(|form| format!("{form:?}") == plain)?.id();
+        Some(if plain.len() < name.len() { id.deflated() } else { id })
+    }
+
     pub(crate) fn get(self, id: FormId) -> &'static dyn Form {
         let form = self.0[usize::from(id.plain().0)];
         debug_assert_eq!(form.id(), id.plain());

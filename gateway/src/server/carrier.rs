@@ -40,6 +40,14 @@ impl Carrier {
         Self { backplane, kind: Kind::Memory(memory) }
     }
 
+    /// The memory of this process, where that is what carries publications.
+    pub(crate) fn memory(&self) -> Option<&Arc<MemoryBackplane>> {
+        match &self.kind {
+            Kind::Memory(memory) => Some(memory),
+            Kind::Redis(_) => None,
+        }
+    }
+
     /// To be called about once a second.
     pub(crate) fn sweep(&self) {
         match &self.kind {

@@ -101,6 +101,17 @@ impl Ping {
         Self((attended.0 % u32::from(u16::MAX)) as u16 + 1)
     }
 
+    /// Written so many ticks before a tick of the attended clock, which may not have begun by then.
+    pub(crate) fn ago(attended: Tick, ticks: u32) -> Self {
+        let round = u32::from(u16::MAX);
+        Self::at(Tick(attended.0 % round + round - ticks % round))
+    }
+
+    /// How many ticks ago it was written.
+    pub(crate) fn ticks_since(self, attended: Tick) -> Option<u32> {
+        self.since(attended).map(|since| (since.as_millis() / TICK.as_millis()) as u32)
+    }
+
     pub(crate) fn is_under_way(self) -> bool {
         self != Self::NONE
     }

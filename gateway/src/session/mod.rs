@@ -23,6 +23,7 @@ pub(crate) mod heartbeat;
 mod instructed;
 pub(crate) mod leaving;
 mod lookup;
+pub(crate) mod moving;
 pub(crate) mod opening;
 pub(crate) mod plain_http;
 pub(crate) mod presence;

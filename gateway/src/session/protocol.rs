@@ -6,6 +6,7 @@ use std::{any::Any, sync::Arc};
 use tidegate_backplane::{Channel, GapReason, JoinError, Position};
 use tidegate_reactor::{Connections, Tick};
 use tidegate_wire::{
+    fields::Writer,
     frame::{self, CloseCode},
     head::Head,
 };
@@ -228,6 +229,23 @@ pub(crate) trait Protocol: Sync + std::fmt::Debug {
         ctx.instructed(what)
     }
 
+    /// Appends what it keeps of an open connection, for another process that goes on with it. False: the connection stays.
+    fn moves(&self, core: &Core, open: &Open, now: Tick, out: &mut Writer) -> bool {
+        let _ = (core, open, now, out);
+        false
+    }
+
+    /// Whether it could go on with what another process has written so.
+    fn understands(&self, own: &[u8]) -> bool {
+        let _ = own;
+        false
+    }
+
+    /// Goes on with it. The subscriptions stand already.
+    fn go_on(&self, core: &mut Core, open: &mut Open, now: Tick, own: &[u8]) {
+        let _ = (core, open, now, own);
+    }
+
     /// What it keeps in a shard, found again by its type ([`Rooms::get`](super::core::Rooms::get)).
     fn room(&self) -> Box<dyn Any + Send> {
         Box::new(())
@@ -269,6 +287,12 @@ impl ProtocolId {
             protocol.serves(method, path, dev) && (!has_body || protocol.takes_body())
         };
         let at = protocols.iter().position(serves)?;
+        u8::try_from(at).ok().map(Self)
+    }
+
+    /// The protocol of that name.
+    pub(crate) fn named(protocols: Protocols, name: &str) -> Option<Self> {
+        let at = protocols.iter().position(|protocol| protocol.name() == name)?;
         u8::try_from(at).ok().map(Self)
     }
 

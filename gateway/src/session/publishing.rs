@@ -71,6 +71,16 @@ impl fmt::Debug for Waiting {
 }
 
 impl Publisher {
+    /// What it owes of both rates, for another process. `None`: publishes are under way.
+    pub(crate) fn moving(&self, now: Duration) -> Option<(u32, u32)> {
+        let is_idle = self.under_way_bytes == 0 && self.waiting.requests.is_empty() && !self.paused;
+        is_idle.then(|| (self.messages.owed(now), self.bytes.owed(now)))
+    }
+
+    pub(crate) fn owing(messages: Budget, bytes: Budget) -> Self {
+        Self { messages, bytes, ..Self::default() }
+    }
+
     /// Takes a message with so many bytes from both rates, or nothing.
     pub(crate) fn take(&mut self, rates: Rates, now: Duration, bytes: usize) -> bool {
         let mut messages = self.messages;

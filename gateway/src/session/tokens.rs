@@ -99,6 +99,11 @@ impl Grants {
         self.0.iter().find(|&&(own, _, is_asked)| own == key && !is_asked).map(|&(_, expires, _)| expires)
     }
 
+    /// Each, when it ends, and whether it is the application's word.
+    pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = (ChannelKey, Tick, bool)> {
+        self.0.iter().copied()
+    }
+
     /// When the first of them ends.
     pub(crate) fn due(&self) -> Option<Tick> {
         self.0.iter().map(|&(_, expires, _)| expires).min()

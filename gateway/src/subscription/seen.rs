@@ -36,6 +36,20 @@ impl Seen {
         Self { through: position, ..Self::default() }
     }
 
+    /// What of it means something in another process: nothing waits in the lane that it joins there.
+    pub(crate) fn parts(self) -> (Option<Position>, bool, bool, Option<u64>) {
+        (self.through, self.met, self.is_new, self.presence)
+    }
+
+    pub(crate) fn from_parts(
+        through: Option<Position>,
+        met: bool,
+        is_new: bool,
+        presence: Option<u64>,
+    ) -> Self {
+        Self { through, met, presence, skip: 0, is_new }
+    }
+
     pub(crate) fn position(&self) -> Option<Position> {
         self.through
     }

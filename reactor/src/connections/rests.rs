@@ -53,6 +53,11 @@ impl Rests {
         !self.kept.is_empty() && self.kept.contains_key(&id)
     }
 
+    /// What is left of a connection's.
+    pub(crate) fn bytes_of(&self, id: ConnectionId) -> &[u8] {
+        self.kept.get(&id).map_or(&[], |rest| &rest.bytes[rest.left.clone()])
+    }
+
     /// Connections whose turn may come now.
     pub(crate) fn waiting(&self) -> usize {
         self.turns.len()

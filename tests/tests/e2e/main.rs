@@ -22,3 +22,4 @@ mod sources;
 mod stalled;
 mod startup;
 mod told;
+mod upgrade;

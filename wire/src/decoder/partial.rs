@@ -5,7 +5,7 @@ use super::header::{HEADER_BYTES_MAX, Header};
 use crate::frame::Opcode;
 
 /// What must wait for more bytes. Boxed when it appears, dropped when nothing waits any more.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Partial {
     /// The beginning of a frame header.
     pub(super) header: [u8; HEADER_BYTES_MAX],
@@ -25,7 +25,7 @@ pub(super) struct FramePartial {
     pub(super) received: usize,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct MessagePartial {
     pub(super) is_text: bool,
     pub(super) compressed: bool,

@@ -60,6 +60,7 @@ impl Fixture {
             apis: protocols::APIS,
             is_shards: if dev { protocols::serve_dev } else { protocols::serve },
             internal: tidegate_ops::hosts::InternalAccess::default(),
+            upgrade: tidegate_ops::probes::Upgrade::default(),
             dev,
         });
         Self { state, backplane, relay, loads: Mutex::default() }

@@ -5,6 +5,7 @@ use std::{borrow::Cow, sync::Arc, time::SystemTime};
 use tidegate_backplane::{BackplaneError, Channel, History, HistoryQuery, Position};
 use tidegate_reactor::Tick;
 use tidegate_wire::{
+    fields::{Malformed, Reader, Writer},
     frame::{self, Opcode},
     raw::{
         self, Since,
@@ -20,6 +21,7 @@ use crate::{
     session::{
         Ctx,
         access::ChannelRefused,
+        core::Core,
         protocol::ProtocolState,
         publishing::Rates,
         subscribing::SubscribeRefused,
@@ -53,6 +55,34 @@ impl ProtocolState for Commands {
 }
 
 impl Commands {
+    /// Appends its grants. False: commands are under way.
+    pub(super) fn moves(&self, core: &Core, now: Tick, out: &mut Writer) -> bool {
+        out.list(self.granted.iter(), |out, (key, expires, is_asked)| {
+            out.text(core.hub.channel(key).as_str());
+            out.u32(expires.0.saturating_sub(now.0));
+            out.bool(is_asked);
+        });
+        self.subscribing.is_empty() && self.instructed.is_empty()
+    }
+
+    /// Grants: of which channel, for how many ticks, and whether it is the application's word.
+    pub(super) fn parse(own: &[u8]) -> Result<Vec<(&str, u32, bool)>, Malformed> {
+        let mut fields = Reader::new(own);
+        if fields.is_empty() {
+            return Ok(Vec::new());
+        }
+        let granted = fields.list(|fields| Ok((fields.text()?, fields.u32()?, fields.bool()?)))?;
+        fields.end().map(|()| granted)
+    }
+
+    pub(super) fn go_on(&mut self, core: &Core, now: Tick, granted: &[(&str, u32, bool)]) {
+        for &(channel, ticks, is_asked) in granted {
+            if let Some(key) = core.hub.key_of(channel) {
+                self.granted.set(key, Some(Tick(now.0.saturating_add(ticks))), is_asked);
+            }
+        }
+    }
+
     /// When the first of the granted subscriptions ends.
     pub(super) fn due(&self) -> Option<Tick> {
         self.granted.due()

@@ -13,6 +13,7 @@ use std::any::Any;
 use tidegate_backplane::Position;
 use tidegate_reactor::Tick;
 use tidegate_wire::{
+    fields::Writer,
     frame::Opcode,
     head::Head,
     raw::{self, Query, QueryError, Since},
@@ -166,6 +167,22 @@ impl Protocol for Raw {
 
     fn instructed(&self, ctx: &mut Ctx<'_>, what: &What) -> Instructed {
         ctx.raw_instructed(what)
+    }
+
+    fn moves(&self, core: &Core, open: &Open, now: Tick, out: &mut Writer) -> bool {
+        open.state::<Commands>().is_none_or(|commands| commands.moves(core, now, out))
+    }
+
+    fn understands(&self, own: &[u8]) -> bool {
+        Commands::parse(own).is_ok()
+    }
+
+    fn go_on(&self, core: &mut Core, open: &mut Open, now: Tick, own: &[u8]) {
+        if let Ok(granted) = Commands::parse(own)
+            && !granted.is_empty()
+        {
+            open.state_or_default::<Commands>().go_on(core, now, &granted);
+        }
     }
 
     fn due(&self, open: &Open) -> Option<Tick> {

@@ -3,7 +3,9 @@
 pub(super) mod forms;
 
 use tidegate_backplane::{Epoch, Position};
+use tidegate_reactor::Tick;
 use tidegate_wire::{
+    fields::Writer,
     frame::CloseCode,
     head::Head,
     raw::{self, Query},
@@ -140,6 +142,14 @@ impl Protocol for Sse {
 
     fn moves(&self, _core: &Core, _open: &Open) -> Moves {
         Moves::Recovering
+    }
+
+    fn moves(&self, _core: &Core, _open: &Open, _now: Tick, _out: &mut Writer) -> bool {
+        true
+    }
+
+    fn understands(&self, own: &[u8]) -> bool {
+        own.is_empty()
     }
 
     fn close_code(&self, _why: &Leave) -> Option<CloseCode> {

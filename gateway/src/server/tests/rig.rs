@@ -71,8 +71,11 @@ impl Rig {
             held = Some(Arc::clone(&backplane));
             Ok(Carrier::of_memory(backplane, memory))
         };
-        let mut parts = Parts::build(&config, address, &runtime, TaskTracker::new(), carry).unwrap();
-        let shards = parts.start_shards(listener).unwrap();
+        let mut parts =
+            Parts::build(&config, new_life().unwrap(), address, &runtime, TaskTracker::new(), carry).unwrap();
+        let mailboxes: Vec<_> = parts.shards.iter().map(Shard::mailbox).collect();
+        let shards = parts.start_shards().unwrap();
+        upgrade::open(&mailboxes, &Listener::new(listener).unwrap());
         let dealer = Arc::clone(&parts.doorkeeper.dealer);
         Self {
             address,

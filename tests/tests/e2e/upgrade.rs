@@ -1,0 +1,364 @@
+//! A gateway that is replaced by another process while its connections stay open.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread::{self, JoinHandle},
+};
+
+use tidegate_testkit::{
+    DEADLINE, Gateway, GatewayBuilder, RawTcp, Received, Rest, SseClient, Stop, WsClient, end, eventually,
+    eventually_some, masked_frame, memory::descriptors, net::SocketOptions, pid_runs, product_binary,
+};
+
+const ANYONE: &str = "[limits]\npublishes_per_second = 100000\nmessages_per_second = 100000\n\
+                      send_queue_bytes = \"64MiB\"\n[namespaces.default]\nclient_publish = \"anyone\"\n[namespaces.kept]\nhistory_size = 10000\n\
+                      history_age = \"10m\"\nclient_publish = \"anyone\"\n";
+
+/// Processes that took over, ended with the test.
+#[derive(Debug, Default)]
+struct Successors(Vec<u32>);
+
+impl Successors {
+    /// Has the gateway replaced, and waits until the process before is gone.
+    #[track_caller]
+    fn upgrade(&mut self, gateway: &Gateway) -> u32 {
+        let before = self.0.last().copied().unwrap_or_else(|| gateway.pid());
+        let answer = gateway.internal_rest().post("/upgrade", "text/plain", "");
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let process = answer.json()["process"].as_u64().expect("its id") as u32;
+        assert_ne!(process, before);
+        self.0.push(process);
+        eventually("the process before has ended", DEADLINE, || !pid_runs(before));
+        process
+    }
+}
+
+impl Drop for Successors {
+    fn drop(&mut self) {
+        self.0.iter().copied().filter(|&pid| pid_runs(pid)).for_each(end);
+    }
+}
+
+/// Somebody who publishes numbers, one after the other, until told to stop.
+struct Publisher {
+    stop: Arc<AtomicBool>,
+    published: Arc<AtomicUsize>,
+    thread: JoinHandle<usize>,
+}
+
+impl Publisher {
+    fn start(mut publish: impl FnMut(usize) + Send + 'static) -> Self {
+        let (stop, published) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let (stopped, count) = (Arc::clone(&stop), Arc::clone(&published));
+        let thread = thread::spawn(move || {
+            let mut number = 0;
+            while !stopped.load(Ordering::Acquire) {
+                publish(number);
+                number += 1;
+                count.store(number, Ordering::Release);
+            }
+            number
+        });
+        Self { stop, published, thread }
+    }
+
+    /// Waits until so many more were published.
+    #[track_caller]
+    fn more(&self, number: usize) {
+        let wanted = self.published.load(Ordering::Acquire) + number;
+        eventually("more is published", DEADLINE, || self.published.load(Ordering::Acquire) >= wanted);
+    }
+
+    #[track_caller]
+    fn stop(self) -> usize {
+        self.stop.store(true, Ordering::Release);
+        self.thread.join().expect("whoever publishes is answered")
+    }
+}
+
+/// The next message, whatever heartbeats come before it.
+#[track_caller]
+fn next_text(client: &mut WsClient) -> String {
+    loop {
+        match client.next(DEADLINE) {
+            Received::Text(text) => return text,
+            Received::Ping(_) => {}
+            other => panic!("expected a text: {other:?}"),
+        }
+    }
+}
+
+#[track_caller]
+fn expect_numbers(client: &mut WsClient, number: usize, who: &str) {
+    for wanted in 0..number {
+        assert_eq!(next_text(client), wanted.to_string(), "{who}, of {number}");
+    }
+}
+
+/// Raw WebSockets and event streams, with history and without, under publications over HTTP and by a client.
+#[test]
+fn nobody_is_closed_and_nothing_is_lost_doubled_or_out_of_order() {
+    let gateway = Gateway::builder().config(ANYONE).argument("--shards").argument("2").start();
+    let mut successors = Successors::default();
+    let channels = ["plain", "kept:a", "talk"];
+    let mut sockets: Vec<(WsClient, &str)> =
+        (0..300).map(|nth| (gateway.subscribe(channels[nth % 3]), channels[nth % 3])).collect();
+    let mut streams: Vec<SseClient> = (0..20).map(|_| gateway.event_stream("kept:a")).collect();
+    let mut many =
+        WsClient::connect(gateway.public(), "/ws?channel=plain&channel=kept:a&channel=talk&envelope=json");
+    let rest = |channel: &'static str| {
+        let rest = gateway.rest();
+        move |number: usize| drop(rest.publish(channel, &number.to_string()))
+    };
+    let mut talker = WsClient::connect(gateway.public(), "/ws?channel=talk");
+    let publishers = [
+        (Publisher::start(rest("plain")), "plain"),
+        (Publisher::start(rest("kept:a")), "kept:a"),
+        (
+            // It waits for its own message, so that it never has more than one under way.
+            Publisher::start(move |number| {
+                talker.send_text(&number.to_string());
+                assert_eq!(next_text(&mut talker), number.to_string());
+            }),
+            "talk",
+        ),
+    ];
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        publishers.iter().for_each(|(publisher, _)| publisher.more(20));
+        let process = successors.upgrade(&gateway);
+        publishers.iter().for_each(|(publisher, _)| publisher.more(20));
+        assert_eq!(gateway.internal_rest().get("/readyz").status, 200);
+        gateway.eventually_connections(sockets.len() + streams.len() + 2);
+        held.push(descriptors(process));
+    }
+    let published: Vec<(usize, &str)> =
+        publishers.into_iter().map(|(publisher, channel)| (publisher.stop(), channel)).collect();
+    for (socket, channel) in &mut sockets {
+        let (number, _) = published.iter().find(|(_, of)| of == channel).unwrap();
+        expect_numbers(socket, *number, channel);
+    }
+    for stream in &mut streams {
+        for wanted in 0..published[1].0 {
+            assert_eq!(stream.expect_event().data, wanted.to_string());
+        }
+    }
+    let mut next = [0; 3];
+    while next.iter().zip(&published).any(|(next, (number, _))| next < number) {
+        let text = next_text(&mut many);
+        let at = channels.iter().position(|channel| text.contains(&format!("\"{channel}\""))).unwrap();
+        assert!(text.contains(&format!("\"data\":\"{}\"", next[at])), "{text}: expected {}", next[at]);
+        next[at] += 1;
+    }
+    // Everybody still is where it was, and no descriptor has stayed.
+    let last = gateway.rest().publish("kept:a", "after").unwrap();
+    assert_eq!(last.offset as usize, published[1].0 + 1, "positions go on");
+    assert!(held.iter().all(|number| number.abs_diff(held[0]) <= 4), "{held:?}");
+}
+
+/// A frame that came half before and half after, one that went half before, and a client that reads nothing meanwhile.
+#[test]
+fn halves_of_frames_go_along() {
+    let gateway = Gateway::builder().config(ANYONE).start();
+    let mut successors = Successors::default();
+    let mut reader = gateway.subscribe("talk");
+    let mut writer = RawTcp::connect(gateway.public());
+    writer.send(
+        b"GET /ws?channel=talk HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+          Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n",
+    );
+    assert_eq!(writer.read_head(DEADLINE).expect("an answer").status, 101);
+    let frame = masked_frame(0x81, b"one message in two halves");
+    writer.send(&frame[..9]);
+    let options = SocketOptions { receive_buffer_bytes: Some(16 * 1024), ..SocketOptions::default() };
+    let mut slow = WsClient::try_connect_from(gateway.public(), "/ws?channel=large", &[], options).unwrap();
+    // Far more than the kernel takes for a client that does not read.
+    let payloads: Vec<String> = (0..250).map(|number| format!("{number:04}").repeat(15_000)).collect();
+    for payload in &payloads {
+        gateway.rest().publish("large", payload);
+    }
+    gateway.eventually_metric("tidegate_send_queue_bytes", &[], |bytes| bytes > 0.0);
+    // Its head comes in two halves, too.
+    let mut late = RawTcp::connect(gateway.public());
+    let head = "GET /ws?channel=talk HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
+    late.send(&head.as_bytes()[..40]);
+    successors.upgrade(&gateway);
+    writer.send(&frame[9..]);
+    assert_eq!(next_text(&mut reader), "one message in two halves");
+    late.send(&head.as_bytes()[40..]);
+    assert_eq!(late.read_head(DEADLINE).expect("an answer").status, 101);
+    for payload in &payloads {
+        assert!(next_text(&mut slow) == *payload, "a message is broken, or not the next");
+    }
+}
+
+/// A program that can be exchanged: a link to the real one, or a script.
+struct Program {
+    path: PathBuf,
+    _directory: tempfile::TempDir,
+}
+
+impl Program {
+    fn real() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("tidegate");
+        std::os::unix::fs::symlink(product_binary(), &path).unwrap();
+        Self { path, _directory: directory }
+    }
+
+    fn replace(&self, script: &str) {
+        fs::remove_file(&self.path).unwrap();
+        fs::write(&self.path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&self.path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    fn restore(&self) {
+        fs::remove_file(&self.path).unwrap();
+        std::os::unix::fs::symlink(product_binary(), &self.path).unwrap();
+    }
+}
+
+#[track_caller]
+fn refused(gateway: &Gateway) -> String {
+    let answer = gateway.internal_rest().post("/upgrade", "text/plain", "");
+    assert_eq!(answer.status, 409, "{}", answer.text());
+    answer.text()
+}
+
+#[track_caller]
+fn goes_on(gateway: &Gateway, client: &mut WsClient, text: &str) {
+    gateway.rest().publish("news", text);
+    assert_eq!(next_text(client), text);
+    assert_eq!(gateway.internal_rest().get("/readyz").status, 200);
+}
+
+#[test]
+fn a_program_that_does_not_serve_changes_nothing() {
+    let program = Program::real();
+    let gateway = Gateway::builder().program(&program.path).start();
+    let mut client = gateway.subscribe("news");
+    for (script, said) in [
+        ("exit 7", "ended before it could serve"),
+        ("kill -9 $$", "ended before it could serve"),
+        ("echo what >&0; exit 0", "another version"),
+    ] {
+        program.replace(script);
+        let why = refused(&gateway);
+        assert!(why.contains(said), "{script}: {why}");
+        goes_on(&gateway, &mut client, script);
+    }
+    fs::remove_file(&program.path).unwrap();
+    let why = refused(&gateway);
+    assert!(why.contains("cannot start"), "{why}");
+    goes_on(&gateway, &mut client, "gone");
+    fs::write(&program.path, "").unwrap();
+    program.restore();
+    let mut successors = Successors::default();
+    successors.upgrade(&gateway);
+    goes_on(&gateway, &mut client, "after");
+}
+
+/// The pids of what a process has started.
+fn children(pid: u32) -> Vec<u32> {
+    let text = fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat")).map(|_| pid);
+    let Ok(pid) = text else { return Vec::new() };
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let of = |task: fs::DirEntry| fs::read_to_string(task.path().join("children")).unwrap_or_default();
+    tasks
+        .map(of)
+        .flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
+        .collect()
+}
+
+#[test]
+fn a_program_that_hangs_is_waited_for_and_one_upgrade_is_under_way_at_once() {
+    let program = Program::real();
+    let gateway = Gateway::builder().program(&program.path).start();
+    let mut client = gateway.subscribe("news");
+    program.replace("exec sleep 600");
+    let rest = gateway.internal_rest();
+    let first = thread::spawn(move || rest.post("/upgrade", "text/plain", "").text());
+    let child = eventually_some("it is started", DEADLINE, || children(gateway.pid()).first().copied());
+    goes_on(&gateway, &mut client, "meanwhile");
+    let why = refused(&gateway);
+    assert!(why.contains("under way already"), "{why}");
+    end(child);
+    let why = first.join().unwrap();
+    assert!(why.contains("ended before it could serve"), "{why}");
+    goes_on(&gateway, &mut client, "afterwards");
+}
+
+#[test]
+fn a_node_that_is_told_to_stop_during_an_upgrade_stops() {
+    let program = Program::real();
+    let mut gateway = Gateway::builder().program(&program.path).config(tidegate_testkit::SHORT_DRAIN).start();
+    let mut client = gateway.subscribe("news");
+    program.replace("exec sleep 600");
+    let rest = gateway.internal_rest();
+    let first = thread::spawn(move || rest.try_post("/upgrade", "text/plain", ""));
+    let pid = gateway.pid();
+    let child = eventually_some("it is started", DEADLINE, || children(pid).first().copied());
+    gateway.process().signal(Stop::Terminate);
+    match client.next(DEADLINE) {
+        Received::Closed(closed) => assert!(format!("{closed:?}").contains("1012"), "{closed:?}"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(gateway.process().wait(DEADLINE).code, Some(0));
+    if pid_runs(child) {
+        end(child);
+    }
+    drop(first.join().unwrap());
+}
+
+#[test]
+fn what_cannot_be_upgraded_says_so() {
+    let program = Program::real();
+    let config = |shards: u32| format!("shards = {shards}\n");
+    let builder: GatewayBuilder = Gateway::builder().program(&program.path).config(&config(2));
+    let file = builder.file("tidegate.toml", config(2).as_bytes());
+    let gateway = builder.start();
+    let mut client = gateway.subscribe("news");
+    for (changed, said) in [
+        (config(3), "3 shards"),
+        ("shards = 2\nsharks = 1\n".to_owned(), "ended before it could serve"),
+        ("shards = 2\n[handover]\nsocket = \"/nowhere/a\"\n".to_owned(), "needs a restart"),
+    ] {
+        fs::write(&file, &changed).unwrap();
+        let why = refused(&gateway);
+        assert!(why.contains(said), "{changed}: {why}");
+        goes_on(&gateway, &mut client, &changed);
+    }
+}
+
+/// What its own options allow is counted in a process that took over, as in the one before.
+#[test]
+fn limits_and_the_name_go_along() {
+    let gateway = Gateway::builder().config("[limits]\nconnections_per_address = 3\n").start();
+    let mut clients: Vec<WsClient> = (0..3).map(|_| gateway.subscribe("news")).collect();
+    let name = |rest: &Rest| {
+        eventually_some("it is announced", DEADLINE, || {
+            rest.get("/v1/nodes").json()["nodes"][0]["name"].as_str().map(str::to_owned)
+        })
+    };
+    let rest = gateway.internal_rest().with_key("dev-key");
+    let before = name(&rest);
+    let mut successors = Successors::default();
+    successors.upgrade(&gateway);
+    assert!(WsClient::try_connect(gateway.public(), "/ws?channel=news", &[]).is_err(), "three are here");
+    drop(clients.pop());
+    eventually("there is room again", DEADLINE, || {
+        WsClient::try_connect(gateway.public(), "/ws?channel=news", &[]).is_ok()
+    });
+    for client in &mut clients {
+        client.send_ping(b"here");
+        assert_eq!(client.next(DEADLINE), Received::Pong(b"here".to_vec()));
+    }
+    assert_eq!(name(&rest), before);
+}
