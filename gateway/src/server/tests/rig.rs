@@ -20,7 +20,10 @@ use tidegate_testkit::{DEADLINE, eventually, eventually_some};
 use tokio::{runtime::Runtime, sync::watch};
 use tokio_util::task::TaskTracker;
 
+use tidegate_reactor::{Listener, Shard};
+
 use crate::{
+    server::{new_life, upgrade},
     admission::Front,
     app::apps::Apps,
     config::{Config, Namespace},
