@@ -125,7 +125,8 @@ impl Claims {
     /// What another process has to know of them. `None`: more is kept than goes along.
     pub(crate) fn moving(&self) -> Option<moving::Claims> {
         let texts = |patterns: &[Pattern]| patterns.iter().map(|pattern| pattern.as_str().into()).collect();
-        if self.known.is_some() || self.is_of_subscription || !self.subscriptions.is_empty() {
+        let is_kept_short = self.overrides == Overrides::default() && self.subscriptions.is_empty();
+        if self.known.is_some() || self.is_of_subscription || !is_kept_short {
             return None;
         }
         let since = |expires: SystemTime| expires.duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -156,6 +157,7 @@ impl Claims {
             is_of_subscription: false,
             subscriptions: BTreeMap::new(),
             known: None,
+            overrides: Overrides::default(),
             channels: patterns(moved.channels)?,
             publish: match moved.publish {
                 None => Publish::Subscribed,

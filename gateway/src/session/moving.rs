@@ -69,7 +69,7 @@ impl Ctx<'_> {
         let (hub, forms) = (&core.hub, core.hub.forms());
         let protocol = open.protocol.of_list(core.shared.protocols);
         let mut own = Writer::default();
-        if !protocol.moves(core, open, now, &mut own) {
+        if !protocol.hand_on(core, open, now, &mut own) {
             return None;
         }
         let subscription = |&own| {

@@ -230,7 +230,7 @@ pub(crate) trait Protocol: Sync + std::fmt::Debug {
     }
 
     /// Appends what it keeps of an open connection, for another process that goes on with it. False: the connection stays.
-    fn moves(&self, core: &Core, open: &Open, now: Tick, out: &mut Writer) -> bool {
+    fn hand_on(&self, core: &Core, open: &Open, now: Tick, out: &mut Writer) -> bool {
         let _ = (core, open, now, out);
         false
     }

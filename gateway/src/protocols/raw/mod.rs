@@ -169,7 +169,7 @@ impl Protocol for Raw {
         ctx.raw_instructed(what)
     }
 
-    fn moves(&self, core: &Core, open: &Open, now: Tick, out: &mut Writer) -> bool {
+    fn hand_on(&self, core: &Core, open: &Open, now: Tick, out: &mut Writer) -> bool {
         open.state::<Commands>().is_none_or(|commands| commands.moves(core, now, out))
     }
 

@@ -144,7 +144,7 @@ impl Protocol for Sse {
         Moves::Recovering
     }
 
-    fn moves(&self, _core: &Core, _open: &Open, _now: Tick, _out: &mut Writer) -> bool {
+    fn hand_on(&self, _core: &Core, _open: &Open, _now: Tick, _out: &mut Writer) -> bool {
         true
     }
 

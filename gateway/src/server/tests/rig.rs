@@ -23,7 +23,6 @@ use tokio_util::task::TaskTracker;
 use tidegate_reactor::{Listener, Shard};
 
 use crate::{
-    server::{new_life, upgrade},
     admission::Front,
     app::apps::Apps,
     config::{Config, Namespace},
@@ -32,6 +31,7 @@ use crate::{
     node::{Node, PublishError, PublishHistory, PublishRequest, Relay},
     server::carrier::Carrier,
     server::{Parts, runtime},
+    server::{new_life, upgrade},
 };
 
 pub(super) struct Rig {
