@@ -176,7 +176,7 @@ pub(super) fn row(measure: Measure) -> Row {
             ("the same: most memory meanwhile", "MiB", 1, Nothing, "bounded")
         }
         Measure::CentrifugeRecoveryReads => {
-            ("the same: reads of history for each channel of 100 clients", "", 2, Nothing, "1")
+            ("the same: commands of Redis that read a channel's stream", "a channel", 1, Nothing, "a read")
         }
         Measure::AnswerRate => ("plain answers/s, one core", "/s", 0, bun, "–"),
         Measure::AnswerRateTwo => ("the same, two cores of which the client uses one", "/s", 0, bun, "–"),
