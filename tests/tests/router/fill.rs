@@ -15,8 +15,6 @@ lease = \"3s\"
 [namespaces.kept]
 history_size = 5000
 history_age = \"5m\"
-[apps.1]
-may_move = true
 ";
 
 const FILL: &str = "[fill]\nperiod = \"2s\"\n";
@@ -108,14 +106,5 @@ fn a_third_is_filled(script: Tool, end: impl Fn(&Site)) {
 fn a_gateway_that_is_added_is_filled_with_clients_of_centrifugo_that_miss_nothing() {
     a_third_is_filled(Tool::node("centrifuge/fill.cjs"), |site| {
         site.router.rest().publish("kept:a", "\"end\"");
-    });
-}
-
-/// They have no key, so none of them belongs anywhere: each comes to the one that has room all the same.
-#[test]
-fn a_gateway_that_is_added_is_filled_with_clients_of_pusher_where_the_app_says_so() {
-    a_third_is_filled(Tool::node("pusher/fill.cjs"), |site| {
-        let answer = site.router.rest().post("/v1/channels/room/publish?event=end", "text/plain", "");
-        assert_eq!(answer.status, 200, "{}", answer.text());
     });
 }

@@ -23,7 +23,7 @@ use crate::{
         Ctx, LastPosition, Open,
         asking::Said,
         core::Core,
-        leaving::{Leave, Moves},
+        leaving::Leave,
         opening::{Request, Stop},
         protocol::{Event, Protocol, Transport},
         refusal::Refusal,
@@ -138,8 +138,8 @@ impl Protocol for Sse {
         Instructed::Done
     }
 
-    fn moves(&self, _core: &Core, _open: &Open) -> Moves {
-        Moves::Recovering
+    fn recovers(&self, _open: &Open) -> bool {
+        true
     }
 
     fn close_code(&self, _why: &Leave) -> Option<CloseCode> {
