@@ -10,6 +10,7 @@
 //! - [`compare`]: one gateway, gateways joined by Redis, the router, and their peers in one interleaved run, as
 //!   tables; [`worker`] holds connections for it in a process of its own.
 
+mod centrifuge;
 pub mod client;
 pub mod compare;
 pub mod driver;

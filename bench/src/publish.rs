@@ -7,6 +7,7 @@ use std::sync::Arc;
 use hdrhistogram::Histogram;
 use mio::net::TcpStream;
 
+use crate::centrifuge;
 use crate::driver::{Io, Party, Readiness};
 use crate::http::{ResponseHead, ResponseReader};
 use crate::pusher::Signer;
@@ -43,6 +44,8 @@ pub enum Request {
     Publish,
     /// A signed event by Pusher's HTTP API.
     SignedEvent,
+    /// A publication by Centrifugo's server API.
+    CentrifugePublish,
     /// `GET /livez`, which carries nothing: the plainest request that a server answers.
     Livez,
 }
@@ -335,8 +338,8 @@ impl Publisher {
                 write_livez(&mut connection.out, &self.config.target);
             }
             None => {
-                write_request(&mut connection.out, &self.config, connection.channel);
-                let payload = connection.out.len() - self.config.payload_bytes;
+                let tail = write_request(&mut connection.out, &self.config, connection.channel);
+                let payload = connection.out.len() - self.config.payload_bytes - tail;
                 stamp.write(&mut connection.out[payload..]);
             }
         }
@@ -514,9 +517,15 @@ fn write_livez(out: &mut Vec<u8>, target: &Target) {
     }
 }
 
-/// The request with a payload of padding at its end.
-fn write_request(out: &mut Vec<u8>, config: &PublishConfig, channel: usize) {
+/// The request with a payload of padding; how many bytes follow that.
+fn write_request(out: &mut Vec<u8>, config: &PublishConfig, channel: usize) -> usize {
     let Target { authority, prefix, .. } = &config.target;
+    if config.request == Request::CentrifugePublish {
+        let key = config.api_key.as_deref().unwrap_or_default();
+        let (channel, bytes) = (&config.channels[channel], config.payload_bytes);
+        centrifuge::write_publish(out, &config.target, key, channel, bytes);
+        return centrifuge::PUBLISH_TAIL;
+    }
     out.clear();
     for part in ["POST ", prefix, "/v1/channels/", &config.channels[channel], "/publish HTTP/1.1\r\nHost: "] {
         out.extend_from_slice(part.as_bytes());
@@ -530,6 +539,7 @@ fn write_request(out: &mut Vec<u8>, config: &PublishConfig, channel: usize) {
     out.extend_from_slice(config.payload_bytes.to_string().as_bytes());
     out.extend_from_slice(b"\r\n\r\n");
     out.resize(out.len() + config.payload_bytes, b'.');
+    0
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ impl Tool {
     /// Node with the packages pinned in `tests/clients/node/package.json`.
     ///
     /// # Panics
-    /// When they are not installed.
+    /// When they are not installed, or others are.
     #[track_caller]
     pub fn node(script: &str) -> Self {
         let modules = installed("node/node_modules");
@@ -29,7 +29,7 @@ impl Tool {
     /// Python with the packages pinned in `tests/clients/python/requirements.txt`.
     ///
     /// # Panics
-    /// When they are not installed.
+    /// When they are not installed, or others are.
     #[track_caller]
     pub fn python(script: &str) -> Self {
         let mut command = Command::new(installed("python/bin/python"));
@@ -121,9 +121,54 @@ fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(1).map_or_else(PathBuf::new, Path::to_path_buf)
 }
 
+/// A part of an installation, in which are the packages that the scripts are for today: with those of an older list a
+/// client would fail in ways that look like ours.
 #[track_caller]
 fn installed(relative: &str) -> PathBuf {
     let path = cache_directory().join(relative);
     assert!(path.exists(), "{} is missing: run `cargo xtask test --only prepare`", path.display());
+    let language = relative.split('/').next().unwrap_or_default();
+    let directory = cache_directory().join(language);
+    assert!(
+        is_current(&directory, &recipe(language)),
+        "{} was installed from another list of packages: run `cargo xtask test --only prepare`",
+        directory.display()
+    );
     path
+}
+
+/// The lists that `cargo xtask test --only prepare` installs from, one after the other (`xtask/src/prepare.rs`).
+fn recipe(language: &str) -> String {
+    let lists: &[&str] = match language {
+        "node" => &["package.json", "package-lock.json"],
+        _ => &["requirements.txt"],
+    };
+    let read = |list| std::fs::read_to_string(scripts_directory().join(language).join(list));
+    lists.iter().map(read).collect::<Result<_, _>>().unwrap_or_default()
+}
+
+fn is_current(directory: &Path, recipe: &str) -> bool {
+    std::fs::read_to_string(directory.join("installed-for")).is_ok_and(|installed| installed == recipe)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::{is_current, recipe};
+
+    #[test]
+    fn an_installation_of_another_list_is_not_current() {
+        let directory = std::env::temp_dir().join(format!("testkit-installed-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        assert!(!is_current(&directory, &recipe("python")), "nothing is installed");
+        for language in ["python", "node"] {
+            assert!(!recipe(language).is_empty());
+            std::fs::write(directory.join("installed-for"), recipe(language)).unwrap();
+            assert!(is_current(&directory, &recipe(language)));
+            std::fs::write(directory.join("installed-for"), recipe(language) + "one==1\n").unwrap();
+            assert!(!is_current(&directory, &recipe(language)));
+        }
+        std::fs::remove_dir_all(&directory).unwrap();
+    }
 }

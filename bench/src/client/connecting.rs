@@ -114,6 +114,10 @@ impl Fleet {
                 let path = format!("{prefix}/ws?channel={channel}&envelope=json&positions=true{since}");
                 upgrade(&path, authority)
             }
+            // Its token is in its first command.
+            Role::SubscribeCentrifuge(dialect) => {
+                return upgrade(&format!("{prefix}{}", dialect.path()), authority).into_bytes();
+            }
             Role::Subscribe => upgrade(&format!("{prefix}/ws?channel={channel}"), authority),
             Role::Echo { .. } => upgrade(&format!("{prefix}/echo"), authority),
         };

@@ -1,7 +1,7 @@
 //! This gateway and its peers, measured in one run: every round meets every server, so that what drifts on a
 //! machine drifts for all, and a ratio is taken within a round.
 //!
-//! [`plan`] says what there is; [`gateway`], [`redis`], [`router`], [`scaling`], [`pusher`], [`ledger`],
+//! [`plan`] says what there is; [`gateway`], [`redis`], [`router`], [`scaling`], [`pusher`], [`centrifuge`], [`ledger`],
 //! [`handover`] and [`filling`] do it with [`rig`] on the
 //! client's side and [`servers`] and [`process`] on the other; [`table`] writes it down, and [`costs`] what `tidegate plan`
 //! reckons with.
@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+mod centrifuge;
 mod costs;
 mod filling;
 mod gateway;
@@ -184,6 +185,7 @@ fn take(
         Group::Router => router::run(server, places, sizes),
         Group::Scaling => scaling::run(server, places, sizes),
         Group::Pusher => pusher::run(scenario, server, places, sizes),
+        Group::Centrifuge => centrifuge::run(scenario, server, places, sizes),
         Group::Ledger => ledger::run(scenario, server, places, sizes),
         Group::Handover if scenario == Scenario::Filling => filling::run(places, sizes),
         Group::Handover => handover::run(server, places, sizes, wanted),

@@ -20,6 +20,8 @@ pub enum Group {
     Scaling,
     /// The Pusher protocol beside another server of it.
     Pusher,
+    /// Centrifugo's protocol beside the raw one.
+    Centrifuge,
     /// Plain HTTP beside servers of it.
     Ledger,
     /// Sockets that change hands between processes of one machine, and gateways that are filled.
@@ -69,6 +71,14 @@ pub enum Measure {
     PusherConnectCpu,
     PusherDeliveryCpu,
     PusherEventsRate,
+    CentrifugeMemory,
+    CentrifugeConnectCpu,
+    CentrifugeDeliveryCpu,
+    CentrifugeDeliveryCpuProtobuf,
+    CentrifugePublishRate,
+    CentrifugeRecoveryTime,
+    CentrifugeRecoveryMemory,
+    CentrifugeRecoveryReads,
     AnswerRate,
     AnswerRateTwo,
     AnswerCpu,
@@ -115,6 +125,10 @@ pub enum Scenario {
     Scaling,
     PusherIdle,
     PusherEvents,
+    CentrifugeIdle,
+    CentrifugeDelivery,
+    CentrifugePublish,
+    CentrifugeRecovery,
     LedgerAnswer,
     LedgerPost,
     Handover,
@@ -122,8 +136,16 @@ pub enum Scenario {
 }
 
 impl Group {
-    pub const ALL: [Self; 7] =
-        [Self::Gateway, Self::Redis, Self::Router, Self::Scaling, Self::Pusher, Self::Ledger, Self::Handover];
+    pub const ALL: [Self; 8] = [
+        Self::Gateway,
+        Self::Redis,
+        Self::Router,
+        Self::Scaling,
+        Self::Pusher,
+        Self::Centrifuge,
+        Self::Ledger,
+        Self::Handover,
+    ];
 
     /// Everybody who takes part, in the order of the table.
     #[must_use]
@@ -133,6 +155,7 @@ impl Group {
             Self::Redis => &[Server::Tidegate, Server::OneNode, Server::SocketIo, Server::RedisBenchmark],
             Self::Router => &[Server::Tidegate, Server::Haproxy, Server::Nginx],
             Self::Pusher => &[Server::Tidegate, Server::Sockudo],
+            Self::Centrifuge => &[Server::Tidegate, Server::Raw],
             Self::Ledger => &[Server::Tidegate, Server::Bun, Server::NodeHttp, Server::GoHttp],
             Self::Handover => &[Server::Tidegate, Server::Direct, Server::Proxied],
             Self::Scaling => &[
@@ -156,7 +179,7 @@ impl Measure {
 }
 
 impl Scenario {
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 24] = [
         Self::Fanout,
         Self::Rest,
         Self::Echo,
@@ -173,6 +196,10 @@ impl Scenario {
         Self::Scaling,
         Self::PusherIdle,
         Self::PusherEvents,
+        Self::CentrifugeIdle,
+        Self::CentrifugeDelivery,
+        Self::CentrifugePublish,
+        Self::CentrifugeRecovery,
         Self::LedgerAnswer,
         Self::LedgerPost,
         Self::Handover,
@@ -192,6 +219,10 @@ impl Scenario {
             Self::Proxy | Self::Placement => Group::Router,
             Self::Scaling => Group::Scaling,
             Self::PusherIdle | Self::PusherEvents => Group::Pusher,
+            Self::CentrifugeIdle
+            | Self::CentrifugeDelivery
+            | Self::CentrifugePublish
+            | Self::CentrifugeRecovery => Group::Centrifuge,
             Self::LedgerAnswer | Self::LedgerPost => Group::Ledger,
             Self::Handover | Self::Filling => Group::Handover,
         }
@@ -230,6 +261,16 @@ impl Scenario {
             ],
             Self::PusherIdle => &[Measure::PusherConnectCpu, Measure::PusherMemory],
             Self::PusherEvents => &[Measure::PusherDeliveryCpu, Measure::PusherEventsRate],
+            Self::CentrifugeIdle => &[Measure::CentrifugeMemory, Measure::CentrifugeConnectCpu],
+            Self::CentrifugeDelivery => {
+                &[Measure::CentrifugeDeliveryCpu, Measure::CentrifugeDeliveryCpuProtobuf]
+            }
+            Self::CentrifugePublish => &[Measure::CentrifugePublishRate],
+            Self::CentrifugeRecovery => &[
+                Measure::CentrifugeRecoveryTime,
+                Measure::CentrifugeRecoveryMemory,
+                Measure::CentrifugeRecoveryReads,
+            ],
             Self::LedgerAnswer => &[
                 Measure::AnswerRate,
                 Measure::AnswerRateTwo,
@@ -269,7 +310,11 @@ impl Scenario {
         match self {
             Self::RedisLatency | Self::RedisFanout => &[Server::Tidegate, Server::OneNode, Server::SocketIo],
             Self::Kinds => &[Server::Tidegate, Server::Before],
-            Self::RedisReceive | Self::RedisMany | Self::Placement | Self::Filling => &[Server::Tidegate],
+            Self::RedisReceive
+            | Self::RedisMany
+            | Self::Placement
+            | Self::CentrifugeRecovery
+            | Self::Filling => &[Server::Tidegate],
             Self::RedisPublish | Self::RedisKept => &[Server::Tidegate, Server::RedisBenchmark],
             _ => self.group().servers(),
         }

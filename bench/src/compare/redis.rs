@@ -3,7 +3,7 @@
 //! Node A takes publications, node B has the subscribers. Who has which core is said at each scenario.
 
 mod many;
-mod wire;
+pub(super) mod wire;
 
 use std::path::Path;
 use std::sync::Arc;

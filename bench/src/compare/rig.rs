@@ -119,6 +119,19 @@ impl Rig {
         connections: u32,
         channels: &Arc<[String]>,
     ) -> Result<Fleet, MeasureError> {
+        self.open_with(target, role, connections, channels, None, &mut || Ok(()))
+    }
+
+    /// The same with a token; `look` is called with each turn of the loop.
+    pub(super) fn open_with(
+        &mut self,
+        target: &Target,
+        role: Role,
+        connections: u32,
+        channels: &Arc<[String]>,
+        token: Option<Arc<str>>,
+        look: &mut dyn FnMut() -> Result<(), MeasureError>,
+    ) -> Result<Fleet, MeasureError> {
         let count = channels.len() as u32;
         let config = FleetConfig {
             target: target.clone(),
@@ -131,13 +144,14 @@ impl Rig {
             sources: SOURCES,
             run: RUN,
             reset_on_close: true,
-            token: None,
+            token,
             comes_back: role == Role::SubscribeRecovering,
         };
         let mut fleet = Fleet::new(FLEET, config);
         let began = Instant::now();
         while !fleet.settled() {
             self.driver.turn(&mut [&mut fleet], TURN)?;
+            look()?;
             stuck(began, "connecting", fleet.stats().opened, connections.into())?;
         }
         if fleet.open() < connections {
@@ -145,6 +159,18 @@ impl Rig {
             return Err(MeasureError::Connect { opened: fleet.stats().opened, asked: connections, failure });
         }
         Ok(fleet)
+    }
+
+    /// One turn of the loop, in a step that ends when so many bytes have come.
+    pub(super) fn turn(
+        &mut self,
+        fleet: &mut Fleet,
+        began: Instant,
+        step: &'static str,
+        bytes: u64,
+    ) -> Result<(), MeasureError> {
+        self.driver.turn(&mut [fleet], TURN)?;
+        stuck(began, step, fleet.stats().bytes, bytes)
     }
 
     pub(super) fn drive(

@@ -142,6 +142,42 @@ pub(super) fn row(measure: Measure) -> Row {
             Ratio(Server::Sockudo),
             "≥ 3 × sockudo",
         ),
+        Measure::CentrifugeMemory => (
+            "user memory per idle Centrifuge connection, one subscription, JSON",
+            "B",
+            0,
+            Ratio(Server::Raw),
+            "≤ 400 B",
+        ),
+        Measure::CentrifugeConnectCpu => (
+            "CPU per connect with an HS256 token and subscribe; raw: per connection",
+            "µs",
+            1,
+            Ratio(Server::Raw),
+            "≤ 3 × raw",
+        ),
+        Measure::CentrifugeDeliveryCpu => {
+            ("CPU per delivery, 1 message in flight, JSON", "µs", 2, Ratio(Server::Raw), "≤ 1.05 × raw")
+        }
+        Measure::CentrifugeDeliveryCpuProtobuf => {
+            ("the same, Protobuf", "µs", 2, Ratio(Server::Raw), "≤ 1.05 × raw")
+        }
+        Measure::CentrifugePublishRate => (
+            "`/api/publish` per second, no subscribers; raw: `/v1/…/publish`",
+            "/s",
+            0,
+            Ratio(Server::Raw),
+            "≥ 0.9 × raw",
+        ),
+        Measure::CentrifugeRecoveryTime => {
+            ("5,000 clients recover 100 publications each at another node", "s", 2, Nothing, "all")
+        }
+        Measure::CentrifugeRecoveryMemory => {
+            ("the same: most memory meanwhile", "MiB", 1, Nothing, "bounded")
+        }
+        Measure::CentrifugeRecoveryReads => {
+            ("the same: reads of history for each channel of 100 clients", "", 2, Nothing, "1")
+        }
         Measure::AnswerRate => ("plain answers/s, one core", "/s", 0, bun, "–"),
         Measure::AnswerRateTwo => ("the same, two cores of which the client uses one", "/s", 0, bun, "–"),
         Measure::AnswerCpu => ("CPU per plain answer, one core", "µs", 2, bun, "–"),

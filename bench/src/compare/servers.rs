@@ -57,6 +57,8 @@ pub enum Server {
     #[value(name = "proxied-8")]
     Proxied8,
     Sockudo,
+    /// The same gateway by `/ws` and `/v1`, beside another protocol of it.
+    Raw,
     NodeHttp,
     GoHttp,
     /// A gateway that clients connect to, beside one that a router gives them to.
@@ -86,6 +88,7 @@ impl Server {
             Self::Gateways8 => "8 gateways",
             Self::Proxied8 => "8 by proxy",
             Self::Sockudo => "sockudo",
+            Self::Raw => "raw",
             Self::NodeHttp => "Node http",
             Self::GoHttp => "Go net/http",
             Self::Direct => "direct",

@@ -18,6 +18,7 @@ fn markers(group: Group) -> [&'static str; 2] {
         Group::Router => ["<!-- bench:router:begin -->", "<!-- bench:router:end -->"],
         Group::Scaling => ["<!-- bench:scaling:begin -->", "<!-- bench:scaling:end -->"],
         Group::Pusher => ["<!-- bench:pusher:begin -->", "<!-- bench:pusher:end -->"],
+        Group::Centrifuge => ["<!-- bench:centrifuge:begin -->", "<!-- bench:centrifuge:end -->"],
         Group::Ledger => ["<!-- bench:ledger:begin -->", "<!-- bench:ledger:end -->"],
         Group::Handover => ["<!-- bench:handover:begin -->", "<!-- bench:handover:end -->"],
     }

@@ -6,7 +6,8 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use serde::Deserialize;
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use tidegate_backplane::Channel;
 use tidegate_reactor::Tick;
@@ -22,7 +23,7 @@ use crate::{
 pub(crate) struct Claims {
     /// `sub`: the user. Presence and disconnecting by user need it.
     pub user: Option<Box<str>>,
-    /// The moment from which the token no longer counts: `exp` and the leeway. `None`: never.
+    /// Until when what the token opens lasts: `expire_at`, else `exp` and the leeway. `None`: for ever.
     pub expires: Option<SystemTime>,
     /// `info`: JSON that other members see in presence.
     pub info: Option<Box<str>>,
@@ -34,10 +35,24 @@ pub(crate) struct Claims {
     /// Channels that the server subscribes the connection to, each with what the client is told with it, as JSON: `subs`,
     /// and where the key says so `channels`. Whoever connects takes them out.
     pub subscriptions: BTreeMap<Box<str>, Box<str>>,
-    /// What is kept of its connection for the application.
+    /// What is kept of its connection for the application; of a token its `meta`.
     pub known: Option<Arc<Known>>,
+    /// Of the subscription that it is for.
+    pub overrides: Overrides,
     channels: Vec<Pattern>,
     publish: Publish,
+}
+
+/// The claim `override`: where a subscription differs from its namespace.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(crate) struct Overrides {
+    /// Whether it is listed, in a namespace that lists.
+    #[serde(deserialize_with = "value")]
+    pub presence: Option<bool>,
+    /// Whether its client is told who joins and leaves, in a namespace that lists.
+    #[serde(rename = "force_push_join_leave", deserialize_with = "value")]
+    pub push_join_leave: Option<bool>,
 }
 
 /// The `publish` claim.
@@ -75,6 +90,14 @@ struct RawClaims<'a> {
     publish: Option<RawPublish>,
     #[serde(borrow)]
     info: Option<&'a RawValue>,
+    /// In place of `info`.
+    b64info: Option<Box<str>>,
+    #[serde(borrow)]
+    meta: Option<&'a RawValue>,
+    /// Until when what it opens lasts, where that is not `exp`; 0: for ever.
+    expire_at: Option<f64>,
+    #[serde(rename = "override")]
+    overrides: Option<Overrides>,
 }
 
 #[derive(Deserialize)]
@@ -125,6 +148,7 @@ impl Claims {
             is_of_subscription: false,
             subscriptions: reply.subscribe.iter().cloned().collect(),
             known: Some(Arc::new(Known { state: reply.state.clone(), is_asked: true, ..Known::default() })),
+            overrides: Overrides::default(),
             channels: reply.channels.clone(),
             publish: Publish::Only(reply.publish.clone()),
         }
@@ -160,11 +184,19 @@ impl Claims {
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
         let expires =
             raw.exp.map(|exp| numeric_date(exp).map(|exp| exp.saturating_add(rules.leeway))).transpose()?;
+        let lasts = match raw.expire_at {
+            None => expires,
+            Some(0.0) => None,
+            Some(date) => Some(numeric_date(date)?),
+        };
         let begins = raw.nbf.map(numeric_date).transpose()?;
         match expires {
             None if rules.require_exp => return Err(TokenError::NoExpiry),
             Some(expires) if now >= expires => return Err(TokenError::Expired),
             _ => {}
+        }
+        if lasts.is_some_and(|lasts| now >= lasts) {
+            return Err(TokenError::Expired);
         }
         if begins.is_some_and(|begins| now.saturating_add(rules.leeway) < begins) {
             return Err(TokenError::NotYetValid);
@@ -190,12 +222,15 @@ impl Claims {
         channels.extend(named.and_then(|name| Pattern::new(name).ok()));
         Ok(Self {
             user: raw.sub,
-            expires: expires.and_then(|expires| UNIX_EPOCH.checked_add(expires)),
-            info: raw.info.map(|info| info.get().into()),
+            expires: lasts.and_then(|lasts| UNIX_EPOCH.checked_add(lasts)),
+            info: info(raw.info, raw.b64info.as_deref())?,
             app: rules.app.clone().map(Box::new),
             is_of_subscription: raw.channel.is_some(),
             subscriptions,
-            known: None,
+            known: raw
+                .meta
+                .map(|meta| Arc::new(Known { state: Some(meta.get().into()), ..Known::default() })),
+            overrides: raw.overrides.unwrap_or_default(),
             channels,
             publish: match raw.publish {
                 Some(RawPublish::All(true)) => Publish::Subscribed,
@@ -226,6 +261,32 @@ impl<T> OneOrMany<T> {
             Self::Many(many) => many,
         }
     }
+}
+
+/// What others see of the user, as JSON. Octets that are none are told as payloads are: text as a string, others in base64.
+fn info(json: Option<&RawValue>, base64: Option<&str>) -> Result<Option<Box<str>>, TokenError> {
+    let Some(base64) = base64.filter(|base64| !base64.is_empty()) else {
+        return Ok(json.map(|json| json.get().into()));
+    };
+    let octets = STANDARD.decode(base64).map_err(|_| TokenError::Malformed("b64info in its claims"))?;
+    let info = match str::from_utf8(&octets) {
+        Ok(text) => match serde_json::from_str::<&RawValue>(text) {
+            Ok(json) => json.get().into(),
+            Err(_) => serde_json::Value::from(text).to_string().into(),
+        },
+        Err(_) => serde_json::Value::from(base64).to_string().into(),
+    };
+    Ok(Some(info))
+}
+
+/// `{"value":true}`.
+fn value<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<bool>, D::Error> {
+    #[derive(Deserialize)]
+    struct Value {
+        #[serde(default)]
+        value: bool,
+    }
+    Ok(Option::<Value>::deserialize(deserializer)?.map(|it| it.value))
 }
 
 fn data_of((channel, options): (Box<str>, Option<RawSubscription<'_>>)) -> (Box<str>, Box<str>) {

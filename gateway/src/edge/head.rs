@@ -309,7 +309,7 @@ impl Ctx<'_> {
                     Arrival::New | Arrival::TurnedAway(_) => Said::default(),
                 };
                 self.wait_before_opening(protocol, received, said, asks.len());
-                self.ask_before_opening(asks, head, asks_of.name());
+                self.ask_before_opening(asks, head, asks_of);
             }
         }
     }

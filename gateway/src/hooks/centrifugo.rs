@@ -99,7 +99,6 @@ pub(super) fn request(question: &Question) -> (HeaderMap, Bytes) {
         true => ("binary", "protobuf"),
         false => ("json", "json"),
     };
-    let transport = if caller.protocol == "sse" { "sse" } else { "websocket" };
     let sent = question.payload.as_ref().map(Payload::bytes);
     let data =
         sent.filter(|_| !caller.is_binary).and_then(|bytes| serde_json::from_slice::<&RawValue>(bytes).ok());
@@ -107,7 +106,7 @@ pub(super) fn request(question: &Question) -> (HeaderMap, Bytes) {
     let is_connect = kind == HookQuestion::Connect;
     let request = Request {
         client: &caller.connection,
-        transport,
+        transport: caller.way,
         protocol,
         encoding,
         // As Centrifugo says it: an empty one is an anonymous user.
@@ -207,6 +206,7 @@ mod tests {
         let known = Known { state: Some("{\"a\":1}".into()), request: request.into(), ..Known::default() };
         let caller = Caller {
             connection: "c".into(),
+            way: "websocket",
             protocol: "centrifuge",
             is_binary: false,
             user: Some("u".into()),

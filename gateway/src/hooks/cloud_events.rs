@@ -241,6 +241,7 @@ mod tests {
         let known = Known { state: Some("é %".into()), request: Arc::new(request), ..Known::default() };
         let caller = Caller {
             connection: "n.1-0-0-0".into(),
+            way: "websocket",
             protocol: "raw",
             is_binary: false,
             user: Some("u".into()),

@@ -27,6 +27,8 @@ pub(crate) struct Caller {
     /// The connection's name in the cluster.
     pub(crate) connection: Box<str>,
     pub(crate) protocol: &'static str,
+    /// How it has come: `websocket`, `sse`, `http_stream`.
+    pub(crate) way: &'static str,
     /// Whether it speaks Protobuf.
     pub(crate) is_binary: bool,
     pub(crate) user: Option<Box<str>>,

@@ -63,6 +63,11 @@ pub(crate) struct HttpContext {
 pub(crate) trait Api: Sync + fmt::Debug {
     fn has_path(&self, path: &str) -> bool;
 
+    /// Whether a path of its own is a publish of one publication, which a shard may answer.
+    fn is_publish(&self, _path: &str) -> bool {
+        false
+    }
+
     /// Answers a request whose path it has.
     fn answer<'r>(&self, state: &'r HttpState, parts: &'r Parts, body: Body) -> BoxFuture<'r, Response>;
 }

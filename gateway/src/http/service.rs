@@ -30,6 +30,11 @@ impl PublicService {
         Self { state, router }
     }
 
+    /// Whether a path is that of a publish of one publication.
+    pub(super) fn is_publish(&self, path: &str) -> bool {
+        publish::segment(path).is_some() || self.state.api_of(path).is_some_and(|api| api.is_publish(path))
+    }
+
     /// Answers one request. Never fails: what goes wrong is a problem document, and a line in the log.
     pub(crate) async fn call<B>(&self, request: Request<B>) -> Response
     where

@@ -14,7 +14,7 @@ use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version, h
 use http_body_util::{BodyExt as _, Full};
 use tidegate_wire::head::Head;
 
-use super::{PublicService, rest::publish};
+use super::PublicService;
 use crate::session::plain_http::{Answer, Answering};
 
 /// Most heads of publishers have fewer.
@@ -25,10 +25,9 @@ const ANSWER_HEAD_BYTES: usize = 192;
 
 /// Answers the request, if it is a publish of this kind.
 pub(super) fn answer(service: &PublicService, head: &Head<'_>, body: &[u8]) -> Option<Answering> {
-    if head.method != "POST" || head.minor_version != 1 {
+    if head.method != "POST" || head.minor_version != 1 || !service.is_publish(head.path) {
         return None;
     }
-    publish::segment(head.path)?;
     let request = request(head, body)?;
     let service = service.clone();
     Some(Box::pin(async move { written(service.call(request).await).await }))

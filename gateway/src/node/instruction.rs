@@ -20,6 +20,7 @@ use tokio::{
 
 use super::{
     Node,
+    channels::{self, ChannelsAsked},
     shards::{ConnectionState, Order},
 };
 use crate::metrics::{Instructed, Metrics};
@@ -87,6 +88,8 @@ pub(crate) enum What {
         after: Option<Box<str>>,
         limit: usize,
     },
+    /// Nothing: the node says which channels it has.
+    Channels(ChannelsAsked),
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -114,6 +117,9 @@ pub(crate) struct Answer {
     /// Those that were asked for, in the order of their names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) connections: Vec<ConnectionState>,
+    /// Channels that were asked for with their subscribers, in the order of their names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) channels: Vec<(Box<str>, u64)>,
     /// There are more after the last of these.
     #[serde(default)]
     pub(crate) more: bool,
@@ -252,6 +258,11 @@ impl Answering {
             .ok()
     }
 
+    /// Runs what takes longer than what the backplane calls may.
+    pub(super) fn apart(&self, run: impl FnOnce() + Send + 'static) {
+        self.runtime.spawn_blocking(run);
+    }
+
     /// Where the shards put what they say, if somebody waits for it. An instruction beyond what this node gathers at once is
     /// carried out all the same, and counted: who asked is told that this node is silent.
     pub(crate) fn round(&self, instruction: &Instruction) -> Option<Arc<Round>> {
@@ -298,7 +309,8 @@ impl Drop for Round {
 impl Answer {
     /// Sums, and the first connections of all. After the last of one that has more nothing is known, so the page ends there.
     fn merged(answers: Vec<Self>, limit: usize) -> Self {
-        let mut merged = Self::default();
+        let pages = answers.iter().map(|answer| (&*answer.channels, answer.more));
+        let mut merged = Self { channels: channels::merged(pages), ..Self::default() };
         let mut known_to: Option<String> = None;
         for answer in answers {
             merged.done += answer.done;
@@ -321,15 +333,17 @@ impl Answer {
         merged
     }
 
-    /// As JSON, with as many connections as fit in a report: at least one.
+    /// As JSON, with as many connections or channels as fit in a report: at least one.
     fn encode(mut self) -> String {
         loop {
             let text = serde_json::to_string(&self).unwrap_or_default();
-            if text.len() <= REPORT_BYTES_MAX || self.connections.len() <= 1 {
+            let length = self.connections.len().max(self.channels.len());
+            if text.len() <= REPORT_BYTES_MAX || length <= 1 {
                 return text;
             }
-            let fewer = self.connections.len() * REPORT_BYTES_MAX / text.len();
-            self.connections.truncate(fewer.clamp(1, self.connections.len() - 1));
+            let fewer = (length * REPORT_BYTES_MAX / text.len()).clamp(1, length - 1);
+            self.connections.truncate(fewer);
+            self.channels.truncate(fewer);
             self.more = true;
         }
     }

@@ -129,12 +129,11 @@ impl Interests {
         }
     }
 
-    /// Channels of an app whose name begins with `prefix`, in order of their names, after `after`, with their
-    /// subscribers.
+    /// Channels of an app whose names are wanted, in order of their names, after `after`, with their subscribers.
     pub(crate) fn list(
         &self,
         app: Option<&str>,
-        prefix: &str,
+        wants: impl Fn(&str) -> bool,
         after: Option<&str>,
         limit: usize,
     ) -> Vec<(Channel, u64)> {
@@ -146,8 +145,8 @@ impl Interests {
             for interest in stripe.values() {
                 let subscribers = interest.subscribers.load(Ordering::Relaxed);
                 let (channel, name) = (&interest.channel, interest.channel.name());
-                let is_wanted = subscribers > 0 && channel.app() == app && name.starts_with(prefix);
-                if !is_wanted || after.is_some_and(|after| name <= after) {
+                let is_its = subscribers > 0 && channel.app() == app;
+                if !is_its || after.is_some_and(|after| name <= after) || !wants(name) {
                     continue;
                 }
                 if found.len() < limit {
@@ -389,9 +388,9 @@ mod tests {
         assert!(failed.confirmation().now_or_never().expect("answered").is_err());
         let (replaced, begin) = interests.stand(&channel, 1);
         assert!(begin.is_some() && !Arc::ptr_eq(&failed, &replaced));
-        assert_eq!(interests.list(None, "", None, 10), [(channel.clone(), 1)]);
+        assert_eq!(interests.list(None, |_| true, None, 10), [(channel.clone(), 1)]);
         replaced.subscribers.fetch_sub(1, Ordering::Relaxed);
-        assert_eq!(interests.list(None, "", None, 10), []);
+        assert_eq!(interests.list(None, |_| true, None, 10), []);
     }
 
     #[test]
@@ -404,7 +403,7 @@ mod tests {
         }
         interests.stand(&Channel::new("c0000-empty").expect("a name"), 0);
         let listed = |prefix: &str, after: Option<&str>, limit: usize| -> Vec<String> {
-            let found = interests.list(None, prefix, after, limit).into_iter();
+            let found = interests.list(None, |name| name.starts_with(prefix), after, limit).into_iter();
             found.map(|(channel, _)| channel.name().to_owned()).collect()
         };
         assert_eq!(listed("", None, 5000), names);

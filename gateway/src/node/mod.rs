@@ -1,5 +1,6 @@
 //! One node: its parts, its stage from serving to closing, and what it answers to front ends.
 
+pub(crate) mod channels;
 pub(crate) mod content;
 pub(crate) mod drain;
 pub(crate) mod form;
@@ -24,7 +25,7 @@ use std::{
 use tidegate_backplane::{
     Backplane, BackplaneError, Channel, Control, History, HistoryQuery, NodeRecord, Target,
 };
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio_util::task::TaskTracker;
 
 use self::{
@@ -43,6 +44,9 @@ use crate::{
     config::{BackplaneUrl, Config, Namespaces},
     metrics::Metrics,
 };
+
+/// Each has every node look at all its channels, a page at a time.
+const LISTINGS_MAX: usize = 2;
 
 /// A channel with subscribers on this node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,6 +113,8 @@ pub(crate) struct Node {
     moves: TaskTracker,
     /// Where routers of this machine hand sockets over.
     pub(crate) handover: OnceLock<Box<str>>,
+    /// Questions for the channels of all nodes that are asked at the same time.
+    listing: Semaphore,
 }
 
 impl Node {
@@ -136,6 +142,7 @@ impl Node {
             shards_failed: AtomicU64::new(0),
             moves: TaskTracker::new(),
             handover: OnceLock::new(),
+            listing: Semaphore::new(LISTINGS_MAX),
         }
     }
 
@@ -152,7 +159,7 @@ impl Node {
         after: Option<&str>,
         limit: usize,
     ) -> Vec<ChannelInfo> {
-        let found = self.relay.interests.list(app, prefix, after, limit);
+        let found = self.relay.interests.list(app, |name| name.starts_with(prefix), after, limit);
         found.into_iter().map(|(name, subscribers)| ChannelInfo { name, subscribers }).collect()
     }
 

@@ -14,7 +14,7 @@ use tidegate_reactor::waking_once;
 
 use super::{
     content::Content,
-    instruction::Answering,
+    instruction::{Answering, What},
     interest::{Interest, Interests},
     outgoing::Outgoing,
     roster::Rosters,
@@ -133,6 +133,12 @@ impl Sink for Relay {
                 let Some(answering) = self.answering.get() else { return };
                 let Some(instruction) = answering.read(&text).map(Arc::new) else { return };
                 let round = answering.round(&instruction);
+                if let What::Channels(asked) = &instruction.what {
+                    let (asked, interests) = (asked.clone(), Arc::clone(&self.interests));
+                    return round.map_or((), |round| {
+                        answering.apart(move || round.add(0, interests.page(&asked)));
+                    });
+                }
                 self.to_all(&Order::Instruct { target, instruction, round });
             }
             Control::AskBack { node, peers } => {

@@ -34,72 +34,50 @@ pub(crate) static PROTOCOLS: Protocols = &[
     &raw::echo::Echo,
 ];
 
+/// A list of forms: those that stand here, then those of Centrifugo's carriers, six of each.
+macro_rules! forms {
+    ($($own:expr),* ; $($carrier:ident)*) => {
+        Forms(&[
+            $(&$own,)*
+            $(
+                &push(Carrier::$carrier, Payloads::Plain, false),
+                &push(Carrier::$carrier, Payloads::Plain, true),
+                &push(Carrier::$carrier, Payloads::Whole, false),
+                &push(Carrier::$carrier, Payloads::Whole, true),
+                &push(Carrier::$carrier, Payloads::Delta, false),
+                &push(Carrier::$carrier, Payloads::Delta, true),
+            )*
+        ])
+    };
+}
+
 /// How all of them tell what happens in a channel.
-pub(crate) static FORMS: Forms = Forms(&[
-    &raw::forms::Verbatim,
-    &raw::forms::Enveloped { tells_presence: false },
-    &stream(sse_forms::EVENT, sse_forms::EVENT_WITH_PRESENCE, false, false),
-    &stream(sse_forms::ENVELOPED, sse_forms::ENVELOPED_WITH_PRESENCE, true, false),
-    &stream(sse_forms::EVENT_OF_MANY, sse_forms::EVENT_OF_MANY_WITH_PRESENCE, false, true),
-    &stream(sse_forms::ENVELOPED_OF_MANY, sse_forms::ENVELOPED_OF_MANY_WITH_PRESENCE, true, true),
-    &pusher::forms::PusherEvent,
-    &raw::forms::Enveloped { tells_presence: true },
-    &stream(sse_forms::EVENT_WITH_PRESENCE, sse_forms::EVENT_WITH_PRESENCE, false, false),
-    &stream(sse_forms::ENVELOPED_WITH_PRESENCE, sse_forms::ENVELOPED_WITH_PRESENCE, true, false),
-    &stream(sse_forms::EVENT_OF_MANY_WITH_PRESENCE, sse_forms::EVENT_OF_MANY_WITH_PRESENCE, false, true),
-    &stream(
+pub(crate) static FORMS: Forms = forms![
+    raw::forms::Verbatim,
+    raw::forms::Enveloped { tells_presence: false },
+    stream(sse_forms::EVENT, sse_forms::EVENT_WITH_PRESENCE, false, false),
+    stream(sse_forms::ENVELOPED, sse_forms::ENVELOPED_WITH_PRESENCE, true, false),
+    stream(sse_forms::EVENT_OF_MANY, sse_forms::EVENT_OF_MANY_WITH_PRESENCE, false, true),
+    stream(sse_forms::ENVELOPED_OF_MANY, sse_forms::ENVELOPED_OF_MANY_WITH_PRESENCE, true, true),
+    pusher::forms::PusherEvent,
+    raw::forms::Enveloped { tells_presence: true },
+    stream(sse_forms::EVENT_WITH_PRESENCE, sse_forms::EVENT_WITH_PRESENCE, false, false),
+    stream(sse_forms::ENVELOPED_WITH_PRESENCE, sse_forms::ENVELOPED_WITH_PRESENCE, true, false),
+    stream(sse_forms::EVENT_OF_MANY_WITH_PRESENCE, sse_forms::EVENT_OF_MANY_WITH_PRESENCE, false, true),
+    stream(
         sse_forms::ENVELOPED_OF_MANY_WITH_PRESENCE,
         sse_forms::ENVELOPED_OF_MANY_WITH_PRESENCE,
         true,
-        true,
-    ),
-    &push(Carrier::Json, false),
-    &push(Carrier::Json, true),
-    &push(Carrier::Protobuf, false),
-    &push(Carrier::Protobuf, true),
-    &push(Carrier::Lines, false),
-    &push(Carrier::Lines, true),
-    &push(Carrier::Messages, false),
-    &push(Carrier::Messages, true),
-    &push(Carrier::Events, false),
-    &push(Carrier::Events, true),
-    &push(Carrier::UniFrames, false),
-    &push(Carrier::UniFrames, true),
-    &push(Carrier::UniLines, false),
-    &push(Carrier::UniLines, true),
-    &push(Carrier::UniEvents, false),
-    &push(Carrier::UniEvents, true),
-    &delta(Carrier::Json, Payloads::Whole, false),
-    &delta(Carrier::Json, Payloads::Whole, true),
-    &delta(Carrier::Json, Payloads::Delta, false),
-    &delta(Carrier::Json, Payloads::Delta, true),
-    &delta(Carrier::Protobuf, Payloads::Whole, false),
-    &delta(Carrier::Protobuf, Payloads::Whole, true),
-    &delta(Carrier::Protobuf, Payloads::Delta, false),
-    &delta(Carrier::Protobuf, Payloads::Delta, true),
-    &delta(Carrier::Lines, Payloads::Whole, false),
-    &delta(Carrier::Lines, Payloads::Whole, true),
-    &delta(Carrier::Lines, Payloads::Delta, false),
-    &delta(Carrier::Lines, Payloads::Delta, true),
-    &delta(Carrier::Messages, Payloads::Whole, false),
-    &delta(Carrier::Messages, Payloads::Whole, true),
-    &delta(Carrier::Messages, Payloads::Delta, false),
-    &delta(Carrier::Messages, Payloads::Delta, true),
-    &delta(Carrier::Events, Payloads::Whole, false),
-    &delta(Carrier::Events, Payloads::Whole, true),
-    &delta(Carrier::Events, Payloads::Delta, false),
-    &delta(Carrier::Events, Payloads::Delta, true),
-]);
+        true
+    );
+    Json Protobuf Lines Messages Events UniFrames UniLines UniEvents
+];
 
 const fn stream(id: FormId, with_presence: FormId, is_enveloped: bool, is_of_many: bool) -> StreamEvent {
     StreamEvent { id, with_presence, is_enveloped, is_of_many }
 }
 
-const fn push(carrier: Carrier, tells_presence: bool) -> Push {
-    Push { carrier, tells_presence, payloads: Payloads::Plain }
-}
-
-const fn delta(carrier: Carrier, payloads: Payloads, tells_presence: bool) -> Push {
+const fn push(carrier: Carrier, payloads: Payloads, tells_presence: bool) -> Push {
     Push { carrier, tells_presence, payloads }
 }
 

@@ -9,7 +9,12 @@ use tidegate_backplane::{Channel, Payload};
 use tidegate_ops::metrics::Label as _;
 use tidegate_wire::head::Head;
 
-use super::{Ctx, Open, Phase, core::Core, leaving::Leave, protocol::Event};
+use super::{
+    Ctx, Open, Phase,
+    core::Core,
+    leaving::Leave,
+    protocol::{Event, Protocol},
+};
 use crate::{
     auth::Claims,
     config::{HookEvent, HookQuestion},
@@ -93,13 +98,14 @@ impl Ctx<'_> {
     }
 
     /// Asks what a request depends on; it is read again when all of it is answered.
-    pub(crate) fn ask_before_opening(&mut self, asks: Vec<Ask>, head: &Head<'_>, protocol: &'static str) {
+    pub(crate) fn ask_before_opening(&mut self, asks: Vec<Ask>, head: &Head<'_>, protocol: &dyn Protocol) {
         let request = self.handed_on(head).unwrap_or_default();
         for Ask { hook, kind, channel, user, known } in asks {
             let known = known.as_deref().cloned().unwrap_or_default();
             let caller = Caller {
                 connection: self.core.connection_name(self.id).into(),
-                protocol,
+                protocol: protocol.name(),
+                way: protocol.way(),
                 is_binary: false,
                 user,
                 known: Arc::new(Known { request: Arc::clone(&request), ..known }),
@@ -170,6 +176,7 @@ impl Ctx<'_> {
         Some(Caller {
             connection: self.core.connection_name(self.id).into(),
             protocol: protocol.name(),
+            way: protocol.way(),
             is_binary: protocol.is_binary(open),
             user: claims.and_then(|claims| claims.user.clone()),
             known: claims.and_then(|claims| claims.known.clone()).unwrap_or_default(),

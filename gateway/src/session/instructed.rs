@@ -176,7 +176,8 @@ impl Ctx<'_> {
             | What::Unsubscribe { .. }
             | What::Send(_)
             | What::Own { .. }
-            | What::List { .. } => {
+            | What::List { .. }
+            | What::Channels(_) => {
                 return Instructed::Unsupported;
             }
         }

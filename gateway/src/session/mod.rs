@@ -32,6 +32,7 @@ pub(crate) mod refusal;
 pub(crate) mod socket;
 mod socket_id;
 pub(crate) mod subscribing;
+mod telling;
 pub(crate) mod tokens;
 pub(crate) mod told;
 

@@ -160,6 +160,14 @@ pub(crate) trait Protocol: Sync + std::fmt::Debug {
         Transport::WebSocket
     }
 
+    /// How its clients come, as hooks are told it.
+    fn way(&self) -> &'static str {
+        match self.transport() {
+            Transport::WebSocket => "websocket",
+            Transport::Stream => "sse",
+        }
+    }
+
     /// Whether the client may be a browser's event source, for which any answer but 200 is final.
     fn is_event_source(&self) -> bool {
         self.transport() == Transport::Stream

@@ -84,10 +84,11 @@ async def until(what, condition):
     return value
 
 
-async def connected(user, **options):
+async def connected(user, node=A, subs=(), **options):
     seen = Seen()
-    address = f"{A.replace('http', 'ws')}/connection/websocket"
-    client = Client(address, events=seen, token=token(sub=user, channels=["room:*"]), proxy=None, **options)
+    address = f"{node.replace('http', 'ws')}/connection/websocket"
+    claims = token(sub=user, channels=["room:*"], subs={name: {} for name in subs})
+    client = Client(address, events=seen, token=claims, proxy=None, **options)
     await client.connect()
     await client.ready(DEADLINE_S)
     return client, seen
@@ -142,8 +143,7 @@ async def presence_and_the_cluster():
     assert (stats.num_clients, stats.num_users) == (1, 1)
     nodes = await until("both nodes", lambda: (it := API.info(InfoRequest()).nodes) and len(it) == 2 and it)
     assert sorted(it.name for it in nodes) == ["g1", "g2"]
-    # Of the node that answers.
-    channels = Cent(f"{A}/api", "dev-key").channels(ChannelsRequest(pattern="room:*")).channels
+    channels = API.channels(ChannelsRequest(pattern="room:*")).channels
     assert channels["room:1"].num_clients == 1, channels
     replies = API.batch(
         BatchRequest(
@@ -174,6 +174,24 @@ async def orders_reach_clients_of_another_node(use_protobuf):
     await until("disconnected", lambda: ("disconnected", 4501, "no more") in seen.events)
 
 
+async def channels_of_all_nodes():
+    """More than one answer of a node holds, with those that both nodes have; whichever is asked."""
+    names = [f"plain:{number:03}-{'x' * 120}" for number in range(150)]
+    halves = [(node, half) for node in (A, B) for half in (names[:75], names[75:])]
+    clients = [(await connected("ada", subs=half, node=node))[0] for node, half in halves]
+    shared = names[100]
+    clients.append((await connected("bob", subs=[shared, "plain:other"], node=B))[0])
+    for node in (A, B):
+        api = Cent(f"{node}/api", "dev-key")
+        channels = api.channels(ChannelsRequest(pattern="plain:???-*")).channels
+        assert sorted(channels) == names, len(channels)
+        counts = {name: channel.num_clients for name, channel in channels.items()}
+        assert counts[shared] == 3 and sum(counts.values()) == 301, counts
+        assert list(api.channels(ChannelsRequest(pattern="*:other")).channels) == ["plain:other"]
+    for client in clients:
+        await client.disconnect()
+
+
 async def keys():
     for key in ("", "wrong"):
         try:
@@ -188,6 +206,7 @@ CASES = {
     "presence and the cluster": presence_and_the_cluster,
     "orders, in JSON": lambda: orders_reach_clients_of_another_node(False),
     "orders, in Protobuf": lambda: orders_reach_clients_of_another_node(True),
+    "channels of all nodes": channels_of_all_nodes,
     "keys": keys,
 }
 

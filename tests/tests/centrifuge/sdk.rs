@@ -5,47 +5,14 @@ use tidegate_testkit::{DEADLINE, Gateway, Tool, chromium_path, redis::RedisServe
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
-/// Anybody may subscribe, but in `room` and `vault`; pings come fast, so that a few seconds have several.
-fn config() -> String {
-    format!(
-        "\
-[heartbeat]
-interval = \"1s\"
-timeout = \"5s\"
-[[auth.jwt]]
-algorithm = \"HS256\"
-secret = \"{SECRET}\"
-leeway = \"0s\"
-[namespaces.default]
-client_publish = \"token\"
-[namespaces.plain]
-history_size = 0
-history_age = \"0s\"
-[namespaces.news]
-history_size = 100
-history_age = \"5m\"
-[namespaces.room]
-anonymous_subscribe = false
-presence = true
-[namespaces.vault]
-anonymous_subscribe = false
-[namespaces.mine]
-user_channels = true
-[namespaces.diff]
-delta = true
-[namespaces.cache]
-history_size = 10
-history_age = \"5m\"
-recovery = \"cache\"
-"
-    )
-}
+/// What the scripts need of a gateway.
+const CONFIG: &str = include_str!("../../clients/node/centrifuge/gateway.toml");
 
 fn run(script: Tool, least: usize) {
     let redis = RedisServer::start();
     let start = |number: u32| {
         let node = Gateway::builder().backplane(&redis.url()).node(&format!("g{number}"));
-        node.config(&config()).start()
+        node.config(CONFIG).start()
     };
     let gateways = [start(1), start(2)];
     let addresses = gateways.each_ref().map(|gateway| format!("http://{}", gateway.public()));
@@ -75,11 +42,28 @@ fn clients_without_a_web_socket_in_json() {
 
 #[test]
 fn clients_without_a_web_socket_in_protobuf() {
-    let script = Tool::node("centrifuge/transports.cjs").environment("ENCODING", "protobuf");
-    run(script, 3);
+    let script = Tool::node("centrifuge/transports.cjs").environment("CHROMIUM", chromium_path());
+    run(script.environment("ENCODING", "protobuf"), 4);
 }
 
 #[test]
 fn the_python_sdk_asks_one_node_and_clients_of_another_see_it() {
-    run(Tool::python("centrifuge_server.py"), 5);
+    run(Tool::python("centrifuge_server.py"), 6);
+}
+
+#[test]
+fn who_was_on_a_killed_node_is_gone_within_its_lease() {
+    let redis = RedisServer::start();
+    let start = |number: u32| {
+        let node = Gateway::builder().backplane(&redis.url()).node(&format!("g{number}"));
+        node.config(&format!("{CONFIG}[redis]\nlease = \"3s\"\n")).start()
+    };
+    let [killed, stays] = [start(1), start(2)];
+    let addresses = format!("http://{},http://{}", killed.public(), stays.public());
+    let script = Tool::node("centrifuge/presence.cjs").environment("GATEWAYS", addresses);
+    let mut script = script.environment("SECRET", SECRET).spawn();
+    script.wait_line("both are there", DEADLINE, |line| line.contains("\"ready\"").then_some(()));
+    killed.kill();
+    let exit = script.wait(DEADLINE * 3);
+    assert_eq!(exit.code, Some(0), "{exit}");
 }

@@ -226,7 +226,9 @@ fn a_gateway_that_dies_in_a_loop_is_started_ever_later_and_that_is_said() {
         kill(last);
     }
     let said = |part: &str| eventually(part, DEADLINE, || serve.process.stderr().contains(part));
-    ["again_in=200ms", "again_in=400ms", "again_in=800ms", "again_in=1.6s", "again_in=3.2s"].into_iter().for_each(said);
+    ["again_in=200ms", "again_in=400ms", "again_in=800ms", "again_in=1.6s", "again_in=3.2s"]
+        .into_iter()
+        .for_each(said);
     said("it ends each time within a minute");
     serve.rest().publish("a", "still here");
     assert_eq!(other.as_mut().unwrap().expect_text(), "still here");

@@ -169,6 +169,20 @@ messages! {
         node: String = (string) "10",
     }
 
+    /// The same where it is pushed: its numbers are others.
+    Connect {
+        client: String = (string) "1",
+        version: String = (string) "2",
+        data: Vec<u8> = (bytes = "vec") "3",
+        subs: Vec<SubscribeEntry> = (message, repeated) "4",
+        expires: bool = (bool) "5",
+        ttl: u32 = (uint32) "6",
+        ping: u32 = (uint32) "7",
+        pong: bool = (bool) "8",
+        session: String = (string) "9",
+        node: String = (string) "10",
+    }
+
     /// An entry of a map, as Protobuf has it. The value is there also when it says nothing: readers of one without a value
     /// may have none.
     SubscribeEntry {
@@ -227,7 +241,7 @@ messages! {
         message: Option<DataMessage> = (message, optional) "8",
         subscribe: Option<Subscribe> = (message, optional) "9",
         /// What a client is answered that sends no commands.
-        connect: Option<Box<ConnectResult>> = (message, optional, boxed) "10",
+        connect: Option<Box<Connect>> = (message, optional, boxed) "10",
         disconnect: Option<Disconnect> = (message, optional) "11",
         refresh: Option<Refresh> = (message, optional) "12",
     }
@@ -291,3 +305,10 @@ messages! {
 
 /// In [`SubscribeRequest::flag`]: a recovery that fails is an error, not a subscription from now on.
 pub const FLAG_REJECT_UNRECOVERED: i64 = 2;
+
+impl From<ConnectResult> for Connect {
+    fn from(result: ConnectResult) -> Self {
+        let ConnectResult { client, version, expires, ttl, data, subs, ping, pong, session, node } = result;
+        Self { client, version, data, subs, expires, ttl, ping, pong, session, node }
+    }
+}

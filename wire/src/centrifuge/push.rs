@@ -95,7 +95,10 @@ pub fn reply(reply: Reply, style: Style, out: &mut Vec<u8>) {
         return encode(&reply, style.encoding, out);
     }
     let Reply { push, connect, .. } = reply;
-    let push = push.map_or_else(|| Push { connect, ..Push::default() }, |push| *push);
+    let push = push.map_or_else(
+        || Push { connect: connect.map(|result| Box::new((*result).into())), ..Push::default() },
+        |push| *push,
+    );
     // Writing to memory does not fail, and every field can be written.
     let written = serde_json::to_writer(&mut *out, &push);
     debug_assert!(written.is_ok(), "{push:?}: {written:?}");

@@ -10,7 +10,7 @@ use crate::http::ResponseReader;
 use crate::target::Target;
 
 /// A keep-alive connection with one `POST` under way.
-pub(super) struct Posts {
+pub(in crate::compare) struct Posts {
     stream: TcpStream,
     authority: String,
     reader: ResponseReader,
@@ -18,7 +18,7 @@ pub(super) struct Posts {
 }
 
 impl Posts {
-    pub(super) fn connect(target: &Target) -> Result<Self, MeasureError> {
+    pub(in crate::compare) fn connect(target: &Target) -> Result<Self, MeasureError> {
         let stream = TcpStream::connect(target.address)?;
         stream.set_nodelay(true)?;
         Ok(Self {
@@ -29,7 +29,7 @@ impl Posts {
         })
     }
 
-    pub(super) fn request(&self, path: &str, body: &Value) -> Vec<u8> {
+    pub(in crate::compare) fn request(&self, path: &str, body: &Value) -> Vec<u8> {
         let (authority, body) = (&self.authority, body.to_string());
         let head = format!(
             "POST {path} HTTP/1.1\r\nHost: {authority}\r\nAuthorization: Bearer dev-key\r\n\
@@ -40,7 +40,7 @@ impl Posts {
     }
 
     /// Sends a request and waits until it is answered with 200.
-    pub(super) fn post(&mut self, request: &[u8]) -> Result<(), MeasureError> {
+    pub(in crate::compare) fn post(&mut self, request: &[u8]) -> Result<(), MeasureError> {
         self.stream.write_all(request)?;
         let mut status = None;
         while status.is_none() {
@@ -59,16 +59,16 @@ impl Posts {
 }
 
 /// A connection for commands that are answered with a number or a text.
-pub(super) struct Redis {
+pub(in crate::compare) struct Redis {
     stream: BufReader<TcpStream>,
 }
 
 impl Redis {
-    pub(super) fn connect(address: SocketAddr) -> Result<Self, MeasureError> {
+    pub(in crate::compare) fn connect(address: SocketAddr) -> Result<Self, MeasureError> {
         Ok(Self { stream: BufReader::new(TcpStream::connect(address)?) })
     }
 
-    pub(super) fn text(&mut self, words: &[&str]) -> Result<String, MeasureError> {
+    pub(in crate::compare) fn text(&mut self, words: &[&str]) -> Result<String, MeasureError> {
         let mut command = format!("*{}\r\n", words.len());
         for word in words {
             command += &format!("${}\r\n{word}\r\n", word.len());
@@ -90,7 +90,7 @@ impl Redis {
     }
 
     /// A number of `INFO`: the digits after `field`; 0 where there is none.
-    pub(super) fn info(&mut self, section: &str, field: &str) -> Result<u64, MeasureError> {
+    pub(in crate::compare) fn info(&mut self, section: &str, field: &str) -> Result<u64, MeasureError> {
         let info = self.text(&["INFO", section])?;
         let value = info.lines().find_map(|line| line.strip_prefix(field)).unwrap_or_default();
         let digits = value.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();

@@ -6,7 +6,10 @@ use std::{
 };
 
 use aws_lc_rs::rsa::KeySize;
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use base64::{
+    Engine as _,
+    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
+};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use tidegate_backplane::Channel;
@@ -14,7 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use super::issuer::{Issuer, RSA, pem};
 use crate::{
-    auth::{Algorithm, Authenticator, Claims, TokenError, Verdict},
+    auth::{Algorithm, Authenticator, Claims, TokenError, Verdict, claims::Overrides},
     config::{AuthConfig, ConfigError, JwtKey, KeyProblem, List, Secret},
 };
 
@@ -225,6 +228,47 @@ fn info_is_handed_on_as_it_is() {
     let token = issuer.token_of_texts(r#"{"alg":"HS256"}"#, &text);
     let claims = verify(&authenticator(vec![issuer.entry()]), &token).unwrap();
     assert_eq!(claims.info.as_deref(), Some(r#"{ "name" : "Zoë" }"#));
+}
+
+/// Those that tokens for Centrifugo have.
+#[test]
+fn info_in_base64_meta_expire_at_and_override() {
+    let issuer = Issuer::hs256(SECRET);
+    let authenticator = authenticator(vec![issuer.entry()]);
+    let read = |more: Value| verify(&authenticator, &issuer.token(&claims(more)));
+    for (octets, expect) in [
+        (&b"{ \"a\": 1 }"[..], r#"{ "a": 1 }"#),
+        (b"plain \"words\"", r#""plain \"words\"""#),
+        (&[0, 255], r#""AP8=""#),
+    ] {
+        let b64info = STANDARD.encode(octets);
+        let claims = read(json!({ "info": {"not": "this"}, "b64info": b64info })).unwrap();
+        assert_eq!(claims.info.as_deref(), Some(expect));
+    }
+    assert_eq!(read(json!({ "info": 1, "b64info": "" })).unwrap().info.as_deref(), Some("1"));
+    let malformed = read(json!({ "b64info": "?" })).map(drop);
+    assert_eq!(malformed, Err(TokenError::Malformed("b64info in its claims")));
+
+    let known = read(json!({ "meta": {"plan": "b"} })).unwrap().known.unwrap();
+    assert_eq!((known.state.as_deref(), known.is_asked), (Some(r#"{"plan":"b"}"#), false));
+    assert!(read(json!({})).unwrap().known.is_none());
+
+    let at = |date: u64| UNIX_EPOCH + Duration::from_secs(date);
+    assert_eq!(read(json!({ "expire_at": 0 })).unwrap().expires, None);
+    assert_eq!(read(json!({ "expire_at": NOW + 9 })).unwrap().expires, Some(at(NOW + 9)));
+    assert_eq!(read(json!({ "expire_at": NOW + 900 })).unwrap().expires, Some(at(NOW + 900)));
+    assert_eq!(read(json!({ "expire_at": NOW })).map(drop), Err(TokenError::Expired));
+    // It says nothing of when the token itself ends.
+    let late = verify(&authenticator, &issuer.token(&json!({ "exp": NOW - 60, "expire_at": 0 })));
+    assert_eq!(late.map(drop), Err(TokenError::Expired));
+
+    let overrides = |claim: Value| read(json!({ "override": claim })).unwrap().overrides;
+    assert_eq!(overrides(json!(null)), Overrides::default());
+    let told = overrides(
+        json!({ "presence": {"value": false}, "force_push_join_leave": {"value": true}, "join_leave": {} }),
+    );
+    assert_eq!(told, Overrides { presence: Some(false), push_join_leave: Some(true) });
+    assert_eq!(overrides(json!({ "presence": null })), Overrides::default());
 }
 
 #[test]

@@ -110,7 +110,7 @@ async fn history_presence_and_the_cluster_are_read() {
     answer.is(200, json!({"result": {"num_clients": 1, "num_users": 1}}));
     refused(&api("presence", &json!({"channel": "a"})).of(state).await, 108);
 
-    let node = json!({"uid": "node-1", "name": "node-1", "version": "0.1.0", "num_clients": 0});
+    let node = json!({"uid": "gateway-0", "name": "gateway-0", "version": "0.1.0", "num_clients": 0});
     api("info", &json!({})).of(state).await.is(200, json!({"result": {"nodes": [node]}}));
     for channel in ["news", "room:1", "room:2"] {
         fixture.subscribe(channel);

@@ -231,7 +231,7 @@ impl Backplane for Scripted {
 
     fn nodes(&self) -> BoxFuture<'_, Result<Vec<NodeRecord>, BackplaneError>> {
         Box::pin(ready(Ok(vec![NodeRecord {
-            name: "node-1".into(),
+            name: "gateway-0".into(),
             address: "127.0.0.1:8000".into(),
             zone: None,
             version: "0.1.0".into(),

@@ -93,7 +93,7 @@ async fn presence_disconnect_nodes() {
     get("/v1/nodes").of(state).await.is(
         200,
         json!({"nodes": [{
-            "name": "node-1", "address": "127.0.0.1:8000", "version": "0.1.0",
+            "name": "gateway-0", "address": "127.0.0.1:8000", "version": "0.1.0",
             "connections": 0, "capacity": 1000, "draining": false,
         }]}),
     );

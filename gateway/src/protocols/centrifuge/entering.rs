@@ -53,12 +53,12 @@ impl Ctx<'_> {
         }
     }
 
-    /// Subscribes to channels, each with what its client is told with it. `back`: where the client was.
+    /// Subscribes to channels, each with what its client is told with it. `named`: what the client says of them.
     fn enter_subscribed(
         &mut self,
         id: u32,
         channels: BTreeMap<Box<str>, Box<str>>,
-        back: &BTreeMap<String, SubscribeRequest>,
+        named: &BTreeMap<String, SubscribeRequest>,
         data: Vec<u8>,
     ) {
         self.wait_for_answer();
@@ -77,9 +77,8 @@ impl Ctx<'_> {
                 Err(SubscribeRefused::NodeFull) => return self.fail_to_enter(),
                 Err(refused) => return self.cut(Disconnect::ChannelLimit, &refused),
             }
-            let back = back.get(&*name).filter(|back| back.recover);
             let Some((attempt, confirmation)) =
-                self.begin_of_server(&channel, back, data.as_bytes().to_vec())
+                self.begin_of_server(&channel, named.get(&*name), data.as_bytes().to_vec())
             else {
                 return;
             };

@@ -40,9 +40,6 @@ pub(crate) enum Carrier {
 /// The place of the first form of this protocol in the list of all.
 const FIRST: u8 = 12;
 
-/// And of those of the first five carriers for differences.
-const FIRST_OF_DELTAS: u8 = FIRST + 2 * 8;
-
 /// What clients of one carrier are told; or also who joins and leaves.
 #[derive(Debug)]
 pub(crate) struct Push {
@@ -90,14 +87,8 @@ impl Carrier {
         self.form_with(Payloads::Whole, false)
     }
 
-    /// Those that send no commands cannot ask for differences.
     const fn form_with(self, payloads: Payloads, presence: bool) -> FormId {
-        let place = match payloads {
-            Payloads::Plain => FIRST + 2 * self as u8,
-            Payloads::Whole => FIRST_OF_DELTAS + 4 * self as u8,
-            Payloads::Delta => FIRST_OF_DELTAS + 4 * self as u8 + 2,
-        };
-        FormId::new(place + presence as u8)
+        FormId::new(FIRST + 6 * self as u8 + 2 * payloads as u8 + presence as u8)
     }
 
     pub(super) fn encoding(self) -> Encoding {

@@ -148,6 +148,10 @@ impl Protocol for Centrifuge {
         }
     }
 
+    fn way(&self) -> &'static str {
+        self.0.path().rsplit('/').next().unwrap_or_default()
+    }
+
     fn is_event_source(&self) -> bool {
         matches!(self.0, Way::EventSource | Way::UniEventSource)
     }

@@ -133,15 +133,16 @@ impl Ctx<'_> {
             return self.deny_command(id, code, &format_args!("{name}: {refused}"));
         }
         let (want, back) = self.wanted(channel, Some(request).filter(|request| request.recover));
-        let tells_presence = self.tells_presence(channel, request.join_leave);
+        let overrides = claims.map(|claims| claims.overrides).unwrap_or_default();
+        let asks = overrides.push_join_leave.unwrap_or(request.join_leave);
+        let tells_presence = match overrides.push_join_leave {
+            Some(false) => false,
+            _ => self.tells_presence(channel, asks),
+        };
         let Some((attempt, confirmation)) = self.begin_subscription(channel, want, tells_presence) else {
             return;
         };
-        let by_delta =
-            request.delta == DELTA_KIND && self.core.shared.node.namespaces().of(channel).may_tell_deltas();
-        if let Some(carrier) = self.carrier().filter(|_| by_delta) {
-            self.tell_in(attempt, carrier.form_of_deltas());
-        }
+        let by_delta = self.tell_by_delta(attempt, channel, &request.delta);
         let Some(open) = self.open_mut() else { return };
         let client = open.state_or_default::<Client>();
         let rejects = request.flag & FLAG_REJECT_UNRECOVERED != 0;
@@ -152,8 +153,15 @@ impl Ctx<'_> {
         if expires.is_some() {
             self.beat_in_time();
         }
-        let join = self.join_of(channel);
+        let join = self.join_of(channel).filter(|_| overrides.presence != Some(false));
         self.proceed(attempt, confirmation, join);
+    }
+
+    /// Has its client told by differences, where it asks for them in a way that there is.
+    fn tell_by_delta(&mut self, attempt: Attempt, channel: &Channel, kind: &str) -> bool {
+        let may = kind == DELTA_KIND && self.core.shared.node.namespaces().of(channel).may_tell_deltas();
+        let carrier = self.carrier().filter(|_| may);
+        carrier.map(|carrier| self.tell_in(attempt, carrier.form_of_deltas())).is_some()
     }
 
     /// Subscribes because an application's server says so, whatever the client may by itself.
@@ -166,30 +174,31 @@ impl Ctx<'_> {
         let (want, back) = self.wanted(&channel, Some(request).filter(|request| request.recover));
         let tells_presence = self.tells_presence(&channel, false);
         let (attempt, confirmation) = self.begin_instructed(&channel, want, tells_presence)?;
-        self.note_of_server(attempt, By::Server(data), back);
+        self.note_of_server(attempt, By::Server(data), back, false);
         let join = self.join_of(&channel);
         self.proceed(attempt, confirmation, join);
         Ok(())
     }
 
-    /// Begins one that the token says. `back`: where the client was.
+    /// Begins one that the token says. `named`: what the client says of it: where it was, and whether it reads differences.
     pub(super) fn begin_of_server(
         &mut self,
         channel: &Channel,
-        back: Option<&SubscribeRequest>,
+        named: Option<&SubscribeRequest>,
         data: Vec<u8>,
     ) -> Option<(Attempt, Confirmation)> {
-        let (want, back) = self.wanted(channel, back);
+        let (want, back) = self.wanted(channel, named.filter(|named| named.recover));
         let tells_presence = self.tells_presence(channel, false);
         let begun = self.begin_together(channel, want, tells_presence)?;
-        self.note_of_server(begun.0, By::Token(data), back);
+        let by_delta = self.tell_by_delta(begun.0, channel, named.map_or("", |named| &named.delta));
+        self.note_of_server(begun.0, By::Token(data), back, by_delta);
         Some(begun)
     }
 
-    fn note_of_server(&mut self, attempt: Attempt, by: By, back: Back) {
+    fn note_of_server(&mut self, attempt: Attempt, by: By, back: Back, by_delta: bool) {
         let Some(open) = self.open_mut() else { return };
         let client = open.state_or_default::<Client>();
-        client.subscribing.push(Asked { key: attempt.key, by, back, rejects: false, by_delta: false });
+        client.subscribing.push(Asked { key: attempt.key, by, back, rejects: false, by_delta });
         client.of_server.push(attempt.key);
     }
 

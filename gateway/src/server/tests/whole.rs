@@ -26,6 +26,14 @@ fn publish(channel: &str, body: &str) -> String {
     publish_as("dev-key", channel, "", body)
 }
 
+/// By Centrifugo's server API.
+fn api(body: &str) -> String {
+    format!(
+        "POST /api/publish HTTP/1.1\r\nHost: localhost\r\nX-API-Key: dev-key\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
 fn connect(address: SocketAddr) -> TcpStream {
     let socket = TcpStream::connect(address).unwrap();
     socket.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -75,6 +83,11 @@ fn an_answer_is_the_one_that_hyper_would_give() {
         publish_as("dev-key", "news", "Idempotency-Key: two words\r\n", "x"),
         publish_as("dev-key", "news", origin, "x"),
         publish("news", &"x".repeat(70_000)),
+        api(r#"{"channel":"news","data":{"n":1}}"#),
+        api(r#"{"channel":"two words","data":1}"#),
+        api(r#"{"channel":"news"}"#),
+        api("{"),
+        api("{}").replace("X-API-Key", &format!("{origin}X-API-Key")),
     ];
     for request in &requests {
         let mut whole = connect(rig.address);

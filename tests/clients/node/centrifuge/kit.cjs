@@ -18,12 +18,18 @@ function token(claims, seconds = 600) {
   return `${signed}.${createHmac("sha256", process.env.SECRET).update(signed).digest("base64url")}`;
 }
 
+// A path of a server, whose address may have a query (a router's key).
+function at(address, path) {
+  const [base, query] = address.split("?");
+  return `${base}${path}${query ? `?${query}` : ""}`;
+}
+
 const clients = new Set();
 
 // A client that is connecting; `seen` holds its events.
 function client(address, { transports, ...options } = {}) {
   const Kind = IS_PROTOBUF ? ProtobufCentrifuge : Centrifuge;
-  const made = new Kind(transports ?? `${address.replace("http", "ws")}/connection/websocket`, {
+  const made = new Kind(transports ?? at(address.replace("http", "ws"), "/connection/websocket"), {
     websocket: WebSocket,
     minReconnectDelay: 50,
     maxReconnectDelay: 500,
@@ -83,10 +89,27 @@ let published = 0;
 async function publish(address, channel, data) {
   const key = `key-${process.pid}-${published++}`;
   await until(`published ${data} to ${channel}`, async () => {
-    const answer = await fetch(`${address}/v1/channels/${encodeURIComponent(channel)}/publish`, {
+    const answer = await fetch(`${address.split("?")[0]}/v1/channels/${encodeURIComponent(channel)}/publish`, {
       method: "POST",
       headers: { authorization: "Bearer dev-key", "content-type": "application/json", "idempotency-key": key },
       body: JSON.stringify(data),
+    }).catch(() => ({ ok: false }));
+    return answer.ok;
+  });
+}
+
+// The same to many channels, as many in a request as it may have.
+async function publishToAll(address, channels, data) {
+  for (let from = 0; from < channels.length; from += 100) await publishTogether(address, channels.slice(from, from + 100), data);
+}
+
+async function publishTogether(address, channels, data) {
+  const key = `key-${process.pid}-${published++}`;
+  await until(`published ${data} to ${channels.length} channels`, async () => {
+    const answer = await fetch(`${address}/v1/publish`, {
+      method: "POST",
+      headers: { authorization: "Bearer dev-key", "content-type": "application/json" },
+      body: JSON.stringify({ channels, data, idempotency_key: key }),
     }).catch(() => ({ ok: false }));
     return answer.ok;
   });
@@ -107,4 +130,4 @@ async function report() {
   process.exit();
 }
 
-module.exports = { IS_PROTOBUF, assert, check, client, connected, decoded, encoded, follow, publish, rejected, report, subscribed, token, until };
+module.exports = { IS_PROTOBUF, assert, at, check, client, connected, decoded, encoded, follow, publish, publishToAll, rejected, report, subscribed, token, until };

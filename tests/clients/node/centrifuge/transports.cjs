@@ -6,13 +6,13 @@ const http = require("node:http");
 const path = require("node:path");
 const { chromium } = require("playwright-core");
 const kit = require("./kit.cjs");
-const { IS_PROTOBUF, assert, check, client, connected, decoded, encoded, follow, publish, rejected, subscribed, token, until } = kit;
+const { IS_PROTOBUF, assert, at, check, client, connected, decoded, encoded, follow, publish, rejected, subscribed, token, until } = kit;
 
 const [ONE, TWO] = process.env.GATEWAYS.split(",");
 const ada = { sub: "ada", channels: ["room:*"], publish: ["room:*"], info: { name: "Ada" } };
 
-const stream = (address) => [{ transport: "http_stream", endpoint: `${address}/connection/http_stream` }];
-const over = (address, other, options) => connected(address, { transports: stream(address), emulationEndpoint: `${other}/emulation`, ...options });
+const stream = (address) => [{ transport: "http_stream", endpoint: at(address, "/connection/http_stream") }];
+const over = (address, other, options) => connected(address, { transports: stream(address), emulationEndpoint: at(other, "/emulation"), ...options });
 
 check("commands go to whichever node", async () => {
   const made = await over(ONE, TWO, { token: token(ada) });
@@ -43,7 +43,7 @@ check("an HTTP stream recovers", async () => {
 });
 
 check("who is refused for good stops", async () => {
-  const wrong = client(ONE, { transports: stream(ONE), emulationEndpoint: `${TWO}/emulation`, token: "not.a.token" });
+  const wrong = client(ONE, { transports: stream(ONE), emulationEndpoint: at(TWO, "/emulation"), token: "not.a.token" });
   await until("it stops", () => wrong.state === "disconnected");
   assert.strictEqual(wrong.seen.at(-1).code, 3500);
 });
@@ -69,55 +69,60 @@ async function proxy(to) {
   return `http://127.0.0.1:${made.address().port}`;
 }
 
-if (!IS_PROTOBUF) {
-  const LIBRARY = path.join(path.dirname(require.resolve("centrifuge")), "../dist/centrifuge.js");
+const LIBRARY = path.join(path.dirname(require.resolve("centrifuge")), `../dist/centrifuge${IS_PROTOBUF ? ".protobuf" : ""}.js`);
+// Event streams carry text.
+const WAYS = ["websocket", "http_stream", ...(IS_PROTOBUF ? [] : ["sse"])];
 
-  check("chromium: a page falls back to each transport", async () => {
-    const stripped = await proxy(ONE);
-    const browser = await chromium.launch({
-      executablePath: process.env.CHROMIUM,
-      args: ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"],
-    });
-    const application = http.createServer((_, answer) => answer.setHeader("content-type", "text/html").end("<!doctype html><title>app</title>"));
-    application.listen(0, "127.0.0.1");
-    await once(application, "listening");
-    for (const fallback of ["http_stream", "sse"]) {
-      const page = await browser.newPage();
-      const problems = [];
-      page.on("pageerror", (error) => problems.push(String(error)));
-      await page.goto(`http://127.0.0.1:${application.address().port}/`);
-      await page.addScriptTag({ path: LIBRARY });
-      const channel = `news:page-${fallback}`;
-      await page.evaluate(
-        ({ at, other, fallback, channel }) => {
-          window.seen = [];
-          window.client = new window.Centrifuge(
-            [
-              { transport: "websocket", endpoint: `${at.replace("http", "ws")}/connection/websocket` },
-              { transport: fallback, endpoint: `${at}/connection/${fallback}` },
-            ],
-            { emulationEndpoint: `${other}/emulation` },
-          );
-          window.client.on("connected", ({ transport }) => (window.transport = transport));
-          const subscription = window.client.newSubscription(channel);
-          subscription.on("publication", ({ data }) => window.seen.push(data));
-          subscription.on("subscribed", () => (window.stands = true));
-          subscription.subscribe();
-          window.client.connect();
-        },
-        { at: stripped, other: TWO, fallback, channel },
-      );
-      await page.waitForFunction(() => window.stands);
-      assert.strictEqual(await page.evaluate(() => window.transport), fallback);
-      await publish(TWO, channel, { fallback });
-      await page.waitForFunction((fallback) => window.seen.some((data) => data.fallback === fallback), fallback);
-      const { offset } = await page.evaluate((channel) => window.client.history(channel), channel);
-      assert.strictEqual(offset, 1);
-      assert.deepStrictEqual(problems, []);
-      await page.close();
-    }
-    await browser.close();
+check("chromium: a page uses each transport, and falls back where there is no WebSocket", async () => {
+  const stripped = await proxy(ONE);
+  const browser = await chromium.launch({
+    executablePath: process.env.CHROMIUM,
+    args: ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"],
   });
-}
+  const application = http.createServer((_, answer) => answer.setHeader("content-type", "text/html").end("<!doctype html><title>app</title>"));
+  application.listen(0, "127.0.0.1");
+  await once(application, "listening");
+  for (const way of WAYS) {
+    const page = await browser.newPage();
+    const problems = [];
+    page.on("pageerror", (error) => problems.push(String(error)));
+    await page.goto(`http://127.0.0.1:${application.address().port}/`);
+    await page.addScriptTag({ path: LIBRARY });
+    const channel = `news:page-${way}-${IS_PROTOBUF}`;
+    const server = way === "websocket" ? ONE : stripped + (ONE.includes("?") ? ONE.slice(ONE.indexOf("?")) : "");
+    await page.evaluate(
+      ({ socket, fallback, emulation, way, channel, isProtobuf }) => {
+        window.seen = [];
+        const transports = [{ transport: "websocket", endpoint: socket }];
+        if (way !== "websocket") transports.push({ transport: way, endpoint: fallback });
+        window.client = new window.Centrifuge(transports, { emulationEndpoint: emulation });
+        window.client.on("connected", ({ transport }) => (window.transport = transport));
+        const read = (data) => (isProtobuf ? JSON.parse(new TextDecoder().decode(data)) : data);
+        const subscription = window.client.newSubscription(channel);
+        subscription.on("publication", ({ data }) => window.seen.push(read(data)));
+        subscription.on("subscribed", () => (window.stands = true));
+        subscription.subscribe();
+        window.client.connect();
+      },
+      {
+        socket: at(server.replace("http", "ws"), "/connection/websocket"),
+        fallback: at(server, `/connection/${way}`),
+        emulation: at(TWO, "/emulation"),
+        way,
+        channel,
+        isProtobuf: IS_PROTOBUF,
+      },
+    );
+    await page.waitForFunction(() => window.stands);
+    assert.strictEqual(await page.evaluate(() => window.transport), way);
+    await publish(TWO, channel, { way });
+    await page.waitForFunction((way) => window.seen.some((data) => data.way === way), way);
+    const { offset } = await page.evaluate((channel) => window.client.history(channel), channel);
+    assert.strictEqual(offset, 1);
+    assert.deepStrictEqual(problems, []);
+    await page.close();
+  }
+  await browser.close();
+});
 
 kit.report();

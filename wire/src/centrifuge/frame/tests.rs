@@ -1,6 +1,8 @@
 //! Golden frames of both encodings, and round trips.
 
 use proptest::{collection::vec, option, prelude::*};
+use prost::Message;
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
 
 use super::*;
@@ -33,6 +35,34 @@ fn check_reply(reply: &Reply, expect: &str) {
     let mut out = Vec::new();
     encode(reply, Encoding::Protobuf, &mut out);
     assert_eq!(Reply::decode_length_delimited(&*out).expect("a reply"), *reply);
+}
+
+/// Each in JSON, and in Protobuf as another implementation writes it (`tests/clients/python/centrifuge_golden.py`).
+#[test]
+fn golden_frames() {
+    for line in include_str!("golden.tsv").lines() {
+        let [kind, json, hex] = line.split('\t').collect::<Vec<_>>()[..] else { panic!("{line}") };
+        let octet = |digits: &[u8]| {
+            let digits = std::str::from_utf8(digits).expect("ASCII");
+            u8::from_str_radix(digits, 16).expect("two digits")
+        };
+        let protobuf: Vec<u8> = hex.as_bytes().chunks(2).map(octet).collect();
+        match kind {
+            "Command" => check_golden::<Command>(json, &protobuf),
+            _ => check_golden::<Reply>(json, &protobuf),
+        }
+    }
+}
+
+#[track_caller]
+fn check_golden<M>(json: &str, protobuf: &[u8])
+where
+    M: Message + Default + PartialEq + Serialize + DeserializeOwned + std::fmt::Debug,
+{
+    let message = M::decode(protobuf).expect(json);
+    assert_eq!(serde_json::to_string(&message).expect(json), json);
+    assert_eq!(serde_json::from_str::<M>(json).expect(json), message);
+    assert_eq!(message.encode_to_vec(), protobuf, "{json}");
 }
 
 #[test]

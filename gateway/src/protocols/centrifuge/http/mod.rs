@@ -92,6 +92,10 @@ impl Api for ServerApi {
         path.strip_prefix(API).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
 
+    fn is_publish(&self, path: &str) -> bool {
+        path.strip_prefix(API) == Some("/publish")
+    }
+
     fn answer<'r>(&self, state: &'r HttpState, parts: &'r Parts, body: Body) -> BoxFuture<'r, Response> {
         answer(state, parts, body).boxed()
     }
@@ -244,7 +248,7 @@ impl Call<'_> {
             "presence" => self.presence(params).await,
             "presence_stats" => self.presence_stats(params).await,
             "history" => self.history(params).await,
-            "channels" => self.channels(params),
+            "channels" => self.channels(params).await,
             "info" => self.info().await,
             "history_remove" => self.history_remove(params).await,
             _ => {

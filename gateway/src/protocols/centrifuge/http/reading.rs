@@ -17,14 +17,20 @@ use super::{
     nothing,
     request::{Channels, OfChannel},
 };
-use crate::{auth::Scope, node::roster::List};
+use crate::{
+    app::apps::AppId,
+    auth::Scope,
+    node::{channels::ChannelsError, roster::List},
+};
 
 /// Publications in one answer, as over `/v1`.
 const HISTORY_MAX: usize = 1000;
 
-/// Channels that one answer is chosen from: those that begin as the pattern does. More are paged through with
-/// `GET /v1/channels`; each page is a look at all channels of the node, so here it is one.
+/// Channels of one answer. More are paged through with `GET /v1/channels`, of one node after the other.
 const CHANNELS_MAX: usize = 10_000;
+
+/// Of a pattern, which each name of a node is held against.
+const PATTERN_BYTES_MAX: usize = 256;
 
 #[derive(Serialize)]
 struct Presence {
@@ -110,26 +116,30 @@ impl Call<'_> {
         nothing()
     }
 
-    /// Channels with subscribers on this node.
-    pub(super) fn channels(&self, params: &Bytes) -> Answer {
+    /// Channels with subscribers on any node.
+    pub(super) async fn channels(&self, params: &Bytes) -> Answer {
         let Channels { pattern } = parameters(params)?;
         self.check(Scope::Read, None)?;
         if pattern.contains(['[', ']', '{', '}', '\\', '!']) {
             return Err(Refused::bad("of patterns only * and ? are known"));
         }
-        let prefix = pattern.split(['*', '?']).next().unwrap_or_default();
-        let found = self.state.node.channels(self.app(), prefix, None, CHANNELS_MAX + 1);
-        if found.len() > CHANNELS_MAX {
-            let why = format!(
-                "more than {CHANNELS_MAX} channels begin with {prefix:?}: give more of their beginning"
-            );
-            return Err(Refused::because(ErrorCode::LimitExceeded, why));
+        if pattern.len() > PATTERN_BYTES_MAX {
+            return Err(Refused::bad(format!("a pattern has at most {PATTERN_BYTES_MAX} bytes")));
         }
-        let fitting = found.iter().filter(|it| self.key.covers(&it.name));
-        let fitting = fitting.filter(|it| pattern.is_empty() || fits(&pattern, it.name.name()));
-        let info = |subscribers| ChannelInfo { num_clients: subscribers };
-        let channels = fitting.map(|it| (it.name.name().to_owned(), info(it.subscribers))).collect();
-        result(&ChannelList { channels })
+        let pattern = if pattern.is_empty() { "*" } else { &pattern };
+        let found = self.state.node.channels_of_all(self.app(), pattern, CHANNELS_MAX).await;
+        let found = found.map_err(|error| {
+            let code = match error {
+                ChannelsError::TooMany { .. } => ErrorCode::LimitExceeded,
+                ChannelsError::Silent(_) | ChannelsError::Backplane(_) => ErrorCode::Internal,
+            };
+            Refused::because(code, error.to_string())
+        })?;
+        let covers =
+            |name: &str| AppId::channel(self.app(), name).is_ok_and(|channel| self.key.covers(&channel));
+        let fitting = found.into_iter().filter(|(name, _)| covers(name));
+        let channels = fitting.map(|(name, num_clients)| (name.into(), ChannelInfo { num_clients }));
+        result(&ChannelList { channels: channels.collect() })
     }
 
     pub(super) async fn info(&self) -> Answer {
@@ -142,55 +152,5 @@ impl Call<'_> {
 impl From<NodeRecord> for Node {
     fn from(node: NodeRecord) -> Self {
         Self { uid: node.name.clone(), name: node.name, version: node.version, num_clients: node.connections }
-    }
-}
-
-/// Whether a name is of a pattern in which `*` stands for any characters and `?` for one. A name has at most 200, so going
-/// back to the last star is cheap.
-fn fits(pattern: &str, name: &str) -> bool {
-    let (pattern, name) = (pattern.as_bytes(), name.as_bytes());
-    let (mut at, mut read, mut star) = (0, 0, None);
-    while read < name.len() {
-        match pattern.get(at) {
-            Some(b'*') => {
-                star = Some((at, read));
-                at += 1;
-            }
-            Some(&wanted) if wanted == b'?' || wanted == name[read] => {
-                at += 1;
-                read += 1;
-            }
-            _ => {
-                let Some((star_at, from)) = star else { return false };
-                star = Some((star_at, from + 1));
-                at = star_at + 1;
-                read = from + 1;
-            }
-        }
-    }
-    pattern[at..].iter().all(|&rest| rest == b'*')
-}
-
-#[cfg(test)]
-mod tests {
-    use super::fits;
-
-    #[test]
-    fn patterns() {
-        for (pattern, name, expect) in [
-            ("a", "a", true),
-            ("a", "ab", false),
-            ("a*", "a", true),
-            ("a*", "abc", true),
-            ("*c", "abcc", true),
-            ("a*c*", "abd", false),
-            ("a?c", "abc", true),
-            ("a?c", "ac", false),
-            ("*b*", "abc", true),
-            ("**", "", true),
-            ("", "a", false),
-        ] {
-            assert_eq!(fits(pattern, name), expect, "{pattern} {name}");
-        }
     }
 }

@@ -55,6 +55,7 @@ fn what_cannot_be_a_command_is_a_bad_request() {
     ] {
         check(&rig, true, text, 3501);
     }
+    rig.eventually_metric("tidegate_disconnects_total{reason=\"protocol_error\"}", 19.0);
     check(&rig, true, r#"{"send":{"data":1}}"#, 3508);
     check(&rig, true, r#"{"id":5,"send":{"data":1}}"#, 3508);
     rig.eventually_empty();

@@ -9,7 +9,7 @@ mod orders;
 mod presence;
 mod recovery;
 mod rights;
-mod streams;
+pub(super) mod streams;
 mod table;
 mod tokens;
 

@@ -7,7 +7,7 @@ use tidegate_testkit::{Answer, DEADLINE, RawTcp, Rest};
 use super::{super::apart::token_of, Rig, with_presence};
 
 /// An answer that goes on, and what it says.
-struct Stream {
+pub(in crate::server::tests) struct Stream {
     tcp: RawTcp,
     head: String,
     received: Vec<u8>,
@@ -16,14 +16,14 @@ struct Stream {
 
 impl Stream {
     #[track_caller]
-    fn post(rig: &Rig, path: &str, body: &str) -> Self {
+    pub(in crate::server::tests) fn post(rig: &Rig, path: &str, body: &str) -> Self {
         let head =
             format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n", body.len());
         Self::open(rig, &[head.as_bytes(), body.as_bytes()])
     }
 
     #[track_caller]
-    fn get(rig: &Rig, path: &str, parameter: &str, message: &Value) -> Self {
+    pub(in crate::server::tests) fn get(rig: &Rig, path: &str, parameter: &str, message: &Value) -> Self {
         let message: String = form_urlencoded::byte_serialize(message.to_string().as_bytes()).collect();
         let head = format!("GET {path}?{parameter}={message} HTTP/1.1\r\nHost: localhost\r\n\r\n");
         Self::open(rig, &[head.as_bytes()])
@@ -43,7 +43,7 @@ impl Stream {
 
     /// What is said next, pings aside.
     #[track_caller]
-    fn next(&mut self) -> Value {
+    pub(in crate::server::tests) fn next(&mut self) -> Value {
         loop {
             let end: &[u8] = if self.is_events { b"\n\n" } else { b"\n" };
             let Some(at) = self.received.windows(end.len()).position(|it| it == end) else {
@@ -68,7 +68,7 @@ impl Stream {
 }
 
 #[track_caller]
-fn emulate(rig: &Rig, session: &Value, frame: &str) -> Answer {
+pub(in crate::server::tests) fn emulate(rig: &Rig, session: &Value, frame: &str) -> Answer {
     let body = json!({"session": session, "node": "", "data": frame});
     Rest::new(rig.address).without_key().post_json("/emulation", &body)
 }
@@ -153,6 +153,52 @@ fn clients_that_send_no_commands_are_subscribed_to_what_they_name() {
     assert_eq!(socket.expect_json(), json!({"channel": "plain:a", "pub": {"data": 3}}));
     drop(socket);
     rig.eventually_empty();
+}
+
+/// Who sends no commands asks for differences where it names its channels.
+#[test]
+fn clients_that_send_no_commands_are_told_by_differences() {
+    let mut config = with_presence();
+    config.namespaces.default.delta = true;
+    let rig = Rig::start(config);
+    let payload = |number: usize| {
+        json!({"number": number, "text": "a text that stays as it is", "more": [1, 2, 3, 4, 5, 6]})
+            .to_string()
+    };
+    rig.publish("news", &payload(0));
+    let request =
+        json!({"subs": {"news": {"recover": true, "delta": "fossil"}, "plain:a": {"delta": "fossil"}}});
+    let lines = Stream::post(&rig, "/connection/uni_http_stream", &request.to_string());
+    let events = Stream::get(&rig, "/connection/uni_sse", "cf_connect", &request);
+    let mut streams = [lines, events];
+    let mut socket = tidegate_testkit::WsClient::connect(rig.address, "/connection/uni_websocket");
+    socket.send_text(&request.to_string());
+    let mut told: Vec<Value> = streams.iter_mut().map(Stream::next).collect();
+    told.push(socket.expect_json());
+    for told in &told {
+        let subs = &told["connect"]["subs"];
+        assert_eq!((&subs["news"]["delta"], &subs["plain:a"]), (&json!(true), &json!({})), "{told}");
+        assert_eq!(subs["news"]["publications"][0]["data"], payload(0), "{told}");
+    }
+    let (mut before, mut deltas) = (vec![Vec::new(); 3], 0);
+    for number in 1..20 {
+        rig.publish("news", &payload(number));
+        let mut told: Vec<Value> = streams.iter_mut().map(Stream::next).collect();
+        told.push(socket.expect_json());
+        for (told, before) in told.iter().zip(&mut before) {
+            let (publication, data) = (&told["pub"], told["pub"]["data"].as_str().unwrap().as_bytes());
+            *before = match publication["delta"] == true {
+                true => {
+                    deltas += 1;
+                    tidegate_wire::centrifuge::delta::apply(before, data).unwrap()
+                }
+                false => data.to_vec(),
+            };
+            assert_eq!(String::from_utf8_lossy(before), payload(number));
+        }
+    }
+    // Each begins with those that come whole, while it follows what it has recovered.
+    assert!(deltas > 3 * 10, "{deltas}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
     super::apart::{token, token_of},
@@ -17,6 +17,60 @@ fn with_closed() -> Config {
         Namespace { anonymous_subscribe: false, presence: true, ..config.namespaces.default.clone() };
     config.namespaces.named.insert("closed".into(), closed);
     config
+}
+
+/// Whether the client brings another token is up to `expire_at`, where there is one.
+#[test]
+fn a_connection_may_outlast_its_token_or_end_before_it() {
+    let rig = Rig::start(with_closed());
+    let of = |expire_at: i64| token_of(&json!({"sub": "ada", "exp": at(3), "expire_at": expire_at}));
+    let plain = token_of(&json!({"sub": "ada", "exp": at(4)}));
+    let mut plain = Client::connect_with(&rig, json!({ "token": plain }));
+    let mut ever = Client::open(&rig);
+    let told = ever.ask("connect", json!({"token": of(0)}));
+    assert_eq!((&told["expires"], &told["ttl"]), (&Value::Null, &Value::Null), "{told}");
+    let mut long = Client::open(&rig);
+    let told = long.ask("connect", json!({"token": of(at(600))}));
+    assert!(told["expires"] == true && told["ttl"].as_u64().unwrap() > 500, "{told}");
+    let early = token_of(&json!({"sub": "ada", "exp": at(600), "expire_at": at(2)}));
+    let mut early = Client::connect_with(&rig, json!({ "token": early }));
+    assert_eq!(early.socket.expect_close(3005), "connection expired");
+    // By then the tokens of the others have ended, too.
+    assert_eq!(plain.socket.expect_close(3005), "connection expired");
+    ever.ask("ping", json!({}));
+    long.ask("ping", json!({}));
+}
+
+/// A token for a subscription says how its client is there.
+#[test]
+fn a_subscription_may_be_unlisted_and_told_who_comes() {
+    let rig = Rig::start(with_closed());
+    let of = |user: &str, overrides: Value| {
+        token_of(&json!({"sub": user, "channel": "closed:a", "override": overrides, "exp": at(600)}))
+    };
+    let enter = |user: &str, overrides: Value, join_leave: bool| {
+        let mut client = Client::connect_with(&rig, json!({"token": token_of(&json!({"sub": user}))}));
+        let subscribe =
+            json!({"channel": "closed:a", "token": of(user, overrides), "join_leave": join_leave});
+        client.ask("subscribe", subscribe);
+        client
+    };
+    let mut told = enter("ada", json!({"force_push_join_leave": {"value": true}}), false);
+    let mut deaf = enter("eve", json!({"force_push_join_leave": {"value": false}}), true);
+    assert_eq!(told.next()["push"]["join"]["info"]["user"], "eve");
+    let unlisted = enter("spy", json!({"presence": {"value": false}}), false);
+    let bob = enter("bob", json!({}), false);
+    assert_eq!(told.next()["push"]["join"]["info"]["user"], "bob");
+    let there = rig.present("closed:a");
+    let is_there = |client: &Client| there.iter().any(|name| **name == *client.name);
+    assert!(is_there(&told) && is_there(&deaf) && is_there(&bob) && !is_there(&unlisted), "{there:?}");
+    // Who was not there does not leave.
+    drop(unlisted);
+    rig.eventually_subscribers("closed:a", 3);
+    drop(bob);
+    assert_eq!(told.next()["push"]["leave"]["info"]["user"], "bob");
+    rig.publish("closed:a", "1");
+    assert_eq!(deaf.expect_publication("closed:a")["data"], 1);
 }
 
 /// So many seconds from now.

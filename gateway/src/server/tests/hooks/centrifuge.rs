@@ -4,7 +4,11 @@ use serde_json::{Value, json};
 use tidegate_testkit::WsClient;
 
 use super::{
-    super::rig::Rig,
+    super::{
+        apart::{token_of, with_presence},
+        centrifuge::streams::{Stream, emulate},
+        rig::Rig,
+    },
     application::{Application, Asked},
 };
 use crate::config::{Config, HookDialect, HookQuestion};
@@ -98,4 +102,80 @@ fn who_is_refused_is_told_and_closed() {
     let mut client = WsClient::connect(rig.address, "/connection/websocket");
     client.send_text("{\"id\":1,\"connect\":{}}");
     assert_eq!(client.expect_json()["error"]["code"], 100, "it comes back");
+}
+
+/// Whatever carries the connection, and by whichever request its commands come.
+#[test]
+fn clients_without_a_web_socket_are_asked_about_too() {
+    let application = Application::start(answer);
+    let rig = Rig::start(config(&application));
+    let connect = json!({"id": 1, "connect": {"data": {"t": 1}}});
+    let streams = [
+        ("http_stream", Stream::post(&rig, "/connection/http_stream", &connect.to_string())),
+        ("sse", Stream::get(&rig, "/connection/sse", "cf_connect", &connect)),
+    ];
+    for (way, mut stream) in streams {
+        let told = stream.next();
+        assert_eq!(told["connect"]["data"], json!({"hi": {"t": 1}}), "{told}");
+        assert!(told["connect"]["subs"]["own"].is_object(), "{told}");
+        let commands = concat!(
+            "{\"id\":2,\"subscribe\":{\"channel\":\"a\"}}\n{\"id\":3,\"rpc\":{\"method\":\"who\"}}\n",
+            "{\"id\":4,\"subscribe\":{\"channel\":\"no\"}}\n{\"id\":5,\"publish\":{\"channel\":\"a\",\"data\":{}}}\n",
+        );
+        assert_eq!(emulate(&rig, &told["connect"]["session"], commands).status, 204);
+        let mut told: Vec<Value> = (0..5).map(|_| stream.next()).collect();
+        told.sort_by_key(|told| told["id"].as_u64());
+        let [published, subscribed, called, refused, publish] = &told[..] else { panic!("{told:?}") };
+        assert_eq!(published["push"]["pub"]["data"], json!({"changed": true}));
+        assert_eq!(subscribed["subscribe"]["data"], json!({"first": 1}));
+        assert_eq!(called["rpc"]["data"], json!({"method": "who", "user": "ada"}));
+        assert_eq!(refused["error"]["code"], 103);
+        assert!(publish["publish"].is_object(), "{publish}");
+        let asked = application.asked();
+        let last = asked.last().unwrap().json();
+        assert_eq!((&last["transport"], &last["meta"]), (&json!(way), &json!({"m": 1})));
+    }
+}
+
+/// Who sends no commands is asked about once, and subscribed to what the application says.
+#[test]
+fn clients_that_send_no_commands_are_asked_about_when_they_connect() {
+    let application = Application::start(answer);
+    let rig = Rig::start(config(&application));
+    let connect = json!({"data": {"t": 1}});
+    let streams = [
+        ("uni_http_stream", Stream::post(&rig, "/connection/uni_http_stream", &connect.to_string())),
+        ("uni_sse", Stream::get(&rig, "/connection/uni_sse", "cf_connect", &connect)),
+    ];
+    for (nth, (way, mut stream)) in streams.into_iter().enumerate() {
+        let told = stream.next();
+        assert_eq!(told["connect"]["data"], json!({"hi": {"t": 1}}), "{told}");
+        assert!(told["connect"]["subs"]["own"].is_object(), "{told}");
+        assert_eq!(application.asked()[nth].json()["transport"], way);
+        rig.publish("own", "1");
+        assert_eq!(stream.next()["pub"]["data"], 1);
+    }
+    application.turn(|_| (200, "{\"disconnect\":{\"code\":4501,\"reason\":\"bad\"}}".into()));
+    let mut refused = Stream::post(&rig, "/connection/uni_http_stream", "{}");
+    assert_eq!(refused.next()["disconnect"], json!({"code": 4501, "reason": "bad"}));
+    application.turn(|_| (500, String::new()));
+    let mut back = Stream::post(&rig, "/connection/uni_http_stream", "{}");
+    assert_eq!(back.next()["disconnect"]["code"], 3004, "it comes back");
+    rig.eventually_empty();
+}
+
+/// What a token says of its connection for the application.
+#[test]
+fn the_claim_meta_is_told() {
+    let application = Application::start(answer);
+    let mut config = config(&application);
+    config.auth.jwt = with_presence().auth.jwt;
+    let rig = Rig::start(config);
+    let mut client = WsClient::connect(rig.address, "/connection/websocket");
+    let connect =
+        json!({"id": 1, "connect": {"token": token_of(&json!({"sub": "eve", "meta": {"plan": 7}}))}});
+    client.send_text(&format!("{connect}\n{}", json!({"id": 2, "rpc": {"method": "who"}})));
+    assert_eq!(client.expect_json()["connect"]["data"], Value::Null);
+    assert_eq!(client.expect_json()["rpc"]["data"]["user"], "eve");
+    assert_eq!(application.asked()[0].json()["meta"], json!({"plan": 7}));
 }
