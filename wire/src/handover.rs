@@ -307,7 +307,7 @@ mod tests {
 
     #[test]
     fn another_version_is_not_guessed_at() {
-        assert_eq!(Offer::parse(&[2, 0, 0]), Err(HandoverError::Version(2)));
+        assert_eq!(Offers::parse(&[1, 0, 0]), Err(HandoverError::Version(1)));
         assert_eq!(Answers::parse(&[0]), Err(HandoverError::Version(0)));
         assert_eq!(Answers::parse(&[VERSION, 0, 0, 0, 1, 9]), Err(HandoverError::Answer(9)));
         assert_eq!(Answers::parse(&[VERSION, 0]), Err(HandoverError::TooShort));

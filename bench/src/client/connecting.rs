@@ -109,14 +109,14 @@ impl Fleet {
             Role::SubscribePusher | Role::SubscribePresence => {
                 upgrade(&format!("{prefix}{}", pusher::PATH), authority)
             }
-            // Its token is in its first command.
-            Role::SubscribeCentrifuge(dialect) => {
-                return upgrade(&format!("{prefix}{}", dialect.path()), authority).into_bytes();
-            }
             Role::SubscribeRecovering => {
                 let since = if position.is_empty() { String::new() } else { format!("&since={position}") };
                 let path = format!("{prefix}/ws?channel={channel}&envelope=json&positions=true{since}");
                 upgrade(&path, authority)
+            }
+            // Its token is in its first command.
+            Role::SubscribeCentrifuge(dialect) => {
+                return upgrade(&format!("{prefix}{}", dialect.path()), authority).into_bytes();
             }
             Role::Subscribe => upgrade(&format!("{prefix}/ws?channel={channel}"), authority),
             Role::Echo { .. } => upgrade(&format!("{prefix}/echo"), authority),

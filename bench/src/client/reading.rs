@@ -95,7 +95,6 @@ impl Fleet {
         };
         let echo = matches!(config.role, Role::Echo { .. });
         let socket_io = config.role == Role::SubscribeSocketIo;
-        let recovers = config.role == Role::SubscribeRecovering;
         let is_pusher = matches!(config.role, Role::SubscribePusher | Role::SubscribePresence);
         let (mut ended, mut joined) = (None, false);
         let fed = scanner.feed(bytes, |event| match event {
@@ -141,7 +140,7 @@ impl Fleet {
                     centrifuge::Packet::Other => {}
                 }
             }
-            FrameEvent::Message { head, .. } if recovers => {
+            FrameEvent::Message { head, .. } if config.role == Role::SubscribeRecovering => {
                 if let Some(data) = envelope::data(head, position) {
                     stats.message(order, data, now_ns, config.run);
                 }

@@ -2,8 +2,9 @@
 //! machine drifts for all, and a ratio is taken within a round.
 //!
 //! [`plan`] says what there is; [`gateway`], [`redis`], [`router`], [`scaling`], [`pusher`], [`centrifuge`], [`ledger`],
-//! [`handover`] and [`filling`] do it with [`rig`] on the client's side and [`servers`] and [`process`] on the other;
-//! [`table`] writes it down, and [`costs`] what `tidegate plan` reckons with.
+//! [`handover`] and [`filling`] do it with [`rig`] on the
+//! client's side and [`servers`] and [`process`] on the other; [`table`] writes it down, and [`costs`] what `tidegate plan`
+//! reckons with.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -35,10 +35,6 @@ section! {
         /// 5 s; so it is off until asked for; the app of `--dev`
         /// has it on.
         subscription_count: bool = false;
-        /// Whether clients of Pusher Channels are asked to come back (4200) when the gateway that they belong to has room,
-        /// as clients that recover are. They cannot recover: what is published until they are back, some tens of
-        /// milliseconds later, they miss, and in presence channels they leave and join.
-        may_move: bool = false;
         /// See `apps.ID.limits.*`.
         limits: AppLimits = AppLimits::default();
         /// Who is told of what happens in the app's channels.

@@ -43,16 +43,6 @@ pub(crate) enum Leave {
     },
 }
 
-/// Which clients are asked to come back to the node that they belong to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Moves {
-    Never,
-    /// One that comes back can say where it was in its channels: it misses nothing of those with history.
-    Recovering,
-    /// It misses what is published until it is back, and its application has said that this may be.
-    Losing,
-}
-
 /// Why a client is asked to come back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ComeBack {
@@ -142,31 +132,26 @@ impl Leave {
     }
 }
 
+/// Ends the connection of a client that loses nothing by coming back.
 impl Ctx<'_> {
-    /// Ends the connection of a client that loses nothing by coming back, or whose application has said that it may.
     fn ask_back(&mut self) {
-        if self.may_move() {
+        if self.would_miss_nothing() {
             self.leave(Leave::ComeBack(ComeBack::Room));
         } else {
             self.core.metrics.moves_declined.add(1);
         }
     }
 
-    /// Whether it is settled in its channels, and all that is published in them while it is away will be there when it
-    /// comes back.
-    fn may_move(&self) -> bool {
+    /// Whether all that is published while it is away will be there when it comes back.
+    fn would_miss_nothing(&self) -> bool {
         let Some(open) = self.open() else { return false };
-        let is_settled = open.subscription_count() == open.subscriptions.as_slice().len();
         let (hub, namespaces) = (&self.core.hub, self.core.shared.node.namespaces());
         let has_history = |subscription: &Subscription| {
             namespaces.of(hub.channel(hub.channel_of(*subscription))).history_size > 0
         };
-        is_settled
-            && match open.protocol.of_list(self.core.shared.protocols).moves(self.core, open) {
-                Moves::Never => false,
-                Moves::Recovering => open.subscriptions.as_slice().iter().all(has_history),
-                Moves::Losing => true,
-            }
+        open.protocol.of_list(self.core.shared.protocols).recovers(open)
+            && open.subscription_count() == open.subscriptions.as_slice().len()
+            && open.subscriptions.as_slice().iter().all(has_history)
     }
 }
 

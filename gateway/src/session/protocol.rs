@@ -16,7 +16,7 @@ use super::{
     asking::Said,
     core::Core,
     ctx::Ctx,
-    leaving::{Leave, Moves},
+    leaving::Leave,
     opening::{Request, Stop},
     presence::Present,
     subscribing::Attempt,
@@ -206,10 +206,10 @@ pub(crate) trait Protocol: Sync + std::fmt::Debug {
         true
     }
 
-    /// Whether a client may be asked to come back for the only reason that another node has room.
-    fn moves(&self, core: &Core, open: &Open) -> Moves {
-        let _ = (core, open);
-        Moves::Never
+    /// Whether a client that comes back can say where it was in its channels, and so misses nothing of those with history.
+    fn recovers(&self, open: &Open) -> bool {
+        let _ = open;
+        false
     }
 
     /// When something ends that it keeps of an open connection; [`Event::Due`] says so then.

@@ -15,8 +15,6 @@ lease = \"3s\"
 [namespaces.kept]
 history_size = 5000
 history_age = \"5m\"
-[apps.1]
-may_move = true
 ";
 
 const FILL: &str = "[fill]\nperiod = \"2s\"\n";
@@ -69,9 +67,13 @@ fn a_gateway_that_comes_back_gets_its_own_clients_that_recover_and_no_others() {
 /// Of each real client: some hundred connections in one process.
 const SDK_CLIENTS: usize = 150;
 
+/// Slow enough that who came in two seconds is not most of a third: until the gateway reports them, routers may count them
+/// twice, and so few clients would find it full.
+const SDK_FILL: &str = "[fill]\nperiod = \"10s\"\n";
+
 /// A third gateway is added under real clients, which publish until it has what belongs to it.
 fn a_third_is_filled(script: Tool, end: impl Fn(&Site)) {
-    let mut site = Site::with(2, GATEWAYS, &format!("{SHORT_DRAIN}{FILL}"));
+    let mut site = Site::with(2, GATEWAYS, &format!("{SHORT_DRAIN}{SDK_FILL}"));
     let script = script.environment("ROUTER", format!("http://{}", site.router.public));
     let mut script = script.environment("CLIENTS", SDK_CLIENTS.to_string()).spawn();
     script.wait_line("all are subscribed", DEADLINE * 2, |line| line.contains("ready").then_some(()));
@@ -104,14 +106,5 @@ fn a_third_is_filled(script: Tool, end: impl Fn(&Site)) {
 fn a_gateway_that_is_added_is_filled_with_clients_of_centrifugo_that_miss_nothing() {
     a_third_is_filled(Tool::node("centrifuge/fill.cjs"), |site| {
         site.router.rest().publish("kept:a", "\"end\"");
-    });
-}
-
-/// They have no key, so none of them belongs anywhere: each comes to the one that has room all the same.
-#[test]
-fn a_gateway_that_is_added_is_filled_with_clients_of_pusher_where_the_app_says_so() {
-    a_third_is_filled(Tool::node("pusher/fill.cjs"), |site| {
-        let answer = site.router.rest().post("/v1/channels/room/publish?event=end", "text/plain", "");
-        assert_eq!(answer.status, 200, "{}", answer.text());
     });
 }

@@ -155,7 +155,6 @@ impl Apps {
             limits: entry.limits,
             client_events: entry.client_events,
             subscription_count: entry.subscription_count,
-            may_move: entry.may_move,
             signer,
             usage,
         }

@@ -43,8 +43,6 @@ pub(crate) struct App {
     pub limits: AppLimits,
     pub client_events: bool,
     pub subscription_count: bool,
-    /// Its clients may be asked to come back to the node that they belong to.
-    pub may_move: bool,
     signer: Arc<Signer>,
     pub(crate) webhooks: Vec<Endpoint>,
     usage: Arc<Usage>,

@@ -47,7 +47,7 @@ use crate::{
         Ctx, Open,
         asking::Said,
         core::Core,
-        leaving::{ComeBack, Leave, Moves},
+        leaving::{ComeBack, Leave},
         opening::{Request, Stop},
         protocol::{Event, Protocol, ProtocolState, Transport},
         tokens::Grants,
@@ -218,8 +218,8 @@ impl Protocol for Centrifuge {
         Stage::of(open) == Stage::Connected
     }
 
-    fn moves(&self, _core: &Core, _open: &Open) -> Moves {
-        Moves::Recovering
+    fn recovers(&self, _open: &Open) -> bool {
+        true
     }
 
     fn is_binary(&self, open: &Open) -> bool {

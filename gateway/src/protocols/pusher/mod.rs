@@ -39,7 +39,7 @@ use crate::{
         Ctx, Open, Session,
         asking::Said,
         core::{Core, Rooms},
-        leaving::{ComeBack, Leave, Moves},
+        leaving::Leave,
         opening::{Request, Stop},
         presence::Present,
         protocol::{Event, Identity, Protocol, ProtocolState},
@@ -231,18 +231,10 @@ impl Protocol for PusherChannels {
         opening::apps_changed(core, connections);
     }
 
-    /// The protocol knows no recovery.
-    fn moves(&self, core: &Core, open: &Open) -> Moves {
-        let app = core.rooms.pusher().apps.get(AppKey(open.tag));
-        if app.is_some_and(|app| app.may_move) { Moves::Losing } else { Moves::Never }
-    }
-
-    /// Its clients come back at once after 4200, without any wait of their own. So does who belongs to another node: they are
-    /// asked one by one, and miss the less the sooner they are back. Where all are asked it is 'going away': after that they
-    /// wait for a second, and no page is told of an error.
+    /// Its clients come back at once after 4200, without any wait of their own, so who is asked to come back is told 'going away': after that
+    /// they wait for a second, and no page is told of an error.
     fn close_code(&self, why: &Leave) -> Option<CloseCode> {
         Some(match why {
-            Leave::ComeBack(ComeBack::Room) => Code::RECONNECT.into(),
             Leave::ComeBack(_) => CloseCode::GOING_AWAY,
             Leave::Ordered(_) | Leave::TokenExpired => Code::UNAUTHORIZED.into(),
             other => other.code(),

@@ -28,7 +28,7 @@ use crate::{
         Ctx, Open,
         asking::Said,
         core::Core,
-        leaving::{Leave, Moves},
+        leaving::Leave,
         opening::{Request, Stop},
         protocol::{Event, Protocol},
         refusal::Refusal,
@@ -123,8 +123,8 @@ impl Protocol for Raw {
     }
 
     /// Who is told positions can say where it was.
-    fn moves(&self, _core: &Core, open: &Open) -> Moves {
-        if open.form.plain() == forms::VERBATIM { Moves::Never } else { Moves::Recovering }
+    fn recovers(&self, open: &Open) -> bool {
+        open.form.plain() != forms::VERBATIM
     }
 
     fn on_event(&self, ctx: &mut Ctx<'_>, event: Event<'_>) {

@@ -25,7 +25,7 @@ use crate::{
         Ctx, LastPosition, Open,
         asking::Said,
         core::Core,
-        leaving::{Leave, Moves},
+        leaving::Leave,
         opening::{Request, Stop},
         protocol::{Event, Protocol, Transport},
         refusal::Refusal,
@@ -140,8 +140,8 @@ impl Protocol for Sse {
         Instructed::Done
     }
 
-    fn moves(&self, _core: &Core, _open: &Open) -> Moves {
-        Moves::Recovering
+    fn recovers(&self, _open: &Open) -> bool {
+        true
     }
 
     fn hand_on(&self, _core: &Core, _open: &Open, _now: Tick, _out: &mut Writer) -> bool {
