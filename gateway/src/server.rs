@@ -39,7 +39,7 @@ use reload::Reloading;
 use crate::{
     admission::Front,
     app::apps::{self, AppCollector, Apps},
-    app::webhooks::{HookEvents, TransitionHooks, Webhooks},
+    app::webhooks::{HookEventCollector, HookEvents, TransitionHooks, Webhooks},
     auth::{ApiKeys, Authenticator, Origins},
     config::{Config, ConfigError},
     console::{Console, reporter},
@@ -256,6 +256,7 @@ impl Parts {
         metrics.register(hooks.collector());
         let apps = Arc::new(Apps::new(config, Arc::clone(&webhooks))?);
         let hook_events = Arc::new(HookEvents::new(config, hooks.source(), &webhooks)?);
+        metrics.register(Arc::new(HookEventCollector(Arc::clone(&hook_events))));
         relay.transition_hooks.get_or_init(|| {
             TransitionHooks::new(Arc::clone(&apps), Arc::clone(&webhooks), Arc::clone(&hook_events))
         });
@@ -266,6 +267,7 @@ impl Parts {
             Answering::new(&carrier.backplane, runtime, &config.node, Arc::clone(&metrics))
         });
         metrics.register(carrier.collector());
+        hook_events.keep_wills(&carrier.backplane, runtime.handle().clone());
         relay.rosters.begin(&carrier.backplane, runtime.handle().clone());
         metrics.register(Arc::clone(&relay.rosters) as Arc<dyn Collector>);
         let front = Arc::new(Front::new(config.limits.clone()));

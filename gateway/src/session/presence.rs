@@ -55,6 +55,32 @@ impl Ctx<'_> {
         }
     }
 
+    /// How its subscriptions that stand are present.
+    pub(super) fn presents(&self) -> Vec<(ChannelKey, Present)> {
+        let (Some(open), Some(protocol)) = (self.open(), self.protocol()) else { return Vec::new() };
+        let keys = open.subscriptions.as_slice().iter().map(|&own| self.core.hub.channel_of(own));
+        keys.map(|key| (key, protocol.presence(self.core, open, self.core.hub.channel(key)))).collect()
+    }
+
+    /// Other claims say otherwise who the connection is: it comes as what it is now, and then goes as what it was, so that
+    /// nobody is told that a channel was left.
+    pub(super) fn present_as_now(&self, before: Vec<(ChannelKey, Present)>) {
+        for ((key, was), (_, is)) in before.into_iter().zip(self.presents()).filter(|(was, is)| was.1 != is.1) {
+            let channel = self.core.hub.channel(key);
+            let join = match is {
+                Present::Listed => self.join_of(channel),
+                Present::Counted => Some(Join::counted()),
+                Present::No => None,
+            };
+            if let Some(join) = join {
+                self.join_channel(channel, join);
+            }
+            if was != Present::No {
+                self.leave_channel(channel, was);
+            }
+        }
+    }
+
     /// A subscription that is under way joins its channel. One that is answered with the list waits for its own entry.
     pub(super) fn join_presence(&mut self, attempt: Attempt, join: Join) {
         let joined = self.core.shared.node.backplane().join(self.core.hub.channel(attempt.key), join);

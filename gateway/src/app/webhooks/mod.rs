@@ -12,6 +12,7 @@ mod sender;
 #[cfg(test)]
 mod tests;
 mod transitions;
+mod wills;
 
 use std::{
     collections::HashMap,
@@ -25,7 +26,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub(crate) use self::hook_events::HookEvents;
 use self::{dialect::Dialect, metrics::WebhookMetrics, queue::Queue, sender::Sender};
-pub(crate) use self::{metrics::WebhookCollector, transitions::TransitionHooks};
+pub(crate) use self::{
+    metrics::{HookEventCollector, WebhookCollector},
+    transitions::TransitionHooks,
+};
 use crate::{
     app::apps::signature::Signer,
     config::{AppId, ConfigError, WebhookEntry, WebhookEvent, WebhookSending, WebhookUrl},
@@ -151,8 +155,7 @@ impl Webhooks {
         self.closing.cancel();
         self.senders.close();
         if timeout(patience, self.senders.wait()).await.is_err() {
-            let bytes = self.metrics.queue_bytes.get();
-            tracing::warn!(bytes, "webhooks were not told everything");
+            tracing::warn!("webhooks and hooks were not told everything; ends of connections are told by another node");
         }
     }
 
@@ -161,21 +164,27 @@ impl Webhooks {
         if let Some(queue) = queues.get(&key) {
             return Arc::clone(queue);
         }
-        let queue = self.begin_queue(&key.1, dialect.clone(), self.client.clone());
+        let queue = self.begin_queue(&key.1, dialect.clone(), self.client.clone(), &self.metrics);
         queues.insert(key, Arc::clone(&queue));
         queue
     }
 
     /// A queue with its sender.
-    fn begin_queue(&self, url: &WebhookUrl, dialect: Dialect, client: reqwest::Client) -> Arc<Queue> {
+    fn begin_queue(
+        &self,
+        url: &WebhookUrl,
+        dialect: Dialect,
+        client: reqwest::Client,
+        metrics: &Arc<WebhookMetrics>,
+    ) -> Arc<Queue> {
         let bytes_max = self.sending.queue_bytes.bytes();
-        let queue = Arc::new(Queue::new(bytes_max, dialect, Arc::clone(&self.metrics)));
+        let queue = Arc::new(Queue::new(bytes_max, dialect, Arc::clone(metrics)));
         let sender = Sender {
             url: url.url().clone(),
             queue: Arc::clone(&queue),
             client,
             sending: self.sending.clone(),
-            metrics: Arc::clone(&self.metrics),
+            metrics: Arc::clone(metrics),
             closing: self.closing.clone(),
         };
         self.senders.spawn_on(sender.run(), &self.runtime);

@@ -24,6 +24,16 @@ impl TransitionHooks {
         Self { apps, webhooks, hooks }
     }
 
+    /// The will of a connection of a node that died.
+    pub(crate) fn tell_will(&self, will: &str) {
+        self.hooks.tell_will(will);
+    }
+
+    /// The same, told by others though this node lives.
+    pub(crate) fn tell_again(&self, will: &str) {
+        self.hooks.tell_again(will);
+    }
+
     /// Never blocks. A channel of an app that is gone has nobody to tell.
     pub(crate) fn tell(&self, channel: &Channel, transition: &Transition) {
         if !channel.name().starts_with(INTERNAL) {
