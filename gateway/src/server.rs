@@ -172,7 +172,7 @@ impl Server {
             node.handover.get_or_init(|| doorway.place().to_string().into());
             runtime.spawn(handover::run(doorway, Arc::clone(&parts.doorkeeper), Arc::clone(&node)));
         }
-        runtime.spawn(housekeeping(Arc::clone(&node), parts.carrier.clone()));
+        runtime.spawn(housekeeping(Arc::clone(&parts.shared), parts.carrier.clone()));
         runtime.spawn(reporter::run(Arc::clone(&node), Arc::clone(&parts.shared.metrics)));
         let authenticator = Arc::clone(&parts.shared.authenticator);
         runtime.spawn(async move { authenticator.keep_fresh().await });
@@ -402,7 +402,8 @@ fn new_life() -> io::Result<Epoch> {
     getrandom::u64().map(Epoch).map_err(io::Error::other)
 }
 
-async fn housekeeping(node: Arc<Node>, carrier: Carrier) {
+async fn housekeeping(shared: Arc<Shared>, carrier: Carrier) {
+    let node = &shared.node;
     let mut every = tokio::time::interval(HOUSEKEEPING);
     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut told = true;
@@ -410,6 +411,7 @@ async fn housekeeping(node: Arc<Node>, carrier: Carrier) {
         every.tick().await;
         carrier.sweep();
         node.note_bounds();
+        note_hooks(&shared);
         node.rosters().sweep();
         // A server that is away is away for many rounds: said once.
         let announced = node.backplane().announce(node.record()).await;
@@ -426,6 +428,13 @@ async fn housekeeping(node: Arc<Node>, carrier: Carrier) {
         }
         told = !told;
     }
+}
+
+fn note_hooks(shared: &Shared) {
+    let fullness = shared.hooks.fullness().max(shared.hook_events.fullness());
+    let has_hooks = !shared.hooks.is_empty() || !shared.hook_events.is_empty();
+    shared.metrics.node.hooks_permille.set((fullness * 1000.0) as i64);
+    shared.metrics.node.hooks_bound.set(if has_hooks { 1000 } else { 0 });
 }
 
 fn runtime(shards: usize) -> Result<Runtime, StartError> {

@@ -1,7 +1,7 @@
 //! This gateway and its peers, measured in one run: every round meets every server, so that what drifts on a
 //! machine drifts for all, and a ratio is taken within a round.
 //!
-//! [`plan`] says what there is; [`gateway`], [`redis`], [`router`], [`scaling`], [`pusher`], [`centrifuge`] and [`ledger`] do it with [`rig`] on the
+//! [`plan`] says what there is; [`gateway`], [`redis`], [`router`], [`scaling`], [`pusher`], [`centrifuge`], [`ledger`] and [`hooks`] do it with [`rig`] on the
 //! client's side and [`servers`] and [`process`] on the other; [`table`] writes it down.
 
 use std::collections::BTreeMap;
@@ -13,6 +13,7 @@ use serde::Serialize;
 
 mod centrifuge;
 mod gateway;
+mod hooks;
 mod ledger;
 pub mod plan;
 pub mod process;
@@ -175,6 +176,7 @@ fn take(
         Group::Pusher => pusher::run(scenario, server, places, sizes),
         Group::Centrifuge => centrifuge::run(scenario, server, places, sizes),
         Group::Ledger => ledger::run(scenario, server, places, sizes),
+        Group::Hooks => hooks::run(places, sizes),
     }
 }
 

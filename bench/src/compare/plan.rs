@@ -24,6 +24,8 @@ pub enum Group {
     Centrifuge,
     /// Plain HTTP beside servers of it.
     Ledger,
+    /// Questions to an application.
+    Hooks,
 }
 
 /// One row of a table.
@@ -93,6 +95,10 @@ pub enum Measure {
     PostP99,
     PostWorst,
     PostMemory,
+    HookConnectCpu,
+    HookMessageCpu,
+    HookMessageRate,
+    HookOthersP99,
 }
 
 /// What servers have to be started for.
@@ -120,10 +126,11 @@ pub enum Scenario {
     CentrifugeRecovery,
     LedgerAnswer,
     LedgerPost,
+    Hooks,
 }
 
 impl Group {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Gateway,
         Self::Redis,
         Self::Router,
@@ -131,6 +138,7 @@ impl Group {
         Self::Pusher,
         Self::Centrifuge,
         Self::Ledger,
+        Self::Hooks,
     ];
 
     /// Everybody who takes part, in the order of the table.
@@ -140,6 +148,7 @@ impl Group {
             Self::Gateway => &[Server::Tidegate, Server::Before, Server::Floor, Server::Bun, Server::Ws],
             Self::Redis => &[Server::Tidegate, Server::OneNode, Server::SocketIo, Server::RedisBenchmark],
             Self::Router => &[Server::Tidegate, Server::Haproxy, Server::Nginx],
+            Self::Hooks => &[Server::Tidegate],
             Self::Pusher => &[Server::Tidegate, Server::Sockudo],
             Self::Centrifuge => &[Server::Tidegate, Server::Raw],
             Self::Ledger => &[Server::Tidegate, Server::Bun, Server::NodeHttp, Server::GoHttp],
@@ -164,7 +173,7 @@ impl Measure {
 }
 
 impl Scenario {
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::Fanout,
         Self::Rest,
         Self::Echo,
@@ -187,6 +196,7 @@ impl Scenario {
         Self::CentrifugeRecovery,
         Self::LedgerAnswer,
         Self::LedgerPost,
+        Self::Hooks,
     ];
 
     #[must_use]
@@ -207,6 +217,7 @@ impl Scenario {
             | Self::CentrifugePublish
             | Self::CentrifugeRecovery => Group::Centrifuge,
             Self::LedgerAnswer | Self::LedgerPost => Group::Ledger,
+            Self::Hooks => Group::Hooks,
         }
     }
 
@@ -252,6 +263,12 @@ impl Scenario {
                 Measure::CentrifugeRecoveryTime,
                 Measure::CentrifugeRecoveryMemory,
                 Measure::CentrifugeRecoveryReads,
+            ],
+            Self::Hooks => &[
+                Measure::HookConnectCpu,
+                Measure::HookMessageCpu,
+                Measure::HookMessageRate,
+                Measure::HookOthersP99,
             ],
             Self::LedgerAnswer => &[
                 Measure::AnswerRate,

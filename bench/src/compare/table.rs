@@ -20,6 +20,7 @@ fn markers(group: Group) -> [&'static str; 2] {
         Group::Pusher => ["<!-- bench:pusher:begin -->", "<!-- bench:pusher:end -->"],
         Group::Centrifuge => ["<!-- bench:centrifuge:begin -->", "<!-- bench:centrifuge:end -->"],
         Group::Ledger => ["<!-- bench:ledger:begin -->", "<!-- bench:ledger:end -->"],
+        Group::Hooks => ["<!-- bench:hooks:begin -->", "<!-- bench:hooks:end -->"],
     }
 }
 

@@ -144,6 +144,13 @@ impl Happened<'_> {
     }
 }
 
+/// The id and the type of an event.
+pub(crate) fn id_and_type(event: &[u8]) -> (&str, &str) {
+    // We wrote it.
+    let event = serde_json::from_slice::<Structured<'_>>(event);
+    event.map_or(("", ""), |event| (event.id, event.r#type))
+}
+
 /// One event in HTTP's binary mode: its id, the headers, the body.
 pub(crate) fn binary(event: &[u8]) -> (String, HeaderMap, Bytes) {
     let mut headers = HeaderMap::with_capacity(12);

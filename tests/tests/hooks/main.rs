@@ -4,3 +4,5 @@
 
 mod lives;
 mod page;
+mod secured;
+mod stream;

@@ -142,8 +142,12 @@ async fn simulate(seed: u64) {
                 server.refuse(false);
                 let dead = nodes.swap_remove(at);
                 // What could not be written before a node dies is not known to anybody.
-                eventually("its wills are written", async || dead.round().await && dead.wills.is_settled(), |is| *is)
-                    .await;
+                eventually(
+                    "its wills are written",
+                    async || dead.round().await && dead.wills.is_settled(),
+                    |is| *is,
+                )
+                .await;
                 dead.end_lease(&server).await;
                 nodes.push(Node::start(&server, lives, &told).await);
                 lives += 1;

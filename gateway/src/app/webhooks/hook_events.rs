@@ -10,12 +10,14 @@ use std::{
 
 use futures_util::FutureExt as _;
 use tidegate_backplane::{Backplane, Channel, Transition};
+use tidegate_consumers::{Address, Appender};
 use tokio::runtime::Handle;
 
 use super::{
     Webhooks,
     dialect::Dialect,
     metrics::WebhookMetrics,
+    outlet::Outlet,
     queue::{EventJson, Queue},
     wills::{Standing, Ticket, Wills},
 };
@@ -23,7 +25,7 @@ use crate::{
     config::{Config, ConfigError, HookEntry, HookEvent},
     hooks::{
         Source,
-        client::client,
+        client::client_of,
         events::{Happened, Will, id_of_end},
         signature::Signer,
     },
@@ -57,14 +59,12 @@ impl HookEvents {
     ) -> Result<Self, ConfigError> {
         let mut told = Vec::new();
         for (name, entry) in config.hooks.0.iter().filter(|(_, entry)| !entry.events.is_empty()) {
-            // One without an address was refused when the configuration was loaded.
-            let Some(url) = &entry.url else { continue };
-            let client = client(&format!("hooks.{name}"), webhooks.sending.timeout, &entry.denied_addresses)?;
-            let (signer, is_batch, metrics) =
-                (Arc::new(Signer::new(entry)), entry.batch, Arc::<WebhookMetrics>::default());
+            let Some(outlet) = outlet(name, entry, webhooks)? else { continue };
+            let is_batch = entry.batch || matches!(outlet, Outlet::Stream(_));
+            let (signer, metrics) = (Arc::new(Signer::new(entry)), Arc::<WebhookMetrics>::default());
             let dialect = Dialect::CloudEvents { signer, source: Arc::clone(source), is_batch };
             let lane = |_| {
-                let queue = webhooks.begin_queue(url, dialect.clone(), client.clone(), &metrics);
+                let queue = webhooks.begin_queue(outlet.clone(), dialect.clone(), &metrics);
                 queue.configure(dialect.clone(), is_batch);
                 queue
             };
@@ -87,6 +87,12 @@ impl HookEvents {
 
     pub(super) fn told(&self) -> &[Told] {
         &self.told
+    }
+
+    /// How full the fullest queue is.
+    pub(crate) fn fullness(&self) -> f64 {
+        let queues = self.told.iter().flat_map(|told| &told.lanes);
+        queues.map(|queue| queue.fullness()).fold(0.0, f64::max)
     }
 
     /// Whether anybody is told such events of a channel, or of any.
@@ -172,7 +178,7 @@ impl HookEvents {
         ticket: Option<&Arc<Ticket>>,
     ) {
         // What one connection does is one of many; changes of channels keep their room.
-        let is_change = happened.channel.is_some();
+        let is_change = happened.connection.is_none();
         for told in self.told.iter().filter(|told| told.takes(event, happened.channel)) {
             told.lane(happened).add(None, is_change, Arc::clone(json), ticket.cloned());
         }
@@ -226,6 +232,23 @@ impl HookEvents {
     }
 }
 
+/// Where its events go; one without an address was refused when the configuration was loaded.
+fn outlet(name: &str, entry: &HookEntry, webhooks: &Webhooks) -> Result<Option<Outlet>, ConfigError> {
+    let timeout = webhooks.sending.timeout;
+    if !entry.stream.is_empty() {
+        let address = Address {
+            url: entry.stream_url.clone(),
+            file: entry.stream_url_file.clone(),
+            ca: entry.stream_ca_file.clone(),
+        };
+        let appender = Appender::new(address, &entry.stream, entry.stream_length.into(), timeout);
+        return Ok(Some(Outlet::Stream(Arc::new(appender))));
+    }
+    let Some(url) = &entry.url else { return Ok(None) };
+    let client = client_of(name, entry, timeout)?;
+    Ok(Some(Outlet::Http { url: url.url().clone(), client }))
+}
+
 fn read(will: &str) -> Option<Will> {
     let read = serde_json::from_str(will);
     read.inspect_err(|error| {
@@ -244,8 +267,7 @@ impl Told {
     /// The same one for all that happens to a connection or a channel.
     fn lane(&self, happened: &Happened<'_>) -> &Queue {
         let hasher = BuildHasherDefault::<DefaultHasher>::default();
-        let hash =
-            hasher.hash_one((happened.channel, happened.connection.filter(|_| happened.channel.is_none())));
+        let hash = hasher.hash_one(happened.connection.or(happened.channel));
         &self.lanes[hash as usize % self.lanes.len()]
     }
 }

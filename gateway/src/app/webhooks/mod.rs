@@ -7,6 +7,7 @@
 mod dialect;
 mod hook_events;
 mod metrics;
+mod outlet;
 mod queue;
 mod sender;
 #[cfg(test)]
@@ -25,10 +26,10 @@ use tokio::{runtime::Handle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub(crate) use self::hook_events::HookEvents;
-use self::{dialect::Dialect, metrics::WebhookMetrics, queue::Queue, sender::Sender};
+use self::{dialect::Dialect, metrics::WebhookMetrics, outlet::Outlet, queue::Queue, sender::Sender};
 pub(crate) use self::{
     metrics::{HookEventCollector, WebhookCollector},
-    transitions::TransitionHooks,
+    transitions::{INTERNAL, TransitionHooks},
 };
 use crate::{
     app::apps::signature::Signer,
@@ -93,7 +94,7 @@ impl Webhooks {
     /// Senders run on this runtime.
     pub(crate) fn new(sending: WebhookSending, runtime: Handle) -> Result<Self, ConfigError> {
         Ok(Self {
-            client: client("webhooks", sending.timeout, &[])?,
+            client: client("webhooks", sending.timeout)?,
             sending,
             metrics: Arc::default(),
             queues: Mutex::default(),
@@ -155,7 +156,9 @@ impl Webhooks {
         self.closing.cancel();
         self.senders.close();
         if timeout(patience, self.senders.wait()).await.is_err() {
-            tracing::warn!("webhooks and hooks were not told everything; ends of connections are told by another node");
+            tracing::warn!(
+                "webhooks and hooks were not told everything; ends of connections are told by another node"
+            );
         }
     }
 
@@ -164,25 +167,19 @@ impl Webhooks {
         if let Some(queue) = queues.get(&key) {
             return Arc::clone(queue);
         }
-        let queue = self.begin_queue(&key.1, dialect.clone(), self.client.clone(), &self.metrics);
+        let outlet = Outlet::Http { url: key.1.url().clone(), client: self.client.clone() };
+        let queue = self.begin_queue(outlet, dialect.clone(), &self.metrics);
         queues.insert(key, Arc::clone(&queue));
         queue
     }
 
     /// A queue with its sender.
-    fn begin_queue(
-        &self,
-        url: &WebhookUrl,
-        dialect: Dialect,
-        client: reqwest::Client,
-        metrics: &Arc<WebhookMetrics>,
-    ) -> Arc<Queue> {
+    fn begin_queue(&self, outlet: Outlet, dialect: Dialect, metrics: &Arc<WebhookMetrics>) -> Arc<Queue> {
         let bytes_max = self.sending.queue_bytes.bytes();
         let queue = Arc::new(Queue::new(bytes_max, dialect, Arc::clone(metrics)));
         let sender = Sender {
-            url: url.url().clone(),
+            outlet,
             queue: Arc::clone(&queue),
-            client,
             sending: self.sending.clone(),
             metrics: Arc::clone(metrics),
             closing: self.closing.clone(),

@@ -241,6 +241,12 @@ impl Queue {
         batch
     }
 
+    /// How full the fuller of its lanes is.
+    pub(super) fn fullness(&self) -> f64 {
+        let fullest = self.state().lanes.iter().map(|lane| lane.bytes).max();
+        fullest.unwrap_or_default() as f64 / self.bytes_max.max(1) as f64
+    }
+
     /// Events that wait, and those that are being sent are not among them.
     pub(super) fn len(&self) -> usize {
         self.state().lanes.iter().map(|lane| lane.events.len()).sum()

@@ -17,7 +17,7 @@ pub(crate) struct TransitionHooks {
 }
 
 /// Names that begin so are of the gateway itself: who watches whom, and what is sent to one user.
-const INTERNAL: char = '#';
+pub(crate) const INTERNAL: char = '#';
 
 impl TransitionHooks {
     pub(crate) fn new(apps: Arc<Apps>, webhooks: Arc<Webhooks>, hooks: Arc<HookEvents>) -> Self {

@@ -75,6 +75,8 @@ impl Ticket {
 
 impl fmt::Debug for Wills {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Wills").field("standings", &self.with(|standings| standings.len())).finish_non_exhaustive()
+        f.debug_struct("Wills")
+            .field("standings", &self.with(|standings| standings.len()))
+            .finish_non_exhaustive()
     }
 }

@@ -122,6 +122,31 @@ fn who_says_later_who_it_is_is_there_once() {
     assert_eq!((&*events[0].0, &*events[1].0), ("channel.occupied", "channel.vacated"));
 }
 
+/// In order with what else happens to the connection; those that end with it, before its end.
+#[test]
+fn subscriptions_stand_and_end() {
+    let application = Application::start(yes);
+    let events = [HookEvent::Subscribed, HookEvent::Unsubscribed, HookEvent::Disconnected];
+    let rig = Rig::start(config(&application, &events));
+    let mut client = WsClient::connect(rig.address, "/ws?channel=plain:a&envelope=json");
+    for command in [r#"{"subscribe":"plain:b","id":1}"#, r#"{"unsubscribe":"plain:a","id":2}"#] {
+        client.send_text(command);
+        assert!(client.expect_json()["ok"].is_object());
+    }
+    drop(client);
+    let events = told(&application, 5);
+    let what: Vec<_> =
+        events.iter().map(|(kind, body)| (&**kind, body["channel"].as_str().unwrap_or_default())).collect();
+    let expect = [
+        ("subscribed", "plain:a"),
+        ("subscribed", "plain:b"),
+        ("unsubscribed", "plain:a"),
+        ("unsubscribed", "plain:b"),
+        ("disconnected", ""),
+    ];
+    assert_eq!(what, expect);
+}
+
 #[test]
 fn a_batch_is_a_list_of_events() {
     let application = Application::start(yes);
