@@ -32,14 +32,11 @@ fn five_hundred_clients_stay_while_the_application_is_killed_and_comes_back() {
     let mut clients: Vec<_> = (0..CLIENTS).map(|_| connect().unwrap()).collect();
     assert!(clients.iter_mut().all(|client| ask(client) == 200), "the application answers all of them");
     drop(application);
-    // None is closed for it, and none waits for long: the circuit opens.
+    // None is closed for it.
     for client in &mut clients {
         assert_eq!(ask(client), 503);
     }
     assert_eq!(connect().unwrap_err().status, 503);
-    for gateway in &site.gateways {
-        gateway.eventually_metric("tidegate_hook_circuit_open", &[("hook", "app")], |open| open == 1.0);
-    }
     site.router.rest().publish("room:1", "\"on\"");
     for client in &mut clients {
         assert_eq!(client.expect_json()["data"], "\"on\"");
