@@ -71,6 +71,7 @@ fn question(kind: HookQuestion) -> Question {
     let caller = Caller {
         connection: CONNECTION.into(),
         protocol: "raw",
+        way: "websocket",
         is_binary: false,
         user: (kind != HookQuestion::Connect).then(|| "test".into()),
         known: Arc::new(known),
