@@ -117,6 +117,20 @@ pub trait Backplane: Send + Sync + 'static {
         prefix: &str,
     ) -> BoxFuture<'static, Result<Vec<PresenceChannel>, BackplaneError>>;
 
+    /// What is to be told of a connection if this node ends without taking it back ([`Sink::will`]); the one before gives way.
+    /// Ready when it is written; after an error it is kept here, and written when that is possible.
+    fn keep_will(
+        &self,
+        _connection: &str,
+        _will: Arc<str>,
+    ) -> BoxFuture<'static, Result<(), BackplaneError>> {
+        // Where there is one node, nobody is left to tell it.
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    /// There is nothing more to be told of the connection.
+    fn take_will_back(&self, _connection: &str) {}
+
     /// Says or renews what this node is; a record that is not renewed vanishes with its lease.
     fn announce(&self, node: NodeRecord) -> BoxFuture<'_, Result<(), BackplaneError>>;
 
@@ -189,6 +203,12 @@ pub trait Sink: Send + Sync + 'static {
 
     /// A change of who is in a channel, told to one sink of the cluster, whether or not it is subscribed.
     fn transition(&self, channel: &Channel, transition: Transition);
+
+    /// The will of a connection whose node has died; told to one sink of the cluster.
+    fn will(&self, _will: &str) {}
+
+    /// Others thought that this node was dead, and told this will of a connection of its own. It is kept anew.
+    fn will_was_told(&self, _will: &str) {}
 }
 
 /// What became of a publication that a [`Sink`] was handed.

@@ -42,6 +42,8 @@ pub enum Role {
     SubscribeCentrifuge(Dialect),
     /// `GET /echo`: send a message of this many bytes, wait for it, send the next.
     Echo { bytes: usize },
+    /// `GET /ws?envelope=json`: ask the application by a message, wait for the answer, ask the next.
+    Ask,
 }
 
 /// The load to open.
@@ -146,6 +148,9 @@ impl Fleet {
         let mut echo_frame = Vec::new();
         if let Role::Echo { bytes } = config.role {
             write_client_frame(&mut echo_frame, 0x2, &vec![b'e'; bytes]);
+        }
+        if config.role == Role::Ask {
+            write_client_frame(&mut echo_frame, 0x1, br#"{"message":{"n":1},"id":1}"#);
         }
         Self {
             id,

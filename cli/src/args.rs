@@ -40,10 +40,32 @@ pub(crate) enum Command {
     Init(InitArgs),
     /// Sign a token for a client, with the secret that `init` made.
     Token(TokenArgs),
+    /// What concerns applications that are asked over HTTP.
+    #[command(subcommand)]
+    Hooks(HooksCommand),
     /// Show a cluster's console in the terminal: nodes, rates, the fullest resource, refusals.
     Top(TopArgs),
     /// Ask a gateway or router whether it lives, and exit 0 if it does, for container health checks.
     Healthcheck(HealthcheckArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum HooksCommand {
+    /// Send each question and an event to an application as gateways do, say what it understood, and exit 0 if it answered.
+    Test(HooksTestArgs),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct HooksTestArgs {
+    /// Where the application listens, as `hooks.NAME.url`.
+    #[arg(value_name = "URL")]
+    pub(crate) url: String,
+    /// File with the secret that requests are signed with, as `hooks.NAME.secret_file`.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) secret_file: Option<PathBuf>,
+    /// In which words it is asked: tidegate or centrifugo.
+    #[arg(long, default_value = "tidegate", value_name = "DIALECT")]
+    pub(crate) dialect: String,
 }
 
 #[derive(Debug, Default, ClapArgs)]

@@ -3,6 +3,7 @@
 mod args;
 mod check;
 mod health;
+mod hooks;
 mod init;
 mod plan;
 mod relay;
@@ -21,7 +22,7 @@ use std::{
     },
 };
 
-use args::{Args, CheckArgs, Command, DoctorArgs, GatewayArgs, RouterArgs, StormArgs, TopArgs};
+use args::{Args, CheckArgs, Command, DoctorArgs, GatewayArgs, HooksCommand, RouterArgs, StormArgs, TopArgs};
 use clap::Parser as _;
 use tidegate_bench::storm::{self, PublishLoad, StormOptions};
 use tidegate_doctor::{Assessment, Deployment, Machine, Node, Options, Report, Role, Target};
@@ -62,6 +63,12 @@ fn main() -> ExitCode {
             .map(|token| println!("{token}"))
             .map_err(|error| Failure::start(&error))
             .map(|()| ExitCode::SUCCESS),
+        Command::Hooks(HooksCommand::Test(args)) => {
+            hooks::test(&args).map_err(|error| Failure::start(&error)).map(|(told, code)| {
+                print!("{told}");
+                code
+            })
+        }
         Command::Top(args) => run_top(&args),
         Command::Upgrade(args) => upgrade::run(&args)
             .map(|said| print!("{said}"))

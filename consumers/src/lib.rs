@@ -10,8 +10,9 @@
 //! that is not done, and a key counts once.
 //!
 //! - `settings`: the sections of the configuration. `batch`: what is published and what becomes of it, without I/O.
-//! - `stream`, `outbox`: the sources. `run`: reads them until the node drains. `counts`: what they count.
+//! - `append`: entries for the application, events of hooks, into a stream. `stream`, `outbox`: the sources. `run`: reads them until the node drains. `counts`: what they count.
 
+mod append;
 mod batch;
 mod counts;
 mod outbox;
@@ -21,9 +22,10 @@ mod stream;
 
 use std::{fmt, future::Future, pin::Pin};
 
+pub use append::{AppendError, Appender, Fields};
 pub use counts::{Counts, CountsOf};
 pub use run::Consumers;
-pub use settings::{ConsumersConfig, OutboxEntry, StreamEntry};
+pub use settings::{Address, ConsumersConfig, OutboxEntry, StreamEntry};
 
 /// A future of a trait's method.
 pub type Boxed<'f, T> = Pin<Box<dyn Future<Output = T> + Send + 'f>>;

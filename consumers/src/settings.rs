@@ -80,10 +80,12 @@ const NAME_BYTES_MAX: usize = 32;
 
 /// Where a store is.
 #[derive(Debug, Clone)]
-pub(crate) struct Address {
-    url: Option<Secret>,
-    file: Option<PathBuf>,
-    pub(crate) ca: Option<PathBuf>,
+pub struct Address {
+    pub url: Option<Secret>,
+    /// File with the URL; it is read again for each new connection.
+    pub file: Option<PathBuf>,
+    /// File with the certificates of a private authority.
+    pub ca: Option<PathBuf>,
 }
 
 impl ConsumersConfig {

@@ -16,6 +16,7 @@ use redis::{AsyncConnectionConfig, Client, Cmd, TlsCertificates, Value, aio::Mul
 use crate::{
     Boxed, CountsOf, Data, Publication, Publish, Round, Source, SourceError, StreamEntry,
     batch::{self, Entry, Settled},
+    settings::Address,
 };
 
 /// How long a reader that says nothing more keeps its turn.
@@ -72,6 +73,25 @@ struct Waits {
     has_read_new: bool,
 }
 
+/// A connection to a server that answers within `answer_max`.
+pub(crate) async fn connect(
+    address: &Address,
+    answer_max: Duration,
+) -> Result<MultiplexedConnection, SourceError> {
+    let url = address.url().map_err(SourceError::Settings)?;
+    let client = match address.authority().map_err(SourceError::Settings)? {
+        Some(authority) => {
+            let certificates = TlsCertificates { client_tls: None, root_cert: Some(authority) };
+            Client::build_with_tls(url, certificates)?
+        }
+        None => Client::open(url)?,
+    };
+    let config = AsyncConnectionConfig::new()
+        .set_response_timeout(Some(answer_max))
+        .set_connection_timeout(Some(CONNECT_MAX));
+    Ok(client.get_multiplexed_async_connection_with_config(&config).await?)
+}
+
 /// What was read: ids with their fields; none where the entry was deleted meanwhile.
 type Rows = Vec<(Box<str>, Option<Vec<(Vec<u8>, Vec<u8>)>>)>;
 
@@ -81,19 +101,7 @@ impl Stream {
         reader: Arc<str>,
         counts: Arc<CountsOf>,
     ) -> Result<Self, SourceError> {
-        let address = entry.address();
-        let url = address.url().map_err(SourceError::Settings)?;
-        let client = match address.authority().map_err(SourceError::Settings)? {
-            Some(authority) => {
-                let certificates = TlsCertificates { client_tls: None, root_cert: Some(authority) };
-                Client::build_with_tls(url, certificates)?
-            }
-            None => Client::open(url)?,
-        };
-        let config = AsyncConnectionConfig::new()
-            .set_response_timeout(Some(ANSWER_MAX))
-            .set_connection_timeout(Some(CONNECT_MAX));
-        let connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+        let connection = connect(&entry.address(), ANSWER_MAX).await?;
         let mut stream = Self {
             entry,
             reader,

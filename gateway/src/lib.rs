@@ -26,6 +26,8 @@ mod subscription;
 #[cfg(test)]
 mod testing;
 
+pub use hooks::trial as hook_trial;
+
 /// What the table of channels is made of.
 mod sync {
     pub(crate) use std::{

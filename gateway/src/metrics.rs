@@ -118,6 +118,10 @@ pub(crate) struct NodeMetrics {
     pub send_queue_permille: Gauge,
     /// How much of `limits.recovery_bytes` was in use at the last look, in thousandths.
     pub recovery_permille: Gauge,
+    /// The fullest of places for questions and queues of events.
+    pub hooks_permille: Gauge,
+    /// 1000 where there are hooks.
+    pub hooks_bound: Gauge,
     /// What clients who left had sent and is not published yet: the number that its bound is kept with.
     pub left_behind_bytes: AtomicUsize,
     /// 1 while draining.
@@ -150,6 +154,8 @@ impl Metrics {
                 channels_limit: Gauge::default(),
                 send_queue_permille: Gauge::default(),
                 recovery_permille: Gauge::default(),
+                hooks_permille: Gauge::default(),
+                hooks_bound: Gauge::default(),
                 left_behind_bytes: AtomicUsize::new(0),
                 draining: Gauge::default(),
                 shards_failed: Gauge::default(),
@@ -205,6 +211,7 @@ impl Metrics {
             (Resource::Recovery, node.recovery_permille.get(), 1000),
             (Resource::Connections, connections, node.connections_limit.get()),
             (Resource::Channels, node.channels.get(), node.channels_limit.get()),
+            (Resource::Hooks, node.hooks_permille.get(), node.hooks_bound.get()),
         ];
         let known: Vec<_> = known
             .into_iter()

@@ -42,7 +42,7 @@ use upgrade::{End, Upgrades, successor::Inheritance};
 use crate::{
     admission::Front,
     app::apps::{self, AppCollector, Apps},
-    app::webhooks::{HookEvents, TransitionHooks, Webhooks},
+    app::webhooks::{HookEventCollector, HookEvents, TransitionHooks, Webhooks},
     auth::{ApiKeys, Authenticator, Origins},
     config::{Config, ConfigError},
     console::{Console, reporter},
@@ -243,7 +243,7 @@ impl Server {
             node.handover.get_or_init(|| doorway.place().to_string().into());
             runtime.spawn(handover::run(doorway, Arc::clone(&parts.doorkeeper), Arc::clone(&node)));
         }
-        runtime.spawn(housekeeping(Arc::clone(&node), parts.carrier.clone()));
+        runtime.spawn(housekeeping(Arc::clone(&parts.shared), parts.carrier.clone()));
         runtime.spawn(reporter::run(Arc::clone(&node), Arc::clone(&parts.shared.metrics)));
         let authenticator = Arc::clone(&parts.shared.authenticator);
         runtime.spawn(async move { authenticator.keep_fresh().await });
@@ -338,6 +338,7 @@ impl Parts {
         metrics.register(hooks.collector());
         let apps = Arc::new(Apps::new(config, Arc::clone(&webhooks))?);
         let hook_events = Arc::new(HookEvents::new(config, hooks.source(), &webhooks)?);
+        metrics.register(Arc::new(HookEventCollector(Arc::clone(&hook_events))));
         relay.transition_hooks.get_or_init(|| {
             TransitionHooks::new(Arc::clone(&apps), Arc::clone(&webhooks), Arc::clone(&hook_events))
         });
@@ -348,6 +349,7 @@ impl Parts {
             Answering::new(&carrier.backplane, runtime, &config.node, Arc::clone(&metrics))
         });
         metrics.register(carrier.collector());
+        hook_events.keep_wills(&carrier.backplane, runtime.handle().clone());
         relay.rosters.begin(&carrier.backplane, runtime.handle().clone());
         metrics.register(Arc::clone(&relay.rosters) as Arc<dyn Collector>);
         let front = Arc::new(Front::new(config.limits.clone()));
@@ -479,7 +481,8 @@ fn new_life() -> io::Result<Epoch> {
     getrandom::u64().map(Epoch).map_err(io::Error::other)
 }
 
-async fn housekeeping(node: Arc<Node>, carrier: Carrier) {
+async fn housekeeping(shared: Arc<Shared>, carrier: Carrier) {
+    let node = &shared.node;
     let mut every = tokio::time::interval(HOUSEKEEPING);
     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut told = true;
@@ -487,6 +490,7 @@ async fn housekeeping(node: Arc<Node>, carrier: Carrier) {
         every.tick().await;
         carrier.sweep();
         node.note_bounds();
+        note_hooks(&shared);
         node.rosters().sweep();
         // A server that is away is away for many rounds: said once.
         let announced = node.backplane().announce(node.record()).await;
@@ -503,6 +507,13 @@ async fn housekeeping(node: Arc<Node>, carrier: Carrier) {
         }
         told = !told;
     }
+}
+
+fn note_hooks(shared: &Shared) {
+    let fullness = shared.hooks.fullness().max(shared.hook_events.fullness());
+    let has_hooks = !shared.hooks.is_empty() || !shared.hook_events.is_empty();
+    shared.metrics.node.hooks_permille.set((fullness * 1000.0) as i64);
+    shared.metrics.node.hooks_bound.set(if has_hooks { 1000 } else { 0 });
 }
 
 fn runtime(shards: usize) -> Result<Runtime, StartError> {

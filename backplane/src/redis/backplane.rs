@@ -26,6 +26,7 @@ use super::{
     publish::Publisher,
     scripts,
     subscriptions::{SubscriptionCounters, Subscriptions},
+    wills::Wills,
 };
 use crate::{
     Attendance, Backplane, BackplaneError, Channel, Control, History, HistoryQuery, Join, JoinError,
@@ -53,6 +54,7 @@ struct Core {
     reader: Reader,
     registry: Arc<Registry>,
     presence: Arc<Presence>,
+    wills: Arc<Wills>,
     subscriptions: Arc<Subscriptions>,
     orders: Arc<Orders>,
     doubt: Arc<Doubt>,
@@ -183,6 +185,14 @@ impl Backplane for RedisBackplane {
         async move { presence.channels(app.as_deref(), &prefix).await }.boxed()
     }
 
+    fn keep_will(&self, connection: &str, will: Arc<str>) -> BoxFuture<'static, Result<(), BackplaneError>> {
+        self.core.wills.keep(connection, will)
+    }
+
+    fn take_will_back(&self, connection: &str) {
+        self.core.wills.take_back(connection);
+    }
+
     fn announce(&self, node: NodeRecord) -> BoxFuture<'_, Result<(), BackplaneError>> {
         async move {
             match self.core.round(Some(&node)).await?.refused {
@@ -276,6 +286,8 @@ impl Core {
         let subscriptions =
             Subscriptions::start(prefix.clone(), subscribing.clone(), reader.clone(), sink.clone());
         let subscriptions = Arc::new(subscriptions);
+        let wills =
+            Wills::new(vital.clone(), prefix.clone(), registry.clone(), sink.clone(), tallies.clone());
         let presence = Presence::new(
             vital,
             prefix.clone(),
@@ -294,6 +306,7 @@ impl Core {
                 tallies.clone(),
             ),
             presence,
+            wills,
             orders: Arc::new(orders),
             doubt: Arc::default(),
             links,
@@ -338,6 +351,7 @@ impl Core {
         if owed.lapsed {
             tracing::info!(instance = %self.registry.instance(), "presence is written again");
             self.presence.begin_again(owed.has_lost_data);
+            self.wills.begin_again(owed.has_lost_data);
         }
         for instance in owed.ended {
             self.tasks.spawn(remove(Arc::clone(self), instance));
@@ -364,6 +378,7 @@ async fn tick(core: Weak<Core>, doubt: Arc<Doubt>, each: Duration, stopping: Can
             tracing::debug!(%error, "the lease was not renewed");
             continue;
         }
+        core.wills.sweep();
         core.presence.sweep(doubt.take()).await;
     }
 }
@@ -371,6 +386,7 @@ async fn tick(core: Weak<Core>, doubt: Arc<Doubt>, each: Duration, stopping: Can
 /// Whoever is told of the instance after another lease begins again with what fails.
 async fn remove(core: Arc<Core>, instance: Box<str>) {
     let removed = async {
+        core.wills.remove_instance(&instance).await?;
         core.presence.remove_instance(&instance).await?;
         core.registry.forget(&instance).await
     };

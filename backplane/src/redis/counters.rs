@@ -21,6 +21,8 @@ pub(crate) struct Tallies {
     pub(crate) instances_removed: AtomicU64,
     pub(crate) leases_lapsed: AtomicU64,
     pub(crate) records_undecodable: AtomicU64,
+    pub(crate) wills_told: AtomicU64,
+    pub(crate) wills_failed: AtomicU64,
     pub(crate) orders_received: AtomicU64,
     pub(crate) orders_unknown: AtomicU64,
     pub(crate) orders_undecodable: AtomicU64,
@@ -61,6 +63,10 @@ pub struct OperationCounters {
     pub leases_lapsed: u64,
     /// Node records that could not be read, and were left out.
     pub records_undecodable: u64,
+    /// Wills of connections of dead nodes that were handed to the sink.
+    pub wills_told: u64,
+    /// Batches of wills that Redis did not take; they are written again.
+    pub wills_failed: u64,
     /// Orders handed to the sink.
     pub orders_received: u64,
     /// Orders of a kind that this version does not know.
@@ -88,6 +94,8 @@ impl Tallies {
             instances_removed: self.instances_removed.load(Relaxed),
             leases_lapsed: self.leases_lapsed.load(Relaxed),
             records_undecodable: self.records_undecodable.load(Relaxed),
+            wills_told: self.wills_told.load(Relaxed),
+            wills_failed: self.wills_failed.load(Relaxed),
             orders_received: self.orders_received.load(Relaxed),
             orders_unknown: self.orders_unknown.load(Relaxed),
             orders_undecodable: self.orders_undecodable.load(Relaxed),

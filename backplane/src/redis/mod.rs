@@ -9,7 +9,7 @@
 //! - `subscriptions`: who is handed what, in order and without holes.
 //! - `names`: keys and pub/sub channels. `envelope`: the bytes of a publication.
 //! - `scripts`: the Lua scripts, and how they are called.
-//! - `publish`, `history`, `presence`, `nodes`, `control`: the operations. `leases`: what is leased. `owner`: whom the
+//! - `publish`, `history`, `presence`, `wills`, `nodes`, `control`: the operations. `leases`: what is leased. `owner`: whom the
 //!   links tell what happens. `counters`: what the operations count.
 
 mod backplane;
@@ -32,6 +32,7 @@ mod scripts;
 mod slot;
 mod subscriptions;
 mod url;
+mod wills;
 
 pub use backplane::{RedisBackplane, RedisCounters};
 pub use counters::OperationCounters;

@@ -118,6 +118,11 @@ impl Prefix {
         format!("{}:{{{NODES}}}:pc:{instance}", self.name)
     }
 
+    /// `P:{!nodes}:w:INSTANCE`, the hash of what is to be told of an instance's connections when it is dead.
+    pub(crate) fn wills(&self, instance: &str) -> String {
+        format!("{}:{{{NODES}}}:w:{instance}", self.name)
+    }
+
     /// The tag of a pub/sub channel that [`pubsub`](Self::pubsub) named; `None` for names of others.
     pub(crate) fn tag_of<'a>(&self, pubsub: &'a [u8]) -> Option<&'a [u8]> {
         pubsub.strip_prefix(self.pubsub.as_bytes())?.strip_prefix(b":{")?.strip_suffix(b"}")
@@ -179,6 +184,7 @@ mod tests {
         assert_eq!(prefix.nodes(), "P:{!nodes}");
         assert_eq!(prefix.instances(), "P:{!nodes}:i");
         assert_eq!(prefix.instance_channels("I"), "P:{!nodes}:pc:I");
+        assert_eq!(prefix.wills("I"), "P:{!nodes}:w:I");
     }
 
     #[test]

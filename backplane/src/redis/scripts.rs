@@ -38,6 +38,12 @@ pub(crate) static SUMS: LazyLock<Script> =
     LazyLock::new(|| Script::new("sums", &[include_str!("scripts/sums.lua")]));
 pub(crate) static ROLL: LazyLock<Script> =
     LazyLock::new(|| Script::new("roll", &[include_str!("scripts/roll.lua")]));
+pub(crate) static WILLS_CHANGE: LazyLock<Script> =
+    LazyLock::new(|| Script::new("wills_change", &[include_str!("scripts/wills_change.lua")]));
+pub(crate) static WILLS_TAKE: LazyLock<Script> =
+    LazyLock::new(|| Script::new("wills_take", &[include_str!("scripts/wills_take.lua")]));
+pub(crate) static WILLS_MOVE: LazyLock<Script> =
+    LazyLock::new(|| Script::new("wills_move", &[include_str!("scripts/wills_move.lua")]));
 
 /// What the servers are told before they are asked: a call for a script that a server does not know is sent twice, and
 /// changes places with those that are under way.
@@ -55,6 +61,9 @@ pub(crate) fn codes() -> Vec<Box<str>> {
         &PRESENCE_SETTLE,
         &ROLL,
         &SUMS,
+        &WILLS_CHANGE,
+        &WILLS_TAKE,
+        &WILLS_MOVE,
     ];
     all.map(|script| script.code.as_str().into()).into()
 }

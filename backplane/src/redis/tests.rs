@@ -4,3 +4,4 @@ mod channels;
 mod nodes;
 mod presence;
 mod server;
+mod wills;

@@ -119,6 +119,7 @@ impl Fleet {
                 return upgrade(&format!("{prefix}{}", dialect.path()), authority).into_bytes();
             }
             Role::Subscribe => upgrade(&format!("{prefix}/ws?channel={channel}"), authority),
+            Role::Ask => upgrade(&format!("{prefix}/ws?envelope=json"), authority),
             Role::Echo { .. } => upgrade(&format!("{prefix}/echo"), authority),
         };
         if let Some(token) = &self.config.token {

@@ -93,7 +93,7 @@ impl Fleet {
             }
             Scanner::Frames(scanner) => scanner,
         };
-        let echo = matches!(config.role, Role::Echo { .. });
+        let echo = matches!(config.role, Role::Echo { .. } | Role::Ask);
         let socket_io = config.role == Role::SubscribeSocketIo;
         let is_pusher = matches!(config.role, Role::SubscribePusher | Role::SubscribePresence);
         let (mut ended, mut joined) = (None, false);

@@ -10,6 +10,7 @@ use super::process::{family, pss_bytes};
 use super::rig::{
     MeasureError, PUBLISHERS_IN_FLIGHT, Reading, Rig, Usage, Window, one_channel, publisher_of,
 };
+use super::router::write;
 use super::servers::{
     Launch, Places, Running, Server, ServerError, bun, free_address, launch, on_core, output_of,
     start_gateway,
@@ -115,17 +116,19 @@ fn start(server: Server, places: &Places, core: Option<usize>) -> Result<Running
     let (program, arguments) = match server {
         Server::Bun => (bun(places), script("bun.ts")),
         Server::NodeHttp => (PathBuf::from("node"), script("http.mjs")),
-        Server::GoHttp => (build_go(places)?, vec![address.to_string()]),
+        Server::GoHttp => {
+            (build_go(places, "http", include_str!("../../peers/http.go"))?, vec![address.to_string()])
+        }
         _ => return start_gateway(places, core, &[]),
     };
     launch(places, Launch { name: server.name(), program, arguments, environment: Vec::new(), address, core })
 }
 
 /// Go's standard library alone, so there is nothing to fetch. Go itself keeps what it has built.
-fn build_go(places: &Places) -> Result<PathBuf, ServerError> {
-    let program = places.peers.join("http-go");
-    let (to, from) = (program.to_string_lossy(), places.peers.join("http.go"));
-    let arguments = ["build", "-o", &to, &from.to_string_lossy()];
+pub(super) fn build_go(places: &Places, name: &str, source: &str) -> Result<PathBuf, ServerError> {
+    let program = places.peers.join(format!("{name}-go"));
+    let source = write(&places.peers, &format!("{name}.go"), source)?;
+    let arguments = ["build", "-o", &program.to_string_lossy(), &source];
     output_of(places, places.client_core, Path::new("go"), &arguments)?;
     Ok(program)
 }

@@ -2,9 +2,8 @@
 //! machine drifts for all, and a ratio is taken within a round.
 //!
 //! [`plan`] says what there is; [`gateway`], [`redis`], [`router`], [`scaling`], [`pusher`], [`centrifuge`], [`ledger`],
-//! [`handover`] and [`filling`] do it with [`rig`] on the
-//! client's side and [`servers`] and [`process`] on the other; [`table`] writes it down, and [`costs`] what `tidegate plan`
-//! reckons with.
+//! [`handover`], [`filling`] and [`hooks`] do it with [`rig`] on the client's side and [`servers`] and [`process`] on the
+//! other; [`table`] writes it down, and [`costs`] what `tidegate plan` reckons with.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,6 +17,7 @@ mod costs;
 mod filling;
 mod gateway;
 mod handover;
+mod hooks;
 mod ledger;
 pub mod plan;
 pub mod process;
@@ -189,6 +189,7 @@ fn take(
         Group::Ledger => ledger::run(scenario, server, places, sizes),
         Group::Handover if scenario == Scenario::Filling => filling::run(places, sizes),
         Group::Handover => handover::run(server, places, sizes, wanted),
+        Group::Hooks => hooks::run(places, sizes),
     }
 }
 

@@ -26,6 +26,8 @@ pub enum Group {
     Ledger,
     /// Sockets that change hands between processes of one machine, and gateways that are filled.
     Handover,
+    /// Questions to an application.
+    Hooks,
 }
 
 /// One row of a table.
@@ -104,6 +106,10 @@ pub enum Measure {
     RollTime,
     RollBalance,
     RollLost,
+    HookConnectCpu,
+    HookMessageCpu,
+    HookMessageRate,
+    HookOthersP99,
 }
 
 /// What servers have to be started for.
@@ -133,10 +139,11 @@ pub enum Scenario {
     LedgerPost,
     Handover,
     Filling,
+    Hooks,
 }
 
 impl Group {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Gateway,
         Self::Redis,
         Self::Router,
@@ -145,6 +152,7 @@ impl Group {
         Self::Centrifuge,
         Self::Ledger,
         Self::Handover,
+        Self::Hooks,
     ];
 
     /// Everybody who takes part, in the order of the table.
@@ -154,6 +162,7 @@ impl Group {
             Self::Gateway => &[Server::Tidegate, Server::Before, Server::Floor, Server::Bun, Server::Ws],
             Self::Redis => &[Server::Tidegate, Server::OneNode, Server::SocketIo, Server::RedisBenchmark],
             Self::Router => &[Server::Tidegate, Server::Haproxy, Server::Nginx],
+            Self::Hooks => &[Server::Tidegate],
             Self::Pusher => &[Server::Tidegate, Server::Sockudo],
             Self::Centrifuge => &[Server::Tidegate, Server::Raw],
             Self::Ledger => &[Server::Tidegate, Server::Bun, Server::NodeHttp, Server::GoHttp],
@@ -179,7 +188,7 @@ impl Measure {
 }
 
 impl Scenario {
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::Fanout,
         Self::Rest,
         Self::Echo,
@@ -204,6 +213,7 @@ impl Scenario {
         Self::LedgerPost,
         Self::Handover,
         Self::Filling,
+        Self::Hooks,
     ];
 
     #[must_use]
@@ -225,6 +235,7 @@ impl Scenario {
             | Self::CentrifugeRecovery => Group::Centrifuge,
             Self::LedgerAnswer | Self::LedgerPost => Group::Ledger,
             Self::Handover | Self::Filling => Group::Handover,
+            Self::Hooks => Group::Hooks,
         }
     }
 
@@ -270,6 +281,12 @@ impl Scenario {
                 Measure::CentrifugeRecoveryTime,
                 Measure::CentrifugeRecoveryMemory,
                 Measure::CentrifugeRecoveryReads,
+            ],
+            Self::Hooks => &[
+                Measure::HookConnectCpu,
+                Measure::HookMessageCpu,
+                Measure::HookMessageRate,
+                Measure::HookOthersP99,
             ],
             Self::LedgerAnswer => &[
                 Measure::AnswerRate,

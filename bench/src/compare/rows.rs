@@ -193,6 +193,24 @@ pub(super) fn row(measure: Measure) -> Row {
         Measure::PostMean => ("publish at 5,000 a second, mean", "µs", 0, bun, "–"),
         Measure::PostP99 => ("the same, 99 of 100 within", "µs", 0, bun, "–"),
         Measure::PostWorst => ("the same, the longest", "µs", 0, bun, "–"),
+        Measure::HookConnectCpu => (
+            "CPU per connection beyond the handshake, whose application is asked",
+            "µs",
+            1,
+            Nothing,
+            "≤ 60 µs",
+        ),
+        Measure::HookMessageCpu => {
+            ("CPU per message that the application answers", "µs", 1, Nothing, "≤ 40 µs")
+        }
+        Measure::HookMessageRate => ("messages/s that it answers, one core", "/s", 0, Nothing, "≥ 10,000"),
+        Measure::HookOthersP99 => (
+            "publish to delivery of others while it takes 1 s, 99 of 100 within",
+            "µs",
+            0,
+            Nothing,
+            "as without",
+        ),
         Measure::PostMemory => ("memory after that", "MiB", 1, bun, "–"),
         Measure::HandoverCpu => (
             "CPU of router and gateway per handshake",

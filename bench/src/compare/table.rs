@@ -21,6 +21,7 @@ fn markers(group: Group) -> [&'static str; 2] {
         Group::Centrifuge => ["<!-- bench:centrifuge:begin -->", "<!-- bench:centrifuge:end -->"],
         Group::Ledger => ["<!-- bench:ledger:begin -->", "<!-- bench:ledger:end -->"],
         Group::Handover => ["<!-- bench:handover:begin -->", "<!-- bench:handover:end -->"],
+        Group::Hooks => ["<!-- bench:hooks:begin -->", "<!-- bench:hooks:end -->"],
     }
 }
 

@@ -13,7 +13,7 @@ use super::{
 section! {
     /// An application that is asked, and told, over HTTP. See `docs/hooks.md`.
     HookEntry {
-        /// Where it is asked. Redirects are not followed. Required.
+        /// Where it is asked. Redirects are not followed. Required, unless it is only told events, in a `stream`.
         url: Option<WebhookUrl> = None;
         /// In which words: `tidegate` (CloudEvents 1.0 in HTTP's binary mode, answers in status codes), or `centrifugo` (the
         /// JSON of Centrifugo's proxies, for a backend that has it).
@@ -21,13 +21,26 @@ section! {
         /// What it is asked: `connect` (of a connection without token and key), `subscribe` and `publish` (in `channels`),
         /// `message` (what a client sends to the application), `refresh` (when what `connect` allowed is over).
         questions: Vec<HookQuestion> = Vec::new();
-        /// What it is told, without anybody waiting: `connected` and `disconnected` of each connection, `channel.occupied` and
+        /// What it is told, without anybody waiting: `connected` and `disconnected` of each connection, `subscribed` and
+        /// `unsubscribed` of each of its subscriptions, `channel.occupied` and
         /// `channel.vacated`, `presence.joined` and `presence.left` of users. Of channels only those of `channels`. Sent as
         /// `webhooks.*` says, in order for each connection and channel, until it is answered 2xx.
         events: Vec<HookEvent> = Vec::new();
         /// Whether a request may have several events (up to 100, or 64 KiB), as CloudEvents' JSON batch. Off: one request for
         /// each, in binary mode.
         batch: bool = false;
+        /// The key of a Redis stream that events are appended to in place of `url`, so that nothing is lost while the application
+        /// is away: it reads the stream in its own time. Needs `stream_url` or `stream_url_file`.
+        stream: Box<str> = Box::default();
+        /// The server of the stream: `redis://user:password@host:port/database`, or `rediss://` over TLS. Prefer
+        /// `stream_url_file`.
+        stream_url: Option<Secret> = None;
+        /// File with the URL; it is read again for each new connection.
+        stream_url_file: Option<PathBuf> = None;
+        /// PEM file with the certificates of a private authority, for `rediss://`.
+        stream_ca_file: Option<PathBuf> = None;
+        /// About so many of the newest events are kept in the stream.
+        stream_length: u32 = 1_000_000;
         /// The channels for whose subscriptions and publications it is asked. Of several hooks that are asked the same, the
         /// first by name whose patterns fit is.
         channels: Vec<Pattern> = vec![Pattern::any()];
@@ -58,6 +71,12 @@ section! {
         cookies: Vec<Box<str>> = Vec::new();
         /// The same for parameters of the query, handed on with `connect` in the dialect `tidegate`.
         query: Vec<Box<str>> = Vec::new();
+        /// PEM file with the certificates of a private authority: then `https` servers of it are trusted, and no others.
+        ca_file: Option<PathBuf> = None;
+        /// PEM file with the certificate that is shown to an `https` server that asks for one.
+        cert_file: Option<PathBuf> = None;
+        /// PEM file with the key of `cert_file`.
+        key_file: Option<PathBuf> = None;
         /// Networks to which no request goes, whatever a name resolves to, for example `["169.254.0.0/16"]`.
         denied_addresses: Vec<Network> = Vec::new();
     }
@@ -87,10 +106,12 @@ choice! {
 choice! {
     /// What an application is told.
     HookEvent,
-    r#""connected", "disconnected", "channel.occupied", "channel.vacated", "presence.joined" or "presence.left""#,
-    "a list of connected, disconnected, channel.occupied, channel.vacated, presence.joined, presence.left", {
+    r#""connected", "disconnected", "subscribed", "unsubscribed", "channel.occupied", "channel.vacated", "presence.joined" or "presence.left""#,
+    "a list of connected, disconnected, subscribed, unsubscribed, channel.occupied, channel.vacated, presence.joined, presence.left", {
         Connected = "connected",
         Disconnected = "disconnected",
+        Subscribed = "subscribed",
+        Unsubscribed = "unsubscribed",
         Occupied = "channel.occupied",
         Vacated = "channel.vacated",
         Joined = "presence.joined",
@@ -198,11 +219,24 @@ impl HookEntry {
         let contradiction = |key: &str, other: String, rule| {
             Err(ConfigError::Contradiction { key: at(key).into(), other: other.into(), rule })
         };
-        let Some(url) = &self.url else {
+        let has_stream_url = self.stream_url.is_some() || self.stream_url_file.is_some();
+        if self.stream.is_empty() == has_stream_url {
+            let other = at("stream_url");
+            return contradiction(
+                "stream",
+                other,
+                "a stream has a key and a server, stream_url or stream_url_file",
+            );
+        }
+        if self.stream_url.is_some() && self.stream_url_file.is_some() {
+            return contradiction("stream_url", at("stream_url_file"), "only one of them may be given");
+        }
+        if self.url.is_none() && (self.stream.is_empty() || !self.questions.is_empty()) {
             return Err(ConfigError::Missing { key: at("url").into(), origin: super::Origin::Default });
-        };
+        }
         // A name is looked at when it is resolved.
-        let address = url.url().host_str().map(|host| host.trim_matches(['[', ']']));
+        let url = self.url.as_ref();
+        let address = url.and_then(|url| url.url().host_str().map(|host| host.trim_matches(['[', ']'])));
         let address = address.and_then(|host| host.parse::<IpAddr>().ok());
         if address.is_some_and(|address| Networks::new(&self.denied_addresses).cover(address)) {
             return Err(unusable(at("url"), HookProblem::Denied));
@@ -223,6 +257,9 @@ impl HookEntry {
         }
         if self.secret.is_none() && self.previous_secret.is_some() {
             return contradiction("previous_secret", at("secret"), "the first secret comes first");
+        }
+        if self.cert_file.is_some() != self.key_file.is_some() {
+            return contradiction("cert_file", at("key_file"), "a certificate and its key belong together");
         }
         if self.timeout.is_zero() {
             return contradiction("timeout", "0s".into(), "nobody answers in no time");
@@ -265,6 +302,12 @@ mod tests {
                       in base64";
         check(&hook("secret = 'abc'"), Err(secret));
         check(&hook("secret = 'whsec_YWJj'"), Err(secret));
+        check("[hooks.app]\nstream = 'events'\nstream_url = 'redis://h'\nevents = ['connected']", Ok(()));
+        let half = "`hooks.app.stream` and `hooks.app.stream_url` do not fit together: a stream has a key and a server, \
+                    stream_url or stream_url_file";
+        check(&hook("stream = 'events'"), Err(half));
+        let asked = "stream = 'events'\nstream_url = 'redis://h'\nquestions = ['connect']";
+        check(&format!("[hooks.app]\n{asked}"), Err("`hooks.app.url` is missing in the defaults"));
         let denied = "`hooks.app.url` cannot be used: its address is one of `denied_addresses`";
         check(&hook("denied_addresses = ['127.0.0.0/8']"), Err(denied));
         let twice = "`hooks.b.questions` and `hooks.app.questions` do not fit together: connect, message and refresh are \

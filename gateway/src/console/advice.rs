@@ -27,6 +27,9 @@ pub(super) fn advice(resource: &str) -> &'static str {
             "Add a node, or raise limits.connections if the other resources have room."
         }
         Some(Resource::Channels) => "Add a node, or raise limits.channels if the other resources have room.",
+        Some(Resource::Hooks) => {
+            "An application answers or takes events too slowly: give it more processes, or the hook more concurrency."
+        }
         None => "See docs/runbook.md.",
     }
 }

@@ -1,34 +1,62 @@
 //! The HTTP client of everything that is sent to applications: no redirects, no proxy from the environment, and no
 //! addresses that are denied.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use tidegate_ops::trust::Networks;
 
-use crate::config::{ConfigError, Network};
+use crate::config::{ConfigError, HookEntry, read_secret};
 
 /// Connections to one application that are kept open without a request.
 const IDLE_MAX: usize = 64;
 
 /// A client for the section `key` of the configuration. Who is told of anything is said there, so redirects are answers like
 /// any other; the environment is read in `config` only.
-pub(crate) fn client(
-    key: &str,
+pub(crate) fn client(key: &str, timeout: Duration) -> Result<reqwest::Client, ConfigError> {
+    finish(key, builder(timeout))
+}
+
+/// The same for a hook: what it may resolve to, whom it trusts, and who it is.
+pub(crate) fn client_of(
+    name: &str,
+    entry: &HookEntry,
     timeout: Duration,
-    denied: &[Network],
 ) -> Result<reqwest::Client, ConfigError> {
-    let mut builder = reqwest::Client::builder()
+    let mut builder = builder(timeout);
+    if !entry.denied_addresses.is_empty() {
+        builder = builder.dns_resolver(Arc::new(Guard(Networks::new(&entry.denied_addresses))));
+    }
+    let read = |key: &str, path: &Path| read_secret(&format!("hooks.{name}.{key}"), path);
+    let unusable = |key: &str, path: &Path, error: reqwest::Error| ConfigError::Unusable {
+        key: format!("hooks.{name}.{key}").into(),
+        path: Some(path.to_owned()),
+        problem: error.into(),
+    };
+    if let Some(path) = &entry.ca_file {
+        let authority = reqwest::Certificate::from_pem_bundle(read("ca_file", path)?.expose());
+        builder = builder.tls_certs_only(authority.map_err(|error| unusable("ca_file", path, error))?);
+    }
+    if let (Some(path), Some(key)) = (&entry.cert_file, &entry.key_file) {
+        let both = [read("cert_file", path)?.expose(), b"\n", read("key_file", key)?.expose()].concat();
+        let identity = reqwest::Identity::from_pem(&both);
+        builder = builder.identity(identity.map_err(|error| unusable("cert_file", path, error))?);
+    }
+    finish(&format!("hooks.{name}"), builder)
+}
+
+fn builder(timeout: Duration) -> reqwest::ClientBuilder {
+    reqwest::Client::builder()
         .timeout(timeout)
         .redirect(reqwest::redirect::Policy::none())
         .pool_max_idle_per_host(IDLE_MAX)
         .tcp_nodelay(true)
         .no_proxy()
-        .user_agent(concat!("tidegate/", env!("CARGO_PKG_VERSION")));
-    if !denied.is_empty() {
-        builder = builder.dns_resolver(Arc::new(Guard(Networks::new(denied))));
-    }
+        .user_agent(concat!("tidegate/", env!("CARGO_PKG_VERSION")))
+}
+
+fn finish(key: &str, builder: reqwest::ClientBuilder) -> Result<reqwest::Client, ConfigError> {
     builder.build().map_err(|error| ConfigError::Unusable {
         key: key.into(),
         path: None,

@@ -1,7 +1,11 @@
 //! What an application is told, as CloudEvents: written once in JSON, and sent so in a batch, or in binary mode alone.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
+use aws_lc_rs::digest::{SHA256, digest};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, header::CONTENT_TYPE};
 use serde::{Deserialize, Serialize};
@@ -19,7 +23,7 @@ pub(crate) struct Happened<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) connection: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) protocol: Option<&'static str>,
+    pub(crate) protocol: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) channel: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -55,15 +59,81 @@ struct Named {
     state: Option<Box<str>>,
 }
 
+/// What is to be told of a connection whose node has died. Nodes of several versions read each other's: fields may be added.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Will {
+    pub(crate) connection: Box<str>,
+    pub(crate) protocol: Box<str>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) user: Option<Box<str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) state: Option<Box<str>>,
+    /// Since when it is there; milliseconds since 1970.
+    pub(crate) since: u64,
+    /// How often it was told to be connected again.
+    #[serde(default)]
+    pub(crate) again: u32,
+}
+
+impl Will {
+    /// Of a connection that begins now.
+    pub(crate) fn of(happened: &Happened<'_>) -> Self {
+        Self {
+            connection: happened.connection.unwrap_or_default().into(),
+            protocol: happened.protocol.unwrap_or_default().into(),
+            user: happened.user.map(Box::from),
+            state: happened.state.map(Box::from),
+            since: since_1970(),
+            again: 0,
+        }
+    }
+
+    pub(crate) fn to_text(&self) -> Arc<str> {
+        // Texts and numbers: nothing that JSON cannot say.
+        serde_json::to_string(self).unwrap_or_default().into()
+    }
+
+    pub(crate) fn connected(&self) -> Happened<'_> {
+        Happened {
+            connection: Some(&self.connection),
+            protocol: Some(&self.protocol),
+            user: self.user.as_deref(),
+            state: self.state.as_deref(),
+            ..Happened::default()
+        }
+    }
+
+    /// Its node is not there any more.
+    pub(crate) fn disconnected(&self) -> Happened<'_> {
+        let duration_ms = Some(since_1970().saturating_sub(self.since));
+        Happened { reason: Some("node_lost"), duration_ms, ..self.connected() }
+    }
+}
+
+fn since_1970() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or_default()
+}
+
+/// The id of a connection's end, whichever node tells it: who keeps ids takes it once.
+pub(crate) fn id_of_end(connection: &str, again: u32) -> String {
+    let hash = digest(&SHA256, format!("{again} {connection}").as_bytes());
+    hash.as_ref()[..16].iter().fold("msg_".to_owned(), |id, byte| format!("{id}{byte:02x}"))
+}
+
 impl Happened<'_> {
     /// The event in JSON, of now.
     pub(crate) fn to_json(self, event: HookEvent, source: &Source) -> Vec<u8> {
+        self.with_id(&source.ids.next(), event, source)
+    }
+
+    pub(crate) fn with_id(self, id: &str, event: HookEvent, source: &Source) -> Vec<u8> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         // Texts and numbers: nothing that JSON cannot say.
         let Ok(data) = serde_json::value::to_raw_value(&self) else { return Vec::new() };
         let structured = Structured {
             specversion: "1.0",
-            id: &source.ids.next(),
+            id,
             r#type: &format!("tidegate.{}", event.word()),
             source: &source.node,
             time: &rfc3339(now),
@@ -72,6 +142,13 @@ impl Happened<'_> {
         };
         serde_json::to_vec(&structured).unwrap_or_default()
     }
+}
+
+/// The id and the type of an event.
+pub(crate) fn id_and_type(event: &[u8]) -> (&str, &str) {
+    // We wrote it.
+    let event = serde_json::from_slice::<Structured<'_>>(event);
+    event.map_or(("", ""), |event| (event.id, event.r#type))
 }
 
 /// One event in HTTP's binary mode: its id, the headers, the body.

@@ -5,7 +5,8 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use http::{HeaderMap, header::CONTENT_TYPE};
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode, header::CONTENT_TYPE};
 use tidegate_ops::seldom::Seldom;
 use tokio::{
     sync::{Semaphore, SemaphorePermit},
@@ -79,11 +80,10 @@ impl Hook {
     pub(super) fn new(name: &str, entry: &HookEntry) -> Result<Option<Self>, ConfigError> {
         // One without an address was refused when the configuration was loaded.
         let Some(url) = &entry.url else { return Ok(None) };
-        let key = format!("hooks.{name}");
         Ok(Some(Self {
             name: name.into(),
             url: url.url().clone(),
-            client: client::client(&key, entry.timeout, &entry.denied_addresses)?,
+            client: client::client_of(name, entry, entry.timeout)?,
             signer: Signer::new(entry),
             permits: Semaphore::new(entry.concurrency as usize),
             breaker: Mutex::default(),
@@ -111,6 +111,11 @@ impl Hook {
 
     pub(super) fn times_opened(&self) -> u64 {
         self.breaker().times_opened()
+    }
+
+    /// How much of its places is taken: 1 where questions wait for one.
+    pub(super) fn fullness(&self) -> f64 {
+        self.metrics.under_way.get() as f64 / f64::from(self.entry.concurrency)
     }
 
     /// Asks, and says what its answer or the lack of one means.
@@ -154,6 +159,28 @@ impl Hook {
         let answer = timeout(left, self.post(question, source)).await.unwrap_or(Err(Lack::Timeout));
         asking.is_answered = Some(answer.is_ok());
         answer
+    }
+
+    /// Asks, for a person who wants to know what comes of it.
+    pub(super) async fn ask_once(
+        &self,
+        question: &Question,
+        source: &Source,
+    ) -> Result<Result<Reply, No>, String> {
+        self.answer(question, source).await.map_err(|lack| lack.to_string())
+    }
+
+    /// The same of an event: its status.
+    pub(super) async fn post_event(
+        &self,
+        id: &str,
+        at: Duration,
+        mut headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<StatusCode, String> {
+        self.signer.sign(id, at.as_secs(), &body, &mut headers);
+        let sent = self.client.post(self.url.clone()).headers(headers).body(body).send().await;
+        sent.map(|response| response.status()).map_err(|error| error.without_url().to_string())
     }
 
     /// Waits for one of the places.

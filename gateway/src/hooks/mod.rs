@@ -15,6 +15,7 @@ mod hook;
 mod metrics;
 mod question;
 pub(crate) mod signature;
+pub mod trial;
 
 use std::sync::Arc;
 
@@ -79,6 +80,11 @@ impl Hooks {
 
     pub(crate) fn query(&self) -> impl Iterator<Item = &str> {
         self.all.iter().flat_map(|hook| &hook.entry.query).map(|name| &**name)
+    }
+
+    /// How much of the places of the busiest one is taken.
+    pub(crate) fn fullness(&self) -> f64 {
+        self.all.iter().map(|hook| hook.fullness()).fold(0.0, f64::max)
     }
 
     /// What names this node in requests.

@@ -221,6 +221,16 @@ fn presence(page: &mut Page<'_>, counters: &RedisCounters) -> fmt::Result {
         "Beginnings and ends in channels told to this node.",
         operations.transitions,
     )?;
+    page.counter(
+        "backplane_wills_told",
+        "Connections of dead nodes whose end this node told to hooks.",
+        operations.wills_told,
+    )?;
+    page.counter(
+        "backplane_wills_failed",
+        "Batches of what is to be told of connections that were not written and are later.",
+        operations.wills_failed,
+    )?;
     page.counter("backplane_orders", "Orders received.", operations.orders_received)?;
     let skipped = [
         ("history", operations.history_undecodable),

@@ -161,6 +161,18 @@ impl Sink for Relay {
             hooks.tell(channel, &transition);
         }
     }
+
+    fn will(&self, will: &str) {
+        if let Some(hooks) = self.transition_hooks.get() {
+            hooks.tell_will(will);
+        }
+    }
+
+    fn will_was_told(&self, will: &str) {
+        if let Some(hooks) = self.transition_hooks.get() {
+            hooks.tell_again(will);
+        }
+    }
 }
 
 impl fmt::Debug for Relay {

@@ -16,6 +16,7 @@ use super::{
     protocol::{Event, Protocol},
 };
 use crate::{
+    app::webhooks::INTERNAL,
     auth::Claims,
     config::{HookEvent, HookQuestion},
     hooks::{Caller, HandedOn, Hook, Known, No, Question, Reply, events::Happened},
@@ -134,39 +135,54 @@ impl Ctx<'_> {
 
     /// Tells the application that the connection is open.
     pub(crate) fn tell_connected(&self) {
-        let takes = self.core.shared.hook_events.takes(HookEvent::Connected, None);
+        let events = &self.core.shared.hook_events;
+        let takes = events.takes(HookEvent::Connected, None) || events.takes(HookEvent::Disconnected, None);
         if let (true, Some(open), Some(protocol)) = (takes, self.open(), self.protocol())
             && protocol.is_connected(open)
         {
-            self.tell_of(HookEvent::Connected, open, None, None);
+            self.with_happened(open, |happened| events.tell_connected(&happened));
         }
     }
 
     /// Tells the application that it is not any more.
     pub(crate) fn tell_disconnected(&self, open: &Open, reason: DisconnectReason, lasted: Duration) {
         let protocol = open.protocol.of_list(self.core.shared.protocols);
-        if self.core.shared.hook_events.takes(HookEvent::Disconnected, None) && protocol.is_connected(open) {
-            self.tell_of(
-                HookEvent::Disconnected,
-                open,
-                Some(reason.value()),
-                u64::try_from(lasted.as_millis()).ok(),
-            );
+        let events = &self.core.shared.hook_events;
+        for &own in open.subscriptions.as_slice() {
+            self.tell_subscription(HookEvent::Unsubscribed, open, self.core.hub.channel_of(own));
+        }
+        if events.takes(HookEvent::Disconnected, None) && protocol.is_connected(open) {
+            let (reason, duration_ms) = (Some(reason.value()), u64::try_from(lasted.as_millis()).ok());
+            self.with_happened(open, |happened| {
+                events.tell_disconnected(&Happened { reason, duration_ms, ..happened });
+            });
         }
     }
 
-    fn tell_of(&self, event: HookEvent, open: &Open, reason: Option<&'static str>, duration_ms: Option<u64>) {
+    /// Tells that a subscription stands, or does not any more. Channels of apps other than the default one are not told of.
+    pub(super) fn tell_subscription(&self, event: HookEvent, open: &Open, key: ChannelKey) {
+        let events = &self.core.shared.hook_events;
+        if events.is_empty() {
+            return;
+        }
+        let channel = self.core.hub.channel(key);
+        let name = channel.name();
+        if channel.app().is_none() && !name.starts_with(INTERNAL) && events.takes(event, Some(name)) {
+            self.with_happened(open, |happened| {
+                events.tell(event, &Happened { channel: Some(name), ..happened });
+            });
+        }
+    }
+
+    fn with_happened(&self, open: &Open, then: impl FnOnce(Happened<'_>)) {
         let claims = open.claims();
-        let happened = Happened {
+        then(Happened {
             connection: Some(&self.core.connection_name(self.id)),
             protocol: Some(open.protocol.of_list(self.core.shared.protocols).name()),
             user: claims.and_then(|claims| claims.user.as_deref()),
             state: claims.and_then(|claims| claims.known.as_ref()?.state.as_deref()),
-            reason,
-            duration_ms,
             ..Happened::default()
-        };
-        self.core.shared.hook_events.tell(event, &happened);
+        });
     }
 
     /// Who asks, of an open connection.

@@ -419,6 +419,7 @@ impl Ctx<'_> {
 
     /// Another token of the same user. What the application knows of the connection stays.
     pub(crate) fn set_claims(&mut self, mut claims: Claims) {
+        let presents = self.presents();
         let before = self.open().and_then(|open| open.claims()?.known.clone());
         claims.known = claims.known.take().or(before);
         let now = self.connections.now();
@@ -429,6 +430,7 @@ impl Ctx<'_> {
             (rare.claims, rare.expires) = (renewed.claims, renewed.expires);
             self.beat_in_time();
         }
+        self.present_as_now(presents);
     }
 
     fn take_claims(&self, now: Tick, claims: Option<Claims>, rare: &mut Rare) {

@@ -45,13 +45,41 @@ impl Ctx<'_> {
         self.core.join_by_token(self.open()?, channel, self.core.connection_name(self.id))
     }
 
-    /// One who is counted only is so from when it is in its lane.
-    pub(super) fn count_in(&self, key: ChannelKey) {
+    /// A subscription is in its lane: that is told, and who is counted only is so from now on.
+    pub(super) fn stands(&self, key: ChannelKey) {
         let (Some(open), Some(protocol)) = (self.open(), self.protocol()) else { return };
+        self.tell_subscription(HookEvent::Subscribed, open, key);
         let channel = self.core.hub.channel(key);
         let is_own = !self.core.shared.hook_events.is_empty() && !protocol.counts_itself();
         if is_own && protocol.presence(self.core, open, channel) == Present::Counted {
             self.join_channel(channel, Join::counted());
+        }
+    }
+
+    /// How its subscriptions that stand are present.
+    pub(super) fn presents(&self) -> Vec<(ChannelKey, Present)> {
+        let (Some(open), Some(protocol)) = (self.open(), self.protocol()) else { return Vec::new() };
+        let keys = open.subscriptions.as_slice().iter().map(|&own| self.core.hub.channel_of(own));
+        keys.map(|key| (key, protocol.presence(self.core, open, self.core.hub.channel(key)))).collect()
+    }
+
+    /// Other claims say otherwise who the connection is: it comes as what it is now, and then goes as what it was, so that
+    /// nobody is told that a channel was left.
+    pub(super) fn present_as_now(&self, before: Vec<(ChannelKey, Present)>) {
+        for ((key, was), (_, is)) in before.into_iter().zip(self.presents()).filter(|(was, is)| was.1 != is.1)
+        {
+            let channel = self.core.hub.channel(key);
+            let join = match is {
+                Present::Listed => self.join_of(channel),
+                Present::Counted => Some(Join::counted()),
+                Present::No => None,
+            };
+            if let Some(join) = join {
+                self.join_channel(channel, join);
+            }
+            if was != Present::No {
+                self.leave_channel(channel, was);
+            }
         }
     }
 
@@ -95,6 +123,10 @@ impl Ctx<'_> {
     /// Goes out of a channel whose subscription ends. `stands`: the client was told that it does.
     pub(super) fn leave_of(&self, open: &Open, key: ChannelKey, stands: bool) {
         let channel = self.core.hub.channel(key);
+        // Of those that end with their connection it is told before that.
+        if stands && self.open().is_some() {
+            self.tell_subscription(HookEvent::Unsubscribed, open, key);
+        }
         let protocol = open.protocol.of_list(self.core.shared.protocols);
         match protocol.presence(self.core, open, channel) {
             Present::Listed => self.leave_channel(channel, Present::Listed),

@@ -410,7 +410,7 @@ impl Ctx<'_> {
         if watches {
             self.core.hub.unwatch(key, self.id);
         }
-        self.count_in(key);
+        self.stands(key);
     }
 
     fn release_attempt(&mut self, attempt: Attempt) {

@@ -21,6 +21,7 @@ label!(
         Recovery = "recovery",
         Connections = "connections",
         Channels = "channels",
+        Hooks = "hooks",
     }
 );
 

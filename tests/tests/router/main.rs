@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod applications;
 mod bad_requests;
 mod bad_start;
 mod centrifuge;

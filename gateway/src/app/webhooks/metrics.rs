@@ -7,6 +7,8 @@ use tidegate_ops::{
     metrics::{Collector, Counter, Counters, DescriptorEncoder, Gauge, Page},
 };
 
+use super::HookEvents;
+
 label!(
     /// Why an event was not sent.
     WebhookDrop, "reason", {
@@ -35,7 +37,7 @@ label!(
     }
 );
 
-/// Of all addresses together: a label for each would grow with the number of apps.
+/// Of all addresses of apps together: a label for each would grow with the number of apps. Of each hook by itself.
 #[derive(Debug, Default)]
 pub(crate) struct WebhookMetrics {
     pub(super) events: Counter,
@@ -69,5 +71,28 @@ impl Collector for WebhookCollector {
             "Events that wait for webhooks, in bytes.",
             metrics.queue_bytes.get() as f64,
         )
+    }
+}
+
+/// Of each hook that is told events, the families under `tidegate_hook_event`.
+#[derive(Debug)]
+pub(crate) struct HookEventCollector(pub(crate) Arc<HookEvents>);
+
+impl Collector for HookEventCollector {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut page = Page::new(encoder);
+        let told = || self.0.told().iter().map(|told| (&*told.name, &*told.metrics));
+        let events = told().map(|(name, metrics)| (name, metrics.events.get()));
+        page.counters_by("hook_events", "Events that a hook was to be told.", "hook", events)?;
+        let dropped = told().map(|(name, metrics)| (name, &metrics.dropped));
+        page.counters_of("hook_events_dropped", "Events that a hook was not told.", "hook", dropped)?;
+        let requests = told().map(|(name, metrics)| (name, &metrics.requests));
+        page.counters_of("hook_event_requests", "Requests with events to a hook.", "hook", requests)?;
+        let retries = told().map(|(name, metrics)| (name, metrics.retries.get()));
+        let help = "Requests with events that repeat a failed one.";
+        page.counters_by("hook_event_retries", help, "hook", retries)?;
+        let waiting = told().map(|(name, metrics)| (name, metrics.queue_bytes.get() as f64));
+        let help = "Events that wait for a hook, in bytes.";
+        page.gauges_by("hook_event_queue_bytes", help, "hook", waiting)
     }
 }

@@ -7,11 +7,13 @@
 mod dialect;
 mod hook_events;
 mod metrics;
+mod outlet;
 mod queue;
 mod sender;
 #[cfg(test)]
 mod tests;
 mod transitions;
+mod wills;
 
 use std::{
     collections::HashMap,
@@ -24,8 +26,11 @@ use tokio::{runtime::Handle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub(crate) use self::hook_events::HookEvents;
-use self::{dialect::Dialect, metrics::WebhookMetrics, queue::Queue, sender::Sender};
-pub(crate) use self::{metrics::WebhookCollector, transitions::TransitionHooks};
+use self::{dialect::Dialect, metrics::WebhookMetrics, outlet::Outlet, queue::Queue, sender::Sender};
+pub(crate) use self::{
+    metrics::{HookEventCollector, WebhookCollector},
+    transitions::{INTERNAL, TransitionHooks},
+};
 use crate::{
     app::apps::signature::Signer,
     config::{AppId, ConfigError, WebhookEntry, WebhookEvent, WebhookSending, WebhookUrl},
@@ -89,7 +94,7 @@ impl Webhooks {
     /// Senders run on this runtime.
     pub(crate) fn new(sending: WebhookSending, runtime: Handle) -> Result<Self, ConfigError> {
         Ok(Self {
-            client: client("webhooks", sending.timeout, &[])?,
+            client: client("webhooks", sending.timeout)?,
             sending,
             metrics: Arc::default(),
             queues: Mutex::default(),
@@ -151,8 +156,9 @@ impl Webhooks {
         self.closing.cancel();
         self.senders.close();
         if timeout(patience, self.senders.wait()).await.is_err() {
-            let bytes = self.metrics.queue_bytes.get();
-            tracing::warn!(bytes, "webhooks were not told everything");
+            tracing::warn!(
+                "webhooks and hooks were not told everything; ends of connections are told by another node"
+            );
         }
     }
 
@@ -161,21 +167,21 @@ impl Webhooks {
         if let Some(queue) = queues.get(&key) {
             return Arc::clone(queue);
         }
-        let queue = self.begin_queue(&key.1, dialect.clone(), self.client.clone());
+        let outlet = Outlet::Http { url: key.1.url().clone(), client: self.client.clone() };
+        let queue = self.begin_queue(outlet, dialect.clone(), &self.metrics);
         queues.insert(key, Arc::clone(&queue));
         queue
     }
 
     /// A queue with its sender.
-    fn begin_queue(&self, url: &WebhookUrl, dialect: Dialect, client: reqwest::Client) -> Arc<Queue> {
+    fn begin_queue(&self, outlet: Outlet, dialect: Dialect, metrics: &Arc<WebhookMetrics>) -> Arc<Queue> {
         let bytes_max = self.sending.queue_bytes.bytes();
-        let queue = Arc::new(Queue::new(bytes_max, dialect, Arc::clone(&self.metrics)));
+        let queue = Arc::new(Queue::new(bytes_max, dialect, Arc::clone(metrics)));
         let sender = Sender {
-            url: url.url().clone(),
+            outlet,
             queue: Arc::clone(&queue),
-            client,
             sending: self.sending.clone(),
-            metrics: Arc::clone(&self.metrics),
+            metrics: Arc::clone(metrics),
             closing: self.closing.clone(),
         };
         self.senders.spawn_on(sender.run(), &self.runtime);

@@ -21,6 +21,7 @@ use super::{
     Event,
     dialect::Dialect,
     metrics::{WebhookDrop, WebhookMetrics},
+    wills::Ticket,
 };
 
 /// One event as JSON.
@@ -33,8 +34,8 @@ const BATCH_EVENTS_MAX: usize = 100;
 /// 1 MiB is the smallest of the common bounds. A request that is too large would be sent in vain until it is given up.
 const BATCH_BYTES_MAX: usize = 64 * 1024;
 
-/// What an event costs beside its bytes: 56 for its place in the queue, 16 for the counts of its `Arc`.
-const EVENT_OVERHEAD_BYTES: usize = 72;
+/// What an event costs beside its bytes: 64 for its place in the queue, 16 for the counts of its `Arc`.
+const EVENT_OVERHEAD_BYTES: usize = 80;
 
 /// What the topic of an event costs beside the channel's name: a place in the table (48), and the counts of its `Arc`.
 const TOPIC_OVERHEAD_BYTES: usize = 64;
@@ -89,6 +90,7 @@ struct Waiting {
     number: u64,
     topic: Option<Topic>,
     json: EventJson,
+    ticket: Option<Arc<Ticket>>,
 }
 
 /// What only one event that waits is about.
@@ -114,6 +116,8 @@ enum Pushed {
 #[derive(Debug)]
 pub(super) struct Batch<'q> {
     pub(super) events: Vec<EventJson>,
+    /// Those of them that end with the events.
+    tickets: Vec<Arc<Ticket>>,
     /// What they cost, by lane.
     bytes: [usize; 2],
     queue: &'q Queue,
@@ -136,19 +140,28 @@ impl Queue {
 
     /// Adds an event of an app; what finds no room is counted.
     pub(super) fn push(&self, event: &Event<'_>, json: EventJson) {
-        self.add(Topic::of(event), event.is_change(), json);
+        self.add(Topic::of(event), event.is_change(), json, None);
     }
 
-    /// The same of any event. `is_change`: it comes once and is missed if it is lost.
-    pub(super) fn add(&self, topic: Option<Topic>, is_change: bool, json: EventJson) {
+    /// The same of any event. `is_change`: it comes once and is missed if it is lost. The ticket is settled when the event is taken
+    /// or given up.
+    pub(super) fn add(
+        &self,
+        topic: Option<Topic>,
+        is_change: bool,
+        json: EventJson,
+        ticket: Option<Arc<Ticket>>,
+    ) {
         self.metrics.events.add(1);
         let mut state = self.state();
         if self.abandoned.is_cancelled() {
             drop(state);
+            ticket.iter().for_each(Ticket::settle);
             return self.metrics.dropped.add(WebhookDrop::Removed, 1);
         }
         let before = state.bytes();
-        let pushed = state.push(topic, is_change, json, self.bytes_max, Instant::now());
+        let event = (topic, json, ticket.clone());
+        let pushed = state.push(event, is_change, self.bytes_max, Instant::now());
         self.metrics.queue_bytes.add(state.bytes() as i64 - before as i64);
         drop(state);
         match pushed {
@@ -157,7 +170,10 @@ impl Queue {
                 self.pushed.notify_one();
             }
             Pushed::Coalesced => self.metrics.coalesced.add(1),
-            Pushed::NoRoom => self.metrics.dropped.add(WebhookDrop::QueueFull, 1),
+            Pushed::NoRoom => {
+                self.metrics.dropped.add(WebhookDrop::QueueFull, 1);
+                ticket.iter().for_each(Ticket::settle);
+            }
         }
     }
 
@@ -201,7 +217,13 @@ impl Queue {
     /// Takes what waits, as much as fits into one request.
     pub(super) fn take(&self) -> Batch<'_> {
         let mut state = self.state();
-        let mut batch = Batch { events: Vec::new(), bytes: [0; 2], queue: self, reason: WebhookDrop::Drain };
+        let mut batch = Batch {
+            events: Vec::new(),
+            tickets: Vec::new(),
+            bytes: [0; 2],
+            queue: self,
+            reason: WebhookDrop::Drain,
+        };
         let mut body_bytes = 0;
         while batch.events.len() < self.batch_events()
             && let Some((lane, event_bytes)) = state.oldest()
@@ -213,9 +235,16 @@ impl Queue {
             if let Some(event) = state.pop(lane) {
                 batch.bytes[lane] += event.cost();
                 batch.events.push(event.json);
+                batch.tickets.extend(event.ticket);
             }
         }
         batch
+    }
+
+    /// How full the fuller of its lanes is.
+    pub(super) fn fullness(&self) -> f64 {
+        let fullest = self.state().lanes.iter().map(|lane| lane.bytes).max();
+        fullest.unwrap_or_default() as f64 / self.bytes_max.max(1) as f64
     }
 
     /// Events that wait, and those that are being sent are not among them.
@@ -256,7 +285,12 @@ impl Drop for Batch<'_> {
             let removed = self.queue.abandoned.is_cancelled();
             let reason = if removed { WebhookDrop::Removed } else { self.reason };
             self.queue.metrics.dropped.add(reason, self.events.len() as u64);
+            if reason == WebhookDrop::Drain {
+                // Another node tells them, when this one's lease ends.
+                self.tickets.clear();
+            }
         }
+        self.tickets.iter().for_each(Ticket::settle);
         self.queue.release(self.bytes);
     }
 }
@@ -264,9 +298,8 @@ impl Drop for Batch<'_> {
 impl State {
     fn push(
         &mut self,
-        topic: Option<Topic>,
+        (topic, json, ticket): (Option<Topic>, EventJson, Option<Arc<Ticket>>),
         is_change: bool,
-        json: EventJson,
         bytes_max: usize,
         now: Instant,
     ) -> Pushed {
@@ -274,7 +307,7 @@ impl State {
             return Pushed::Coalesced;
         }
         let lane = usize::from(!is_change);
-        let waiting = Waiting { number: self.next, topic, json };
+        let waiting = Waiting { number: self.next, topic, json, ticket };
         let cost = waiting.cost();
         let bytes_under_way = self.lanes[lane].bytes - self.lanes[lane].bytes_waiting;
         if bytes_under_way + cost > bytes_max {
@@ -285,6 +318,7 @@ impl State {
             && let Some(oldest) = self.pop(lane)
         {
             self.lanes[lane].bytes -= oldest.cost();
+            oldest.ticket.iter().for_each(Ticket::settle);
             dropped += 1;
         }
         self.next += 1;
@@ -383,132 +417,4 @@ impl Topic {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::app::apps::signature::Signer;
-
-    fn queue(bytes_max: usize) -> Queue {
-        let dialect = Dialect::Pusher(Arc::new(Signer::new("key".into(), std::iter::empty())));
-        let queue = Queue::new(bytes_max, dialect.clone(), Arc::default());
-        queue.configure(dialect, true);
-        queue
-    }
-
-    const CHANGE: Event<'static> = Event::ChannelOccupied { channel: "c" };
-    const CLIENT: Event<'static> =
-        Event::ClientEvent { channel: "c", event: "e", data: "", socket_id: "1.1", user_id: None };
-
-    fn event(bytes: usize) -> EventJson {
-        vec![b'e'; bytes].into()
-    }
-
-    fn text(text: &str) -> EventJson {
-        text.as_bytes().into()
-    }
-
-    fn taken(queue: &Queue) -> Vec<String> {
-        let batch = queue.take();
-        let events = batch.events.iter().map(|event| String::from_utf8_lossy(event).into_owned()).collect();
-        batch.settle();
-        events
-    }
-
-    #[test]
-    fn a_request_is_bounded_in_bytes() {
-        let queue = queue(1024 * 1024);
-        (0..10).for_each(|_| queue.push(&CHANGE, event(10 * 1024)));
-        queue.push(&CHANGE, event(BATCH_BYTES_MAX + 1));
-        let batches: Vec<usize> = (0..4)
-            .map(|_| {
-                let batch = queue.take();
-                let events = batch.events.len();
-                batch.settle();
-                events
-            })
-            .collect();
-        assert_eq!(batches, [6, 4, 1, 0], "one that is too large goes alone");
-        assert_eq!(queue.state().bytes(), 0);
-    }
-
-    #[test]
-    fn what_could_not_fit_anyway_drops_nothing_else() {
-        let queue = queue(30 * 1024);
-        queue.push(&CHANGE, event(10 * 1024));
-        let under_way = queue.take();
-        queue.push(&CHANGE, event(15 * 1024));
-        queue.push(&CHANGE, event(25 * 1024));
-        assert_eq!((under_way.events.len(), queue.len()), (1, 1));
-        under_way.settle();
-        queue.push(&CHANGE, event(25 * 1024));
-        assert_eq!(queue.len(), 1, "now the older one makes room");
-        assert_eq!(queue.take().events[0].len(), 25 * 1024);
-        assert_eq!(queue.state().bytes(), 0, "given up, and released");
-    }
-
-    /// An anonymous client may subscribe to cache channels by the thousand, and one with rights send events.
-    #[test]
-    fn what_happened_to_channels_keeps_its_room() {
-        let queue = queue(10 * 1024);
-        queue.push(&CHANGE, text("occupied"));
-        for number in 0..1000 {
-            queue.push(&Event::CacheMiss { channel: &format!("cache-{number}") }, event(100));
-            queue.push(&CLIENT, event(100));
-        }
-        assert_eq!(queue.take().events[0], text("occupied"));
-        assert!(queue.state().bytes() <= 10 * 1024);
-        assert!(queue.metrics.dropped.get(WebhookDrop::QueueFull) > 1900);
-    }
-
-    #[test]
-    fn events_of_both_kinds_leave_in_their_order() {
-        let queue = queue(1024 * 1024);
-        for (kind, name) in [(&CLIENT, "1"), (&CHANGE, "2"), (&CHANGE, "3"), (&CLIENT, "4")] {
-            queue.push(kind, text(name));
-        }
-        assert_eq!(taken(&queue), ["1", "2", "3", "4"]);
-    }
-
-    #[test]
-    fn a_miss_is_told_once_while_it_is_fresh() {
-        let (mut state, now) = (State::default(), Instant::now());
-        let mut miss = |channel: &str, after: Duration| {
-            let event = Event::CacheMiss { channel };
-            state.push(Topic::of(&event), event.is_change(), text(channel), 1 << 24, now + after)
-        };
-        let (added, moment) = (Pushed::Added { dropped: 0 }, Duration::from_millis(1));
-        assert_eq!(miss("a", Duration::ZERO), added);
-        assert_eq!(miss("a", MISS_INTERVAL - moment), Pushed::Coalesced);
-        assert_eq!(miss("b", Duration::ZERO), added);
-        assert_eq!(miss("a", MISS_INTERVAL), added);
-        for number in 0..2 * MISSES_MAX {
-            assert_eq!(miss(&format!("c{number}"), MISS_INTERVAL), added);
-        }
-        assert_eq!(state.misses.len(), MISSES_MAX);
-    }
-
-    #[test]
-    fn of_numbers_that_wait_the_newest_is_told() {
-        let queue = queue(1024 * 1024);
-        let count = |channel: &str, json: &str| {
-            queue.push(&Event::SubscriptionCount { channel, subscription_count: 1 }, text(json));
-        };
-        count("a", "a 9");
-        count("b", "b 1");
-        count("a", "a 10");
-        count("a", "a 11");
-        assert_eq!(taken(&queue), ["a 11", "b 1"]);
-        count("a", "a 12");
-        assert_eq!(taken(&queue), ["a 12"]);
-        assert_eq!(queue.state().bytes(), 0);
-        assert!(queue.state().topics.is_empty());
-        assert_eq!(queue.metrics.coalesced.get(), 2);
-    }
-
-    #[test]
-    fn a_request_has_one_event_where_no_more_are_wanted() {
-        let queue = queue(1024 * 1024);
-        queue.configure(Dialect::clone(&queue.dialect()), false);
-        (0..3).for_each(|number| queue.push(&CHANGE, text(&number.to_string())));
-        assert_eq!([taken(&queue), taken(&queue), taken(&queue)], [["0"], ["1"], ["2"]]);
-    }
-}
+mod tests;

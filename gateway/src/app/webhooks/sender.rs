@@ -6,17 +6,16 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    dialect::Written,
     metrics::{WebhookDrop, WebhookMetrics, WebhookResult},
+    outlet::{Outlet, Parcel},
     queue::{Batch, Queue},
 };
-use crate::{config::WebhookSending, hooks::client::read_body};
+use crate::config::WebhookSending;
 
 /// The task of one address.
 pub(super) struct Sender {
-    pub(super) url: reqwest::Url,
+    pub(super) outlet: Outlet,
     pub(super) queue: Arc<Queue>,
-    pub(super) client: reqwest::Client,
     pub(super) sending: WebhookSending,
     pub(super) metrics: Arc<WebhookMetrics>,
     /// Nothing is waited for any more: what waits gets one try.
@@ -25,9 +24,6 @@ pub(super) struct Sender {
 
 /// Longest wait between two tries.
 const RETRY_WAIT_MAX: Duration = Duration::from_secs(60);
-
-/// An answer that is read to its end leaves the connection usable. Of a longer one the connection is closed.
-const ANSWER_BYTES_MAX: usize = 16 * 1024;
 
 impl Sender {
     /// Until the queue is abandoned, or closed and empty.
@@ -65,11 +61,11 @@ impl Sender {
 
     /// Sends one batch until it is taken, or for as long as it may take.
     async fn send(&self, batch: Batch<'_>) {
-        let sent = self.queue.dialect().write(&batch.events);
+        let parcel = self.outlet.pack(&batch.events, &self.queue.dialect());
         let began = Instant::now();
         for failures in 0.. {
             let last = self.closing.is_cancelled();
-            if self.post(&sent).await {
+            if self.try_once(&parcel).await {
                 return batch.settle();
             }
             let wait = pause(self.sending.retry_wait, failures);
@@ -78,7 +74,7 @@ impl Sender {
             }
             if began.elapsed() + wait > self.sending.retry_for {
                 tracing::warn!(
-                    host = self.url.host_str(),
+                    to = self.outlet.name(),
                     events = batch.events.len(),
                     "a webhook took no events; they are dropped"
                 );
@@ -86,30 +82,15 @@ impl Sender {
             }
             // On closing the wait ends, and the last try follows.
             if timeout(wait, self.closing.cancelled()).await.is_err() {
-                tracing::debug!(host = self.url.host_str(), failures, "a webhook is tried again");
+                tracing::debug!(to = self.outlet.name(), failures, "a webhook is tried again");
             }
             self.metrics.retries.add(1);
         }
     }
 
     /// Whether the events were taken.
-    async fn post(&self, sent: &Written) -> bool {
-        let headers = self.queue.dialect().headers(sent);
-        let request = self.client.post(self.url.clone()).headers(headers).body(sent.body.clone());
-        let result = match request.send().await {
-            Ok(response) => {
-                let taken = response.status().is_success();
-                // The answer is its status; the rest is read for the connection's sake, in the time that the request has.
-                drop(read_body(response, ANSWER_BYTES_MAX).await);
-                if taken { WebhookResult::Taken } else { WebhookResult::Refused }
-            }
-            Err(error) if error.is_timeout() => WebhookResult::Timeout,
-            Err(error) => {
-                // Without the address, which may have credentials.
-                tracing::debug!(error = %error.without_url(), "a webhook failed");
-                WebhookResult::Failed
-            }
-        };
+    async fn try_once(&self, parcel: &Parcel) -> bool {
+        let result = self.outlet.send(parcel, &self.queue.dialect()).await;
         self.metrics.requests.add(result, 1);
         result == WebhookResult::Taken
     }

@@ -17,11 +17,21 @@ pub(crate) struct TransitionHooks {
 }
 
 /// Names that begin so are of the gateway itself: who watches whom, and what is sent to one user.
-const INTERNAL: char = '#';
+pub(crate) const INTERNAL: char = '#';
 
 impl TransitionHooks {
     pub(crate) fn new(apps: Arc<Apps>, webhooks: Arc<Webhooks>, hooks: Arc<HookEvents>) -> Self {
         Self { apps, webhooks, hooks }
+    }
+
+    /// The will of a connection of a node that died.
+    pub(crate) fn tell_will(&self, will: &str) {
+        self.hooks.tell_will(will);
+    }
+
+    /// The same, told by others though this node lives.
+    pub(crate) fn tell_again(&self, will: &str) {
+        self.hooks.tell_again(will);
     }
 
     /// Never blocks. A channel of an app that is gone has nobody to tell.

@@ -6,7 +6,10 @@ use serde_json::{Value, json};
 use tidegate_testkit::{DEADLINE, SseClient, WsClient, eventually_some};
 
 use super::{
-    super::rig::Rig,
+    super::{
+        apart::{token, with_presence},
+        rig::Rig,
+    },
     application::{Application, Asked, yes},
 };
 use crate::config::{Config, HookEvent, Secret};
@@ -76,7 +79,7 @@ fn what_is_not_taken_comes_again_in_its_order() {
     drop(WsClient::connect(rig.address, "/ws?channel=plain:a"));
     told(&application, 3);
     application.turn(yes);
-    rig.eventually_metric("tidegate_webhook_requests_total{result=\"taken\"}", 2.0);
+    rig.eventually_metric("tidegate_hook_event_requests_total{hook=\"app\",result=\"taken\"}", 2.0);
     let mut kinds: Vec<String> = told(&application, 4).into_iter().map(|(kind, _)| kind).collect();
     let ids: std::collections::HashSet<_> =
         application.asked().iter().map(|asked| asked.header("webhook-id").to_owned()).collect();
@@ -97,6 +100,51 @@ fn channels_are_occupied_and_vacated() {
     rig.backplane.sweep_after(60);
     let events = told(&application, 2);
     assert_eq!(events[1], ("channel.vacated".into(), json!({"channel": "plain:a"})));
+}
+
+/// Who is counted for `channel.occupied` and then says who it is, is listed; what it was before is gone.
+#[test]
+fn who_says_later_who_it_is_is_there_once() {
+    let application = Application::start(yes);
+    let mut config = with_presence();
+    config.hooks = self::config(&application, &[HookEvent::Occupied, HookEvent::Vacated]).hooks;
+    config.webhooks = self::config(&application, &[]).webhooks;
+    let rig = Rig::start(config);
+    let mut client = WsClient::connect(rig.address, "/ws?channel=room:1&envelope=json");
+    rig.eventually_attending("room:1", (1, 0));
+    client.send_text(&format!(r#"{{"token":"{}","id":1}}"#, token()));
+    assert_eq!(client.expect_json()["id"], 1);
+    rig.eventually_attending("room:1", (1, 1));
+    drop(client);
+    rig.eventually_attending("room:1", (0, 0));
+    rig.backplane.sweep_after(60);
+    let events = told(&application, 2);
+    assert_eq!((&*events[0].0, &*events[1].0), ("channel.occupied", "channel.vacated"));
+}
+
+/// In order with what else happens to the connection; those that end with it, before its end.
+#[test]
+fn subscriptions_stand_and_end() {
+    let application = Application::start(yes);
+    let events = [HookEvent::Subscribed, HookEvent::Unsubscribed, HookEvent::Disconnected];
+    let rig = Rig::start(config(&application, &events));
+    let mut client = WsClient::connect(rig.address, "/ws?channel=plain:a&envelope=json");
+    for command in [r#"{"subscribe":"plain:b","id":1}"#, r#"{"unsubscribe":"plain:a","id":2}"#] {
+        client.send_text(command);
+        assert!(client.expect_json()["ok"].is_object());
+    }
+    drop(client);
+    let events = told(&application, 5);
+    let what: Vec<_> =
+        events.iter().map(|(kind, body)| (&**kind, body["channel"].as_str().unwrap_or_default())).collect();
+    let expect = [
+        ("subscribed", "plain:a"),
+        ("subscribed", "plain:b"),
+        ("unsubscribed", "plain:a"),
+        ("unsubscribed", "plain:b"),
+        ("disconnected", ""),
+    ];
+    assert_eq!(what, expect);
 }
 
 #[test]
