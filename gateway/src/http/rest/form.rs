@@ -223,7 +223,7 @@ mod tests {
     fn a_whole_number_may_be_written_with_a_fraction_of_zero() {
         let read = |text| serde_json::from_str::<Whole>(text).ok().map(|number| number.0);
         assert_eq!(["0", "2.0", "2e3", "-0.0"].map(read), [Some(0), Some(2), Some(2000), Some(0)]);
-        assert_eq!(["9007199254740991", "9007199254740991.0"].map(read), [Some(Whole::MAX); 2]);
+        assert_eq!(["9007199254740991", "1893456000.0"].map(read), [Some(Whole::MAX), Some(1_893_456_000)]);
         assert_eq!(["-1", "-1.0", "2.5", "9007199254740992", "1e300", "\"2\"", "null"].map(read), [None; 7]);
     }
 }
