@@ -40,7 +40,7 @@ fn nothing_is_gateway_dev() {
 fn every_flag_of_the_configuration() {
     for flag in flags::ALL {
         let (line, value) = match flag {
-            flags::DEV => (format!("tidegate gateway {}", flag.name), "true"),
+            flags::DEV | flags::REUSE_PORT => (format!("tidegate gateway {}", flag.name), "true"),
             // Sets three: see below.
             flags::DEV_ANYWHERE => continue,
             _ => (format!("tidegate gateway {} value", flag.name), "value"),
