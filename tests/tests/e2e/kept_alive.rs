@@ -244,9 +244,9 @@ fn a_draining_node_ends_idle_connections_and_answers_new_ones_once() {
     // client a second at least, the first subscriber last.
     let config = "shards = 1\n[drain]\nsettle = \"0s\"\nperiod = \"600s\"\nclose_wait = \"5s\"\n";
     let gateway = Gateway::builder().config(config).start();
+    let mut idle = used(&gateway);
     let mut subscriber = gateway.subscribe("news");
     let _others = [(); 60].map(|()| gateway.subscribe("news"));
-    let mut idle = used(&gateway);
     assert_eq!(gateway.internal_rest().post("/drain", "text/plain", "").status, 202);
     idle.read_to_end(DEADLINE).expect("closed");
 
