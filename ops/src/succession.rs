@@ -153,9 +153,9 @@ impl Talk {
             let received = match recvmsg(&self.0, &mut [IoSliceMut::new(&mut buffer)], &mut control, FLAGS.1)
             {
                 Ok(received) => received,
-                Err(rustix::io::Errno::INTR) => continue,
+                // An end with unread records in it is told once, before what that end said last.
+                Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNRESET) => continue,
                 Err(rustix::io::Errno::AGAIN) => return Err(TalkError::Silent(patience)),
-                Err(rustix::io::Errno::CONNRESET) => return Err(TalkError::Ended),
                 Err(error) => return Err(io::Error::from(error).into()),
             };
             if received.bytes == 0 {
@@ -200,4 +200,23 @@ pub fn read_memory_file(file: OwnedFd) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::from(file).read_to_end(&mut bytes)?;
     Ok(bytes)
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn what_a_process_said_last_is_heard_though_it_left_something_unread() {
+        let (own, other) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, FLAGS.0, None).unwrap();
+        let (own, other) = (Talk(own), Talk(other));
+        own.say(&Step::Ready, &[]).unwrap();
+        let why = Step::Refused { why: "it has too few descriptors".into() };
+        other.say(&why, &[]).unwrap();
+        drop(other);
+        assert_eq!(own.hear(SAY_PATIENCE, |_| 0).unwrap().0, why);
+        assert!(matches!(own.hear(SAY_PATIENCE, |_| 0), Err(TalkError::Ended)));
+    }
 }

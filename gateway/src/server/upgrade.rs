@@ -249,6 +249,8 @@ impl Upgrades {
             "a gateway that takes connections over from a router (`handover.socket`) cannot hand them on yet: restart it"
         } else if !config.consumers.is_empty() {
             "a gateway with consumers cannot be upgraded live yet: restart it"
+        } else if !config.hooks.0.is_empty() {
+            "a gateway with hooks (`hooks.*`) cannot be upgraded live yet, because two processes would ask and tell the application: restart it"
         } else if std::process::id() == 1 {
             "this process is the first of its container, which ends with it: start a new container"
         } else {
@@ -259,6 +261,8 @@ impl Upgrades {
 
     fn hand_on(self: &Arc<Self>, launch: &Launch) -> Result<u32, UpgradeError> {
         let program = launch.program.display().to_string();
+        // Declared before the other process, so that after an error that one is ended before this one goes on.
+        let (held, standing);
         let mut successor = Successor::start(&launch.program, &launch.args)
             .map_err(|source| UpgradeError::Start { program: program.clone(), source })?;
         let process = successor.id().unwrap_or_default();
@@ -271,9 +275,9 @@ impl Upgrades {
             }
             error => error,
         })?;
-        let held = Held::begin(self)?;
+        held = Held::begin(self)?;
         held.settle()?;
-        let standing = Standing::begin(&self.shards)?;
+        standing = Standing::begin(&self.shards)?;
         self.describe(&successor.talk, &standing)?;
         let refused = match successor.talk.hear(TAKEN_PATIENCE, |_| 0)?.0 {
             Step::Taken { refused } => refused,

@@ -15,6 +15,7 @@ use tidegate_testkit::{
     DEADLINE, Gateway, GatewayBuilder, RawTcp, Received, Rest, SseClient, Stop, WsClient, end, eventually,
     eventually_some, masked_frame, memory::descriptors, net::SocketOptions, pid_runs, product_binary,
 };
+use tidegate_tests::cluster::site::TOKEN;
 
 const ANYONE: &str = "[limits]\npublishes_per_second = 100000\nmessages_per_second = 100000\n\
                       send_queue_bytes = \"64MiB\"\n[namespaces.default]\nclient_publish = \"anyone\"\n[namespaces.kept]\nhistory_size = 10000\n\
@@ -247,7 +248,7 @@ fn a_program_that_does_not_serve_changes_nothing() {
     for (script, said) in [
         ("exit 7", "ended before it could serve"),
         ("kill -9 $$", "ended before it could serve"),
-        ("echo what >&0; exit 0", "another version"),
+        ("dd bs=65536 count=1 of=/dev/null 2>/dev/null; echo what >&0; exit 0", "another version"),
     ] {
         program.replace(script);
         let why = refused(&gateway);
@@ -263,6 +264,37 @@ fn a_program_that_does_not_serve_changes_nothing() {
     let mut successors = Successors::default();
     successors.upgrade(&gateway);
     goes_on(&gateway, &mut client, "after");
+}
+
+/// It ends, or hangs, when it was given everything and has not said that it understood it.
+#[test]
+fn a_process_that_ends_before_it_has_taken_over_changes_nothing() {
+    let program = Program::real();
+    let gateway = Gateway::builder().program(&program.path).config(ANYONE).start();
+    let mut client = gateway.subscribe("kept:a");
+    let mut stream = gateway.event_stream("kept:a");
+    let rest = gateway.rest();
+    let publisher = Publisher::start(move |number| drop(rest.publish("kept:a", &number.to_string())));
+    let state = program.path.with_extension("state");
+    for last in ["kill -9 $$", "exec sleep 600"] {
+        publisher.more(20);
+        // It reads one record, says `Ready`, and reads the next one, which is `State`.
+        let record = "dd bs=65536 count=1 2>/dev/null of=$0.state";
+        program.replace(&format!("{record}\nprintf '\\001\\001' >&0\n{record}\n{last}"));
+        let why = refused(&gateway);
+        assert!(why.contains("cannot take over"), "{last}: {why}");
+        assert_eq!(fs::read(&state).unwrap()[..2], [1, 3], "{last}: it was given the state");
+        publisher.more(20);
+    }
+    program.restore();
+    let mut successors = Successors::default();
+    successors.upgrade(&gateway);
+    publisher.more(20);
+    let number = publisher.stop();
+    expect_numbers(&mut client, number, "a WebSocket");
+    for wanted in 0..number {
+        assert_eq!(stream.expect_event().data, wanted.to_string());
+    }
 }
 
 /// The pids of what a process has started.
@@ -328,6 +360,10 @@ fn what_cannot_be_upgraded_says_so() {
     for (changed, said) in [
         (config(3), "3 shards"),
         ("shards = 2\nsharks = 1\n".to_owned(), "ended before it could serve"),
+        (
+            "shards = 2\n[hooks.app]\nurl = \"http://127.0.0.1:9/\"\nquestions = [\"connect\"]\n".to_owned(),
+            "hooks",
+        ),
         ("shards = 2\n[handover]\nsocket = \"/nowhere/a\"\n".to_owned(), "needs a restart"),
     ] {
         fs::write(&file, &changed).unwrap();
@@ -335,6 +371,17 @@ fn what_cannot_be_upgraded_says_so() {
         assert!(why.contains(said), "{changed}: {why}");
         goes_on(&gateway, &mut client, &changed);
     }
+}
+
+/// Two processes would ask the application, and tell it what happens, of the same connections.
+#[test]
+fn a_gateway_whose_application_is_told_of_connections_says_so() {
+    let hook = "[hooks.app]\nurl = \"http://127.0.0.1:9/\"\nevents = [\"connected\", \"disconnected\"]\n";
+    let gateway = Gateway::builder().config(hook).start();
+    let mut client = gateway.subscribe("news");
+    let why = refused(&gateway);
+    assert!(why.contains("with hooks"), "{why}");
+    goes_on(&gateway, &mut client, "after");
 }
 
 /// What its own options allow is counted in a process that took over, as in the one before.
@@ -361,4 +408,42 @@ fn limits_and_the_name_go_along() {
         assert_eq!(client.next(DEADLINE), Received::Pong(b"here".to_vec()));
     }
     assert_eq!(name(&rest), before);
+}
+
+/// Who is told who comes and goes hears of nobody; those who are there are there under their names, and leave later.
+#[test]
+fn nobody_joins_or_leaves() {
+    let room = "[namespaces.room]\npresence = true\nanonymous_subscribe = true\n[[auth.jwt]]\nalgorithm = \"HS256\"\n\
+                secret = \"a secret of the cluster tests, 32+\"\nrequire_exp = false\n";
+    let gateway = Gateway::builder().config(room).start();
+    let watch = "/ws?channel=room:a&envelope=json&join_leave=true";
+    let mut watcher = WsClient::connect(gateway.public(), watch);
+    let told = |watcher: &mut WsClient| -> serde_json::Value {
+        serde_json::from_str(&next_text(watcher)).expect("JSON")
+    };
+    assert_eq!(told(&mut watcher)["count"], 0);
+    let ada = format!("/ws?channel=room:a&token={TOKEN}");
+    let [(first, of_first), (second, of_second)] = [1, 2].map(|connections| {
+        let client = WsClient::connect(gateway.public(), &ada);
+        let notice = told(&mut watcher);
+        assert_eq!(notice["join"]["connections"], connections, "{notice}");
+        (client, notice["join"]["connection"].clone())
+    });
+    let members = || gateway.rest().get("/v1/channels/room:a/presence").json()["members"].clone();
+    let before = members();
+    assert_eq!(before.as_array().map(Vec::len), Some(2), "{before}");
+    let mut successors = Successors::default();
+    for _ in 0..2 {
+        successors.upgrade(&gateway);
+        assert_eq!(members(), before);
+    }
+    gateway.rest().publish("room:a", "hello");
+    assert_eq!(told(&mut watcher)["data"], "hello");
+    // Had anybody been taken for gone, that would be told before these, which end later.
+    drop(second);
+    let notice = told(&mut watcher);
+    assert_eq!((&notice["leave"]["connection"], &notice["leave"]["connections"]), (&of_second, &1.into()));
+    drop(first);
+    let notice = told(&mut watcher);
+    assert_eq!((&notice["leave"]["connection"], &notice["leave"]["connections"]), (&of_first, &0.into()));
 }

@@ -75,6 +75,10 @@ fn it_goes_on_as_it_was() {
             step(&first, random.choice(&channels).unwrap(), &mut random);
             clock.advance(Duration::from_millis(random.u64(..3_000)));
         }
+        // An epoch that begins later is a random number of each.
+        for channel in &channels {
+            publish(&first, channel, &mut random);
+        }
         let (told_second, second) = backplane(&clock);
         second.take_in(&first.to_bytes()).unwrap();
         for channel in &channels {
@@ -141,6 +145,6 @@ fn another_form_is_not_taken_in() {
         let at = random.usize(1..broken.len());
         broken[at] = random.u8(..);
         // Whatever it says, it is no reason to panic.
-        let _: Result<(), Malformed> = taken(&broken);
+        assert!(matches!(taken(&broken), Ok(()) | Err(Malformed)));
     }
 }

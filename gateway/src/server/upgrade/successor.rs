@@ -79,8 +79,8 @@ impl Inheritance {
         if has != self.shards {
             return Err(UpgradeError::Shards { had: self.shards, has });
         }
-        if config.tls.is_on() || config.handover.socket.is_some() {
-            let why = "its configuration has TLS, or takes connections over from a router: a change of that needs a restart";
+        if config.tls.is_on() || config.handover.socket.is_some() || !config.hooks.0.is_empty() {
+            let why = "its configuration has TLS, hooks, or takes connections over from a router: a change of that needs a restart";
             return Err(UpgradeError::NotHere(why));
         }
         Ok(())
