@@ -115,6 +115,11 @@ impl Registry {
         self.with(|state| self.name_of(state.number))
     }
 
+    /// The current instance, and when the renewal of its lease was last sent that succeeded.
+    pub(crate) fn renewed(&self) -> (String, Option<Instant>) {
+        self.with(|state| (self.name_of(state.number), state.renewed))
+    }
+
     /// What the names of all instances of this process begin with.
     pub(crate) fn process(&self) -> &str {
         &self.own

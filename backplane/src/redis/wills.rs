@@ -5,8 +5,9 @@
 //! of them written again, from the copy that is kept here.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
+    time::Instant,
 };
 
 use futures_util::future::{BoxFuture, FutureExt, ready};
@@ -43,8 +44,14 @@ struct Own {
     is_stale: bool,
     /// The servers have lost what was written, and nobody has told it.
     has_lost_data: bool,
-    /// Where and under which instance the last batch was written.
-    written: Option<(Box<str>, Option<Seat>)>,
+    /// Instances of this process under which wills may be; one, unless they are being moved.
+    instances: BTreeSet<Box<str>>,
+    /// Where all were written, or the first was.
+    seat: Option<Seat>,
+    /// Connections whose wills were written and then were not there. Others told them, unless the lease is renewed after
+    /// `missed_at`: then the server had lost them.
+    missed: HashSet<Box<str>>,
+    missed_at: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -102,26 +109,42 @@ impl Own {
         }
     }
 
-    /// What is kept and not there, and what is there and not kept. `has_lapsed`: others may have told what is missing.
-    fn compare(&self, there: &HashSet<Box<str>>, has_lapsed: bool) -> Compared {
-        let may_be_told = has_lapsed && !self.has_lost_data;
-        let missing = self.kept.iter().filter(|(connection, _)| !there.contains(*connection));
-        let told = missing.clone().filter(|(_, kept)| kept.is_written && may_be_told);
-        Compared {
-            told: told.map(|(connection, kept)| (connection.clone(), Arc::clone(&kept.will))).collect(),
-            missing: missing
-                .map(|(connection, kept)| (connection.clone(), Some(Arc::clone(&kept.will))))
-                .collect(),
-            over: there.iter().filter(|connection| !self.kept.contains_key(*connection)).cloned().collect(),
+    /// What is to be written: what is kept and not there, and nothing for what is there and not kept.
+    fn compare(&mut self, there: &HashSet<Box<str>>) -> BTreeMap<Box<str>, Option<Arc<str>>> {
+        let over = there.iter().filter(|connection| !self.kept.contains_key(*connection));
+        let mut changes: BTreeMap<_, _> = over.map(|connection| (connection.clone(), None)).collect();
+        for (connection, kept) in self.kept.iter().filter(|(connection, _)| !there.contains(*connection)) {
+            if kept.is_written {
+                self.missed.insert(connection.clone());
+                self.missed_at = Some(Instant::now());
+            }
+            changes.insert(connection.clone(), Some(Arc::clone(&kept.will)));
+        }
+        changes
+    }
+
+    /// All are written under an instance. Answers those that others told since the former one's lease ended.
+    fn settle(&mut self, instance: Box<str>, seat: Option<Seat>) -> Vec<Arc<str>> {
+        self.seat = seat;
+        let has_lapsed = self.instances.iter().any(|former| *former != instance);
+        self.instances = BTreeSet::from([instance]);
+        if !has_lapsed {
+            return Vec::new();
+        }
+        let missed = std::mem::take(&mut self.missed);
+        if std::mem::take(&mut self.has_lost_data) {
+            return Vec::new();
+        }
+        missed.iter().filter_map(|connection| Some(Arc::clone(&self.kept.get(connection)?.will))).collect()
+    }
+
+    /// The lease of an instance was last renewed then.
+    fn note_renewed(&mut self, instance: &str, renewed: Option<Instant>) {
+        let is_idle = !self.is_stale && !self.is_busy;
+        if is_idle && renewed > self.missed_at && self.instances.iter().all(|held| **held == *instance) {
+            self.missed.clear();
         }
     }
-}
-
-#[derive(Debug, Default)]
-struct Compared {
-    told: Vec<(Box<str>, Arc<str>)>,
-    missing: BTreeMap<Box<str>, Option<Arc<str>>>,
-    over: Vec<Box<str>>,
 }
 
 impl Wills {
@@ -141,11 +164,8 @@ impl Wills {
     pub(crate) fn keep(self: &Arc<Self>, connection: &str, will: Arc<str>) -> BoxFuture<'static, Outcome> {
         let (done, outcome) = oneshot::channel();
         let begins = self.with(|own| {
-            let kept = Kept { will, is_written: false };
-            let before = own.kept.insert(connection.into(), kept);
-            if let (Some(before), Some(kept)) = (before, own.kept.get_mut(connection)) {
-                kept.is_written = before.is_written;
-            }
+            let is_written = own.kept.get(connection).is_some_and(|before| before.is_written);
+            own.kept.insert(connection.into(), Kept { will, is_written });
             if own.waiting.len() as u64 >= WAITING_MAX {
                 own.is_stale = true;
                 return None;
@@ -167,6 +187,7 @@ impl Wills {
     /// Asked for once for each that is kept, so it always has room.
     pub(crate) fn take_back(self: &Arc<Self>, connection: &str) {
         let begins = self.with(|own| {
+            own.missed.remove(connection);
             own.kept.remove(connection).is_some()
                 && own.change(Change { connection: connection.into(), done: None })
         });
@@ -178,19 +199,18 @@ impl Wills {
     /// The instance is another one.
     pub(crate) fn begin_again(&self, has_lost_data: bool) {
         self.with(|own| {
-            own.is_stale |= own.written.is_some();
-            own.has_lost_data |= has_lost_data;
+            own.is_stale |= !own.instances.is_empty();
+            own.has_lost_data |= has_lost_data && !own.instances.is_empty();
         });
     }
 
     /// Writes what is stale, and what the server may have lost.
     pub(crate) fn sweep(self: &Arc<Self>) {
         let seat = self.commands.seat(NODES);
+        let (instance, renewed) = self.registry.renewed();
         let begins = self.with(|own| {
-            let is_other = |written: &(Box<str>, Option<Seat>)| seat.is_some() && written.1 != seat;
-            if own.written.as_ref().is_some_and(is_other) {
-                own.is_stale = true;
-            }
+            own.note_renewed(&instance, renewed);
+            own.is_stale |= !own.instances.is_empty() && seat.is_some() && own.seat != seat;
             own.is_stale && !std::mem::replace(&mut own.is_busy, true)
         });
         if begins {
@@ -225,6 +245,11 @@ impl Wills {
         self.with(|own| !own.is_busy && !own.is_stale && own.waiting.is_empty())
     }
 
+    #[cfg(test)]
+    pub(crate) fn is_busy(&self) -> bool {
+        self.with(|own| own.is_busy)
+    }
+
     fn begin(self: &Arc<Self>) {
         self.runtime.spawn(Arc::clone(self).run());
     }
@@ -234,8 +259,8 @@ impl Wills {
         while let Some(step) = self.with(Own::next) {
             let (mut changes, outcome) = match step {
                 Step::Write(changes) => {
-                    let texts = self.with(|own| own.texts(&changes));
-                    (changes, self.write(&texts).await)
+                    let outcome = self.write_some(&changes).await;
+                    (changes, outcome)
                 }
                 Step::WriteAll(changes) => (changes, self.write_all().await),
             };
@@ -257,28 +282,40 @@ impl Wills {
         }
     }
 
+    /// Writes what some connections are to have, or all if the others are under a former instance yet: what is written
+    /// under the current one before they are moved would keep them from it.
+    async fn write_some(&self, changes: &[Change]) -> Outcome {
+        let (instance, seat) = (Box::from(self.registry.instance()), self.commands.seat(NODES));
+        let texts = self.with(|own| {
+            if own.instances.is_empty() {
+                own.instances.insert(Box::clone(&instance));
+                own.seat = seat;
+            }
+            own.instances.iter().all(|held| *held == instance).then(|| own.texts(changes))
+        });
+        match texts {
+            Some(texts) => self.write(&instance, &texts).await,
+            None => self.write_all().await,
+        }
+    }
+
     /// Writes all that is kept, under the instance that this process is now.
     async fn write_all(&self) -> Outcome {
-        let (instance, seat) = (self.registry.instance(), self.commands.seat(NODES));
-        let former = self.with(|own| own.written.clone()).map(|(former, _)| former);
-        let former = former.filter(|former| **former != *instance);
-        if let Some(former) = &former {
-            let keys = [self.prefix.wills(former), self.prefix.wills(&instance)];
+        let (instance, seat) = (Box::from(self.registry.instance()), self.commands.seat(NODES));
+        let mut held = self.with(|own| own.instances.clone());
+        held.remove(&instance);
+        // A move that is not confirmed may have been made, so both count from here on.
+        self.with(|own| own.instances.insert(Box::clone(&instance)));
+        for former in held {
+            let keys = [self.prefix.wills(&former), self.prefix.wills(&instance)];
             let keys = keys.each_ref().map(|key| key.as_bytes());
             scripts::WILLS_MOVE.call(&*self.commands, NODES, &keys, &[]).await?;
         }
         let there = self.there(&instance).await?;
-        let Compared { told, missing, over } = self.with(|own| own.compare(&there, former.is_some()));
-        let over: BTreeMap<_, _> = over.into_iter().map(|connection| (connection, None)).collect();
-        self.write(&missing).await?;
-        self.write(&over).await?;
-        self.with(|own| {
-            own.has_lost_data = false;
-            own.written = Some((instance.into(), seat));
-            // Of one that ended meanwhile, the end is what others told. It is told here, so that none ends in between.
-            let still = told.iter().filter(|(connection, _)| own.kept.contains_key(connection));
-            still.for_each(|(_, will)| self.sink.will_was_told(will));
-        });
+        let changes = self.with(|own| own.compare(&there));
+        self.write(&instance, &changes).await?;
+        // Of a connection that ended meanwhile, the end is what others told. Told here, so that none ends in between.
+        self.with(|own| own.settle(instance, seat).iter().for_each(|will| self.sink.will_was_told(will)));
         Ok(())
     }
 
@@ -298,12 +335,11 @@ impl Wills {
     }
 
     /// Writes what connections are to have, and removes those that are to have none.
-    async fn write(&self, texts: &BTreeMap<Box<str>, Option<Arc<str>>>) -> Outcome {
+    async fn write(&self, instance: &str, texts: &BTreeMap<Box<str>, Option<Arc<str>>>) -> Outcome {
         if !self.registry.is_leased() {
             return Err(BackplaneError::Unavailable("this node's lease is not renewed yet".into()));
         }
-        let (instance, seat) = (self.registry.instance(), self.commands.seat(NODES));
-        let keys = [self.prefix.wills(&instance), self.prefix.instances()];
+        let keys = [self.prefix.wills(instance), self.prefix.instances()];
         let keys = keys.each_ref().map(|key| key.as_bytes());
         let all: Vec<_> = texts.iter().collect();
         for portion in all.chunks(BATCH) {
@@ -314,10 +350,7 @@ impl Wills {
             if !scripts::WILLS_CHANGE.call(&*self.commands, NODES, &keys, &args).await?.flag()? {
                 return Err(BackplaneError::Unavailable("this node's lease has ended".into()));
             }
-            self.with(|own| {
-                own.note_written(portion.iter().copied());
-                own.written.get_or_insert_with(|| (instance.as_str().into(), seat));
-            });
+            self.with(|own| own.note_written(portion.iter().copied()));
         }
         Ok(())
     }
