@@ -1,5 +1,7 @@
 //! `tidegate serve` in one container, by its compose file: healthy, one gateway killed and started again, stopped in time.
 
+use std::{fs, io};
+
 use rustix::process::{Pid, Signal, kill_process};
 use tidegate_testkit::{DEADLINE, Received, WsClient, eventually_some};
 
@@ -54,6 +56,22 @@ fn one_container_holds_gateways_and_starts_them_again() {
 fn kill_one_gateway(container: &str) {
     let processes = docker(&["top", container, "-eo", "pid,args"]);
     let gateway = processes.lines().find(|line| line.contains(" gateway ")).unwrap();
-    let pid = gateway.split_whitespace().next().unwrap().parse().unwrap();
-    kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+    let pid = here(gateway.split_whitespace().next().unwrap());
+    kill_process(pid, Signal::KILL).unwrap();
+}
+
+/// What a process of a container is called here, where the engine may have processes of its own: by the names that the
+/// kernel gives it in each of the nested namespaces, of which the container's is the last.
+fn here(of_engine: &str) -> Pid {
+    let name_here = |entry: io::Result<fs::DirEntry>| {
+        let status = fs::read_to_string(entry.ok()?.path().join("status")).ok()?;
+        let names = status
+            .starts_with("Name:\ttidegate\n")
+            .then(|| status.lines())?
+            .find_map(|line| line.strip_prefix("NSpid:"))?;
+        let names: Vec<&str> = names.split_whitespace().collect();
+        (names.len() > 1 && names[names.len() - 2] == of_engine).then(|| names[0].parse().ok())?
+    };
+    let pid = fs::read_dir("/proc").unwrap().find_map(name_here).expect("a process of a container");
+    Pid::from_raw(pid).unwrap()
 }
