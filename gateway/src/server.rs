@@ -37,7 +37,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use carrier::Carrier;
 use reload::Reloading;
 pub use upgrade::Launch;
-use upgrade::{End, Upgrades, successor::Inheritance};
+use upgrade::{End, Upgrades, successor::Predecessor};
 
 use crate::{
     admission::Front,
@@ -110,7 +110,7 @@ pub struct Server {
     internal_address: SocketAddr,
     launch: Option<Launch>,
     /// What it was given by the process whose place it takes.
-    inheritance: Option<Inheritance>,
+    predecessor: Option<Predecessor>,
 }
 
 /// HTTP, keys, drain and the backplane's client need little beside the shards.
@@ -164,7 +164,7 @@ impl Server {
             public_address,
             internal_address,
             launch: None,
-            inheritance: None,
+            predecessor: None,
         })
     }
 
@@ -195,8 +195,8 @@ impl Server {
         }
         let runtime = runtime(self.config.shards.get())?;
         let tasks = TaskTracker::new();
-        let life = match &self.inheritance {
-            Some(inheritance) => inheritance.life,
+        let life = match &self.predecessor {
+            Some(predecessor) => predecessor.life,
             None => new_life().map_err(system("the random source"))?,
         };
         let mut parts =
@@ -207,14 +207,14 @@ impl Server {
         let clone = |listener: &StdTcpListener| listener.try_clone().map_err(system("a port"));
         let (public, internal) = (clone(&self.public)?, clone(&self.internal)?);
         let mailboxes: Vec<_> = parts.shards.iter().map(Shard::mailbox).collect();
-        let inheritance = self.inheritance;
-        let estate = match &inheritance {
-            Some(inheritance) => Some(parts.take(inheritance)?),
+        let predecessor = self.predecessor;
+        let taken = match &predecessor {
+            Some(predecessor) => Some(parts.take(predecessor)?),
             None => None,
         };
         let shards = parts.start_shards()?;
-        if let Some(estate) = estate {
-            estate.settle(&mailboxes).map_err(|error| take_over(&error))?;
+        if let Some(taken) = taken {
+            taken.settle(&mailboxes).map_err(|error| take_over(&error))?;
         }
         upgrade::open(&mailboxes, &Listener::new(self.public).map_err(system("the public port"))?);
         let listener =
@@ -236,8 +236,8 @@ impl Server {
         });
         upgrades.offer(&parts.context.upgrade);
         runtime.spawn(stopping::at_user_signal(upgrades.at_signal()));
-        if let Some(inheritance) = inheritance {
-            inheritance.serve(Arc::clone(node.backplane()), runtime.handle().clone());
+        if let Some(predecessor) = predecessor {
+            predecessor.serve(Arc::clone(node.backplane()), runtime.handle().clone());
         }
         if let Some(doorway) = self.doorway {
             node.handover.get_or_init(|| doorway.place().to_string().into());

@@ -26,13 +26,13 @@ pub struct Connection {
     pub address: Option<IpAddr>,
     /// Since it was accepted.
     pub age_ms: u32,
-    pub line: Line,
+    pub kept: Kept,
     pub phase: Phase,
 }
 
 /// What the loop that serves a connection keeps of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Line {
+pub struct Kept {
     /// Ticks since bytes last came.
     pub heard_ago: u32,
     /// Ticks until its timer; `None`: it has none.
@@ -140,7 +140,7 @@ impl Connection {
         out.u32(self.generation);
         out.option(self.address, write_ip);
         out.u32(self.age_ms);
-        self.line.write(&mut out);
+        self.kept.write(&mut out);
         match &self.phase {
             Phase::Head { received, is_answered } => {
                 out.u8(0);
@@ -167,7 +167,7 @@ impl Connection {
             generation: fields.u32()?,
             address: fields.option(read_ip)?,
             age_ms: fields.u32()?,
-            line: Line::read(&mut fields)?,
+            kept: Kept::read(&mut fields)?,
             phase: match fields.u8()? {
                 0 => Phase::Head { received: fields.bytes()?.to_vec(), is_answered: fields.bool()? },
                 1 => Phase::Open(Box::new(Open::read(&mut fields)?)),
@@ -179,7 +179,7 @@ impl Connection {
     }
 }
 
-impl Line {
+impl Kept {
     fn write(&self, out: &mut Writer) {
         out.u32(self.heard_ago);
         out.option(self.timer_in, Writer::u32);

@@ -1,7 +1,7 @@
 //! Another process takes this one's place, with its connections (docs/adr/0026-live-upgrade.md).
 //!
 //! ```text
-//! start it, with the listening sockets ─► it is ready ─► nothing is read or accepted (`held`), nobody publishes
+//! start it, with the listening sockets ─► it is ready ─► nothing is read or accepted (`Paused`), nobody publishes
 //!   ─► all that was begun has ended (`settle`) ─► each shard stands still and writes down its connections (`standing`)
 //!   ─► it has read all of that ─► Go ─► shards let go of what moved, and tell the others to come back
 //! ```
@@ -97,6 +97,8 @@ pub(crate) enum UpgradeError {
     Unexpected,
     #[error("a shard did not answer")]
     Shard,
+    #[error("the new process was given the connections too slowly; try again when the machine is less busy")]
+    Slow,
     #[error("what was begun did not end within {SETTLE_MAX:?}; try again when less is under way")]
     Busy,
     #[error(
@@ -262,7 +264,7 @@ impl Upgrades {
     fn hand_on(self: &Arc<Self>, launch: &Launch) -> Result<u32, UpgradeError> {
         let program = launch.program.display().to_string();
         // Declared before the other process, so that after an error that one is ended before this one goes on.
-        let (held, standing);
+        let (paused, standing);
         let mut successor = Successor::start(&launch.program, &launch.args)
             .map_err(|source| UpgradeError::Start { program: program.clone(), source })?;
         let process = successor.id().unwrap_or_default();
@@ -275,8 +277,8 @@ impl Upgrades {
             }
             error => error,
         })?;
-        held = Held::begin(self)?;
-        held.settle()?;
+        paused = Paused::begin(self)?;
+        paused.settle()?;
         standing = Standing::begin(&self.shards)?;
         self.describe(&successor.talk, &standing)?;
         let refused = match successor.talk.hear(TAKEN_PATIENCE, |_| 0)?.0 {
@@ -284,11 +286,12 @@ impl Upgrades {
             Step::Refused { why } => return Err(UpgradeError::Refused(why)),
             _ => return Err(UpgradeError::Unexpected),
         };
+        standing.check()?;
         self.commit(&successor.talk)?;
         // From here on there is no way back.
         self.forward(&successor.talk);
         let stayed = standing.let_go(&refused);
-        held.given();
+        paused.given();
         let serving = successor.talk.hear(SERVING_PATIENCE, |_| 0);
         successor.let_go();
         match serving {
@@ -385,7 +388,7 @@ impl std::fmt::Debug for Upgrades {
 }
 
 /// While there is one, nothing is read or accepted, and who publishes waits.
-struct Held<'u> {
+struct Paused<'u> {
     upgrades: &'u Upgrades,
     is_given: bool,
 }
@@ -399,14 +402,14 @@ struct Look {
     stay: usize,
 }
 
-impl<'u> Held<'u> {
+impl<'u> Paused<'u> {
     fn begin(upgrades: &'u Upgrades) -> Result<Self, UpgradeError> {
-        let held = Self { upgrades, is_given: false };
+        let paused = Self { upgrades, is_given: false };
         ask_all(&upgrades.shards, |_, connections| connections.hold_reads(true))?;
         if let Some(memory) = &upgrades.memory {
             memory.suspend();
         }
-        Ok(held)
+        Ok(paused)
     }
 
     /// Waits until nothing is on its way: two looks one after the other at all shards find nothing, so none of them gave
@@ -436,7 +439,7 @@ impl<'u> Held<'u> {
     }
 }
 
-impl Drop for Held<'_> {
+impl Drop for Paused<'_> {
     fn drop(&mut self) {
         if !self.is_given
             && let Some(memory) = &self.upgrades.memory

@@ -11,7 +11,7 @@ use tidegate_ops::{budget::Budget, edge::Preamble};
 use tidegate_reactor::{ConnectionId, Connections, Kept, Tick};
 use tidegate_wire::{
     fields::{Malformed, Writer},
-    moving::{self, Connection, Debts, Line, Place},
+    moving::{self, Connection, Debts, Place},
 };
 
 use super::{
@@ -51,7 +51,7 @@ impl Ctx<'_> {
     pub(crate) fn moving(&mut self) -> Option<Connection> {
         let Kept { heard_ago, timer_in, unsent, dropped, unused, awaits_flush, is_half_open } =
             self.connections.kept(self.id)?;
-        let line = Line { heard_ago, timer_in, unsent, dropped, unused, awaits_flush, is_half_open };
+        let kept = moving::Kept { heard_ago, timer_in, unsent, dropped, unused, awaits_flush, is_half_open };
         let session = self.session()?;
         let phase = match &session.phase {
             Phase::Head(head) => moving_head(head)?,
@@ -61,7 +61,7 @@ impl Ctx<'_> {
         let address = self.core.shared.front.moving(session.address)?;
         let age_ms = self.core.now_ms().wrapping_sub(session.accepted_ms);
         let ConnectionId { slot, generation } = self.id;
-        Some(Connection { slot, generation, address, age_ms, line, phase })
+        Some(Connection { slot, generation, address, age_ms, kept, phase })
     }
 
     fn moving_open(&self, open: &Open) -> Option<moving::Open> {
@@ -179,13 +179,13 @@ impl Core {
         socket: TcpStream,
     ) {
         let Readable { connection, served } = readable;
-        let Connection { slot, generation, address, age_ms, line, phase } = connection;
+        let Connection { slot, generation, address, age_ms, kept, phase } = connection;
         let id = ConnectionId { slot, generation };
         let phase = match (phase, served) {
             (moving::Phase::Open(open), Some(served)) => {
                 let merges = served.subscriptions.len() > 1;
                 let open = self.go_on_open(connections, id, *open, served);
-                self.enter(connections, id, socket, line, address, age_ms, Phase::Open(open));
+                self.enter(connections, id, socket, kept, address, age_ms, Phase::Open(open));
                 connections.set_merging(id, merges);
                 return;
             }
@@ -198,7 +198,7 @@ impl Core {
             // An open one has been read with what it needs.
             (moving::Phase::Open(_), None) => return,
         };
-        self.enter(connections, id, socket, line, address, age_ms, phase);
+        self.enter(connections, id, socket, kept, address, age_ms, phase);
     }
 
     #[expect(clippy::too_many_arguments, reason = "the parts of one record")]
@@ -207,12 +207,12 @@ impl Core {
         connections: &mut Connections<Session>,
         id: ConnectionId,
         socket: TcpStream,
-        line: Line,
+        kept: moving::Kept,
         address: Option<std::net::IpAddr>,
         age_ms: u32,
         phase: Phase,
     ) {
-        let Line { heard_ago, timer_in, unsent, dropped, unused, awaits_flush, is_half_open } = line;
+        let moving::Kept { heard_ago, timer_in, unsent, dropped, unused, awaits_flush, is_half_open } = kept;
         let kept = Kept { heard_ago, timer_in, unsent, dropped, unused, awaits_flush, is_half_open };
         let address: AddressKey = self.shared.front.go_on(address);
         let session = Session { address, accepted_ms: self.now_ms().wrapping_sub(age_ms), phase };

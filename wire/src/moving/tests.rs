@@ -17,9 +17,9 @@ fn place() -> impl Strategy<Value = Place> {
     any::<(u64, u64)>().prop_map(|(epoch, offset)| Place { epoch, offset })
 }
 
-fn line() -> impl Strategy<Value = Line> {
+fn kept() -> impl Strategy<Value = Kept> {
     (any::<(u32, Option<u32>, Vec<u8>, u64, Vec<u8>, bool, bool)>()).prop_map(
-        |(heard_ago, timer_in, unsent, dropped, unused, awaits_flush, is_half_open)| Line {
+        |(heard_ago, timer_in, unsent, dropped, unused, awaits_flush, is_half_open)| Kept {
             heard_ago,
             timer_in,
             unsent,
@@ -127,13 +127,13 @@ fn connection() -> impl Strategy<Value = Connection> {
         any::<(Vec<u8>, bool)>().prop_map(|(received, is_answered)| Phase::Head { received, is_answered }),
         open().prop_map(|open| Phase::Open(Box::new(open))),
     ];
-    (any::<(u32, u32, Option<IpAddr>, u32)>(), line(), phase).prop_map(
-        |((slot, generation, address, age_ms), line, phase)| Connection {
+    (any::<(u32, u32, Option<IpAddr>, u32)>(), kept(), phase).prop_map(
+        |((slot, generation, address, age_ms), kept, phase)| Connection {
             slot,
             generation,
             address,
             age_ms,
-            line,
+            kept,
             phase,
         },
     )
@@ -188,7 +188,7 @@ fn the_form_does_not_change_under_its_number() {
         generation: 9,
         address: Some([192, 0, 2, 1].into()),
         age_ms: 1000,
-        line: Line { heard_ago: 2, timer_in: Some(3), unsent: vec![0xAA], ..Line::default() },
+        kept: Kept { heard_ago: 2, timer_in: Some(3), unsent: vec![0xAA], ..Kept::default() },
         phase: Phase::Head { received: b"GET".to_vec(), is_answered: true },
     };
     let golden: &[u8] = &[

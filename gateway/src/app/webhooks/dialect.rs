@@ -8,11 +8,13 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE};
 
-use super::queue::EventJson;
 use crate::{
     app::apps::signature::Signer,
     hooks::{Source, events, signature::Signer as StandardSigner},
 };
+
+/// One event as JSON.
+pub(super) type EventJson = Arc<[u8]>;
 
 /// The words, and what is signed with.
 #[derive(Debug, Clone)]

@@ -15,10 +15,10 @@ use tokio::runtime::Handle;
 
 use super::{
     Webhooks,
-    dialect::Dialect,
+    dialect::{Dialect, EventJson},
     metrics::WebhookMetrics,
     outlet::Outlet,
-    queue::{EventJson, Queue},
+    queue::Queue,
     wills::{Standing, Ticket, Wills},
 };
 use crate::{

@@ -5,9 +5,8 @@ use std::sync::Arc;
 use tidegate_consumers::Appender;
 
 use super::{
-    dialect::{Dialect, Written},
+    dialect::{Dialect, EventJson, Written},
     metrics::WebhookResult,
-    queue::EventJson,
 };
 use crate::hooks::{client::read_body, events::id_and_type};
 

@@ -19,13 +19,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Event,
-    dialect::Dialect,
+    dialect::{Dialect, EventJson},
     metrics::{WebhookDrop, WebhookMetrics},
     wills::Ticket,
 };
-
-/// One event as JSON.
-pub(super) type EventJson = Arc<[u8]>;
 
 /// Events in one request at most, where an address takes several.
 const BATCH_EVENTS_MAX: usize = 100;

@@ -13,7 +13,7 @@ use std::{
 use tidegate_backplane::Backplane;
 use tokio::runtime::Handle;
 
-use super::queue::EventJson;
+use super::dialect::EventJson;
 
 /// Connections of this node whose will is on its way, or not needed any more.
 pub(super) struct Wills {

@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 
 use super::{
     connections::{Order, of_key, target},
-    form::{object, present},
+    form::{TargetName, object, present},
 };
 use crate::{
     auth::Scope,
@@ -20,8 +20,6 @@ use crate::{
 
 /// A reason of a close frame: 125 bytes of a control frame less the code (RFC 6455 section 5.5).
 const REASON_BYTES_MAX: usize = 123;
-/// Longest user or connection name.
-const TARGET_CHARACTERS_MAX: usize = 256;
 /// Two names and a reason, each character escaped as `\uXXXX`, are below 4 KiB.
 const DISCONNECT_BYTES_MAX: usize = 8 * 1024;
 const REASON_DEFAULT: &str = "disconnected by the application";
@@ -50,9 +48,6 @@ struct Disconnect {
     target: Target,
     reason: Box<str>,
 }
-
-#[derive(Debug)]
-pub(super) struct TargetName(pub(super) Box<str>);
 
 #[derive(Debug)]
 struct Reason(Box<str>);
@@ -132,16 +127,6 @@ impl<'de> Deserialize<'de> for Disconnect {
             let target = target(user, connection)?;
             Ok(Self { target, reason: reason.map_or_else(|| REASON_DEFAULT.into(), |reason| reason.0) })
         })
-    }
-}
-
-impl<'de> Deserialize<'de> for TargetName {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let name = Box::<str>::deserialize(deserializer)?;
-        if (1..=TARGET_CHARACTERS_MAX).contains(&name.chars().count()) {
-            return Ok(Self(name));
-        }
-        Err(D::Error::custom(format_args!("a name has 1 to {TARGET_CHARACTERS_MAX} characters")))
     }
 }
 

@@ -14,10 +14,7 @@ use tidegate_backplane::{Position, Target};
 use tidegate_wire::json::JsonValue;
 use utoipa::ToSchema;
 
-use super::{
-    admin::TargetName,
-    form::{ChannelName, EventName, Whole, object, present},
-};
+use super::form::{ChannelName, EventName, TargetName, Whole, object, present};
 use crate::{
     app::apps::AppId,
     auth::{ApiKey, ApiKeyError, Scope},

@@ -119,6 +119,23 @@ pub(super) fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     T::deserialize(deserializer).map(Some)
 }
 
+/// Longest user or connection name.
+const TARGET_CHARACTERS_MAX: usize = 256;
+
+/// The name of a user, or of a connection.
+#[derive(Debug)]
+pub(super) struct TargetName(pub(super) Box<str>);
+
+impl<'de> Deserialize<'de> for TargetName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = Box::<str>::deserialize(deserializer)?;
+        if (1..=TARGET_CHARACTERS_MAX).contains(&name.chars().count()) {
+            return Ok(Self(name));
+        }
+        Err(D::Error::custom(format_args!("a name has 1 to {TARGET_CHARACTERS_MAX} characters")))
+    }
+}
+
 /// A whole number that is not negative. JSON has one kind of number, so `2.0` is one too. Up to 2^53 - 1, which every
 /// reader of JSON knows exactly (RFC 8259 section 6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

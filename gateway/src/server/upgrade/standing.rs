@@ -4,7 +4,7 @@ use std::{
     collections::HashSet,
     os::fd::BorrowedFd,
     sync::mpsc::{self, Receiver, Sender},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tidegate_ops::succession::{Talk, TalkError};
@@ -22,6 +22,7 @@ use crate::session::{
 pub(super) struct Standing {
     pub(super) written: Vec<Written>,
     words: Vec<Sender<Word>>,
+    began: Instant,
 }
 
 /// What a shard has written down.
@@ -43,9 +44,12 @@ enum Word {
 /// No shard stands longer, whatever becomes of who had it stop.
 const STAND_MAX: Duration = Duration::from_secs(30);
 
+/// Nothing is handed on later: what is said then has time to reach a shard before it goes on by itself.
+const HAND_ON_MAX: Duration = Duration::from_secs(15);
+
 impl Standing {
     pub(super) fn begin(shards: &[ShardMailbox]) -> Result<Self, UpgradeError> {
-        let mut standing = Self { written: Vec::new(), words: Vec::new() };
+        let mut standing = Self { written: Vec::new(), words: Vec::new(), began: Instant::now() };
         let mut writings: Vec<Receiver<Written>> = Vec::new();
         for shard in shards {
             let (word, words) = mpsc::channel();
@@ -69,6 +73,11 @@ impl Standing {
             sent.recv_timeout(STAND_MAX).map_err(|_| UpgradeError::Shard)??;
         }
         Ok(())
+    }
+
+    /// Whether all of them stand for long enough, so that never two processes serve.
+    pub(super) fn check(&self) -> Result<(), UpgradeError> {
+        if self.began.elapsed() < HAND_ON_MAX { Ok(()) } else { Err(UpgradeError::Slow) }
     }
 
     /// They let go of what another process has taken, and tell the others to come back. How many those are.

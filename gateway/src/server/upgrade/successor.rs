@@ -25,7 +25,7 @@ use crate::{
 
 /// What was given first: where to listen, and who to be.
 #[derive(Debug)]
-pub(crate) struct Inheritance {
+pub(crate) struct Predecessor {
     pub(crate) node: Box<str>,
     pub(crate) life: Epoch,
     shards: u32,
@@ -35,7 +35,7 @@ pub(crate) struct Inheritance {
 }
 
 /// The connections of a process, read and not yet served.
-pub(crate) struct Estate {
+pub(crate) struct Taken {
     shards: Vec<Shard>,
 }
 
@@ -50,7 +50,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// It may be a while until it gives everything away, but not for ever.
 const STATE_PATIENCE: Duration = Duration::from_secs(60);
 
-impl Inheritance {
+impl Predecessor {
     /// Hears who to be, from the process that started this one.
     pub(crate) fn receive() -> Result<Self, UpgradeError> {
         let talk = Talk::inherited()?;
@@ -94,7 +94,7 @@ impl Inheritance {
     }
 
     /// Says that it is ready, and takes what it is given: when this returns, everything is this process's.
-    pub(crate) fn take(&self, memory: &MemoryBackplane) -> Result<Estate, UpgradeError> {
+    pub(crate) fn take(&self, memory: &MemoryBackplane) -> Result<Taken, UpgradeError> {
         self.talk.say(&Step::Ready, &[])?;
         let state = |step: &Step| usize::from(matches!(step, Step::State { .. }));
         let (Step::State { sockets }, file) = self.talk.hear(STATE_PATIENCE, state)? else {
@@ -103,18 +103,18 @@ impl Inheritance {
         let file = file.into_iter().next().ok_or(UpgradeError::Unexpected)?;
         let state = read_memory_file(file)?;
         let sockets = self.take_sockets(sockets as usize)?;
-        let (estate, refused) = Estate::read(&state, sockets, memory).map_err(TalkError::from)?;
+        let (taken, refused) = Taken::read(&state, sockets, memory).map_err(TalkError::from)?;
         if refused.len() > REFUSED_MAX {
             let why = "the connections are written in a form that this version does not read";
             return Err(UpgradeError::Refused(why.into()));
         }
         self.talk.say(&Step::Taken { refused }, &[])?;
         match self.talk.hear(STATE_PATIENCE, |_| 0) {
-            Ok((Step::Go, _)) => Ok(estate),
+            Ok((Step::Go, _)) => Ok(taken),
             // A process that goes on itself ends this one first: this one has died.
             Err(TalkError::Ended) => {
                 tracing::error!("the process before has died: this one goes on in its place");
-                Ok(estate)
+                Ok(taken)
             }
             Ok(_) => Err(UpgradeError::Unexpected),
             Err(error) => Err(error.into()),
@@ -153,30 +153,30 @@ impl Inheritance {
 impl Server {
     /// Takes the place of the process that started this one for that: its ports, its name, and then its connections.
     pub fn take_over(mut config: Config) -> Result<Self, StartError> {
-        let inheritance = Inheritance::receive().map_err(|error| take_over(&error))?;
+        let predecessor = Predecessor::receive().map_err(|error| take_over(&error))?;
         let inherited = || {
-            inheritance.check(&config)?;
+            predecessor.check(&config)?;
             let clone = |listener: &TcpListener| listener.try_clone().map_err(UpgradeError::State);
-            Ok((clone(&inheritance.public)?, clone(&inheritance.internal)?))
+            Ok((clone(&predecessor.public)?, clone(&predecessor.internal)?))
         };
         let (public, internal) = inherited().map_err(|error: UpgradeError| {
-            inheritance.refuse(&error);
+            predecessor.refuse(&error);
             take_over(&error)
         })?;
         // Unless it is set, it is another one in each process.
-        config.node.clone_from(&inheritance.node);
+        config.node.clone_from(&predecessor.node);
         let server = Self::bound(config, public, internal, None)?;
-        Ok(Self { inheritance: Some(inheritance), ..server })
+        Ok(Self { predecessor: Some(predecessor), ..server })
     }
 }
 
 impl Parts {
     /// When this returns, all that the other process had is this one's.
-    pub(in crate::server) fn take(&self, inheritance: &Inheritance) -> Result<Estate, StartError> {
+    pub(in crate::server) fn take(&self, predecessor: &Predecessor) -> Result<Taken, StartError> {
         let memory = self.carrier.memory().ok_or(UpgradeError::NotHere(OTHER_BACKPLANE));
-        let taken = memory.and_then(|memory| inheritance.take(memory));
+        let taken = memory.and_then(|memory| predecessor.take(memory));
         taken.map_err(|error| {
-            inheritance.refuse(&error);
+            predecessor.refuse(&error);
             take_over(&error)
         })
     }
@@ -185,7 +185,7 @@ impl Parts {
 const OTHER_BACKPLANE: &str =
     "its configuration names another backplane than memory: a change of that needs a restart";
 
-impl Estate {
+impl Taken {
     /// Reads what was written, and the places of connections that are not understood.
     fn read(
         state: &[u8],
@@ -224,11 +224,11 @@ impl Estate {
     pub(crate) fn settle(self, mailboxes: &[ShardMailbox]) -> Result<(), UpgradeError> {
         let mut begun = Vec::new();
         for (shard, mailbox) in self.shards.into_iter().zip(mailboxes) {
-            let Shard { newest_generation, connections: estate } = shard;
+            let Shard { newest_generation, connections: taken } = shard;
             begun.push(ask(mailbox, move |core, connections| {
                 connections.hold_reads(true);
                 connections.number_after(newest_generation);
-                for (readable, socket) in estate {
+                for (readable, socket) in taken {
                     core.go_on(connections, readable, socket);
                 }
             }));
