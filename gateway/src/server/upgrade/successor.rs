@@ -19,7 +19,7 @@ use super::{FORM, UpgradeError, ask};
 use crate::{
     config::Config,
     protocols::{FORMS, PROTOCOLS},
-    server::{Parts, Server, StartError, take_over},
+    server::{Server, StartError, parts::Parts, take_over},
     session::{core::ShardMailbox, moving::Readable},
 };
 
