@@ -72,8 +72,9 @@ fn messages(gateway: &Running, sizes: &Sizes) -> Result<[Reading; 2], MeasureErr
 fn others(gateway: &Running, sizes: &Sizes) -> Result<Reading, MeasureError> {
     let (mut rig, target) = (Rig::new()?, gateway.target());
     let mut p99 = |asking: u32| -> Result<f64, MeasureError> {
-        let mut asking = rig.open(&target, Role::Ask, asking)?;
+        // Those who ask last: they are at work at once.
         let mut listening = rig.open(&target, Role::Subscribe, LISTENING)?;
+        let mut asking = rig.open(&target, Role::Ask, asking)?;
         let pace = Pace::PerSecond(TIMED_PER_SECOND);
         let mut publisher = publisher_of(Request::Publish, &target, 1, pace, &one_channel())?;
         rig.drive(&mut [&mut asking, &mut listening, &mut publisher], sizes.window)?;

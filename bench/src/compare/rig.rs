@@ -41,8 +41,7 @@ const QUIET_WINDOW: Duration = Duration::from_millis(60);
 const QUIET_CPU_NS: u64 = 1_000_000;
 
 /// Parties of the client loop.
-const FLEET: u16 = 0;
-const PUBLISHER: u16 = 1;
+const PUBLISHER: u16 = 0;
 
 /// One reading, in the unit of the measure.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -94,11 +93,13 @@ pub enum MeasureError {
 /// The loop and what is opened in it.
 pub(super) struct Rig {
     pub(super) driver: Driver,
+    /// Fleets that were opened; each is a party of its own.
+    fleets: u16,
 }
 
 impl Rig {
     pub(super) fn new() -> Result<Self, MeasureError> {
-        Ok(Self { driver: Driver::new()? })
+        Ok(Self { driver: Driver::new()?, fleets: 0 })
     }
 
     /// Opens connections of the measured channel; every one must open.
@@ -147,7 +148,8 @@ impl Rig {
             token,
             comes_back: role == Role::SubscribeRecovering,
         };
-        let mut fleet = Fleet::new(FLEET, config);
+        self.fleets += 1;
+        let mut fleet = Fleet::new(PUBLISHER + self.fleets, config);
         let began = Instant::now();
         while !fleet.settled() {
             self.driver.turn(&mut [&mut fleet], TURN)?;
