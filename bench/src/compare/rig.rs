@@ -55,7 +55,7 @@ pub struct Reading {
     pub server_busy: Option<f64>,
     /// Pings answered per connection while the server was idle: says that it did send heartbeats.
     pub pings: Option<f64>,
-    /// What the value would be without the event measured: the longest wait of an undisturbed bystander.
+    /// The same without what is measured: no broadcast, no hook, an application that answers at once.
     pub baseline: Option<f64>,
     /// Loss, duplication and disorder seen at the client meanwhile.
     pub order: OrderCounts,

@@ -218,7 +218,8 @@ fn notes(results: &Results, group: Group) -> Vec<String> {
                 note += &format!(" {pings:.1} heartbeats per connection;");
             }
             if let Some((baseline, ..)) = spread(readings.iter().filter_map(|round| round.reading.baseline)) {
-                note += &format!(" undisturbed, the longest wait was {baseline:.2} ms;");
+                let Row { unit, decimals, .. } = row(measure);
+                note += &format!(" {} {unit} without it;", number(baseline, decimals));
             }
             if !note.is_empty() {
                 let note = note.trim_end_matches(';');

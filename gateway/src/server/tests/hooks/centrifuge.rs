@@ -143,11 +143,12 @@ fn clients_that_send_no_commands_are_asked_about_when_they_connect() {
     let application = Application::start(answer);
     let rig = Rig::start(config(&application));
     let connect = json!({"data": {"t": 1}});
-    let streams = [
-        ("uni_http_stream", Stream::post(&rig, "/connection/uni_http_stream", &connect.to_string())),
-        ("uni_sse", Stream::get(&rig, "/connection/uni_sse", "cf_connect", &connect)),
-    ];
-    for (nth, (way, mut stream)) in streams.into_iter().enumerate() {
+    for (nth, way) in ["uni_http_stream", "uni_sse"].into_iter().enumerate() {
+        let path = format!("/connection/{way}");
+        let mut stream = match way {
+            "uni_sse" => Stream::get(&rig, &path, "cf_connect", &connect),
+            _ => Stream::post(&rig, &path, &connect.to_string()),
+        };
         let told = stream.next();
         assert_eq!(told["connect"]["data"], json!({"hi": {"t": 1}}), "{told}");
         assert!(told["connect"]["subs"]["own"].is_object(), "{told}");
