@@ -104,17 +104,22 @@ fn who_is_refused_is_told_and_closed() {
     assert_eq!(client.expect_json()["error"]["code"], 100, "it comes back");
 }
 
+fn open(rig: &Rig, way: &str, connect: &Value) -> Stream {
+    let path = format!("/connection/{way}");
+    match way.ends_with("sse") {
+        true => Stream::get(rig, &path, "cf_connect", connect),
+        false => Stream::post(rig, &path, &connect.to_string()),
+    }
+}
+
 /// Whatever carries the connection, and by whichever request its commands come.
 #[test]
 fn clients_without_a_web_socket_are_asked_about_too() {
     let application = Application::start(answer);
     let rig = Rig::start(config(&application));
     let connect = json!({"id": 1, "connect": {"data": {"t": 1}}});
-    let streams = [
-        ("http_stream", Stream::post(&rig, "/connection/http_stream", &connect.to_string())),
-        ("sse", Stream::get(&rig, "/connection/sse", "cf_connect", &connect)),
-    ];
-    for (way, mut stream) in streams {
+    for way in ["http_stream", "sse"] {
+        let mut stream = open(&rig, way, &connect);
         let told = stream.next();
         assert_eq!(told["connect"]["data"], json!({"hi": {"t": 1}}), "{told}");
         assert!(told["connect"]["subs"]["own"].is_object(), "{told}");
@@ -144,11 +149,7 @@ fn clients_that_send_no_commands_are_asked_about_when_they_connect() {
     let rig = Rig::start(config(&application));
     let connect = json!({"data": {"t": 1}});
     for (nth, way) in ["uni_http_stream", "uni_sse"].into_iter().enumerate() {
-        let path = format!("/connection/{way}");
-        let mut stream = match way {
-            "uni_sse" => Stream::get(&rig, &path, "cf_connect", &connect),
-            _ => Stream::post(&rig, &path, &connect.to_string()),
-        };
+        let mut stream = open(&rig, way, &connect);
         let told = stream.next();
         assert_eq!(told["connect"]["data"], json!({"hi": {"t": 1}}), "{told}");
         assert!(told["connect"]["subs"]["own"].is_object(), "{told}");
