@@ -175,11 +175,11 @@ impl Ctx<'_> {
     }
 
     fn with_happened(&self, open: &Open, then: impl FnOnce(Happened<'_>)) {
-        let claims = open.claims();
+        let (claims, protocol) = (open.claims(), open.protocol.of_list(self.core.shared.protocols));
         then(Happened {
             connection: Some(&self.core.connection_name(self.id)),
-            protocol: Some(open.protocol.of_list(self.core.shared.protocols).name()),
-            user: claims.and_then(|claims| claims.user.as_deref()),
+            protocol: Some(protocol.name()),
+            user: protocol.identity(self.core, open).user,
             state: claims.and_then(|claims| claims.known.as_ref()?.state.as_deref()),
             ..Happened::default()
         });
@@ -194,7 +194,7 @@ impl Ctx<'_> {
             protocol: protocol.name(),
             way: protocol.way(),
             is_binary: protocol.is_binary(open),
-            user: claims.and_then(|claims| claims.user.clone()),
+            user: protocol.identity(self.core, open).user.map(Box::from),
             known: claims.and_then(|claims| claims.known.clone()).unwrap_or_default(),
         })
     }

@@ -11,7 +11,7 @@ use tidegate_testkit::redis::{Cut, RedisServer};
 use tidegate_testkit::{DEADLINE, Gateway, Inbox, WsClient, eventually};
 
 /// Connections that come and go while nodes are killed and drained.
-const SHORT: usize = 2_000;
+const SHORT: usize = 20_000;
 /// Connections of each node that stay.
 const STANDING: usize = 50;
 const WORKERS: usize = 4;
@@ -76,8 +76,11 @@ fn each_connection_has_one_end_though_its_node_is_killed_or_drains() {
         for _ in 0..WORKERS {
             scope.spawn(|| {
                 while let nth @ 0..SHORT = next.fetch_add(1, Ordering::Relaxed) {
-                    // One that is gone refuses; the others serve.
-                    refused.fetch_add(usize::from(!short(addresses[nth % 3])), Ordering::Relaxed);
+                    // One that is gone refuses; another one serves.
+                    if !short(addresses[nth % 3]) {
+                        refused.fetch_add(1, Ordering::Relaxed);
+                        assert!(short(stays.public()));
+                    }
                 }
             });
         }
@@ -101,6 +104,8 @@ fn each_connection_has_one_end_though_its_node_is_killed_or_drains() {
         wrong.is_empty() && lives.values().any(|life| life.reasons.contains("node_lost"))
     });
     let lives = lives(&inbox);
+    let told = lives.keys().filter(|connection| !of(connection, "killed")).count();
+    assert!(told >= SHORT / 2, "most have come to the other two: {told}");
     for (connection, life) in &lives {
         // What waited in the queue of the killed node is lost with it, and the end is told all the same.
         assert!(life.connected.len() == 1 || of(connection, "killed"), "{connection}: {life:?}");
@@ -108,8 +113,6 @@ fn each_connection_has_one_end_though_its_node_is_killed_or_drains() {
     }
     let lost = lives.iter().filter(|(name, life)| of(name, "killed") && life.reasons.contains("node_lost"));
     assert!(lost.count() >= STANDING, "those that stood there were told by another node");
-    let told = stays.metric("tidegate_backplane_wills_told_total", &[]);
-    assert!(told >= STANDING as f64, "{told}");
     let left = redis.command(&["KEYS", "tidegate:{!nodes}:w:*"]);
     assert!(left.elements().is_empty(), "nothing is left in Redis: {left:?}");
 }

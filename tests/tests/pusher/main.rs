@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod apps;
+mod asked;
 mod bad_input;
 mod browser;
 mod closing;

@@ -75,6 +75,11 @@ impl App {
         (!self.is_default).then_some(self.id.as_str())
     }
 
+    /// Whether hooks are asked about its clients: questions name no app, so those of the default one.
+    pub(crate) fn is_asked_about(&self) -> bool {
+        self.is_default
+    }
+
     /// The app's channel of this name.
     pub(crate) fn channel(&self, name: &str) -> Result<Channel, ChannelError> {
         AppId::channel(self.prefix(), name)

@@ -17,6 +17,7 @@ use super::{frame_of, leave_with, messages::shown};
 use crate::{
     app::apps::App,
     app::webhooks::Event,
+    hooks::No,
     hub::ChannelKey,
     node::roster::{List, ListForm},
     session::{Ctx, Open, Session, presence::Present},
@@ -25,7 +26,7 @@ use crate::{
 
 /// What is entered.
 #[derive(Debug)]
-enum Kind {
+pub(super) enum Kind {
     Plain,
     /// As a user, with info.
     Presence(Box<str>, Option<Box<str>>),
@@ -58,6 +59,8 @@ pub(super) enum EntranceError {
     Member(#[from] MemberError),
     #[error(transparent)]
     Join(#[from] JoinError),
+    #[error(transparent)]
+    Application(#[from] No),
 }
 
 impl EntranceError {
@@ -69,8 +72,8 @@ impl EntranceError {
             | Self::TooFast { .. }
             | Self::NodeFull
             | Self::Join(JoinError::Full { .. }) => ErrorKind::Limit,
-            Self::Signature | Self::User(_) => ErrorKind::Auth,
-            Self::Join(JoinError::Backplane(_)) => ErrorKind::Unavailable,
+            Self::Join(JoinError::Backplane(_)) | Self::Application(No::Away) => ErrorKind::Unavailable,
+            Self::Signature | Self::User(_) | Self::Application(_) => ErrorKind::Auth,
         }
     }
 }
@@ -80,7 +83,10 @@ impl Ctx<'_> {
         let Some(app) = self.app_of() else { return };
         let checked = self.spend_subscribe().and_then(|()| self.check_subscribe(&app, subscribe, action));
         match checked {
-            Ok((channel, kind)) => self.enter(&app, &channel, kind),
+            Ok((channel, kind)) => match self.whom_to_ask(&app, &channel) {
+                Some(hook) => self.ask_to_enter(&hook, channel),
+                None => self.enter(&app, &channel, kind),
+            },
             Err(error) => self.deny(&subscribe.channel, error.kind(), &error.to_string()),
         }
     }
@@ -162,19 +168,20 @@ impl Ctx<'_> {
         }
     }
 
-    /// A client is anonymous as long as its app's server has signed nothing for it: no user, no channel.
+    /// A client is anonymous as long as its app's server has signed nothing for it, no user and no channel, and the
+    /// application was not asked who it is.
     fn check_vouched(&self, open: &Open, max: usize) -> Result<(), EntranceError> {
         let hub = &self.core.hub;
-        let is_signed_in = open.pusher().is_some_and(|pusher| pusher.user.is_some());
+        let is_known = open.claims().is_some() || open.pusher().is_some_and(|pusher| pusher.user.is_some());
         let keys = open.subscriptions.as_slice().iter().map(|&own| hub.channel_of(own));
         let mut kinds = keys.chain(open.under_way_keys()).map(|key| ChannelKind::of(hub.channel(key).name()));
-        match is_signed_in || kinds.any(|kind| kind.access != Access::Public) {
+        match is_known || kinds.any(|kind| kind.access != Access::Public) {
             true => Ok(()),
             false => Err(EntranceError::TooManyAnonymous { max }),
         }
     }
 
-    fn enter(&mut self, app: &App, channel: &Channel, kind: Kind) {
+    pub(super) fn enter(&mut self, app: &App, channel: &Channel, kind: Kind) {
         let want = if ChannelKind::of(channel.name()).is_cache { Want::Newest } else { Want::Live };
         let lists = !matches!(kind, Kind::Plain);
         let Some((attempt, confirmation)) = self.begin_subscription(channel, want, lists) else { return };
@@ -191,10 +198,9 @@ impl Ctx<'_> {
 
     /// Clients do not ask again for a channel that they were refused, so one that only cannot be had now has the
     /// connection closed with a code after which they come back.
-    pub(super) fn fail_entrance(&mut self, key: ChannelKey, error: &EntranceError) {
-        let name = self.core.hub.channel(key).name().to_owned();
+    pub(super) fn fail_entrance(&mut self, name: &str, error: &EntranceError) {
         let kind = error.kind();
-        self.deny(&name, kind, &error.to_string());
+        self.deny(name, kind, &error.to_string());
         if kind == ErrorKind::Unavailable {
             self.leave(leave_with(Code::OVER_CAPACITY));
         }

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use tidegate_backplane::{Payload, Sender};
+use tidegate_backplane::{Channel, Payload, Sender};
 use tidegate_ops::budget::Rate;
 use tidegate_wire::pusher::{Access, ChannelKind, Code, server};
 
 use crate::{
     app::apps::{App, WebhookEvent},
     app::webhooks::Event,
+    hooks::No,
     hub::ChannelKey,
     metrics::DropReason,
     node::{PublishError, PublishHistory, PublishRequest},
@@ -29,6 +30,10 @@ pub(crate) enum EventRefused {
     Rate,
     #[error("the event could not be published: {0}")]
     Failed(PublishError),
+    #[error(transparent)]
+    Application(#[from] No),
+    #[error("the application has answered bytes that are no text")]
+    NoText,
 }
 
 impl Ctx<'_> {
@@ -36,14 +41,22 @@ impl Ctx<'_> {
     pub(super) fn pusher_publish(&mut self, name: &str, event: &str, data: &str) {
         let Some(app) = self.app_of() else { return };
         let Ok(channel) = app.channel(name) else { return };
-        let Some(key) = self.core.hub.key_of(channel.as_str()) else { return };
         if let Err(refused) = self.check_event(&app, data.len()) {
             return self.refuse_event(Some(name), &refused);
         }
+        match self.core.asks_to_publish(&channel).filter(|_| app.is_asked_about()) {
+            Some(hook) => self.ask_to_publish_event(&hook, channel, event, data),
+            None => self.publish_event(&app, channel, event, data),
+        }
+    }
+
+    pub(super) fn publish_event(&mut self, app: &Arc<App>, channel: Channel, event: &str, data: &str) {
+        let Some(key) = self.core.hub.key_of(channel.as_str()) else { return };
+        let name = channel.name();
         let socket_id = self.core.socket_ids.name(self.id);
         let user = self.member(key, name);
         let ended = app.tells(WebhookEvent::ClientEvent).then(|| {
-            let (webhooks, told) = (Arc::clone(&self.core.shared.webhooks), Arc::clone(&app));
+            let (webhooks, told) = (Arc::clone(&self.core.shared.webhooks), Arc::clone(app));
             let [name, event, data, socket_id] = [name, event, data, &socket_id].map(Box::<str>::from);
             let user = user.clone();
             let tell = move |result: Result<(), PublishError>| {
@@ -97,8 +110,11 @@ impl Ctx<'_> {
     pub(crate) fn refuse_event(&mut self, channel: Option<&str>, refused: &EventRefused) {
         let (reason, code) = match refused {
             EventRefused::Rate => (DropReason::RateLimit, Some(Code::CLIENT_EVENT_RATE)),
-            EventRefused::Off => (DropReason::Forbidden, None),
-            EventRefused::TooLarge { .. } | EventRefused::Failed(_) => (DropReason::PublishFailed, None),
+            EventRefused::Application(No::Away)
+            | EventRefused::NoText
+            | EventRefused::TooLarge { .. }
+            | EventRefused::Failed(_) => (DropReason::PublishFailed, None),
+            EventRefused::Off | EventRefused::Application(_) => (DropReason::Forbidden, None),
         };
         self.core.metrics.messages_dropped.add(reason, 1);
         let text = refused.to_string();

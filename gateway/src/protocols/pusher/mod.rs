@@ -1,9 +1,11 @@
 //! Clients of Pusher Channels: carries out what `tidegate_wire::pusher::session` decides.
 //!
-//! `opening` says hello, or why not; `messages` takes what clients say; `entering` subscribes; `users` signs in; `events` publishes; `delivering` is what of a fan-out is
-//! for them alone; `leaving` gives back; `moving` is what goes along to another process. What a connection has that few have is
-//! [`Pusher`], a box in `Rare`: a public channel needs nothing of it.
+//! `opening` says hello, or why not; `messages` takes what clients say; `entering` subscribes; `users` signs in; `events` publishes;
+//! `asking` is what the application decides; `delivering` is what of a fan-out is for them alone; `leaving` gives back; `moving`
+//! is what goes along to another process. What a connection has that few have is [`Pusher`], a box in `Rare`: a public channel
+//! needs nothing of it.
 
+mod asking;
 mod delivering;
 mod entering;
 mod events;
@@ -189,9 +191,9 @@ impl Protocol for PusherChannels {
 
     fn on_event(&self, ctx: &mut Ctx<'_>, event: Event<'_>) {
         match event {
-            Event::Opened { state, .. } => {
+            Event::Opened { state, request } => {
                 if let Some(wanted) = state.and_then(|state| state.downcast::<Wanted>().ok()) {
-                    ctx.establish(*wanted);
+                    ctx.greet(*wanted, request.unwrap_or_default());
                 }
             }
             Event::PublishFailed(error) => ctx.refuse_event(None, &EventRefused::Failed(error)),
@@ -202,7 +204,10 @@ impl Protocol for PusherChannels {
             }
             Event::Silent => ctx.leave(leave_with(Code::NO_PONG)),
             Event::Subscribed { key, told, list, .. } => ctx.granted(key, told.is_empty(), list),
-            Event::Refused { key, error } => ctx.fail_entrance(key, &error.clone().into()),
+            Event::Refused { key, error } => {
+                let name = ctx.core.hub.channel(key).name().to_owned();
+                ctx.fail_entrance(&name, &error.clone().into());
+            }
             Event::Missed { reason, .. } => ctx.leave(Leave::Gap(reason)),
             Event::Begun
             | Event::Welcome(_)
@@ -223,6 +228,11 @@ impl Protocol for PusherChannels {
 
     fn is_given_list(&self, channel: &Channel) -> bool {
         entering::is_given_list(channel.name())
+    }
+
+    /// When it was told hello.
+    fn is_connected(&self, open: &Open) -> bool {
+        open.tag != AppKey::default().0
     }
 
     fn on_end(&self, ctx: &mut Ctx<'_>, open: &mut Open) {
@@ -259,8 +269,9 @@ impl Protocol for PusherChannels {
 
     fn identity<'o>(&self, core: &'o Core, open: &'o Open) -> Identity<'o> {
         let app = core.rooms.pusher().apps.get(AppKey(open.tag)).and_then(|own| own.prefix());
-        let user = open.pusher().and_then(|pusher| pusher.user.as_deref()).map(|user| &*user.id);
-        Identity { app, user }
+        let signed_in = open.pusher().and_then(|pusher| pusher.user.as_deref()).map(|user| &*user.id);
+        let named = || open.claims().and_then(|claims| claims.user.as_deref());
+        Identity { app, user: signed_in.or_else(named) }
     }
 
     /// Its clients subscribe by themselves: the protocol has no words for a subscription that they did not ask for.

@@ -17,8 +17,8 @@ use crate::{
 const VERSION: u8 = 1;
 
 pub(super) fn hand_on(core: &Core, open: &Open, out: &mut Writer) -> Result<(), Stays> {
-    // Without an app it is about to leave.
-    let app = core.rooms.pusher().apps.get(AppKey(open.tag)).ok_or(Stays::Ever)?;
+    // Without an app it is about to leave, or the application is asked whether it may be there.
+    let app = core.rooms.pusher().apps.get(AppKey(open.tag)).ok_or(Stays::NotNow)?;
     let pusher = open.pusher();
     write(app.id.as_str(), pusher.and_then(|pusher| pusher.user.as_deref()), out);
     Stays::unless(pusher.is_none_or(|pusher| pusher.watched.is_empty()))

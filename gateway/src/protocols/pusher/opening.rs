@@ -14,6 +14,7 @@ use tidegate_wire::{
 use super::{ACTIVITY_TIMEOUT_S, AppKey, is_pusher, leave_with};
 use crate::{
     app::apps::App,
+    hooks::HandedOn,
     session::{Ctx, Session, core::Core},
 };
 
@@ -21,7 +22,15 @@ use crate::{
 pub(super) type Wanted = Result<Arc<App>, Code>;
 
 impl Ctx<'_> {
-    /// The first thing that an open connection is told.
+    /// The first thing that an open connection is told: at once, or when the application has said that it may be there.
+    pub(super) fn greet(&mut self, wanted: Wanted, request: Arc<HandedOn>) {
+        let hook = self.core.asks_to_connect().map(Arc::clone);
+        match (wanted, hook) {
+            (Ok(app), Some(hook)) if app.is_asked_about() => self.ask_who_connects(&app, &hook, request),
+            (wanted, _) => self.establish(wanted),
+        }
+    }
+
     pub(super) fn establish(&mut self, wanted: Wanted) {
         match wanted.and_then(|app| if app.admit() { Ok(app) } else { Err(Code::OVER_QUOTA) }) {
             Ok(app) => {
@@ -31,6 +40,7 @@ impl Ctx<'_> {
                 }
                 let socket_id = self.core.socket_ids.name(self.id);
                 self.tell(|out| server::established(&socket_id, ACTIVITY_TIMEOUT_S, out));
+                self.tell_connected();
             }
             Err(code) => self.leave(leave_with(code)),
         }
@@ -39,7 +49,11 @@ impl Ctx<'_> {
 
 pub(super) fn wanted_app(core: &Core, head: &RequestHead<'_>) -> Wanted {
     let opening = Opening::parse(head.path, head.query)?;
-    let app = core.shared.apps.by_key(&opening.key).ok_or(Code::NO_APP)?;
+    enabled(core.shared.apps.by_key(&opening.key))
+}
+
+pub(super) fn enabled(app: Option<Arc<App>>) -> Wanted {
+    let app = app.ok_or(Code::NO_APP)?;
     if app.enabled { Ok(app) } else { Err(Code::APP_DISABLED) }
 }
 

@@ -3,5 +3,6 @@
 mod application;
 mod centrifuge;
 mod events;
+mod pusher;
 mod questions;
 mod trouble;

@@ -2,7 +2,7 @@
 
 mod caches;
 mod channels;
-mod client;
+pub(super) mod client;
 mod cluster;
 mod ends;
 mod events;
