@@ -171,6 +171,11 @@ impl Fleet {
         &self.stats
     }
 
+    /// Latencies are counted anew.
+    pub fn forget_latencies(&mut self) {
+        self.stats.latency_us.reset();
+    }
+
     /// Connections open now.
     #[must_use]
     pub fn open(&self) -> u32 {

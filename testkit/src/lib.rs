@@ -17,6 +17,7 @@ mod inbox;
 pub mod memory;
 mod metrics;
 pub mod net;
+pub mod plot;
 mod postgres;
 mod process;
 pub mod redis;

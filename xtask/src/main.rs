@@ -17,6 +17,7 @@ mod million;
 mod prepare;
 mod ten_million;
 mod test;
+mod upgrade;
 mod workspace;
 
 use std::process::ExitCode;
@@ -60,6 +61,8 @@ enum Task {
     Million(million::Options),
     /// Place ten million keys on 500 nodes, and write the table and plots of docs/ten-million.md
     TenMillion(ten_million::Options),
+    /// Upgrade a gateway live under 15,000 clients, again and again, and plot the pause
+    Upgrade(upgrade::Options),
     /// Fuzz one decoder, or each for a while
     Fuzz(fuzz::Options),
 }
@@ -80,6 +83,7 @@ fn main() -> ExitCode {
         Task::K8s(options) => k8s::run(&workspace, &options),
         Task::Million(options) => million::run(&workspace, &options),
         Task::TenMillion(options) => ten_million::run(&workspace, &options),
+        Task::Upgrade(options) => upgrade::run(&workspace, &options),
         Task::Fuzz(options) => fuzz::run(&workspace, &options),
     });
     match outcome {

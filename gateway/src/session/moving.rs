@@ -10,7 +10,7 @@ use tidegate_backplane::{Channel, Epoch, Position};
 use tidegate_ops::{budget::Budget, edge::Preamble};
 use tidegate_reactor::{ConnectionId, Connections, Kept, Tick};
 use tidegate_wire::{
-    fields::{Malformed, Writer},
+    fields::{Malformed, Reader, Writer},
     moving::{self, Connection, Debts, Place},
 };
 
@@ -22,9 +22,11 @@ use super::{
     opening::terms,
     protocol::{ProtocolId, Protocols},
     publishing::Publisher,
+    tokens::Grants,
 };
 use crate::{
     admission::AddressKey,
+    app::apps::Apps,
     auth::Claims,
     hub::form::{FormId, Forms},
     subscription::Seen,
@@ -36,6 +38,17 @@ pub(crate) struct Readable {
     connection: Connection,
     served: Option<Served>,
 }
+
+/// A subscription that a token of its own, or the application, has opened for so many ticks more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Granted<'a> {
+    pub(crate) channel: &'a str,
+    pub(crate) ticks: u32,
+    pub(crate) is_asked: bool,
+}
+
+/// As long as there is one, a list of those who are in a channel is being read.
+pub(crate) type Reading = std::sync::mpsc::Sender<std::convert::Infallible>;
 
 #[derive(Debug)]
 struct Served {
@@ -136,22 +149,32 @@ fn moving_head(head: &Head) -> Option<moving::Phase> {
 impl Readable {
     /// # Errors
     /// [`Malformed`]: it is of another form, or names something that this version does not know.
-    pub(crate) fn parse(record: &[u8], protocols: Protocols, forms: Forms) -> Result<Self, Malformed> {
+    pub(crate) fn parse(
+        record: &[u8],
+        protocols: Protocols,
+        forms: Forms,
+        apps: &Apps,
+    ) -> Result<Self, Malformed> {
         let mut connection = Connection::parse(record)?;
         let served = match &mut connection.phase {
             moving::Phase::Head { .. } => None,
-            moving::Phase::Open(open) => Some(Served::of(open, protocols, forms)?),
+            moving::Phase::Open(open) => Some(Served::of(open, protocols, forms, apps)?),
         };
         Ok(Self { connection, served })
     }
 }
 
 impl Served {
-    fn of(open: &mut moving::Open, protocols: Protocols, forms: Forms) -> Result<Self, Malformed> {
+    fn of(
+        open: &mut moving::Open,
+        protocols: Protocols,
+        forms: Forms,
+        apps: &Apps,
+    ) -> Result<Self, Malformed> {
         let channel = |name: &str| Channel::from_inside(name).map_err(|_| Malformed);
         let form = |name: &str| forms.named(name).ok_or(Malformed);
         let protocol = ProtocolId::named(protocols, &open.protocol).ok_or(Malformed)?;
-        if !protocol.of_list(protocols).understands(&open.own) {
+        if !protocol.of_list(protocols).understands(&open.own, apps) {
             return Err(Malformed);
         }
         let subscription =
@@ -171,12 +194,14 @@ impl Served {
 }
 
 impl Core {
-    /// Goes on with a connection of another process. Nothing is read or delivered before all of them are here.
+    /// Goes on with a connection of another process. Nothing is read or delivered before all of them are here, and before
+    /// the lists of those who are in their channels are: `reading` is kept until then.
     pub(crate) fn go_on(
         &mut self,
         connections: &mut Connections<Session>,
         readable: Readable,
         socket: TcpStream,
+        reading: &Reading,
     ) {
         let Readable { connection, served } = readable;
         let Connection { slot, generation, address, age_ms, kept, phase } = connection;
@@ -184,7 +209,7 @@ impl Core {
         let phase = match (phase, served) {
             (moving::Phase::Open(open), Some(served)) => {
                 let merges = served.subscriptions.len() > 1;
-                let open = self.go_on_open(connections, id, *open, served);
+                let open = self.go_on_open(connections, id, *open, served, reading);
                 self.enter(connections, id, socket, kept, address, age_ms, Phase::Open(open));
                 connections.set_merging(id, merges);
                 return;
@@ -227,16 +252,19 @@ impl Core {
         id: ConnectionId,
         moved: moving::Open,
         served: Served,
+        reading: &Reading,
     ) -> Open {
         let now = connections.now();
+        let protocol = served.protocol.of_list(self.shared.protocols);
         let mut subscriptions = Subscriptions::None;
         for (channel, form, seen) in served.subscriptions {
             let terms = terms(self.shared.node.namespaces().of(&channel));
             let (key, _confirmed) = self.hub.hold(&channel, terms);
             subscriptions.push(self.hub.join(key, form, seen, id.slot, now));
-            if self.hub.forms().get(form).says_presence() {
+            if self.hub.forms().get(form).says_presence() && protocol.is_given_list(&channel) {
                 // Its replica is read once more; what changes from now on is told.
-                self.shared.node.rosters().read(&channel, 0, |_list| {});
+                let reading = reading.clone();
+                self.shared.node.rosters().read(&channel, 0, move |_list| drop(reading));
             }
         }
         let owing = |units| Budget::owing(now.duration(), units);
@@ -268,9 +296,46 @@ impl Core {
             subscriptions,
             rare: Some(Box::new(rare)),
         };
-        served.protocol.of_list(self.shared.protocols).go_on(self, &mut open, now, &moved.own);
+        protocol.go_on(self, &mut open, now, &moved.own);
         open.drop_empty_rare();
         open
+    }
+}
+
+impl Grants {
+    pub(crate) fn moving<'c>(&self, core: &'c Core, now: Tick) -> Vec<Granted<'c>> {
+        let granted = |(key, expires, is_asked): (_, Tick, _)| Granted {
+            channel: core.hub.channel(key).as_str(),
+            ticks: expires.0.saturating_sub(now.0),
+            is_asked,
+        };
+        self.iter().map(granted).collect()
+    }
+
+    pub(crate) fn go_on(&mut self, core: &Core, now: Tick, granted: &[Granted<'_>]) {
+        for &Granted { channel, ticks, is_asked } in granted {
+            if let Some(key) = core.hub.key_of(channel) {
+                self.set(key, Some(Tick(now.0.saturating_add(ticks))), is_asked);
+            }
+        }
+    }
+}
+
+impl<'a> Granted<'a> {
+    pub(crate) fn write_list(granted: &[Self], out: &mut Writer) {
+        out.list(granted.iter(), |out, &Self { channel, ticks, is_asked }| {
+            out.text(channel);
+            out.u32(ticks);
+            out.bool(is_asked);
+        });
+    }
+
+    /// # Errors
+    /// [`Malformed`]: it is of another form.
+    pub(crate) fn read_list(fields: &mut Reader<'a>) -> Result<Vec<Self>, Malformed> {
+        fields.list(|fields| {
+            Ok(Self { channel: fields.text()?, ticks: fields.u32()?, is_asked: fields.bool()? })
+        })
     }
 }
 

@@ -22,7 +22,7 @@ use super::{
     subscribing::Attempt,
 };
 use crate::{
-    app::apps::AppId,
+    app::apps::{AppId, Apps},
     auth::Claims,
     hooks::HandedOn,
     hub::{ChannelKey, form::FormId, outgoing::Outgoing},
@@ -121,6 +121,12 @@ pub(crate) trait Protocol: Sync + std::fmt::Debug {
     /// How a subscription of an open connection is present in its channel.
     fn presence(&self, core: &Core, open: &Open, channel: &Channel) -> Present {
         core.present_by_token(open, channel)
+    }
+
+    /// Whether a subscriber whose form says who comes and goes was given the list of a channel.
+    fn is_given_list(&self, channel: &Channel) -> bool {
+        let _ = channel;
+        true
     }
 
     /// Whether it joins channels itself where a subscription is counted.
@@ -235,9 +241,9 @@ pub(crate) trait Protocol: Sync + std::fmt::Debug {
         false
     }
 
-    /// Whether it could go on with what another process has written so.
-    fn understands(&self, own: &[u8]) -> bool {
-        let _ = own;
+    /// Whether it could go on with what another process has written so, with these apps.
+    fn understands(&self, own: &[u8], apps: &Apps) -> bool {
+        let _ = (own, apps);
         false
     }
 

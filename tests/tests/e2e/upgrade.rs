@@ -12,8 +12,9 @@ use std::{
 };
 
 use tidegate_testkit::{
-    DEADLINE, Gateway, GatewayBuilder, RawTcp, Received, Rest, SseClient, Stop, WsClient, end, eventually,
-    eventually_some, masked_frame, memory::descriptors, net::SocketOptions, pid_runs, product_binary,
+    DEADLINE, Gateway, GatewayBuilder, Process, RawTcp, Received, Rest, SseClient, Stop, Tool, WsClient, end,
+    eventually, eventually_some, masked_frame, memory::descriptors, net::SocketOptions, pid_runs,
+    product_binary,
 };
 use tidegate_tests::cluster::site::TOKEN;
 
@@ -161,6 +162,63 @@ fn nobody_is_closed_and_nothing_is_lost_doubled_or_out_of_order() {
     let last = gateway.rest().publish("kept:a", "after").unwrap();
     assert_eq!(last.offset as usize, published[1].0 + 1, "positions go on");
     assert!(held.iter().all(|number| number.abs_diff(held[0]) <= 4), "{held:?}");
+}
+
+/// Clients of a protocol, in a script that asks for the upgrades: `{"begun":…}` when all are there, `{"upgrade":…}` each time,
+/// `{"end":…}` when no more is to be published. What is told it comes over `signs`.
+#[track_caller]
+fn clients_stay(config: &str, script: Tool, told: &'static [&'static str], signs: &str) {
+    let gateway = Gateway::builder().config(config).argument("--shards").argument("2").start();
+    let mut successors = Successors::default();
+    let mut script = script.environment("GATEWAYS", format!("http://{}", gateway.public())).spawn();
+    let wait = |script: &mut Process, said: &str| {
+        script.wait_line(said, DEADLINE, |line| (line == said).then_some(()));
+    };
+    wait(&mut script, "{\"begun\":true}");
+    let rest = gateway.rest();
+    let publisher = Publisher::start(move |number| {
+        for channel in told {
+            rest.publish(channel, &number.to_string());
+        }
+    });
+    for round in 1..=3 {
+        wait(&mut script, &format!("{{\"upgrade\":{round}}}"));
+        successors.upgrade(&gateway);
+        gateway.rest().publish(signs, &round.to_string());
+    }
+    wait(&mut script, "{\"end\":true}");
+    gateway.rest().publish(signs, &publisher.stop().to_string());
+    let exit = script.wait(DEADLINE * 2);
+    assert_eq!(exit.code, Some(0), "{exit}");
+    assert!(exit.stdout.contains("\"ok\":true"), "{exit}");
+}
+
+#[test]
+fn clients_of_pusher_stay() {
+    let config = "[limits]\npublishes_per_second = 100000\nmessages_per_second = 100000\n\
+                  [apps.1.limits]\nclient_events_per_second = 10000\n";
+    clients_stay(config, Tool::node("pusher/upgrade.cjs"), &["private-news", "cache-last"], "signs");
+}
+
+const CENTRIFUGE: &str = concat!(
+    "[limits]\npublishes_per_second = 100000\nmessages_per_second = 100000\n",
+    include_str!("../../clients/node/centrifuge/gateway.toml"),
+);
+
+fn clients_of_centrifugo_stay(encoding: &str) {
+    let secret = "0123456789abcdef0123456789abcdef";
+    let script = Tool::node("centrifuge/upgrade.cjs").environment("ENCODING", encoding);
+    clients_stay(CENTRIFUGE, script.environment("SECRET", secret), &["news:a", "plain:a"], "plain:signs");
+}
+
+#[test]
+fn clients_of_centrifugo_stay_in_json() {
+    clients_of_centrifugo_stay("json");
+}
+
+#[test]
+fn clients_of_centrifugo_stay_in_protobuf() {
+    clients_of_centrifugo_stay("protobuf");
 }
 
 /// A frame that came half before and half after, one that went half before, and a client that reads nothing meanwhile.

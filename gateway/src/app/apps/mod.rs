@@ -88,6 +88,11 @@ impl App {
         self.usage.connections.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok()
     }
 
+    /// Takes one that is open already, however many there are: it was another process's.
+    pub(crate) fn keep(&self) {
+        self.usage.connections.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(crate) fn release(&self) {
         let before = self.usage.connections.fetch_sub(1, Ordering::Relaxed);
         debug_assert!(before > 0, "more connections were given back than were taken");

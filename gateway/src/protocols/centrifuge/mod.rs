@@ -6,7 +6,7 @@
 //! the server subscribes them to; `subscribing` and `reading` and
 //! `publishing` do what they ask; `heartbeat` pings them; `place` says where they are in a channel. A connection that is
 //! idle and anonymous has nothing on the heap: where it stands, and when its next ping is due, is its tag. `http` is the
-//! server API, and `ordered` what that asks of connections.
+//! server API, and `ordered` what that asks of connections; `moving` is what goes along to another process.
 
 mod asking;
 mod commands;
@@ -16,6 +16,7 @@ mod entering;
 pub(super) mod forms;
 mod heartbeat;
 pub(super) mod http;
+mod moving;
 mod opening;
 mod ordered;
 mod place;
@@ -33,11 +34,13 @@ use tidegate_wire::{
         message::Reply,
         push,
     },
+    fields::Writer,
     frame::{self, CloseCode},
     head::Head,
 };
 
 use crate::{
+    app::apps::Apps,
     hooks::HandedOn,
     hub::{ChannelKey, form::FormId},
     metrics::{DisconnectReason, Instructed},
@@ -224,6 +227,18 @@ impl Protocol for Centrifuge {
 
     fn is_binary(&self, open: &Open) -> bool {
         !Carrier::of(open.form).is_json()
+    }
+
+    fn hand_on(&self, core: &Core, open: &Open, now: Tick, out: &mut Writer) -> bool {
+        self.0 == Way::WebSocket && moving::hand_on(core, open, now, out)
+    }
+
+    fn understands(&self, own: &[u8], _apps: &Apps) -> bool {
+        moving::understands(own)
+    }
+
+    fn go_on(&self, core: &mut Core, open: &mut Open, now: Tick, own: &[u8]) {
+        moving::go_on(core, open, now, own);
     }
 
     fn due(&self, open: &Open) -> Option<Tick> {

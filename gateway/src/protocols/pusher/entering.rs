@@ -260,6 +260,11 @@ pub(super) fn present_in(name: &str) -> Present {
     }
 }
 
+/// Whether who subscribes to a channel is told who is there, and who comes and goes.
+pub(super) fn is_given_list(name: &str) -> bool {
+    watched_user(name).is_some() || ChannelKind::of(name).access == Access::Presence
+}
+
 /// How a list is said here: the frame that a subscription to a presence channel is answered with.
 const PRESENCE_LIST: ListForm = ListForm::new(0);
 

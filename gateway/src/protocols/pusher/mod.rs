@@ -1,7 +1,7 @@
 //! Clients of Pusher Channels: carries out what `tidegate_wire::pusher::session` decides.
 //!
 //! `opening` says hello, or why not; `messages` takes what clients say; `entering` subscribes; `users` signs in; `events` publishes; `delivering` is what of a fan-out is
-//! for them alone; `leaving` gives back. What a connection has that few have is
+//! for them alone; `leaving` gives back; `moving` is what goes along to another process. What a connection has that few have is
 //! [`Pusher`], a box in `Rare`: a public channel needs nothing of it.
 
 mod delivering;
@@ -11,14 +11,16 @@ pub(super) mod forms;
 pub(super) mod http;
 mod leaving;
 mod messages;
+mod moving;
 mod opening;
 mod users;
 
 use std::{any::Any, sync::Arc};
 
 use tidegate_backplane::Channel;
-use tidegate_reactor::Connections;
+use tidegate_reactor::{Connections, Tick};
 use tidegate_wire::{
+    fields::Writer,
     frame::{self, CloseCode, Opcode},
     head::Head,
     pusher::{
@@ -31,7 +33,7 @@ use events::EventRefused;
 use opening::Wanted;
 
 use crate::{
-    app::apps::App,
+    app::apps::{App, Apps},
     hub::{ChannelKey, form::FormId, outgoing::Outgoing},
     metrics::{DisconnectReason, Instructed},
     node::instruction::What,
@@ -219,6 +221,10 @@ impl Protocol for PusherChannels {
         entering::present_in(channel.name())
     }
 
+    fn is_given_list(&self, channel: &Channel) -> bool {
+        entering::is_given_list(channel.name())
+    }
+
     fn on_end(&self, ctx: &mut Ctx<'_>, open: &mut Open) {
         ctx.pusher_left(open);
     }
@@ -262,6 +268,18 @@ impl Protocol for PusherChannels {
         let What::Send(message) = what else { return ctx.instructed(what) };
         ctx.send_to_user(message);
         Instructed::Done
+    }
+
+    fn hand_on(&self, core: &Core, open: &Open, _now: Tick, out: &mut Writer) -> bool {
+        moving::hand_on(core, open, out)
+    }
+
+    fn understands(&self, own: &[u8], apps: &Apps) -> bool {
+        moving::understands(own, apps)
+    }
+
+    fn go_on(&self, core: &mut Core, open: &mut Open, _now: Tick, own: &[u8]) {
+        moving::go_on(core, open, own);
     }
 
     fn room(&self) -> Box<dyn Any + Send> {

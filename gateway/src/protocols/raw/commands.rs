@@ -22,6 +22,7 @@ use crate::{
         Ctx,
         access::ChannelRefused,
         core::Core,
+        moving::Granted,
         protocol::ProtocolState,
         publishing::Rates,
         subscribing::SubscribeRefused,
@@ -57,30 +58,21 @@ impl ProtocolState for Commands {
 impl Commands {
     /// Appends its grants. False: commands are under way.
     pub(super) fn moves(&self, core: &Core, now: Tick, out: &mut Writer) -> bool {
-        out.list(self.granted.iter(), |out, (key, expires, is_asked)| {
-            out.text(core.hub.channel(key).as_str());
-            out.u32(expires.0.saturating_sub(now.0));
-            out.bool(is_asked);
-        });
+        Granted::write_list(&self.granted.moving(core, now), out);
         self.subscribing.is_empty() && self.instructed.is_empty()
     }
 
-    /// Grants: of which channel, for how many ticks, and whether it is the application's word.
-    pub(super) fn parse(own: &[u8]) -> Result<Vec<(&str, u32, bool)>, Malformed> {
+    pub(super) fn parse(own: &[u8]) -> Result<Vec<Granted<'_>>, Malformed> {
         let mut fields = Reader::new(own);
         if fields.is_empty() {
             return Ok(Vec::new());
         }
-        let granted = fields.list(|fields| Ok((fields.text()?, fields.u32()?, fields.bool()?)))?;
+        let granted = Granted::read_list(&mut fields)?;
         fields.end().map(|()| granted)
     }
 
-    pub(super) fn go_on(&mut self, core: &Core, now: Tick, granted: &[(&str, u32, bool)]) {
-        for &(channel, ticks, is_asked) in granted {
-            if let Some(key) = core.hub.key_of(channel) {
-                self.granted.set(key, Some(Tick(now.0.saturating_add(ticks))), is_asked);
-            }
-        }
+    pub(super) fn go_on(&mut self, core: &Core, now: Tick, granted: &[Granted<'_>]) {
+        self.granted.go_on(core, now, granted);
     }
 
     /// When the first of the granted subscriptions ends.

@@ -21,6 +21,7 @@ use tidegate_wire::{
 };
 
 use crate::{
+    app::apps::Apps,
     hub::form::FormId,
     metrics::Instructed,
     node::instruction::What,
@@ -173,7 +174,7 @@ impl Protocol for Raw {
         open.state::<Commands>().is_none_or(|commands| commands.moves(core, now, out))
     }
 
-    fn understands(&self, own: &[u8]) -> bool {
+    fn understands(&self, own: &[u8], _apps: &Apps) -> bool {
         Commands::parse(own).is_ok()
     }
 

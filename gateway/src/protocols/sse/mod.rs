@@ -14,6 +14,7 @@ use tidegate_wire::{
 
 use super::raw::{forms::put_list, since};
 use crate::{
+    app::apps::Apps,
     event,
     hub::{ChannelKey, form::FormId},
     metrics::Instructed,
@@ -148,7 +149,7 @@ impl Protocol for Sse {
         true
     }
 
-    fn understands(&self, own: &[u8]) -> bool {
+    fn understands(&self, own: &[u8], _apps: &Apps) -> bool {
         own.is_empty()
     }
 

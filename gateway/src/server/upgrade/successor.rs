@@ -3,7 +3,10 @@
 use std::{
     net::{TcpListener, TcpStream},
     os::fd::OwnedFd,
-    sync::Arc,
+    sync::{
+        Arc,
+        mpsc::{self, RecvTimeoutError},
+    },
     time::Duration,
 };
 
@@ -17,10 +20,14 @@ use tokio::runtime::Handle;
 
 use super::{FORM, UpgradeError, ask};
 use crate::{
+    app::apps::Apps,
     config::Config,
     protocols::{FORMS, PROTOCOLS},
     server::{Server, StartError, parts::Parts, take_over},
-    session::{core::ShardMailbox, moving::Readable},
+    session::{
+        core::ShardMailbox,
+        moving::{Readable, Reading},
+    },
 };
 
 /// What was given first: where to listen, and who to be.
@@ -94,7 +101,7 @@ impl Predecessor {
     }
 
     /// Says that it is ready, and takes what it is given: when this returns, everything is this process's.
-    pub(crate) fn take(&self, memory: &MemoryBackplane) -> Result<Taken, UpgradeError> {
+    pub(crate) fn take(&self, memory: &MemoryBackplane, apps: &Apps) -> Result<Taken, UpgradeError> {
         self.talk.say(&Step::Ready, &[])?;
         let state = |step: &Step| usize::from(matches!(step, Step::State { .. }));
         let (Step::State { sockets }, file) = self.talk.hear(STATE_PATIENCE, state)? else {
@@ -103,7 +110,7 @@ impl Predecessor {
         let file = file.into_iter().next().ok_or(UpgradeError::Unexpected)?;
         let state = read_memory_file(file)?;
         let sockets = self.take_sockets(sockets as usize)?;
-        let (taken, refused) = Taken::read(&state, sockets, memory).map_err(TalkError::from)?;
+        let (taken, refused) = Taken::read(&state, sockets, memory, apps).map_err(TalkError::from)?;
         if refused.len() > REFUSED_MAX {
             let why = "the connections are written in a form that this version does not read";
             return Err(UpgradeError::Refused(why.into()));
@@ -174,7 +181,7 @@ impl Parts {
     /// When this returns, all that the other process had is this one's.
     pub(in crate::server) fn take(&self, predecessor: &Predecessor) -> Result<Taken, StartError> {
         let memory = self.carrier.memory().ok_or(UpgradeError::NotHere(OTHER_BACKPLANE));
-        let taken = memory.and_then(|memory| predecessor.take(memory));
+        let taken = memory.and_then(|memory| predecessor.take(memory, &self.shared.apps));
         taken.map_err(|error| {
             predecessor.refuse(&error);
             take_over(&error)
@@ -191,6 +198,7 @@ impl Taken {
         state: &[u8],
         sockets: Vec<TcpStream>,
         memory: &MemoryBackplane,
+        apps: &Apps,
     ) -> Result<(Self, Vec<u32>), Malformed> {
         let mut fields = Reader::new(state);
         if fields.u8()? != FORM {
@@ -204,7 +212,7 @@ impl Taken {
             let mut connections = Vec::new();
             for record in records {
                 let socket = sockets.next().ok_or(Malformed)?;
-                match Readable::parse(record, PROTOCOLS, FORMS) {
+                match Readable::parse(record, PROTOCOLS, FORMS, apps) {
                     Ok(readable) => connections.push((readable, socket)),
                     Err(Malformed) => refused.push(at),
                 }
@@ -223,18 +231,25 @@ impl Taken {
     /// Has the shards go on with the connections. When this returns all of them are there, and nothing was read or delivered.
     pub(crate) fn settle(self, mailboxes: &[ShardMailbox]) -> Result<(), UpgradeError> {
         let mut begun = Vec::new();
+        let (reading, read) = mpsc::channel();
         for (shard, mailbox) in self.shards.into_iter().zip(mailboxes) {
             let Shard { newest_generation, connections: taken } = shard;
+            let reading = Reading::clone(&reading);
             begun.push(ask(mailbox, move |core, connections| {
                 connections.hold_reads(true);
                 connections.number_after(newest_generation);
                 for (readable, socket) in taken {
-                    core.go_on(connections, readable, socket);
+                    core.go_on(connections, readable, socket, &reading);
                 }
             }));
         }
         for done in begun {
             done.recv_timeout(PATIENCE).map_err(|_| UpgradeError::Shard)?;
+        }
+        drop(reading);
+        // Its end is that all have been read.
+        if read.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+            tracing::warn!("not all lists of those who are in channels could be read at once");
         }
         Ok(())
     }
