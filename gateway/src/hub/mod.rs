@@ -270,7 +270,7 @@ impl Hub {
     }
 
     /// What a subscription is, for another process: its channel, its form, and what the member has of it, where something of
-    /// that may still come by. `None`: it ends, or is told how the next publication differs from the last.
+    /// that may still come by. `None`: it ends, or something is on its way to it.
     pub(crate) fn moving(&self, subscription: Subscription, slot: u32) -> Option<(&Channel, FormId, Seen)> {
         let lane = &self.lanes[subscription.lane as usize];
         let seen = match &lane.kind {
@@ -278,7 +278,12 @@ impl Hub {
             Kind::Following(followers) => followers.seen_of(slot)?,
             Kind::Silent => return None,
         };
-        (!lane.tells_difference && !lane.has_work()).then(|| (self.channel(lane.channel), lane.form, seen))
+        (!lane.has_work()).then(|| (self.channel(lane.channel), lane.form, seen))
+    }
+
+    /// Whether a subscription is told how the next publication differs from the last, which is the lane's.
+    pub(crate) fn tells_difference(&self, subscription: Subscription) -> bool {
+        self.lanes[subscription.lane as usize].tells_difference
     }
 
     /// Where a channel stood after what was delivered last.

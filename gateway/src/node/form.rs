@@ -1,7 +1,7 @@
 //! Forms: the ways in which clients are told what happens in a channel. Each protocol brings its own; the list of them
 //! all is [`Forms`]. Connections of one channel and one form make a lane, and get the same bytes.
 
-use std::fmt;
+use std::{collections::HashMap, fmt};
 
 use bytes::Bytes;
 use tidegate_backplane::Channel;
@@ -82,6 +82,9 @@ pub(crate) struct FormId(u8);
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Forms(pub(crate) &'static [&'static dyn Form]);
 
+/// For whoever reads many names.
+pub(crate) type FormsByName = HashMap<Box<str>, FormId>;
+
 /// Makes encodings; one per thread, so that its buffers are reused.
 #[derive(Debug)]
 pub(crate) struct Encoder {
@@ -132,11 +135,10 @@ impl Forms {
         format!("{:?}{deflated}", self.get(id)).into()
     }
 
-    /// The one of that name, if there is one.
-    pub(crate) fn named(self, name: &str) -> Option<FormId> {
-        let plain = name.strip_suffix(DEFLATED_NAME).unwrap_or(name);
-        let id = self.0.iter().find(|form| format!("{form:?}") == plain)?.id();
-        Some(if plain.len() < name.len() { id.deflated() } else { id })
+    /// All by their names.
+    pub(crate) fn by_name(self) -> FormsByName {
+        let ids = self.0.iter().flat_map(|form| [form.id(), form.id().deflated()]);
+        ids.map(|id| (self.name(id), id)).collect()
     }
 
     pub(crate) fn get(self, id: FormId) -> &'static dyn Form {

@@ -38,6 +38,7 @@ use crate::{
     session::{
         Session,
         core::{Command, Core, ShardMailbox},
+        protocol::Stays,
     },
 };
 use standing::{Standing, Written};
@@ -398,8 +399,8 @@ struct Paused<'u> {
 struct Look {
     /// Nothing is on its way through it.
     is_idle: bool,
-    /// Connections that could not go along now.
-    stay: usize,
+    /// A connection could not go along now, but perhaps in a moment.
+    waits: bool,
 }
 
 impl<'u> Paused<'u> {
@@ -418,11 +419,14 @@ impl<'u> Paused<'u> {
         let began = Instant::now();
         let mut quiet = 0;
         loop {
-            let looks = ask_all(&self.upgrades.shards, look)?;
+            // All connections are looked at only when that may be the last look: it takes a while.
+            let is_whole = quiet > 0;
+            let looks =
+                ask_all(&self.upgrades.shards, move |core, connections| look(core, connections, is_whole))?;
             let is_idle = looks.iter().all(|look| look.is_idle);
             quiet = if is_idle { quiet + 1 } else { 0 };
             let is_over = began.elapsed() >= SETTLE_MAX;
-            let waits = looks.iter().any(|look| look.stay > 0) && !is_over;
+            let waits = looks.iter().any(|look| look.waits) && !is_over;
             if quiet >= 2 && !waits {
                 return Ok(());
             }
@@ -463,12 +467,14 @@ pub(super) fn open(shards: &[ShardMailbox], listener: &Listener) {
     }
 }
 
-fn look(core: &mut Core, connections: &mut Connections<Session>) -> Look {
-    let ids = (0..connections.slots()).filter_map(|slot| connections.in_slot(slot));
-    let stay = ids.collect::<Vec<_>>().into_iter().filter(|&id| core.ctx(connections, id).moving().is_none());
-    let stay = stay.count();
+/// `is_whole`: at its connections, too.
+fn look(core: &mut Core, connections: &mut Connections<Session>, is_whole: bool) -> Look {
+    let slots = if is_whole { connections.slots() } else { 0 };
+    let ids: Vec<_> = (0..slots).filter_map(|slot| connections.in_slot(slot)).collect();
+    let mut moving = ids.into_iter().map(|id| core.ctx(connections, id).moving());
+    let waits = moving.any(|moving| moving.is_err_and(|stays| stays == Stays::NotNow));
     let is_idle = !core.hub.is_delivering() && !connections.is_busy() && core.legacies.is_empty();
-    Look { is_idle, stay }
+    Look { is_idle, waits }
 }
 
 /// Has a shard do something.

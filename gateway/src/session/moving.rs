@@ -20,7 +20,7 @@ use super::{
     core::Core,
     heartbeat::Ping,
     opening::terms,
-    protocol::{ProtocolId, Protocols},
+    protocol::{ProtocolId, Protocols, Stays},
     publishing::Publisher,
     tokens::Grants,
 };
@@ -28,7 +28,7 @@ use crate::{
     admission::AddressKey,
     app::apps::Apps,
     auth::Claims,
-    hub::form::{FormId, Forms},
+    hub::form::{FormId, FormsByName},
     subscription::Seen,
 };
 
@@ -60,35 +60,40 @@ struct Served {
 }
 
 impl Ctx<'_> {
-    /// What another process needs to go on with it. `None`: it cannot, or not now.
-    pub(crate) fn moving(&mut self) -> Option<Connection> {
+    /// What another process needs to go on with it.
+    pub(crate) fn moving(&mut self) -> Result<Connection, Stays> {
+        if matches!(self.session(), Some(Session { phase: Phase::Leaving(_), .. })) {
+            return Err(Stays::Ever);
+        }
         let Kept { heard_ago, timer_in, unsent, dropped, unused, awaits_flush, is_half_open } =
-            self.connections.kept(self.id)?;
+            self.connections.kept(self.id).ok_or(Stays::NotNow)?;
         let kept = moving::Kept { heard_ago, timer_in, unsent, dropped, unused, awaits_flush, is_half_open };
-        let session = self.session()?;
+        let session = self.session().ok_or(Stays::Ever)?;
         let phase = match &session.phase {
-            Phase::Head(head) => moving_head(head)?,
+            Phase::Head(head) => moving_head(head).ok_or(Stays::NotNow)?,
             Phase::Open(open) => moving::Phase::Open(Box::new(self.moving_open(open)?)),
-            Phase::Opening(_) | Phase::Leaving(_) => return None,
+            Phase::Opening(_) => return Err(Stays::NotNow),
+            Phase::Leaving(_) => return Err(Stays::Ever),
         };
-        let address = self.core.shared.front.moving(session.address)?;
+        let address = self.core.shared.front.moving(session.address).ok_or(Stays::Ever)?;
         let age_ms = self.core.now_ms().wrapping_sub(session.accepted_ms);
         let ConnectionId { slot, generation } = self.id;
-        Some(Connection { slot, generation, address, age_ms, kept, phase })
+        Ok(Connection { slot, generation, address, age_ms, kept, phase })
     }
 
-    fn moving_open(&self, open: &Open) -> Option<moving::Open> {
+    fn moving_open(&self, open: &Open) -> Result<moving::Open, Stays> {
         let (core, now) = (&*self.core, self.connections.now());
         let (hub, forms) = (&core.hub, core.hub.forms());
         let protocol = open.protocol.of_list(core.shared.protocols);
         let mut own = Writer::default();
-        if !protocol.hand_on(core, open, now, &mut own) {
-            return None;
-        }
+        protocol.hand_on(core, open, now, &mut own)?;
         let subscription = |&own| {
-            let (channel, form, seen) = hub.moving(own, self.id.slot)?;
+            if hub.tells_difference(own) {
+                return Err(Stays::Ever);
+            }
+            let (channel, form, seen) = hub.moving(own, self.id.slot).ok_or(Stays::NotNow)?;
             let (channel, form) = (channel.as_str().into(), forms.name(form));
-            Some(moving::Subscription { channel, form, seen: seen.into() })
+            Ok(moving::Subscription { channel, form, seen: seen.into() })
         };
         let mut moved = moving::Open {
             protocol: protocol.name().into(),
@@ -101,7 +106,12 @@ impl Ctx<'_> {
                 ..Debts::default()
             },
             decoder: open.decoder.clone(),
-            subscriptions: open.subscriptions.as_slice().iter().map(subscription).collect::<Option<_>>()?,
+            subscriptions: open
+                .subscriptions
+                .as_slice()
+                .iter()
+                .map(subscription)
+                .collect::<Result<_, _>>()?,
             places: Vec::new(),
             claims: None,
             expires_in: None,
@@ -110,28 +120,28 @@ impl Ctx<'_> {
         if let Some(rare) = &open.rare {
             self.moving_rare(rare, now, &mut moved)?;
         }
-        Some(moved)
+        Ok(moved)
     }
 
-    fn moving_rare(&self, rare: &Rare, now: Tick, moved: &mut moving::Open) -> Option<()> {
+    fn moving_rare(&self, rare: &Rare, now: Tick, moved: &mut moving::Open) -> Result<(), Stays> {
         if !rare.unsettled.is_empty() || rare.awaiting_keys > 0 || rare.reason.is_some() {
-            return None;
+            return Err(Stays::NotNow);
         }
         moved.claims = match rare.claims.as_deref() {
-            Some(claims) => Some(claims.moving()?),
+            Some(claims) => Some(claims.moving().ok_or(Stays::Ever)?),
             None => None,
         };
         moved.expires_in = rare.expires.map(|expires| expires.0.saturating_sub(now.0));
         moved.debts.inflated_bytes = rare.inflated_bytes.owed(now.duration());
         moved.debts.published = match &rare.publisher {
-            Some(publisher) => Some(publisher.moving(now.duration())?),
+            Some(publisher) => Some(publisher.moving(now.duration()).ok_or(Stays::NotNow)?),
             None => None,
         };
         let place = |place: &LastPosition| {
             (self.core.hub.channel(place.key).as_str().into(), place.position().map(place_of))
         };
         moved.places = rare.places.iter().map(place).collect();
-        Some(())
+        Ok(())
     }
 }
 
@@ -152,7 +162,7 @@ impl Readable {
     pub(crate) fn parse(
         record: &[u8],
         protocols: Protocols,
-        forms: Forms,
+        forms: &FormsByName,
         apps: &Apps,
     ) -> Result<Self, Malformed> {
         let mut connection = Connection::parse(record)?;
@@ -168,11 +178,11 @@ impl Served {
     fn of(
         open: &mut moving::Open,
         protocols: Protocols,
-        forms: Forms,
+        forms: &FormsByName,
         apps: &Apps,
     ) -> Result<Self, Malformed> {
         let channel = |name: &str| Channel::from_inside(name).map_err(|_| Malformed);
-        let form = |name: &str| forms.named(name).ok_or(Malformed);
+        let form = |name: &str| forms.get(name).copied().ok_or(Malformed);
         let protocol = ProtocolId::named(protocols, &open.protocol).ok_or(Malformed)?;
         if !protocol.of_list(protocols).understands(&open.own, apps) {
             return Err(Malformed);

@@ -87,6 +87,22 @@ pub(crate) enum Event<'e> {
     Missed { key: ChannelKey, reason: GapReason },
 }
 
+/// Why a connection does not go along to another process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stays {
+    /// Something is under way that may have ended in a moment.
+    NotNow,
+    /// It has something that is not handed on, or leaves already.
+    Ever,
+}
+
+impl Stays {
+    /// Stays for now, unless nothing is under way.
+    pub(crate) fn unless(is_idle: bool) -> Result<(), Self> {
+        if is_idle { Ok(()) } else { Err(Self::NotNow) }
+    }
+}
+
 /// A protocol. It keeps nothing itself: state of a shard is in [`room`](Self::room), that of a connection in
 /// [`ProtocolState`] and [`Open::tag`].
 pub(crate) trait Protocol: Sync + std::fmt::Debug {
@@ -235,10 +251,11 @@ pub(crate) trait Protocol: Sync + std::fmt::Debug {
         ctx.instructed(what)
     }
 
-    /// Appends what it keeps of an open connection, for another process that goes on with it. False: the connection stays.
-    fn hand_on(&self, core: &Core, open: &Open, now: Tick, out: &mut Writer) -> bool {
+    /// Appends what it keeps of an open connection, for another process that goes on with it. An error: the connection
+    /// stays.
+    fn hand_on(&self, core: &Core, open: &Open, now: Tick, out: &mut Writer) -> Result<(), Stays> {
         let _ = (core, open, now, out);
-        false
+        Err(Stays::Ever)
     }
 
     /// Whether it could go on with what another process has written so, with these apps.

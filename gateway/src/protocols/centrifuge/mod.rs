@@ -52,7 +52,7 @@ use crate::{
         core::Core,
         leaving::{ComeBack, Leave},
         opening::{Request, Stop},
-        protocol::{Event, Protocol, ProtocolState, Transport},
+        protocol::{Event, Protocol, ProtocolState, Stays, Transport},
         tokens::Grants,
     },
 };
@@ -229,8 +229,11 @@ impl Protocol for Centrifuge {
         !Carrier::of(open.form).is_json()
     }
 
-    fn hand_on(&self, core: &Core, open: &Open, now: Tick, out: &mut Writer) -> bool {
-        self.0 == Way::WebSocket && moving::hand_on(core, open, now, out)
+    fn hand_on(&self, core: &Core, open: &Open, now: Tick, out: &mut Writer) -> Result<(), Stays> {
+        match self.0 {
+            Way::WebSocket => moving::hand_on(core, open, now, out),
+            _ => Err(Stays::Ever),
+        }
     }
 
     fn understands(&self, own: &[u8], _apps: &Apps) -> bool {

@@ -8,7 +8,7 @@ use tidegate_reactor::Tick;
 use tidegate_wire::fields::{Malformed, Reader, Writer};
 
 use super::{Client, STAGE_BITS, Stage, commands::Waits, heartbeat};
-use crate::session::{Open, core::Core, moving::Granted};
+use crate::session::{Open, core::Core, moving::Granted, protocol::Stays};
 
 /// Of this form.
 const VERSION: u8 = 1;
@@ -26,9 +26,12 @@ struct Own<'a> {
     granted: Vec<Granted<'a>>,
 }
 
-/// False: something is under way.
-pub(super) fn hand_on(core: &Core, open: &Open, now: Tick, out: &mut Writer) -> bool {
+pub(super) fn hand_on(core: &Core, open: &Open, now: Tick, out: &mut Writer) -> Result<(), Stays> {
     let stage = Stage::of(open);
+    // It is closed in a moment, by its client or here.
+    if stage == Stage::Refused {
+        return Err(Stays::Ever);
+    }
     let idle = Client::default();
     let client = open.state::<Client>().unwrap_or(&idle);
     let left = |due: Tick| due.0.saturating_sub(now.0);
@@ -40,12 +43,13 @@ pub(super) fn hand_on(core: &Core, open: &Open, now: Tick, out: &mut Writer) -> 
         granted: client.grants.moving(core, now),
     };
     own.write(out);
-    matches!(stage, Stage::New | Stage::Connected)
+    let is_idle = stage != Stage::Connecting
         && client.waits == Waits::Nothing
         && client.parked.is_empty()
         && client.subscribing.is_empty()
         && client.entering.is_none()
-        && client.request.is_none()
+        && client.request.is_none();
+    Stays::unless(is_idle)
 }
 
 pub(super) fn understands(own: &[u8]) -> bool {

@@ -44,7 +44,7 @@ use crate::{
         leaving::Leave,
         opening::{Request, Stop},
         presence::Present,
-        protocol::{Event, Identity, Protocol, ProtocolState},
+        protocol::{Event, Identity, Protocol, ProtocolState, Stays},
     },
 };
 
@@ -270,7 +270,7 @@ impl Protocol for PusherChannels {
         Instructed::Done
     }
 
-    fn hand_on(&self, core: &Core, open: &Open, _now: Tick, out: &mut Writer) -> bool {
+    fn hand_on(&self, core: &Core, open: &Open, _now: Tick, out: &mut Writer) -> Result<(), Stays> {
         moving::hand_on(core, open, out)
     }
 

@@ -10,18 +10,18 @@ use tidegate_wire::{
 use super::AppKey;
 use crate::{
     app::apps::Apps,
-    session::{Open, core::Core},
+    session::{Open, core::Core, protocol::Stays},
 };
 
 /// Of this form.
 const VERSION: u8 = 1;
 
-/// False: it belongs to no app, or is not told yet who of those whom it watches is online.
-pub(super) fn hand_on(core: &Core, open: &Open, out: &mut Writer) -> bool {
-    let Some(app) = core.rooms.pusher().apps.get(AppKey(open.tag)) else { return false };
+pub(super) fn hand_on(core: &Core, open: &Open, out: &mut Writer) -> Result<(), Stays> {
+    // Without an app it is about to leave.
+    let app = core.rooms.pusher().apps.get(AppKey(open.tag)).ok_or(Stays::Ever)?;
     let pusher = open.pusher();
     write(app.id.as_str(), pusher.and_then(|pusher| pusher.user.as_deref()), out);
-    pusher.is_none_or(|pusher| pusher.watched.is_empty())
+    Stays::unless(pusher.is_none_or(|pusher| pusher.watched.is_empty()))
 }
 
 /// Whose app is gone or disabled comes back, and is told so.

@@ -23,7 +23,7 @@ use crate::{
         access::ChannelRefused,
         core::Core,
         moving::Granted,
-        protocol::ProtocolState,
+        protocol::{ProtocolState, Stays},
         publishing::Rates,
         subscribing::SubscribeRefused,
         tokens::{Grants, TokenRefused},
@@ -56,10 +56,10 @@ impl ProtocolState for Commands {
 }
 
 impl Commands {
-    /// Appends its grants. False: commands are under way.
-    pub(super) fn moves(&self, core: &Core, now: Tick, out: &mut Writer) -> bool {
+    /// Appends its grants.
+    pub(super) fn hand_on(&self, core: &Core, now: Tick, out: &mut Writer) -> Result<(), Stays> {
         Granted::write_list(&self.granted.moving(core, now), out);
-        self.subscribing.is_empty() && self.instructed.is_empty()
+        Stays::unless(self.subscribing.is_empty() && self.instructed.is_empty())
     }
 
     pub(super) fn parse(own: &[u8]) -> Result<Vec<Granted<'_>>, Malformed> {

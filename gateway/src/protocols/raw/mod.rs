@@ -31,7 +31,7 @@ use crate::{
         core::Core,
         leaving::Leave,
         opening::{Request, Stop},
-        protocol::{Event, Protocol},
+        protocol::{Event, Protocol, Stays},
         refusal::Refusal,
     },
 };
@@ -170,8 +170,8 @@ impl Protocol for Raw {
         ctx.raw_instructed(what)
     }
 
-    fn hand_on(&self, core: &Core, open: &Open, now: Tick, out: &mut Writer) -> bool {
-        open.state::<Commands>().is_none_or(|commands| commands.moves(core, now, out))
+    fn hand_on(&self, core: &Core, open: &Open, now: Tick, out: &mut Writer) -> Result<(), Stays> {
+        open.state::<Commands>().map_or(Ok(()), |commands| commands.hand_on(core, now, out))
     }
 
     fn understands(&self, own: &[u8], _apps: &Apps) -> bool {

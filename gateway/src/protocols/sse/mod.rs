@@ -28,7 +28,7 @@ use crate::{
         core::Core,
         leaving::Leave,
         opening::{Request, Stop},
-        protocol::{Event, Protocol, Transport},
+        protocol::{Event, Protocol, Stays, Transport},
         refusal::Refusal,
     },
 };
@@ -145,8 +145,8 @@ impl Protocol for Sse {
         true
     }
 
-    fn hand_on(&self, _core: &Core, _open: &Open, _now: Tick, _out: &mut Writer) -> bool {
-        true
+    fn hand_on(&self, _core: &Core, _open: &Open, _now: Tick, _out: &mut Writer) -> Result<(), Stays> {
+        Ok(())
     }
 
     fn understands(&self, own: &[u8], _apps: &Apps) -> bool {

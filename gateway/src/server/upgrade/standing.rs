@@ -106,7 +106,7 @@ fn stand(
 ) {
     let ids: Vec<ConnectionId> =
         (0..connections.slots()).filter_map(|slot| connections.in_slot(slot)).collect();
-    let record = |id| Some((id, core.ctx(connections, id).moving()?.to_bytes()));
+    let record = |id| Some((id, core.ctx(connections, id).moving().ok()?.to_bytes()));
     let records: Vec<(ConnectionId, Vec<u8>)> = ids.into_iter().filter_map(record).collect();
     let moving: Vec<ConnectionId> = records.iter().map(|(id, _)| *id).collect();
     let newest_generation = connections.newest_generation();

@@ -204,6 +204,7 @@ impl Taken {
         if fields.u8()? != FORM {
             return Err(Malformed);
         }
+        let forms = FORMS.by_name();
         let (mut sockets, mut refused) = (sockets.into_iter(), Vec::new());
         let mut at = 0;
         let read = fields.list(|fields| {
@@ -212,7 +213,7 @@ impl Taken {
             let mut connections = Vec::new();
             for record in records {
                 let socket = sockets.next().ok_or(Malformed)?;
-                match Readable::parse(record, PROTOCOLS, FORMS, apps) {
+                match Readable::parse(record, PROTOCOLS, &forms, apps) {
                     Ok(readable) => connections.push((readable, socket)),
                     Err(Malformed) => refused.push(at),
                 }
