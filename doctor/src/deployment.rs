@@ -1,5 +1,6 @@
 //! A running deployment as a client finds it: one step after the other, each a sentence and, where it failed, what to do.
 
+mod answer;
 mod clock;
 mod connect;
 mod hold;
@@ -12,9 +13,9 @@ use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
+use answer::Answer;
 use connect::Route;
 use hold::hold;
-use request::Answer;
 pub use target::{Target, TargetError};
 use trouble::Trouble;
 use upgrade::Socket;

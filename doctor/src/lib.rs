@@ -8,19 +8,24 @@
 mod capacity;
 mod deployment;
 mod facts;
+mod limit;
 mod machine;
+mod node;
+mod number;
 mod plan;
 mod remedy;
 mod report;
 mod warning;
 
-pub use capacity::{Assessment, Limit, Node, Resource, Role};
+pub use capacity::Assessment;
 pub use deployment::{Deployment, Options, Outcome, Step, StepName, Target, TargetError};
 pub use facts::{
     Buffers, Conntrack, Descriptors, Fact, Facts, MachineMemory, Place, Ports, SystemFiles, TcpMemory,
     Unreadable, Why,
 };
+pub use limit::Limit;
 pub use machine::Machine;
+pub use node::{Node, Resource, Role};
 pub use plan::{Costs, CostsError, MachineSize, Path, Plan, Settings, Wanted};
 pub use remedy::Remedy;
 pub use report::Report;

@@ -3,8 +3,9 @@
 use serde::Serialize;
 
 use crate::{
-    capacity::{DESCRIPTORS_RESERVED, Node, Resource, Role, decimal},
     facts::{Facts, Place},
+    node::{DESCRIPTORS_RESERVED, Node, Resource, Role},
+    number::decimal,
 };
 
 /// One line to write.

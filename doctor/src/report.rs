@@ -5,9 +5,10 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::{
-    capacity::{Assessment, grouped},
+    capacity::Assessment,
     deployment::{Deployment, Outcome},
     facts::Place,
+    number::grouped,
     remedy::Remedy,
 };
 

@@ -3,8 +3,10 @@
 use serde::Serialize;
 
 use crate::{
-    capacity::{Limit, Node, Resource, Role, grouped},
     facts::{Buffers, Facts},
+    limit::Limit,
+    node::{Node, Resource, Role},
+    number::grouped,
     remedy::{PORT_FIRST, PORTS_MAX, Remedy, network},
 };
 

@@ -15,8 +15,7 @@ use super::rig::{
     MeasureError, Reading, Rig, WARMUP_CONNECTIONS, WARMUP_PUBLICATIONS, Window, one_channel, publisher,
     publisher_of, wait_quiet,
 };
-use super::router::write;
-use super::servers::{Places, Running, Server, launch_gateway, start_gateway, start_redis};
+use super::servers::{Places, Running, Server, launch_gateway, start_gateway, start_redis, write};
 
 const JSON: Dialect = Dialect { is_protobuf: false, recovers: false };
 const PROTOBUF: Dialect = Dialect { is_protobuf: true, recovers: false };

@@ -11,11 +11,10 @@ use crate::target::Target;
 
 use super::plan::{Measure, Sizes};
 use super::rig::{MeasureError, Reading, Rig, publisher, stuck};
-use super::router::write;
 use super::scaling::{metric, wait_metric};
 use super::servers::{
     Places, Running, ServerError, environment, free_address, launch_gateway_at, start_redis,
-    start_router_with,
+    start_router_with, write,
 };
 
 /// Of placement.

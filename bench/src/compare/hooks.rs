@@ -7,8 +7,7 @@ use super::ledger::build_go;
 use super::plan::{Measure, Sizes};
 use super::process::cpu_ns;
 use super::rig::{MeasureError, Reading, Rig, Window, one_channel, publisher_of};
-use super::router::write;
-use super::servers::{Launch, Places, Running, ServerError, free_address, launch, start_gateway};
+use super::servers::{Launch, Places, Running, ServerError, free_address, launch, start_gateway, write};
 
 /// Clients that ask, each again with its answer.
 const ASKING: u32 = 64;

@@ -10,10 +10,9 @@ use super::process::{family, pss_bytes};
 use super::rig::{
     MeasureError, PUBLISHERS_IN_FLIGHT, Reading, Rig, Usage, Window, one_channel, publisher_of,
 };
-use super::router::write;
 use super::servers::{
     Launch, Places, Running, Server, ServerError, bun, free_address, launch, on_core, output_of,
-    start_gateway,
+    start_gateway, write,
 };
 
 /// Requests a second while answers are timed: a rate that every server has to spare on one core.

@@ -3,9 +3,8 @@
 
 pub(super) mod placement;
 
-use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::client::Role;
 use crate::publish::Pace;
@@ -15,7 +14,7 @@ use super::process::{family, pss_bytes};
 use super::rig::{MeasureError, Reading, Rig, cpu_of, one_channel, publisher, wait_quiet};
 use super::servers::{
     Launch, Places, Running, Server, ServerError, free_address, launch, start_floor, start_router,
-    system_program,
+    system_program, write,
 };
 
 /// Handshakes, memory, messages: on one ramp of connections.
@@ -138,12 +137,4 @@ http {{
 }}
 "
     )
-}
-
-/// Writes a configuration file and gives its path.
-pub(super) fn write(directory: &Path, name: &str, content: &str) -> Result<String, ServerError> {
-    let path: PathBuf = directory.join(name);
-    let written = fs::create_dir_all(directory).and_then(|()| fs::write(&path, content));
-    written.map_err(|source| ServerError::Write { path: path.clone(), source })?;
-    Ok(path.display().to_string())
 }

@@ -20,9 +20,10 @@ use super::rig::{
     CHANNEL, MeasureError, RUN, Reading, Rig, SOURCES, TURN, Window, one_channel, publisher, stuck,
     wait_quiet,
 };
-use super::router::{pss_of, write};
+use super::router::pss_of;
 use super::servers::{
     Launch, Places, Running, Server, ServerError, free_address, launch, on_core, start_redis, start_router,
+    write,
 };
 
 /// A router needs two descriptors per client and has 20,000; the kernel deals connections to routers at random,

@@ -15,7 +15,6 @@ use crate::sys::pin_thread;
 use crate::target::Target;
 
 use super::process::family;
-use super::router::write;
 
 /// A server that does not listen within this time has failed.
 const START_MAX: Duration = Duration::from_secs(20);
@@ -547,6 +546,14 @@ const SOCKUDO: [(&str, &str); 11] = [
     ("METRICS_ENABLED", "false"),
     ("RUST_LOG", "warn"),
 ];
+
+/// Writes a configuration file and gives its path.
+pub(super) fn write(directory: &Path, name: &str, content: &str) -> Result<String, ServerError> {
+    let path: PathBuf = directory.join(name);
+    let written = fs::create_dir_all(directory).and_then(|()| fs::write(&path, content));
+    written.map_err(|source| ServerError::Write { path: path.clone(), source })?;
+    Ok(path.display().to_string())
+}
 
 /// A program of the system. Debian keeps servers where an ordinary user's PATH does not look.
 pub(super) fn system_program(name: &str) -> PathBuf {

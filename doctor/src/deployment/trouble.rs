@@ -6,7 +6,7 @@ use rustls::{CertificateError, Error as TlsError};
 
 use super::{
     STEP_TIMEOUT,
-    request::{Answer, Problem},
+    answer::{Answer, Problem},
 };
 
 /// A failed step. The sentence says what happened, [`Trouble::advice`] what to do.

@@ -21,8 +21,9 @@ use tokio::{
 
 use super::{
     STEP_TIMEOUT,
+    answer::Answer,
     connect::{Route, Stream},
-    request::{Answer, send},
+    request::send,
     trouble::Trouble,
 };
 

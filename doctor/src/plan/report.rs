@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::{Fleet, Load, Path, Plan, Resource};
-use crate::capacity::grouped;
+use crate::number::grouped;
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

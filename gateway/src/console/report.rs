@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use tidegate_backplane::REPORT_BYTES_MAX;
 
-use crate::node::shards::ConnectionState;
+use crate::node::connection_state::ConnectionState;
 
 /// A node's report.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

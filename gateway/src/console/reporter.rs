@@ -13,10 +13,7 @@ use tokio::time::MissedTickBehavior;
 use super::report::{ChannelState, Report};
 use crate::{
     metrics::{Metrics, Reader},
-    node::{
-        Node,
-        shards::{ConnectionState, Inquiry},
-    },
+    node::{Node, connection_state::ConnectionState, shards::Inquiry},
 };
 
 const EVERY: Duration = Duration::from_secs(1);

@@ -15,7 +15,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{cluster::Cluster, report::Report, view::History};
-use crate::node::{Node, shards::ConnectionState};
+use crate::node::{Node, connection_state::ConnectionState};
 
 /// Watchers of one node at once. A view of 200 nodes has about 100 KiB, so they are sent 1 MB a second at most.
 pub(crate) const WATCHERS_MAX: usize = 8;

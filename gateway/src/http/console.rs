@@ -24,7 +24,7 @@ use super::{HttpState, access, error::ApiError, page::asset};
 use crate::{
     auth::{ApiKeyError, Scope},
     console::watch::{LookupError, Watcher},
-    node::shards::ConnectionState,
+    node::connection_state::ConnectionState,
 };
 
 const HTML: &str = include_str!("console/index.html");

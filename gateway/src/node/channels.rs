@@ -1,31 +1,13 @@
 //! Channels with subscribers on all nodes. Each node says a page of its own, in the order of their names, and the node that was
 //! asked adds them up; a question is an instruction that no connection carries out.
 
-use std::collections::BTreeMap;
-
-use serde::{Deserialize, Serialize};
 use tidegate_backplane::{BackplaneError, Target};
 
 use super::{
     Node,
-    instruction::{Answer, Asked, What},
+    instruction::{Answer, Asked, ChannelsAsked, Counted, What},
     interest::Interests,
 };
-
-/// Which channels are asked for.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct ChannelsAsked {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) app: Option<Box<str>>,
-    /// `*` stands for any characters, `?` for one.
-    pub(crate) pattern: Box<str>,
-    /// Only those after this one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) after: Option<Box<str>>,
-}
-
-/// Names with their subscribers.
-pub(crate) type Counted = BTreeMap<Box<str>, u64>;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ChannelsError {
@@ -96,23 +78,6 @@ impl Node {
     }
 }
 
-/// What nodes say of channels, added up, in the order of their names. After the last of one that has more nothing is known, so
-/// the page ends there.
-pub(super) fn merged<'a>(pages: impl Iterator<Item = (&'a [(Box<str>, u64)], bool)>) -> Vec<(Box<str>, u64)> {
-    let (mut sums, mut known_to) = (Counted::new(), None::<&str>);
-    for (page, more) in pages {
-        for (name, count) in page {
-            *sums.entry(name.clone()).or_default() += count;
-        }
-        let last = page.last().filter(|_| more).map(|(name, _)| &**name);
-        known_to = match (known_to, last) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        };
-    }
-    sums.into_iter().take_while(|(name, _)| known_to.is_none_or(|last| **name <= *last)).collect()
-}
-
 /// Whether a name is of a pattern in which `*` stands for any characters and `?` for one. A name has at most 200, so going
 /// back to the last star is cheap.
 fn fits(pattern: &str, name: &str) -> bool {
@@ -141,7 +106,7 @@ fn fits(pattern: &str, name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{fits, merged};
+    use super::fits;
 
     #[test]
     fn patterns() {
@@ -160,19 +125,5 @@ mod tests {
         ] {
             assert_eq!(fits(pattern, name), expect, "{pattern} {name}");
         }
-    }
-    #[test]
-    fn a_page_ends_where_a_node_has_more() {
-        let page = |names: &[&str]| -> Vec<_> { names.iter().map(|name| (Box::from(*name), 1)).collect() };
-        let (one, two) = (page(&["a", "c", "e"]), page(&["b", "c", "d"]));
-        let sums = |one_more, two_more| -> Vec<_> {
-            merged([(&*one, one_more), (&*two, two_more)].into_iter())
-                .into_iter()
-                .map(|(name, count)| format!("{name}{count}"))
-                .collect()
-        };
-        assert_eq!(sums(false, false), ["a1", "b1", "c2", "d1", "e1"]);
-        assert_eq!(sums(true, false), ["a1", "b1", "c2", "d1", "e1"]);
-        assert_eq!(sums(true, true), ["a1", "b1", "c2", "d1"]);
     }
 }

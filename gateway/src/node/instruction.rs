@@ -1,29 +1,17 @@
-//! What a server asks of connections, or about them, on whichever node they are; and what the nodes answer.
-//!
-//! An instruction goes to every node as an order. Each of its shards carries it out for the connections that are meant. Where
-//! somebody waits, the node gathers what its shards say and leaves it in the backplane, as a report under a name of its own,
-//! where the node that asked reads it.
+//! What a server asks of connections, or about them, on whichever node they are, and what the nodes answer, as they say it to
+//! each other. `asking.rs` gives and answers it.
 
 use std::{
-    fmt, mem,
-    sync::{Arc, Mutex, PoisonError, Weak},
-    time::Duration,
+    collections::BTreeMap,
+    mem,
+    sync::{Mutex, PoisonError},
 };
 
 use serde::{Deserialize, Serialize};
-use tidegate_backplane::{Backplane, BackplaneError, Control, REPORT_BYTES_MAX, Target};
-use tokio::{
-    runtime::Handle,
-    sync::{Semaphore, oneshot},
-    time::Instant,
-};
+use tidegate_backplane::{REPORT_BYTES_MAX, Target};
+use tokio::sync::oneshot;
 
-use super::{
-    Node,
-    channels::{self, ChannelsAsked},
-    shards::{ConnectionState, Order},
-};
-use crate::metrics::{Instructed, Metrics};
+use super::connection_state::ConnectionState;
 
 /// What is asked of the connections that an order names.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -105,6 +93,21 @@ pub(crate) struct Message {
     pub(crate) data: Box<str>,
 }
 
+/// Which channels are asked for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ChannelsAsked {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) app: Option<Box<str>>,
+    /// `*` stands for any characters, `?` for one.
+    pub(crate) pattern: Box<str>,
+    /// Only those after this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) after: Option<Box<str>>,
+}
+
+/// Names with their subscribers.
+pub(crate) type Counted = BTreeMap<Box<str>, u64>;
+
 /// What came of an instruction: on a shard, on a node, or on all of them.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Answer {
@@ -152,24 +155,6 @@ pub(crate) struct Round {
     reply: Option<oneshot::Sender<Answer>>,
 }
 
-/// How the answers of this node get where they are read.
-pub(crate) struct Answering {
-    backplane: Weak<dyn Backplane>,
-    runtime: Handle,
-    node: Box<str>,
-    metrics: Arc<Metrics>,
-    room: Arc<Semaphore>,
-}
-
-/// Instructions of which a node gathers answers at the same time; each has at most [`REPORT_BYTES_MAX`] in the end.
-const GATHERED_MAX: usize = 64;
-
-/// How long the nodes have to answer. A shard that is busy with a large fan-out takes milliseconds.
-const PATIENCE: Duration = Duration::from_secs(2);
-
-/// How often is looked for answers: soon at first, then seldom.
-const LOOK: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(100));
-
 /// What is asked of whom.
 #[derive(Debug)]
 pub(crate) struct Asked {
@@ -178,117 +163,11 @@ pub(crate) struct Asked {
     pub(crate) what: What,
 }
 
-impl Node {
-    /// Gives an instruction to all nodes. Nobody waits for what comes of it.
-    pub(crate) async fn instruct(&self, asked: Asked) -> Result<(), BackplaneError> {
-        self.give(asked, None).await
-    }
-
-    /// The same to this node alone.
-    pub(crate) fn instruct_here(&self, Asked { target, owner, what }: Asked) {
-        let instruction = Arc::new(Instruction { owner, question: None, what });
-        self.relay.to_all(&Order::Instruct { target, instruction, round: None });
-    }
-
-    /// The same, and gathers what came of it on the nodes that are known, for as long as [`PATIENCE`].
-    pub(crate) async fn ask(&self, asked: Asked) -> Result<Answers, BackplaneError> {
-        let limit = match &asked.what {
-            What::List { limit, .. } => *limit,
-            _ => 0,
-        };
-        let mut waiting: Vec<Box<str>> = self.nodes().await?.into_iter().map(|node| node.name).collect();
-        if !waiting.iter().any(|name| **name == *self.name()) {
-            waiting.push(self.name().into());
-        }
-        let random = getrandom::u64().map_err(|error| BackplaneError::Refused(error.to_string().into()))?;
-        let question: Box<str> = format!("{random:016x}").into();
-        self.give(asked, Some(question.clone())).await?;
-        let (mut answers, mut nodes, ends) = (Vec::new(), 0, Instant::now() + PATIENCE);
-        let (mut pause, longest) = LOOK;
-        while !waiting.is_empty() && Instant::now() < ends {
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(longest);
-            let names: Vec<_> = waiting.iter().map(|node| report_name(&question, node)).collect();
-            let reports = self.backplane.reports(&names).await?;
-            let mut reports = reports.into_iter();
-            waiting.retain(|_| match reports.next().flatten() {
-                None => true,
-                Some(report) => {
-                    nodes += 1;
-                    answers.extend(serde_json::from_slice::<Answer>(&report));
-                    false
-                }
-            });
-        }
-        Ok(Answers { answer: Answer::merged(answers, limit), nodes, silent: waiting })
-    }
-
-    async fn give(&self, asked: Asked, question: Option<Box<str>>) -> Result<(), BackplaneError> {
-        let Asked { target, owner, what } = asked;
-        let instruction = Instruction { owner, question, what };
-        let text = serde_json::to_string(&instruction);
-        let text = text.map_err(|error| BackplaneError::Refused(error.to_string().into()))?.into();
-        self.backplane.control(Control::Instruct { target, text }).await
-    }
-}
-
-fn report_name(question: &str, node: &str) -> Box<str> {
-    format!("?{question}:{node}").into()
-}
-
-impl Answering {
-    pub(crate) fn new(
-        backplane: &Arc<dyn Backplane>,
-        runtime: Handle,
-        node: &str,
-        metrics: Arc<Metrics>,
-    ) -> Self {
-        let room = Arc::new(Semaphore::new(GATHERED_MAX));
-        Self { backplane: Arc::downgrade(backplane), runtime, node: node.into(), metrics, room }
-    }
-
-    /// Reads an instruction; one that cannot be read, of a node of another version, is counted.
-    pub(crate) fn read(&self, text: &str) -> Option<Instruction> {
-        let instruction = serde_json::from_str(text);
-        instruction
-            .inspect_err(|error| {
-                self.metrics.node.instructions.add(Instructed::Unreadable, 1);
-                tracing::warn!(%error, "an instruction cannot be read: is a node of another version in the cluster?");
-            })
-            .ok()
-    }
-
-    /// Runs what takes longer than what the backplane calls may.
-    pub(super) fn apart(&self, run: impl FnOnce() + Send + 'static) {
-        self.runtime.spawn_blocking(run);
-    }
-
-    /// Where the shards put what they say, if somebody waits for it. An instruction beyond what this node gathers at once is
-    /// carried out all the same, and counted: who asked is told that this node is silent.
-    pub(crate) fn round(&self, instruction: &Instruction) -> Option<Arc<Round>> {
-        let question = instruction.question.as_deref()?;
-        let Ok(room) = Arc::clone(&self.room).try_acquire_owned() else {
-            self.metrics.node.instructions.add(Instructed::Unanswered, 1);
-            return None;
-        };
-        let limit = match instruction.what {
-            What::List { limit, .. } => limit,
-            _ => 0,
-        };
-        let (reply, answered) = oneshot::channel::<Answer>();
-        let (name, backplane) = (report_name(question, &self.node), Weak::clone(&self.backplane));
-        self.runtime.spawn(async move {
-            let _room = room;
-            let (Ok(answer), Some(backplane)) = (answered.await, backplane.upgrade()) else { return };
-            if let Err(error) = backplane.report(&name, answer.encode()).await {
-                tracing::debug!(%error, "who asked about connections could not be answered");
-            }
-        });
-        Some(Arc::new(Round { parts: Mutex::default(), limit, reply: Some(reply) }))
-    }
-}
-
 impl Round {
+    pub(super) fn new(limit: usize, reply: oneshot::Sender<Answer>) -> Self {
+        Self { parts: Mutex::default(), limit, reply: Some(reply) }
+    }
+
     /// What one shard says.
     pub(crate) fn add(&self, shard: usize, part: Answer) {
         self.parts.lock().unwrap_or_else(PoisonError::into_inner).push((shard, part));
@@ -308,9 +187,9 @@ impl Drop for Round {
 
 impl Answer {
     /// Sums, and the first connections of all. After the last of one that has more nothing is known, so the page ends there.
-    fn merged(answers: Vec<Self>, limit: usize) -> Self {
+    pub(super) fn merged(answers: Vec<Self>, limit: usize) -> Self {
         let pages = answers.iter().map(|answer| (&*answer.channels, answer.more));
-        let mut merged = Self { channels: channels::merged(pages), ..Self::default() };
+        let mut merged = Self { channels: channels_of(pages), ..Self::default() };
         let mut known_to: Option<String> = None;
         for answer in answers {
             merged.done += answer.done;
@@ -334,7 +213,7 @@ impl Answer {
     }
 
     /// As JSON, with as many connections or channels as fit in a report: at least one.
-    fn encode(mut self) -> String {
+    pub(super) fn encode(mut self) -> String {
         loop {
             let text = serde_json::to_string(&self).unwrap_or_default();
             let length = self.connections.len().max(self.channels.len());
@@ -349,18 +228,29 @@ impl Answer {
     }
 }
 
+/// What nodes say of channels, added up, in the order of their names. After the last of one that has more nothing is known, so
+/// the page ends there.
+fn channels_of<'a>(pages: impl Iterator<Item = (&'a [(Box<str>, u64)], bool)>) -> Vec<(Box<str>, u64)> {
+    let (mut sums, mut known_to) = (Counted::new(), None::<&str>);
+    for (page, more) in pages {
+        for (name, count) in page {
+            *sums.entry(name.clone()).or_default() += count;
+        }
+        let last = page.last().filter(|_| more).map(|(name, _)| &**name);
+        known_to = match (known_to, last) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+    }
+    sums.into_iter().take_while(|(name, _)| known_to.is_none_or(|last| **name <= *last)).collect()
+}
+
 impl<'n> Place<'n> {
     /// Of a name as `NODE.LIFE-SHARD-SLOT-GENERATION`; `None` for what is no such name.
     pub(crate) fn of(name: &'n str) -> Option<Self> {
         let mut parts = name.rsplitn(4, '-').skip(1);
         let (slot, shard) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
         Some(Self { life: parts.next()?, shard, slot })
-    }
-}
-
-impl fmt::Debug for Answering {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Answering").field("node", &self.node).finish_non_exhaustive()
     }
 }
 
@@ -397,6 +287,21 @@ mod tests {
         assert_eq!((names(&merged), merged.more), (vec!["a.1-0-0-1"], true));
         let merged = Answer::merged(vec![answer(&["a.1-0-0-1", "a.1-0-1-1"], false)], 1);
         assert_eq!((names(&merged), merged.more), (vec!["a.1-0-0-1"], true));
+    }
+
+    #[test]
+    fn a_page_of_channels_ends_where_a_node_has_more() {
+        let page = |names: &[&str]| -> Vec<_> { names.iter().map(|name| (Box::from(*name), 1)).collect() };
+        let (one, two) = (page(&["a", "c", "e"]), page(&["b", "c", "d"]));
+        let sums = |one_more, two_more| -> Vec<_> {
+            channels_of([(&*one, one_more), (&*two, two_more)].into_iter())
+                .into_iter()
+                .map(|(name, count)| format!("{name}{count}"))
+                .collect()
+        };
+        assert_eq!(sums(false, false), ["a1", "b1", "c2", "d1", "e1"]);
+        assert_eq!(sums(true, false), ["a1", "b1", "c2", "d1", "e1"]);
+        assert_eq!(sums(true, true), ["a1", "b1", "c2", "d1"]);
     }
 
     #[test]

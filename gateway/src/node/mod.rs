@@ -1,6 +1,8 @@
 //! One node: its parts, its stage from serving to closing, and what it answers to front ends.
 
+pub(crate) mod asking;
 pub(crate) mod channels;
+pub(crate) mod connection_state;
 pub(crate) mod content;
 pub(crate) mod drain;
 pub(crate) mod form;

@@ -13,8 +13,9 @@ use tidegate_backplane::{Channel, Control, Gap, Intake, PresenceEvent, Publicati
 use tidegate_reactor::waking_once;
 
 use super::{
+    asking::Answering,
     content::Content,
-    instruction::{Answering, What},
+    instruction::What,
     interest::{Interest, Interests},
     outgoing::Outgoing,
     roster::Rosters,

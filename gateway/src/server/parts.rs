@@ -39,7 +39,7 @@ use crate::{
     http::{HttpContext, PublicService, serve::HttpServer},
     hub::Hub,
     metrics::{self, Bounds, Collector, Metrics},
-    node::instruction::Answering,
+    node::asking::Answering,
     node::shards::ShardPort,
     node::{Node, Relay},
     protocols::{self, FORMS, PROTOCOLS},

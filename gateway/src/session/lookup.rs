@@ -5,7 +5,10 @@ use std::sync::PoisonError;
 use tidegate_reactor::{ConnectionId, Connections};
 
 use super::{Phase, Session, core::Core};
-use crate::node::shards::{CHANNELS_TOLD, ConnectionState, Inquiry};
+use crate::node::{
+    connection_state::{CHANNELS_TOLD, ConnectionState},
+    shards::Inquiry,
+};
 
 impl Core {
     /// The connection of a name, as presence or Pusher's protocol gives it, if this shard has it.

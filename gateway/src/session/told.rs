@@ -6,7 +6,7 @@ use std::{collections::VecDeque, fmt};
 use tidegate_backplane::Channel;
 use tidegate_reactor::ConnectionId;
 
-use crate::node::shards::Notice;
+use crate::node::connection_state::Notice;
 
 /// Notices that a shard keeps: 1,024 of some 150 bytes.
 const NOTICES_MAX: usize = 1_024;

@@ -24,8 +24,8 @@ use crate::{
         query::{self, Query},
     },
     node::{
+        connection_state::ConnectionState,
         instruction::{Answers, Asked, Message, Owner, Since, What},
-        shards::ConnectionState,
     },
 };
 
