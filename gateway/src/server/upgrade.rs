@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! start it, with the listening sockets ─► it is ready ─► nothing is read or accepted (`Paused`), nobody publishes
-//!   ─► all that was begun has ended (`settle`) ─► each shard stands still and writes down its connections (`standing`)
+//!   ─► all that was begun has ended ─► each shard stands still and writes down its connections (`standing`)
 //!   ─► it has read all of that ─► Go ─► shards let go of what moved, and tell the others to come back
 //! ```
 //!
@@ -38,7 +38,6 @@ use crate::{
     session::{
         Session,
         core::{Command, Core, ShardMailbox},
-        protocol::Stays,
     },
 };
 use standing::{Standing, Written};
@@ -279,8 +278,7 @@ impl Upgrades {
             error => error,
         })?;
         paused = Paused::begin(self)?;
-        paused.settle()?;
-        standing = Standing::begin(&self.shards)?;
+        standing = paused.stand()?;
         self.describe(&successor.talk, &standing)?;
         let refused = match successor.talk.hear(TAKEN_PATIENCE, |_| 0)?.0 {
             Step::Taken { refused } => refused,
@@ -394,15 +392,6 @@ struct Paused<'u> {
     is_given: bool,
 }
 
-/// What a shard says of itself while it is held.
-#[derive(Debug, Clone, Copy)]
-struct Look {
-    /// Nothing is on its way through it.
-    is_idle: bool,
-    /// A connection could not go along now, but perhaps in a moment.
-    waits: bool,
-}
-
 impl<'u> Paused<'u> {
     fn begin(upgrades: &'u Upgrades) -> Result<Self, UpgradeError> {
         let paused = Self { upgrades, is_given: false };
@@ -413,24 +402,22 @@ impl<'u> Paused<'u> {
         Ok(paused)
     }
 
-    /// Waits until nothing is on its way: two looks one after the other at all shards find nothing, so none of them gave
-    /// another one anything in between. Connections that have something under way are waited for as well, but not for long.
-    fn settle(&self) -> Result<(), UpgradeError> {
+    /// Stops all shards when nothing is on its way: two looks one after the other at all of them find nothing, so none of them
+    /// gave another one anything in between. Connections that have something under way are waited for as well, but not for
+    /// long.
+    fn stand(&self) -> Result<Standing, UpgradeError> {
         let began = Instant::now();
         let mut quiet = 0;
         loop {
-            // All connections are looked at only when that may be the last look: it takes a while.
-            let is_whole = quiet > 0;
-            let looks =
-                ask_all(&self.upgrades.shards, move |core, connections| look(core, connections, is_whole))?;
-            let is_idle = looks.iter().all(|look| look.is_idle);
+            let is_idle = ask_all(&self.upgrades.shards, is_idle)?.into_iter().all(|is_idle| is_idle);
             quiet = if is_idle { quiet + 1 } else { 0 };
             let is_over = began.elapsed() >= SETTLE_MAX;
-            let waits = looks.iter().any(|look| look.waits) && !is_over;
-            if quiet >= 2 && !waits {
-                return Ok(());
-            }
-            if is_over && began.elapsed() >= SETTLE_MAX * 4 {
+            if quiet >= 2 {
+                let standing = Standing::begin(&self.upgrades.shards)?;
+                if is_over || !standing.has_under_way() {
+                    return Ok(standing);
+                }
+            } else if is_over && began.elapsed() >= SETTLE_MAX * 4 {
                 return Err(UpgradeError::Busy);
             }
             std::thread::park_timeout(SETTLE_PAUSE);
@@ -467,14 +454,9 @@ pub(super) fn open(shards: &[ShardMailbox], listener: &Listener) {
     }
 }
 
-/// `is_whole`: at its connections, too.
-fn look(core: &mut Core, connections: &mut Connections<Session>, is_whole: bool) -> Look {
-    let slots = if is_whole { connections.slots() } else { 0 };
-    let ids: Vec<_> = (0..slots).filter_map(|slot| connections.in_slot(slot)).collect();
-    let mut moving = ids.into_iter().map(|id| core.ctx(connections, id).moving());
-    let waits = moving.any(|moving| moving.is_err_and(|stays| stays == Stays::NotNow));
-    let is_idle = !core.hub.is_delivering() && !connections.is_busy() && core.legacies.is_empty();
-    Look { is_idle, waits }
+/// Nothing is on its way through a shard.
+fn is_idle(core: &mut Core, connections: &mut Connections<Session>) -> bool {
+    !core.hub.is_delivering() && !connections.is_busy() && core.legacies.is_empty()
 }
 
 /// Has a shard do something.

@@ -16,6 +16,7 @@ use crate::session::{
     Earlier, Head, Phase, Session,
     core::{Core, ShardMailbox},
     leaving::{ComeBack, Leave},
+    protocol::Stays,
 };
 
 /// All shards of the process, each in the middle of a turn. Dropped, they go on.
@@ -31,6 +32,8 @@ pub(super) struct Written {
     pub(super) newest_generation: u32,
     /// Its connections that can go on elsewhere, each with its record.
     pub(super) records: Vec<(ConnectionId, Vec<u8>)>,
+    /// Another one has something under way, and could perhaps in a moment.
+    has_under_way: bool,
 }
 
 /// What a shard that stands still is told.
@@ -62,6 +65,11 @@ impl Standing {
             standing.written.push(writing.recv_timeout(SHARD_PATIENCE).map_err(|_| UpgradeError::Shard)?);
         }
         Ok(standing)
+    }
+
+    /// Whether more connections could go along if they were waited for.
+    pub(super) fn has_under_way(&self) -> bool {
+        self.written.iter().any(|written| written.has_under_way)
     }
 
     /// One shard after the other sends its sockets.
@@ -106,11 +114,18 @@ fn stand(
 ) {
     let ids: Vec<ConnectionId> =
         (0..connections.slots()).filter_map(|slot| connections.in_slot(slot)).collect();
-    let record = |id| Some((id, core.ctx(connections, id).moving().ok()?.to_bytes()));
+    let mut has_under_way = false;
+    let record = |id| match core.ctx(connections, id).moving() {
+        Ok(connection) => Some((id, connection.to_bytes())),
+        Err(stays) => {
+            has_under_way |= stays == Stays::NotNow;
+            None
+        }
+    };
     let records: Vec<(ConnectionId, Vec<u8>)> = ids.into_iter().filter_map(record).collect();
     let moving: Vec<ConnectionId> = records.iter().map(|(id, _)| *id).collect();
     let newest_generation = connections.newest_generation();
-    if writing.send(Written { newest_generation, records }).is_err() {
+    if writing.send(Written { newest_generation, records, has_under_way }).is_err() {
         return;
     }
     while let Ok(word) = words.recv_timeout(STAND_MAX) {

@@ -7,6 +7,7 @@ use std::{
         Arc,
         mpsc::{self, RecvTimeoutError},
     },
+    thread,
     time::Duration,
 };
 
@@ -151,7 +152,7 @@ impl Predecessor {
                 runtime.spawn(backplane.leave(&channel, connection.as_deref()));
             }
         };
-        if let Err(error) = std::thread::Builder::new().name("succession".to_owned()).spawn(hear) {
+        if let Err(error) = thread::Builder::new().name("succession".to_owned()).spawn(hear) {
             tracing::error!(%error, "connections that stayed behind are listed until this process ends");
         }
     }
@@ -204,29 +205,40 @@ impl Taken {
         if fields.u8()? != FORM {
             return Err(Malformed);
         }
+        let written = fields.list(|fields| Ok((fields.u32()?, fields.list(Reader::bytes)?)))?;
+        memory.take_in(fields.bytes()?)?;
+        fields.end()?;
+        // Clients wait for this: what each shard wrote is read beside what the others did.
         let forms = FORMS.by_name();
-        let (mut sockets, mut refused) = (sockets.into_iter(), Vec::new());
-        let mut at = 0;
-        let read = fields.list(|fields| {
-            let newest_generation = fields.u32()?;
-            let records = fields.list(Reader::bytes)?;
-            let mut connections = Vec::new();
-            for record in records {
+        let parse = |record: &&[u8]| Readable::parse(record, PROTOCOLS, &forms, apps);
+        let read = thread::scope(|scope| {
+            let begun: Vec<_> = written
+                .iter()
+                .map(|(_, records)| scope.spawn(move || records.iter().map(parse).collect::<Vec<_>>()))
+                .collect();
+            begun
+                .into_iter()
+                .map(|reading| reading.join().map_err(|_| Malformed))
+                .collect::<Result<Vec<_>, _>>()
+        })?;
+        let (mut shards, mut refused, mut at) = (Vec::new(), Vec::new(), 0);
+        let mut sockets = sockets.into_iter();
+        for ((newest_generation, _), read) in written.into_iter().zip(read) {
+            let mut connections = Vec::with_capacity(read.len());
+            for readable in read {
                 let socket = sockets.next().ok_or(Malformed)?;
-                match Readable::parse(record, PROTOCOLS, &forms, apps) {
+                match readable {
                     Ok(readable) => connections.push((readable, socket)),
                     Err(Malformed) => refused.push(at),
                 }
                 at += 1;
             }
-            Ok(Shard { newest_generation, connections })
-        })?;
-        memory.take_in(fields.bytes()?)?;
-        fields.end()?;
+            shards.push(Shard { newest_generation, connections });
+        }
         if sockets.next().is_some() {
             return Err(Malformed);
         }
-        Ok((Self { shards: read }, refused))
+        Ok((Self { shards }, refused))
     }
 
     /// Has the shards go on with the connections. When this returns all of them are there, and nothing was read or delivered.
