@@ -11,7 +11,7 @@ use std::{
     net::{SocketAddr, TcpListener as StdTcpListener},
     sync::{Arc, Mutex},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tidegate_backplane::{Epoch, RedisStartError};
@@ -296,6 +296,7 @@ async fn housekeeping(shared: Arc<Shared>, carrier: Carrier) {
         node.note_bounds();
         note_hooks(&shared);
         node.rosters().sweep();
+        node.histories().sweep(Instant::now());
         // A server that is away is away for many rounds: said once.
         let announced = node.backplane().announce(node.record()).await;
         node.note_announced(&announced);

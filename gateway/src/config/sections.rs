@@ -79,7 +79,8 @@ section! {
         /// are held three times over until they are written.
         left_behind_bytes: ByteSize = ByteSize::mib(8);
         /// Bytes of history that may be read at once for clients that recover, in pages of 64 KiB; when it is used up,
-        /// reads wait their turn. What was read and written counts in `send_queue_bytes` of its connection.
+        /// reads wait their turn. What was read and written counts in `send_queue_bytes` of its connection. A quarter more
+        /// is kept for up to 6 s of what was read, for clients that ask for the same.
         recovery_bytes: ByteSize = ByteSize::mib(32);
     }
 }

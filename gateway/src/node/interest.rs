@@ -58,11 +58,21 @@ pub(crate) struct Interest {
     /// Subscriptions, counted by the hubs. An entry that replaces a failed one goes on with its number: a shard may
     /// count in on the one and out on the other.
     pub(crate) subscribers: Arc<AtomicU64>,
+    /// What shards were handed of it, counted.
+    handed: AtomicU64,
     load_bytes: AtomicUsize,
     relieved: Notify,
     node: Arc<NodeLoad>,
     generation: u64,
     confirmation: Confirmation,
+}
+
+/// How much was handed to shards of a channel, in one subscription of the node. While it stays the same, whoever has joined
+/// meanwhile has missed nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Mark {
+    generation: u64,
+    handed: u64,
 }
 
 /// Load of all channels together.
@@ -256,6 +266,7 @@ impl Interests {
             channel: channel.clone(),
             shards: AtomicU64::new(marks),
             subscribers,
+            handed: AtomicU64::new(0),
             load_bytes: AtomicUsize::new(0),
             relieved: Notify::new(),
             node: Arc::clone(&self.node),
@@ -294,6 +305,16 @@ impl Interest {
             bits &= bits.wrapping_sub(1);
             (shard < 64).then_some(shard)
         })
+    }
+
+    /// To be said before shards are handed something, and when history has changed otherwise.
+    pub(crate) fn hand(&self) {
+        self.handed.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Written, not only read: who enters and then looks either sees that something was handed over, or was seen by who did.
+    pub(crate) fn mark(&self) -> Mark {
+        Mark { generation: self.generation, handed: self.handed.fetch_add(0, Ordering::AcqRel) }
     }
 
     /// Counts a payload as on its way out.

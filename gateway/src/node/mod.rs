@@ -127,9 +127,8 @@ impl Node {
         front: Arc<Front>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let limits = &config.limits;
-        let largest = limits.message_bytes.max(limits.publish_bytes).bytes();
-        let histories = Histories::new(Arc::clone(&backplane), limits.recovery_bytes.bytes(), largest);
+        let interests = Arc::clone(&relay.interests);
+        let histories = Histories::new(Arc::clone(&backplane), interests, Arc::clone(&config));
         Self {
             config,
             backplane,
@@ -176,6 +175,15 @@ impl Node {
         query: HistoryQuery,
     ) -> Result<History, BackplaneError> {
         self.backplane.history(channel, query).await
+    }
+
+    /// Nothing is kept of what was published so far. Another node that has read it may tell it for some seconds more.
+    pub(crate) async fn remove_history(&self, channel: &Channel) -> Result<(), BackplaneError> {
+        self.backplane.remove_history(channel).await?;
+        if let Some(interest) = self.relay.interests.get(channel) {
+            interest.hand();
+        }
+        Ok(())
     }
 
     /// Reads of history for subscriptions that recover.

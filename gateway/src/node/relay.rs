@@ -70,6 +70,7 @@ impl Relay {
 
     fn spread(&self, interest: &Arc<Interest>, channel: &Channel, content: Content, payload_bytes: usize) {
         self.watching.published(channel);
+        interest.hand();
         spread(&self.shards, interest, channel, content, payload_bytes);
     }
 

@@ -112,7 +112,7 @@ impl Call<'_> {
         if self.state.node.namespaces().of(&channel).history().is_none() {
             return Err(Refused::because(ErrorCode::NotAvailable, "its namespace keeps no history"));
         }
-        self.state.node.backplane().remove_history(&channel).await?;
+        self.state.node.remove_history(&channel).await?;
         nothing()
     }
 
