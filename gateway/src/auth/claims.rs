@@ -33,15 +33,23 @@ pub(crate) struct Claims {
     pub app: Option<Box<AppId>>,
     /// It has the claim `channel`: it is for one subscription, and says nothing of the connection.
     pub is_of_subscription: bool,
-    /// Channels that the server subscribes the connection to, each with what the client is told with it, as JSON: `subs`,
-    /// and where the key says so `channels`. Whoever connects takes them out.
-    pub subscriptions: BTreeMap<Box<str>, Box<str>>,
+    /// Channels that the server subscribes the connection to: `subs`, and where the key says so `channels`. Whoever connects
+    /// takes them out.
+    pub subscriptions: BTreeMap<Box<str>, ServerSubscription>,
     /// What is kept of its connection for the application; of a token its `meta`.
     pub known: Option<Arc<Known>>,
     /// Of the subscription that it is for.
     pub overrides: Overrides,
     channels: Vec<Pattern>,
     publish: Publish,
+}
+
+/// A subscription that the server makes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct ServerSubscription {
+    /// What its client is told with it: JSON, or octets.
+    pub data: Vec<u8>,
+    pub overrides: Overrides,
 }
 
 /// The claim `override`: where a subscription differs from its namespace.
@@ -54,6 +62,12 @@ pub(crate) struct Overrides {
     /// Whether its client is told who joins and leaves, in a namespace that lists.
     #[serde(rename = "force_push_join_leave", deserialize_with = "value")]
     pub push_join_leave: Option<bool>,
+    /// Whether its client may come back to where it was without having asked for that.
+    #[serde(rename = "force_recovery", deserialize_with = "value")]
+    pub recovery: Option<bool>,
+    /// Whether its client is told where it is without having asked for that.
+    #[serde(rename = "force_positioning", deserialize_with = "value")]
+    pub positioning: Option<bool>,
 }
 
 /// The `publish` claim.
@@ -105,6 +119,10 @@ struct RawClaims<'a> {
 struct RawSubscription<'a> {
     #[serde(borrow)]
     data: Option<&'a RawValue>,
+    /// In place of `data`.
+    b64data: Option<Box<str>>,
+    #[serde(rename = "override")]
+    overrides: Option<Overrides>,
 }
 
 #[derive(Deserialize)]
@@ -191,7 +209,7 @@ impl Claims {
             info: reply.info.clone(),
             app: None,
             is_of_subscription: false,
-            subscriptions: reply.subscribe.iter().cloned().collect(),
+            subscriptions: reply.subscribe.iter().map(|(name, data)| (name.clone(), data.into())).collect(),
             known: Some(Arc::new(Known { state: reply.state.clone(), is_asked: true, ..Known::default() })),
             overrides: Overrides::default(),
             channels: reply.channels.clone(),
@@ -254,8 +272,10 @@ impl Claims {
             return Err(TokenError::Audience);
         }
         let mut channels = raw.channels.map(OneOrMany::into_vec).unwrap_or_default();
-        let mut subscriptions: BTreeMap<_, _> =
-            raw.subs.unwrap_or_default().into_iter().map(data_of).collect();
+        let subs = raw.subs.unwrap_or_default().into_iter();
+        let subs = subs
+            .map(|(name, said)| Ok((name, said.map(RawSubscription::read).transpose()?.unwrap_or_default())));
+        let mut subscriptions: BTreeMap<_, _> = subs.collect::<Result<_, TokenError>>()?;
         if rules.subscribes_channels {
             let names = channels.iter().map(Pattern::as_str).filter(|name| !name.contains('*'));
             for name in names {
@@ -334,9 +354,24 @@ fn value<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<bool>, D::
     Ok(Option::<Value>::deserialize(deserializer)?.map(|it| it.value))
 }
 
-fn data_of((channel, options): (Box<str>, Option<RawSubscription<'_>>)) -> (Box<str>, Box<str>) {
-    let data = options.and_then(|options| options.data).map_or("", RawValue::get);
-    (channel, data.into())
+impl RawSubscription<'_> {
+    fn read(self) -> Result<ServerSubscription, TokenError> {
+        let data = match self.b64data.as_deref() {
+            None | Some("") => self.data.map_or("", RawValue::get).into(),
+            Some(base64) => {
+                let malformed = |_| TokenError::Malformed("b64data in its claims");
+                STANDARD.decode(base64).map_err(malformed)?
+            }
+        };
+        Ok(ServerSubscription { data, overrides: self.overrides.unwrap_or_default() })
+    }
+}
+
+impl From<&Box<str>> for ServerSubscription {
+    /// Of the JSON that its client is told.
+    fn from(data: &Box<str>) -> Self {
+        Self { data: data.as_bytes().to_vec(), ..Self::default() }
+    }
 }
 
 fn any(patterns: &[Pattern], channel: &Channel) -> bool {

@@ -10,6 +10,7 @@ use tidegate_wire::centrifuge::{
 
 use super::{Client, Stage, forms::Carrier};
 use crate::{
+    auth::ServerSubscription,
     hub::ChannelKey,
     session::{
         Ctx,
@@ -36,7 +37,7 @@ impl Ctx<'_> {
     pub(super) fn connect_with(
         &mut self,
         id: u32,
-        mut channels: BTreeMap<Box<str>, Box<str>>,
+        mut channels: BTreeMap<Box<str>, ServerSubscription>,
         named: &BTreeMap<String, SubscribeRequest>,
         data: Vec<u8>,
     ) {
@@ -53,11 +54,11 @@ impl Ctx<'_> {
         }
     }
 
-    /// Subscribes to channels, each with what its client is told with it. `named`: what the client says of them.
+    /// Subscribes to channels. `named`: what the client says of them.
     fn enter_subscribed(
         &mut self,
         id: u32,
-        channels: BTreeMap<Box<str>, Box<str>>,
+        channels: BTreeMap<Box<str>, ServerSubscription>,
         named: &BTreeMap<String, SubscribeRequest>,
         data: Vec<u8>,
     ) {
@@ -66,7 +67,7 @@ impl Ctx<'_> {
         client.entering = Some(Box::new(Entering { id, count: channels.len(), data, ..Entering::default() }));
         let claims = self.open().and_then(|open| open.claims().cloned());
         let mut begun = Vec::with_capacity(channels.len());
-        for (name, data) in channels {
+        for (name, ServerSubscription { data, overrides }) in channels {
             let channel = match self.core.channel_of_claims(&name, claims.as_deref()) {
                 Ok(channel) => channel,
                 Err(error) => return self.cut(Disconnect::InvalidToken, &error),
@@ -78,11 +79,11 @@ impl Ctx<'_> {
                 Err(refused) => return self.cut(Disconnect::ChannelLimit, &refused),
             }
             let Some((attempt, confirmation)) =
-                self.begin_of_server(&channel, named.get(&*name), data.as_bytes().to_vec())
+                self.begin_of_server(&channel, named.get(&*name), data, overrides)
             else {
                 return;
             };
-            begun.push((attempt, confirmation, self.join_of(&channel)));
+            begun.push((attempt, confirmation, self.join_unless_unlisted(&channel, overrides)));
         }
         for (attempt, confirmation, join) in begun {
             self.proceed(attempt, confirmation, join);

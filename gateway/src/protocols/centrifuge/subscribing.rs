@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tidegate_backplane::{Channel, Position};
+use tidegate_backplane::{Channel, Join, Position};
 use tidegate_reactor::Tick;
 use tidegate_wire::centrifuge::{
     Style,
@@ -20,7 +20,7 @@ use super::{
     place,
 };
 use crate::{
-    auth::Claims,
+    auth::{Claims, Overrides},
     config::{JoinLeave, RecoveryMode},
     hub::ChannelKey,
     metrics::Instructed,
@@ -49,6 +49,10 @@ pub(super) struct Asked {
     rejects: bool,
     /// It is told by differences.
     by_delta: bool,
+    /// It may come back to where it was.
+    recovers: bool,
+    /// It is told where it is.
+    positions: bool,
 }
 
 /// What a client that comes back wants.
@@ -134,11 +138,7 @@ impl Ctx<'_> {
         }
         let (want, back) = self.wanted(channel, Some(request).filter(|request| request.recover));
         let overrides = claims.map(|claims| claims.overrides).unwrap_or_default();
-        let asks = overrides.push_join_leave.unwrap_or(request.join_leave);
-        let tells_presence = match overrides.push_join_leave {
-            Some(false) => false,
-            _ => self.tells_presence(channel, asks),
-        };
+        let tells_presence = self.tells_presence(channel, request.join_leave, overrides);
         let Some((attempt, confirmation)) = self.begin_subscription(channel, want, tells_presence) else {
             return;
         };
@@ -148,13 +148,19 @@ impl Ctx<'_> {
         let rejects = request.flag & FLAG_REJECT_UNRECOVERED != 0;
         let is_asked = data.is_some();
         let by = By::Command(id, data.unwrap_or_default());
-        client.subscribing.push(Asked { key: attempt.key, by, back, rejects, by_delta });
+        let recovers = overrides.recovery != Some(false) || request.recoverable || request.recover;
+        let positions = overrides.positioning != Some(false) || request.positioned;
+        client.subscribing.push(Asked { key: attempt.key, by, back, rejects, by_delta, recovers, positions });
         client.grants.set(attempt.key, expires, is_asked);
         if expires.is_some() {
             self.beat_in_time();
         }
-        let join = self.join_of(channel).filter(|_| overrides.presence != Some(false));
+        let join = self.join_unless_unlisted(channel, overrides);
         self.proceed(attempt, confirmation, join);
+    }
+
+    pub(super) fn join_unless_unlisted(&self, channel: &Channel, overrides: Overrides) -> Option<Join> {
+        self.join_of(channel).filter(|_| overrides.presence != Some(false))
     }
 
     /// Has its client told by differences, where it asks for them in a way that there is.
@@ -172,9 +178,9 @@ impl Ctx<'_> {
     ) -> Result<(), Instructed> {
         let channel = self.instructed_channel(&request.channel)?;
         let (want, back) = self.wanted(&channel, Some(request).filter(|request| request.recover));
-        let tells_presence = self.tells_presence(&channel, false);
+        let tells_presence = self.tells_presence(&channel, false, Overrides::default());
         let (attempt, confirmation) = self.begin_instructed(&channel, want, tells_presence)?;
-        self.note_of_server(attempt, By::Server(data), back, false);
+        self.note_of_server(attempt, By::Server(data), back, false, Overrides::default());
         let join = self.join_of(&channel);
         self.proceed(attempt, confirmation, join);
         Ok(())
@@ -186,19 +192,23 @@ impl Ctx<'_> {
         channel: &Channel,
         named: Option<&SubscribeRequest>,
         data: Vec<u8>,
+        overrides: Overrides,
     ) -> Option<(Attempt, Confirmation)> {
         let (want, back) = self.wanted(channel, named.filter(|named| named.recover));
-        let tells_presence = self.tells_presence(channel, false);
+        let tells_presence = self.tells_presence(channel, false, overrides);
         let begun = self.begin_together(channel, want, tells_presence)?;
         let by_delta = self.tell_by_delta(begun.0, channel, named.map_or("", |named| &named.delta));
-        self.note_of_server(begun.0, By::Token(data), back, by_delta);
+        self.note_of_server(begun.0, By::Token(data), back, by_delta, overrides);
         Some(begun)
     }
 
-    fn note_of_server(&mut self, attempt: Attempt, by: By, back: Back, by_delta: bool) {
+    fn note_of_server(&mut self, attempt: Attempt, by: By, back: Back, by_delta: bool, overrides: Overrides) {
         let Some(open) = self.open_mut() else { return };
         let client = open.state_or_default::<Client>();
-        client.subscribing.push(Asked { key: attempt.key, by, back, rejects: false, by_delta });
+        let recovers = overrides.recovery != Some(false) || !matches!(back, Back::Nothing);
+        let positions = overrides.positioning != Some(false);
+        let (key, rejects) = (attempt.key, false);
+        client.subscribing.push(Asked { key, by, back, rejects, by_delta, recovers, positions });
         client.of_server.push(attempt.key);
     }
 
@@ -215,9 +225,10 @@ impl Ctx<'_> {
     }
 
     /// Whether its client is told who joins and leaves. `asked`: it wants to be.
-    fn tells_presence(&self, channel: &Channel, asked: bool) -> bool {
+    fn tells_presence(&self, channel: &Channel, asked: bool, overrides: Overrides) -> bool {
         let namespace = self.core.shared.node.namespaces().of(channel);
-        namespace.tells_presence() && (asked || namespace.join_leave == JoinLeave::All)
+        let tells = || asked || namespace.join_leave == JoinLeave::All;
+        namespace.tells_presence() && overrides.push_join_leave.unwrap_or_else(tells)
     }
 
     pub(super) fn refuse_channel(&mut self, id: u32, name: &str, refused: ChannelRefused) {
@@ -274,8 +285,9 @@ impl Ctx<'_> {
                 true => publications.into_iter().map(as_string).collect(),
                 false => publications,
             };
-            let (has_place, (epoch, offset)) = (place.is_some(), place.unwrap_or_default());
-            let (recoverable, positioned) = (has_place, has_place);
+            let recoverable = asked.recovers && place.is_some();
+            let positioned = recoverable || asked.positions && place.is_some();
+            let (epoch, offset) = place.filter(|_| positioned).unwrap_or_default();
             let data = Vec::new();
             Ok(SubscribeResult {
                 expires,

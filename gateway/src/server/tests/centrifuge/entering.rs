@@ -47,6 +47,27 @@ fn a_client_is_subscribed_to_what_its_token_names() {
     rig.eventually_empty();
 }
 
+/// A token says of each how its client is there.
+#[test]
+fn a_subscription_of_the_server_may_be_unlisted_and_told_who_comes() {
+    let rig = Rig::start(closed());
+    let value = |value: bool| json!({ "value": value });
+    let of = |user: &str, overrides: Value| {
+        let room = json!({"data": 1, "b64data": "WzJd", "override": overrides});
+        json!({"sub": user, "subs": {"room:1": room}})
+    };
+    let (mut told, subs) = enter(&rig, &of("ada", json!({"force_push_join_leave": value(true)})), json!({}));
+    assert_eq!((&subs["room:1"]["data"], &subs["room:1"]["positioned"]), (&json!([2]), &json!(true)));
+    let overrides = json!({
+        "presence": value(false), "force_recovery": value(false), "force_positioning": value(false),
+    });
+    let (_unlisted, subs) = enter(&rig, &of("spy", overrides), json!({}));
+    assert_eq!(subs["room:1"], json!({"data": [2]}));
+    let (_bob, _) = enter(&rig, &of("bob", json!({})), json!({}));
+    assert_eq!(told.next()["push"]["join"]["info"]["user"], "bob");
+    assert_eq!(rig.present("room:1").len(), 2);
+}
+
 #[test]
 fn what_was_missed_is_in_the_answer_to_connect() {
     let rig = Rig::start(closed());

@@ -73,6 +73,33 @@ fn a_subscription_may_be_unlisted_and_told_who_comes() {
     assert_eq!(deaf.expect_publication("closed:a")["data"], 1);
 }
 
+/// Or whether its client may come back to where it was. Who asks for that gets it.
+#[test]
+fn a_subscription_may_have_no_place() {
+    let rig = Rig::start(with_closed());
+    rig.publish("closed:a", "1");
+    let no = json!({"value": false});
+    let told = |overrides: Value, more: Value| {
+        let claims = json!({"sub": "ada", "channel": "closed:a", "override": overrides, "exp": at(600)});
+        let mut client = Client::connect_with(&rig, json!({"token": token_of(&json!({"sub": "ada"}))}));
+        let mut subscribe = json!({"channel": "closed:a", "token": token_of(&claims)});
+        subscribe.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let told = client.ask("subscribe", subscribe);
+        let is_told = ["recoverable", "positioned", "epoch", "offset"].map(|name| !told[name].is_null());
+        rig.publish("closed:a", "2");
+        assert_eq!(client.expect_publication("closed:a")["data"], 2);
+        is_told
+    };
+    let [all, none, placed] = [[true; 4], [false; 4], [false, true, true, true]];
+    assert_eq!(told(json!({}), json!({})), all);
+    let neither = json!({"force_recovery": no, "force_positioning": no});
+    assert_eq!(told(neither.clone(), json!({})), none);
+    assert_eq!(told(neither.clone(), json!({"recoverable": true})), all);
+    assert_eq!(told(neither.clone(), json!({"positioned": true})), placed);
+    assert_eq!(told(json!({ "force_recovery": no }), json!({})), placed);
+    assert_eq!(told(json!({ "force_positioning": no }), json!({})), all);
+}
+
 /// So many seconds from now.
 fn at(seconds: i64) -> i64 {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
