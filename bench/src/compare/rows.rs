@@ -175,9 +175,13 @@ pub(super) fn row(measure: Measure) -> Row {
         Measure::CentrifugeRecoveryMemory => {
             ("the same: most memory meanwhile", "MiB", 1, Nothing, "bounded")
         }
-        Measure::CentrifugeRecoveryReads => {
-            ("the same: commands of Redis that read a channel's stream", "a channel", 1, Nothing, "a read")
-        }
+        Measure::CentrifugeRecoveryReads => (
+            "the same: commands of Redis that read a channel's stream",
+            "a channel",
+            1,
+            Nothing,
+            "≤ 4: two reads",
+        ),
         Measure::AnswerRate => ("plain answers/s, one core", "/s", 0, bun, "–"),
         Measure::AnswerRateTwo => ("the same, two cores of which the client uses one", "/s", 0, bun, "–"),
         Measure::AnswerCpu => ("CPU per plain answer, one core", "µs", 2, bun, "–"),
