@@ -1,4 +1,5 @@
-//! `centrifuge` (npm) in Node, and `cent` with `centrifuge-python` (PyPI), against two nodes on one Redis, in both encodings.
+//! `centrifuge` and `cent.js` (npm) in Node, and `cent` with `centrifuge-python` (PyPI), against two nodes on one Redis, in both
+//! encodings.
 //! What they must see is in `tests/clients/node/centrifuge` and `tests/clients/python`.
 
 use tidegate_testkit::{DEADLINE, Gateway, Tool, chromium_path, redis::RedisServer};
@@ -49,6 +50,11 @@ fn clients_without_a_web_socket_in_protobuf() {
 #[test]
 fn the_python_sdk_asks_one_node_and_clients_of_another_see_it() {
     run(Tool::python("centrifuge_server.py"), 6);
+}
+
+#[test]
+fn the_node_sdk_asks_one_node_and_clients_of_another_see_it() {
+    run(Tool::node("centrifuge/server.cjs").environment("ENCODING", "json"), 5);
 }
 
 #[test]
