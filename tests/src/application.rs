@@ -30,6 +30,8 @@ pub struct Application {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Language {
     Node,
+    /// The handler of ten lines: it verifies nothing.
+    ShortNode,
     Python,
     Go,
     Php,
@@ -62,6 +64,7 @@ impl Application {
                     .expect("the test's own files and programs");
                 with(Tool::node(&script("hooks.mjs", block("js"))))
             }
+            Language::ShortNode => with(Tool::node(&script("short.mjs", block("mjs")))),
             Language::Python => with(Tool::python(&script("hooks.py", block("python")))),
             Language::Go => {
                 let source = script("hooks.go", block("go"));

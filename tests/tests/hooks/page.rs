@@ -37,6 +37,17 @@ fn check(language: Language) {
 }
 
 #[test]
+fn the_handler_of_ten_lines() {
+    let application = Application::start(Language::ShortNode);
+    let config = application.config(SECRET).replace("\"publish\", ", "");
+    let gateway = Gateway::builder().config(&config).start();
+    let path = "/ws?channel=room:1&envelope=json";
+    let mut client = WsClient::try_connect(gateway.public(), path, SESSION).unwrap();
+    client.send_text(r#"{"message":{"n":1},"id":1}"#);
+    assert_eq!(client.expect_json(), json!({"ok": {"from": "ada", "echo": {"n": 1}}, "id": 1}));
+}
+
+#[test]
 fn the_handler_in_node() {
     check(Language::Node);
 }
