@@ -12,6 +12,10 @@ use crate::config::{ConfigError, HookEntry, read_secret};
 /// Connections to one application that are kept open without a request.
 const IDLE_MAX: usize = 64;
 
+/// How often an HTTP/2 connection is tried while requests wait on it, and how long an answer may take: one connection has
+/// them all, so a dead one must be found.
+const PING: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(5));
+
 /// A client for the section `key` of the configuration. Who is told of anything is said there, so redirects are answers like
 /// any other; the environment is read in `config` only.
 pub(crate) fn client(key: &str, timeout: Duration) -> Result<reqwest::Client, ConfigError> {
@@ -52,6 +56,8 @@ fn builder(timeout: Duration) -> reqwest::ClientBuilder {
         .redirect(reqwest::redirect::Policy::none())
         .pool_max_idle_per_host(IDLE_MAX)
         .tcp_nodelay(true)
+        .http2_keep_alive_interval(PING.0)
+        .http2_keep_alive_timeout(PING.1)
         .no_proxy()
         .user_agent(concat!("tidegate/", env!("CARGO_PKG_VERSION")))
 }
