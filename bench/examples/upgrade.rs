@@ -221,12 +221,12 @@ impl Scene {
         let closed = self.connections - self.fleet.open();
         println!(
             "\n{} publications over HTTP and {} by clients, {} deliveries: {closed} closed, {lost} lost, {doubled} \
-             doubled, {misordered} out of order; publishers: {} told to come later, {:?} refused, {} not answered",
+             doubled, {misordered} out of order; publishers: {} told to come later, {} refused, {} not answered",
             publisher.published,
             talked.iter().sum::<u32>(),
             fleet.messages,
             publisher.pushed_back.values().sum::<u64>(),
-            publisher.refused,
+            publisher.refused.values().sum::<u64>(),
             publisher.uncertain,
         );
         (closed, lost, doubled, misordered) == (0, 0, 0, 0) && publisher.refused.is_empty()

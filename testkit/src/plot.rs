@@ -79,6 +79,9 @@ impl Plot {
                 "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>",
                 path.join(" ")
             );
+            if name.is_empty() {
+                continue;
+            }
             let at = WIDTH - RIGHT - 230.0;
             let row = TOP - 8.0 + 18.0 * number as f64;
             _ = writeln!(
