@@ -38,10 +38,11 @@ use crate::{
 /// What a read that brings no publications counts as.
 const PLACE_BYTES: usize = 256;
 
-/// For how long a read serves others, and a second more until it is looked for. Clients who lost a node are back within it.
+/// For how long a read serves others; the sweep, once a second, then lets go of it. Clients who lost a node are back by then.
 const KEPT_FOR: Duration = Duration::from_secs(5);
 
-/// Reads are kept where history is kept for so long: what is told then is a tenth older than it may be, at most.
+/// Reads are kept only where history is kept for at least this long, so what is handed out is at most a tenth older than
+/// `history_age`.
 const AGE_MIN: Duration = Duration::from_secs(60);
 
 /// What is kept is at most this part of the budget, beside it.
@@ -126,8 +127,8 @@ impl Histories {
         }
     }
 
-    /// Reads history at some moment from now on, or shares a read that was sent before and misses nothing. Whoever asks is handed what is delivered
-    /// from before it asks.
+    /// Reads history at some moment from now on, or shares a read that was sent before and misses nothing. Whoever asks must
+    /// have joined before: it is handed what is delivered meanwhile.
     pub(crate) fn read(self: &Arc<Self>, channel: &Channel, read: Read) -> Reading {
         let (key, mark) = ((channel.clone(), read), self.mark(channel, read));
         let mut all = self.reads.lock().unwrap_or_else(PoisonError::into_inner);

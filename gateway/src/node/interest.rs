@@ -67,8 +67,8 @@ pub(crate) struct Interest {
     confirmation: Confirmation,
 }
 
-/// How much was handed to shards of a channel, in one subscription of the node. While it stays the same, whoever has joined
-/// meanwhile has missed nothing.
+/// How many publications and notices of a channel the shards were handed, in one subscription of the node. While it is the
+/// same, whoever has joined meanwhile has missed nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Mark {
     generation: u64,
@@ -307,12 +307,13 @@ impl Interest {
         })
     }
 
-    /// To be said before shards are handed something, and when history has changed otherwise.
+    /// Call it before shards are handed something, and whenever the history has changed in another way.
     pub(crate) fn hand(&self) {
         self.handed.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Written, not only read: who enters and then looks either sees that something was handed over, or was seen by who did.
+    /// An addition of 0 and not a load, so that it is ordered with [`hand`](Self::hand): of a client that joins and then takes
+    /// the mark, and a relay that counts and then looks which shards have joined, one always sees the other.
     pub(crate) fn mark(&self) -> Mark {
         Mark { generation: self.generation, handed: self.handed.fetch_add(0, Ordering::AcqRel) }
     }

@@ -177,7 +177,7 @@ impl Node {
         self.backplane.history(channel, query).await
     }
 
-    /// Nothing is kept of what was published so far. Another node that has read it may tell it for some seconds more.
+    /// Removes the history of a channel. Another node that has just read it may hand it out for some seconds more.
     pub(crate) async fn remove_history(&self, channel: &Channel) -> Result<(), BackplaneError> {
         self.backplane.remove_history(channel).await?;
         if let Some(interest) = self.relay.interests.get(channel) {

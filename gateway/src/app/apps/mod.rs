@@ -75,7 +75,7 @@ impl App {
         (!self.is_default).then_some(self.id.as_str())
     }
 
-    /// Whether hooks are asked about its clients: questions name no app, so those of the default one.
+    /// Whether hooks are asked about its clients: only the default app, since a question names no app.
     pub(crate) fn is_asked_about(&self) -> bool {
         self.is_default
     }
@@ -93,7 +93,7 @@ impl App {
         self.usage.connections.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok()
     }
 
-    /// Takes one that is open already, however many there are: it was another process's.
+    /// Counts a connection that came open from another process, also above the limit.
     pub(crate) fn keep(&self) {
         self.usage.connections.fetch_add(1, Ordering::Relaxed);
     }
