@@ -1,13 +1,9 @@
-//! What hooks count, each for itself: their names are those of the configuration.
-
-use std::{fmt, sync::Arc};
+//! What a hook counts.
 
 use tidegate_ops::{
     label,
-    metrics::{Collector, Counters, DescriptorEncoder, Gauge, Histogram, Page},
+    metrics::{Counters, Gauge, Histogram},
 };
-
-use super::hook::Hook;
 
 label!(
     /// How a question ended.
@@ -31,7 +27,7 @@ label!(
     }
 );
 
-const LATENCY_BOUNDS: &[f64] =
+pub(super) const LATENCY_BOUNDS: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
 #[derive(Debug)]
@@ -49,32 +45,5 @@ impl Default for HookMetrics {
             latency_seconds: Histogram::new(LATENCY_BOUNDS),
             under_way: Gauge::default(),
         }
-    }
-}
-
-/// The families under `tidegate_hook_`.
-#[derive(Debug)]
-pub(crate) struct HookCollector(pub(super) Vec<Arc<Hook>>);
-
-impl Collector for HookCollector {
-    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let mut page = Page::new(encoder);
-        let hooks = || self.0.iter().map(|hook| (hook.name(), hook));
-        let results = hooks().map(|(name, hook)| (name, &hook.metrics.results));
-        page.counters_of(
-            "hook_questions",
-            "Questions to an application, by how they ended.",
-            "hook",
-            results,
-        )?;
-        let latencies = hooks().map(|(name, hook)| (name, &hook.metrics.latency_seconds));
-        let help = "From a question to its answer.";
-        page.histogram_of("hook_latency_seconds", help, "hook", LATENCY_BOUNDS, latencies)?;
-        let under_way = hooks().map(|(name, hook)| (name, hook.metrics.under_way.get() as f64));
-        page.gauges_by("hook_questions_under_way", "Questions that wait for an answer.", "hook", under_way)?;
-        let open = hooks().map(|(name, hook)| (name, f64::from(u8::from(hook.is_open()))));
-        page.gauges_by("hook_circuit_open", "1: the application fails, and is only probed.", "hook", open)?;
-        let opened = hooks().map(|(name, hook)| (name, hook.times_opened()));
-        page.counters_by("hook_circuit_openings", "How often the circuit has opened.", "hook", opened)
     }
 }

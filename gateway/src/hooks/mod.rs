@@ -10,6 +10,7 @@ mod breaker;
 mod centrifugo;
 pub(crate) mod client;
 mod cloud_events;
+mod collector;
 pub(crate) mod events;
 mod hook;
 mod metrics;
@@ -22,8 +23,8 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 
 pub(crate) use self::{
+    collector::HookCollector,
     hook::{Hook, Source},
-    metrics::HookCollector,
     question::{Caller, HandedOn, Known, No, Question, Reply},
 };
 use crate::config::{Config, ConfigError, HeaderSetting, HookDialect, HookQuestion};
