@@ -129,6 +129,13 @@ async fn attempt(link: &Link, around: &dyn Around) -> Result<Made, Trouble> {
         ));
     }
     feed::begin(&mut feed, link, &live, probe.as_ref()).await?;
+    // A master that hung meanwhile, and goes on, takes itself for the master still. What it accepts then is lost.
+    if let Place::Master(sentinels) = &link.place
+        && let Ok(master) = sentinels.master(around.dialer()).await
+        && master != live.server
+    {
+        return Err(Trouble::OtherMaster("a Sentinel"));
+    }
     Ok(Made { live, feed, probe, drivers })
 }
 
