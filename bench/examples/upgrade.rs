@@ -1,7 +1,7 @@
-//! A gateway that is upgraded live, again and again, under clients, publications over HTTP and clients that publish: who is
+//! A gateway, or a router before two, that is upgraded live, again and again, under clients, publications over HTTP and clients that publish: who is
 //! closed, what is lost, doubled or out of order, how long anything waits, and what the process holds afterwards.
 //!
-//! `upgrade TIDEGATE CONNECTIONS TIMES [PLOT.svg]`; `cargo xtask upgrade` calls it. Ends with 1 where anybody was closed, or
+//! `upgrade TIDEGATE CONNECTIONS TIMES [router | PLOT.svg]`; `cargo xtask upgrade` calls it. Ends with 1 where anybody was closed, or
 //! anything lost, doubled or out of order.
 
 use std::{
@@ -9,7 +9,7 @@ use std::{
     io::{ErrorKind, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     path::Path,
-    process::ExitCode,
+    process::{Command, ExitCode},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -28,8 +28,9 @@ use tidegate_bench::{
     target::Target,
 };
 use tidegate_testkit::{
-    DEADLINE, Gateway, end, eventually, memory, pid_runs,
+    DEADLINE, Gateway, Metrics, Process, Rest, end, eventually, memory, pid_runs,
     plot::{Plot, Points},
+    redis::RedisServer,
 };
 
 const RUN: u16 = 0x71de;
@@ -81,26 +82,27 @@ fn run(arguments: &[String]) -> Result<bool, Failed> {
     let (program, connections, times, plot) = match arguments {
         [program, connections, times] => (program, connections, times, None),
         [program, connections, times, plot] => (program, connections, times, Some(plot)),
-        _ => return Err("upgrade TIDEGATE CONNECTIONS TIMES [PLOT.svg]".into()),
+        _ => return Err("upgrade TIDEGATE CONNECTIONS TIMES [router | PLOT.svg]".into()),
     };
     let (connections, times): (u32, u32) = (connections.parse()?, times.parse()?);
     raise_descriptor_limit();
-    let gateway = Gateway::builder().program(Path::new(program)).config(CONFIG).start();
-    let mut scene = Scene::open(&gateway, connections)?;
+    let is_router = plot.is_some_and(|plot| plot == "router");
+    let site = Site::start(Path::new(program), is_router)?;
+    let mut scene = Scene::open(&site, connections)?;
     let is_over = Arc::new(AtomicBool::new(false));
     let talking = {
-        let (address, is_over) = (gateway.public(), Arc::clone(&is_over));
+        let (address, is_over) = (site.public, Arc::clone(&is_over));
         thread::spawn(move || talk(address, &is_over))
     };
     scene.drive(REST)?;
     println!("| upgrade | asked to served | longest of a publication | MiB | descriptors |");
     println!("| ---: | ---: | ---: | ---: | ---: |");
-    let mut process = gateway.pid();
+    let mut process = site.pid;
     let (mut slowest, mut drawn) = (Duration::ZERO, Points::new());
     for number in 1..=times {
         let before = process;
         scene.fleet.forget_latencies();
-        let (asked, rest, began) = (scene.bin(), gateway.internal_rest(), Instant::now());
+        let (asked, rest, began) = (scene.bin(), Rest::new(site.internal), Instant::now());
         let upgrade = thread::spawn(move || (rest.post("/upgrade", "text/plain", ""), began.elapsed()));
         while !upgrade.is_finished() {
             scene.drive(BIN)?;
@@ -126,13 +128,76 @@ fn run(arguments: &[String]) -> Result<bool, Failed> {
     scene.drive(TAIL)?;
     let verdict = scene.verdict(&talked);
     end(process);
-    if let Some(path) = plot {
+    if let Some(path) = plot.filter(|_| !is_router) {
         let title =
             format!("{connections} clients while their gateway is upgraded, the slowest time of {times}");
         let (x, y) = ("seconds", "deliveries in 10 ms");
         std::fs::write(path, Plot { title, x, y, floor: 0.0, lines: vec![("", drawn)] }.svg())?;
     }
     Ok(verdict)
+}
+
+/// What is upgraded, and what is behind it.
+struct Site {
+    /// Where clients come in, and where publishers do: the connections of those that publish over HTTP end with a router.
+    public: SocketAddr,
+    publishing: SocketAddr,
+    internal: SocketAddr,
+    pid: u32,
+    _redis: Option<RedisServer>,
+    _gateways: Vec<Gateway>,
+    _router: Option<Process>,
+}
+
+impl Site {
+    fn start(program: &Path, is_router: bool) -> Result<Self, Failed> {
+        if !is_router {
+            let gateway = Gateway::builder().program(program).config(CONFIG).start();
+            let (public, internal, pid) = (gateway.public(), gateway.internal(), gateway.pid());
+            let gateways = vec![gateway];
+            let publishing = public;
+            return Ok(Self {
+                public,
+                publishing,
+                internal,
+                pid,
+                _redis: None,
+                _gateways: gateways,
+                _router: None,
+            });
+        }
+        let redis = RedisServer::start();
+        let gateway = |name: &str| {
+            let built = Gateway::builder().program(program).config(CONFIG);
+            built.backplane(&redis.url()).node(name).start()
+        };
+        let gateways = vec![gateway("g1"), gateway("g2")];
+        let mut command = Command::new(program);
+        command.args([
+            "router",
+            "--listen",
+            "127.0.0.1:0",
+            "--internal",
+            "127.0.0.1:0",
+            "--key",
+            "query:channel",
+        ]);
+        command.args(["--members", &redis.url()]);
+        let mut router = Process::spawn("router", &mut command);
+        let listening = |line: &str| {
+            let address = |name: &str| {
+                let (_, rest) = line.split_once(name)?.1.split_once("://")?;
+                rest.split_whitespace().next()?.parse::<SocketAddr>().ok()
+            };
+            Some((address("public=")?, address("internal=")?))
+        };
+        let (public, internal) = router.wait_line("the router's addresses", DEADLINE, listening);
+        let live = || Metrics::scrape(internal).sum("tidegate_nodes", &[("state", "live")]);
+        eventually("the router knows both gateways", DEADLINE, || live() == 2.0);
+        let (publishing, pid) = (gateways[0].public(), router.pid());
+        let (_redis, _router) = (Some(redis), Some(router));
+        Ok(Self { public, publishing, internal, pid, _redis, _gateways: gateways, _router })
+    }
 }
 
 struct Scene {
@@ -146,12 +211,12 @@ struct Scene {
 }
 
 impl Scene {
-    fn open(gateway: &Gateway, connections: u32) -> Result<Self, Failed> {
-        let target = Target::of(gateway.public());
+    fn open(site: &Site, connections: u32) -> Result<Self, Failed> {
+        let target = Target::of(site.public);
         let count = (connections / CLIENTS_PER_CHANNEL).max(TALKERS);
         let channels: Arc<[String]> = (0..count).map(channel).collect();
         let fleet = FleetConfig {
-            target: target.clone(),
+            target,
             role: Role::Subscribe,
             connections,
             channels: Arc::clone(&channels),
@@ -165,7 +230,7 @@ impl Scene {
             comes_back: false,
         };
         let publisher = PublishConfig {
-            target,
+            target: Target::of(site.publishing),
             api_key: Some("dev-key".to_owned()),
             request: Request::Publish,
             connections: PUBLISHERS,

@@ -156,6 +156,9 @@ pub(crate) struct RouterArgs {
     /// Let other routers listen on the same address (SO_REUSEPORT).
     #[arg(long)]
     reuse_port: bool,
+    /// Take the place of the process that has started this one for that; it is at the other end of the standard input.
+    #[arg(long, hide = true)]
+    pub(crate) take_over: bool,
     /// The process that started this one: it ends with it.
     #[arg(long, hide = true, value_name = "PID")]
     pub(crate) parent: Option<u32>,

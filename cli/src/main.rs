@@ -35,7 +35,10 @@ use tidegate_ops::{
     config::{Loader, without_passwords},
     descriptors, log,
 };
-use tidegate_router::{config as router, server::Server as RouterServer};
+use tidegate_router::{
+    config as router,
+    server::{Server as RouterServer, StartError as RouterStartError},
+};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Unlike the system's allocator it gives memory of a connection storm back; see
@@ -150,7 +153,7 @@ fn gateway(args: GatewayArgs) -> Result<ExitCode, Failure> {
 }
 
 fn run_router(args: RouterArgs) -> Result<ExitCode, Failure> {
-    let check = args.check;
+    let (check, takes_over) = (args.check, args.take_over);
     end_with(args.parent)?;
     descriptors::raise_limit();
     let sources = args.into_sources();
@@ -161,15 +164,20 @@ fn run_router(args: RouterArgs) -> Result<ExitCode, Failure> {
     }
     let _logging = log::init(&config.log);
     let scheme = if config.tls.is_on() { "https" } else { "http" };
-    let server = RouterServer::bind(config).map_err(|error| Failure::start(&error))?;
+    let bound = if takes_over { RouterServer::take_over(config) } else { RouterServer::bind(config) };
+    let mut server = bound.map_err(|error| router_failure(&error))?;
+    if let Some(launch) = upgrade::launch() {
+        server = server.upgradable(launch);
+    }
     let server = server.reloading(Loader::new(move || router::Config::load(&sources)));
     let (public, internal) = (server.public_address(), server.internal_address());
     let greet = || announce(&format!("listening public={scheme}://{public} internal=http://{internal}\n"));
-    match server.run(greet) {
-        Ok(()) => Ok(ExitCode::SUCCESS),
-        Err(error) if error.is_refusal() => Err(Failure::start(&error)),
-        Err(error) => Err(Failure::run(&error)),
-    }
+    server.run(greet).map_err(|error| router_failure(&error))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn router_failure(error: &RouterStartError) -> Failure {
+    if error.is_refusal() { Failure::start(error) } else { Failure::run(error) }
 }
 
 /// A child of `serve` ends with it.

@@ -16,6 +16,7 @@
 mod predecessor;
 mod shards;
 mod standing;
+mod upgradable;
 mod upgrades;
 
 use std::{
@@ -40,9 +41,9 @@ use tidegate_wire::{
 };
 
 pub use predecessor::{Predecessor, STATE_PATIENCE, Taken};
-pub use shards::{ShardMailbox, Work, ask_all, send};
-pub use standing::{Record, Written};
-pub use upgrades::{End, Launch, Ports, Upgradable, UpgradeError, Upgrades, open};
+pub use shards::{ask_all, send};
+pub use upgradable::{Record, ShardMailbox, Upgradable, UpgradeError, Work, Written};
+pub use upgrades::{End, Launch, Ports, Upgrades, open};
 
 /// Of the state as a whole: shards with their records, and what goes along beside them.
 const FORM: u8 = 2;

@@ -36,14 +36,14 @@ pub(crate) use rests::Rest;
 pub use writing::Written;
 
 use answers::Answers;
-use entry::{Entry, Flags, Paused, PeerEnd, WhenFlushed};
+use entry::{Entry, Paused, PeerEnd, WhenFlushed};
 use rests::Rests;
 
 use crate::{
     attended::Attended,
     slab::{ConnectionId, Slab},
     tls::{Sessions, TlsSession},
-    wheel::{Tick, Timer, Visit, Wheel},
+    wheel::{Tick, Visit, Wheel},
 };
 
 /// How a connection ended; told once to [`Driver::on_closed`](crate::Driver::on_closed).
@@ -106,6 +106,8 @@ pub struct Connections<C> {
     next_generation: u32,
     /// Nothing is read or accepted, and no timer told.
     pub(crate) are_reads_held: bool,
+    /// Nothing is accepted.
+    are_accepts_held: bool,
     queue_bytes_max: usize,
     /// Merging connections with something to flush.
     unflushed: Vec<u32>,
@@ -139,6 +141,7 @@ impl<C> Connections<C> {
             attended: Attended::default(),
             next_generation: 0,
             are_reads_held: false,
+            are_accepts_held: false,
             queue_bytes_max,
             unflushed: Vec::new(),
             answers: Answers::default(),
@@ -241,15 +244,7 @@ impl<C> Connections<C> {
     pub fn reserve(&mut self, connection: C) -> ConnectionId {
         self.next_generation = self.next_generation.wrapping_add(1);
         let generation = self.next_generation;
-        let slot = self.entries.insert(Entry {
-            socket: None,
-            generation,
-            heard: self.attended.tick(),
-            timer: Timer::OFF,
-            flags: Flags::default(),
-            outbound: None,
-            connection,
-        });
+        let slot = self.entries.insert(Entry::reserved(generation, self.attended.tick(), connection));
         ConnectionId { slot, generation }
     }
 
@@ -387,7 +382,15 @@ impl<C> Connections<C> {
     pub fn release(&mut self, id: ConnectionId) -> io::Result<Option<Released<C>>> {
         self.settle_answers(id);
         self.rests.forget(id);
-        let Some(entry) = self.entries.get_mut(id.slot).filter(|entry| entry.takes_writes(id)) else {
+        match self.entry(id).is_some_and(|entry| entry.takes_writes(id)) {
+            true => self.take_out(id),
+            false => Ok(None),
+        }
+    }
+
+    /// The same of one whose end its driver may have decided.
+    fn take_out(&mut self, id: ConnectionId) -> io::Result<Option<Released<C>>> {
+        let Some(entry) = self.entries.get_mut(id.slot).filter(|entry| entry.lives(id)) else {
             return Ok(None);
         };
         let Some(mut socket) = entry.socket.take() else { return Ok(None) };

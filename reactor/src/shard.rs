@@ -192,7 +192,7 @@ impl<D: Driver> Shard<D> {
     fn timeout<M>(&self, turn: Turn, inbox: &VecDeque<M>, elapsed: Duration) -> Option<Duration> {
         let connections = &self.connections;
         let is_due =
-            !connections.are_reads_held && self.listening.as_ref().is_some_and(|listening| listening.is_due);
+            connections.accepts() && self.listening.as_ref().is_some_and(|listening| listening.is_due);
         if turn == Turn::More || !inbox.is_empty() || connections.has_work() || is_due {
             return Some(Duration::ZERO);
         }
@@ -252,7 +252,7 @@ impl<D: Driver> Shard<D> {
     fn serve_listener(&mut self, driver: &mut D, now: Duration) -> io::Result<()> {
         let Some(mut listening) = self.listening.take() else { return Ok(()) };
         listening.resume(self.poll.registry(), LISTENER, now);
-        if self.connections.are_reads_held {
+        if !self.connections.accepts() {
             // It would be told of again in each turn.
             if std::mem::take(&mut listening.is_due) {
                 listening.pause(self.poll.registry(), now)?;

@@ -384,8 +384,7 @@ impl Node {
             UNREPORTED => self.own.load(Relaxed).max(0).unsigned_abs(),
             reported => reported,
         };
-        let recent = self.recent[0].load(Relaxed) + self.recent[1].load(Relaxed);
-        base.saturating_add_signed(recent)
+        base.saturating_add_signed(self.recent())
     }
 
     /// Claims that are held: clients of this router on this node.
@@ -396,6 +395,11 @@ impl Node {
     /// Whether its source of members says that it does not answer.
     pub fn is_down(&self) -> bool {
         self.is_down.load(Relaxed)
+    }
+
+    /// Whether it has not answered for so long that its clients are cut.
+    pub fn is_lost(&self) -> bool {
+        self.is_lost.load(Relaxed)
     }
 
     /// Whether it is tried last because it refused.
@@ -414,6 +418,26 @@ impl Node {
             self.avoid_for(TRIAL, now);
         }
         Claim(Arc::clone(self))
+    }
+
+    /// Counts a client that was connected before this process began: the node's report has it.
+    pub fn claim_reported(self: &Arc<Self>) -> Claim {
+        self.own.fetch_add(1, Relaxed);
+        if self.reported.load(Relaxed) == UNREPORTED {
+            self.add_to_total(1);
+        }
+        Claim(Arc::clone(self))
+    }
+
+    /// Placements less departures that the report cannot have yet.
+    pub fn recent(&self) -> i64 {
+        self.recent.iter().map(|recent| recent.load(Relaxed)).sum()
+    }
+
+    /// Counts those of a process before this one.
+    pub fn note_recent(&self, clients: i64) {
+        self.recent[0].fetch_add(clients, Relaxed);
+        self.add_to_total(clients);
     }
 
     /// Counts a client that was told this node's address: until reports have it, or for two ticks where there are

@@ -19,11 +19,13 @@ use tidegate_ops::{
     metrics::{Bounds, Listener},
     probes::{self, Operated},
     stopping,
+    succession::{End, Launch, Ports, Predecessor, UpgradeError},
     tls::{TlsCollector, TlsServer},
     trust::{Networks, Trust},
 };
 use tokio::{
     runtime::{Handle, Runtime},
+    task::AbortHandle,
     time::{Instant, sleep, timeout},
 };
 
@@ -49,6 +51,10 @@ pub enum StartError {
     Listen(#[from] ListenError),
     #[error(transparent)]
     Redis(#[from] RedisStartError),
+    #[error("this process cannot take the place of the one that started it: {0}")]
+    TakeOver(UpgradeError),
+    #[error("the process that took this one's place has ended before it served")]
+    Lost,
     #[error("cannot set up {part}: {source}")]
     System { part: &'static str, source: io::Error },
 }
@@ -69,6 +75,9 @@ pub struct Server {
     internal: StdTcpListener,
     public_address: SocketAddr,
     internal_address: SocketAddr,
+    launch: Option<Launch>,
+    /// What it was given by the process whose place it takes.
+    predecessor: Option<Predecessor>,
 }
 
 /// HTTP, DNS, health checks and Redis need little beside the shards.
@@ -86,10 +95,40 @@ impl Server {
             false => listen(config.listen, "listen")?,
         };
         let internal = listen(config.internal, "internal")?;
+        Self::bound(config, public, internal)
+    }
+
+    /// Takes the place of the process that started this one for that: its ports, and then its clients.
+    pub fn take_over(config: Config) -> Result<Self, StartError> {
+        let predecessor = Predecessor::receive().map_err(StartError::TakeOver)?;
+        let ports = match config.tls.is_on() {
+            true => Err(UpgradeError::NotHere("its configuration has TLS: a change of that needs a restart")),
+            false => predecessor.ports(config.listen, config.internal, config.shards.get()),
+        };
+        let (public, internal) = ports.map_err(|error| refuse(&predecessor, error))?;
+        let server = Self::bound(config, public, internal)?;
+        Ok(Self { predecessor: Some(predecessor), ..server })
+    }
+
+    fn bound(config: Config, public: StdTcpListener, internal: StdTcpListener) -> Result<Self, StartError> {
         let address = |listener: &StdTcpListener| listener.local_addr().map_err(system("the listener"));
         let (public_address, internal_address) = (address(&public)?, address(&internal)?);
-        let config = Arc::new(config);
-        Ok(Self { config, load: None, public, internal, public_address, internal_address })
+        Ok(Self {
+            config: Arc::new(config),
+            load: None,
+            public,
+            internal,
+            public_address,
+            internal_address,
+            launch: None,
+            predecessor: None,
+        })
+    }
+
+    /// How this process's program is started in its place, when it is upgraded.
+    #[must_use]
+    pub fn upgradable(self, launch: Launch) -> Self {
+        Self { launch: Some(launch), ..self }
     }
 
     /// How the configuration is read again on SIGHUP. Without it only the files are that it names.
@@ -111,43 +150,81 @@ impl Server {
         let runtime = runtime(self.config.shards.get())?;
         let context = Arc::new(Context::new(&self.config, self.public_address)?);
         let served = runtime.block_on(self.serve(&context, on_ready));
-        let stopped = served.and_then(|proxy| proxy.stop().map_err(system("the end of the shards")));
+        let stopped = served.and_then(|(proxy, end)| {
+            proxy.stop().map_err(system("the end of the shards"))?;
+            if end == End::Lost { Err(StartError::Lost) } else { Ok(()) }
+        });
         runtime.shutdown_timeout(Duration::from_secs(1));
         stopped
     }
 
-    async fn serve(self, context: &Arc<Context>, on_ready: impl FnOnce()) -> Result<Proxy, StartError> {
+    async fn serve(
+        self,
+        context: &Arc<Context>,
+        on_ready: impl FnOnce(),
+    ) -> Result<(Proxy, End), StartError> {
         let (mut members, nodes) = members(&self.config, context).await?;
         if timeout(FIRST_ROUND, members.round()).await.is_err() {
             tracing::warn!("no member is known yet");
         }
         tokio::spawn(members.run());
         tokio::spawn(members::tick(Arc::clone(&context.chooser)));
-        serve_internal(self.internal, context)?;
         let tls = self.config.tls.server()?;
         let assigner = assigner(&self.config, context)?;
         let certificates = tls.as_ref().map(|tls| Arc::clone(&tls.certificates));
         let (load, config) = (self.load, Config::clone(&self.config));
         let mut reloading = Reloading { load, config, assigner: assigner.clone(), certificates };
         tokio::spawn(stopping::reload_at_hangup(move || reloading.reload()));
-        let proxy = serve_public(self.public, &self.config, context, tls, assigner)?;
+        let clone = |port: &StdTcpListener| port.try_clone().map_err(system("a port"));
+        let (public, internal) = (clone(&self.public)?, clone(&self.internal)?);
+        let proxy = start_proxy(self.public_address, &self.config, context, tls, assigner)?;
+        if let Some(predecessor) = &self.predecessor {
+            // Nothing else runs on this thread.
+            let taken = match context.chooser.has_live() {
+                true => proxy.take_over(predecessor),
+                false => Err(UpgradeError::NotHere("it knows no gateway that takes clients")),
+            };
+            taken.map_err(|error| refuse(predecessor, error))?;
+        }
+        proxy.listen(self.public).map_err(system("the public port"))?;
+        let internal_task = serve_internal(self.internal, context)?;
+        let upgrades = proxy.upgrades(self.launch, Ports { public, internal, internal_task });
+        upgrades.offer(&context.upgrade);
+        tokio::spawn(stopping::at_user_signal(upgrades.at_signal()));
+        // Nothing more is said between the two.
+        drop(self.predecessor.map(Predecessor::serve));
         let period = self.config.fill.period;
         let filled = nodes.filter(|_| !period.is_zero());
         let filling = filled.map(|nodes| {
             tokio::spawn(fill::run(Arc::clone(&context.chooser), proxy.walkers(), nodes, period))
         });
         on_ready();
-        context.stage.asked().await.map_err(system("signals"))?;
+        tokio::select! {
+            asked = context.stage.asked() => asked.map_err(system("signals"))?,
+            () = upgrades.over() => {}
+        }
+        let end = upgrades.end();
         context.metrics.draining.set(1);
         if let Some(filling) = filling {
             filling.abort();
         }
+        // Another process has the port: nobody new comes here. What was asked of this one, above all to give way, is answered.
+        let settle = if end == End::Drain { self.config.drain.settle } else { LAST_WORDS };
         tokio::select! {
-            () = drain(&self.config, &proxy) => {}
+            () = drain(&self.config, &proxy, settle) => {}
             _ = stopping::insisted() => tracing::info!("stopping at once"),
         }
-        Ok(proxy)
+        Ok((proxy, end))
     }
+}
+
+/// What was asked of the internal port is answered within this time.
+const LAST_WORDS: Duration = Duration::from_millis(250);
+
+/// Says why this process does not take over.
+fn refuse(predecessor: &Predecessor, error: UpgradeError) -> StartError {
+    predecessor.refuse(&error);
+    StartError::TakeOver(error)
 }
 
 /// What both ports share.
@@ -157,6 +234,8 @@ struct Context {
     metrics: Arc<Metrics>,
     internal: InternalAccess,
     stage: Stage,
+    /// How this process is upgraded.
+    upgrade: probes::Upgrade,
 }
 
 impl Context {
@@ -167,6 +246,7 @@ impl Context {
             metrics: Arc::new(Metrics::new(Bounds { listener })),
             internal: config.internal_access()?,
             stage: Stage::default(),
+            upgrade: probes::Upgrade::default(),
         })
     }
 }
@@ -190,6 +270,10 @@ impl Operated for Context {
 
     fn drain(&self) {
         self.stage.drain();
+    }
+
+    fn upgrade(&self) -> probes::Upgrading {
+        self.upgrade.begin()
     }
 
     fn internal_access(&self) -> &InternalAccess {
@@ -233,12 +317,11 @@ async fn members(
     })
 }
 
-fn serve_internal(listener: StdTcpListener, context: &Arc<Context>) -> Result<(), StartError> {
+fn serve_internal(listener: StdTcpListener, context: &Arc<Context>) -> Result<AbortHandle, StartError> {
     let listener = tokio::net::TcpListener::from_std(listener).map_err(system("the internal port"))?;
     let operated = Arc::clone(context) as Arc<dyn Operated>;
     let routes = probes::routes(operated).fallback(not_found);
-    tokio::spawn(probes::serve(listener, routes));
-    Ok(())
+    Ok(tokio::spawn(probes::serve(listener, routes)).abort_handle())
 }
 
 fn assigner(config: &Config, context: &Context) -> Result<Option<Arc<Assigner>>, StartError> {
@@ -246,8 +329,8 @@ fn assigner(config: &Config, context: &Context) -> Result<Option<Arc<Assigner>>,
     Ok(Assigner::new(chooser, metrics, config.key.clone(), &config.assign)?.map(Arc::new))
 }
 
-fn serve_public(
-    listener: StdTcpListener,
+fn start_proxy(
+    address: SocketAddr,
     config: &Config,
     context: &Context,
     tls: Option<TlsServer>,
@@ -262,7 +345,7 @@ fn serve_public(
     let balancers = config.proxy_protocol.then(|| Networks::new(&config.proxy_protocol_from));
     let edge = Edge::new(tls.as_ref(), balancers, trust);
     let known = Arc::clone(&context.chooser);
-    let proxy = Proxy::start(listener, options(config), known, edge, assign, &Handle::current())
+    let proxy = Proxy::start(address, options(config), known, edge, assign, &Handle::current())
         .map_err(system("the proxy"))?;
     context.metrics.set_proxy(proxy.stats().clone());
     Ok(proxy)
@@ -288,9 +371,9 @@ fn options(config: &Config) -> proxy::Options {
 }
 
 /// Settles, then closes the clients in equal parts, and waits for the last of them.
-async fn drain(config: &Config, proxy: &Proxy) {
+async fn drain(config: &Config, proxy: &Proxy, settle: Duration) {
     let drain = &config.drain;
-    sleep(drain.settle).await;
+    sleep(settle).await;
     tracing::info!(connections = proxy.connections(), period = ?drain.period, "closing connections");
     proxy.drain(drain.period);
     let ends = Instant::now() + drain.period + drain.close_wait;

@@ -123,6 +123,22 @@ fn reports_and_what_they_cannot_have_yet() {
     assert_eq!(load(1), 11);
 }
 
+/// A router that took over has clients that the node has reported (or, where it reports none, that it counts itself), and some
+/// that were placed a moment ago.
+#[test]
+fn who_was_connected_before_is_counted_once() {
+    for (reported, before) in [(Some(10), 10), (None, 2)] {
+        let chooser = chooser(&[("a", reported)]);
+        let node = Arc::clone(&chooser.members()[0].1);
+        let claims: Vec<_> = (0..2).map(|_| node.claim_reported()).collect();
+        assert_eq!((node.load(), node.claims()), (before, 2));
+        node.note_recent(3);
+        assert_eq!((node.load(), node.recent()), (before + 3, 3));
+        drop(claims);
+        assert_eq!((node.load(), node.claims()), (before + 1, 0), "they have left, and no report says so");
+    }
+}
+
 #[test]
 fn who_refuses_comes_last_for_a_while() {
     let now = Instant::now();

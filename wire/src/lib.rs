@@ -23,6 +23,7 @@ pub mod handover;
 pub mod head;
 pub mod http_answer;
 pub mod moving;
+pub mod proxied;
 pub mod proxy_v2;
 pub mod pusher;
 pub mod raw;

@@ -308,14 +308,14 @@ impl Claims {
     }
 }
 
-fn write_ip(out: &mut Writer, address: IpAddr) {
+pub(crate) fn write_ip(out: &mut Writer, address: IpAddr) {
     match address {
         IpAddr::V4(ip) => out.bytes(&ip.octets()),
         IpAddr::V6(ip) => out.bytes(&ip.octets()),
     }
 }
 
-fn read_ip(fields: &mut Reader<'_>) -> Result<IpAddr, Malformed> {
+pub(crate) fn read_ip(fields: &mut Reader<'_>) -> Result<IpAddr, Malformed> {
     let bytes = fields.bytes()?;
     let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
     v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).map_err(|_| Malformed)

@@ -15,8 +15,9 @@ use tidegate_wire::{
 };
 
 use super::{
-    FORM, Talk, TalkError, Upgradable, UpgradeError, read_memory_file,
-    shards::{ShardMailbox, ask},
+    FORM, Talk, TalkError, read_memory_file,
+    shards::ask,
+    upgradable::{ShardMailbox, Upgradable, UpgradeError},
 };
 
 /// What was given first: where to listen, and who to be.

@@ -5,16 +5,9 @@ use std::{
     time::Duration,
 };
 
-use tidegate_reactor::{Connections, Mail, Mailbox};
+use tidegate_reactor::{Connections, Mail};
 
-use super::{Upgradable, UpgradeError};
-
-/// How a shard is reached.
-pub type ShardMailbox<U> = Mailbox<Mail<<U as Upgradable>::Connection, <U as Upgradable>::Command>>;
-
-/// What a shard does once.
-pub type Work<U> =
-    Box<dyn FnOnce(&mut <U as Upgradable>::Shard, &mut Connections<<U as Upgradable>::Connection>) + Send>;
+use super::upgradable::{ShardMailbox, Upgradable, UpgradeError, Work};
 
 /// A shard does what it is asked in one turn, some 10 ms; it has failed, or the machine stands still.
 pub(super) const SHARD_PATIENCE: Duration = Duration::from_secs(5);

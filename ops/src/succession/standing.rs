@@ -14,8 +14,9 @@ use tidegate_wire::{
 };
 
 use super::{
-    FORM, Talk, TalkError, Upgradable, UpgradeError,
-    shards::{SHARD_PATIENCE, ShardMailbox, send},
+    FORM, Talk, TalkError,
+    shards::{SHARD_PATIENCE, send},
+    upgradable::{ShardMailbox, Upgradable, UpgradeError, Written},
 };
 
 /// All shards of the process, each in the middle of a turn. Dropped, they go on.
@@ -27,24 +28,7 @@ pub(super) struct Standing<U: Upgradable> {
     process: std::marker::PhantomData<U>,
 }
 
-/// What a shard has written down.
-#[derive(Debug, Default)]
-pub struct Written {
-    pub newest_generation: u32,
-    pub records: Vec<Record>,
-    /// A connection that is not among them has something under way, and could perhaps go along in a moment.
-    pub has_under_way: bool,
-}
-
-/// What goes along together, or stays.
-#[derive(Debug)]
-pub struct Record {
-    /// Whose sockets go with it, in this order.
-    pub connections: Vec<ConnectionId>,
-    pub bytes: Vec<u8>,
-}
-
-/// The same without what the shard keeps to itself.
+/// What a shard has written, without what it keeps to itself.
 struct Noted {
     state: Vec<u8>,
     records: usize,

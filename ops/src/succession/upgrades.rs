@@ -3,21 +3,22 @@
 use std::{
     ffi::OsString,
     fmt,
-    net::{SocketAddr, TcpListener},
+    net::TcpListener,
     os::fd::AsFd as _,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use tidegate_reactor::{Connections, Listener, Mail};
+use tidegate_reactor::{Listener, Mail};
 use tidegate_wire::succession::Step;
 use tokio::{sync::Notify, task::AbortHandle};
 
 use super::{
     Successor, Talk, TalkError, memory_file,
-    shards::{ShardMailbox, Work, ask_all, send},
-    standing::{Standing, Written},
+    shards::{ask_all, send},
+    standing::Standing,
+    upgradable::{SETTLE_MAX, ShardMailbox, Upgradable, UpgradeError},
 };
 use crate::probes;
 
@@ -29,63 +30,11 @@ pub struct Launch {
     pub args: Vec<OsString>,
 }
 
-/// A kind of process that can be upgraded: what it hands on, and how.
-pub trait Upgradable: Sized + Send + Sync + 'static {
-    /// State of a connection.
-    type Connection: Send + 'static;
-    /// What its shards are asked.
-    type Command: From<Work<Self>> + Send + 'static;
-    /// What a shard has beside its connections.
-    type Shard: 'static;
-
-    /// Why it is not upgraded as it is, in a sentence.
-    fn refusal(&self) -> Option<&'static str>;
-
-    /// Its name, and this life of it.
-    fn who(&self) -> (Box<str>, u64);
-
-    /// From now on nothing is begun, and what was begun ends.
-    ///
-    /// # Errors
-    /// A shard does not answer.
-    fn suspend(&self, shards: &[ShardMailbox<Self>]) -> Result<(), UpgradeError>;
-
-    /// This process goes on; its shards read again by themselves.
-    fn resume(&self, shards: &[ShardMailbox<Self>]);
-
-    /// Nothing is on its way through a shard. `waits`: nor has a connection anything under way that is worth a moment.
-    fn is_idle(shard: &mut Self::Shard, connections: &mut Connections<Self::Connection>, waits: bool)
-    -> bool;
-
-    /// Writes down what the connections of a shard are.
-    fn write(shard: &mut Self::Shard, connections: &mut Connections<Self::Connection>) -> Written;
-
-    /// Lets go of what another process has taken, by its places in what was written. The answer: how many connections stay.
-    fn let_go(
-        shard: &mut Self::Shard,
-        connections: &mut Connections<Self::Connection>,
-        written: &Written,
-        is_taken: &dyn Fn(usize) -> bool,
-    ) -> usize;
-
-    /// What goes along beside the connections.
-    fn to_bytes(&self) -> Vec<u8>;
-
-    /// Everything is another process's from now on.
-    fn given(&self);
-
-    /// What that process is to hear afterwards is said to it.
-    fn forward(&self, _talk: &Talk) {}
-}
-
 /// A process reads its configuration, builds its parts and says that it is ready in this time.
 const READY_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Between two looks at whether it is still to be waited for.
 const READY_LOOK: Duration = Duration::from_millis(100);
-
-/// What was begun ends within milliseconds, unless it waits for another machine; then its connection stays.
-const SETTLE_MAX: Duration = Duration::from_millis(500);
 
 /// Between two looks at whether it has.
 const SETTLE_PAUSE: Duration = Duration::from_millis(1);
@@ -95,48 +44,6 @@ const TAKEN_PATIENCE: Duration = Duration::from_secs(5);
 
 /// It has everything, and makes its connections of it.
 const SERVING_PATIENCE: Duration = Duration::from_secs(30);
-
-/// Why this process goes on.
-#[derive(Debug, thiserror::Error)]
-pub enum UpgradeError {
-    #[error("{0}")]
-    NotHere(&'static str),
-    #[error("an upgrade is under way already; wait for its end")]
-    UnderWay,
-    #[error("this process drains")]
-    Draining,
-    #[error(
-        "cannot start {program}: {source}; the path is that of the program that runs, see that one is there"
-    )]
-    Start { program: String, source: std::io::Error },
-    #[error("{program} ended before it could serve ({status}); its own messages say why")]
-    Ended { program: String, status: String },
-    #[error("the new process cannot take over: {0}")]
-    Refused(Box<str>),
-    #[error("the new process cannot take over: {0}")]
-    Talk(#[from] TalkError),
-    #[error("the new process said something else than was to be said")]
-    Unexpected,
-    #[error("a shard did not answer")]
-    Shard,
-    #[error("the new process was given the connections too slowly; try again when the machine is less busy")]
-    Slow,
-    #[error("what was begun did not end within {SETTLE_MAX:?}; try again when less is under way")]
-    Busy,
-    #[error(
-        "its configuration has `{key}` = {wanted}, and this process listens on {has}: a change of that needs a restart"
-    )]
-    Address { key: &'static str, has: SocketAddr, wanted: SocketAddr },
-    #[error(
-        "its configuration has {has} shards, and this process runs {had}: a change of that needs a restart"
-    )]
-    Shards { had: u32, has: u32 },
-    #[error("the system refuses: {0}")]
-    State(#[from] std::io::Error),
-    /// There is no way back.
-    #[error("the new process ended after it had taken over, and its clients with it: {0}")]
-    Lost(TalkError),
-}
 
 /// The ports of a process, and what accepts on the internal one.
 #[derive(Debug)]

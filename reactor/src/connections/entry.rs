@@ -133,6 +133,12 @@ pub(crate) enum WhenFlushed {
 }
 
 impl<C> Entry<C> {
+    /// Without its socket.
+    pub(crate) fn reserved(generation: u32, heard: Tick, connection: C) -> Self {
+        let (timer, flags) = (Timer::OFF, Flags::default());
+        Self { socket: None, generation, heard, timer, flags, outbound: None, connection }
+    }
+
     /// Whether it is the connection that `id` names, and not on its way out.
     pub(crate) fn lives(&self, id: ConnectionId) -> bool {
         self.generation == id.generation && !self.flags.doomed

@@ -7,13 +7,9 @@ use bytes::Bytes;
 
 use super::{
     Closed, Connections,
-    entry::{Entry, Flags, Paused, PeerEnd, WhenFlushed},
+    entry::{Entry, Paused, PeerEnd, WhenFlushed},
 };
-use crate::{
-    outbound::Bound,
-    slab::ConnectionId,
-    wheel::{Tick, Timer},
-};
+use crate::{outbound::Bound, slab::ConnectionId, wheel::Tick};
 
 /// What is kept of a connection. Times are ticks from now on, or until now.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -40,6 +36,15 @@ impl<C> Connections<C> {
         self.are_reads_held = held;
     }
 
+    /// While accepts are held, nobody comes in; who wants to waits in the kernel.
+    pub fn hold_accepts(&mut self, held: bool) {
+        self.are_accepts_held = held;
+    }
+
+    pub(crate) fn accepts(&self) -> bool {
+        !self.are_reads_held && !self.are_accepts_held
+    }
+
     /// Whether the loop has something to do for connections although reads are held: burials, notices.
     pub fn is_busy(&self) -> bool {
         !self.doomed.is_empty() || !self.recovered.is_empty() || !self.notices.is_empty()
@@ -58,14 +63,22 @@ impl<C> Connections<C> {
     /// What would have to go along if this connection went on elsewhere, beside its socket and its state. `None`: it cannot,
     /// because it is on its way out, or being opened, or waits for something that its driver does, or has a TLS session.
     pub fn kept(&mut self, id: ConnectionId) -> Option<Kept> {
+        let entry = self.entries.get(id.slot).filter(|entry| entry.takes_writes(id))?;
+        let is_at_rest = entry.flags.paused == Paused::No && entry.flags.peer_end != PeerEnd::Came;
+        if is_at_rest { self.kept_of_pair(id) } else { None }
+    }
+
+    /// The same of one whose reading may be stopped and whose directions may have ended, one or the other. Who goes on with it
+    /// finds the end of what its peer sends once more, and stops and ends it by itself.
+    pub fn kept_of_pair(&mut self, id: ConnectionId) -> Option<Kept> {
         self.settle_answers(id);
         let now = self.now;
-        let entry = self.entries.get(id.slot).filter(|entry| entry.takes_writes(id))?;
+        let entry = self.entries.get(id.slot).filter(|entry| entry.lives(id))?;
         let flags = entry.flags;
         let stays = entry.socket.is_none()
             || flags.connecting
-            || flags.paused != Paused::No
-            || flags.peer_end == PeerEnd::Came
+            || flags.paused.has_rest()
+            || flags.when_flushed == WhenFlushed::Close
             || self.sessions.get(id.slot).is_some();
         if stays {
             return None;
@@ -79,7 +92,7 @@ impl<C> Connections<C> {
             dropped: dropped + told.map(|(_, dropped)| dropped).sum::<u64>(),
             unused: self.rests.bytes_of(id).to_vec(),
             awaits_flush: entry.awaits_flush(),
-            is_half_open: flags.peer_end == PeerEnd::Told,
+            is_half_open: flags.peer_end != PeerEnd::Closes,
         })
     }
 
@@ -88,7 +101,9 @@ impl<C> Connections<C> {
     /// # Errors
     /// The kernel does not take its socket out of this poll.
     pub fn let_go(&mut self, id: ConnectionId) -> io::Result<Option<C>> {
-        Ok(self.release(id)?.map(|released| released.connection))
+        self.settle_answers(id);
+        self.rests.forget(id);
+        Ok(self.take_out(id)?.map(|released| released.connection))
     }
 
     /// Goes on with a connection of another process, under the name that it had there. What is unsent is sent at once; its
@@ -97,15 +112,16 @@ impl<C> Connections<C> {
     /// # Panics
     /// Another connection has its place: those that go on come before any that is new here.
     pub fn go_on(&mut self, id: ConnectionId, socket: StdTcpStream, kept: Kept, connection: C) {
-        let mut entry = Entry {
-            socket: None,
-            generation: id.generation,
-            heard: Tick(self.attended.tick().0.saturating_sub(kept.heard_ago)),
-            timer: Timer::OFF,
-            flags: Flags::default(),
-            outbound: None,
-            connection,
-        };
+        let entry = Entry::reserved(id.generation, self.attended.tick(), connection);
+        assert!(self.entries.insert_at(id.slot, entry), "the place of {id:?} is taken");
+        self.resume(id, socket, kept);
+    }
+
+    /// Gives a reserved connection the socket that it had in another process, and what was kept of it there.
+    pub fn resume(&mut self, id: ConnectionId, socket: StdTcpStream, kept: Kept) {
+        let heard = Tick(self.attended.tick().0.saturating_sub(kept.heard_ago));
+        let Some(entry) = self.entries.get_mut(id.slot).filter(|entry| entry.lives(id)) else { return };
+        entry.heard = heard;
         if kept.is_half_open {
             entry.flags.peer_end = PeerEnd::Told;
         }
@@ -121,7 +137,6 @@ impl<C> Connections<C> {
         } else if kept.dropped > 0 {
             self.recovered.push((id, kept.dropped));
         }
-        assert!(self.entries.insert_at(id.slot, entry), "the place of {id:?} is taken");
         if let Some(ticks) = kept.timer_in {
             self.set_timer(id, Tick(self.now.0.saturating_add(ticks.max(1))));
         }

@@ -114,6 +114,12 @@ impl Door {
         self.edge.tls.is_some() && !self.edge.names_later(peer)
     }
 
+    /// A client of another process goes on in the shard. It was let in there.
+    pub(super) fn arrived(&self, shard: usize) {
+        self.connections.fetch_add(1, Ordering::AcqRel);
+        self.shards[shard].clients.fetch_add(1, Ordering::AcqRel);
+    }
+
     /// A client has left the shard: gone, or to HTTP.
     pub(super) fn left_shard(&self, shard: usize) {
         self.shards[shard].clients.fetch_sub(1, Ordering::AcqRel);

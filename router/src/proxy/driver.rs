@@ -27,18 +27,22 @@ use crate::{
 };
 
 /// What other threads ask of a shard.
-#[derive(Debug)]
-pub(super) enum Command {
+pub(crate) enum Command {
     /// Close everything that goes to a node.
     Cut { node: Arc<Node> },
     /// Close all clients evenly over the time.
     Drain { over: Duration },
     /// Look for clients that are to be asked to come back.
     Walk(Arc<Filling>),
+    /// Do something once.
+    Do(Work),
 }
 
+/// What a shard does once.
+pub(super) type Work = Box<dyn FnOnce(&mut ProxyDriver, &mut Links) + Send>;
+
 /// Drives one shard.
-pub(super) struct ProxyDriver {
+pub(crate) struct ProxyDriver {
     pub(super) shard: usize,
     pub(super) shared: Arc<Shared>,
     pub(super) metrics: Arc<ProxyMetrics>,
@@ -276,6 +280,7 @@ impl Driver for ProxyDriver {
             Command::Cut { node } => self.begin_cut(links, &node),
             Command::Drain { over } => self.begin_drain(links, over),
             Command::Walk(filling) => self.walk = Some((filling, 0)),
+            Command::Do(work) => work(self, links),
         }
     }
 
@@ -309,6 +314,17 @@ impl Driver for ProxyDriver {
         self.offer_fresh(links);
         self.export(links, busy);
         if turn == Turn::More { turn } else { walking }
+    }
+}
+
+impl fmt::Debug for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cut { .. } => "Cut",
+            Self::Drain { .. } => "Drain",
+            Self::Walk(_) => "Walk",
+            Self::Do(_) => "Do",
+        })
     }
 }
 

@@ -18,7 +18,7 @@ use crate::chooser::{Candidates, Claim, Node};
 
 /// State of one connection: at most 32 bytes, see the assertion below.
 #[derive(Debug)]
-pub(super) struct Link {
+pub(crate) struct Link {
     pub(super) end: End,
     pub(super) phase: Phase,
 }

@@ -23,16 +23,18 @@ mod http;
 mod lines;
 mod link;
 mod metrics;
+mod moving;
 mod pair;
 mod preamble;
 mod refusal;
 mod request;
+pub(crate) mod upgrade;
 
 use std::{
     fmt,
     hash::{BuildHasher as _, RandomState},
     io,
-    net::TcpListener,
+    net::{SocketAddr, TcpListener},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -42,7 +44,12 @@ use std::{
 };
 
 use axum::Router;
-use tidegate_ops::{budget::Rate, edge::Edge, metrics::Page};
+use tidegate_ops::{
+    budget::Rate,
+    edge::Edge,
+    metrics::Page,
+    succession::{self, Launch, Ports, open},
+};
 use tidegate_reactor::{Listener, Mail, Mailbox, Shard};
 use tokio::runtime::Handle;
 
@@ -55,6 +62,7 @@ use self::{
     http::HttpProxy,
     link::Link,
     request::RouterId,
+    upgrade::{Handing, Upgrades},
 };
 use crate::{
     chooser::{Chooser, Filling, Node},
@@ -153,10 +161,10 @@ impl Default for Options {
 }
 
 impl Proxy {
-    /// Serves a bound listener. Requests that do not stay in a shard run on `runtime`; `assign` answers those that are
-    /// for the router itself. Clients of a node that the chooser has lost are cut.
+    /// Serves those that come to a bound port, once it [listens](Self::listen). Requests that do not stay in a shard run on
+    /// `runtime`; `assign` answers those that are for the router itself. Clients of a node that the chooser has lost are cut.
     pub fn start(
-        listener: TcpListener,
+        address: SocketAddr,
         options: Options,
         chooser: Arc<Chooser>,
         edge: Edge,
@@ -166,8 +174,6 @@ impl Proxy {
         let edge = Arc::new(edge);
         // Differs from every other router's, also of one that is started at the same moment: that is all it is for.
         let router = RouterId(RandomState::new().hash_one(std::process::id()));
-        let address = listener.local_addr()?;
-        let listener = Listener::new(listener)?;
         let shards = (0..options.shards.max(1))
             .map(|_| Shard::<ProxyDriver>::new(QUEUE_BYTES_MAX))
             .collect::<io::Result<Vec<_>>>()?;
@@ -198,8 +204,7 @@ impl Proxy {
         let threads = shards
             .into_iter()
             .enumerate()
-            .map(|(index, mut shard)| {
-                shard.listen(listener.clone())?;
+            .map(|(index, shard)| {
                 let driver = ProxyDriver::new(index, Arc::clone(&shared), Arc::clone(&metrics[index]));
                 spawn(index, shard, driver)
             })
@@ -208,9 +213,21 @@ impl Proxy {
         Ok(Self { shared, stats, mailboxes, threads })
     }
 
+    /// From now on clients are accepted, and those that are here are read.
+    pub fn listen(&self, listener: TcpListener) -> io::Result<()> {
+        open::<Handing>(&self.mailboxes, &Listener::new(listener)?);
+        Ok(())
+    }
+
     /// Clients held, those in HTTP included.
     pub fn connections(&self) -> u64 {
         self.shared.door.connections()
+    }
+
+    /// What an upgrade of this process takes.
+    pub(crate) fn upgrades(&self, launch: Option<Launch>, ports: Ports) -> Arc<Upgrades> {
+        let (has_tls, chooser) = (self.shared.edge.tls.is_some(), Arc::clone(&self.shared.chooser));
+        succession::Upgrades::new(Handing { has_tls, chooser }, launch, self.mailboxes.clone(), ports)
     }
 
     pub(crate) fn walkers(&self) -> Walkers {

@@ -81,13 +81,16 @@ impl ProxyDriver {
         }
         match links.write(to, bytes) {
             Written::Sent => {}
-            Written::Queued | Written::Dropped(_) => {
-                links.set_paused(from, true);
-                links.tell_flushed(to);
-            }
+            Written::Queued | Written::Dropped(_) => Self::wait_for(links, to, from),
             // Its end is told next, and ends the other one.
             Written::Closed => {}
         }
+    }
+
+    /// Where something waits for a connection, its source is not read until that has been sent.
+    pub(super) fn wait_for(links: &mut Links, to: ConnectionId, from: ConnectionId) {
+        links.set_paused(from, true);
+        links.tell_flushed(to);
     }
 
     /// A connection has ended what it sends.

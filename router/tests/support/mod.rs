@@ -61,7 +61,8 @@ impl Router {
         let address = listener.local_addr().unwrap();
         let options = Options { key: KeyRule::Query("key".into()), ..options };
         let (known, assign) = (Arc::clone(&chooser), axum::Router::new());
-        let proxy = Proxy::start(listener, options, known, edge, assign, runtime.handle()).unwrap();
+        let proxy = Proxy::start(address, options, known, edge, assign, runtime.handle()).unwrap();
+        proxy.listen(listener).unwrap();
         Self { proxy, chooser, address, nodes: nodes.to_vec(), _runtime: runtime }
     }
 

@@ -21,3 +21,4 @@ mod serve;
 mod site;
 mod slow;
 mod timeline;
+mod upgrade;

@@ -1,6 +1,11 @@
 //! A router process, and a few gateways behind it.
 
-use std::{fs, net::SocketAddr, process::Command};
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use tempfile::TempDir;
 use tidegate_testkit::{
@@ -30,7 +35,7 @@ pub(crate) struct Router {
     process: Process,
     pub(crate) public: SocketAddr,
     pub(crate) internal: SocketAddr,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 /// Redis, gateways g1, g2, …, and a router that knows them.
@@ -45,13 +50,13 @@ pub(crate) struct Site {
 #[track_caller]
 pub(crate) fn run_to_exit(arguments: &[&str], config: &str) -> Exit {
     let directory = tempfile::tempdir().unwrap();
-    spawn(&directory, arguments, config).wait(DEADLINE)
+    spawn(&product_binary(), &directory, arguments, config).wait(DEADLINE)
 }
 
-fn spawn(directory: &TempDir, arguments: &[&str], config: &str) -> Process {
+fn spawn(program: &Path, directory: &TempDir, arguments: &[&str], config: &str) -> Process {
     let path = directory.path().join("router.toml");
     fs::write(&path, config).unwrap();
-    let mut command = Command::new(product_binary());
+    let mut command = Command::new(program);
     command.args(["router", "--internal", "127.0.0.1:0", "--config"]).arg(path);
     // Off by default; tests ask it where a key belongs.
     command.env("TIDEGATE__ASSIGN__URL", "ws://{address}");
@@ -77,11 +82,25 @@ impl Router {
     /// On a port of before.
     #[track_caller]
     pub(crate) fn start_at(listen: SocketAddr, members: &str, config: &str) -> Self {
+        Self::start_as(&product_binary(), &["--listen", &listen.to_string(), "--members", members], config)
+    }
+
+    /// Of a program that a test may exchange.
+    #[track_caller]
+    pub(crate) fn start_as(program: &Path, arguments: &[&str], config: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let listen = listen.to_string();
-        let mut process = spawn(&directory, &["--listen", &listen, "--members", members], config);
+        let mut process = spawn(program, &directory, arguments, config);
         let (public, internal) = process.wait_line("the router's addresses", DEADLINE, listening);
-        Self { process, public, internal, _directory: directory }
+        Self { process, public, internal, directory }
+    }
+
+    /// What it reads again where it is replaced.
+    pub(crate) fn config_file(&self) -> PathBuf {
+        self.directory.path().join("router.toml")
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.pid()
     }
 
     /// A router of listed gateways.
