@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tidegate_backplane::{Epoch, RedisStartError};
+use tidegate_backplane::{Epoch, RedisStartError, Sink};
 use tidegate_ops::{
     config::Loader,
     handover::{Doorway, DoorwayError},
@@ -181,7 +181,7 @@ impl Server {
         };
         let mut parts =
             Parts::build(&self.config, life, self.public_address, &runtime, tasks.clone(), |sink| {
-                Carrier::new(&self.config, sink, runtime.handle())
+                Carrier::new(&self.config, life, self.predecessor.is_some(), sink, runtime.handle())
             })?;
         let _internal = runtime.enter();
         let clone = |listener: &StdTcpListener| listener.try_clone().map_err(system("a port"));
@@ -192,9 +192,13 @@ impl Server {
             Some(predecessor) => Some(parts.take(predecessor)?),
             None => None,
         };
+        if taken.is_some() {
+            parts.carrier.go_on();
+        }
         let shards = parts.start_shards()?;
         if let Some(taken) = taken {
             taken.settle(&mailboxes).map_err(|error| take_over(&error))?;
+            parts.carrier.begin(Arc::clone(&parts.relay) as Arc<dyn Sink>)?;
         }
         upgrade::open(&mailboxes, &Listener::new(self.public).map_err(system("the public port"))?);
         let listener =
@@ -202,15 +206,17 @@ impl Server {
         let internal_service = internal_router(Arc::clone(&parts.context));
         let internal_task = runtime.spawn(async move { probes::serve(listener, internal_service).await });
         let node = Arc::clone(&parts.shared.node);
+        let keeping = runtime.spawn(housekeeping(Arc::clone(&parts.shared), parts.carrier.clone()));
+        let reporting = runtime.spawn(reporter::run(Arc::clone(&node), Arc::clone(&parts.shared.metrics)));
         let upgrades = Arc::new(Upgrades {
             launch: self.launch,
             shards: mailboxes,
-            memory: parts.carrier.memory().cloned(),
+            carrier: parts.carrier.clone(),
             life: life.0,
             node: Arc::clone(&node),
             public,
             internal,
-            internal_task: internal_task.abort_handle(),
+            tasks: [internal_task.abort_handle(), keeping.abort_handle(), reporting.abort_handle()].into(),
             progress: Mutex::default(),
             given: Notify::new(),
         });
@@ -223,8 +229,6 @@ impl Server {
             node.handover.get_or_init(|| doorway.place().to_string().into());
             runtime.spawn(handover::run(doorway, Arc::clone(&parts.doorkeeper), Arc::clone(&node)));
         }
-        runtime.spawn(housekeeping(Arc::clone(&parts.shared), parts.carrier.clone()));
-        runtime.spawn(reporter::run(Arc::clone(&node), Arc::clone(&parts.shared.metrics)));
         let authenticator = Arc::clone(&parts.shared.authenticator);
         runtime.spawn(async move { authenticator.keep_fresh().await });
         let relay = Arc::clone(&parts.relay);

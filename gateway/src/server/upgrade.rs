@@ -9,13 +9,14 @@
 //! Until `Go` every error, and every end of the other process, has this one go on as if nothing had been: the other process
 //! is ended first, so that never two serve.
 
+mod carrying;
 mod standing;
 pub(super) mod successor;
 
 use std::{
     ffi::OsString,
     net::TcpListener,
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
@@ -24,17 +25,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tidegate_backplane::{Channel, MemoryBackplane};
+use tidegate_backplane::{Channel, HandOnError, TakeInError};
 use tidegate_ops::{
     probes,
     succession::{Successor, Talk, TalkError, memory_file},
 };
 use tidegate_reactor::{Connections, Listener, Mail};
-use tidegate_wire::{fields::Writer, succession::Step};
+use tidegate_wire::{
+    fields::{Malformed, Writer},
+    succession::{SOCKETS_MAX, Step},
+};
 use tokio::{sync::Notify, task::AbortHandle};
 
 use crate::{
     node::{Node, Stage},
+    server::carrier::Carrier,
     session::{
         Session,
         core::{Command, Core, ShardMailbox},
@@ -50,8 +55,8 @@ pub struct Launch {
     pub args: Vec<OsString>,
 }
 
-/// Of the state as a whole: shards with their records, and the backplane.
-const FORM: u8 = 1;
+/// Of the state as a whole: shards with their records, lists of those who are in channels, and the backplane.
+const FORM: u8 = 2;
 
 /// A process reads its configuration, builds its parts and says that it is ready in this time.
 const READY_PATIENCE: Duration = Duration::from_secs(30);
@@ -109,6 +114,12 @@ pub(crate) enum UpgradeError {
         "its configuration has {has} shards, and this process runs {had}: a change of that needs a restart"
     )]
     Shards { had: u32, has: u32 },
+    #[error(transparent)]
+    HandOn(#[from] HandOnError),
+    #[error(transparent)]
+    TakeIn(#[from] TakeInError),
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
     #[error("the system refuses: {0}")]
     State(#[from] std::io::Error),
     /// There is no way back.
@@ -120,14 +131,13 @@ pub(crate) enum UpgradeError {
 pub(crate) struct Upgrades {
     pub(super) launch: Option<Launch>,
     pub(super) shards: Vec<ShardMailbox>,
-    /// `None`: publications are carried by something else, which this does not hand on.
-    pub(super) memory: Option<Arc<MemoryBackplane>>,
+    pub(super) carrier: Carrier,
     pub(super) life: u64,
     pub(super) node: Arc<Node>,
     pub(super) public: TcpListener,
     pub(super) internal: TcpListener,
-    /// What accepts on the internal port.
-    pub(super) internal_task: AbortHandle,
+    /// What accepts on the internal port, and what says to others that this node is there.
+    pub(super) tasks: Vec<AbortHandle>,
     pub(super) progress: Mutex<Progress>,
     pub(super) given: Notify,
 }
@@ -243,9 +253,7 @@ impl Upgrades {
 
     fn check(&self) -> Result<&Launch, UpgradeError> {
         let config = self.node.config();
-        let why = if self.memory.is_none() {
-            "a gateway with Redis cannot hand its connections on yet: restart it, and its clients recover what they miss"
-        } else if config.tls.is_on() {
+        let why = if config.tls.is_on() {
             "a gateway that ends TLS itself cannot hand its sessions on: restart it, or end TLS before it"
         } else if config.handover.socket.is_some() {
             "a gateway that takes connections over from a router (`handover.socket`) cannot hand them on yet: restart it"
@@ -256,6 +264,7 @@ impl Upgrades {
         } else if std::process::id() == 1 {
             "this process is the first of its container, which ends with it: start a new container"
         } else {
+            self.carrier.can_go_on()?;
             return self.launch.as_ref().ok_or(UpgradeError::NotHere(NO_PROGRAM));
         };
         Err(UpgradeError::NotHere(why))
@@ -278,6 +287,7 @@ impl Upgrades {
             error => error,
         })?;
         paused = Paused::begin(self)?;
+        paused.settle()?;
         standing = paused.stand()?;
         self.describe(&successor.talk, &standing)?;
         let refused = match successor.talk.hear(TAKEN_PATIENCE, |_| 0)?.0 {
@@ -286,6 +296,7 @@ impl Upgrades {
             _ => return Err(UpgradeError::Unexpected),
         };
         standing.check()?;
+        self.carrier.stands()?;
         self.commit(&successor.talk)?;
         // From here on there is no way back.
         self.forward(&successor.talk);
@@ -333,11 +344,17 @@ impl Upgrades {
             out.u32(*newest_generation);
             out.list(records.iter(), |out, (_, record)| out.bytes(record));
         });
-        out.bytes(&self.memory.as_ref().map_or_else(Vec::new, |memory| memory.to_bytes()));
+        self.node.rosters().write(&mut out);
+        let own = self.carrier.write(&mut out)?;
         let state = memory_file(&out.into_bytes())?;
-        let sockets = standing.written.iter().map(|written| written.records.len() as u32).sum();
-        talk.say(&Step::State { sockets }, &[state.as_fd()])?;
-        standing.send_sockets(talk)
+        let connections: usize = standing.written.iter().map(|written| written.records.len()).sum();
+        talk.say(&Step::State { sockets: (connections + own.len()) as u32 }, &[state.as_fd()])?;
+        standing.send_sockets(talk)?;
+        for portion in own.chunks(SOCKETS_MAX) {
+            let sockets: Vec<BorrowedFd<'_>> = portion.iter().map(OwnedFd::as_fd).collect();
+            talk.say(&Step::Sockets { number: sockets.len() as u32 }, &sockets)?;
+        }
+        Ok(())
     }
 
     /// The last moment at which this process may go on.
@@ -349,7 +366,7 @@ impl Upgrades {
         talk.say(&Step::Go, &[])?;
         *progress = Progress::Given;
         drop(progress);
-        self.internal_task.abort();
+        self.tasks.iter().for_each(AbortHandle::abort);
         // Heads that are read from now on are refused here.
         self.node.set_stage(Stage::Closing);
         Ok(())
@@ -357,7 +374,6 @@ impl Upgrades {
 
     /// Connections that stayed leave their channels there.
     fn forward(&self, talk: &Talk) {
-        let Some(memory) = &self.memory else { return };
         // The end of this process is the end of the talk.
         let Ok(talk) = talk.try_clone() else { return };
         let tell = move |channel: &Channel, connection: Option<&str>| {
@@ -367,7 +383,7 @@ impl Upgrades {
                 tracing::warn!(%error, "the new process still lists a connection that has left");
             }
         };
-        memory.give_away(Box::new(tell));
+        self.carrier.give_away(Box::new(tell));
     }
 
     fn progress(&self) -> std::sync::MutexGuard<'_, Progress> {
@@ -396,10 +412,22 @@ impl<'u> Paused<'u> {
     fn begin(upgrades: &'u Upgrades) -> Result<Self, UpgradeError> {
         let paused = Self { upgrades, is_given: false };
         ask_all(&upgrades.shards, |_, connections| connections.hold_reads(true))?;
-        if let Some(memory) = &upgrades.memory {
-            memory.suspend();
-        }
+        upgrades.carrier.suspend();
         Ok(paused)
+    }
+
+    /// Waits until what was begun has ended, but not for long, and has nothing more arrive.
+    fn settle(&self) -> Result<(), UpgradeError> {
+        let (shards, carrier) = (&self.upgrades.shards, &self.upgrades.carrier);
+        let began = Instant::now();
+        let mut quiet = 0;
+        while quiet < 2 && began.elapsed() < SETTLE_MAX {
+            // What a shard was given before it is asked is under way when it answers.
+            let has_begun = ask_all(shards, |core, _| core.legacies.is_empty())?.into_iter().all(|it| it);
+            quiet = if has_begun && carrier.is_quiet() { quiet + 1 } else { 0 };
+            std::thread::park_timeout(SETTLE_PAUSE);
+        }
+        carrier.halt()
     }
 
     /// Stops all shards when nothing is on its way: two looks one after the other at all of them find nothing, so none of them
@@ -432,10 +460,8 @@ impl<'u> Paused<'u> {
 
 impl Drop for Paused<'_> {
     fn drop(&mut self) {
-        if !self.is_given
-            && let Some(memory) = &self.upgrades.memory
-        {
-            memory.resume();
+        if !self.is_given {
+            self.upgrades.carrier.resume();
         }
         for shard in &self.upgrades.shards {
             if self.is_given {

@@ -11,7 +11,8 @@ use tokio::time::{Instant, timeout};
 
 use super::around::Around;
 use super::dial::{Connection, next, send};
-use super::driver::{Side, drive};
+use super::driver::{Side, Signals, drive};
+use super::halt::Part;
 use super::link::Link;
 use super::live::{Live, Sent};
 use super::pipe::Answers;
@@ -71,14 +72,14 @@ pub(super) async fn run(
         around,
         subscriber,
         probe,
-        began: now,
         probed: None,
         probe_at: now,
         judged_at: now + SILENCE_DEADLINE[0],
         is_late: false,
     };
+    let signals = Signals { filled: &live.outbox.filled, halt: &live.halt, part: Part::Feed };
     tokio::select! {
-        trouble = drive(connection, &live.outbox.filled, &mut feed) => live.give_up(trouble),
+        trouble = drive(connection, signals, &mut feed) => live.give_up(trouble),
         () = live.ended.cancelled() => {}
     }
 }
@@ -90,8 +91,6 @@ struct Feed<'a> {
     around: &'a dyn Around,
     subscriber: &'a dyn Subscriber,
     probe: Option<Probe>,
-    /// Probes carry the time since then.
-    began: Instant,
     /// What becomes of the last one.
     probed: Option<oneshot::Receiver<Answers>>,
     probe_at: Instant,
@@ -111,6 +110,14 @@ impl Side for Feed<'_> {
         let (subscriber, mut outcome) = (self.subscriber, Ok(()));
         subscriber.together(&mut || outcome = self.take_all(inbound));
         outcome
+    }
+
+    fn is_at_rest(&self) -> bool {
+        true
+    }
+
+    fn probe(&self) -> Option<Box<str>> {
+        self.probe.as_ref().map(|probe| probe.tag.clone())
     }
 
     fn due_at(&self) -> Instant {
@@ -210,7 +217,9 @@ impl Feed<'_> {
         let Ok(sent_us) = sent_us.try_into().map(u64::from_be_bytes) else { return };
         // A probe of the session before may come late.
         if *session == self.live.session.0.to_be_bytes() {
-            self.link.counts.set_lag(self.began.elapsed().saturating_sub(Duration::from_micros(sent_us)));
+            self.link
+                .counts
+                .set_lag(self.live.began.elapsed().saturating_sub(Duration::from_micros(sent_us)));
         }
     }
 
@@ -229,7 +238,7 @@ impl Feed<'_> {
             self.live.outbox.push(&redis::cmd("PING"));
             return;
         };
-        let sent_us = self.began.elapsed().as_micros() as u64;
+        let sent_us = self.live.began.elapsed().as_micros() as u64;
         let commands = [&probe.publish(self.link, self.live, sent_us), &probe.write()];
         self.probed = self.live.post(&commands);
     }

@@ -3,15 +3,12 @@
 use std::{
     net::{TcpListener, TcpStream},
     os::fd::OwnedFd,
-    sync::{
-        Arc,
-        mpsc::{self, RecvTimeoutError},
-    },
+    sync::Arc,
     thread,
     time::Duration,
 };
 
-use tidegate_backplane::{Backplane, Channel, Epoch, MemoryBackplane};
+use tidegate_backplane::{Backplane, Channel, Epoch};
 use tidegate_ops::succession::{Talk, TalkError, read_memory_file};
 use tidegate_wire::{
     fields::{Malformed, Reader},
@@ -23,12 +20,10 @@ use super::{FORM, UpgradeError, ask};
 use crate::{
     app::apps::Apps,
     config::Config,
+    node::roster::Rosters,
     protocols::{FORMS, PROTOCOLS},
-    server::{Server, StartError, parts::Parts, take_over},
-    session::{
-        core::ShardMailbox,
-        moving::{Readable, Reading},
-    },
+    server::{Server, StartError, carrier::Carrier, parts::Parts, take_over},
+    session::{core::ShardMailbox, moving::Readable},
 };
 
 /// What was given first: where to listen, and who to be.
@@ -102,7 +97,12 @@ impl Predecessor {
     }
 
     /// Says that it is ready, and takes what it is given: when this returns, everything is this process's.
-    pub(crate) fn take(&self, memory: &MemoryBackplane, apps: &Apps) -> Result<Taken, UpgradeError> {
+    pub(crate) fn take(
+        &self,
+        carrier: &Carrier,
+        rosters: &Rosters,
+        apps: &Apps,
+    ) -> Result<Taken, UpgradeError> {
         self.talk.say(&Step::Ready, &[])?;
         let state = |step: &Step| usize::from(matches!(step, Step::State { .. }));
         let (Step::State { sockets }, file) = self.talk.hear(STATE_PATIENCE, state)? else {
@@ -111,7 +111,7 @@ impl Predecessor {
         let file = file.into_iter().next().ok_or(UpgradeError::Unexpected)?;
         let state = read_memory_file(file)?;
         let sockets = self.take_sockets(sockets as usize)?;
-        let (taken, refused) = Taken::read(&state, sockets, memory, apps).map_err(TalkError::from)?;
+        let (taken, refused) = Taken::read(&state, sockets, carrier, rosters, apps)?;
         if refused.len() > REFUSED_MAX {
             let why = "the connections are written in a form that this version does not read";
             return Err(UpgradeError::Refused(why.into()));
@@ -129,12 +129,12 @@ impl Predecessor {
         }
     }
 
-    fn take_sockets(&self, number: usize) -> Result<Vec<TcpStream>, UpgradeError> {
+    fn take_sockets(&self, number: usize) -> Result<Vec<OwnedFd>, UpgradeError> {
         let of = |step: &Step| if let Step::Sockets { number } = step { *number as usize } else { 0 };
         let mut sockets = Vec::new();
         while sockets.len() < number {
             match self.talk.hear(PATIENCE, of)? {
-                (Step::Sockets { .. }, more) => sockets.extend(more.into_iter().map(TcpStream::from)),
+                (Step::Sockets { .. }, more) => sockets.extend(more),
                 _ => return Err(UpgradeError::Unexpected),
             }
         }
@@ -181,8 +181,7 @@ impl Server {
 impl Parts {
     /// When this returns, all that the other process had is this one's.
     pub(in crate::server) fn take(&self, predecessor: &Predecessor) -> Result<Taken, StartError> {
-        let memory = self.carrier.memory().ok_or(UpgradeError::NotHere(OTHER_BACKPLANE));
-        let taken = memory.and_then(|memory| predecessor.take(memory, &self.shared.apps));
+        let taken = predecessor.take(&self.carrier, self.shared.node.rosters(), &self.shared.apps);
         taken.map_err(|error| {
             predecessor.refuse(&error);
             take_over(&error)
@@ -190,23 +189,22 @@ impl Parts {
     }
 }
 
-const OTHER_BACKPLANE: &str =
-    "its configuration names another backplane than memory: a change of that needs a restart";
-
 impl Taken {
     /// Reads what was written, and the places of connections that are not understood.
     fn read(
         state: &[u8],
-        sockets: Vec<TcpStream>,
-        memory: &MemoryBackplane,
+        mut sockets: Vec<OwnedFd>,
+        carrier: &Carrier,
+        rosters: &Rosters,
         apps: &Apps,
-    ) -> Result<(Self, Vec<u32>), Malformed> {
+    ) -> Result<(Self, Vec<u32>), UpgradeError> {
         let mut fields = Reader::new(state);
         if fields.u8()? != FORM {
-            return Err(Malformed);
+            return Err(Malformed.into());
         }
         let written = fields.list(|fields| Ok((fields.u32()?, fields.list(Reader::bytes)?)))?;
-        memory.take_in(fields.bytes()?)?;
+        rosters.take_in(&mut fields)?;
+        carrier.take_in(&mut fields, &mut sockets)?;
         fields.end()?;
         // Clients wait for this: what each shard wrote is read beside what the others did.
         let forms = FORMS.by_name();
@@ -222,7 +220,7 @@ impl Taken {
                 .collect::<Result<Vec<_>, _>>()
         })?;
         let (mut shards, mut refused, mut at) = (Vec::new(), Vec::new(), 0);
-        let mut sockets = sockets.into_iter();
+        let mut sockets = sockets.into_iter().map(TcpStream::from);
         for ((newest_generation, _), read) in written.into_iter().zip(read) {
             let mut connections = Vec::with_capacity(read.len());
             for readable in read {
@@ -236,7 +234,7 @@ impl Taken {
             shards.push(Shard { newest_generation, connections });
         }
         if sockets.next().is_some() {
-            return Err(Malformed);
+            return Err(Malformed.into());
         }
         Ok((Self { shards }, refused))
     }
@@ -244,25 +242,18 @@ impl Taken {
     /// Has the shards go on with the connections. When this returns all of them are there, and nothing was read or delivered.
     pub(crate) fn settle(self, mailboxes: &[ShardMailbox]) -> Result<(), UpgradeError> {
         let mut begun = Vec::new();
-        let (reading, read) = mpsc::channel();
         for (shard, mailbox) in self.shards.into_iter().zip(mailboxes) {
             let Shard { newest_generation, connections: taken } = shard;
-            let reading = Reading::clone(&reading);
             begun.push(ask(mailbox, move |core, connections| {
                 connections.hold_reads(true);
                 connections.number_after(newest_generation);
                 for (readable, socket) in taken {
-                    core.go_on(connections, readable, socket, &reading);
+                    core.go_on(connections, readable, socket);
                 }
             }));
         }
         for done in begun {
             done.recv_timeout(PATIENCE).map_err(|_| UpgradeError::Shard)?;
-        }
-        drop(reading);
-        // Its end is that all have been read.
-        if read.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
-            tracing::warn!("not all lists of those who are in channels could be read at once");
         }
         Ok(())
     }
