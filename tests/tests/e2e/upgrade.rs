@@ -1,5 +1,7 @@
 //! A gateway that is replaced by another process while its connections stay open.
 
+mod redis;
+
 use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
@@ -11,7 +13,6 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use tidegate_testkit::redis::{RedisCluster, RedisServer, Sentinel};
 use tidegate_testkit::{
     DEADLINE, Gateway, GatewayBuilder, Process, RawTcp, Received, Rest, SseClient, Stop, Tool, WsClient, end,
     eventually, eventually_some, masked_frame, memory::descriptors, net::SocketOptions, pid_runs,
@@ -133,31 +134,6 @@ fn nobody_is_closed_and_nothing_is_lost_doubled_or_out_of_order() {
     all_stay(&Carried::in_memory());
 }
 
-#[test]
-fn nobody_is_closed_and_nothing_is_lost_doubled_or_out_of_order_over_redis() {
-    let redis = RedisServer::start();
-    all_stay(&Carried::over(redis.url(), ANYONE));
-}
-
-#[test]
-fn nobody_is_closed_and_nothing_is_lost_doubled_or_out_of_order_over_several_servers() {
-    let servers = [RedisServer::start(), RedisServer::start()];
-    let [first, second] = servers.each_ref().map(|server| server.address());
-    all_stay(&Carried::over(format!("redis://{first},{second}"), ANYONE));
-}
-
-#[test]
-fn nobody_is_closed_and_nothing_is_lost_doubled_or_out_of_order_over_a_cluster() {
-    let cluster = RedisCluster::start(3, 0);
-    all_stay(&Carried::over(cluster.url(), ANYONE));
-}
-
-#[test]
-fn nobody_is_closed_and_nothing_is_lost_doubled_or_out_of_order_with_sentinels() {
-    let sentinel = Sentinel::start();
-    all_stay(&Carried::over(sentinel.url(), ANYONE));
-}
-
 /// Raw WebSockets and event streams, with history and without, under publications over HTTP and by a client, and from
 /// another node.
 #[track_caller]
@@ -176,6 +152,13 @@ fn all_stay(carried: &Carried) {
         move |number: usize| drop(rest.publish(channel, &number.to_string()))
     };
     let mut talker = WsClient::connect(gateway.public(), "/ws?channel=talk");
+    let nodes = || {
+        let nodes = publishing.internal_rest().with_key("dev-key").get("/v1/nodes").json();
+        let name = |node: &serde_json::Value| node["name"].as_str().unwrap().to_owned();
+        nodes["nodes"].as_array().unwrap().iter().map(name).collect::<Vec<_>>()
+    };
+    let before = 1 + usize::from(carried.other.is_some());
+    eventually("all are announced", DEADLINE, || nodes().len() == before);
     let publishers = [
         (Publisher::start(rest(publishing, "plain")), "plain"),
         (Publisher::start(rest(&gateway, "kept:a")), "kept:a"),
@@ -192,6 +175,7 @@ fn all_stay(carried: &Carried) {
     for _ in 0..4 {
         publishers.iter().for_each(|(publisher, _)| publisher.more(20));
         let process = successors.upgrade(&gateway);
+        assert_eq!(nodes().len(), before, "other nodes see nothing");
         publishers.iter().for_each(|(publisher, _)| publisher.more(20));
         assert_eq!(gateway.internal_rest().get("/readyz").status, 200);
         gateway.eventually_connections(sockets.len() + streams.len() + 2);
@@ -264,12 +248,6 @@ fn clients_of_pusher_stay() {
     pushers_clients_stay(&Carried::in_memory());
 }
 
-#[test]
-fn clients_of_pusher_stay_over_redis() {
-    let redis = RedisServer::start();
-    pushers_clients_stay(&Carried::over(redis.url(), PUSHER));
-}
-
 const CENTRIFUGE: &str = concat!(
     "[limits]\npublishes_per_second = 100000\nmessages_per_second = 100000\n",
     include_str!("../../clients/node/centrifuge/gateway.toml"),
@@ -291,12 +269,6 @@ fn centrifugos_clients_stay(carried: &Carried, encoding: &str) {
 #[test]
 fn clients_of_centrifugo_stay_in_json() {
     centrifugos_clients_stay(&Carried::in_memory(), "json");
-}
-
-#[test]
-fn clients_of_centrifugo_stay_over_redis() {
-    let redis = RedisServer::start();
-    centrifugos_clients_stay(&Carried::over(redis.url(), CENTRIFUGE), "json");
 }
 
 #[test]
@@ -410,12 +382,6 @@ fn a_program_that_does_not_serve_changes_nothing() {
 #[test]
 fn a_process_that_ends_before_it_has_taken_over_changes_nothing() {
     goes_on_after_a_failure(&Carried::in_memory());
-}
-
-#[test]
-fn a_process_that_ends_before_it_has_taken_over_changes_nothing_over_redis() {
-    let redis = RedisServer::start();
-    goes_on_after_a_failure(&Carried::over(redis.url(), ANYONE));
 }
 
 /// It ends, or hangs, when it was given everything and has not said that it understood it.
@@ -568,12 +534,6 @@ const ROOM: &str = "[namespaces.room]\npresence = true\nanonymous_subscribe = tr
 #[test]
 fn nobody_joins_or_leaves() {
     presence_stays(&Carried::in_memory());
-}
-
-#[test]
-fn nobody_joins_or_leaves_over_redis() {
-    let redis = RedisServer::start();
-    presence_stays(&Carried::over(redis.url(), ROOM));
 }
 
 /// Who is told who comes and goes hears of nobody; those who are there are there under their names, and leave later.
