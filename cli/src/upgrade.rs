@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
-use tidegate_gateway::server::Launch;
+use tidegate_ops::succession::Launch;
 
 use crate::args::UpgradeArgs;
 

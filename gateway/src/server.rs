@@ -9,7 +9,7 @@ mod upgrade;
 use std::{
     io,
     net::{SocketAddr, TcpListener as StdTcpListener},
-    sync::{Arc, Mutex},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -20,16 +20,16 @@ use tidegate_ops::{
     handover::{Doorway, DoorwayError},
     listener::{ListenError, listen, listen_shared},
     probes, stopping,
+    succession::{End, Launch, Ports, Predecessor, open},
 };
 use tidegate_reactor::{Listener, Shard};
-use tokio::{runtime::Runtime, sync::Notify, time::MissedTickBehavior};
+use tokio::{runtime::Runtime, time::MissedTickBehavior};
 use tokio_util::task::TaskTracker;
 
 use carrier::Carrier;
 use parts::Parts;
 use reload::Reloading;
-pub use upgrade::Launch;
-use upgrade::{End, Upgrades, successor::Predecessor};
+use upgrade::{Handing, Upgrades, successor};
 
 use crate::{
     app::apps::{self},
@@ -176,7 +176,7 @@ impl Server {
         let runtime = runtime(self.config.shards.get())?;
         let tasks = TaskTracker::new();
         let life = match &self.predecessor {
-            Some(predecessor) => predecessor.life,
+            Some(predecessor) => Epoch(predecessor.life),
             None => new_life().map_err(system("the random source"))?,
         };
         let mut parts =
@@ -197,10 +197,10 @@ impl Server {
         }
         let shards = parts.start_shards()?;
         if let Some(taken) = taken {
-            taken.settle(&mailboxes).map_err(|error| take_over(&error))?;
+            successor::settle(taken, &mailboxes).map_err(|error| take_over(&error))?;
             parts.carrier.begin(Arc::clone(&parts.relay) as Arc<dyn Sink>)?;
         }
-        upgrade::open(&mailboxes, &Listener::new(self.public).map_err(system("the public port"))?);
+        open::<Handing>(&mailboxes, &Listener::new(self.public).map_err(system("the public port"))?);
         let listener =
             tokio::net::TcpListener::from_std(self.internal).map_err(system("the internal port"))?;
         let internal_service = internal_router(Arc::clone(&parts.context));
@@ -208,22 +208,15 @@ impl Server {
         let node = Arc::clone(&parts.shared.node);
         let keeping = runtime.spawn(housekeeping(Arc::clone(&parts.shared), parts.carrier.clone()));
         let reporting = runtime.spawn(reporter::run(Arc::clone(&node), Arc::clone(&parts.shared.metrics)));
-        let upgrades = Arc::new(Upgrades {
-            launch: self.launch,
-            shards: mailboxes,
-            carrier: parts.carrier.clone(),
-            life: life.0,
-            node: Arc::clone(&node),
-            public,
-            internal,
-            tasks: [internal_task.abort_handle(), keeping.abort_handle(), reporting.abort_handle()].into(),
-            progress: Mutex::default(),
-            given: Notify::new(),
-        });
+        let tasks_of_node = [keeping.abort_handle(), reporting.abort_handle()];
+        let (carrier, of) = (parts.carrier.clone(), Arc::clone(&node));
+        let handing = Handing { carrier, life: life.0, node: of, tasks: tasks_of_node };
+        let ports = Ports { public, internal, internal_task: internal_task.abort_handle() };
+        let upgrades = Upgrades::new(handing, self.launch, mailboxes, ports);
         upgrades.offer(&parts.context.upgrade);
         runtime.spawn(stopping::at_user_signal(upgrades.at_signal()));
         if let Some(predecessor) = predecessor {
-            predecessor.serve(Arc::clone(node.backplane()), runtime.handle().clone());
+            successor::serve(predecessor, Arc::clone(node.backplane()), runtime.handle().clone());
         }
         if let Some(doorway) = self.doorway {
             node.handover.get_or_init(|| doorway.place().to_string().into());

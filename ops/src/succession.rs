@@ -1,7 +1,22 @@
-//! A process that takes the place of another: it is started by it, with one end of a `SOCK_SEQPACKET` pair as its standard
-//! input. Nobody else can have that end, so there is no name, and nobody to be checked.
+//! Another process takes this one's place, with its connections (docs/adr/0026-live-upgrade.md).
 //!
-//! What is said over it is `tidegate_wire::succession`; this file carries records and descriptors, with a bound on each wait.
+//! ```text
+//! start it, with the listening sockets ─► it is ready ─► nothing is begun any more (`Upgradable::suspend`)
+//!   ─► all that was begun has ended ─► each shard stands still and writes down its connections (`standing`)
+//!   ─► it has read all of that (`predecessor`) ─► Go ─► shards let go of what moved, and see to the others
+//! ```
+//!
+//! Until `Go` every error, and every end of the other process, has this one go on as if nothing had been: the other process
+//! is ended first, so that never two serve. What a gateway or a router has to hand on is its own matter ([`Upgradable`]).
+//!
+//! The other process is started with one end of a `SOCK_SEQPACKET` pair as its standard input. Nobody else can have that
+//! end, so there is no name, and nobody to be checked. What is said over it is `tidegate_wire::succession`; this file carries
+//! records and descriptors, with a bound on each wait.
+
+mod predecessor;
+mod shards;
+mod standing;
+mod upgrades;
 
 use std::{
     ffi::OsString,
@@ -23,6 +38,14 @@ use tidegate_wire::{
     fields::Malformed,
     succession::{RECORD_BYTES_MAX, SOCKETS_MAX, Step},
 };
+
+pub use predecessor::{Predecessor, STATE_PATIENCE, Taken};
+pub use shards::{ShardMailbox, Work, ask_all, send};
+pub use standing::{Record, Written};
+pub use upgrades::{End, Launch, Ports, Upgradable, UpgradeError, Upgrades, open};
+
+/// Of the state as a whole: shards with their records, and what goes along beside them.
+const FORM: u8 = 3;
 
 /// One end of what two such processes say to each other. Blocks.
 #[derive(Debug)]

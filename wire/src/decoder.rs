@@ -197,7 +197,7 @@ impl Decoder {
         let fresh = input.len().min(HEADER_BYTES_MAX - kept);
         let mut joined = partial.header;
         joined[kept..kept + fresh].copy_from_slice(&input[..fresh]);
-        let message = partial.message.as_ref();
+        let message = partial.message.as_ref().map(MessagePartial::begun);
         let rules = Rules { compression: self.compression, message, message_bytes_max };
         match Header::parse(&joined[..kept + fresh], &rules)? {
             Some((header, len)) => {

@@ -121,6 +121,15 @@ impl Framing {
     }
 }
 
+impl Head<'_> {
+    /// Whether a body follows the head (RFC 9112 §6.3). A length of zero counts as none, however it is written; anything
+    /// unclear counts as a body, so that nothing which might be one is read as the next protocol.
+    #[must_use]
+    pub fn has_body(&self) -> bool {
+        !Framing::of(self).is_ok_and(Framing::is_over)
+    }
+}
+
 /// A number in nothing but digits, without a sign.
 fn digits(text: &[u8]) -> Option<u64> {
     let digits = text.iter().all(u8::is_ascii_digit).then_some(text)?;

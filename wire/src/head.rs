@@ -4,8 +4,6 @@ use std::{borrow::Cow, mem::MaybeUninit};
 
 use percent_encoding::percent_decode_str;
 
-use crate::framing::Framing;
-
 /// Headers beyond this refuse the request. Browsers send 15 to 25.
 pub const HEADERS_MAX: usize = 64;
 
@@ -151,13 +149,6 @@ impl<'b> Head<'b> {
             (Some(host), None) if is_host(host) => Ok(()),
             _ => Err(HeadError::Host),
         }
-    }
-
-    /// Whether a body follows the head (RFC 9112 §6.3). A length of zero counts as none, however it is written; anything
-    /// unclear counts as a body, so that nothing which might be one is read as the next protocol.
-    #[must_use]
-    pub fn has_body(&self) -> bool {
-        !Framing::of(self).is_ok_and(Framing::is_over)
     }
 }
 

@@ -10,10 +10,9 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 use crate::command::{cargo, output, run as run_command};
-use crate::prepare;
+use crate::prepare::{self, NoEngine};
 use crate::workspace::Workspace;
 use engine::Engine;
-pub(crate) use engine::NoEngine;
 
 /// The executable of `tests/tests` that holds the image and the compose file against that engine.
 pub(crate) const TESTS: &str = "containers";

@@ -8,7 +8,6 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::command::{output, run, succeeds, which};
-use crate::containers::NoEngine;
 use crate::workspace::Workspace;
 
 /// A program that tests run, how to see that it is there, and the Debian packages that bring it.
@@ -94,6 +93,11 @@ pub(crate) fn operators_tools(workspace: &Workspace) -> PathBuf {
 pub(crate) fn redis() -> Result<()> {
     system_packages(&[REDIS, NSS_WRAPPER])
 }
+
+/// There can be no engine here: no permission, or no support in the kernel.
+#[derive(Debug, thiserror::Error)]
+#[error("no container engine can be started here: {0}")]
+pub(crate) struct NoEngine(pub(crate) String);
 
 /// A container engine with Compose.
 pub(crate) fn containers(workspace: &Workspace) -> Result<()> {

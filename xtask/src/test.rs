@@ -177,7 +177,7 @@ fn chosen(options: &Options) -> Vec<Step> {
 fn attempt(workspace: &Workspace, step: Step, options: &Options) -> Outcome {
     match step.run(workspace, options) {
         Ok(()) => Outcome::Passed,
-        Err(error) if error.is::<containers::NoEngine>() => {
+        Err(error) if error.is::<prepare::NoEngine>() => {
             let told = format!("{error}; elsewhere: cargo xtask {}", step.name());
             println!("skipped: {told}");
             Outcome::Skipped(told)

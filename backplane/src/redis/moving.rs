@@ -17,6 +17,7 @@ use super::{
     backplane::RedisBackplane,
     contract::{LinkId, Seat, Session},
     error::RedisStartError,
+    links::Halted,
     options::RedisOptions,
 };
 use crate::{OnLeave, Sink};
@@ -109,24 +110,28 @@ impl RedisBackplane {
         core.gate.open();
     }
 
-    /// Everything, as of now, with the sockets that belong to it. After [`halt`](Self::halt).
-    pub fn to_bytes(&self) -> Result<(Vec<u8>, Vec<OwnedFd>), HandOnError> {
+    /// Everything, as of now. After [`halt`](Self::halt).
+    pub fn to_bytes(&self) -> Vec<u8> {
         let core = &self.core;
         let mut out = Writer::default();
         out.u8(VERSION);
         out.text(core.prefix.as_str());
-        let halted = core.halted.lock().unwrap_or_else(PoisonError::into_inner);
-        let sockets = core.links.write(&halted, &mut out)?;
-        drop(halted);
+        core.links.write(&core.halted.lock().unwrap_or_else(PoisonError::into_inner), &mut out);
         core.subscriptions.write(&mut out);
         out.option(core.orders.seat(), write_seat);
         core.registry.write(&mut out);
         core.presence.write(&mut out);
         out.bool(core.doubt.is_there());
-        Ok((out.into_bytes(), sockets))
+        out.into_bytes()
     }
 
-    /// Whether what [`to_bytes`](Self::to_bytes) wrote is so still.
+    /// The sockets that belong to what [`to_bytes`](Self::to_bytes) has written.
+    pub fn sockets(&self) -> Result<Vec<OwnedFd>, HandOnError> {
+        let halted = self.core.halted.lock().unwrap_or_else(PoisonError::into_inner);
+        halted.iter().flat_map(Halted::sockets).collect::<io::Result<_>>().map_err(HandOnError::Socket)
+    }
+
+    /// Whether the sessions that were halted are those of the servers still.
     pub fn stands(&self) -> Result<(), HandOnError> {
         let halted = self.core.halted.lock().unwrap_or_else(PoisonError::into_inner);
         self.core.links.stands(&halted)

@@ -5,8 +5,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use tidegate_bench::compare::launch::Places;
 use tidegate_bench::compare::plan::{Group, Measure, Sizes};
-use tidegate_bench::compare::servers::{Places, Server};
+use tidegate_bench::compare::servers::Server;
 use tidegate_bench::compare::{CompareOptions, run, table};
 use tidegate_bench::worker::{self, WorkerOptions};
 

@@ -8,6 +8,7 @@ use crate::centrifuge::{Dialect, SECRET, token};
 use crate::client::Role;
 use crate::publish::{Pace, Request};
 
+use super::launch::{Places, Running, write};
 use super::plan::{Measure, Scenario, Sizes};
 use super::process::{cpu_ns, pss_bytes};
 use super::redis::wire::{Posts, Redis};
@@ -15,7 +16,7 @@ use super::rig::{
     MeasureError, Reading, Rig, WARMUP_CONNECTIONS, WARMUP_PUBLICATIONS, Window, one_channel, publisher,
     publisher_of, wait_quiet,
 };
-use super::servers::{Places, Running, Server, launch_gateway, start_gateway, start_redis, write};
+use super::servers::{Server, launch_gateway, start_gateway, start_redis};
 
 const JSON: Dialect = Dialect { is_protobuf: false, recovers: false };
 const PROTOBUF: Dialect = Dialect { is_protobuf: true, recovers: false };

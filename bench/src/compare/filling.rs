@@ -9,13 +9,11 @@ use crate::client::{Fleet, Role};
 use crate::publish::{Pace, Publisher};
 use crate::target::Target;
 
+use super::launch::{Places, Running, ServerError, environment, free_address, write};
 use super::plan::{Measure, Sizes};
 use super::rig::{MeasureError, Reading, Rig, publisher, stuck};
 use super::scaling::{metric, wait_metric};
-use super::servers::{
-    Places, Running, ServerError, environment, free_address, launch_gateway_at, start_redis,
-    start_router_with, write,
-};
+use super::servers::{launch_gateway_at, start_redis, start_router_with};
 
 /// Of placement.
 const BOUND: f64 = 1.25;

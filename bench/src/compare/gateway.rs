@@ -10,13 +10,14 @@ use crate::probe::Probe;
 use crate::publish::Pace;
 use crate::target::Target;
 
+use super::launch::{Places, Running};
 use super::plan::{Measure, Scenario, Sizes};
 use super::process::{cpu_ns, pss_bytes};
 use super::rig::{
     MeasureError, PUBLISHERS_IN_FLIGHT, Reading, Rig, TURN, WARMUP_CONNECTIONS, Window, one_channel,
     order_at_the_end, publisher, stuck, wait_quiet,
 };
-use super::servers::{Places, Running, Server, start};
+use super::servers::{Server, start};
 
 const ECHO_BYTES: usize = 512;
 const ECHO_CONNECTIONS: u32 = 100;

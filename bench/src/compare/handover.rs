@@ -6,12 +6,11 @@ use std::fs;
 use crate::client::Role;
 use crate::publish::Pace;
 
+use super::launch::{Places, Running, ServerError, free_address};
 use super::plan::{Measure, Sizes};
 use super::rig::{MeasureError, Reading, Rig, Window, cpu_of, one_channel, publisher, wait_quiet};
 use super::scaling::wait_metric;
-use super::servers::{
-    Places, Running, Server, ServerError, free_address, start_gateway, start_redis, start_router,
-};
+use super::servers::{Server, start_gateway, start_redis, start_router};
 
 /// Takes the readings of one way to the gateway.
 pub(super) fn run(

@@ -3,11 +3,12 @@
 use crate::client::Role;
 use crate::publish::{Pace, Request};
 
+use super::launch::{Launch, Places, Running, ServerError, free_address, launch, write};
 use super::ledger::build_go;
 use super::plan::{Measure, Sizes};
 use super::process::cpu_ns;
 use super::rig::{MeasureError, Reading, Rig, Window, one_channel, publisher_of};
-use super::servers::{Launch, Places, Running, ServerError, free_address, launch, start_gateway, write};
+use super::servers::start_gateway;
 
 /// Clients that ask, each again with its answer.
 const ASKING: u32 = 64;

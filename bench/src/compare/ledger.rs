@@ -5,15 +5,13 @@ use std::path::{Path, PathBuf};
 
 use crate::publish::{Pace, Publisher, Request};
 
+use super::launch::{Launch, Places, Running, ServerError, free_address, launch, on_core, output_of, write};
 use super::plan::{Measure, Scenario, Sizes};
 use super::process::{family, pss_bytes};
 use super::rig::{
     MeasureError, PUBLISHERS_IN_FLIGHT, Reading, Rig, Usage, Window, one_channel, publisher_of,
 };
-use super::servers::{
-    Launch, Places, Running, Server, ServerError, bun, free_address, launch, on_core, output_of,
-    start_gateway, write,
-};
+use super::servers::{Server, bun, start_gateway};
 
 /// Requests a second while answers are timed: a rate that every server has to spare on one core.
 const TIMED_PER_SECOND: f64 = 5_000.0;

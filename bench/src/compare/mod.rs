@@ -2,8 +2,8 @@
 //! machine drifts for all, and a ratio is taken within a round.
 //!
 //! [`plan`] says what there is; [`gateway`], [`redis`], [`router`], [`scaling`], [`pusher`], [`centrifuge`], [`ledger`],
-//! [`handover`], [`filling`] and [`hooks`] do it with [`rig`] on the client's side and [`servers`] and [`process`] on the
-//! other; [`table`] writes it down, and [`costs`] what `tidegate plan` reckons with.
+//! [`handover`], [`filling`] and [`hooks`] do it with [`rig`] on the client's side and [`servers`], [`launch`] and [`process`]
+//! on the other; [`table`] writes it down, and [`costs`] what `tidegate plan` reckons with.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,6 +18,7 @@ mod filling;
 mod gateway;
 mod handover;
 mod hooks;
+pub mod launch;
 mod ledger;
 pub mod plan;
 pub mod process;
@@ -30,9 +31,10 @@ mod scaling;
 pub mod servers;
 pub mod table;
 
+use launch::{Places, ServerError};
 use plan::{Group, Measure, Scenario, Sizes};
 use rig::{MeasureError, Reading};
-use servers::{Places, Server, ServerError};
+use servers::Server;
 
 /// What to compare.
 #[derive(Debug, Clone)]
@@ -124,7 +126,7 @@ pub fn run(options: &CompareOptions) -> Result<Results, CompareError> {
         readings: Readings::new(),
         failures: Vec::new(),
     };
-    servers::pin(Some(options.places.client_core))?;
+    launch::pin(Some(options.places.client_core))?;
     for (scenario, servers, wanted) in plan {
         for round in 1..=options.rounds {
             for server in turn_order(&servers, round) {

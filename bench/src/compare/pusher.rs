@@ -3,13 +3,14 @@
 use crate::client::Role;
 use crate::publish::{Pace, Request};
 
+use super::launch::{Places, Running};
 use super::plan::{Measure, Scenario, Sizes};
 use super::process::{cpu_ns, pss_bytes};
 use super::rig::{
     MeasureError, PUBLISHERS_IN_FLIGHT, Reading, Rig, WARMUP_CONNECTIONS, WARMUP_PUBLICATIONS, Window,
     one_channel, publisher_of, wait_quiet,
 };
-use super::servers::{Places, Running, Server, start_pusher_gateway, start_sockudo};
+use super::servers::{Server, start_pusher_gateway, start_sockudo};
 
 /// Starts a server and takes the readings of a scenario.
 pub(super) fn run(

@@ -15,14 +15,13 @@ use crate::client::{Fleet, Role};
 use crate::publish::{Pace, Publisher};
 use crate::target::Target;
 
+use super::launch::{Places, Running, output_of};
 use super::plan::{Measure, Scenario, Sizes};
 use super::rig::{
     CHANNEL, MeasureError, PAYLOAD_BYTES, PUBLISHERS_IN_FLIGHT, Reading, Rig, TURN, Usage, Window,
     one_channel, order_at_the_end, publisher,
 };
-use super::servers::{
-    Places, Running, Server, launch_gateway, output_of, start_gateway, start_redis, start_socket_io,
-};
+use super::servers::{Server, launch_gateway, start_gateway, start_redis, start_socket_io};
 use wire::{Posts, Redis};
 
 /// Subscribers per channel, from which the cost of a publication and of a delivery are told apart. Few, because

@@ -15,9 +15,9 @@ use crate::stats::ConnectFailure;
 use crate::sys::thread_cpu_ns;
 use crate::target::Target;
 
+use super::launch::ServerError;
 use super::plan::Measure;
 use super::process::{ProcessError, cpu_ns};
-use super::servers::ServerError;
 
 /// The channel that is measured, where one is enough.
 pub(super) const CHANNEL: &str = "bench";

@@ -9,13 +9,11 @@ use std::path::Path;
 use crate::client::Role;
 use crate::publish::Pace;
 
+use super::launch::{Launch, Places, Running, ServerError, free_address, launch, system_program, write};
 use super::plan::{Measure, Sizes};
 use super::process::{family, pss_bytes};
 use super::rig::{MeasureError, Reading, Rig, cpu_of, one_channel, publisher, wait_quiet};
-use super::servers::{
-    Launch, Places, Running, Server, ServerError, free_address, launch, start_floor, start_router,
-    system_program, write,
-};
+use super::servers::{Server, start_floor, start_router};
 
 /// Handshakes, memory, messages: on one ramp of connections.
 pub(super) fn run(server: Server, places: &Places, sizes: &Sizes) -> Result<Vec<Reading>, MeasureError> {

@@ -15,16 +15,14 @@ use crate::publish::{Pace, Publisher};
 use crate::target::Target;
 use crate::worker::Told;
 
+use super::launch::{Launch, Places, Running, ServerError, free_address, launch, on_core, write};
 use super::plan::{Measure, Sizes};
 use super::rig::{
     CHANNEL, MeasureError, RUN, Reading, Rig, SOURCES, TURN, Window, one_channel, publisher, stuck,
     wait_quiet,
 };
 use super::router::pss_of;
-use super::servers::{
-    Launch, Places, Running, Server, ServerError, free_address, launch, on_core, start_redis, start_router,
-    write,
-};
+use super::servers::{Server, start_redis, start_router};
 
 /// A router needs two descriptors per client and has 20,000; the kernel deals connections to routers at random,
 /// so the mean stays 9 standard deviations under its limit of 9,900.

@@ -60,6 +60,12 @@ pub(crate) enum Command {
 /// Goes on in the shard with what was waited for.
 pub(crate) type Continuation = Box<dyn FnOnce(&mut Core, &mut Connections<Session>) + Send>;
 
+impl From<Continuation> for Command {
+    fn from(go_on: Continuation) -> Self {
+        Self::Continue(go_on)
+    }
+}
+
 /// How a shard is reached.
 pub(crate) type ShardMailbox = Mailbox<Mail<Session, Command>>;
 

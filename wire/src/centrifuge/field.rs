@@ -6,7 +6,6 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, ser::Error as _};
 use serde_json::value::RawValue;
 
-use super::message::{SubscribeEntry, SubscribeResult};
 use crate::json::{JsonValue, push_value};
 
 /// A field; a `Vec<u8>` is a payload, which in JSON is any JSON value.
@@ -53,29 +52,6 @@ impl<'de, T: Serialize + Deserialize<'de> + PartialEq> Field<'de> for BTreeMap<S
 
     fn read<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Ok(Option::<Self>::deserialize(deserializer)?.unwrap_or_default())
-    }
-}
-
-impl<'de> Field<'de> for Vec<super::message::Publication> {
-    fn write<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.serialize(serializer)
-    }
-
-    fn read<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(Option::<Self>::deserialize(deserializer)?.unwrap_or_default())
-    }
-}
-
-/// In JSON they are an object.
-impl<'de> Field<'de> for Vec<SubscribeEntry> {
-    fn write<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.iter().map(|entry| (&entry.key, &entry.value)))
-    }
-
-    fn read<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let entries = Option::<BTreeMap<String, SubscribeResult>>::deserialize(deserializer)?;
-        let entry = |(key, value)| SubscribeEntry { key, value: Some(value) };
-        Ok(entries.unwrap_or_default().into_iter().map(entry).collect())
     }
 }
 

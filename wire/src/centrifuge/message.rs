@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::field::Field;
 
@@ -310,5 +310,28 @@ impl From<ConnectResult> for Connect {
     fn from(result: ConnectResult) -> Self {
         let ConnectResult { client, version, expires, ttl, data, subs, ping, pong, session, node } = result;
         Self { client, version, data, subs, expires, ttl, ping, pong, session, node }
+    }
+}
+
+impl<'de> Field<'de> for Vec<Publication> {
+    fn write<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.serialize(serializer)
+    }
+
+    fn read<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Option::<Self>::deserialize(deserializer)?.unwrap_or_default())
+    }
+}
+
+/// In JSON they are an object.
+impl<'de> Field<'de> for Vec<SubscribeEntry> {
+    fn write<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.iter().map(|entry| (&entry.key, &entry.value)))
+    }
+
+    fn read<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let entries = Option::<BTreeMap<String, SubscribeResult>>::deserialize(deserializer)?;
+        let entry = |(key, value)| SubscribeEntry { key, value: Some(value) };
+        Ok(entries.unwrap_or_default().into_iter().map(entry).collect())
     }
 }

@@ -1,7 +1,6 @@
 //! Headers of client frames (RFC 6455 §5.2), judged byte by byte.
 
 use super::DecodeError;
-use super::partial::MessagePartial;
 use crate::frame::{
     CONTROL_PAYLOAD_BYTES_MAX, FIN, LENGTH, LENGTH_16, LENGTH_64, MASK, OPCODE, Opcode, RSV1, RSV2_AND_3,
 };
@@ -17,10 +16,17 @@ pub(super) struct Header {
 }
 
 /// What the correctness of a header depends on.
-pub(super) struct Rules<'d> {
+pub(super) struct Rules {
     pub(super) compression: bool,
-    pub(super) message: Option<&'d MessagePartial>,
+    pub(super) message: Option<Begun>,
     pub(super) message_bytes_max: usize,
+}
+
+/// A data message whose first frames are read.
+pub(super) struct Begun {
+    pub(super) compressed: bool,
+    /// Bytes of payload so far.
+    pub(super) received: usize,
 }
 
 /// Two bytes, a 64-bit length, a masking key.
@@ -29,7 +35,7 @@ pub(super) const HEADER_BYTES_MAX: usize = 2 + 8 + 4;
 impl Header {
     /// Reads a header and its length in bytes; `None` when `bytes` ends before it does. Each byte is judged as soon
     /// as it is there, in the order of the wire, so that the verdict does not depend on how the bytes were split.
-    pub(super) fn parse(bytes: &[u8], rules: &Rules<'_>) -> Result<Option<(Self, usize)>, DecodeError> {
+    pub(super) fn parse(bytes: &[u8], rules: &Rules) -> Result<Option<(Self, usize)>, DecodeError> {
         let Some(&first) = bytes.first() else {
             return Ok(None);
         };
@@ -52,7 +58,7 @@ impl Header {
     }
 }
 
-impl Rules<'_> {
+impl Rules {
     fn check_first(&self, first: u8) -> Result<Opcode, DecodeError> {
         if first & RSV2_AND_3 != 0 {
             return Err(DecodeError::ReservedBits);
@@ -89,12 +95,12 @@ impl Rules<'_> {
         if opcode.is_control() {
             return Ok(payload_len);
         }
-        let compressed = compressed || self.message.is_some_and(|message| message.compressed);
+        let compressed = compressed || self.message.as_ref().is_some_and(|message| message.compressed);
         let bytes_max = match compressed {
             true => deflated_bytes_max(self.message_bytes_max),
             false => self.message_bytes_max,
         };
-        let before = self.message.map_or(0, |message| message.payload.len());
+        let before = self.message.as_ref().map_or(0, |message| message.received);
         match before.checked_add(payload_len) {
             Some(len) if len <= bytes_max => Ok(payload_len),
             _ => Err(DecodeError::TooLarge),

@@ -1,7 +1,7 @@
 //! What waits on the heap while a frame or a message is split.
 
 use super::DecodeError;
-use super::header::{HEADER_BYTES_MAX, Header};
+use super::header::{Begun, HEADER_BYTES_MAX, Header};
 use crate::frame::Opcode;
 
 /// What must wait for more bytes. Boxed when it appears, dropped when nothing waits any more.
@@ -41,6 +41,10 @@ impl Partial {
 }
 
 impl MessagePartial {
+    pub(super) fn begun(&self) -> Begun {
+        Begun { compressed: self.compressed, received: self.payload.len() }
+    }
+
     pub(super) fn new(header: Header) -> Self {
         let is_text = header.opcode == Opcode::Text;
         Self { is_text, compressed: header.compressed, payload: Vec::new(), valid_len: 0 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::command::{succeeds, which};
+use crate::prepare::NoEngine;
 
 /// From the start to the first answer; it is two seconds on a machine at rest.
 const START_MAX: Duration = Duration::from_secs(90);
@@ -26,11 +27,6 @@ daemon=$!
 { read -r _ <&3; kill -TERM $daemon; } &
 wait $daemon
 "#;
-
-/// There can be no engine here: no permission, or no support in the kernel.
-#[derive(Debug, thiserror::Error)]
-#[error("no container engine can be started here: {0}")]
-pub(crate) struct NoEngine(pub(crate) String);
 
 pub(crate) struct Engine {
     /// `unshare`, which is in the engine's network itself.

@@ -1,6 +1,7 @@
 //! Sessions that another process goes on with: their sockets, what was received of them, and which link each is of.
 
 use std::collections::HashMap;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -83,14 +84,11 @@ impl Links {
     }
 
     /// Writes what stands still.
-    pub(crate) fn write(&self, halted: &[Halted], out: &mut Writer) -> Result<Vec<OwnedFd>, HandOnError> {
+    pub(crate) fn write(&self, halted: &[Halted], out: &mut Writer) {
         let shared = &self.shared;
-        let map = shared.map();
-        self.stands(halted)?;
         out.u8(shared.replicas);
         out.u64(shared.sessions.load(Ordering::Relaxed));
         out.u32(shared.link_ids.load(Ordering::Relaxed));
-        let mut sockets = Vec::new();
         out.list(halted.iter(), |out, Halted { link, live, stood }| {
             out.u32(link.id.0);
             out.text(&link.name);
@@ -100,20 +98,14 @@ impl Links {
             out.u64(live.began.elapsed().as_micros() as u64);
             out.option(stood.iter().find_map(|stood| stood.probe.as_deref()), Writer::text);
             out.list(stood.iter(), |out, stood| out.bytes(&stood.received));
-            sockets.extend(stood.iter().map(|stood| match &stood.socket {
-                Ok(socket) => socket.try_clone().map_err(HandOnError::Socket),
-                Err(error) => Err(HandOnError::Socket(error.kind().into())),
-            }));
         });
-        let ranges = map.spread.ranges();
-        out.option(ranges, |out, ranges| {
+        out.option(shared.map().spread.ranges(), |out, ranges| {
             out.list(ranges.into_iter(), |out, (first, last, position)| {
                 out.u32(first.into());
                 out.u32(last.into());
                 out.u32(position as u32);
             });
         });
-        sockets.into_iter().collect()
     }
 
     /// Takes sessions in, which [`go_on`](Self::go_on) begins to use. To be called on a Tokio runtime.
@@ -179,6 +171,14 @@ impl Links {
 }
 
 impl Halted {
+    /// Of its connections, in the order in which they are written.
+    pub(crate) fn sockets(&self) -> impl Iterator<Item = io::Result<OwnedFd>> {
+        self.stood.iter().map(|stood| match &stood.socket {
+            Ok(socket) => socket.try_clone(),
+            Err(error) => Err(error.kind().into()),
+        })
+    }
+
     fn is_of(&self, link: &Arc<Link>) -> bool {
         let live = link.live();
         link.id == self.link.id && live.is_some_and(|live| live.session == self.live.session)

@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use crate::compare::launch::{Places, Running};
 use crate::compare::plan::{Measure, Sizes};
 use crate::compare::rig::{MeasureError, Reading, stuck};
-use crate::compare::servers::{Places, Running, launch_gateway, redis_at, start_redis};
+use crate::compare::servers::{launch_gateway, redis_at, start_redis};
 use crate::http;
 use crate::target::Target;
 

@@ -1,8 +1,8 @@
 //! What the router's example `placement` prints: the router's library is not linked here.
 
+use crate::compare::launch::{Places, output_of};
 use crate::compare::plan::Measure;
 use crate::compare::rig::{MeasureError, Reading};
-use crate::compare::servers::{Places, output_of};
 
 /// Its lines that stand in the table.
 const LINES: [(Measure, &str); 3] = [

@@ -16,6 +16,7 @@ use tidegate_backplane::{
     Join, JoinError, Member, MemoryBackplane, MemoryOptions, NewPublication, NodeRecord, Payload, Position,
     PresenceChannel, PresenceEvent, Publication, Published, Roll, Sender, Sink, Transition,
 };
+use tidegate_ops::succession::open;
 use tidegate_testkit::{DEADLINE, eventually, eventually_some};
 use tokio::{runtime::Runtime, sync::watch};
 use tokio_util::task::TaskTracker;
@@ -30,8 +31,8 @@ use crate::{
     metrics::Metrics,
     node::{Node, PublishError, PublishHistory, PublishRequest, Relay},
     server::carrier::Carrier,
+    server::{Handing, new_life},
     server::{Parts, runtime},
-    server::{new_life, upgrade},
 };
 
 pub(super) struct Rig {
@@ -78,7 +79,7 @@ impl Rig {
             Parts::build(&config, new_life().unwrap(), address, &runtime, TaskTracker::new(), carry).unwrap();
         let mailboxes: Vec<_> = parts.shards.iter().map(Shard::mailbox).collect();
         let shards = parts.start_shards().unwrap();
-        upgrade::open(&mailboxes, &Listener::new(listener).unwrap());
+        open::<Handing>(&mailboxes, &Listener::new(listener).unwrap());
         let dealer = Arc::clone(&parts.doorkeeper.dealer);
         Self {
             address,

@@ -1,11 +1,11 @@
 //! What carries publications, handed on to another process and taken over from one.
 
-use std::{os::fd::OwnedFd, sync::Arc};
+use std::{net::TcpStream, sync::Arc};
 
-use tidegate_backplane::{OnLeave, Sink};
+use tidegate_backplane::{HandOnError, OnLeave, Sink, TakeInError};
+use tidegate_ops::succession::{TalkError, UpgradeError};
 use tidegate_wire::fields::{Reader, Writer};
 
-use super::UpgradeError;
 use crate::server::{
     StartError,
     carrier::{Carrier, Kind},
@@ -16,10 +16,11 @@ const MEMORY: u8 = 0;
 const REDIS: u8 = 1;
 
 impl Carrier {
-    pub(super) fn can_go_on(&self) -> Result<(), UpgradeError> {
+    /// Why another process could not go on now.
+    pub(super) fn not_now(&self) -> Option<Box<str>> {
         match &self.kind {
-            Kind::Memory(_) => Ok(()),
-            Kind::Redis(redis) => Ok(redis.can_go_on()?),
+            Kind::Memory(_) => None,
+            Kind::Redis(redis) => redis.can_go_on().err().map(|error| error.to_string().into()),
         }
     }
 
@@ -43,7 +44,7 @@ impl Carrier {
     pub(super) fn halt(&self) -> Result<(), UpgradeError> {
         match &self.kind {
             Kind::Memory(_) => Ok(()),
-            Kind::Redis(redis) => Ok(redis.halt()?),
+            Kind::Redis(redis) => redis.halt().map_err(hand_on),
         }
     }
 
@@ -55,23 +56,33 @@ impl Carrier {
         }
     }
 
-    /// All that it knows, and the sockets that belong to that.
-    pub(super) fn write(&self, out: &mut Writer) -> Result<Vec<OwnedFd>, UpgradeError> {
-        let (kind, (state, sockets)) = match &self.kind {
-            Kind::Memory(memory) => (MEMORY, (memory.to_bytes(), Vec::new())),
-            Kind::Redis(redis) => (REDIS, redis.to_bytes()?),
+    /// All that it knows.
+    pub(super) fn write(&self, out: &mut Writer) {
+        let (kind, state) = match &self.kind {
+            Kind::Memory(memory) => (MEMORY, memory.to_bytes()),
+            Kind::Redis(redis) => (REDIS, redis.to_bytes()),
         };
         out.u8(kind);
         out.bytes(&state);
-        out.u32(sockets.len() as u32);
-        Ok(sockets)
+    }
+
+    /// The sockets that belong to that.
+    pub(super) fn sockets(&self) -> Result<Vec<TcpStream>, UpgradeError> {
+        match &self.kind {
+            Kind::Memory(_) => Ok(Vec::new()),
+            // Only their descriptors are passed on.
+            Kind::Redis(redis) => {
+                let sockets = redis.sockets().map_err(hand_on)?;
+                Ok(sockets.into_iter().map(TcpStream::from).collect())
+            }
+        }
     }
 
     /// Whether what was written is so still.
     pub(super) fn stands(&self) -> Result<(), UpgradeError> {
         match &self.kind {
             Kind::Memory(_) => Ok(()),
-            Kind::Redis(redis) => Ok(redis.stands()?),
+            Kind::Redis(redis) => redis.stands().map_err(hand_on),
         }
     }
 
@@ -83,18 +94,23 @@ impl Carrier {
         }
     }
 
-    /// Takes in what [`write`](Self::write) wrote in another process; its sockets are the last of `sockets`.
+    /// Takes in what [`write`](Self::write) wrote in another process, and its sockets.
     pub(super) fn take_in(
         &self,
         fields: &mut Reader<'_>,
-        sockets: &mut Vec<OwnedFd>,
+        sockets: Vec<TcpStream>,
     ) -> Result<(), UpgradeError> {
-        let (kind, state, number) = (fields.u8()?, fields.bytes()?, fields.u32()? as usize);
-        let at = sockets.len().checked_sub(number).ok_or(UpgradeError::Unexpected)?;
-        let own = sockets.split_off(at);
+        let kind = fields.u8().map_err(TalkError::from)?;
+        let state = fields.bytes().map_err(TalkError::from)?;
         match (&self.kind, kind) {
-            (Kind::Memory(memory), MEMORY) => Ok(memory.take_in(state)?),
-            (Kind::Redis(redis), REDIS) => Ok(redis.take_in(state, own)?),
+            (Kind::Memory(memory), MEMORY) => Ok(memory.take_in(state).map_err(TalkError::from)?),
+            (Kind::Redis(redis), REDIS) => {
+                let sockets = sockets.into_iter().map(Into::into).collect();
+                redis.take_in(state, sockets).map_err(|error| match error {
+                    TakeInError::Malformed(error) => TalkError::from(error).into(),
+                    error => UpgradeError::Process(error.to_string().into()),
+                })
+            }
             _ => Err(UpgradeError::NotHere(OTHER_BACKPLANE)),
         }
     }
@@ -114,6 +130,10 @@ impl Carrier {
             Kind::Redis(redis) => Ok(redis.begin(sink)?),
         }
     }
+}
+
+fn hand_on(error: HandOnError) -> UpgradeError {
+    UpgradeError::Process(error.to_string().into())
 }
 
 const OTHER_BACKPLANE: &str =

@@ -1,0 +1,482 @@
+//! The old process: it hands everything on to one that it starts, or goes on as if nothing had been.
+
+use std::{
+    ffi::OsString,
+    fmt,
+    net::{SocketAddr, TcpListener, TcpStream},
+    os::fd::AsFd as _,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tidegate_reactor::{Connections, Listener, Mail};
+use tidegate_wire::succession::{SOCKETS_MAX, Step};
+use tokio::{sync::Notify, task::AbortHandle};
+
+use super::{
+    Successor, Talk, TalkError, memory_file,
+    shards::{ShardMailbox, Work, ask_all, send},
+    standing::{Standing, Written},
+};
+use crate::probes;
+
+/// How the program is started that takes this process's place.
+#[derive(Debug, Clone)]
+pub struct Launch {
+    pub program: PathBuf,
+    /// Those of this process, and what says that it takes over.
+    pub args: Vec<OsString>,
+}
+
+/// A kind of process that can be upgraded: what it hands on, and how.
+pub trait Upgradable: Sized + Send + Sync + 'static {
+    /// State of a connection.
+    type Connection: Send + 'static;
+    /// What its shards are asked.
+    type Command: From<Work<Self>> + Send + 'static;
+    /// What a shard has beside its connections.
+    type Shard: 'static;
+
+    /// Why it is not upgraded as it is, in a sentence.
+    fn refusal(&self) -> Option<&'static str>;
+
+    /// Why it is not upgraded now, in a sentence.
+    fn not_now(&self) -> Option<Box<str>> {
+        None
+    }
+
+    /// Its name, and this life of it.
+    fn who(&self) -> (Box<str>, u64);
+
+    /// From now on nothing is begun, and what was begun ends.
+    ///
+    /// # Errors
+    /// A shard does not answer, or what was begun does not end.
+    fn suspend(&self, shards: &[ShardMailbox<Self>]) -> Result<(), UpgradeError>;
+
+    /// This process goes on; its shards read again by themselves.
+    fn resume(&self, shards: &[ShardMailbox<Self>]);
+
+    /// Nothing is on its way through a shard. `waits`: nor has a connection anything under way that is worth a moment.
+    fn is_idle(shard: &mut Self::Shard, connections: &mut Connections<Self::Connection>, waits: bool)
+    -> bool;
+
+    /// Writes down what the connections of a shard are.
+    fn write(shard: &mut Self::Shard, connections: &mut Connections<Self::Connection>) -> Written;
+
+    /// Lets go of what another process has taken, by its places in what was written. The answer: how many connections stay.
+    fn let_go(
+        shard: &mut Self::Shard,
+        connections: &mut Connections<Self::Connection>,
+        written: &Written,
+        is_taken: &dyn Fn(usize) -> bool,
+    ) -> usize;
+
+    /// What goes along beside the connections.
+    fn to_bytes(&self) -> Vec<u8>;
+
+    /// Sockets that belong to that.
+    fn sockets(&self) -> Result<Vec<TcpStream>, UpgradeError> {
+        Ok(Vec::new())
+    }
+
+    /// Whether what was written is so still.
+    fn stands(&self) -> Result<(), UpgradeError> {
+        Ok(())
+    }
+
+    /// Everything is another process's from now on.
+    fn given(&self);
+
+    /// What that process is to hear afterwards is said to it.
+    fn forward(&self, _talk: &Talk) {}
+}
+
+/// A process reads its configuration, builds its parts and says that it is ready in this time.
+const READY_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Between two looks at whether it is still to be waited for.
+const READY_LOOK: Duration = Duration::from_millis(100);
+
+/// What was begun ends within milliseconds, unless it waits for another machine; then its connection stays.
+const SETTLE_MAX: Duration = Duration::from_millis(500);
+
+/// Between two looks at whether it has.
+const SETTLE_PAUSE: Duration = Duration::from_millis(1);
+
+/// The other process reads what 20,000 connections are in about 0.2 s. Clients wait meanwhile.
+const TAKEN_PATIENCE: Duration = Duration::from_secs(5);
+
+/// It has everything, and makes its connections of it.
+const SERVING_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Why this process goes on.
+#[derive(Debug, thiserror::Error)]
+pub enum UpgradeError {
+    #[error("{0}")]
+    NotHere(&'static str),
+    /// What the process says of itself.
+    #[error("{0}")]
+    Process(Box<str>),
+    #[error("an upgrade is under way already; wait for its end")]
+    UnderWay,
+    #[error("this process drains")]
+    Draining,
+    #[error(
+        "cannot start {program}: {source}; the path is that of the program that runs, see that one is there"
+    )]
+    Start { program: String, source: std::io::Error },
+    #[error("{program} ended before it could serve ({status}); its own messages say why")]
+    Ended { program: String, status: String },
+    #[error("the new process cannot take over: {0}")]
+    Refused(Box<str>),
+    #[error("the new process cannot take over: {0}")]
+    Talk(#[from] TalkError),
+    #[error("the new process said something else than was to be said")]
+    Unexpected,
+    #[error("a shard did not answer")]
+    Shard,
+    #[error("the new process was given the connections too slowly; try again when the machine is less busy")]
+    Slow,
+    #[error("what was begun did not end within {SETTLE_MAX:?}; try again when less is under way")]
+    Busy,
+    #[error(
+        "its configuration has `{key}` = {wanted}, and this process listens on {has}: a change of that needs a restart"
+    )]
+    Address { key: &'static str, has: SocketAddr, wanted: SocketAddr },
+    #[error(
+        "its configuration has {has} shards, and this process runs {had}: a change of that needs a restart"
+    )]
+    Shards { had: u32, has: u32 },
+    #[error("the system refuses: {0}")]
+    State(#[from] std::io::Error),
+    /// There is no way back.
+    #[error("the new process ended after it had taken over, and its clients with it: {0}")]
+    Lost(TalkError),
+}
+
+/// The ports of a process, and what accepts on the internal one.
+#[derive(Debug)]
+pub struct Ports {
+    pub public: TcpListener,
+    pub internal: TcpListener,
+    pub internal_task: AbortHandle,
+}
+
+/// What an upgrade takes, kept while the process runs.
+pub struct Upgrades<U: Upgradable> {
+    process: U,
+    launch: Option<Launch>,
+    shards: Vec<ShardMailbox<U>>,
+    ports: Ports,
+    progress: Mutex<Progress>,
+    given: Notify,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Progress {
+    #[default]
+    Idle,
+    UnderWay,
+    /// This process drains, and hands nothing on any more.
+    Draining,
+    /// Everything is another process's.
+    Given,
+    /// That one ended before it served.
+    Lost,
+}
+
+/// How a process is to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    Drain,
+    /// Another process serves in its place.
+    Given,
+    Lost,
+}
+
+impl<U: Upgradable> Upgrades<U> {
+    /// `launch`: `None` where its program is not known, or another process would start it again.
+    pub fn new(process: U, launch: Option<Launch>, shards: Vec<ShardMailbox<U>>, ports: Ports) -> Arc<Self> {
+        let (progress, given) = (Mutex::default(), Notify::new());
+        Arc::new(Self { process, launch, shards, ports, progress, given })
+    }
+
+    /// Has another process take over; its id. Blocks.
+    pub fn run(&self) -> Result<u32, UpgradeError> {
+        let launch = self.check()?;
+        {
+            let mut progress = self.progress();
+            match *progress {
+                Progress::Idle => *progress = Progress::UnderWay,
+                Progress::UnderWay => return Err(UpgradeError::UnderWay),
+                Progress::Draining | Progress::Given | Progress::Lost => return Err(UpgradeError::Draining),
+            }
+        }
+        let began = Instant::now();
+        let outcome = self.hand_on(launch);
+        let mut progress = self.progress();
+        match &outcome {
+            Ok(process) => {
+                tracing::info!(process, took = ?began.elapsed(), "another process serves in this one's place");
+            }
+            Err(error) if *progress == Progress::Given => tracing::error!(%error, "the upgrade has failed"),
+            Err(error) => tracing::error!(%error, "no upgrade: this process goes on"),
+        }
+        match (&*progress, &outcome) {
+            (Progress::UnderWay, _) => *progress = Progress::Idle,
+            (Progress::Given, Err(_)) => *progress = Progress::Lost,
+            _ => {}
+        }
+        drop(progress);
+        self.given.notify_waiters();
+        outcome
+    }
+
+    /// Begins to end. An upgrade that is under way, and not yet beyond return, ends without effect.
+    pub fn end(&self) -> End {
+        let mut progress = self.progress();
+        match *progress {
+            Progress::Given => End::Given,
+            Progress::Lost => End::Lost,
+            Progress::Idle | Progress::UnderWay | Progress::Draining => {
+                *progress = Progress::Draining;
+                End::Drain
+            }
+        }
+    }
+
+    /// Resolves when another process has taken over, and what is to be said of it was said.
+    pub async fn over(&self) {
+        loop {
+            let mut over = std::pin::pin!(self.given.notified());
+            over.as_mut().enable();
+            if self.is_over() {
+                return;
+            }
+            over.await;
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        matches!(*self.progress(), Progress::Given | Progress::Lost)
+    }
+
+    /// What `POST /upgrade` calls.
+    pub fn offer(self: &Arc<Self>, upgrade: &probes::Upgrade) {
+        // Not owned: what is called there belongs to what this would hold.
+        let upgrades = Arc::downgrade(self);
+        upgrade.offer(move || {
+            let upgrades = upgrades.clone();
+            Box::pin(async move {
+                let run = move || match upgrades.upgrade() {
+                    Some(upgrades) => upgrades.run().map_err(|error| error.to_string()),
+                    None => Err(UpgradeError::Draining.to_string()),
+                };
+                tokio::task::spawn_blocking(run).await.unwrap_or_else(|error| Err(error.to_string()))
+            })
+        });
+    }
+
+    /// What SIGUSR2 does; what comes of it is in the log.
+    pub fn at_signal(self: &Arc<Self>) -> impl FnMut() + Send + 'static {
+        let upgrades = Arc::downgrade(self);
+        move || {
+            if let Some(upgrades) = upgrades.upgrade() {
+                drop(tokio::task::spawn_blocking(move || upgrades.run()));
+            }
+        }
+    }
+
+    fn check(&self) -> Result<&Launch, UpgradeError> {
+        if let Some(why) = self.process.refusal() {
+            return Err(UpgradeError::NotHere(why));
+        }
+        if std::process::id() == 1 {
+            return Err(UpgradeError::NotHere(FIRST_OF_CONTAINER));
+        }
+        if let Some(why) = self.process.not_now() {
+            return Err(UpgradeError::Process(why));
+        }
+        self.launch.as_ref().ok_or(UpgradeError::NotHere(NO_PROGRAM))
+    }
+
+    fn hand_on(&self, launch: &Launch) -> Result<u32, UpgradeError> {
+        let program = launch.program.display().to_string();
+        // Declared before the other process, so that after an error that one is ended before this one goes on.
+        let (paused, standing);
+        let mut successor = Successor::start(&launch.program, &launch.args)
+            .map_err(|source| UpgradeError::Start { program: program.clone(), source })?;
+        let process = successor.id().unwrap_or_default();
+        self.introduce(&successor.talk).map_err(|error| match error {
+            UpgradeError::Talk(TalkError::Ended) => {
+                let status = successor.ended_within(END_PATIENCE);
+                let status =
+                    status.map_or_else(|| "it closed its standard input".to_owned(), |it| it.to_string());
+                UpgradeError::Ended { program, status }
+            }
+            error => error,
+        })?;
+        paused = Paused::begin(self)?;
+        standing = paused.stand()?;
+        self.describe(&successor.talk, &standing)?;
+        let refused = match successor.talk.hear(TAKEN_PATIENCE, |_| 0)?.0 {
+            Step::Taken { refused } => refused,
+            Step::Refused { why } => return Err(UpgradeError::Refused(why)),
+            _ => return Err(UpgradeError::Unexpected),
+        };
+        standing.check()?;
+        self.process.stands()?;
+        self.commit(&successor.talk)?;
+        // From here on there is no way back.
+        self.process.forward(&successor.talk);
+        let stayed = standing.let_go(&refused);
+        paused.given();
+        let serving = successor.talk.hear(SERVING_PATIENCE, |_| 0);
+        successor.let_go();
+        match serving {
+            Ok((Step::Serving, _)) => {
+                tracing::info!(stayed, "connections that could not go along end with this process");
+                Ok(process)
+            }
+            Ok(_) => Err(UpgradeError::Lost(TalkError::Ended)),
+            Err(error) => Err(UpgradeError::Lost(error)),
+        }
+    }
+
+    /// Gives the listening sockets, and waits until the other process is ready.
+    fn introduce(&self, talk: &Talk) -> Result<(), UpgradeError> {
+        let (node, life) = self.process.who();
+        let step = Step::Listeners { node, life, shards: self.shards.len() as u32 };
+        talk.say(&step, &[self.ports.public.as_fd(), self.ports.internal.as_fd()])?;
+        let until = Instant::now() + READY_PATIENCE;
+        loop {
+            match talk.hear(READY_LOOK, |_| 0) {
+                Ok((Step::Ready, _)) => return Ok(()),
+                Ok((Step::Refused { why }, _)) => return Err(UpgradeError::Refused(why)),
+                Ok(_) => return Err(UpgradeError::Unexpected),
+                // Nobody waits for a process that starts when this one is to stop.
+                Err(TalkError::Silent(_)) if *self.progress() != Progress::UnderWay => {
+                    return Err(UpgradeError::Draining);
+                }
+                Err(TalkError::Silent(_)) if Instant::now() < until => {}
+                Err(TalkError::Silent(_)) => return Err(TalkError::Silent(READY_PATIENCE).into()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Gives the state, and the sockets.
+    fn describe(&self, talk: &Talk, standing: &Standing<U>) -> Result<(), UpgradeError> {
+        let state = memory_file(&standing.to_bytes(&self.process.to_bytes()))?;
+        let own = self.process.sockets()?;
+        let sockets = standing.sockets() + own.len() as u32;
+        talk.say(&Step::State { sockets }, &[state.as_fd()])?;
+        standing.send_sockets(talk)?;
+        for portion in own.chunks(SOCKETS_MAX) {
+            let portion: Vec<_> = portion.iter().map(TcpStream::as_fd).collect();
+            talk.say(&Step::Sockets { number: portion.len() as u32 }, &portion)?;
+        }
+        Ok(())
+    }
+
+    /// The last moment at which this process may go on.
+    fn commit(&self, talk: &Talk) -> Result<(), UpgradeError> {
+        let mut progress = self.progress();
+        if *progress != Progress::UnderWay {
+            return Err(UpgradeError::Draining);
+        }
+        talk.say(&Step::Go, &[])?;
+        *progress = Progress::Given;
+        drop(progress);
+        self.ports.internal_task.abort();
+        self.process.given();
+        Ok(())
+    }
+
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+const FIRST_OF_CONTAINER: &str =
+    "this process is the first of its container, which ends with it: start a new container";
+
+const NO_PROGRAM: &str = "this process is a child of `tidegate serve`, which would start it again, or does not know its own program: restart it";
+
+/// A process that says nothing more is about to have ended.
+const END_PATIENCE: Duration = Duration::from_millis(200);
+
+impl<U: Upgradable> fmt::Debug for Upgrades<U> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Upgrades").field("launch", &self.launch).finish_non_exhaustive()
+    }
+}
+
+/// While there is one, nothing is begun.
+struct Paused<'u, U: Upgradable> {
+    upgrades: &'u Upgrades<U>,
+    is_given: bool,
+}
+
+impl<'u, U: Upgradable> Paused<'u, U> {
+    fn begin(upgrades: &'u Upgrades<U>) -> Result<Self, UpgradeError> {
+        let paused = Self { upgrades, is_given: false };
+        upgrades.process.suspend(&upgrades.shards)?;
+        Ok(paused)
+    }
+
+    /// Stops all shards when nothing is on its way: two looks one after the other at all of them find nothing, so none of them
+    /// gave another one anything in between. Connections that have something under way are waited for as well, but not for
+    /// long.
+    fn stand(&self) -> Result<Standing<U>, UpgradeError> {
+        let shards = &self.upgrades.shards;
+        let began = Instant::now();
+        let mut quiet = 0;
+        loop {
+            let is_over = began.elapsed() >= SETTLE_MAX;
+            let is_idle =
+                move |part: &mut U::Shard, connections: &mut _| U::is_idle(part, connections, !is_over);
+            let idle = ask_all::<U, bool>(shards, is_idle)?;
+            quiet = if idle.into_iter().all(|is_idle| is_idle) { quiet + 1 } else { 0 };
+            if quiet >= 2 {
+                let standing = Standing::begin(shards)?;
+                if is_over || !standing.has_under_way() {
+                    return Ok(standing);
+                }
+            } else if began.elapsed() >= SETTLE_MAX * 4 {
+                return Err(UpgradeError::Busy);
+            }
+            std::thread::park_timeout(SETTLE_PAUSE);
+        }
+    }
+
+    /// Another process goes on.
+    fn given(mut self) {
+        self.is_given = true;
+    }
+}
+
+impl<U: Upgradable> Drop for Paused<'_, U> {
+    fn drop(&mut self) {
+        let Upgrades { process, shards, .. } = self.upgrades;
+        if !self.is_given {
+            process.resume(shards);
+        }
+        for shard in shards {
+            if self.is_given {
+                shard.send(Mail::StopListening);
+            }
+            send::<U>(shard, |_, connections| connections.hold_reads(false));
+        }
+    }
+}
+
+/// All that is to be here is here: connections are read and accepted.
+pub fn open<U: Upgradable>(shards: &[ShardMailbox<U>], listener: &Listener) {
+    for shard in shards {
+        send::<U>(shard, |_, connections| connections.hold_reads(false));
+        shard.send(Mail::Listen(listener.clone()));
+    }
+}
