@@ -30,6 +30,9 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// life: a probe behind many publications is late, which is what the lag says, and not lost.
 const SILENCE_DEADLINE: [Duration; 2] = [Duration::from_millis(2_400), Duration::from_millis(100)];
 
+/// When another connection of the session broke: for what has arrived on this one to be read, up to its end.
+const REST_DEADLINE: Duration = Duration::from_millis(100);
+
 /// The first probe goes through both connections before the link is up.
 const FIRST_PROBE_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -78,9 +81,16 @@ pub(super) async fn run(
         is_late: false,
     };
     let signals = Signals { filled: &live.outbox.filled, halt: &live.halt, part: Part::Feed };
+    let driving = drive(connection, signals, &mut feed);
+    tokio::pin!(driving);
     tokio::select! {
-        trouble = drive(connection, signals, &mut feed) => live.give_up(trouble),
-        () = live.ended.cancelled() => {}
+        trouble = &mut driving => live.give_up(trouble),
+        () = live.ended.cancelled() => {
+            // A server that died has sent what it accepted before: another may not have it, and who has it here will see that.
+            if matches!(live.why(), Some(Trouble::Closed | Trouble::Broken(_))) {
+                drop(timeout(REST_DEADLINE, driving).await);
+            }
+        }
     }
 }
 

@@ -84,22 +84,31 @@ impl Sentinel {
                 Some(connection) => connection,
                 None => dialer.sentinel(&self.server).await?,
             };
-            let answer = ask(&mut connection, redis::cmd("SENTINEL").arg("MASTER").arg(name)).await;
-            if matches!(answer, Ok(_) | Err(Trouble::Refused(_))) {
+            let answers = known_of(&mut connection, name).await;
+            if matches!(answers, Ok(_) | Err(Trouble::Refused(_))) {
                 *kept = Some(connection);
             }
-            match answer {
+            match answers {
                 // "ERR No such master with that name"; what is forbidden has another code.
                 Err(Trouble::Refused(error)) if error.code() == "ERR" => {
                     Err(Trouble::UnknownMaster(name.into()))
                 }
                 Err(trouble) => Err(trouble),
-                Ok(answer) => Master::of(&answer).ok_or(Trouble::Protocol),
+                Ok([master, address]) => Master::of(&master, &address).ok_or(Trouble::Protocol),
             }
         };
         let late = Trouble::Late { what: "answer", within: ANSWER_DEADLINE };
         timeout(ANSWER_DEADLINE, question).await.unwrap_or(Err(late))
     }
+}
+
+/// Two answers, since a Sentinel that fails over has the new epoch beside the old address in the first for a second or so: only
+/// the other has the address that goes with it. In this order a new address may come with an old epoch, and no old one
+/// with a new epoch.
+async fn known_of(connection: &mut Connection, name: &str) -> Result<[Value; 2], Trouble> {
+    let master = ask(connection, redis::cmd("SENTINEL").arg("MASTER").arg(name)).await?;
+    let address = ask(connection, redis::cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(name)).await?;
+    Ok([master, address])
 }
 
 impl std::fmt::Debug for Sentinel {
@@ -109,13 +118,12 @@ impl std::fmt::Debug for Sentinel {
 }
 
 impl Master {
-    fn of(answer: &Value) -> Option<Self> {
-        let Value::Map(pairs) = answer else { return None };
-        let field = |name: &str| {
-            let pair = pairs.iter().find(|(key, _)| text(key).as_deref() == Some(name))?;
-            text(&pair.1)
-        };
-        let server = Server { host: field("ip")?, port: field("port")?.parse().ok()? };
-        Some(Self { server, config_epoch: field("config-epoch")?.parse().ok()? })
+    fn of(master: &Value, address: &Value) -> Option<Self> {
+        let (Value::Map(pairs), Value::Array(address)) = (master, address) else { return None };
+        let is_epoch = |key: &Value| text(key).as_deref() == Some("config-epoch");
+        let (_, config_epoch) = pairs.iter().find(|(key, _)| is_epoch(key))?;
+        let [host, port] = address.as_slice() else { return None };
+        let server = Server { host: text(host)?, port: text(port)?.parse().ok()? };
+        Some(Self { server, config_epoch: text(config_epoch)?.parse().ok()? })
     }
 }

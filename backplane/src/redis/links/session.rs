@@ -135,6 +135,13 @@ async fn attempt(link: &Link, around: &dyn Around) -> Result<Made, Trouble> {
     let session = around.next_session();
     let mut made = Made::begin(link, around, session, server, Instant::now(), connections, probe);
     feed::begin(&mut made.feed, link, &made.live, made.probe.as_ref()).await?;
+    // A master that hung meanwhile, and goes on, takes itself for the master still. What it accepts then is lost.
+    if let Place::Master(sentinels) = &link.place
+        && let Ok(master) = sentinels.master(around.dialer()).await
+        && master != made.live.server
+    {
+        return Err(Trouble::OtherMaster("a Sentinel"));
+    }
     Ok(made)
 }
 
