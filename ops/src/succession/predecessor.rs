@@ -165,11 +165,11 @@ impl<R: Send> Taken<R> {
     ) -> Result<(Self, Vec<u32>), UpgradeError> {
         let mut fields = Reader::new(state);
         if fields.u8()? != FORM {
-            return Err(malformed(Malformed));
+            return Err(Malformed.into());
         }
-        let written = fields.list(|fields| fields.bytes().and_then(read_shard)).map_err(malformed)?;
-        let beside = fields.bytes().map_err(malformed)?;
-        fields.end().map_err(malformed)?;
+        let written = fields.list(|fields| fields.bytes().and_then(read_shard))?;
+        let beside = fields.bytes()?;
+        fields.end()?;
         let mut sockets = sockets.into_iter();
         let mut dealt = Vec::with_capacity(written.len());
         for (newest_generation, records) in written {
@@ -177,7 +177,7 @@ impl<R: Send> Taken<R> {
             for (number, record) in records {
                 let own: Vec<TcpStream> = sockets.by_ref().take(number).collect();
                 if own.len() < number {
-                    return Err(malformed(Malformed));
+                    return Err(Malformed.into());
                 }
                 records_with.push((record, own));
             }
@@ -194,7 +194,7 @@ impl<R: Send> Taken<R> {
             let begun: Vec<_> = dealt.into_iter().map(begin).collect();
             let end = |(newest, reading): (u32, thread::ScopedJoinHandle<'_, _>)| match reading.join() {
                 Ok(read) => Ok((newest, read)),
-                Err(_panic) => Err(malformed(Malformed)),
+                Err(_panic) => Err(Malformed.into()),
             };
             begun
                 .into_iter()
@@ -240,10 +240,6 @@ impl<R: Send> Taken<R> {
         drop(go_on);
         begun.iter().try_for_each(|done| done.recv_timeout(PATIENCE)).map_err(|_| UpgradeError::Shard)
     }
-}
-
-fn malformed(malformed: Malformed) -> UpgradeError {
-    TalkError::from(malformed).into()
 }
 
 fn read_shard(state: &[u8]) -> Result<(u32, Vec<Record<'_>>), Malformed> {

@@ -11,7 +11,10 @@ use std::{
 };
 
 use tidegate_reactor::{Connections, Listener, Mail};
-use tidegate_wire::succession::{SOCKETS_MAX, Step};
+use tidegate_wire::{
+    fields::Malformed,
+    succession::{SOCKETS_MAX, Step},
+};
 use tokio::{sync::Notify, task::AbortHandle};
 
 use super::{
@@ -149,6 +152,8 @@ pub enum UpgradeError {
         "its configuration has {has} shards, and this process runs {had}: a change of that needs a restart"
     )]
     Shards { had: u32, has: u32 },
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
     #[error("the system refuses: {0}")]
     State(#[from] std::io::Error),
     /// There is no way back.

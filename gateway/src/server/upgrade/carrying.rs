@@ -3,7 +3,7 @@
 use std::{net::TcpStream, sync::Arc};
 
 use tidegate_backplane::{HandOnError, OnLeave, Sink, TakeInError};
-use tidegate_ops::succession::{TalkError, UpgradeError};
+use tidegate_ops::succession::UpgradeError;
 use tidegate_wire::fields::{Reader, Writer};
 
 use crate::server::{
@@ -100,14 +100,14 @@ impl Carrier {
         fields: &mut Reader<'_>,
         sockets: Vec<TcpStream>,
     ) -> Result<(), UpgradeError> {
-        let kind = fields.u8().map_err(TalkError::from)?;
-        let state = fields.bytes().map_err(TalkError::from)?;
+        let kind = fields.u8()?;
+        let state = fields.bytes()?;
         match (&self.kind, kind) {
-            (Kind::Memory(memory), MEMORY) => Ok(memory.take_in(state).map_err(TalkError::from)?),
+            (Kind::Memory(memory), MEMORY) => Ok(memory.take_in(state)?),
             (Kind::Redis(redis), REDIS) => {
                 let sockets = sockets.into_iter().map(Into::into).collect();
                 redis.take_in(state, sockets).map_err(|error| match error {
-                    TakeInError::Malformed(error) => TalkError::from(error).into(),
+                    TakeInError::Malformed(error) => error.into(),
                     error => UpgradeError::Process(error.to_string().into()),
                 })
             }

@@ -3,7 +3,7 @@
 use std::{net::TcpStream, sync::Arc, thread};
 
 use tidegate_backplane::{Backplane, Channel};
-use tidegate_ops::succession::{self, Predecessor, STATE_PATIENCE, ShardMailbox, TalkError, UpgradeError};
+use tidegate_ops::succession::{self, Predecessor, STATE_PATIENCE, ShardMailbox, UpgradeError};
 use tidegate_wire::{
     fields::{Malformed, Reader},
     succession::Step,
@@ -52,9 +52,9 @@ impl Parts {
     pub(in crate::server) fn take(&self, predecessor: &Predecessor) -> Result<Taken, StartError> {
         let rest = |state: &[u8], sockets: Vec<TcpStream>| {
             let mut fields = Reader::new(state);
-            self.shared.node.rosters().take_in(&mut fields).map_err(TalkError::from)?;
+            self.shared.node.rosters().take_in(&mut fields)?;
             self.carrier.take_in(&mut fields, sockets)?;
-            Ok(fields.end().map_err(TalkError::from)?)
+            Ok(fields.end()?)
         };
         let (forms, apps) = (FORMS.by_name(), &*self.shared.apps);
         let parse = |record: &[u8], sockets: Vec<TcpStream>| {
