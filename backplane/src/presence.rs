@@ -168,9 +168,18 @@ pub struct PresenceEvent {
 /// `connections`: how many the user has in the channel now, on all nodes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum PresenceKind {
-    Joined { member: Arc<Member>, connections: u64 },
-    Left { connection: Box<str>, user: Box<str>, connections: u64 },
-    Count { subscriptions: u64 },
+    Joined {
+        member: Arc<Member>,
+        connections: u64,
+    },
+    /// Its info is not told by every backplane; who has the list has that.
+    Left {
+        member: Arc<Member>,
+        connections: u64,
+    },
+    Count {
+        subscriptions: u64,
+    },
 }
 
 /// A change of a channel, told to one node of the cluster. Ends are told when they have lasted.

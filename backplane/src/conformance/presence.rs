@@ -344,7 +344,12 @@ fn told(benches: &[&Bench], channel: &Channel) -> Vec<Transition> {
 }
 
 fn kinds(events: &[Arc<PresenceEvent>]) -> Vec<PresenceKind> {
-    events.iter().map(|event| event.kind.clone()).collect()
+    let kind = |event: &Arc<PresenceEvent>| match &event.kind {
+        // Whether the info of who left is told is left to the backplane.
+        PresenceKind::Left { member, connections } => left(&member.connection, *connections),
+        kind => kind.clone(),
+    };
+    events.iter().map(kind).collect()
 }
 
 fn user_of(connection: &str) -> &str {
@@ -362,7 +367,7 @@ fn joined(connection: &str, connections: u64) -> PresenceKind {
 }
 
 fn left(connection: &str, connections: u64) -> PresenceKind {
-    PresenceKind::Left { connection: connection.into(), user: user_of(connection).into(), connections }
+    PresenceKind::Left { member: member(connection), connections }
 }
 
 fn user_joined(id: &str) -> Transition {

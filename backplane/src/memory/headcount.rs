@@ -226,10 +226,7 @@ impl Headcount {
             *connections -= 1;
             *connections
         });
-        self.event(
-            PresenceKind::Left { connection: connection.into(), user: user.clone(), connections: left },
-            told,
-        );
+        self.event(PresenceKind::Left { member, connections: left }, told);
         if left == 0 {
             self.users.remove(&user);
             self.left.insert(user, due);

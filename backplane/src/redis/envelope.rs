@@ -179,8 +179,8 @@ fn decode_presence(mut bytes: &[u8]) -> Result<PresenceEvent, EnvelopeError> {
         }
         LEFT => {
             let connections = take_u32(&mut bytes)?;
-            let connection = take_text(&mut bytes)?;
-            PresenceKind::Left { connection, user: presence_text(bytes)?, connections }
+            let (connection, user) = (take_text(&mut bytes)?, presence_text(bytes)?);
+            PresenceKind::Left { member: Arc::new(Member { connection, user, info: None }), connections }
         }
         COUNT => {
             let subscriptions = bytes.try_get_u64().map_err(|_| EnvelopeError::Truncated)?;
@@ -330,11 +330,11 @@ fn encode_presence(event: &PresenceEvent) -> Vec<u8> {
             put_text(&member.user, &mut out);
             out.extend_from_slice(member.info.as_deref().unwrap_or_default().as_bytes());
         }
-        PresenceKind::Left { connection, user, connections } => {
+        PresenceKind::Left { member, connections } => {
             out.push(LEFT);
             out.extend(number(*connections));
-            put_text(connection, &mut out);
-            out.extend_from_slice(user.as_bytes());
+            put_text(&member.connection, &mut out);
+            out.extend_from_slice(member.user.as_bytes());
         }
         PresenceKind::Count { subscriptions } => {
             out.push(COUNT);

@@ -6,8 +6,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 use tidegate_backplane::Channel;
 use tidegate_reactor::Tick;
@@ -16,7 +15,7 @@ use tidegate_wire::{fields::Malformed, moving};
 use super::{Pattern, token::TokenError};
 use crate::{
     config::{AppId, JwtKey},
-    hooks::{HandedOn, Known, Reply},
+    hooks::{HandedOn, Known, Overrides, RawSubscription, Reply, ServerSubscription, info},
 };
 
 /// The claims of a valid token.
@@ -26,7 +25,7 @@ pub(crate) struct Claims {
     pub user: Option<Box<str>>,
     /// Until when what the token opens lasts: `expire_at`, else `exp` and the leeway. `None`: for ever.
     pub expires: Option<SystemTime>,
-    /// `info`: JSON that other members see in presence.
+    /// `info`: JSON that other members see in presence. Of a token for a subscription it is that one's.
     pub info: Option<Box<str>>,
     /// The app that the token's key is for, if it is not the default one. Boxed, because it is rare and claims are
     /// kept with connections.
@@ -42,32 +41,6 @@ pub(crate) struct Claims {
     pub overrides: Overrides,
     channels: Vec<Pattern>,
     publish: Publish,
-}
-
-/// A subscription that the server makes.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct ServerSubscription {
-    /// What its client is told with it: JSON, or octets.
-    pub data: Vec<u8>,
-    pub overrides: Overrides,
-}
-
-/// The claim `override`: where a subscription differs from its namespace.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub(crate) struct Overrides {
-    /// Whether it is listed, in a namespace that lists.
-    #[serde(deserialize_with = "value")]
-    pub presence: Option<bool>,
-    /// Whether its client is told who joins and leaves, in a namespace that lists.
-    #[serde(rename = "force_push_join_leave", deserialize_with = "value")]
-    pub push_join_leave: Option<bool>,
-    /// Whether its client may come back to where it was without having asked for that.
-    #[serde(rename = "force_recovery", deserialize_with = "value")]
-    pub recovery: Option<bool>,
-    /// Whether its client is told where it is without having asked for that.
-    #[serde(rename = "force_positioning", deserialize_with = "value")]
-    pub positioning: Option<bool>,
 }
 
 /// The `publish` claim.
@@ -111,16 +84,6 @@ struct RawClaims<'a> {
     meta: Option<&'a RawValue>,
     /// Until when what it opens lasts, where that is not `exp`; 0: for ever.
     expire_at: Option<f64>,
-    #[serde(rename = "override")]
-    overrides: Option<Overrides>,
-}
-
-#[derive(Deserialize)]
-struct RawSubscription<'a> {
-    #[serde(borrow)]
-    data: Option<&'a RawValue>,
-    /// In place of `data`.
-    b64data: Option<Box<str>>,
     #[serde(rename = "override")]
     overrides: Option<Overrides>,
 }
@@ -209,7 +172,7 @@ impl Claims {
             info: reply.info.clone(),
             app: None,
             is_of_subscription: false,
-            subscriptions: reply.subscribe.iter().map(|(name, data)| (name.clone(), data.into())).collect(),
+            subscriptions: reply.subscribe.iter().cloned().collect(),
             known: Some(Arc::new(Known { state: reply.state.clone(), is_asked: true, ..Known::default() })),
             overrides: Overrides::default(),
             channels: reply.channels.clone(),
@@ -275,7 +238,8 @@ impl Claims {
         let subs = raw.subs.unwrap_or_default().into_iter();
         let subs = subs
             .map(|(name, said)| Ok((name, said.map(RawSubscription::read).transpose()?.unwrap_or_default())));
-        let mut subscriptions: BTreeMap<_, _> = subs.collect::<Result<_, TokenError>>()?;
+        let subs: Result<BTreeMap<_, _>, base64::DecodeError> = subs.collect();
+        let mut subscriptions = subs.map_err(|_| TokenError::Malformed("base64 of subs in its claims"))?;
         if rules.subscribes_channels {
             let names = channels.iter().map(Pattern::as_str).filter(|name| !name.contains('*'));
             for name in names {
@@ -288,7 +252,8 @@ impl Claims {
         Ok(Self {
             user: raw.sub,
             expires: lasts.and_then(|lasts| UNIX_EPOCH.checked_add(lasts)),
-            info: info(raw.info, raw.b64info.as_deref())?,
+            info: info(raw.info.map(RawValue::get), raw.b64info.as_deref())
+                .map_err(|_| TokenError::Malformed("b64info in its claims"))?,
             app: rules.app.clone().map(Box::new),
             is_of_subscription: raw.channel.is_some(),
             subscriptions,
@@ -325,52 +290,6 @@ impl<T> OneOrMany<T> {
             Self::One(one) => vec![one],
             Self::Many(many) => many,
         }
-    }
-}
-
-/// What others see of the user, as JSON. Octets that are none are told as payloads are: text as a string, others in base64.
-fn info(json: Option<&RawValue>, base64: Option<&str>) -> Result<Option<Box<str>>, TokenError> {
-    let Some(base64) = base64.filter(|base64| !base64.is_empty()) else {
-        return Ok(json.map(|json| json.get().into()));
-    };
-    let octets = STANDARD.decode(base64).map_err(|_| TokenError::Malformed("b64info in its claims"))?;
-    let info = match str::from_utf8(&octets) {
-        Ok(text) => match serde_json::from_str::<&RawValue>(text) {
-            Ok(json) => json.get().into(),
-            Err(_) => serde_json::Value::from(text).to_string().into(),
-        },
-        Err(_) => serde_json::Value::from(base64).to_string().into(),
-    };
-    Ok(Some(info))
-}
-
-/// `{"value":true}`.
-fn value<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<bool>, D::Error> {
-    #[derive(Deserialize)]
-    struct Value {
-        #[serde(default)]
-        value: bool,
-    }
-    Ok(Option::<Value>::deserialize(deserializer)?.map(|it| it.value))
-}
-
-impl RawSubscription<'_> {
-    fn read(self) -> Result<ServerSubscription, TokenError> {
-        let data = match self.b64data.as_deref() {
-            None | Some("") => self.data.map_or("", RawValue::get).into(),
-            Some(base64) => {
-                let malformed = |_| TokenError::Malformed("b64data in its claims");
-                STANDARD.decode(base64).map_err(malformed)?
-            }
-        };
-        Ok(ServerSubscription { data, overrides: self.overrides.unwrap_or_default() })
-    }
-}
-
-impl From<&Box<str>> for ServerSubscription {
-    /// Of the JSON that its client is told.
-    fn from(data: &Box<str>) -> Self {
-        Self { data: data.as_bytes().to_vec(), ..Self::default() }
     }
 }
 

@@ -22,7 +22,7 @@ mod token;
 
 pub(crate) use api_keys::{ApiKey, ApiKeyError, ApiKeys, bearer};
 pub(crate) use authenticator::{Authenticator, KeyFetch, Verdict};
-pub(crate) use claims::{Claims, Overrides, ServerSubscription};
+pub(crate) use claims::Claims;
 pub(crate) use token::TokenError;
 
 pub(crate) use crate::config::{Algorithm, Origins, Pattern, Scope};

@@ -3,7 +3,13 @@
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use http::HeaderName;
+use http::{
+    HeaderName,
+    header::{
+        CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, TE, TRANSFER_ENCODING,
+        UPGRADE,
+    },
+};
 use tidegate_ops::{choice, section, trust::Networks};
 
 use super::{
@@ -67,6 +73,9 @@ section! {
         /// Headers of a client's request that are handed on with `connect`, and in the dialect `centrifugo` with what is
         /// asked later of the connection. `cookie` is all cookies; see `cookies`.
         headers: Vec<HeaderSetting> = Vec::new();
+        /// Headers that Centrifugo's clients may say in `connect`, since browsers cannot send them; handed on as those of
+        /// `headers` are. A client writes there what it likes: none of them may be in `headers` of any hook.
+        emulated_headers: Vec<HeaderSetting> = Vec::new();
         /// The same for single cookies.
         cookies: Vec<Box<str>> = Vec::new();
         /// The same for parameters of the query, handed on with `connect` in the dialect `tidegate`.
@@ -131,6 +140,27 @@ choice! {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeaderSetting(pub HeaderName);
 
+/// Of the request to the application itself.
+const OWN_HEADERS: [HeaderName; 9] = [
+    CONNECTION,
+    CONTENT_ENCODING,
+    CONTENT_LENGTH,
+    CONTENT_TYPE,
+    EXPECT,
+    HOST,
+    TE,
+    TRANSFER_ENCODING,
+    UPGRADE,
+];
+
+impl HeaderSetting {
+    /// Whether a request to the application has it with a meaning of its own.
+    fn is_ours(&self) -> bool {
+        let name = self.0.as_str();
+        OWN_HEADERS.contains(&self.0) || name.starts_with("webhook-") || name.starts_with("ce-")
+    }
+}
+
 impl Setting for HeaderSetting {
     const EXPECTED: &'static str = r#"the name of a header such as "user-agent""#;
     const EXPECTED_LIST: &'static str = r#"a list of headers such as ["cookie", "user-agent"]"#;
@@ -174,6 +204,17 @@ impl Hooks {
     /// Checks what a single value cannot tell and reads the files.
     pub(crate) fn finish(&mut self) -> Result<(), ConfigError> {
         self.0.iter_mut().try_for_each(|(name, hook)| hook.finish(name))?;
+        // What a client says could be taken for what a proxy in front of the gateway has set.
+        let sent = |name: &HeaderSetting| self.0.iter().find(|(_, hook)| hook.headers.contains(name));
+        for (name, hook) in &self.0 {
+            if let Some((other, _)) = hook.emulated_headers.iter().find_map(sent) {
+                return Err(ConfigError::Contradiction {
+                    key: format!("hooks.{name}.emulated_headers").into(),
+                    other: format!("hooks.{other}.headers").into(),
+                    rule: "a header is either sent or said by the client in `connect`",
+                });
+            }
+        }
         // Nothing tells these apart but the hook: the second would never be asked.
         for question in [HookQuestion::Connect, HookQuestion::Message, HookQuestion::Refresh] {
             let mut asked = self.0.iter().filter(|(_, hook)| hook.questions.contains(&question));
@@ -261,6 +302,13 @@ impl HookEntry {
         if self.cert_file.is_some() != self.key_file.is_some() {
             return contradiction("cert_file", at("key_file"), "a certificate and its key belong together");
         }
+        if let Some(HeaderSetting(header)) = self.emulated_headers.iter().find(|it| it.is_ours()) {
+            return Err(ConfigError::Forbidden {
+                key: at("emulated_headers").into(),
+                value: format!("{header:?}").into(),
+                rule: "that one is of the request to the application itself",
+            });
+        }
         if self.timeout.is_zero() {
             return contradiction("timeout", "0s".into(), "nobody answers in no time");
         }
@@ -308,6 +356,13 @@ mod tests {
         check(&hook("stream = 'events'"), Err(half));
         let asked = "stream = 'events'\nstream_url = 'redis://h'\nquestions = ['connect']";
         check(&format!("[hooks.app]\n{asked}"), Err("`hooks.app.url` is missing in the defaults"));
+        check(&hook("headers = ['x-a']\nemulated_headers = ['x-b']"), Ok(()));
+        let both = "`hooks.app.emulated_headers` and `hooks.app.headers` do not fit together: a header is either sent or \
+                    said by the client in `connect`";
+        check(&hook("headers = ['x-a']\nemulated_headers = ['x-b', 'X-A']"), Err(both));
+        let ours = "`hooks.app.emulated_headers` is \"content-length\", but that one is of the request to the application \
+                    itself";
+        check(&hook("emulated_headers = ['Content-Length']"), Err(ours));
         let denied = "`hooks.app.url` cannot be used: its address is one of `denied_addresses`";
         check(&hook("denied_addresses = ['127.0.0.0/8']"), Err(denied));
         let twice = "`hooks.b.questions` and `hooks.app.questions` do not fit together: connect, message and refresh are \

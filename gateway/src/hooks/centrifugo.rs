@@ -12,7 +12,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tidegate_backplane::Payload;
 
-use super::question::{No, Question, Read, Reply, Unreadable, json};
+use super::{
+    question::{No, Question, Read, Reply, Unreadable, json},
+    subscription::{Overrides, RawSubscription, ServerSubscription, info},
+};
 use crate::config::HookQuestion;
 
 #[derive(Debug, Serialize)]
@@ -27,6 +30,10 @@ struct Request<'q> {
     channel: Option<&'q str>,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     channels: &'q [Box<str>],
+    #[serde(skip_serializing_if = "str::is_empty")]
+    name: &'q str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    version: &'q str,
     #[serde(skip_serializing_if = "Option::is_none")]
     method: Option<&'q str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -47,7 +54,7 @@ struct Response<'a> {
     disconnect: Option<Disconnect<'a>>,
 }
 
-/// The members of all results. Others (`override`, `labels`, `tags`, …) are ignored.
+/// The members of all results. Others (`labels`, `tags`, …) are ignored.
 #[derive(Debug, Default, Deserialize)]
 struct Answered<'a> {
     #[serde(default)]
@@ -58,6 +65,9 @@ struct Answered<'a> {
     expired: bool,
     #[serde(borrow)]
     info: Option<&'a RawValue>,
+    b64info: Option<Box<str>>,
+    #[serde(rename = "override")]
+    overrides: Option<Overrides>,
     #[serde(borrow)]
     data: Option<&'a RawValue>,
     #[serde(default)]
@@ -65,15 +75,9 @@ struct Answered<'a> {
     #[serde(default)]
     channels: Vec<Box<str>>,
     #[serde(borrow, default)]
-    subs: BTreeMap<Box<str>, Option<Subscribed<'a>>>,
+    subs: BTreeMap<Box<str>, Option<RawSubscription<'a>>>,
     #[serde(borrow)]
     meta: Option<&'a RawValue>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Subscribed<'a> {
-    #[serde(borrow)]
-    data: Option<&'a RawValue>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -113,6 +117,8 @@ pub(super) fn request(question: &Question) -> (HeaderMap, Bytes) {
         user: (!is_connect).then_some(caller.user.as_deref().unwrap_or_default()),
         channel: question.channel.as_deref(),
         channels: if is_connect { &caller.known.request.channels } else { &[] },
+        name: if is_connect { &caller.known.request.client.0 } else { "" },
+        version: if is_connect { &caller.known.request.client.1 } else { "" },
         method: question.name.as_deref().filter(|_| kind == HookQuestion::Message),
         data,
         b64data,
@@ -175,16 +181,18 @@ impl Answered<'_> {
                 })
             }
         };
-        let mut subscribe: Vec<(Box<str>, Box<str>)> =
-            self.channels.into_iter().map(|channel| (channel, "".into())).collect();
-        for (channel, options) in self.subs {
-            let data = options.and_then(|options| options.data).and_then(json).unwrap_or_default();
-            subscribe.push((channel, data));
+        let not_base64 = |_| Unreadable("b64data or b64info is not base64");
+        let mut subscribe: Vec<_> =
+            self.channels.into_iter().map(|channel| (channel, ServerSubscription::default())).collect();
+        for (channel, said) in self.subs {
+            let said = said.map(RawSubscription::read).transpose().map_err(not_base64)?;
+            subscribe.push((channel, said.unwrap_or_default()));
         }
         Ok(Ok(Reply {
             user: Some(self.user).filter(|user| !user.is_empty()),
             expires,
-            info: self.info.and_then(json),
+            info: info(self.info.map(RawValue::get), self.b64info.as_deref()).map_err(not_base64)?,
+            overrides: self.overrides.unwrap_or_default(),
             subscribe,
             data,
             state: self.meta.and_then(json),
@@ -232,10 +240,16 @@ mod tests {
     #[test]
     fn results_errors_and_disconnects() {
         let read = |kind, body: &str| super::read(kind, StatusCode::OK, body.as_bytes(), SystemTime::now());
-        let connect = r#"{"result":{"user":"u","expire_at":4000000000,"channels":["a"],"subs":{"b":{"data":1}},
+        let connect = r#"{"result":{"user":"u","expire_at":4000000000,"channels":["a"],
+                         "subs":{"b":{"data":1,"b64info":"e30=","override":{"join_leave":{"value":false}}}},
                          "meta":{"x":1},"data":{"y":2},"caps":[]}}"#;
         let reply = read(HookQuestion::Connect, connect).unwrap().unwrap();
-        assert_eq!(reply.subscribe, [("a".into(), "".into()), ("b".into(), "1".into())]);
+        let of_b = ServerSubscription {
+            data: b"1".to_vec(),
+            info: Some("{}".into()),
+            overrides: Overrides { join_leave: Some(false), ..Overrides::default() },
+        };
+        assert_eq!(reply.subscribe, [("a".into(), ServerSubscription::default()), ("b".into(), of_b)]);
         assert_eq!((reply.user.as_deref(), reply.state.as_deref()), (Some("u"), Some("{\"x\":1}")));
         let error = read(HookQuestion::Message, r#"{"error":{"code":1000,"message":"custom"}}"#).unwrap();
         assert!(matches!(error, Err(No::Said { code: 1000, .. })), "{error:?}");

@@ -12,7 +12,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tidegate_backplane::Payload;
 
-use super::question::{No, Question, Read, Reply, Unreadable, json};
+use super::{
+    question::{No, Question, Read, Reply, Unreadable, json},
+    subscription::{Overrides, ServerSubscription},
+};
 use crate::config::{HookQuestion, Pattern};
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
@@ -31,6 +34,10 @@ struct Said<'q> {
     client: Option<std::net::IpAddr>,
     #[serde(skip_serializing_if = "Option::is_none")]
     user: Option<&'q str>,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    name: &'q str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    version: &'q str,
     #[serde(skip_serializing_if = "Option::is_none")]
     channel: Option<&'q str>,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
@@ -134,6 +141,7 @@ fn said(question: &Question) -> Said<'_> {
     };
     if question.kind == HookQuestion::Connect {
         said.channels = &request.channels;
+        (said.name, said.version) = (&request.client.0, &request.client.1);
         let headers = request.headers.iter();
         said.headers = headers
             .map(|(name, value)| (name.as_str(), String::from_utf8_lossy(value.as_bytes()).into()))
@@ -193,7 +201,8 @@ impl From<Answer<'_>> for Reply {
             info: answer.info.and_then(json),
             channels: answer.channels,
             publish: answer.publish,
-            subscribe: answer.subscribe.into_iter().map(|channel| (channel, "".into())).collect(),
+            overrides: Overrides::default(),
+            subscribe: answer.subscribe.into_iter().map(|it| (it, ServerSubscription::default())).collect(),
             data: answer.data.and_then(json).map(|data| Payload::Text((&*data).into())),
             state: answer.state,
         }

@@ -16,6 +16,7 @@ mod hook;
 mod metrics;
 mod question;
 pub(crate) mod signature;
+mod subscription;
 pub mod trial;
 
 use std::sync::Arc;
@@ -26,6 +27,7 @@ pub(crate) use self::{
     collector::HookCollector,
     hook::{Hook, Source},
     question::{Caller, HandedOn, Known, No, Question, Reply},
+    subscription::{Overrides, RawSubscription, ServerSubscription, info},
 };
 use crate::config::{Config, ConfigError, HeaderSetting, HookDialect, HookQuestion};
 
@@ -73,6 +75,11 @@ impl Hooks {
 
     pub(crate) fn headers(&self) -> impl Iterator<Item = &HeaderSetting> {
         self.all.iter().flat_map(|hook| &hook.entry.headers)
+    }
+
+    /// Those that clients may say in place of sending them.
+    pub(crate) fn emulated_headers(&self) -> impl Iterator<Item = &HeaderSetting> {
+        self.all.iter().flat_map(|hook| &hook.entry.emulated_headers)
     }
 
     pub(crate) fn cookies(&self) -> impl Iterator<Item = &str> {

@@ -6,6 +6,7 @@ use http::{HeaderName, HeaderValue};
 use serde_json::value::RawValue;
 use tidegate_backplane::Payload;
 
+use super::subscription::{Overrides, ServerSubscription};
 use crate::config::{HookQuestion, Pattern};
 
 /// A question of one client, for whose answer it waits.
@@ -54,6 +55,8 @@ pub(crate) struct HandedOn {
     pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
     pub(crate) cookies: Vec<(Box<str>, Box<str>)>,
     pub(crate) query: Vec<(Box<str>, Box<str>)>,
+    /// What the client calls itself, and its version, where its protocol lets it say so.
+    pub(crate) client: (Box<str>, Box<str>),
 }
 
 /// The application has said yes, and this.
@@ -62,14 +65,16 @@ pub(crate) struct Reply {
     pub(crate) user: Option<Box<str>>,
     /// Until when what it allows lasts; `None`: as long as the connection.
     pub(crate) expires: Option<SystemTime>,
-    /// What other members see in presence: JSON.
+    /// What other members see in presence: JSON. With `subscribe` it is the subscription's.
     pub(crate) info: Option<Box<str>>,
+    /// With `subscribe`.
+    pub(crate) overrides: Overrides,
     /// Channels that the connection may subscribe to without a further question.
     pub(crate) channels: Vec<Pattern>,
     /// Channels that it may publish to, of those that clients may publish to at all.
     pub(crate) publish: Vec<Pattern>,
-    /// Channels that the connection is subscribed to, each with what its client is told with it: JSON, or nothing.
-    pub(crate) subscribe: Vec<(Box<str>, Box<str>)>,
+    /// Channels that the connection is subscribed to.
+    pub(crate) subscribe: Vec<(Box<str>, ServerSubscription)>,
     /// For the client: JSON with `connect` and `subscribe`, the answer to a message, or what is published in place of what
     /// was sent.
     pub(crate) data: Option<Payload>,

@@ -4,8 +4,8 @@ use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
 use tidegate_backplane::{
-    Channel, Control, Epoch, Gap, GapReason, Intake, MemoryBackplane, MemoryOptions, Payload, Position,
-    PresenceEvent, PresenceKind, Publication, Sink, Transition,
+    Channel, Control, Epoch, Gap, GapReason, Intake, Member, MemoryBackplane, MemoryOptions, Payload,
+    Position, PresenceEvent, PresenceKind, Publication, Sink, Transition,
 };
 use tidegate_reactor::{ConnectionId, Overflow, Shared, Tick, Turn, Written};
 use tidegate_wire::frame::Opcode;
@@ -191,7 +191,8 @@ impl Bench {
     }
 
     fn presence(&mut self) {
-        let kind = PresenceKind::Left { connection: "n.1".into(), user: "u".into(), connections: 0 };
+        let member = Arc::new(Member { connection: "n.1".into(), user: "u".into(), info: None });
+        let kind = PresenceKind::Left { member, connections: 0 };
         self.content(Content::Presence(Arc::new(PresenceEvent { sequence: 1, kind })), None);
     }
 

@@ -45,6 +45,9 @@ pub(crate) enum What {
         /// What the client is told with it, in base64, where its protocol has a place for that.
         #[serde(default, skip_serializing_if = "str::is_empty")]
         data: Box<str>,
+        /// JSON that other members see of the subscription, where their protocols have a place for that.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        info: Option<Box<str>>,
     },
     Unsubscribe {
         channel: Box<str>,

@@ -9,6 +9,7 @@ pub(crate) mod form;
 pub(crate) mod histories;
 pub(crate) mod instruction;
 pub(crate) mod interest;
+pub(crate) mod member_info;
 pub(crate) mod outgoing;
 mod publish;
 mod relay;

@@ -110,7 +110,7 @@ pub(crate) fn is_shards(dev: bool) -> IsShards {
 mod tests {
     use std::sync::Arc;
 
-    use tidegate_backplane::{Channel, PresenceEvent, PresenceKind};
+    use tidegate_backplane::{Channel, Member, PresenceEvent, PresenceKind};
 
     use super::*;
     use crate::hub::content::Content;
@@ -125,7 +125,8 @@ mod tests {
     #[test]
     fn others_are_not_told_who_is_there() {
         let channel = Channel::new("a").expect("a channel");
-        let kind = PresenceKind::Left { connection: "n.1".into(), user: "u".into(), connections: 0 };
+        let member = Arc::new(Member { connection: "n.1".into(), user: "u".into(), info: None });
+        let kind = PresenceKind::Left { member, connections: 0 };
         let content = Content::Presence(Arc::new(PresenceEvent { sequence: 1, kind }));
         for form in FORMS.0 {
             let says = form.say(&channel, &content, &mut Vec::new()).is_some();

@@ -20,14 +20,19 @@ pub(crate) enum Present {
 impl Core {
     /// Who an open connection is listed as by its token, in channels whose namespace tracks who is there.
     fn join_by_token(&self, open: &Open, channel: &Channel, connection: String) -> Option<Join> {
-        let claims = open.claims().filter(|_| self.present_by_token(open, channel) == Present::Listed)?;
-        let (user, info) = (claims.user.clone()?, claims.info.clone());
+        if self.present_by_token(open, channel) != Present::Listed {
+            return None;
+        }
+        let claims = open.claims();
+        let user = claims.and_then(|claims| claims.user.clone()).unwrap_or_default();
+        let info = claims.and_then(|claims| claims.info.clone());
         Some(Join::listed(Member { connection: connection.into(), user, info }))
     }
 
-    /// Who has no user is not listed.
+    /// Who has no user is not listed, or with an empty one where its protocol has that.
     pub(super) fn present_by_token(&self, open: &Open, channel: &Channel) -> Present {
-        let is_user = open.claims().is_some_and(|claims| claims.user.is_some());
+        let is_user = open.claims().is_some_and(|claims| claims.user.is_some())
+            || open.protocol.of_list(self.shared.protocols).lists_anonymous();
         if is_user && self.shared.node.namespaces().of(channel).presence {
             return Present::Listed;
         }

@@ -139,6 +139,11 @@ pub(crate) trait Protocol: Sync + std::fmt::Debug {
         core.present_by_token(open, channel)
     }
 
+    /// Whether who has no user is listed, with an empty one.
+    fn lists_anonymous(&self) -> bool {
+        false
+    }
+
     /// Whether a subscriber whose form says who comes and goes was given the list of a channel.
     fn is_given_list(&self, channel: &Channel) -> bool {
         let _ = channel;

@@ -30,7 +30,7 @@ from cent import (
     SubscribeRequest,
     UnsubscribeRequest,
 )
-from centrifuge import Client, ClientEventHandler, SubscriptionEventHandler
+from centrifuge import Client, ClientEventHandler, ReplyError, SubscriptionEventHandler
 
 A, B = os.environ["GATEWAYS"].split(",")
 SECRET = os.environ["SECRET"].encode()
@@ -154,6 +154,63 @@ async def presence_and_the_cluster():
     await client.disconnect()
 
 
+async def every_command_of_a_client(use_protobuf):
+    """By the client's own methods, on a node that the server's SDK does not ask."""
+
+    def data(value):
+        return json.dumps(value).encode() if use_protobuf else value
+
+    async def code_of(awaited):
+        try:
+            await awaited
+        except ReplyError as error:
+            return error.code
+        raise AssertionError("it was not refused")
+
+    channel = f"room:all-{use_protobuf}"
+    asked = []
+
+    async def get_token():
+        asked.append("connection")
+        return token(sub="ada", channels=["room:*", "news:*"], publish=["news:*"], info={"n": 1})
+
+    async def get_own_token(of):
+        asked.append(of)
+        return token(sub="ada", channel=of, info={"seat": 2})
+
+    expired = token(sub="ada", exp=1)
+    address = f"{A.replace('http', 'ws')}/connection/websocket"
+    client = Client(address, token=expired, get_token=get_token, proxy=None, use_protobuf=use_protobuf)
+    await client.connect()
+    await client.ready(DEADLINE_S)
+    subscription = client.new_subscription(channel, get_token=get_own_token, join_leave=True)
+    await subscription.subscribe()
+    await subscription.ready(DEADLINE_S)
+    assert asked == ["connection", channel], asked
+    there = list((await subscription.presence()).clients.values())
+    assert [(it.user, it.conn_info, it.chan_info) for it in there] == [("ada", data({"n": 1}), data({"seat": 2}))], there
+    stats = await client.presence_stats(channel)
+    assert (stats.num_clients, stats.num_users) == (1, 1)
+    own = f"news:all-{use_protobuf}"
+    seen = SeenOfSubscription()
+    news = client.new_subscription(own, events=seen)
+    await news.subscribe()
+    await news.ready(DEADLINE_S)
+    for number in range(3):
+        await client.publish(own, data(number))
+    await until("three publications", lambda: len(seen.publications) == 3)
+    assert [(it.data, it.info.user) for it in seen.publications] == [(data(number), "ada") for number in range(3)]
+    history = await news.history(limit=2, reverse=True)
+    assert [it.data for it in history.publications] == [data(2), data(1)] and history.offset == 3, history
+    assert await code_of(subscription.publish(data(1))) == 103
+    assert await code_of(client.history(f"plain:all-{use_protobuf}", limit=1)) == 108
+    assert await code_of(client.rpc("sum", data([1]))) == 104
+    await subscription.unsubscribe()
+    while (await client.presence_stats(channel)).num_clients:
+        await asyncio.sleep(0.01)
+    await client.disconnect()
+
+
 async def orders_reach_clients_of_another_node(use_protobuf):
     user = f"bob-{use_protobuf}"
     channel = f"news:{user}"
@@ -204,6 +261,8 @@ async def keys():
 CASES = {
     "publications and history": publications_and_history,
     "presence and the cluster": presence_and_the_cluster,
+    "every command of a client, in JSON": lambda: every_command_of_a_client(False),
+    "every command of a client, in Protobuf": lambda: every_command_of_a_client(True),
     "orders, in JSON": lambda: orders_reach_clients_of_another_node(False),
     "orders, in Protobuf": lambda: orders_reach_clients_of_another_node(True),
     "channels of all nodes": channels_of_all_nodes,

@@ -10,10 +10,14 @@ const SECRET: &str = "0123456789abcdef0123456789abcdef";
 const CONFIG: &str = include_str!("../../clients/node/centrifuge/gateway.toml");
 
 fn run(script: Tool, least: usize) {
+    run_with(CONFIG, script, least);
+}
+
+fn run_with(config: &str, script: Tool, least: usize) {
     let redis = RedisServer::start();
     let start = |number: u32| {
         let node = Gateway::builder().backplane(&redis.url()).node(&format!("g{number}"));
-        node.config(CONFIG).start()
+        node.config(config).start()
     };
     let gateways = [start(1), start(2)];
     let addresses = gateways.each_ref().map(|gateway| format!("http://{}", gateway.public()));
@@ -26,12 +30,12 @@ fn run(script: Tool, least: usize) {
 
 #[test]
 fn every_command_in_json() {
-    run(Tool::node("centrifuge/commands.cjs").environment("ENCODING", "json"), 16);
+    run(Tool::node("centrifuge/commands.cjs").environment("ENCODING", "json"), 18);
 }
 
 #[test]
 fn every_command_in_protobuf() {
-    run(Tool::node("centrifuge/commands.cjs").environment("ENCODING", "protobuf"), 16);
+    run(Tool::node("centrifuge/commands.cjs").environment("ENCODING", "protobuf"), 18);
 }
 
 /// Behind a proxy that passes no upgrades on, and with commands that reach another node than their connection.
@@ -49,12 +53,19 @@ fn clients_without_a_web_socket_in_protobuf() {
 
 #[test]
 fn the_python_sdk_asks_one_node_and_clients_of_another_see_it() {
-    run(Tool::python("centrifuge_server.py"), 6);
+    run(Tool::python("centrifuge_server.py"), 8);
 }
 
 #[test]
 fn the_node_sdk_asks_one_node_and_clients_of_another_see_it() {
-    run(Tool::node("centrifuge/server.cjs").environment("ENCODING", "json"), 5);
+    run(Tool::node("centrifuge/server.cjs").environment("ENCODING", "json"), 6);
+}
+
+#[test]
+fn what_is_refused_for_now_is_asked_for_again() {
+    let limits = "subscriptions = 4\nanonymous_subscriptions = 4\nsubscribes_per_second = 1\n";
+    let script = Tool::node("centrifuge/retries.cjs").environment("ENCODING", "json");
+    run_with(&format!("{CONFIG}[limits]\n{limits}"), script, 1);
 }
 
 #[test]

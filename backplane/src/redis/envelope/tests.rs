@@ -61,8 +61,8 @@ fn golden_bytes_of_presence() {
     };
     check(b"\x04\0\0\0\x02\0\x03n.1\0\x02\xc3\xbc{}", Ok(joined(Some("{}"))));
     check(b"\x04\0\0\0\x02\0\x03n.1\0\x02\xc3\xbc", Ok(joined(None)));
-    let (connection, user) = ("n.1".into(), "ada".into());
-    check(b"\x05\0\0\0\0\0\x03n.1ada", Ok(PresenceKind::Left { connection, user, connections: 0 }));
+    let member = Arc::new(Member { connection: "n.1".into(), user: "ada".into(), info: None });
+    check(b"\x05\0\0\0\0\0\x03n.1ada", Ok(PresenceKind::Left { member, connections: 0 }));
     check(b"\x03\0\0\0\0\0\0\x01\0", Ok(PresenceKind::Count { subscriptions: 256 }));
     check(b"\x03\0\0\0\0\0\0\x01\0\0", Err(EnvelopeError::Presence));
     check(b"\x03\0", Err(EnvelopeError::Truncated));

@@ -17,8 +17,9 @@ use tokio_util::task::TaskTracker;
 
 use super::issuer::{Issuer, RSA, pem};
 use crate::{
-    auth::{Algorithm, Authenticator, Claims, Overrides, ServerSubscription, TokenError, Verdict},
+    auth::{Algorithm, Authenticator, Claims, TokenError, Verdict},
     config::{AuthConfig, ConfigError, JwtKey, KeyProblem, List, Secret},
+    hooks::{Overrides, ServerSubscription},
 };
 
 /// The time in these tests.
@@ -267,7 +268,12 @@ fn info_in_base64_meta_expire_at_and_override() {
     let told = overrides(
         json!({ "presence": {"value": false}, "force_push_join_leave": {"value": true}, "join_leave": {} }),
     );
-    let expect = Overrides { presence: Some(false), push_join_leave: Some(true), ..Overrides::default() };
+    let expect = Overrides {
+        presence: Some(false),
+        join_leave: Some(false),
+        push_join_leave: Some(true),
+        ..Overrides::default()
+    };
     assert_eq!(told, expect);
     let told = overrides(json!({ "force_recovery": {}, "force_positioning": {"value": true} }));
     let expect = Overrides { recovery: Some(false), positioning: Some(true), ..Overrides::default() };
@@ -282,22 +288,24 @@ fn subscriptions_of_the_server() {
     let read = |subs: Value| verify(&authenticator, &issuer.token(&claims(json!({ "subs": subs }))));
     let subs = json!({
         "a": {"data": {"n": 1}, "info": 1}, "b": null, "c": {},
-        "d": {"data": 1, "b64data": STANDARD.encode("[2]"), "override": {"presence": {"value": false}}},
+        "d": {"data": 1, "b64data": STANDARD.encode("[2]"), "b64info": STANDARD.encode("{}"),
+              "override": {"presence": {"value": false}}},
     });
     let subscriptions = read(subs).unwrap().subscriptions;
-    let of = |data: &str, presence| ServerSubscription {
+    let of = |data: &str, info: Option<&str>, presence| ServerSubscription {
         data: data.into(),
+        info: info.map(Box::from),
         overrides: Overrides { presence, ..Overrides::default() },
     };
     let expect = [
-        ("a", of(r#"{"n":1}"#, None)),
-        ("b", of("", None)),
-        ("c", of("", None)),
-        ("d", of("[2]", Some(false))),
+        ("a", of(r#"{"n":1}"#, Some("1"), None)),
+        ("b", of("", None, None)),
+        ("c", of("", None, None)),
+        ("d", of("[2]", Some("{}"), Some(false))),
     ];
     assert_eq!(subscriptions, expect.map(|(name, subscription)| (name.into(), subscription)).into());
     let malformed = read(json!({ "a": {"b64data": "?"} })).map(drop);
-    assert_eq!(malformed, Err(TokenError::Malformed("b64data in its claims")));
+    assert_eq!(malformed, Err(TokenError::Malformed("base64 of subs in its claims")));
 }
 
 #[test]

@@ -13,6 +13,7 @@ use crate::{
     app::apps::AppId,
     auth::Scope,
     http::{HttpState, access, error::ApiError, query::Query},
+    node::member_info,
 };
 
 /// Channels or publications in one answer, unless the request says otherwise, and at most.
@@ -242,7 +243,8 @@ impl From<&Member> for PresenceMember {
             connection: member.connection.to_string(),
             user: member.user.to_string(),
             // The token's reader checked it; should it be no JSON after all, the member is shown without.
-            info: member.info.clone().and_then(|info| RawValue::from_string(info.into()).ok()),
+            info: member_info::of_connection(member)
+                .and_then(|info| RawValue::from_string(info.to_owned()).ok()),
         }
     }
 }

@@ -198,7 +198,7 @@ pub(in crate::http) async fn subscribe(
     let (target, channel, since) = body::parse::<SubscribeOrder>(&order.body)?.0;
     let since = since.map(|at| Since { epoch: at.epoch.to_string().into(), offset: at.offset });
     let channel = order.channel(&state, channel)?;
-    order.give(&state, target, What::Subscribe { channel, since, data: "".into() }).await
+    order.give(&state, target, What::Subscribe { channel, since, data: "".into(), info: None }).await
 }
 
 /// Unsubscribe connections from a channel

@@ -290,16 +290,21 @@ impl<A> Replica<A> {
         }
         self.sequence = event.sequence;
         self.list = None;
+        let mut told = Arc::clone(event);
         match &event.kind {
             PresenceKind::Joined { member, .. } => {
                 self.members.insert(Arc::clone(member));
             }
-            PresenceKind::Left { connection, .. } => {
-                self.members.remove(connection);
+            PresenceKind::Left { member, connections } => {
+                // As it was listed: the change itself may lack its info.
+                if let Some(member) = self.members.remove(&member.connection) {
+                    let kind = PresenceKind::Left { member, connections: *connections };
+                    told = Arc::new(PresenceEvent { sequence: event.sequence, kind });
+                }
             }
             PresenceKind::Count { .. } => {}
         }
-        self.tell(Arc::clone(event), out);
+        self.tell(told, out);
         Applied::Next
     }
 
@@ -357,8 +362,7 @@ fn changes(before: &Members, after: &Members) -> Vec<PresenceKind> {
         if after.get(&member.connection) != Some(member) {
             let left = connections.entry(&member.user).or_default();
             *left -= 1;
-            let (connection, user) = (member.connection.clone(), member.user.clone());
-            changes.push(PresenceKind::Left { connection, user, connections: *left });
+            changes.push(PresenceKind::Left { member: Arc::clone(member), connections: *left });
         }
     }
     for member in after.iter() {

@@ -12,7 +12,7 @@ use tidegate_wire::{
     frame::CloseCode,
 };
 
-use super::{Stage, forms::Carrier, publishing::payload};
+use super::{Stage, forms::Carrier, publishing::payload, subscribing::Granted};
 use crate::{
     auth::Claims,
     config::HookQuestion,
@@ -74,8 +74,9 @@ impl Ctx<'_> {
         self.with_answer(hook, question, move |ctx, answer| match answer {
             Ok(said) => {
                 let expires = Claims::of_reply(&said).expiry(ctx.connections.now());
-                let data = ctx.told(said.data);
-                ctx.begin_asked_on(id, &request, &channel, claims.as_deref(), (expires, Some(data)));
+                let (info, overrides, data) = (said.info, said.overrides, Some(ctx.told(said.data)));
+                let granted = Granted { expires, data, info, overrides };
+                ctx.begin_asked_on(id, &request, &channel, claims.as_deref(), granted);
             }
             Err(no) => ctx.refuse_asked(id, &no),
         });

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use http::HeaderValue;
 use tidegate_reactor::Tick;
 use tidegate_wire::centrifuge::{
     code::{Disconnect, ErrorCode},
@@ -24,6 +25,9 @@ const VERSION: &str = concat!("tidegate ", env!("CARGO_PKG_VERSION"));
 /// this much less, or half where that is less.
 const REFRESH_AHEAD: Duration = Duration::from_secs(25);
 
+/// Longest name and version of a client that an application is told.
+const NAME_BYTES_MAX: usize = 255;
+
 impl Ctx<'_> {
     /// It is open, and has a time to say who it is.
     pub(super) fn await_connect(&mut self, request: Option<Arc<HandedOn>>) {
@@ -37,11 +41,16 @@ impl Ctx<'_> {
     }
 
     pub(super) fn connect(&mut self, id: u32, request: ConnectRequest) {
-        let ConnectRequest { token, subs, data, .. } = request;
+        let ConnectRequest { token, subs, data, name, version, headers } = request;
         let mut said = None;
         if let Some(client) = self.client_mut() {
             client.stale = None;
             said = client.request.take();
+        }
+        if let Some(said) = &mut said
+            && let Err(why) = self.add_said(Arc::make_mut(said), (name, version), headers)
+        {
+            return self.cut(Disconnect::BadRequest, &why);
         }
         if token.is_empty() {
             return match self.core.asks_to_connect().map(Arc::clone) {
@@ -67,6 +76,33 @@ impl Ctx<'_> {
                 ctx.await_connect(None);
             }
         });
+    }
+
+    /// Adds what a client says of itself to what its request said, as far as it is handed on.
+    fn add_said(
+        &self,
+        said: &mut HandedOn,
+        (name, version): (String, String),
+        headers: BTreeMap<String, String>,
+    ) -> Result<(), &'static str> {
+        if name.len().max(version.len()) > NAME_BYTES_MAX {
+            return Err("its name or version is longer than 255 bytes");
+        }
+        said.client = (name.into(), version.into());
+        let mut room = self.core.shared.node.config().limits.head_bytes.bytes();
+        for (name, value) in headers {
+            let emulated = || self.core.shared.hooks.emulated_headers();
+            let Some(header) = emulated().find(|it| it.0.as_str().eq_ignore_ascii_case(&name)) else {
+                continue;
+            };
+            let value =
+                HeaderValue::try_from(value).map_err(|_| "the value of a header has control characters")?;
+            room = room
+                .checked_sub(name.len() + value.len())
+                .ok_or("its headers are larger than limits.head_bytes")?;
+            said.headers.push((header.0.clone(), value));
+        }
+        Ok(())
     }
 
     /// It is known who it is. `subs`: where it was in channels that the server subscribes it to; `data`: what the application
@@ -131,7 +167,8 @@ impl Ctx<'_> {
                 }
                 Err(refused) => return ctx.refuse_token(id, refused),
             };
-            if claims.is_of_subscription || !ctx.is_of_same_user(&claims) {
+            let is_anonymous = ctx.open().is_some_and(|open| open.claims().is_none());
+            if claims.is_of_subscription || is_anonymous || !ctx.is_of_same_user(&claims) {
                 return ctx.cut(
                     Disconnect::InvalidToken,
                     &"the token is of another user or app, or of a subscription",

@@ -10,7 +10,7 @@ use tidegate_wire::centrifuge::{
 
 use super::{Client, Stage, forms::Carrier};
 use crate::{
-    auth::ServerSubscription,
+    hooks::ServerSubscription,
     hub::ChannelKey,
     session::{
         Ctx,
@@ -67,7 +67,7 @@ impl Ctx<'_> {
         client.entering = Some(Box::new(Entering { id, count: channels.len(), data, ..Entering::default() }));
         let claims = self.open().and_then(|open| open.claims().cloned());
         let mut begun = Vec::with_capacity(channels.len());
-        for (name, ServerSubscription { data, overrides }) in channels {
+        for (name, ServerSubscription { data, info, overrides }) in channels {
             let channel = match self.core.channel_of_claims(&name, claims.as_deref()) {
                 Ok(channel) => channel,
                 Err(error) => return self.cut(Disconnect::InvalidToken, &error),
@@ -83,7 +83,7 @@ impl Ctx<'_> {
             else {
                 return;
             };
-            begun.push((attempt, confirmation, self.join_unless_unlisted(&channel, overrides)));
+            begun.push((attempt, confirmation, self.join_with(&channel, info.as_deref(), overrides)));
         }
         for (attempt, confirmation, join) in begun {
             self.proceed(attempt, confirmation, join);

@@ -1,7 +1,7 @@
 //! How clients of Centrifugo's protocol are told what happens in a channel. A gap is not said to all of them in the same
 //! bytes: each subscribes again, from where it is.
 
-use tidegate_backplane::{Channel, Payload, PresenceKind, Publication};
+use tidegate_backplane::{Channel, Member, Payload, PresenceKind, Publication};
 use tidegate_wire::{
     centrifuge::{
         Encoding, Style, delta,
@@ -11,10 +11,12 @@ use tidegate_wire::{
     frame::{self, Opcode},
 };
 
-use super::reading::info;
-use crate::hub::{
-    content::Content,
-    form::{Form, FormId, Said},
+use crate::{
+    hub::{
+        content::Content,
+        form::{Form, FormId, Said},
+    },
+    node::member_info::MemberInfo,
 };
 
 /// What carries what a client is told, and in which words.
@@ -260,16 +262,27 @@ fn shorter_delta(before: &[u8], whole: &[u8]) -> Option<Vec<u8>> {
     (delta.len() < whole.len()).then_some(delta)
 }
 
-/// Who leaves is named without its info: nobody keeps that.
 fn push_presence(channel: &Channel, kind: &PresenceKind, style: Style, out: &mut Vec<u8>) {
+    let (PresenceKind::Joined { member, .. } | PresenceKind::Left { member, .. }) = kind else { return };
+    if MemberInfo::of(member).is_quiet {
+        return;
+    }
+    let (name, who) = (channel.name(), client_info(member));
     match kind {
-        PresenceKind::Joined { member, .. } => push::join(channel.name(), info(member).1, style, out),
-        PresenceKind::Left { connection, user, .. } => {
-            let (user, client) = (String::from(&**user), String::from(&**connection));
-            let who = ClientInfo { user, client, ..ClientInfo::default() };
-            push::leave(channel.name(), who, style, out);
-        }
-        PresenceKind::Count { .. } => {}
+        PresenceKind::Joined { .. } => push::join(name, who, style, out),
+        _ => push::leave(name, who, style, out),
+    }
+}
+
+/// A member in the protocol's words.
+pub(super) fn client_info(member: &Member) -> ClientInfo {
+    let MemberInfo { of_connection, of_subscription, .. } = MemberInfo::of(member);
+    let octets = |info: Option<&str>| info.unwrap_or_default().as_bytes().to_vec();
+    ClientInfo {
+        user: member.user.to_string(),
+        client: member.connection.to_string(),
+        conn_info: octets(of_connection),
+        chan_info: octets(of_subscription),
     }
 }
 

@@ -221,6 +221,10 @@ impl Protocol for Centrifuge {
         Stage::of(open) == Stage::Connected
     }
 
+    fn lists_anonymous(&self) -> bool {
+        true
+    }
+
     fn recovers(&self, _open: &Open) -> bool {
         true
     }

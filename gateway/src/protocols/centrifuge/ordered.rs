@@ -9,6 +9,7 @@ use tidegate_wire::centrifuge::{
 
 use super::{NAME, Stage};
 use crate::{
+    hooks::ServerSubscription,
     metrics::Instructed,
     node::instruction::{Since, What},
     session::Ctx,
@@ -23,7 +24,7 @@ impl Ctx<'_> {
             return Instructed::NotReady;
         }
         match what {
-            What::Subscribe { channel, since, data } => {
+            What::Subscribe { channel, since, data, info } => {
                 let place = since.as_ref().map(|Since { epoch, offset }| (epoch.to_string(), *offset));
                 let recover = place.is_some();
                 let (epoch, offset) = place.unwrap_or_default();
@@ -31,7 +32,8 @@ impl Ctx<'_> {
                 let request =
                     SubscribeRequest { channel, recover, offset, epoch, ..SubscribeRequest::default() };
                 let data = STANDARD.decode(&**data).unwrap_or_default();
-                self.subscribe_by_order(&request, data).err().unwrap_or(Instructed::Done)
+                let said = ServerSubscription { data, info: info.clone(), ..ServerSubscription::default() };
+                self.subscribe_by_order(&request, said).err().unwrap_or(Instructed::Done)
             }
             What::Unsubscribe { channel } => match self.key_of_own(channel) {
                 Some(key) => {

@@ -1,6 +1,9 @@
 //! `presence`, `presence_stats` and `history`.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use tidegate_backplane::{BackplaneError, Channel, History, HistoryQuery, Member, Position, PositionError};
 use tidegate_wire::centrifuge::{
@@ -91,7 +94,7 @@ impl Ctx<'_> {
             Ok(match only_counts {
                 true => Reply { presence_stats: Some(counts(&list.members)), ..Reply::default() },
                 false => {
-                    let presence = list.members.iter().take(MEMBERS_MAX).map(|member| info(member)).collect();
+                    let presence = clients(list.members.iter().take(MEMBERS_MAX));
                     Reply { presence: Some(PresenceResult { presence }), ..Reply::default() }
                 }
             })
@@ -189,15 +192,13 @@ pub(super) async fn read_history(
     Ok(History { continuous: true, ..read })
 }
 
+/// Members by their connections.
+pub(super) fn clients<'m>(members: impl Iterator<Item = &'m Arc<Member>>) -> BTreeMap<String, ClientInfo> {
+    members.map(|member| (member.connection.to_string(), forms::client_info(member))).collect()
+}
+
 pub(super) fn counts(members: &[Arc<Member>]) -> PresenceStatsResult {
     let users: BTreeSet<&str> = members.iter().map(|member| &*member.user).collect();
     let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     PresenceStatsResult { num_clients: number(members.len()), num_users: number(users.len()) }
-}
-
-pub(super) fn info(member: &Member) -> (String, ClientInfo) {
-    let client = String::from(&*member.connection);
-    let conn_info = member.info.as_deref().map(|info| info.as_bytes().to_vec()).unwrap_or_default();
-    let user = String::from(&*member.user);
-    (client.clone(), ClientInfo { user, client, conn_info, ..ClientInfo::default() })
 }

@@ -20,11 +20,12 @@ use super::{
     place,
 };
 use crate::{
-    auth::{Claims, Overrides},
+    auth::Claims,
     config::{JoinLeave, RecoveryMode},
+    hooks::{Overrides, ServerSubscription},
     hub::ChannelKey,
     metrics::Instructed,
-    node::interest::Confirmation,
+    node::{interest::Confirmation, member_info::MemberInfo},
     problem::log_refusal,
     session::{
         Ctx,
@@ -53,6 +54,16 @@ pub(super) struct Asked {
     recovers: bool,
     /// It is told where it is.
     positions: bool,
+}
+
+/// What a token or the application says of a subscription that it grants.
+#[derive(Debug, Default)]
+pub(super) struct Granted {
+    pub(super) expires: Option<Tick>,
+    /// Of the application, which is asked again when it expires: what the client is told.
+    pub(super) data: Option<Vec<u8>>,
+    pub(super) info: Option<Box<str>>,
+    pub(super) overrides: Overrides,
 }
 
 /// What a client that comes back wants.
@@ -93,39 +104,46 @@ impl Ctx<'_> {
             if let Some(hook) = self.core.asks_to_subscribe(&request.channel, claims.as_deref()) {
                 return self.ask_subscription(id, &hook, request, claims);
             }
-            return self.begin_asked(id, &request, claims.as_deref(), false);
+            return self.begin_asked(id, &request, claims.as_deref(), Granted::default());
         }
         self.with_new_token(token, move |ctx, claims| match claims {
             Ok(claims) if !ctx.is_of_same_user(&claims) => {
                 ctx.cut(Disconnect::InvalidToken, &"the token is of another user or app");
             }
-            Ok(claims) => ctx.begin_asked(id, &request, Some(&claims), true),
+            Ok(claims) => {
+                let expires = claims.expiry(ctx.connections.now());
+                let (info, overrides) = (claims.info.clone(), claims.overrides);
+                let granted = Granted { expires, info, overrides, ..Granted::default() };
+                ctx.begin_asked(id, &request, Some(&claims), granted);
+            }
             Err(refused) => ctx.refuse_token(id, refused),
         });
     }
 
-    /// Begins a subscription. `is_own`: the claims are of a token for this subscription, which lasts as long.
-    fn begin_asked(&mut self, id: u32, request: &SubscribeRequest, claims: Option<&Claims>, is_own: bool) {
-        let name = &*request.channel;
-        let channel = match self.core.channel_for(name, claims) {
-            Ok(channel) => channel,
-            Err(refused) => return self.refuse_channel(id, name, refused),
-        };
-        let expires = claims.filter(|_| is_own).and_then(|claims| claims.expiry(self.connections.now()));
-        self.begin_asked_on(id, request, &channel, claims, (expires, None));
+    fn begin_asked(
+        &mut self,
+        id: u32,
+        request: &SubscribeRequest,
+        claims: Option<&Claims>,
+        granted: Granted,
+    ) {
+        match self.core.channel_for(&request.channel, claims) {
+            Ok(channel) => self.begin_asked_on(id, request, &channel, claims, granted),
+            Err(refused) => self.refuse_channel(id, &request.channel, refused),
+        }
     }
 
-    /// The same of a channel that it may subscribe to. `said`: until when, and what the application says to its client, where
-    /// it was asked.
+    /// Begins a subscription to a channel that may be subscribed to.
     pub(super) fn begin_asked_on(
         &mut self,
         id: u32,
         request: &SubscribeRequest,
         channel: &Channel,
         claims: Option<&Claims>,
-        said: (Option<Tick>, Option<Vec<u8>>),
+        granted: Granted,
     ) {
-        let (name, (expires, data)) = (channel.name(), said);
+        let Granted { expires, data, info, overrides } = granted;
+        let name = channel.name();
         if let Err(refused) = self.may_begin_subscription(channel, claims) {
             let code = match refused {
                 SubscribeRefused::TooFast(_) => ErrorCode::TooManyRequests,
@@ -137,7 +155,6 @@ impl Ctx<'_> {
             return self.deny_command(id, code, &format_args!("{name}: {refused}"));
         }
         let (want, back) = self.wanted(channel, Some(request).filter(|request| request.recover));
-        let overrides = claims.map(|claims| claims.overrides).unwrap_or_default();
         let tells_presence = self.tells_presence(channel, request.join_leave, overrides);
         let Some((attempt, confirmation)) = self.begin_subscription(channel, want, tells_presence) else {
             return;
@@ -155,12 +172,23 @@ impl Ctx<'_> {
         if expires.is_some() {
             self.beat_in_time();
         }
-        let join = self.join_unless_unlisted(channel, overrides);
+        let join = self.join_with(channel, info.as_deref(), overrides);
         self.proceed(attempt, confirmation, join);
     }
 
-    pub(super) fn join_unless_unlisted(&self, channel: &Channel, overrides: Overrides) -> Option<Join> {
-        self.join_of(channel).filter(|_| overrides.presence != Some(false))
+    /// What it joins a channel as, with the info of the subscription; nothing where it is not to be listed.
+    pub(super) fn join_with(
+        &self,
+        channel: &Channel,
+        info: Option<&str>,
+        overrides: Overrides,
+    ) -> Option<Join> {
+        let mut join = self.join_of(channel).filter(|_| overrides.presence != Some(false))?;
+        if let Some(member) = &mut join.member {
+            let is_quiet = overrides.join_leave == Some(false);
+            member.info = MemberInfo { of_subscription: info, is_quiet, ..MemberInfo::of(member) }.to_text();
+        }
+        Some(join)
     }
 
     /// Has its client told by differences, where it asks for them in a way that there is.
@@ -174,14 +202,15 @@ impl Ctx<'_> {
     pub(super) fn subscribe_by_order(
         &mut self,
         request: &SubscribeRequest,
-        data: Vec<u8>,
+        said: ServerSubscription,
     ) -> Result<(), Instructed> {
         let channel = self.instructed_channel(&request.channel)?;
         let (want, back) = self.wanted(&channel, Some(request).filter(|request| request.recover));
-        let tells_presence = self.tells_presence(&channel, false, Overrides::default());
+        let ServerSubscription { data, info, overrides } = said;
+        let tells_presence = self.tells_presence(&channel, false, overrides);
         let (attempt, confirmation) = self.begin_instructed(&channel, want, tells_presence)?;
-        self.note_of_server(attempt, By::Server(data), back, false, Overrides::default());
-        let join = self.join_of(&channel);
+        self.note_of_server(attempt, By::Server(data), back, false, overrides);
+        let join = self.join_with(&channel, info.as_deref(), overrides);
         self.proceed(attempt, confirmation, join);
         Ok(())
     }

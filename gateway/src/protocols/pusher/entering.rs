@@ -19,7 +19,10 @@ use crate::{
     app::webhooks::Event,
     hooks::No,
     hub::ChannelKey,
-    node::roster::{List, ListForm},
+    node::{
+        member_info,
+        roster::{List, ListForm},
+    },
     session::{Ctx, Open, Session, presence::Present},
     subscription::Want,
 };
@@ -249,7 +252,7 @@ fn said<'a>(name: &str, list: &'a List) -> &'a [u8] {
     list.said(PRESENCE_LIST, |roll, out| {
         let mut users = BTreeMap::new();
         for member in &roll.members {
-            users.entry(&*member.user).or_insert(member.info.as_deref());
+            users.entry(&*member.user).or_insert(member_info::of_connection(member));
         }
         let users = users.iter().map(|(user, info)| (*user, *info));
         frame_of(|text| server::presence_succeeded(name, users, text), out);

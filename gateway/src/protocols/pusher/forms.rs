@@ -7,9 +7,12 @@ use tidegate_wire::{
     pusher::{Access, ChannelKind, server, watched_user},
 };
 
-use crate::hub::{
-    content::{Content, gap_reason},
-    form::{Form, FormId, Said},
+use crate::{
+    hub::{
+        content::{Content, gap_reason},
+        form::{Form, FormId, Said},
+    },
+    node::member_info,
 };
 
 pub(crate) const EVENT: FormId = FormId::new(6);
@@ -68,9 +71,11 @@ fn put_presence(name: &str, kind: &PresenceKind, out: &mut Vec<u8>) {
             server::watchlist(std::iter::empty(), one(user), out);
         }
         (None, PresenceKind::Joined { member, connections: 1 }) => {
-            server::member_added(name, &member.user, member.info.as_deref(), out);
+            server::member_added(name, &member.user, member_info::of_connection(member), out);
         }
-        (None, PresenceKind::Left { user, connections: 0, .. }) => server::member_removed(name, user, out),
+        (None, PresenceKind::Left { member, connections: 0 }) => {
+            server::member_removed(name, &member.user, out);
+        }
         // A user is told once, however many connections it has.
         (_, PresenceKind::Joined { .. } | PresenceKind::Left { .. }) => {}
         (Some(_), PresenceKind::Count { .. }) => {}
@@ -139,9 +144,7 @@ mod tests {
         let member = Arc::new(member);
         let joined_as =
             |connections| change(PresenceKind::Joined { member: Arc::clone(&member), connections });
-        let left_as = |connections| {
-            change(PresenceKind::Left { connection: "n.1".into(), user: "u".into(), connections })
-        };
+        let left_as = |connections| change(PresenceKind::Left { member: Arc::clone(&member), connections });
         let (joined, left) = (|| joined_as(1), || left_as(0));
         let count = || change(PresenceKind::Count { subscriptions: 7 });
         for channel in ["presence-a", "#watch-u"] {

@@ -11,7 +11,10 @@ use crate::{
         content::{Content, gap_reason},
         form::{Form, FormId, Said},
     },
-    node::roster::{List, ListForm},
+    node::{
+        member_info,
+        roster::{List, ListForm},
+    },
 };
 
 pub(crate) const VERBATIM: FormId = FormId::new(0);
@@ -79,7 +82,7 @@ pub(in crate::protocols) fn members(list: &List) -> &[u8] {
         let members = roll.members.iter().map(|member| raw::Member {
             connection: &member.connection,
             user: &member.user,
-            info: member.info.as_deref(),
+            info: member_info::of_connection(member),
         });
         raw::push_members(members, roll.members.len(), MEMBERS_BYTES_MAX, out);
     })
@@ -102,11 +105,11 @@ pub(in crate::protocols) fn put_json(channel: &Channel, content: &Content, out: 
         Content::Presence(event) => match &event.kind {
             PresenceKind::Joined { member, connections } => {
                 let (connection, user) = (&*member.connection, &*member.user);
-                let member = raw::Member { connection, user, info: member.info.as_deref() };
+                let member = raw::Member { connection, user, info: member_info::of_connection(member) };
                 raw::encode_join(channel.name(), &member, *connections, out);
             }
-            PresenceKind::Left { connection, user, connections } => {
-                raw::encode_leave(channel.name(), connection, user, *connections, out);
+            PresenceKind::Left { member, connections } => {
+                raw::encode_leave(channel.name(), &member.connection, &member.user, *connections, out);
             }
             PresenceKind::Count { .. } => {}
         },

@@ -54,6 +54,37 @@ check("presence names those with a user on all nodes", async () => {
   await until("one is left", async () => (await here.presenceStats("room:q")).numClients === 1);
 });
 
+check("a subscription has info of its own, on all nodes", async () => {
+  const [here, there] = [await connected(ONE, { token: token(ada) }), await connected(TWO, { token: token({ ...bob, info: [1] }) })];
+  const subscription = follow(here, "room:seats", { joinLeave: true });
+  const heard = [];
+  for (const event of ["join", "leave"]) subscription.on(event, ({ info }) => heard.push([event, info.user, decoded(info.connInfo), decoded(info.chanInfo)]));
+  await subscription.ready(45000);
+  const own = token({ sub: "bob", channel: "room:seats", info: { seat: 7 } });
+  const theirs = await subscribed(there, "room:seats", { token: own });
+  await until("bob came", () => heard.length === 1);
+  const { clients } = await here.presence("room:seats");
+  const { conn_info: conn, chan_info: chan } = Object.values(clients).find(({ user }) => user === "bob");
+  assert.deepStrictEqual([decoded(conn), decoded(chan)], [[1], { seat: 7 }]);
+  const quiet = token({ sub: "ada", channel: "room:seats", override: { join_leave: { value: false } } });
+  await subscribed(await connected(TWO, { token: token(ada) }), "room:seats", { token: quiet });
+  theirs.unsubscribe();
+  await until("bob left", () => heard.length === 2);
+  assert.deepStrictEqual(heard, ["join", "leave"].map((event) => [event, "bob", [1], { seat: 7 }]));
+  assert.deepStrictEqual(await here.presenceStats("room:seats"), { numClients: 2, numUsers: 1 });
+});
+
+check("who is anonymous is listed without a user", async () => {
+  const [one, two] = [await connected(ONE), await connected(TWO)];
+  for (const made of [one, two]) await subscribed(made, "hall:a");
+  const counts = await until("both are there", async () => {
+    const counts = await one.presenceStats("hall:a");
+    return counts.numClients === 2 && counts;
+  });
+  assert.deepStrictEqual(counts, { numClients: 2, numUsers: 1 });
+  assert.ok(Object.values((await two.presence("hall:a")).clients).every(({ user }) => !user));
+});
+
 check("who joins and leaves on the other node is told", async () => {
   const here = await connected(ONE, { token: token(ada) });
   const subscription = follow(here, "room:come", { joinLeave: true });

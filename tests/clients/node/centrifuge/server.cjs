@@ -51,6 +51,14 @@ check("presence and the cluster", async () => {
   assert.ok(names((await api.getChannels()).channels).includes("room:cent"));
 });
 
+check("a subscription that the server makes has info of its own", async () => {
+  const made = await connected(ONE, { token: token({ sub: "dan" }) });
+  assert.deepStrictEqual(await api.subscribe({ user: "dan", channel: "room:dan", info: { seat: 1 } }), {});
+  const there = await until("dan is there", async () => Object.values((await api.getPresence({ channel: "room:dan" })).presence)[0]);
+  assert.deepStrictEqual(there, { user: "dan", client: there.client, chan_info: { seat: 1 } });
+  made.disconnect();
+});
+
 check("orders reach clients of another node", async () => {
   const heard = [];
   const made = client(ONE, { token: token({ sub: "ann" }) });

@@ -42,9 +42,9 @@ impl Told {
                     assert_eq!(before, None, "{member:?} was there");
                     (&member.user, connections)
                 }
-                PresenceKind::Left { connection, user, connections } => {
-                    assert!(members.remove(connection).is_some(), "{connection} was not there");
-                    (user, connections)
+                PresenceKind::Left { member, connections } => {
+                    assert_eq!(members.remove(&member.connection).as_ref(), Some(member), "who left");
+                    (&member.user, connections)
                 }
                 PresenceKind::Count { .. } => continue,
             };
@@ -71,8 +71,7 @@ fn joined(sequence: u64, connection: &str) -> Arc<PresenceEvent> {
 }
 
 fn left(sequence: u64, connection: &str) -> Arc<PresenceEvent> {
-    let user = member(connection).user.clone();
-    let kind = PresenceKind::Left { connection: connection.into(), user, connections: 0 };
+    let kind = PresenceKind::Left { member: member(connection), connections: 0 };
     Arc::new(PresenceEvent { sequence, kind })
 }
 
@@ -295,7 +294,7 @@ impl World {
         }
         let connections = self.members.values().filter(|other| other.user == user).count() as u64;
         let kind = match has_left {
-            true => PresenceKind::Left { connection, user, connections },
+            true => PresenceKind::Left { member, connections },
             false => PresenceKind::Joined { member, connections },
         };
         self.under_way.push_back(Arc::new(PresenceEvent { sequence: self.sequence, kind }));

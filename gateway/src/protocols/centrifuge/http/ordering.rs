@@ -4,7 +4,10 @@
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use tidegate_backplane::Target;
-use tidegate_wire::centrifuge::code::{Disconnect as DisconnectCode, ErrorCode};
+use tidegate_wire::{
+    centrifuge::code::{Disconnect as DisconnectCode, ErrorCode},
+    json::JsonValue,
+};
 
 use super::{
     Answer, Call,
@@ -14,6 +17,7 @@ use super::{
 };
 use crate::{
     auth::Scope,
+    hooks,
     node::instruction::{Asked, Owner, Since, What},
 };
 
@@ -30,7 +34,8 @@ struct Whom<'a> {
 impl Call<'_> {
     pub(super) async fn subscribe(&self, params: &Bytes) -> Answer {
         let request: Subscribe<'_> = parameters(params)?;
-        let Subscribe { user, client, session, channel, data, b64data, recover_since } = &request;
+        let Subscribe { user, client, session, channel, recover_since, data, b64data, info, b64info } =
+            &request;
         self.channel(Scope::Admin, channel)?;
         let data = match (data, &**b64data) {
             (None, "") => String::new(),
@@ -40,9 +45,11 @@ impl Call<'_> {
                 base64.to_owned()
             }
         };
+        let info = hooks::info(info.map(JsonValue::get), Some(b64info))
+            .map_err(|_| Refused::bad("b64info is no base64"))?;
         let since = recover_since.as_ref();
         let since = since.map(|since| Since { offset: since.offset, epoch: (&*since.epoch).into() });
-        let what = What::Subscribe { channel: (&**channel).into(), data: data.into(), since };
+        let what = What::Subscribe { channel: (&**channel).into(), data: data.into(), since, info };
         self.instruct(&Whom { user, client, session }, what).await
     }
 

@@ -11,7 +11,7 @@ use tidegate_wire::centrifuge::{
 };
 
 use super::{
-    super::reading::{Wanted, counts, info, publications, read_history},
+    super::reading::{Wanted, clients, counts, publications, read_history},
     Answer, Call,
     answer::{Refused, parameters, result},
     nothing,
@@ -34,7 +34,15 @@ const PATTERN_BYTES_MAX: usize = 256;
 
 #[derive(Serialize)]
 struct Presence {
-    presence: BTreeMap<String, ClientInfo>,
+    presence: BTreeMap<String, Client>,
+}
+
+/// Its user is said also where it is empty, since SDKs want one.
+#[derive(Serialize)]
+struct Client {
+    user: String,
+    #[serde(flatten)]
+    others: ClientInfo,
 }
 
 #[derive(Serialize)]
@@ -70,7 +78,8 @@ struct Node {
 impl Call<'_> {
     pub(super) async fn presence(&self, params: &Bytes) -> Answer {
         let list = self.list(params).await?;
-        result(&Presence { presence: list.members.iter().map(|member| info(member)).collect() })
+        let clients = clients(list.members.iter()).into_iter();
+        result(&Presence { presence: clients.map(|(name, client)| (name, Client::from(client))).collect() })
     }
 
     pub(super) async fn presence_stats(&self, params: &Bytes) -> Answer {
@@ -146,6 +155,12 @@ impl Call<'_> {
         self.check(Scope::Read, None)?;
         let nodes = self.state.node.nodes().await?;
         result(&Info { nodes: nodes.into_iter().map(Node::from).collect() })
+    }
+}
+
+impl From<ClientInfo> for Client {
+    fn from(mut client: ClientInfo) -> Self {
+        Self { user: std::mem::take(&mut client.user), others: client }
     }
 }
 

@@ -42,6 +42,9 @@ requests! {
         #[serde(borrow)]
         data: Option<JsonValue<'a>>,
         b64data: String,
+        #[serde(borrow)]
+        info: Option<JsonValue<'a>>,
+        b64info: String,
         recover_since: Option<Since>,
     }
 

@@ -130,3 +130,31 @@ fn a_drain_and_an_order_say_whether_to_come_back() {
     rig.block_on(rig.node.disconnect(target, "because".into())).unwrap();
     assert_eq!(client.socket.expect_close(3503), "because");
 }
+
+/// What is refused for now says so: clients try again by themselves.
+#[test]
+fn who_asks_too_fast_is_told_to_try_again() {
+    let mut config = config();
+    config.limits.subscriptions = 2;
+    config.limits.subscribes_per_second = 1;
+    config.limits.publishes_per_second = 1;
+    let rig = Rig::start(config);
+    let mut client = Client::connect(&rig);
+    let commands = (0..30).flat_map(|n| {
+        let channel = json!({"channel": "plain:a"});
+        let publish = json!({"channel": "plain:b", "data": n});
+        [("subscribe", channel.clone()), ("unsubscribe", channel), ("publish", publish)]
+    });
+    let commands: Vec<_> = (100..).zip(commands).collect();
+    let lines = commands.iter().map(|(id, (name, request))| json!({"id": id, *name: request}).to_string());
+    client.socket.send_text(&lines.collect::<Vec<_>>().join("\n"));
+    let refused = json!({"code": 111, "message": "too many requests", "temporary": true});
+    let mut told: Vec<_> = commands.iter().map(|_| client.next()).collect();
+    told.sort_by_key(|told| told["id"].as_u64());
+    for name in ["subscribe", "publish"] {
+        let of_name = commands.iter().zip(&told).filter(|((_, (own, _)), _)| *own == name);
+        let errors: Vec<_> = of_name.filter_map(|(_, told)| told.get("error")).collect();
+        assert!(!errors.is_empty() && errors.len() < 30, "{name}: {errors:?}");
+        assert!(errors.iter().all(|error| **error == refused), "{name}: {errors:?}");
+    }
+}

@@ -122,3 +122,21 @@ fn an_application_sends_and_subscribes_over_v1() {
     let none = json!({"connections": 0, "refused": 0, "nodes": 1, "silent": []});
     assert_eq!(rest.post_json("/v1/send", &message).json(), none);
 }
+
+/// What others see of a subscription that an application's server makes; the server asks who is there, too.
+#[test]
+fn an_application_says_what_others_see() {
+    let rig = Rig::start(with_presence());
+    let (ada, mut nobody) = (of(&rig, "ada"), Client::connect(&rig));
+    nobody.ask("subscribe", json!({"channel": "room:1", "join_leave": true}));
+    api(&rig, "subscribe", json!({"user": "ada", "channel": "room:1", "info": {"seat": 1}}));
+    let joined = nobody.next()["push"]["join"]["info"].take();
+    assert_eq!(joined, json!({"user": "ada", "client": ada.name, "chan_info": {"seat": 1}}));
+    let rest = Rest::new(rig.address).with_key("dev-key");
+    let listed = rest.post_json("/api/presence", &json!({"channel": "room:1"})).json();
+    let expect =
+        json!({ ada.name.as_str(): joined, nobody.name.as_str(): {"user": "", "client": nobody.name} });
+    assert_eq!(listed["result"]["presence"], expect);
+    let wrong = json!({"user": "ada", "channel": "room:2", "b64info": "?"});
+    assert_eq!(rest.post_json("/api/subscribe", &wrong).json()["error"]["code"], 107);
+}

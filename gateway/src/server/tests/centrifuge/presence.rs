@@ -43,7 +43,7 @@ fn who_asks_is_told_who_joins_and_leaves() {
     bob.ask("unsubscribe", json!({"channel": "room:1"}));
     assert_eq!(ada.expect_publication("room:1")["data"], 1);
     let left = expect_change(&mut ada, "leave", "room:1");
-    assert_eq!(left, json!({"user": "bob", "client": bob.name}));
+    assert_eq!(left, came);
     drop(bob);
     assert_eq!(deaf.expect_publication("room:1")["data"], 1);
     let name = deaf.name.clone();
@@ -77,7 +77,8 @@ fn where_the_namespace_says_so_all_are_told() {
     assert_eq!(expect_change(&mut eve, "join", "room:2")["user"], "bob");
     let name = ada.name.clone();
     drop(ada);
-    assert_eq!(expect_change(&mut eve, "leave", "room:1"), json!({"user": "ada", "client": name}));
+    let ada = json!({"user": "ada", "client": name, "conn_info": {"name": "ada"}});
+    assert_eq!(expect_change(&mut eve, "leave", "room:1"), ada);
     drop((eve, bob));
     rig.eventually_empty();
 }
@@ -98,4 +99,79 @@ fn where_nobody_may_ask_nobody_is_told() {
     assert_eq!(ada.expect_publication("room:1")["data"], 1);
     let stream = format!("/sse?join_leave=true&channel=room:1&token={}", token());
     Rest::new(rig.address).get(&stream).expect_problem(404);
+}
+
+/// What a subscription says of itself stands beside what its connection does, and only there.
+#[test]
+fn a_subscription_has_info_of_its_own() {
+    let rig = Rig::start(with_presence());
+    let mut ada = of(&rig, "ada");
+    ada.ask("subscribe", json!({"channel": "room:1", "join_leave": true}));
+    let subs = json!({"room:1": {"info": {"seat": 1}}, "room:2": {"b64info": "bm90IGpzb24="}});
+    let bob = json!({"sub": "bob", "info": {"name": "bob"}, "subs": subs});
+    let bob = Client::connect_with(&rig, json!({"token": token_of(&bob)}));
+    let expect_bob =
+        json!({"user": "bob", "client": bob.name, "conn_info": {"name": "bob"}, "chan_info": {"seat": 1}});
+    assert_eq!(expect_change(&mut ada, "join", "room:1"), expect_bob);
+    let mut eve = Client::connect_with(&rig, json!({"token": token_of(&json!({"sub": "eve"}))}));
+    let own = token_of(&json!({"sub": "eve", "channel": "room:1", "info": [7]}));
+    eve.ask("subscribe", json!({"channel": "room:1", "token": own}));
+    let expect_eve = json!({"user": "eve", "client": eve.name, "chan_info": [7]});
+    assert_eq!(expect_change(&mut ada, "join", "room:1"), expect_eve);
+    let told = ada.ask("presence", json!({"channel": "room:1"}));
+    assert_eq!(told["presence"][&bob.name], expect_bob);
+    assert_eq!(told["presence"][&eve.name], expect_eve);
+    let told = ada.ask("presence", json!({"channel": "room:2"}));
+    assert_eq!(told["presence"][&bob.name]["chan_info"], "not json");
+    // Other protocols have no word for it.
+    let listed = Rest::new(rig.address).with_key("dev-key").get("/v1/channels/room:1/presence").json();
+    let infos: Vec<&Value> = listed["members"].as_array().unwrap().iter().map(|it| &it["info"]).collect();
+    assert!(infos.contains(&&json!({"name": "bob"})) && infos.contains(&&Value::Null), "{listed}");
+    drop(bob);
+    assert_eq!(expect_change(&mut ada, "leave", "room:1"), expect_bob);
+    drop(eve);
+    assert_eq!(expect_change(&mut ada, "leave", "room:1"), expect_eve);
+}
+
+/// It is in the list all the same.
+#[test]
+fn a_subscription_may_come_and_go_unsaid() {
+    let rig = Rig::start(with_presence());
+    let mut ada = of(&rig, "ada");
+    ada.ask("subscribe", json!({"channel": "room:1", "join_leave": true}));
+    let quiet = json!({"room:1": {"override": {"join_leave": {"value": false}}}});
+    let spy = json!({"sub": "spy", "info": {"name": "spy"}, "subs": quiet});
+    let spy = Client::connect_with(&rig, json!({"token": token_of(&spy)}));
+    let told = ada.ask("presence", json!({"channel": "room:1"}));
+    assert_eq!(told["presence"][&spy.name]["conn_info"], json!({"name": "spy"}));
+    let loud = json!({"room:1": {"override": {"join_leave": {"value": true}}}});
+    let bob = Client::connect_with(&rig, json!({"token": token_of(&json!({"sub": "bob", "subs": loud}))}));
+    assert_eq!(expect_change(&mut ada, "join", "room:1")["user"], "bob");
+    drop(spy);
+    rig.eventually_subscribers("room:1", 2);
+    drop(bob);
+    assert_eq!(expect_change(&mut ada, "leave", "room:1")["user"], "bob");
+}
+
+/// As one user without a name, to clients that know of that.
+#[test]
+fn who_is_anonymous_is_listed_with_no_user() {
+    let rig = Rig::start(with_presence());
+    let mut ada = of(&rig, "ada");
+    ada.ask("subscribe", json!({"channel": "room:1", "join_leave": true}));
+    let mut nobody = [Client::connect(&rig), Client::connect(&rig)];
+    for client in &mut nobody {
+        client.ask("subscribe", json!({"channel": "room:1"}));
+        assert_eq!(expect_change(&mut ada, "join", "room:1"), json!({"client": client.name}));
+    }
+    let [one, two] = nobody;
+    let told = two.name.clone();
+    let counts = ada.ask("presence_stats", json!({"channel": "room:1"}));
+    assert_eq!(counts, json!({"num_clients": 3, "num_users": 2}));
+    let listed = ada.ask("presence", json!({"channel": "room:1"}));
+    assert_eq!(listed["presence"][&told], json!({"client": told}));
+    drop(one);
+    assert!(expect_change(&mut ada, "leave", "room:1")["client"].is_string());
+    drop(two);
+    assert_eq!(expect_change(&mut ada, "leave", "room:1"), json!({"client": told}));
 }

@@ -304,3 +304,25 @@ fn pages_of_allowed_origins_fall_back_too() {
         assert!(head.contains("204") && head.contains("https://app.example.org"), "{path}: {head}");
     }
 }
+
+/// TCP does not slow who sends by requests of their own: what waits has a bound.
+#[test]
+fn who_sends_more_than_is_answered_is_closed() {
+    let rig = Rig::start(with_presence());
+    rig.publish("news", "1");
+    let mut stream = Stream::post(&rig, "/connection/http_stream", "{\"id\":1,\"connect\":{}}");
+    let session = stream.next()["connect"]["session"].take();
+    rig.backplane.history.shut();
+    assert_eq!(emulate(&rig, &session, "{\"id\":2,\"subscribe\":{\"channel\":\"news\"}}").status, 204);
+    rig.backplane.history.eventually_arrived(1);
+    let pings = "{\"id\":3,\"ping\":{}}\n".repeat(2_500);
+    for _ in 0..6 {
+        assert_eq!(emulate(&rig, &session, &pings).status, 204);
+    }
+    let told = stream.next();
+    let disconnect = json!({"code": 3013, "reason": "too many requests"});
+    assert_eq!(told["push"]["disconnect"], disconnect, "{told}");
+    stream.expect_end();
+    rig.backplane.history.open();
+    rig.eventually_empty();
+}

@@ -192,3 +192,25 @@ fn a_subscription_has_a_token_of_its_own() {
     client.socket.expect_close(3500);
     rig.eventually_subscribers("closed:b", 0);
 }
+
+#[test]
+fn a_token_may_end_before_its_subscription_begins() {
+    let rig = Rig::start(with_closed());
+    let mut client = Client::connect_with(&rig, json!({"token": token_of(&json!({"sub": "ada"}))}));
+    rig.backplane.joins.shut();
+    let own = token_of(&json!({"sub": "ada", "channel": "closed:a", "exp": at(3)}));
+    let subscribe = json!({"channel": "closed:a", "token": own, "join_leave": true});
+    assert_eq!(client.refused("subscribe", subscribe), 110);
+    rig.backplane.joins.open();
+    client.ask("ping", json!({}));
+    rig.eventually_subscribers("closed:a", 0);
+}
+
+/// It cannot become a user, as which it would be listed.
+#[test]
+fn who_connected_without_a_token_brings_none_later() {
+    let rig = Rig::start(with_closed());
+    let mut client = Client::connect(&rig);
+    client.send("refresh", json!({"token": token_of(&json!({"sub": "ada"}))}));
+    assert_eq!(client.socket.expect_close(3500), "invalid token");
+}

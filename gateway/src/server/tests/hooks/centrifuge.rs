@@ -11,7 +11,7 @@ use super::{
     },
     application::{Application, Asked},
 };
-use crate::config::{Config, HookDialect, HookQuestion};
+use crate::config::{Config, HeaderSetting, HookDialect, HookQuestion};
 
 const ALL: [HookQuestion; 5] = [
     HookQuestion::Connect,
@@ -180,4 +180,67 @@ fn the_claim_meta_is_told() {
     assert_eq!(client.expect_json()["connect"]["data"], Value::Null);
     assert_eq!(client.expect_json()["rpc"]["data"]["user"], "eve");
     assert_eq!(application.asked()[0].json()["meta"], json!({"plan": 7}));
+}
+
+/// What an application says of subscriptions is what others see.
+#[test]
+fn members_have_the_info_that_the_application_says() {
+    let application = Application::start(|asked: &Asked| {
+        let result = match asked.json()["channel"].as_str() {
+            Some(_) => json!({"info": {"seat": 2}, "override": {"join_leave": {"value": false}}}),
+            None => json!({"user": "ada", "b64info": "e30=", "subs": {"room:1": {"info": {"seat": 1}}}}),
+        };
+        (200, json!({ "result": result }).to_string())
+    });
+    let mut config = config(&application);
+    config.namespaces.named = with_presence().namespaces.named;
+    let rig = Rig::start(config);
+    let mut client = WsClient::connect(rig.address, "/connection/websocket");
+    client.send_text(
+        "{\"id\":1,\"connect\":{}}\n{\"id\":2,\"subscribe\":{\"channel\":\"room:2\",\"join_leave\":true}}",
+    );
+    let name = client.expect_json()["connect"]["client"].as_str().unwrap().to_owned();
+    assert!(client.expect_json()["subscribe"].is_object());
+    for (channel, seat) in [("room:1", 1), ("room:2", 2)] {
+        client.send_text(&json!({"id": 3, "presence": {"channel": channel}}).to_string());
+        let told = client.expect_json();
+        let expect = json!({"user": "ada", "client": name, "conn_info": {}, "chan_info": {"seat": seat}});
+        assert_eq!(told["presence"]["presence"], json!({ name.as_str(): expect }));
+    }
+}
+
+/// Of what a client says of itself only what the configuration names is handed on.
+#[test]
+fn a_client_says_its_name_and_headers() {
+    let application = Application::start(answer);
+    let mut config = config(&application);
+    let hook = config.hooks.0.get_mut("app").unwrap();
+    hook.emulated_headers = vec![HeaderSetting("authorization".parse().unwrap())];
+    let rig = Rig::start(config);
+    let connect = |said: Value| {
+        let mut client = WsClient::connect(rig.address, "/connection/websocket");
+        client.send_text(&json!({"id": 1, "connect": said}).to_string());
+        client
+    };
+    let headers = json!({"Authorization": "Bearer x", "x-user-id": "1"});
+    let mut client = connect(json!({"name": "js", "version": "5", "headers": headers}));
+    assert!(client.expect_json()["connect"].is_object());
+    let asked = &application.asked()[0];
+    assert_eq!((&asked.json()["name"], &asked.json()["version"]), (&"js".into(), &"5".into()));
+    assert_eq!(asked.header("authorization"), "Bearer x");
+    assert!(asked.headers.get("x-user-id").is_none());
+    // Handed on with what is asked later, as headers that were sent are.
+    client.send_text("{\"id\":2,\"rpc\":{\"method\":\"who\"}}");
+    assert!(client.expect_json()["rpc"].is_object());
+    let asked = &application.asked()[1];
+    assert_eq!((asked.header("authorization"), &asked.json()["name"]), ("Bearer x", &Value::Null));
+    let long = "x".repeat(256);
+    for said in [
+        json!({"name": long}),
+        json!({"version": long}),
+        json!({"headers": {"authorization": "a\nb"}}),
+        json!({"headers": {"authorization": "x".repeat(20_000)}}),
+    ] {
+        assert_eq!(connect(said).expect_close(3501), "bad request");
+    }
 }
