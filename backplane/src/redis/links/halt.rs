@@ -58,7 +58,7 @@ impl Halt {
     }
 
     pub(super) fn is_wanted(&self) -> bool {
-        *self.turn.borrow() % 2 == 1
+        !self.turn.borrow().is_multiple_of(2)
     }
 
     /// When so many connections stand: those, in their order.
@@ -85,7 +85,7 @@ impl Halt {
     ) {
         let mut turns = self.turn.subscribe();
         let turn = *turns.borrow_and_update();
-        if turn % 2 == 0 {
+        if turn.is_multiple_of(2) {
             return;
         }
         let received = inbound.received().to_vec();

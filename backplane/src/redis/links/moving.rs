@@ -30,6 +30,12 @@ pub(crate) struct Halted {
     stood: Vec<Arc<Stood>>,
 }
 
+/// A link with its session.
+struct Up {
+    link: Arc<Link>,
+    live: Arc<Live>,
+}
+
 /// A session that another process had, before it is gone on with.
 pub(super) struct Going {
     pub(super) session: Session,
@@ -59,7 +65,7 @@ impl Links {
     /// # Errors
     /// [`HandOnError`]: they are to be let go on.
     pub(crate) async fn halt(&self) -> Result<Vec<Halted>, HandOnError> {
-        let stand = |(link, live): (Arc<Link>, Arc<Live>)| async move {
+        let stand = |Up { link, live }| async move {
             live.halt.begin();
             live.outbox.filled.notify_one();
             live.pipes().for_each(|pipe| pipe.wake());
@@ -161,12 +167,12 @@ impl Links {
         sessions
     }
 
-    fn lives(&self) -> Result<Vec<(Arc<Link>, Arc<Live>)>, HandOnError> {
-        let live = |link: &Arc<Link>| match link.live() {
-            Some(live) => Ok((Arc::clone(link), live)),
+    fn lives(&self) -> Result<Vec<Up>, HandOnError> {
+        let up = |link: &Arc<Link>| match link.live() {
+            Some(live) => Ok(Up { link: Arc::clone(link), live }),
             None => Err(HandOnError::Away(link.unavailable())),
         };
-        self.shared.map().links.iter().map(live).collect()
+        self.shared.map().links.iter().map(up).collect()
     }
 }
 
