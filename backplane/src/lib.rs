@@ -8,12 +8,15 @@
 //! - `types`: the domain's words, from [`Channel`] to [`NodeRecord`]. `presence`: who is in a channel.
 //! - `memory`: [`MemoryBackplane`].
 //! - `redis`: many nodes over Redis or Valkey.
+//! - `gate`: whether anything may be changed, while another process takes this one's place.
 //! - `clock`: [`Clock`], so that tests move the time instead of waiting for it.
 //! - `conformance`: the suite, and a [`Sink`] that records what it is told.
 
 mod clock;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+mod fields;
+mod gate;
 mod memory;
 mod presence;
 mod redis;
@@ -23,15 +26,17 @@ use std::sync::Arc;
 
 pub use clock::{Clock, ManualClock, SystemClock};
 use futures_util::future::BoxFuture;
-pub use memory::{MemoryBackplane, MemoryCounters, MemoryOptions, OnLeave, SWEEPS_PER_ROUND};
+pub use gate::OnLeave;
+pub use memory::{MemoryBackplane, MemoryCounters, MemoryOptions, SWEEPS_PER_ROUND};
 pub use presence::{
     Attendance, COUNTS_INTERVAL, COUNTS_SMALL_INTERVAL, COUNTS_SMALL_MAX, Join, JoinError, Member, Members,
     PRESENCE_SETTLE, PresenceChannel, PresenceEvent, PresenceKind, Roll, Sums, Transition,
 };
 pub use redis::{
-    GapsTold, IDEMPOTENCY_WINDOW, LEASE, LinkCounters, OperationCounters, Prefix, PrefixError, REFUSALS,
-    REPEATS, REPLACEMENTS, RedisBackplane, RedisCounters, RedisFiles, RedisNodes, RedisOptions,
-    RedisStartError, RedisUrl, RedisUrlError, Repairs, SentinelLogin, SubscriptionCounters, Undecodable,
+    GapsTold, HandOnError, IDEMPOTENCY_WINDOW, LEASE, LinkCounters, OperationCounters, Prefix, PrefixError,
+    REFUSALS, REPEATS, REPLACEMENTS, RedisBackplane, RedisCounters, RedisFiles, RedisNodes, RedisOptions,
+    RedisStartError, RedisUrl, RedisUrlError, Repairs, SentinelLogin, SubscriptionCounters, TakeInError,
+    Undecodable,
 };
 pub use types::*;
 

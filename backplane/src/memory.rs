@@ -31,7 +31,6 @@
 //! Age is applied when a channel is looked at, so an answer never depends on when [`MemoryBackplane::sweep`] ran;
 //! the sweep only gives memory back.
 
-mod gate;
 mod headcount;
 mod hoard;
 mod keys;
@@ -55,7 +54,6 @@ use std::{
 use futures_util::future::{BoxFuture, FutureExt, ready};
 
 use self::{
-    gate::Gate,
     headcount::Told,
     hoard::{Hoard, Released},
     keys::Keys,
@@ -66,11 +64,10 @@ use self::{
 };
 use crate::{
     Attendance, Backplane, BackplaneError, Channel, Clock, Control, Epoch, Gap, GapReason, History,
-    HistoryPolicy, HistoryQuery, Intake, Join, JoinError, NewPublication, NodeRecord, PRESENCE_SETTLE,
-    Position, PresenceChannel, PresenceEvent, Publication, Published, Roll, Sink, SystemClock,
+    HistoryPolicy, HistoryQuery, Intake, Join, JoinError, NewPublication, NodeRecord, OnLeave,
+    PRESENCE_SETTLE, Position, PresenceChannel, PresenceEvent, Publication, Published, Roll, Sink,
+    SystemClock, gate::Gate,
 };
-
-pub use self::gate::OnLeave;
 
 /// Parts of the channel table that one sweep visits. With a sweep each second, memory is back after 8 s, and 15,000
 /// channels cost a sweep 2,000 uncontended locks (about 0.1 ms).

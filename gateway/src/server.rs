@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tidegate_backplane::{Epoch, RedisStartError};
+use tidegate_backplane::{Epoch, RedisStartError, Sink};
 use tidegate_ops::{
     config::Loader,
     handover::{Doorway, DoorwayError},
@@ -181,7 +181,7 @@ impl Server {
         };
         let mut parts =
             Parts::build(&self.config, life, self.public_address, &runtime, tasks.clone(), |sink| {
-                Carrier::new(&self.config, sink, runtime.handle())
+                Carrier::new(&self.config, life, self.predecessor.is_some(), sink, runtime.handle())
             })?;
         let _internal = runtime.enter();
         let clone = |listener: &StdTcpListener| listener.try_clone().map_err(system("a port"));
@@ -192,9 +192,13 @@ impl Server {
             Some(predecessor) => Some(parts.take(predecessor)?),
             None => None,
         };
+        if taken.is_some() {
+            parts.carrier.go_on();
+        }
         let shards = parts.start_shards()?;
         if let Some(taken) = taken {
             successor::settle(taken, &mailboxes).map_err(|error| take_over(&error))?;
+            parts.carrier.begin(Arc::clone(&parts.relay) as Arc<dyn Sink>)?;
         }
         open::<Handing>(&mailboxes, &Listener::new(self.public).map_err(system("the public port"))?);
         let listener =
@@ -202,8 +206,11 @@ impl Server {
         let internal_service = internal_router(Arc::clone(&parts.context));
         let internal_task = runtime.spawn(async move { probes::serve(listener, internal_service).await });
         let node = Arc::clone(&parts.shared.node);
-        let memory = parts.carrier.memory().cloned();
-        let handing = Handing { memory, life: life.0, node: Arc::clone(&node) };
+        let keeping = runtime.spawn(housekeeping(Arc::clone(&parts.shared), parts.carrier.clone()));
+        let reporting = runtime.spawn(reporter::run(Arc::clone(&node), Arc::clone(&parts.shared.metrics)));
+        let tasks_of_node = [keeping.abort_handle(), reporting.abort_handle()];
+        let (carrier, of) = (parts.carrier.clone(), Arc::clone(&node));
+        let handing = Handing { carrier, life: life.0, node: of, tasks: tasks_of_node };
         let ports = Ports { public, internal, internal_task: internal_task.abort_handle() };
         let upgrades = Upgrades::new(handing, self.launch, mailboxes, ports);
         upgrades.offer(&parts.context.upgrade);
@@ -215,8 +222,6 @@ impl Server {
             node.handover.get_or_init(|| doorway.place().to_string().into());
             runtime.spawn(handover::run(doorway, Arc::clone(&parts.doorkeeper), Arc::clone(&node)));
         }
-        runtime.spawn(housekeeping(Arc::clone(&parts.shared), parts.carrier.clone()));
-        runtime.spawn(reporter::run(Arc::clone(&node), Arc::clone(&parts.shared.metrics)));
         let authenticator = Arc::clone(&parts.shared.authenticator);
         runtime.spawn(async move { authenticator.keep_fresh().await });
         let relay = Arc::clone(&parts.relay);

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tidegate_wire::fields::{Malformed, Reader, Writer};
+use crate::fields::{Malformed, Reader, Writer};
 
 use super::{
     MemoryBackplane,

@@ -2,11 +2,11 @@
 
 use std::{
     fmt,
-    sync::{Arc, Weak},
+    sync::{Arc, Mutex, Weak},
     time::Duration,
 };
 
-use futures_util::future::{BoxFuture, FutureExt};
+use futures_util::future::{BoxFuture, FutureExt, ready};
 use tokio::{runtime::Handle, time::MissedTickBehavior};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -17,7 +17,7 @@ use super::{
     error::RedisStartError,
     history::Reader,
     leases::Doubt,
-    links::{LinkCounters, LinkOptions, Links, Login},
+    links::{Halted, LinkCounters, LinkOptions, Links, Login},
     names::Prefix,
     nodes::{Registry, Round},
     options::RedisOptions,
@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     Attendance, Backplane, BackplaneError, Channel, Control, History, HistoryQuery, Join, JoinError,
-    NewPublication, NodeRecord, PresenceChannel, Published, Roll, Sink,
+    NewPublication, NodeRecord, PresenceChannel, Published, Roll, Sink, gate::Gate,
 };
 
 /// The start waits so long for the subscription to orders. Without it, it is asked for again each tick.
@@ -41,27 +41,30 @@ const ROUNDS_PER_LEASE: u32 = 10;
 
 /// A node of a deployment that meets on Redis.
 pub struct RedisBackplane {
-    core: Arc<Core>,
+    pub(super) core: Arc<Core>,
 }
 
-struct Core {
-    links: Links,
+pub(super) struct Core {
+    pub(super) links: Links,
     commands: Arc<dyn Commands>,
     /// The links once more, for the orders, which the links own and which therefore have it weakly.
     _subscribing: Arc<dyn Subscribing>,
-    prefix: Prefix,
+    pub(super) prefix: Prefix,
     publisher: Publisher,
     reader: Reader,
-    registry: Arc<Registry>,
-    presence: Arc<Presence>,
+    pub(super) registry: Arc<Registry>,
+    pub(super) presence: Arc<Presence>,
     wills: Arc<Wills>,
-    subscriptions: Arc<Subscriptions>,
-    orders: Arc<Orders>,
-    doubt: Arc<Doubt>,
+    pub(super) subscriptions: Arc<Subscriptions>,
+    pub(super) orders: Arc<Orders>,
+    pub(super) doubt: Arc<Doubt>,
+    pub(super) gate: Gate,
+    /// Connections that stand still while another process may take over.
+    pub(super) halted: Mutex<Vec<Halted>>,
     tallies: Arc<Tallies>,
-    runtime: Handle,
+    pub(super) runtime: Handle,
     tasks: TaskTracker,
-    stopping: CancellationToken,
+    pub(super) stopping: CancellationToken,
 }
 
 /// What all parts count.
@@ -94,6 +97,13 @@ impl RedisBackplane {
         Ok(Arc::new(Self { core }))
     }
 
+    pub(super) fn unconnected(
+        options: RedisOptions,
+        sink: Arc<dyn Sink>,
+    ) -> Result<Arc<Self>, RedisStartError> {
+        Ok(Arc::new(Self { core: Arc::new(Core::new(options, sink)?) }))
+    }
+
     /// Ends all connections and tasks. What this node wrote of itself ends with its lease.
     pub async fn close(&self) {
         self.core.stopping.cancel();
@@ -117,14 +127,17 @@ impl RedisBackplane {
 
 impl Backplane for RedisBackplane {
     fn publish(&self, publication: NewPublication) -> BoxFuture<'_, Result<Published, BackplaneError>> {
-        self.core.publisher.publish(publication).boxed()
+        self.core.gate.through(self.core.publisher.publish(publication)).boxed()
     }
 
     fn publish_flight(
         &self,
         publications: Vec<NewPublication>,
     ) -> BoxFuture<'_, Vec<Result<Published, BackplaneError>>> {
-        self.core.publisher.publish_flight(publications).boxed()
+        let number = publications.len();
+        let published = self.core.publisher.publish_flight(publications);
+        let published = self.core.gate.through(async { Ok(published.await) });
+        published.map(move |published| published.unwrap_or_else(|error| vec![Err(error); number])).boxed()
     }
 
     fn subscribe(
@@ -150,7 +163,7 @@ impl Backplane for RedisBackplane {
 
     fn remove_history(&self, channel: &Channel) -> BoxFuture<'_, Result<(), BackplaneError>> {
         let channel = channel.clone();
-        async move { self.core.reader.forget(&channel).await }.boxed()
+        self.core.gate.through(async move { self.core.reader.forget(&channel).await }).boxed()
     }
 
     fn join(&self, channel: &Channel, join: Join) -> BoxFuture<'static, Result<Attendance, JoinError>> {
@@ -162,6 +175,9 @@ impl Backplane for RedisBackplane {
         channel: &Channel,
         connection: Option<&str>,
     ) -> BoxFuture<'static, Result<Attendance, BackplaneError>> {
+        if self.core.gate.tell_left(channel, connection) {
+            return ready(Ok(Attendance::default())).boxed();
+        }
         self.core.presence.leave(channel, connection)
     }
 
@@ -223,7 +239,8 @@ impl Backplane for RedisBackplane {
     }
 
     fn control(&self, control: Control) -> BoxFuture<'_, Result<(), BackplaneError>> {
-        async move { control::send(&*self.core.commands, &self.core.prefix, &control).await }.boxed()
+        let core = &self.core;
+        core.gate.through(async move { control::send(&*core.commands, &core.prefix, &control).await }).boxed()
     }
 
     fn health(&self) -> Result<(), BackplaneError> {
@@ -258,13 +275,12 @@ impl Core {
             sentinel,
             prefix,
             node,
+            life,
             lease,
             idempotency_window,
             replicas,
             presence_settle,
         } = options;
-        // Without randomness, nothing after this works either; publishes say so.
-        let life = scripts::random().unwrap_or_default();
         let prefix = prefix.in_database(url.db);
         let login = Login { credentials: url.credentials.clone(), is_tls: url.tls, files, sentinel };
         let links = Links::new(LinkOptions {
@@ -309,6 +325,8 @@ impl Core {
             wills,
             orders: Arc::new(orders),
             doubt: Arc::default(),
+            gate: Gate::default(),
+            halted: Mutex::default(),
             links,
             commands,
             _subscribing: subscribing,
@@ -323,7 +341,7 @@ impl Core {
         })
     }
 
-    fn owner(&self, sink: Arc<dyn Sink>) -> Arc<dyn Subscriber> {
+    pub(super) fn owner(&self, sink: Arc<dyn Sink>) -> Arc<dyn Subscriber> {
         let doubt = Arc::downgrade(&self.doubt);
         Arc::new(Owner::new(Arc::clone(&self.subscriptions), Arc::clone(&self.orders), doubt, sink))
     }
@@ -338,6 +356,11 @@ impl Core {
                 tracing::warn!(%error, "the node registry is out of reach");
             }
         }
+        self.keep();
+    }
+
+    /// Does from now on what is due.
+    pub(super) fn keep(self: &Arc<Self>) {
         let each = self.registry.lease() / ROUNDS_PER_LEASE;
         self.tasks.spawn(Presence::keep(Arc::downgrade(&self.presence), self.stopping.clone()));
         let doubt = Arc::clone(&self.doubt);

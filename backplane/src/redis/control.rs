@@ -132,6 +132,17 @@ impl Orders {
         }
     }
 
+    /// The session in which orders are received.
+    pub(crate) fn seat(&self) -> Option<Seat> {
+        self.with(|state| state.confirmed)
+    }
+
+    /// Goes on with sessions of another process, and where that received orders.
+    pub(crate) fn go_on(&self, sessions: Vec<Seat>, confirmed: Option<Seat>) {
+        self.with(|state| *state = State { sessions, confirmed });
+        self.has_confirmed.store(confirmed.is_some(), Relaxed);
+    }
+
     /// Awaits the first confirmation.
     pub(crate) async fn until_confirmed(&self) {
         loop {

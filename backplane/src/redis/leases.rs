@@ -10,12 +10,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::fields::{Malformed, Reader, Writer};
 use futures_util::stream::{self, StreamExt};
 use redis::{Cmd, FromRedisValue};
 use tokio::sync::Notify;
 
 use super::{
     contract::{Commands, Seat},
+    moving::{read_seat, write_seat},
     names::NODES,
 };
 use crate::{BackplaneError, Channel};
@@ -59,6 +61,10 @@ impl Doubt {
 
     pub(crate) fn take(&self) -> bool {
         self.is_there.swap(false, SeqCst)
+    }
+
+    pub(crate) fn is_there(&self) -> bool {
+        self.is_there.load(SeqCst)
     }
 }
 
@@ -130,6 +136,27 @@ impl Written {
 
     pub(crate) fn is_left(&self) -> bool {
         self.left_at.is_some()
+    }
+
+    /// For another process, which is this node then.
+    pub(crate) fn write(&self, out: &mut Writer, now: Instant) {
+        out.option(self.seat, write_seat);
+        out.option(self.listed.as_ref(), |out, (instance, seat)| {
+            out.text(instance);
+            out.option(*seat, write_seat);
+        });
+        out.option(self.left_at, |out, at| out.u64(now.saturating_duration_since(at).as_millis() as u64));
+    }
+
+    pub(crate) fn read(fields: &mut Reader<'_>, now: Instant) -> Result<Self, Malformed> {
+        Ok(Self {
+            seat: fields.option(read_seat)?,
+            listed: fields.option(|fields| Ok((fields.text()?.into(), fields.option(read_seat)?)))?,
+            left_at: fields.option(|fields| {
+                let ago = Duration::from_millis(fields.u64()?);
+                Ok(now.checked_sub(ago).unwrap_or(now))
+            })?,
+        })
     }
 }
 

@@ -3,6 +3,7 @@
 //!
 //! - `backplane`: [`RedisBackplane`], which puts the parts together. `options`: what it is told. `reader`: [`RedisNodes`],
 //!   which only reads who is there.
+//! - `moving`: a node that goes on in another process.
 //! - `contract`: what the parts ask of each other.
 //! - `url`, `error`: which servers, and why they cannot be used.
 //! - `links`: connections, and which server holds what. `slot`: hash slots of a Cluster.
@@ -21,6 +22,7 @@ mod error;
 mod history;
 mod leases;
 mod links;
+mod moving;
 mod names;
 mod nodes;
 mod options;
@@ -40,6 +42,7 @@ pub use counters::OperationCounters;
 pub(crate) use envelope::check_decoders;
 pub use error::RedisStartError;
 pub use links::{LinkCounters, REFUSALS, REPEATS, REPLACEMENTS};
+pub use moving::{HandOnError, TakeInError};
 pub use names::{Prefix, PrefixError};
 pub use options::{IDEMPOTENCY_WINDOW, LEASE, RedisFiles, RedisOptions, SentinelLogin};
 pub use reader::RedisNodes;

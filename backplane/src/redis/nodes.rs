@@ -15,6 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::fields::{Malformed, Reader, Writer};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -152,6 +153,36 @@ impl Registry {
     pub(crate) fn is_leased(&self) -> bool {
         let is_leased = |at: Instant| at.elapsed() < self.lease;
         self.with(|state| state.renewed.is_some_and(is_leased) && !state.owed.lapsed)
+    }
+
+    /// For another process, which is this one then.
+    pub(crate) fn write(&self, out: &mut Writer) {
+        self.with(|state| {
+            out.u32(state.number);
+            out.option(state.renewed, |out, at| out.u64(at.elapsed().as_millis() as u64));
+            out.option(state.generation, Writer::u64);
+            let Owed { lapsed, has_lost_data, ended } = &state.owed;
+            out.bool(*lapsed);
+            out.bool(*has_lost_data);
+            out.list(ended.iter(), |out, instance| out.text(instance));
+        });
+    }
+
+    /// Who lives is not known before the next round.
+    pub(crate) fn take_in(&self, fields: &mut Reader<'_>) -> Result<(), Malformed> {
+        let number = fields.u32()?;
+        let renewed = fields.option(|fields| {
+            let ago = Duration::from_millis(fields.u64()?);
+            Ok(Instant::now().checked_sub(ago))
+        })?;
+        let generation = fields.option(Reader::u64)?;
+        let (lapsed, has_lost_data) = (fields.bool()?, fields.bool()?);
+        let ended = fields.list(|fields| fields.text().map(Box::from))?.into_iter().collect();
+        self.with(|state| {
+            (state.number, state.renewed, state.generation) = (number, renewed.flatten(), generation);
+            state.owed = Owed { lapsed, has_lost_data, ended };
+        });
+        Ok(())
     }
 
     /// What the caller has to act on, once.

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use super::{names::Prefix, url::RedisUrl};
+use super::{names::Prefix, scripts, url::RedisUrl};
 use crate::PRESENCE_SETTLE;
 
 /// How long a node that is not heard of counts as living.
@@ -41,6 +41,8 @@ pub struct RedisOptions {
     pub prefix: Prefix,
     /// Unique among the nodes that live.
     pub node: Box<str>,
+    /// This life of it. One that takes another process's place goes on with its life.
+    pub life: u64,
     /// Of presence and of node records. It is renewed ten times in its time. At least 1 s.
     pub lease: Duration,
     pub idempotency_window: Duration,
@@ -51,10 +53,12 @@ pub struct RedisOptions {
 }
 
 impl RedisOptions {
-    /// The usual prefix, lease and window.
+    /// The usual prefix, lease and window, and a life of its own.
     pub fn new(url: RedisUrl, node: &str) -> Self {
         Self {
             url,
+            // Without randomness, nothing after this works either; publishes say so.
+            life: scripts::random().unwrap_or_default(),
             files: RedisFiles::default(),
             sentinel: None,
             prefix: Prefix::default(),

@@ -17,6 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::fields::{Malformed, Reader, Writer};
 use futures_util::{
     future::{BoxFuture, FutureExt, ready},
     stream::{self, StreamExt},
@@ -267,6 +268,20 @@ impl Presence {
         let listed = listed.iter().filter_map(|channel| Channel::from_inside(channel).ok());
         self.with(|own| listed.for_each(|channel| own.doubt_listed(channel, now)));
         Ok(())
+    }
+
+    /// Whether nothing waits to be written, or is on its way.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.with(|own| own.is_quiet())
+    }
+
+    /// What this node has, for another process that is this node then.
+    pub(crate) fn write(&self, out: &mut Writer) {
+        self.with(|own| own.write(out));
+    }
+
+    pub(crate) fn take_in(&self, fields: &mut Reader<'_>) -> Result<(), Malformed> {
+        self.with(|own| own.take_in(fields))
     }
 
     /// Removes what an instance left behind, and takes over what it had to settle.

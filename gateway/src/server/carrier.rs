@@ -2,7 +2,9 @@
 
 use std::{fmt, sync::Arc, time::Instant};
 
-use tidegate_backplane::{Backplane, MemoryBackplane, MemoryOptions, RedisBackplane, Sink};
+use tidegate_backplane::{
+    Backplane, Epoch, MemoryBackplane, MemoryOptions, RedisBackplane, RedisOptions, Sink,
+};
 use tokio::runtime::Handle;
 
 use crate::{
@@ -15,37 +17,40 @@ use crate::{
 #[derive(Clone)]
 pub(crate) struct Carrier {
     pub(crate) backplane: Arc<dyn Backplane>,
-    kind: Kind,
+    pub(super) kind: Kind,
 }
 
 #[derive(Clone)]
-enum Kind {
+pub(super) enum Kind {
     Memory(Arc<MemoryBackplane>),
     Redis(Arc<RedisBackplane>),
 }
 
 impl Carrier {
-    /// Connects where there is something to connect to.
-    pub(crate) fn new(config: &Config, sink: Arc<dyn Sink>, runtime: &Handle) -> Result<Self, StartError> {
+    /// Connects where there is something to connect to, unless that is done by the process whose place this one takes.
+    pub(crate) fn new(
+        config: &Config,
+        life: Epoch,
+        takes_over: bool,
+        sink: Arc<dyn Sink>,
+        runtime: &Handle,
+    ) -> Result<Self, StartError> {
         let Some(options) = config.redis_options()? else {
             let memory = Arc::new(MemoryBackplane::new(sink, MemoryOptions::default()));
             return Ok(Self::of_memory(Arc::clone(&memory) as Arc<dyn Backplane>, memory));
         };
-        let redis = runtime.block_on(RedisBackplane::connect(options, sink))?;
+        let options = RedisOptions { life: life.0, ..options };
+        let _here = runtime.enter();
+        let redis = match takes_over {
+            true => RedisBackplane::succeed(options, sink)?,
+            false => runtime.block_on(RedisBackplane::connect(options, sink))?,
+        };
         Ok(Self { backplane: Arc::clone(&redis) as Arc<dyn Backplane>, kind: Kind::Redis(redis) })
     }
 
     /// A backplane that keeps what it has in the memory of this process.
     pub(crate) fn of_memory(backplane: Arc<dyn Backplane>, memory: Arc<MemoryBackplane>) -> Self {
         Self { backplane, kind: Kind::Memory(memory) }
-    }
-
-    /// The memory of this process, where that is what carries publications.
-    pub(crate) fn memory(&self) -> Option<&Arc<MemoryBackplane>> {
-        match &self.kind {
-            Kind::Memory(memory) => Some(memory),
-            Kind::Redis(_) => None,
-        }
     }
 
     /// To be called about once a second.

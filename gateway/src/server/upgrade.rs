@@ -1,18 +1,25 @@
 //! Another process takes this one's place, with its connections: what a gateway hands on. How, and what becomes of it when
 //! either process fails, is `tidegate_ops::succession`.
 
+mod carrying;
 mod standing;
 pub(super) mod successor;
 
-use std::sync::Arc;
+use std::{
+    net::TcpStream,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use tidegate_backplane::{Channel, MemoryBackplane};
+use tidegate_backplane::Channel;
 use tidegate_ops::succession::{self, ShardMailbox, Talk, Upgradable, UpgradeError, Written, ask_all};
 use tidegate_reactor::Connections;
-use tidegate_wire::succession::Step;
+use tidegate_wire::{fields::Writer, succession::Step};
+use tokio::task::AbortHandle;
 
 use crate::{
     node::{Node, Stage},
+    server::carrier::Carrier,
     session::{
         Session,
         core::{Command, Core},
@@ -21,11 +28,18 @@ use crate::{
 
 /// What an upgrade takes of a gateway, kept while the node runs.
 pub(crate) struct Handing {
-    /// `None`: publications are carried by something else, which this does not hand on.
-    pub(super) memory: Option<Arc<MemoryBackplane>>,
+    pub(super) carrier: Carrier,
     pub(super) life: u64,
     pub(super) node: Arc<Node>,
+    /// What says to others that this node is there.
+    pub(super) tasks: [AbortHandle; 2],
 }
+
+/// What was begun at the backplane ends within milliseconds, or its connections stay.
+const SETTLE_MAX: Duration = Duration::from_millis(500);
+
+/// Between two looks at whether it has.
+const SETTLE_PAUSE: Duration = Duration::from_millis(1);
 
 pub(super) type Upgrades = succession::Upgrades<Handing>;
 
@@ -36,11 +50,7 @@ impl Upgradable for Handing {
 
     fn refusal(&self) -> Option<&'static str> {
         let config = self.node.config();
-        if self.memory.is_none() {
-            Some(
-                "a gateway with Redis cannot hand its connections on yet: restart it, and its clients recover what they miss",
-            )
-        } else if config.tls.is_on() {
+        if config.tls.is_on() {
             Some(
                 "a gateway that ends TLS itself cannot hand its sessions on: restart it, or end TLS before it",
             )
@@ -59,6 +69,10 @@ impl Upgradable for Handing {
         }
     }
 
+    fn not_now(&self) -> Option<Box<str>> {
+        self.carrier.not_now()
+    }
+
     fn who(&self) -> (Box<str>, u64) {
         (self.node.name().into(), self.life)
     }
@@ -66,16 +80,21 @@ impl Upgradable for Handing {
     /// Nothing is read or accepted, and who publishes waits.
     fn suspend(&self, shards: &[ShardMailbox<Self>]) -> Result<(), UpgradeError> {
         ask_all::<Self, ()>(shards, |_, connections| connections.hold_reads(true))?;
-        if let Some(memory) = &self.memory {
-            memory.suspend();
+        self.carrier.suspend();
+        let began = Instant::now();
+        let mut quiet = 0;
+        while quiet < 2 && began.elapsed() < SETTLE_MAX {
+            // What a shard was given before it is asked is under way when it answers.
+            let idle = ask_all::<Self, bool>(shards, |core, _| core.legacies.is_empty())?;
+            let is_quiet = idle.into_iter().all(|is_idle| is_idle) && self.carrier.is_quiet();
+            quiet = if is_quiet { quiet + 1 } else { 0 };
+            std::thread::park_timeout(SETTLE_PAUSE);
         }
-        Ok(())
+        self.carrier.halt()
     }
 
     fn resume(&self, _: &[ShardMailbox<Self>]) {
-        if let Some(memory) = &self.memory {
-            memory.resume();
-        }
+        self.carrier.resume();
     }
 
     fn is_idle(core: &mut Core, connections: &mut Connections<Session>, _waits: bool) -> bool {
@@ -96,17 +115,28 @@ impl Upgradable for Handing {
     }
 
     fn to_bytes(&self) -> Vec<u8> {
-        self.memory.as_ref().map_or_else(Vec::new, |memory| memory.to_bytes())
+        let mut out = Writer::default();
+        self.node.rosters().write(&mut out);
+        self.carrier.write(&mut out);
+        out.into_bytes()
+    }
+
+    fn sockets(&self) -> Result<Vec<TcpStream>, UpgradeError> {
+        self.carrier.sockets()
+    }
+
+    fn stands(&self) -> Result<(), UpgradeError> {
+        self.carrier.stands()
     }
 
     /// Heads that are read from now on are refused here.
     fn given(&self) {
         self.node.set_stage(Stage::Closing);
+        self.tasks.iter().for_each(AbortHandle::abort);
     }
 
     /// Connections that stayed leave their channels there.
     fn forward(&self, talk: &Talk) {
-        let Some(memory) = &self.memory else { return };
         // The end of this process is the end of the talk.
         let Ok(talk) = talk.try_clone() else { return };
         let tell = move |channel: &Channel, connection: Option<&str>| {
@@ -116,6 +146,6 @@ impl Upgradable for Handing {
                 tracing::warn!(%error, "the new process still lists a connection that has left");
             }
         };
-        memory.give_away(Box::new(tell));
+        self.carrier.give_away(Box::new(tell));
     }
 }

@@ -47,9 +47,6 @@ pub(crate) struct Granted<'a> {
     pub(crate) is_asked: bool,
 }
 
-/// As long as there is one, a list of those who are in a channel is being read.
-pub(crate) type Reading = std::sync::mpsc::Sender<std::convert::Infallible>;
-
 #[derive(Debug)]
 struct Served {
     protocol: ProtocolId,
@@ -204,14 +201,12 @@ impl Served {
 }
 
 impl Core {
-    /// Goes on with a connection of another process. Nothing is read or delivered before all of them are here, and before
-    /// the lists of those who are in their channels are: `reading` is kept until then.
+    /// Goes on with a connection of another process. Nothing is read or delivered before all of them are here.
     pub(crate) fn go_on(
         &mut self,
         connections: &mut Connections<Session>,
         readable: Readable,
         socket: TcpStream,
-        reading: &Reading,
     ) {
         let Readable { connection, served } = readable;
         let Connection { slot, generation, address, age_ms, kept, phase } = connection;
@@ -219,7 +214,7 @@ impl Core {
         let phase = match (phase, served) {
             (moving::Phase::Open(open), Some(served)) => {
                 let merges = served.subscriptions.len() > 1;
-                let open = self.go_on_open(connections, id, *open, served, reading);
+                let open = self.go_on_open(connections, id, *open, served);
                 self.enter(connections, id, socket, kept, address, age_ms, Phase::Open(open));
                 connections.set_merging(id, merges);
                 return;
@@ -262,7 +257,6 @@ impl Core {
         id: ConnectionId,
         moved: moving::Open,
         served: Served,
-        reading: &Reading,
     ) -> Open {
         let now = connections.now();
         let protocol = served.protocol.of_list(self.shared.protocols);
@@ -272,9 +266,7 @@ impl Core {
             let (key, _confirmed) = self.hub.hold(&channel, terms);
             subscriptions.push(self.hub.join(key, form, seen, id.slot, now));
             if self.hub.forms().get(form).says_presence() && protocol.is_given_list(&channel) {
-                // Its replica is read once more; what changes from now on is told.
-                let reading = reading.clone();
-                self.shared.node.rosters().read(&channel, 0, move |_list| drop(reading));
+                self.shared.node.rosters().go_on(&channel);
             }
         }
         let owing = |units| Budget::owing(now.duration(), units);

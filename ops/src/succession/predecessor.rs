@@ -100,10 +100,10 @@ impl Predecessor {
     }
 
     /// Says that it is ready, and takes what it is given: when this returns, everything is this process's. `rest` takes what
-    /// goes along beside the connections, before `parse` reads them one by one; one that it does not understand stays.
+    /// goes along beside the connections, with the sockets that belong to it, before `parse` reads them one by one; one that it does not understand stays.
     pub fn take<R: Send>(
         &self,
-        rest: impl FnOnce(&[u8]) -> Result<(), Malformed>,
+        rest: impl FnOnce(&[u8], Vec<TcpStream>) -> Result<(), UpgradeError>,
         parse: impl Fn(&[u8], Vec<TcpStream>) -> Result<R, Malformed> + Sync,
     ) -> Result<Taken<R>, UpgradeError> {
         self.talk.say(&Step::Ready, &[])?;
@@ -114,7 +114,7 @@ impl Predecessor {
         let file = file.into_iter().next().ok_or(UpgradeError::Unexpected)?;
         let state = read_memory_file(file)?;
         let sockets = self.take_sockets(sockets as usize)?;
-        let (taken, refused) = Taken::read(&state, sockets, rest, parse).map_err(TalkError::from)?;
+        let (taken, refused) = Taken::read(&state, sockets, rest, parse)?;
         if refused.len() > REFUSED_MAX {
             let why = "the connections are written in a form that this version does not read";
             return Err(UpgradeError::Refused(why.into()));
@@ -161,15 +161,15 @@ impl<R: Send> Taken<R> {
     fn read(
         state: &[u8],
         sockets: Vec<TcpStream>,
-        rest: impl FnOnce(&[u8]) -> Result<(), Malformed>,
+        rest: impl FnOnce(&[u8], Vec<TcpStream>) -> Result<(), UpgradeError>,
         parse: impl Fn(&[u8], Vec<TcpStream>) -> Result<R, Malformed> + Sync,
-    ) -> Result<(Self, Vec<u32>), Malformed> {
+    ) -> Result<(Self, Vec<u32>), UpgradeError> {
         let mut fields = Reader::new(state);
         if fields.u8()? != FORM {
-            return Err(Malformed);
+            return Err(Malformed.into());
         }
         let written = fields.list(|fields| fields.bytes().and_then(read_shard))?;
-        rest(fields.bytes()?)?;
+        let beside = fields.bytes()?;
         fields.end()?;
         let mut sockets = sockets.into_iter();
         let mut dealt = Vec::with_capacity(written.len());
@@ -178,15 +178,13 @@ impl<R: Send> Taken<R> {
             for (number, record) in records {
                 let own: Vec<TcpStream> = sockets.by_ref().take(number).collect();
                 if own.len() < number {
-                    return Err(Malformed);
+                    return Err(Malformed.into());
                 }
                 records_with.push((record, own));
             }
             dealt.push((newest_generation, records_with));
         }
-        if sockets.next().is_some() {
-            return Err(Malformed);
-        }
+        rest(beside, sockets.collect())?;
         // Clients wait for this: what each shard wrote is read beside what the others did.
         let parse = |(record, sockets): (&[u8], Vec<TcpStream>)| parse(record, sockets);
         let read = thread::scope(|scope| {
@@ -197,9 +195,12 @@ impl<R: Send> Taken<R> {
             let begun: Vec<_> = dealt.into_iter().map(begin).collect();
             let end = |(newest, reading): (u32, thread::ScopedJoinHandle<'_, _>)| match reading.join() {
                 Ok(read) => Ok((newest, read)),
-                Err(_panic) => Err(Malformed),
+                Err(_panic) => Err(Malformed.into()),
             };
-            begun.into_iter().map(end).collect::<Result<Vec<(u32, Vec<Result<R, Malformed>>)>, _>>()
+            begun
+                .into_iter()
+                .map(end)
+                .collect::<Result<Vec<(u32, Vec<Result<R, Malformed>>)>, UpgradeError>>()
         })?;
         let (mut shards, mut refused, mut at) = (Vec::new(), Vec::new(), 0);
         for (newest_generation, records) in read {

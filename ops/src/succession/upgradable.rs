@@ -1,8 +1,12 @@
 //! What a kind of process says of itself, so that it can be upgraded.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{SocketAddr, TcpStream},
+    time::Duration,
+};
 
 use tidegate_reactor::{ConnectionId, Connections, Mail, Mailbox};
+use tidegate_wire::fields::Malformed;
 
 use super::{Talk, TalkError};
 
@@ -18,13 +22,18 @@ pub trait Upgradable: Sized + Send + Sync + 'static {
     /// Why it is not upgraded as it is, in a sentence.
     fn refusal(&self) -> Option<&'static str>;
 
+    /// Why it is not upgraded now, in a sentence.
+    fn not_now(&self) -> Option<Box<str>> {
+        None
+    }
+
     /// Its name, and this life of it.
     fn who(&self) -> (Box<str>, u64);
 
     /// From now on nothing is begun, and what was begun ends.
     ///
     /// # Errors
-    /// A shard does not answer.
+    /// A shard does not answer, or what was begun does not end.
     fn suspend(&self, shards: &[ShardMailbox<Self>]) -> Result<(), UpgradeError>;
 
     /// This process goes on; its shards read again by themselves.
@@ -47,6 +56,16 @@ pub trait Upgradable: Sized + Send + Sync + 'static {
 
     /// What goes along beside the connections.
     fn to_bytes(&self) -> Vec<u8>;
+
+    /// Sockets that belong to that.
+    fn sockets(&self) -> Result<Vec<TcpStream>, UpgradeError> {
+        Ok(Vec::new())
+    }
+
+    /// Whether what was written is so still.
+    fn stands(&self) -> Result<(), UpgradeError> {
+        Ok(())
+    }
 
     /// Everything is another process's from now on.
     fn given(&self);
@@ -87,6 +106,9 @@ pub(super) const SETTLE_MAX: Duration = Duration::from_millis(500);
 pub enum UpgradeError {
     #[error("{0}")]
     NotHere(&'static str),
+    /// What the process says of itself.
+    #[error("{0}")]
+    Process(Box<str>),
     #[error("an upgrade is under way already; wait for its end")]
     UnderWay,
     #[error("this process drains")]
@@ -117,6 +139,8 @@ pub enum UpgradeError {
         "its configuration has {has} shards, and this process runs {had}: a change of that needs a restart"
     )]
     Shards { had: u32, has: u32 },
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
     #[error("the system refuses: {0}")]
     State(#[from] std::io::Error),
     /// There is no way back.

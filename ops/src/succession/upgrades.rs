@@ -3,7 +3,7 @@
 use std::{
     ffi::OsString,
     fmt,
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     os::fd::AsFd as _,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -11,7 +11,7 @@ use std::{
 };
 
 use tidegate_reactor::{Listener, Mail};
-use tidegate_wire::succession::Step;
+use tidegate_wire::succession::{SOCKETS_MAX, Step};
 use tokio::{sync::Notify, task::AbortHandle};
 
 use super::{
@@ -185,6 +185,9 @@ impl<U: Upgradable> Upgrades<U> {
         if std::process::id() == 1 {
             return Err(UpgradeError::NotHere(FIRST_OF_CONTAINER));
         }
+        if let Some(why) = self.process.not_now() {
+            return Err(UpgradeError::Process(why));
+        }
         self.launch.as_ref().ok_or(UpgradeError::NotHere(NO_PROGRAM))
     }
 
@@ -213,6 +216,7 @@ impl<U: Upgradable> Upgrades<U> {
             _ => return Err(UpgradeError::Unexpected),
         };
         standing.check()?;
+        self.process.stands()?;
         self.commit(&successor.talk)?;
         // From here on there is no way back.
         self.process.forward(&successor.talk);
@@ -255,8 +259,15 @@ impl<U: Upgradable> Upgrades<U> {
     /// Gives the state, and the sockets.
     fn describe(&self, talk: &Talk, standing: &Standing<U>) -> Result<(), UpgradeError> {
         let state = memory_file(&standing.to_bytes(&self.process.to_bytes()))?;
-        talk.say(&Step::State { sockets: standing.sockets() }, &[state.as_fd()])?;
-        standing.send_sockets(talk)
+        let own = self.process.sockets()?;
+        let sockets = standing.sockets() + own.len() as u32;
+        talk.say(&Step::State { sockets }, &[state.as_fd()])?;
+        standing.send_sockets(talk)?;
+        for portion in own.chunks(SOCKETS_MAX) {
+            let portion: Vec<_> = portion.iter().map(TcpStream::as_fd).collect();
+            talk.say(&Step::Sockets { number: portion.len() as u32 }, &portion)?;
+        }
+        Ok(())
     }
 
     /// The last moment at which this process may go on.

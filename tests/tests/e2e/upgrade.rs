@@ -1,5 +1,7 @@
 //! A gateway that is replaced by another process while its connections stay open.
 
+mod redis;
+
 use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
@@ -103,10 +105,41 @@ fn expect_numbers(client: &mut WsClient, number: usize, who: &str) {
     }
 }
 
-/// Raw WebSockets and event streams, with history and without, under publications over HTTP and by a client.
+/// What carries the publications of a test, and a second gateway where there can be one.
+struct Carried {
+    url: Option<String>,
+    other: Option<Gateway>,
+}
+
+impl Carried {
+    fn in_memory() -> Self {
+        Self { url: None, other: None }
+    }
+
+    fn over(url: String, config: &str) -> Self {
+        let other = Gateway::builder().config(config).backplane(&url).node("other").start();
+        Self { url: Some(url), other: Some(other) }
+    }
+
+    fn of(&self, builder: GatewayBuilder) -> GatewayBuilder {
+        match &self.url {
+            Some(url) => builder.backplane(url).node("one"),
+            None => builder,
+        }
+    }
+}
+
 #[test]
 fn nobody_is_closed_and_nothing_is_lost_doubled_or_out_of_order() {
-    let gateway = Gateway::builder().config(ANYONE).argument("--shards").argument("2").start();
+    all_stay(&Carried::in_memory());
+}
+
+/// Raw WebSockets and event streams, with history and without, under publications over HTTP and by a client, and from
+/// another node.
+#[track_caller]
+fn all_stay(carried: &Carried) {
+    let gateway = carried.of(Gateway::builder().config(ANYONE).argument("--shards").argument("2")).start();
+    let publishing = carried.other.as_ref().unwrap_or(&gateway);
     let mut successors = Successors::default();
     let channels = ["plain", "kept:a", "talk"];
     let mut sockets: Vec<(WsClient, &str)> =
@@ -114,14 +147,21 @@ fn nobody_is_closed_and_nothing_is_lost_doubled_or_out_of_order() {
     let mut streams: Vec<SseClient> = (0..20).map(|_| gateway.event_stream("kept:a")).collect();
     let mut many =
         WsClient::connect(gateway.public(), "/ws?channel=plain&channel=kept:a&channel=talk&envelope=json");
-    let rest = |channel: &'static str| {
+    let rest = |gateway: &Gateway, channel: &'static str| {
         let rest = gateway.rest();
         move |number: usize| drop(rest.publish(channel, &number.to_string()))
     };
     let mut talker = WsClient::connect(gateway.public(), "/ws?channel=talk");
+    let nodes = || {
+        let nodes = publishing.internal_rest().with_key("dev-key").get("/v1/nodes").json();
+        let name = |node: &serde_json::Value| node["name"].as_str().unwrap().to_owned();
+        nodes["nodes"].as_array().unwrap().iter().map(name).collect::<Vec<_>>()
+    };
+    let before = 1 + usize::from(carried.other.is_some());
+    eventually("all are announced", DEADLINE, || nodes().len() == before);
     let publishers = [
-        (Publisher::start(rest("plain")), "plain"),
-        (Publisher::start(rest("kept:a")), "kept:a"),
+        (Publisher::start(rest(publishing, "plain")), "plain"),
+        (Publisher::start(rest(&gateway, "kept:a")), "kept:a"),
         (
             // It waits for its own message, so that it never has more than one under way.
             Publisher::start(move |number| {
@@ -135,6 +175,7 @@ fn nobody_is_closed_and_nothing_is_lost_doubled_or_out_of_order() {
     for _ in 0..4 {
         publishers.iter().for_each(|(publisher, _)| publisher.more(20));
         let process = successors.upgrade(&gateway);
+        assert_eq!(nodes().len(), before, "other nodes see nothing");
         publishers.iter().for_each(|(publisher, _)| publisher.more(20));
         assert_eq!(gateway.internal_rest().get("/readyz").status, 200);
         gateway.eventually_connections(sockets.len() + streams.len() + 2);
@@ -167,8 +208,8 @@ fn nobody_is_closed_and_nothing_is_lost_doubled_or_out_of_order() {
 /// Clients of a protocol, in a script that asks for the upgrades: `{"begun":…}` when all are there, `{"upgrade":…}` each time,
 /// `{"end":…}` when no more is to be published. What is told it comes over `signs`.
 #[track_caller]
-fn clients_stay(config: &str, script: Tool, told: &'static [&'static str], signs: &str) {
-    let gateway = Gateway::builder().config(config).argument("--shards").argument("2").start();
+fn clients_stay(carried: &Carried, config: &str, script: Tool, told: &'static [&'static str], signs: &str) {
+    let gateway = carried.of(Gateway::builder().config(config).argument("--shards").argument("2")).start();
     let mut successors = Successors::default();
     let mut script = script.environment("GATEWAYS", format!("http://{}", gateway.public())).spawn();
     let wait = |script: &mut Process, said: &str| {
@@ -193,11 +234,18 @@ fn clients_stay(config: &str, script: Tool, told: &'static [&'static str], signs
     assert!(exit.stdout.contains("\"ok\":true"), "{exit}");
 }
 
+const PUSHER: &str = "[limits]\npublishes_per_second = 100000\nmessages_per_second = 100000\n\
+                      [apps.1.limits]\nclient_events_per_second = 10000\n";
+
+#[track_caller]
+fn pushers_clients_stay(carried: &Carried) {
+    let script = Tool::node("pusher/upgrade.cjs");
+    clients_stay(carried, PUSHER, script, &["private-news", "cache-last"], "signs");
+}
+
 #[test]
 fn clients_of_pusher_stay() {
-    let config = "[limits]\npublishes_per_second = 100000\nmessages_per_second = 100000\n\
-                  [apps.1.limits]\nclient_events_per_second = 10000\n";
-    clients_stay(config, Tool::node("pusher/upgrade.cjs"), &["private-news", "cache-last"], "signs");
+    pushers_clients_stay(&Carried::in_memory());
 }
 
 const CENTRIFUGE: &str = concat!(
@@ -205,20 +253,27 @@ const CENTRIFUGE: &str = concat!(
     include_str!("../../clients/node/centrifuge/gateway.toml"),
 );
 
-fn clients_of_centrifugo_stay(encoding: &str) {
+#[track_caller]
+fn centrifugos_clients_stay(carried: &Carried, encoding: &str) {
     let secret = "0123456789abcdef0123456789abcdef";
     let script = Tool::node("centrifuge/upgrade.cjs").environment("ENCODING", encoding);
-    clients_stay(CENTRIFUGE, script.environment("SECRET", secret), &["news:a", "plain:a"], "plain:signs");
+    clients_stay(
+        carried,
+        CENTRIFUGE,
+        script.environment("SECRET", secret),
+        &["news:a", "plain:a"],
+        "plain:signs",
+    );
 }
 
 #[test]
 fn clients_of_centrifugo_stay_in_json() {
-    clients_of_centrifugo_stay("json");
+    centrifugos_clients_stay(&Carried::in_memory(), "json");
 }
 
 #[test]
 fn clients_of_centrifugo_stay_in_protobuf() {
-    clients_of_centrifugo_stay("protobuf");
+    centrifugos_clients_stay(&Carried::in_memory(), "protobuf");
 }
 
 /// A frame that came half before and half after, one that went half before, and a client that reads nothing meanwhile.
@@ -324,11 +379,16 @@ fn a_program_that_does_not_serve_changes_nothing() {
     goes_on(&gateway, &mut client, "after");
 }
 
-/// It ends, or hangs, when it was given everything and has not said that it understood it.
 #[test]
 fn a_process_that_ends_before_it_has_taken_over_changes_nothing() {
+    goes_on_after_a_failure(&Carried::in_memory());
+}
+
+/// It ends, or hangs, when it was given everything and has not said that it understood it.
+#[track_caller]
+fn goes_on_after_a_failure(carried: &Carried) {
     let program = Program::real();
-    let gateway = Gateway::builder().program(&program.path).config(ANYONE).start();
+    let gateway = carried.of(Gateway::builder().program(&program.path).config(ANYONE)).start();
     let mut client = gateway.subscribe("kept:a");
     let mut stream = gateway.event_stream("kept:a");
     let rest = gateway.rest();
@@ -468,23 +528,33 @@ fn limits_and_the_name_go_along() {
     assert_eq!(name(&rest), before);
 }
 
-/// Who is told who comes and goes hears of nobody; those who are there are there under their names, and leave later.
+const ROOM: &str = "[namespaces.room]\npresence = true\nanonymous_subscribe = true\n[[auth.jwt]]\nalgorithm = \"HS256\"\n\
+                    secret = \"a secret of the cluster tests, 32+\"\nrequire_exp = false\n";
+
 #[test]
 fn nobody_joins_or_leaves() {
-    let room = "[namespaces.room]\npresence = true\nanonymous_subscribe = true\n[[auth.jwt]]\nalgorithm = \"HS256\"\n\
-                secret = \"a secret of the cluster tests, 32+\"\nrequire_exp = false\n";
-    let gateway = Gateway::builder().config(room).start();
+    presence_stays(&Carried::in_memory());
+}
+
+/// Who is told who comes and goes hears of nobody; those who are there are there under their names, and leave later.
+#[track_caller]
+fn presence_stays(carried: &Carried) {
+    let gateway = carried.of(Gateway::builder().config(ROOM)).start();
     let watch = "/ws?channel=room:a&envelope=json&join_leave=true";
+    let watching = carried.other.as_ref().map(|other| WsClient::connect(other.public(), watch));
+    let mut elsewhere = watching.into_iter().collect::<Vec<_>>();
     let mut watcher = WsClient::connect(gateway.public(), watch);
     let told = |watcher: &mut WsClient| -> serde_json::Value {
         serde_json::from_str(&next_text(watcher)).expect("JSON")
     };
     assert_eq!(told(&mut watcher)["count"], 0);
+    elsewhere.iter_mut().for_each(|watcher| assert_eq!(told(watcher)["count"], 0));
     let ada = format!("/ws?channel=room:a&token={TOKEN}");
     let [(first, of_first), (second, of_second)] = [1, 2].map(|connections| {
         let client = WsClient::connect(gateway.public(), &ada);
         let notice = told(&mut watcher);
         assert_eq!(notice["join"]["connections"], connections, "{notice}");
+        elsewhere.iter_mut().for_each(|watcher| assert_eq!(told(watcher), notice));
         (client, notice["join"]["connection"].clone())
     });
     let members = || gateway.rest().get("/v1/channels/room:a/presence").json()["members"].clone();
@@ -496,12 +566,16 @@ fn nobody_joins_or_leaves() {
         assert_eq!(members(), before);
     }
     gateway.rest().publish("room:a", "hello");
-    assert_eq!(told(&mut watcher)["data"], "hello");
+    for watcher in elsewhere.iter_mut().chain([&mut watcher]) {
+        assert_eq!(told(watcher)["data"], "hello");
+    }
     // Had anybody been taken for gone, that would be told before these, which end later.
     drop(second);
     let notice = told(&mut watcher);
+    elsewhere.iter_mut().for_each(|watcher| assert_eq!(told(watcher), notice));
     assert_eq!((&notice["leave"]["connection"], &notice["leave"]["connections"]), (&of_second, &1.into()));
     drop(first);
     let notice = told(&mut watcher);
+    elsewhere.iter_mut().for_each(|watcher| assert_eq!(told(watcher), notice));
     assert_eq!((&notice["leave"]["connection"], &notice["leave"]["connections"]), (&of_first, &0.into()));
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -12,8 +13,9 @@ use futures_util::stream::FuturesUnordered;
 use redis::{Cmd, Value};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpSocket, UnixStream, lookup_host};
+use tokio::net::{TcpSocket, TcpStream, UnixStream, lookup_host};
 use tokio::time::{sleep, timeout};
+use tokio_rustls::client::TlsStream;
 
 use super::login::{Loaded, Login};
 use super::wire::{Frame, Inbound};
@@ -39,9 +41,29 @@ pub(crate) struct Connection {
     pub(super) inbound: Inbound,
 }
 
-pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Sync + Unpin + 'static {
+    /// The socket once more, for another process.
+    fn socket(&self) -> io::Result<OwnedFd>;
+}
 
-impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Stream for S {}
+impl Stream for TcpStream {
+    fn socket(&self) -> io::Result<OwnedFd> {
+        self.as_fd().try_clone_to_owned()
+    }
+}
+
+impl Stream for UnixStream {
+    fn socket(&self) -> io::Result<OwnedFd> {
+        self.as_fd().try_clone_to_owned()
+    }
+}
+
+/// What its keys are is known to this process only.
+impl Stream for TlsStream<TcpStream> {
+    fn socket(&self) -> io::Result<OwnedFd> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
 
 /// Knows how this deployment's servers are spoken to.
 pub(crate) struct Dialer {
@@ -67,6 +89,14 @@ pub(crate) enum Mode {
     Cluster,
 }
 
+/// A socket that another process had to the server, as a stream of this one.
+pub(super) fn stream_of(socket: OwnedFd, server: &Server) -> io::Result<Box<dyn Stream>> {
+    Ok(match server.socket_path() {
+        Some(_) => Box::new(UnixStream::from_std(socket.into())?),
+        None => Box::new(TcpStream::from_std(socket.into())?),
+    })
+}
+
 impl Dialer {
     pub(crate) fn new(login: Login, db: u32, node: &str) -> Result<Self, RedisStartError> {
         let loaded = RwLock::new(Arc::new(login.load()?));
@@ -74,6 +104,10 @@ impl Dialer {
         let printable = |c: char| if c.is_ascii_graphic() { c } else { '_' };
         let client_name = node.chars().map(printable).collect::<String>().into();
         Ok(Self { login, loaded, db, client_name })
+    }
+
+    pub(super) fn is_tls(&self) -> bool {
+        self.loaded().tls.is_some()
     }
 
     /// A connection for pub/sub, which knows no databases.

@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::io::poll_read_buf;
 
 use super::dial::Connection;
+use super::halt::{Halt, Part};
 use super::wire::{Inbound, Malformed};
 use crate::redis::error::Trouble;
 
@@ -32,6 +33,14 @@ pub(super) trait Side {
     /// Something has arrived: a value, or a part of one.
     fn arrived(&mut self, inbound: &mut Inbound) -> Result<(), Trouble>;
 
+    /// Whether nothing that was asked waits for its answer.
+    fn is_at_rest(&self) -> bool;
+
+    /// What the probe is sent through.
+    fn probe(&self) -> Option<Box<str>> {
+        None
+    }
+
     /// When [`due`](Self::due) is to be called.
     fn due_at(&self) -> Instant;
 
@@ -39,9 +48,18 @@ pub(super) trait Side {
     fn due(&mut self, now: Instant) -> Result<(), Trouble>;
 }
 
-/// Until the connection is over. `filled`: something is to be written.
-pub(super) async fn drive(connection: Connection, filled: &Notify, side: &mut impl Side) -> Trouble {
-    match exchange(connection, filled, side).await {
+/// What a driver waits for beside its socket and its time.
+pub(super) struct Signals<'a> {
+    /// Something is to be written, or to be looked at.
+    pub(super) filled: &'a Notify,
+    pub(super) halt: &'a Halt,
+    /// What it halts as.
+    pub(super) part: Part,
+}
+
+/// Until the connection is over.
+pub(super) async fn drive(connection: Connection, signals: Signals<'_>, side: &mut impl Side) -> Trouble {
+    match exchange(connection, signals, side).await {
         Ok(never) => match never {},
         Err(trouble) => trouble,
     }
@@ -49,7 +67,7 @@ pub(super) async fn drive(connection: Connection, filled: &Notify, side: &mut im
 
 async fn exchange(
     Connection { mut stream, mut inbound }: Connection,
-    filled: &Notify,
+    Signals { filled, halt, part }: Signals<'_>,
     side: &mut impl Side,
 ) -> Result<std::convert::Infallible, Trouble> {
     let mut outgoing = io::Cursor::new(Vec::new());
@@ -65,6 +83,10 @@ async fn exchange(
             outgoing = io::Cursor::new(side.outgoing(spent));
         }
         let is_idle = !outgoing.has_remaining();
+        if is_idle && halt.is_wanted() && side.is_at_rest() {
+            halt.stand(part, &*stream, &inbound, side.probe()).await;
+            continue;
+        }
         tokio::select! {
             moved = exchange_some(&mut stream, &mut outgoing, &mut inbound, has_written) => {
                 let moved = moved.map_err(broken)?;

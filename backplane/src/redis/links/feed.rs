@@ -11,7 +11,8 @@ use tokio::time::{Instant, timeout};
 
 use super::around::Around;
 use super::dial::{Connection, next, send};
-use super::driver::{Side, drive};
+use super::driver::{Side, Signals, drive};
+use super::halt::Part;
 use super::link::Link;
 use super::live::{Live, Sent};
 use super::pipe::Answers;
@@ -74,13 +75,13 @@ pub(super) async fn run(
         around,
         subscriber,
         probe,
-        began: now,
         probed: None,
         probe_at: now,
         judged_at: now + SILENCE_DEADLINE[0],
         is_late: false,
     };
-    let driving = drive(connection, &live.outbox.filled, &mut feed);
+    let signals = Signals { filled: &live.outbox.filled, halt: &live.halt, part: Part::Feed };
+    let driving = drive(connection, signals, &mut feed);
     tokio::pin!(driving);
     tokio::select! {
         trouble = &mut driving => live.give_up(trouble),
@@ -100,8 +101,6 @@ struct Feed<'a> {
     around: &'a dyn Around,
     subscriber: &'a dyn Subscriber,
     probe: Option<Probe>,
-    /// Probes carry the time since then.
-    began: Instant,
     /// What becomes of the last one.
     probed: Option<oneshot::Receiver<Answers>>,
     probe_at: Instant,
@@ -121,6 +120,14 @@ impl Side for Feed<'_> {
         let (subscriber, mut outcome) = (self.subscriber, Ok(()));
         subscriber.together(&mut || outcome = self.take_all(inbound));
         outcome
+    }
+
+    fn is_at_rest(&self) -> bool {
+        true
+    }
+
+    fn probe(&self) -> Option<Box<str>> {
+        self.probe.as_ref().map(|probe| probe.tag.clone())
     }
 
     fn due_at(&self) -> Instant {
@@ -220,7 +227,9 @@ impl Feed<'_> {
         let Ok(sent_us) = sent_us.try_into().map(u64::from_be_bytes) else { return };
         // A probe of the session before may come late.
         if *session == self.live.session.0.to_be_bytes() {
-            self.link.counts.set_lag(self.began.elapsed().saturating_sub(Duration::from_micros(sent_us)));
+            self.link
+                .counts
+                .set_lag(self.live.began.elapsed().saturating_sub(Duration::from_micros(sent_us)));
         }
     }
 
@@ -239,7 +248,7 @@ impl Feed<'_> {
             self.live.outbox.push(&redis::cmd("PING"));
             return;
         };
-        let sent_us = self.began.elapsed().as_micros() as u64;
+        let sent_us = self.live.began.elapsed().as_micros() as u64;
         let commands = [&probe.publish(self.link, self.live, sent_us), &probe.write()];
         self.probed = self.live.post(&commands);
     }

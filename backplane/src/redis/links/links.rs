@@ -20,7 +20,7 @@ use crate::redis::url::TopologyKind;
 /// The links of a deployment. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Links {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     way: Way,
 }
 
@@ -36,6 +36,16 @@ impl Links {
     /// # Errors
     /// What trying again cannot help: one sentence, with what to do. Nothing runs afterwards.
     pub(crate) async fn start(&self, subscriber: Arc<dyn Subscriber>) -> Result<(), RedisStartError> {
+        self.begin(subscriber)?;
+        let outcome = self.shared.started().await;
+        if outcome.is_err() {
+            self.stop().await;
+        }
+        outcome
+    }
+
+    /// Begins to make sessions, or goes on with those of another process.
+    pub(crate) fn begin(&self, subscriber: Arc<dyn Subscriber>) -> Result<(), RedisStartError> {
         let shared = &self.shared;
         shared.begin(subscriber)?;
         for link in &shared.map().links {
@@ -46,11 +56,7 @@ impl Links {
             (_, Some(sentinels)) => shared.spawn(watch::run(Arc::clone(sentinels), Arc::clone(shared))),
             _ => {}
         }
-        let outcome = shared.started().await;
-        if outcome.is_err() {
-            self.stop().await;
-        }
-        outcome
+        Ok(())
     }
 
     /// Ends all sessions. No call of the [`Subscriber`] comes afterwards.
@@ -61,6 +67,11 @@ impl Links {
     /// Whether some calls may succeed now; else why none does.
     pub(crate) fn health(&self) -> Result<(), BackplaneError> {
         self.shared.health()
+    }
+
+    /// Begins to end all sessions, as [`stop`](Self::stop) does.
+    pub(crate) fn cancel(&self) {
+        self.shared.stopping.cancel();
     }
 
     /// What does not work, though the rest does.

@@ -5,8 +5,10 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use redis::{Cmd, ServerError, Value};
 use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::halt::Halt;
 use super::pipe::{Answers, Pipe};
 use super::replication::Replication;
 use super::room::{Room, WAITING_BYTES_MAX};
@@ -18,6 +20,8 @@ use crate::redis::url::Server;
 pub(crate) struct Live {
     pub(crate) session: Session,
     pub(crate) server: Server,
+    /// When it began; probes carry the time since then.
+    pub(super) began: Instant,
     pub(crate) outbox: Outbox,
     /// Publications, history, probes.
     pub(super) pipe: Arc<Pipe>,
@@ -25,6 +29,7 @@ pub(crate) struct Live {
     pub(super) vital: Arc<Pipe>,
     /// Of publications that replicas must have.
     pub(super) replication: Option<Replication>,
+    pub(super) halt: Arc<Halt>,
     /// Why it was given up; whoever comes first says it.
     why: OnceLock<Trouble>,
     pub(crate) ended: CancellationToken,
@@ -53,14 +58,21 @@ pub(crate) enum Sent {
 }
 
 impl Live {
-    pub(super) fn new(session: Session, server: Server, replication: Option<Replication>) -> Arc<Self> {
+    pub(super) fn new(
+        session: Session,
+        server: Server,
+        began: Instant,
+        replication: Option<Replication>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             session,
             server,
+            began,
             outbox: Outbox::default(),
             pipe: Arc::default(),
             vital: Arc::default(),
             replication,
+            halt: Arc::default(),
             why: OnceLock::new(),
             ended: CancellationToken::new(),
         })
@@ -92,8 +104,12 @@ impl Live {
 
     /// Commands that wait for their answers.
     pub(super) fn waiting(&self) -> usize {
-        let replication = self.replication.as_ref().map_or(0, |replication| replication.pipe.waiting());
-        self.pipe.waiting() + self.vital.waiting() + replication
+        self.pipes().map(|pipe| pipe.waiting()).sum()
+    }
+
+    pub(super) fn pipes(&self) -> impl Iterator<Item = &Arc<Pipe>> {
+        let replicated = self.replication.iter().map(|replication| &replication.pipe);
+        [&self.pipe, &self.vital].into_iter().chain(replicated)
     }
 
     /// Sends writes, and waits until the replicas that are asked for have what was accepted.
@@ -162,6 +178,10 @@ impl Outbox {
         drop(bytes);
         self.filled.notify_one();
         true
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.bytes.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
     pub(super) fn take(&self, spent: Vec<u8>) -> Vec<u8> {

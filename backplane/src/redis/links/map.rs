@@ -110,6 +110,18 @@ impl Spread {
         Self::List(names.map(|name| xxh3_64(name.as_bytes())).collect())
     }
 
+    /// Ranges of slots and the positions of their masters.
+    pub(crate) fn ranges(&self) -> Option<Vec<(u16, u16, usize)>> {
+        let Self::Slots(slots) = self else { return None };
+        let mut first = 0;
+        let ranges = slots.chunk_by(|a, b| a == b).map(|same| {
+            let range = (first, first + (same.len() - 1) as u16, usize::from(same[0]));
+            first = first.wrapping_add(same.len() as u16);
+            range
+        });
+        Some(ranges.filter(|(_, _, position)| *position != usize::from(NOWHERE)).collect())
+    }
+
     /// From ranges of slots and the positions of their masters.
     pub(crate) fn slots(ranges: impl Iterator<Item = (u16, u16, usize)>) -> Self {
         let mut slots = vec![NOWHERE; usize::from(SLOTS)].into_boxed_slice();

@@ -5,6 +5,7 @@
 //! - `dial`, `login`, `rights`: how a connection begins. `driver`: what carries one. `wire`: what arrives on it.
 //! - `pipe`: commands on a connection. `replication`: those that replicas must have. `feed`: the subscribed connection,
 //!   with `probe`, which shows that both carry. `around`: what these ask of the whole.
+//! - `halt`, `moving`: sessions that another process goes on with.
 //! - `call`: one call with its repetitions.
 //! - `map`: tags to links. `sentinel`, `cluster`, `watch`: where the servers are.
 //! - `counters`: for the metrics.
@@ -16,12 +17,14 @@ mod counters;
 mod dial;
 mod driver;
 mod feed;
+mod halt;
 mod link;
 #[expect(clippy::module_inception, reason = "what the others see has the name of the whole")]
 mod links;
 mod live;
 mod login;
 mod map;
+mod moving;
 mod pipe;
 mod probe;
 mod replication;
@@ -38,4 +41,5 @@ mod wire;
 pub use counters::{LinkCounters, REFUSALS, REPEATS, REPLACEMENTS};
 pub(crate) use links::Links;
 pub(crate) use login::Login;
+pub(crate) use moving::Halted;
 pub(crate) use shared::LinkOptions;

@@ -9,7 +9,8 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use super::dial::Connection;
-use super::driver::{Side, drive};
+use super::driver::{Side, Signals, drive};
+use super::halt::{Halt, Part};
 use super::room::Room;
 use super::wire::{Frame, Inbound};
 use crate::redis::error::Trouble;
@@ -103,6 +104,11 @@ impl Pipe {
         Some(answered)
     }
 
+    /// Has its task look whether it is to stand still.
+    pub(super) fn wake(&self) {
+        self.filled.notify_one();
+    }
+
     /// Commands without an answer.
     pub(super) fn waiting(&self) -> usize {
         self.state().waiting.iter().map(|waiting| waiting.count - waiting.values.len()).sum()
@@ -153,6 +159,8 @@ impl Waiting {
 pub(super) fn carry(
     connection: Connection,
     pipe: Arc<Pipe>,
+    part: Part,
+    halt: Arc<Halt>,
     end: impl FnOnce(Trouble) + Send + 'static,
 ) -> impl Future<Output = ()> + Send + 'static {
     let open = Open(pipe);
@@ -160,7 +168,8 @@ pub(super) fn carry(
         let now = Instant::now();
         let judged_at = now + ANSWER_DEADLINE[0];
         let mut commands = Commands { pipe: &open.0, heard: now, judged_at, is_late: false };
-        let trouble = drive(connection, &open.0.filled, &mut commands).await;
+        let signals = Signals { filled: &open.0.filled, halt: &halt, part };
+        let trouble = drive(connection, signals, &mut commands).await;
         end(trouble);
     }
 }
@@ -215,6 +224,10 @@ impl Side for Commands<'_> {
             taken?;
         }
         Ok(())
+    }
+
+    fn is_at_rest(&self) -> bool {
+        self.pipe.state().waiting.is_empty()
     }
 
     fn due_at(&self) -> Instant {

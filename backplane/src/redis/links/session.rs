@@ -1,21 +1,25 @@
 //! Sessions with one server, one after the other.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::around::Around;
 use super::dial::{Connection, Greeting, Mode};
 use super::feed;
+use super::halt::Part;
 use super::link::{Link, Place};
 use super::live::Live;
-use super::pipe;
+use super::moving::Going;
+use super::pipe::{self, Pipe};
 use super::probe::Probe;
 use super::replication::{self, Replication};
 use super::rights;
-use crate::redis::contract::Subscriber;
+use crate::redis::contract::{Session, Subscriber};
 use crate::redis::error::Trouble;
+use crate::redis::url::Server;
 
 /// Pauses between attempts grow from the first to the second; each is shortened by up to half, at random, so that the
 /// nodes of a deployment do not return together.
@@ -25,21 +29,36 @@ const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)
 const SESSION_GOOD: Duration = Duration::from_secs(5);
 
 /// A session that is ready to begin.
-struct Made {
+pub(super) struct Made {
     live: Arc<Live>,
     feed: Connection,
     probe: Option<Probe>,
     /// The tasks of the other connections.
     drivers: JoinSet<()>,
+    /// It began in another process.
+    goes_on: bool,
+}
+
+/// The connections of a session.
+pub(super) struct Connections {
+    pub(super) feed: Connection,
+    pub(super) commands: Connection,
+    pub(super) vital: Connection,
+    /// Where replicas are asked for.
+    pub(super) replicated: Option<Connection>,
 }
 
 /// Makes sessions, one after the other, until the server leaves the topology.
 pub(super) async fn run(link: Arc<Link>, around: Arc<dyn Around>, subscriber: Arc<dyn Subscriber>) {
     let mut pause = PAUSES[0];
+    let mut first = link.take_made();
     loop {
-        let made = tokio::select! {
-            made = attempt(&link, &*around) => made,
-            () = link.dropped.cancelled() => return,
+        let made = match first.take() {
+            Some(made) => Ok(made),
+            None => tokio::select! {
+                made = attempt(&link, &*around) => made,
+                () = link.dropped.cancelled() => return,
+            },
         };
         match made {
             Ok(made) => {
@@ -60,11 +79,13 @@ pub(super) async fn run(link: Arc<Link>, around: Arc<dyn Around>, subscriber: Ar
 
 /// A session from `up` to `down`.
 async fn serve(link: &Link, around: &dyn Around, made: Made, subscriber: &dyn Subscriber) {
-    let Made { live, feed, probe, mut drivers } = made;
-    link.set_up(&live);
-    tracing::info!(server = %link.name, at = %live.server, session = live.session.0, "Redis is up");
-    subscriber.up(link.id, live.session);
-    around.changed();
+    let Made { live, feed, probe, mut drivers, goes_on } = made;
+    if !goes_on {
+        link.set_up(&live);
+        tracing::info!(server = %link.name, at = %live.server, session = live.session.0, "Redis is up");
+        subscriber.up(link.id, live.session);
+        around.changed();
+    }
     tokio::select! {
         () = feed::run(feed, probe, link, &live, around, subscriber) => {}
         () = link.dropped.cancelled() => live.give_up(Trouble::Dropped),
@@ -92,7 +113,7 @@ async fn attempt(link: &Link, around: &dyn Around) -> Result<Made, Trouble> {
         Place::Master(sentinels) => sentinels.master(around.dialer()).await?,
     };
     link.set_tried(&server);
-    let (mut feed, greeting) = around.dialer().raw(&server).await?;
+    let (feed, greeting) = around.dialer().raw(&server).await?;
     check(link, &greeting)?;
     let mut commands = around.dialer().commands(&server).await?;
     let probe = around.probe(link.id);
@@ -106,37 +127,72 @@ async fn attempt(link: &Link, around: &dyn Around) -> Result<Made, Trouble> {
     .await?;
     link.note_evicting(rights::evicting_policy(&mut commands).await?);
     let vital = around.dialer().commands(&server).await?;
-    let (mut replication, mut replicating) = (None, None);
-    if around.replicas() > 0 {
-        let (part, waiters) = Replication::new();
-        let connection = around.dialer().commands(&server).await?;
-        (replication, replicating) = (Some(part), Some((waiters, connection)));
-    }
-    let live = Live::new(around.next_session(), server, replication);
-    let mut drivers = JoinSet::new();
-    drivers.spawn(pipe::carry(commands, Arc::clone(&live.pipe), ends(&live)));
-    drivers.spawn(pipe::carry(vital, Arc::clone(&live.vital), ends(&live)));
-    if let (Some(replication), Some((waiters, connection))) = (&live.replication, replicating) {
-        let pipe = &replication.pipe;
-        drivers.spawn(pipe::carry(connection, Arc::clone(pipe), ends(&live)));
-        let waits = Arc::clone(&link.counts.waits);
-        drivers.spawn(replication::run(
-            around.replicas(),
-            Arc::clone(pipe),
-            waiters,
-            move || waits.add(),
-            ends(&live),
-        ));
-    }
-    feed::begin(&mut feed, link, &live, probe.as_ref()).await?;
+    let replicated = match around.replicas() {
+        0 => None,
+        _ => Some(around.dialer().commands(&server).await?),
+    };
+    let connections = Connections { feed, commands, vital, replicated };
+    let session = around.next_session();
+    let mut made = Made::begin(link, around, session, server, Instant::now(), connections, probe);
+    feed::begin(&mut made.feed, link, &made.live, made.probe.as_ref()).await?;
     // A master that hung meanwhile, and goes on, takes itself for the master still. What it accepts then is lost.
     if let Place::Master(sentinels) = &link.place
         && let Ok(master) = sentinels.master(around.dialer()).await
-        && master != live.server
+        && master != made.live.server
     {
         return Err(Trouble::OtherMaster("a Sentinel"));
     }
-    Ok(Made { live, feed, probe, drivers })
+    Ok(made)
+}
+
+impl Made {
+    pub(super) fn going_on(link: &Link, around: &dyn Around, going: Going) -> Self {
+        let Going { session, server, began, connections, probe } = going;
+        let made = Self::begin(link, around, session, server, began, connections, probe);
+        Self { goes_on: true, ..made }
+    }
+
+    pub(super) fn live(&self) -> &Arc<Live> {
+        &self.live
+    }
+
+    /// Carries commands from now on.
+    fn begin(
+        link: &Link,
+        around: &dyn Around,
+        session: Session,
+        server: Server,
+        began: Instant,
+        connections: Connections,
+        probe: Option<Probe>,
+    ) -> Self {
+        let Connections { feed, commands, vital, replicated } = connections;
+        let replicated = replicated.map(|connection| (Replication::new(), connection));
+        let (replication, replicating) = match replicated {
+            Some(((part, waiters), connection)) => (Some(part), Some((waiters, connection))),
+            None => (None, None),
+        };
+        let live = Live::new(session, server, began, replication);
+        let mut drivers = JoinSet::new();
+        let mut carry = |connection, pipe: &Arc<Pipe>, part| {
+            drivers.spawn(pipe::carry(
+                connection,
+                Arc::clone(pipe),
+                part,
+                Arc::clone(&live.halt),
+                ends(&live),
+            ));
+        };
+        carry(commands, &live.pipe, Part::Commands);
+        carry(vital, &live.vital, Part::Vital);
+        if let (Some(replication), Some((waiters, connection))) = (&live.replication, replicating) {
+            carry(connection, &replication.pipe, Part::Replicated);
+            let (pipe, waits) = (Arc::clone(&replication.pipe), Arc::clone(&link.counts.waits));
+            let count = move || waits.add();
+            drivers.spawn(replication::run(around.replicas(), pipe, waiters, count, ends(&live)));
+        }
+        Self { live, feed, probe, drivers, goes_on: false }
+    }
 }
 
 fn check(link: &Link, greeting: &Greeting) -> Result<(), Trouble> {

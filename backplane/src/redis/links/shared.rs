@@ -1,5 +1,6 @@
 //! The links of a deployment as one: which there are, which one holds a tag, and what is told of them.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -16,6 +17,7 @@ use super::dial::Dialer;
 use super::link::{Link, Place};
 use super::login::Login;
 use super::map::{Map, Spread};
+use super::moving::Going;
 use super::probe::Probe;
 use super::sentinel::Sentinels;
 use super::session;
@@ -56,8 +58,10 @@ pub(crate) struct Shared {
     map: RwLock<Arc<Map>>,
     /// From the start to the stop. What it leads to holds the links: without an end, neither would be freed.
     subscriber: Mutex<Option<Arc<dyn Subscriber>>>,
-    sessions: AtomicU64,
-    link_ids: AtomicU32,
+    pub(super) sessions: AtomicU64,
+    pub(super) link_ids: AtomicU32,
+    /// Sessions of another process, until it has let go of them.
+    pub(super) going: Mutex<HashMap<LinkId, Going>>,
     /// Something of the links changed; the start looks.
     changes: watch::Sender<()>,
     /// Why no server tells the slots.
@@ -91,6 +95,7 @@ impl Shared {
             map: RwLock::new(Arc::new(map)),
             subscriber: Mutex::default(),
             sessions: AtomicU64::new(0),
+            going: Mutex::default(),
             changes: watch::Sender::new(()),
             cluster_trouble: Mutex::new(None),
             refreshed: Notify::new(),
@@ -176,6 +181,15 @@ impl Shared {
 
     pub(super) fn map(&self) -> Arc<Map> {
         Arc::clone(&self.map.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Of a process that has no links yet.
+    pub(super) fn set_map(&self, map: Map) {
+        *self.map.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(map);
+    }
+
+    pub(super) fn probe_of(&self, tag: &str) -> Probe {
+        Probe::new(tag.to_owned(), &self.prefix, &self.instance)
     }
 
     fn subscriber(&self) -> Option<Arc<dyn Subscriber>> {
@@ -284,7 +298,7 @@ impl Around for Shared {
     }
 
     fn probe(&self, link: LinkId) -> Option<Probe> {
-        self.map().tag_of(link).map(|tag| Probe::new(tag, &self.prefix, &self.instance))
+        self.map().tag_of(link).map(|tag| self.probe_of(&tag))
     }
 
     fn owns(&self, link: LinkId, tag: &str) -> bool {

@@ -46,6 +46,16 @@ pub(crate) enum Frame<'a> {
 }
 
 impl Inbound {
+    /// With what another process has received of the same connection.
+    pub(crate) fn of(received: &[u8]) -> Self {
+        Self { bytes: received.into(), scan: Scan::default() }
+    }
+
+    /// What is not taken yet.
+    pub(crate) fn received(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// Where to read into.
     pub(crate) fn room(&mut self) -> &mut BytesMut {
         if self.bytes.is_empty() && self.bytes.capacity() > KEPT_BYTES {

@@ -1,6 +1,8 @@
 //! What this node has in channels: what its copy has, what waits to be written, what it has to settle. Pure: what is due
 //! is decided by the time it is given.
 
+mod moving;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,

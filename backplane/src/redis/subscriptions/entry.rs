@@ -58,7 +58,18 @@ pub(super) struct Key(pub(super) Channel);
 
 impl Entry {
     pub(super) fn new(channel: Channel) -> Arc<Self> {
-        let state = State {
+        Arc::new(Self { channel, state: Mutex::new(State::new()) })
+    }
+
+    /// A panic in here can only come from a sink, which is called last: the state is whole, and used on.
+    pub(super) fn locked<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
+        work(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl State {
+    pub(super) fn new() -> Self {
+        Self {
             sequence: Sequence::new(),
             generation: 0,
             is_wanted: false,
@@ -70,17 +81,9 @@ impl Entry {
             sent: None,
             look_at: None,
             waiting: Vec::new(),
-        };
-        Arc::new(Self { channel, state: Mutex::new(state) })
+        }
     }
 
-    /// A panic in here can only come from a sink, which is called last: the state is whole, and used on.
-    pub(super) fn locked<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
-        work(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-impl State {
     /// Whether everything that is accepted from now on will be handed over or told.
     pub(super) fn is_ready(&self) -> bool {
         self.holds.is_some() && self.sequence.is_based()

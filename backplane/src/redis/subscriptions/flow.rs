@@ -30,6 +30,10 @@ impl Flow {
         before.is_ok_and(|before| before <= UNDER_WAY_MAX / 2)
     }
 
+    pub(super) fn is_quiet(&self) -> bool {
+        self.under_way.load(Relaxed) == 0
+    }
+
     pub(super) fn note_answer(&self) {
         self.answered.fetch_add(1, Relaxed);
     }

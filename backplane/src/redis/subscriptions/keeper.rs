@@ -69,7 +69,8 @@ pub(super) async fn run(registry: Arc<Registry>) {
         flushed_at: Instant::now(),
     };
     loop {
-        let next = keeper.timers.keys().next().map(|(at, _)| *at);
+        let is_halted = *keeper.registry.is_halted.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = keeper.timers.keys().next().map(|(at, _)| *at).filter(|_| !is_halted);
         tokio::select! {
             () = keeper.registry.work_filled.notified() => {}
             () = until(next) => {}
@@ -95,6 +96,11 @@ async fn until(at: Option<Instant>) {
 
 impl Keeper {
     fn turn(&mut self) {
+        let registry = Arc::clone(&self.registry);
+        let is_halted = registry.is_halted.lock().unwrap_or_else(PoisonError::into_inner);
+        if *is_halted {
+            return;
+        }
         let work = std::mem::take(&mut *self.registry.work.lock().unwrap_or_else(PoisonError::into_inner));
         for (at, entry, due) in work.timers {
             self.remind(at, entry, due);

@@ -7,7 +7,7 @@
 //! - `entry`: a channel in the registry. `registry`: what the tasks share.
 //! - `work`: what is left for the two tasks. `flow`: how much is under way.
 //! - `keeper`: the task that sends subscriptions in batches, and has the timers. `asker`: the task that asks the server.
-//! - `counters`, `outage`: for the metrics.
+//! - `moving`: subscriptions that another process goes on with. `counters`, `outage`: for the metrics.
 
 mod asker;
 mod cause;
@@ -15,6 +15,7 @@ mod counters;
 mod entry;
 mod flow;
 mod keeper;
+mod moving;
 mod outage;
 mod outlet;
 mod registry;
@@ -83,7 +84,11 @@ impl Subscriptions {
         channel: &Channel,
         generation: u64,
     ) -> BoxFuture<'static, Result<(), BackplaneError>> {
-        if let Err(error) = self.registry.subscribing.availability(channel.as_str()) {
+        let is_there =
+            || self.registry.find_tag(channel.as_str().as_bytes())?.locked(|it| it.is_ready().then_some(()));
+        if let Err(error) = self.registry.subscribing.availability(channel.as_str())
+            && is_there().is_none()
+        {
             return future::ready(Err(error)).boxed();
         }
         loop {

@@ -65,6 +65,8 @@ pub(super) struct Registry {
     sessions: Mutex<HashMap<LinkId, (Session, Arc<Flow>)>>,
     /// Subscriptions wait for room in a flow.
     pub(super) are_queued: AtomicBool,
+    /// The keeper does nothing. Held while it does something.
+    pub(super) is_halted: Mutex<bool>,
     spreads: AtomicU32,
     began_at: Instant,
     /// Milliseconds after `began_at`, plus 1; 0: never.
@@ -111,6 +113,7 @@ impl Registry {
             channels: RwLock::default(),
             sessions: Mutex::default(),
             are_queued: AtomicBool::new(false),
+            is_halted: Mutex::new(false),
             spreads: AtomicU32::new(0),
             began_at: Instant::now(),
             warned_at_ms: AtomicU64::new(0),
@@ -208,6 +211,19 @@ impl Registry {
         } else if sessions.get(&link).is_some_and(|(held, _)| *held == session) {
             sessions.remove(&link);
         }
+    }
+
+    pub(super) fn set_halted(&self, halts: bool) {
+        *self.is_halted.lock().unwrap_or_else(PoisonError::into_inner) = halts;
+        self.work_filled.notify_one();
+    }
+
+    pub(super) fn is_quiet(&self) -> bool {
+        let are_confirmed = {
+            let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+            sessions.values().all(|(_, flow)| flow.is_quiet())
+        };
+        are_confirmed && self.asks.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
     pub(super) fn is_alive(&self, seat: Seat) -> bool {

@@ -72,6 +72,16 @@ impl Repair {
         Box::new(Self::new(cause, Stage::Reading))
     }
 
+    /// Of a subscription that was interrupted.
+    pub(super) fn interrupted() -> Self {
+        Self { was_interrupted: true, ..Self::new(Cause::Reconnect, Stage::Interrupted) }
+    }
+
+    /// Whether a publication without position waits, or was let go.
+    pub(super) fn owes_plain(&self) -> bool {
+        self.spilled_plain || self.waiting.iter().any(|envelope| envelope.tags.is_none())
+    }
+
     /// Keeps a publication for later, or lets go of it and remembers that.
     pub(super) fn keep(&mut self, envelope: Envelope, outlet: &mut impl Outlet) {
         let bytes = size(&envelope);
@@ -123,8 +133,7 @@ impl Repair {
         self.let_go(outlet);
         let had_plain = self.spilled_plain;
         let is_probe = self.is_probe;
-        *self = Self { is_probe, ..Self::new(Cause::Reconnect, Stage::Interrupted) };
-        self.was_interrupted = true;
+        *self = Self { is_probe, ..Self::interrupted() };
         had_plain
     }
 

@@ -82,6 +82,16 @@ pub(super) struct Sequence {
 
 const _: () = assert!(size_of::<Sequence>() <= 64);
 
+/// What of a sequence goes on in another process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct SequenceParts {
+    pub(super) last: Option<Place>,
+    pub(super) overlap: u64,
+    pub(super) has_plain: bool,
+    pub(super) is_lost: bool,
+    pub(super) is_live: bool,
+}
+
 /// What a publication is to the last one that was handed over.
 enum Relation {
     Plain,
@@ -95,6 +105,21 @@ impl Sequence {
     pub(super) fn new() -> Self {
         let repair = Some(Box::new(Repair::new(Cause::Reconnect, Stage::Interrupted)));
         Self { last: None, overlap: 0, serial: 0, is_based: false, has_plain: false, is_lost: false, repair }
+    }
+
+    /// `None`: nobody counts on it yet.
+    pub(super) fn parts(&self) -> Option<SequenceParts> {
+        let &Self { last, overlap, has_plain, is_lost, .. } = self;
+        let owes_plain = self.repair.as_ref().is_some_and(|repair| repair.owes_plain());
+        let has_plain = has_plain || owes_plain;
+        self.is_based.then_some(SequenceParts { last, overlap, has_plain, is_lost, is_live: self.is_live() })
+    }
+
+    /// Of another process. One that was in a repair has had its subscription interrupted.
+    pub(super) fn of(parts: SequenceParts) -> Self {
+        let SequenceParts { last, overlap, has_plain, is_lost, is_live } = parts;
+        let repair = (!is_live).then(|| Box::new(Repair::interrupted()));
+        Self { last, overlap, has_plain, is_lost, repair, is_based: true, serial: 0 }
     }
 
     /// Whether everything that is accepted from now on will be handed over or told.

@@ -1,5 +1,5 @@
 //! A seeded simulation of a sequence against a model of Redis: a stream, pub/sub, answers that come late or not at
-//! all, connections that break, failovers that take publications back, data that vanishes, a sink without room.
+//! all, connections that break, other processes that go on, failovers that take publications back, data that vanishes, a sink without room.
 //!
 //! A failure names its seed; `simulate(SEED, MIX)` runs it again.
 
@@ -137,7 +137,8 @@ impl World {
 
     fn step(&mut self) {
         match self.random.u64(..100) {
-            0..25 => self.publish(),
+            0..24 => self.publish(),
+            24 => self.hand_on(),
             25..50 => self.deliver(),
             50..62 => self.execute(),
             62..74 => self.answer(),
@@ -283,6 +284,20 @@ impl World {
             self.pushes.clear();
             self.answers.extend(self.asks.drain(..).map(failed));
             self.sequence.interrupted(&mut self.node);
+        }
+    }
+
+    /// Another process goes on with the subscription, and with what is under way to it; not with what was asked.
+    fn hand_on(&mut self) {
+        let Some(parts) = self.sequence.parts() else { return };
+        self.sequence = Sequence::of(parts);
+        self.node.held = 0;
+        self.asks.clear();
+        self.answers.clear();
+        self.timers.clear();
+        if self.is_connected {
+            let ask = self.sequence.confirmed();
+            self.take(ask);
         }
     }
 

@@ -65,6 +65,10 @@ impl Work {
 }
 
 impl Asks {
+    pub(super) fn is_empty(&self) -> bool {
+        self.positions.is_empty() && self.reads.is_empty()
+    }
+
     pub(super) fn push(&mut self, entry: Arc<Entry>, ask: Ask) {
         match ask {
             Ask::Position { .. } => self.positions.push_back((entry, ask)),

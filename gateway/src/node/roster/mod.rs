@@ -5,13 +5,14 @@
 //! subscriber to its lane in the same turn in which it gets the list hands it every later change, and no earlier one.
 
 mod list;
+mod moving;
 mod replica;
 
 use std::{
     collections::HashMap,
     fmt,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError, RwLock, Weak,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -48,6 +49,8 @@ type Reply = Box<dyn FnOnce(Result<Arc<List>, BackplaneError>) + Send>;
 /// The replicas of this node.
 pub(crate) struct Rosters {
     rosters: RwLock<HashMap<Channel, Arc<Roster>>>,
+    /// Of another process, until somebody who was given the list is here.
+    moved: Mutex<HashMap<Channel, Replica<Asker>>>,
     interests: Arc<Interests>,
     shards: Shards,
     /// Not owned: it holds the sink, which holds this.
@@ -77,7 +80,8 @@ struct Counters {
 impl Rosters {
     pub(crate) fn new(interests: Arc<Interests>, shards: Shards) -> Self {
         let (source, counters) = (OnceLock::new(), Counters::default());
-        Self { rosters: RwLock::default(), interests, shards, source, counters }
+        let (rosters, moved) = (RwLock::default(), Mutex::default());
+        Self { rosters, moved, interests, shards, source, counters }
     }
 
     /// From where to read. Nothing can be asked before.
@@ -242,6 +246,10 @@ impl Rosters {
         let roster = Arc::new(Roster { interest, replica: Mutex::new(Replica::new()) });
         rosters.insert(channel.clone(), Arc::clone(&roster));
         roster
+    }
+
+    fn moved(&self) -> MutexGuard<'_, HashMap<Channel, Replica<Asker>>> {
+        self.moved.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn is_current(&self, roster: &Roster) -> bool {

@@ -102,6 +102,27 @@ impl<A> Replica<A> {
         }
     }
 
+    /// Of another process. Unless it was current, it is read before anything more is told of it.
+    pub(super) fn of(sequence: u64, members: Members, is_current: bool) -> Self {
+        let phase = if is_current { Phase::Current } else { Phase::Unread };
+        Self { sequence, members, phase, is_told: true, ..Self::new() }
+    }
+
+    /// What those know who were given a list, and whether that is all.
+    pub(super) fn parts(&self) -> (u64, &Members, bool) {
+        (self.sequence, &self.members, matches!(self.phase, Phase::Current))
+    }
+
+    /// Whether somebody was given a list.
+    pub(super) fn is_told(&self) -> bool {
+        self.is_told
+    }
+
+    /// Goes on after [`of`](Self::of). `Some`: a reading is to be begun.
+    pub(super) fn resume(&mut self) -> Option<Cause> {
+        matches!(self.phase, Phase::Unread).then(|| self.begin(Cause::Lost))
+    }
+
     /// Whether nobody is there, after all changes that were told.
     pub(super) fn is_empty(&self) -> bool {
         self.members.is_empty()

@@ -1,18 +1,13 @@
 //! The other side of an upgrade: this process takes the place of the one that started it.
 
-use std::{
-    net::TcpStream,
-    sync::{
-        Arc,
-        mpsc::{self, RecvTimeoutError},
-    },
-    thread,
-    time::Duration,
-};
+use std::{net::TcpStream, sync::Arc, thread};
 
 use tidegate_backplane::{Backplane, Channel};
 use tidegate_ops::succession::{self, Predecessor, STATE_PATIENCE, ShardMailbox, UpgradeError};
-use tidegate_wire::{fields::Malformed, succession::Step};
+use tidegate_wire::{
+    fields::{Malformed, Reader},
+    succession::Step,
+};
 use tokio::runtime::Handle;
 
 use super::Handing;
@@ -20,14 +15,11 @@ use crate::{
     config::Config,
     protocols::{FORMS, PROTOCOLS},
     server::{Server, StartError, parts::Parts, take_over},
-    session::moving::{Readable, Reading},
+    session::moving::Readable,
 };
 
 /// The connections of a process, read and not yet served.
 pub(crate) type Taken = succession::Taken<(Readable, TcpStream)>;
-
-/// Lists of those who are in channels are there at once.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Server {
     /// Takes the place of the process that started this one for that: its ports, its name, and then its connections.
@@ -58,39 +50,33 @@ fn check(config: &Config) -> Result<(), UpgradeError> {
 impl Parts {
     /// When this returns, all that the other process had is this one's.
     pub(in crate::server) fn take(&self, predecessor: &Predecessor) -> Result<Taken, StartError> {
-        let memory = self.carrier.memory().ok_or(UpgradeError::NotHere(OTHER_BACKPLANE));
+        let rest = |state: &[u8], sockets: Vec<TcpStream>| {
+            let mut fields = Reader::new(state);
+            self.shared.node.rosters().take_in(&mut fields)?;
+            self.carrier.take_in(&mut fields, sockets)?;
+            Ok(fields.end()?)
+        };
         let (forms, apps) = (FORMS.by_name(), &*self.shared.apps);
         let parse = |record: &[u8], sockets: Vec<TcpStream>| {
             let readable = Readable::parse(record, PROTOCOLS, &forms, apps)?;
             let [socket] = <[TcpStream; 1]>::try_from(sockets).map_err(|_| Malformed)?;
             Ok((readable, socket))
         };
-        let taken = memory.and_then(|memory| predecessor.take(|state| memory.take_in(state), parse));
-        taken.map_err(|error| {
+        predecessor.take(rest, parse).map_err(|error| {
             predecessor.refuse(&error);
             take_over(&error)
         })
     }
 }
 
-const OTHER_BACKPLANE: &str =
-    "its configuration names another backplane than memory: a change of that needs a restart";
-
 /// Has the shards go on with the connections. When this returns all of them are there, and nothing was read or delivered.
 pub(in crate::server) fn settle(
     taken: Taken,
     mailboxes: &[ShardMailbox<Handing>],
 ) -> Result<(), UpgradeError> {
-    let (reading, read) = mpsc::channel();
-    let reading: Reading = reading;
-    taken.settle::<Handing>(mailboxes, move |core, connections, (readable, socket)| {
-        core.go_on(connections, readable, socket, &reading);
-    })?;
-    // Its end is that all have been read.
-    if read.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
-        tracing::warn!("not all lists of those who are in channels could be read at once");
-    }
-    Ok(())
+    taken.settle::<Handing>(mailboxes, |core, connections, (readable, socket)| {
+        core.go_on(connections, readable, socket);
+    })
 }
 
 /// Says that this process serves, and hears of those who stayed behind.

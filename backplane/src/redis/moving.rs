@@ -1,0 +1,205 @@
+//! A node that goes on in another process: with its connections to Redis, and what it knows of channels, presence and its
+//! lease (`docs/adr/0026-live-upgrade.md`).
+//!
+//! Nothing is asked of a server for that. What arrives meanwhile waits in the sockets, which both processes have; only one
+//! of them reads.
+
+use std::{
+    io,
+    os::fd::OwnedFd,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
+
+use crate::fields::{Malformed, Reader, Writer};
+
+use super::{
+    backplane::RedisBackplane,
+    contract::{LinkId, Seat, Session},
+    error::RedisStartError,
+    links::Halted,
+    options::RedisOptions,
+};
+use crate::{OnLeave, Sink};
+
+/// Of this form.
+const VERSION: u8 = 1;
+
+/// Answers take a round trip; a server that is slower is waited for by the next upgrade.
+const HALT_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Why a node cannot go on in another process now.
+#[derive(Debug, thiserror::Error)]
+pub enum HandOnError {
+    #[error("its connections to Redis are over TLS, whose keys cannot be handed on: restart it")]
+    Tls,
+    #[error("{0}; try again when it is back")]
+    Away(Box<str>),
+    #[error(
+        "Redis did not answer what was asked of it within {HALT_PATIENCE:?}; try again when it is less busy"
+    )]
+    Busy,
+    #[error("a server of Redis, or a connection to one, has changed meanwhile; try again")]
+    Changed,
+    #[error("a connection to Redis cannot be handed on: {0}")]
+    Socket(io::Error),
+}
+
+/// Why a process does not go on with what another one wrote.
+#[derive(Debug, thiserror::Error)]
+pub enum TakeInError {
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    #[error(
+        "its configuration names other servers of Redis, another prefix or number of replicas: a change of that needs a restart"
+    )]
+    Elsewhere,
+    #[error("a connection to Redis cannot be gone on with: {0}")]
+    Socket(io::Error),
+}
+
+impl RedisBackplane {
+    /// One that takes another process's place: it has no connections before [`take_in`](Self::take_in). On the Tokio
+    /// runtime that this is called on.
+    ///
+    /// # Errors
+    /// As those of [`connect`](Self::connect).
+    pub fn succeed(options: RedisOptions, sink: Arc<dyn Sink>) -> Result<Arc<Self>, RedisStartError> {
+        Self::unconnected(options, sink)
+    }
+
+    /// Whether another process could go on.
+    ///
+    /// # Errors
+    /// [`HandOnError`], as those that follow.
+    pub fn can_go_on(&self) -> Result<(), HandOnError> {
+        self.core.links.can_go_on()
+    }
+
+    /// From now on, whoever publishes, gives an order or removes history waits.
+    pub fn suspend(&self) {
+        self.core.gate.shut();
+    }
+
+    /// Whether everything that was begun has ended.
+    pub fn is_quiet(&self) -> bool {
+        let core = &self.core;
+        core.gate.is_quiet()
+            && core.presence.is_quiet()
+            && core.subscriptions.is_quiet()
+            && core.links.is_quiet()
+    }
+
+    /// Nothing is sent or read any more. Blocks.
+    pub fn halt(&self) -> Result<(), HandOnError> {
+        let core = &self.core;
+        core.subscriptions.halt(true);
+        let halted = core.runtime.block_on(async {
+            tokio::time::timeout(HALT_PATIENCE, core.links.halt()).await.unwrap_or(Err(HandOnError::Busy))
+        })?;
+        *core.halted.lock().unwrap_or_else(PoisonError::into_inner) = halted;
+        if core.gate.is_quiet() { Ok(()) } else { Err(HandOnError::Busy) }
+    }
+
+    /// Goes on after [`suspend`](Self::suspend) and [`halt`](Self::halt).
+    pub fn resume(&self) {
+        let core = &self.core;
+        core.halted.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        core.links.end_halt();
+        core.subscriptions.halt(false);
+        core.gate.open();
+    }
+
+    /// Everything, as of now. After [`halt`](Self::halt).
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let core = &self.core;
+        let mut out = Writer::default();
+        out.u8(VERSION);
+        out.text(core.prefix.as_str());
+        core.links.write(&core.halted.lock().unwrap_or_else(PoisonError::into_inner), &mut out);
+        core.subscriptions.write(&mut out);
+        out.option(core.orders.seat(), write_seat);
+        core.registry.write(&mut out);
+        core.presence.write(&mut out);
+        out.bool(core.doubt.is_there());
+        out.into_bytes()
+    }
+
+    /// The sockets that belong to what [`to_bytes`](Self::to_bytes) has written.
+    pub fn sockets(&self) -> Result<Vec<OwnedFd>, HandOnError> {
+        let halted = self.core.halted.lock().unwrap_or_else(PoisonError::into_inner);
+        halted.iter().flat_map(Halted::sockets).collect::<io::Result<_>>().map_err(HandOnError::Socket)
+    }
+
+    /// Whether the sessions that were halted are those of the servers still.
+    pub fn stands(&self) -> Result<(), HandOnError> {
+        let halted = self.core.halted.lock().unwrap_or_else(PoisonError::into_inner);
+        self.core.links.stands(&halted)
+    }
+
+    /// Takes in what another process knew. Nothing is done with it before [`go_on`](Self::go_on).
+    ///
+    /// # Errors
+    /// [`TakeInError`]. Some of it may be here then: this backplane is not to be used.
+    pub fn take_in(&self, record: &[u8], sockets: Vec<OwnedFd>) -> Result<(), TakeInError> {
+        let core = &self.core;
+        let mut fields = Reader::new(record);
+        if fields.u8()? != VERSION {
+            return Err(Malformed.into());
+        }
+        if fields.text()? != core.prefix.as_str() {
+            return Err(TakeInError::Elsewhere);
+        }
+        core.links.take_in(&mut fields, sockets)?;
+        core.subscriptions.take_in(&mut fields)?;
+        core.orders.go_on(Vec::new(), fields.option(read_seat)?);
+        core.registry.take_in(&mut fields)?;
+        core.presence.take_in(&mut fields)?;
+        if fields.bool()? {
+            core.doubt.raise();
+        }
+        Ok(fields.end()?)
+    }
+
+    /// It is this process's. Commands are sent from now on; what arrives in channels waits for [`begin`](Self::begin).
+    pub fn go_on(&self) {
+        let core = &self.core;
+        let sessions = core.links.go_on();
+        for &(link, session) in &sessions {
+            core.subscriptions.go_on_with(link, session);
+        }
+        let seats = sessions.into_iter().map(|(link, session)| Seat { link, session }).collect();
+        core.orders.go_on(seats, core.orders.seat());
+    }
+
+    /// All who want a channel have subscribed to it.
+    ///
+    /// # Errors
+    /// It was begun before.
+    pub fn begin(&self, sink: Arc<dyn Sink>) -> Result<(), RedisStartError> {
+        let core = &self.core;
+        core.links.begin(core.owner(sink))?;
+        core.subscriptions.go_on();
+        core.keep();
+        Ok(())
+    }
+
+    /// Another process goes on with what [`to_bytes`](Self::to_bytes) has written: nothing is sent here any more, and
+    /// `on_leave` is told of connections that leave their channels.
+    pub fn give_away(&self, on_leave: OnLeave) {
+        let core = &self.core;
+        core.gate.give(on_leave);
+        core.stopping.cancel();
+        core.subscriptions.stop();
+        core.links.cancel();
+    }
+}
+
+pub(crate) fn write_seat(out: &mut Writer, seat: Seat) {
+    out.u32(seat.link.0);
+    out.u64(seat.session.0);
+}
+
+pub(crate) fn read_seat(fields: &mut Reader<'_>) -> Result<Seat, Malformed> {
+    Ok(Seat { link: LinkId(fields.u32()?), session: Session(fields.u64()?) })
+}
