@@ -100,7 +100,8 @@ impl Predecessor {
     }
 
     /// Says that it is ready, and takes what it is given: when this returns, everything is this process's. `rest` takes what
-    /// goes along beside the connections, with the sockets that belong to it, before `parse` reads them one by one; one that it does not understand stays.
+    /// goes along beside the connections, with the sockets that belong to it, before `parse` reads them one by one; one that
+    /// it does not understand stays.
     pub fn take<R: Send>(
         &self,
         rest: impl FnOnce(&[u8], Vec<TcpStream>) -> Result<(), UpgradeError>,

@@ -106,7 +106,11 @@ impl Proxy {
         let served = || chooser.members().into_iter().map(|(_, node)| node).filter(|node| !node.is_lost());
         let nodes: HashMap<Box<str>, Arc<Node>> = served().map(|node| (node.name().into(), node)).collect();
         let parse = |record: &[u8], sockets: Vec<TcpStream>| Readable::parse(record, sockets, &nodes);
-        let taken = predecessor.take(|rest| note_recent(rest, &nodes), parse)?;
+        let beside = |bytes: &[u8], sockets: Vec<TcpStream>| match sockets.is_empty() {
+            true => note_recent(bytes, &nodes).map_err(UpgradeError::from),
+            false => Err(UpgradeError::Malformed(Malformed)),
+        };
+        let taken = predecessor.take(beside, parse)?;
         taken.settle::<Handing>(&self.mailboxes, |driver, links, readable| driver.go_on(links, readable))?;
         // Who was lost meanwhile was lost before its clients were here.
         let still: HashSet<Box<str>> = served().map(|node| node.name().into()).collect();
