@@ -150,8 +150,8 @@ impl Handing {
         let began = Instant::now();
         let mut quiet = 0;
         loop {
-            // What a shard was given before it is asked is under way when it answers.
-            let idle = ask_all::<Self, bool>(shards, |core, _| core.legacies.is_empty())?;
+            let has_ended = |core: &mut Core, _: &mut _| core.legacies.is_empty() && !core.is_awaiting();
+            let idle = ask_all::<Self, bool>(shards, has_ended)?;
             let is_quiet = idle.into_iter().all(|is_idle| is_idle) && self.carrier.is_quiet();
             quiet = if is_quiet { quiet + 1 } else { 0 };
             if quiet == 2 || began.elapsed() >= SETTLE_MAX {
