@@ -36,7 +36,7 @@ pub(crate) struct Handing {
 }
 
 /// What was begun at the backplane ends within milliseconds, or its connections stay.
-const SETTLE_MAX: Duration = Duration::from_millis(500);
+const SETTLE_MAX: Duration = Duration::from_millis(250);
 
 /// Between two looks at whether it has.
 const SETTLE_PAUSE: Duration = Duration::from_millis(1);
@@ -80,16 +80,10 @@ impl Upgradable for Handing {
     /// Nothing is read or accepted, and who publishes waits.
     fn suspend(&self, shards: &[ShardMailbox<Self>]) -> Result<(), UpgradeError> {
         ask_all::<Self, ()>(shards, |_, connections| connections.hold_reads(true))?;
+        // What was read before goes on first, and what waits behind it: both would wait for the end of this.
+        self.settle(shards)?;
         self.carrier.suspend();
-        let began = Instant::now();
-        let mut quiet = 0;
-        while quiet < 2 && began.elapsed() < SETTLE_MAX {
-            // What a shard was given before it is asked is under way when it answers.
-            let idle = ask_all::<Self, bool>(shards, |core, _| core.legacies.is_empty())?;
-            let is_quiet = idle.into_iter().all(|is_idle| is_idle) && self.carrier.is_quiet();
-            quiet = if is_quiet { quiet + 1 } else { 0 };
-            std::thread::park_timeout(SETTLE_PAUSE);
-        }
+        self.settle(shards)?;
         self.carrier.halt()
     }
 
@@ -147,5 +141,23 @@ impl Upgradable for Handing {
             }
         };
         self.carrier.give_away(Box::new(tell));
+    }
+}
+
+impl Handing {
+    /// Waits until what was begun at the backplane has ended, but not for long.
+    fn settle(&self, shards: &[ShardMailbox<Self>]) -> Result<(), UpgradeError> {
+        let began = Instant::now();
+        let mut quiet = 0;
+        loop {
+            let has_ended = |core: &mut Core, _: &mut _| core.legacies.is_empty() && !core.is_awaiting();
+            let idle = ask_all::<Self, bool>(shards, has_ended)?;
+            let is_quiet = idle.into_iter().all(|is_idle| is_idle) && self.carrier.is_quiet();
+            quiet = if is_quiet { quiet + 1 } else { 0 };
+            if quiet == 2 || began.elapsed() >= SETTLE_MAX {
+                return Ok(());
+            }
+            std::thread::park_timeout(SETTLE_PAUSE);
+        }
     }
 }

@@ -118,6 +118,8 @@ pub(crate) struct Core {
     /// Connections that were found in the fan-out under way and have to be closed for a gap.
     pub(crate) farewells: Vec<Farewell>,
     pub(crate) legacies: Legacies,
+    /// Held once by each reply that is waited for.
+    awaited: Arc<()>,
     pub(crate) socket_ids: SocketIds,
     /// Numbers the attempts to subscribe.
     pub(crate) attempts: u32,
@@ -154,6 +156,7 @@ impl Core {
             metrics,
             farewells: Vec::new(),
             legacies: Legacies::default(),
+            awaited: Arc::default(),
             socket_ids: SocketIds::new(shared.life, shard),
             attempts: 0,
             rooms: Rooms(shared.protocols.iter().map(|protocol| protocol.room()).collect()),
@@ -253,11 +256,19 @@ impl Core {
         &self,
         then: impl FnOnce(&mut Core, &mut Connections<Session>, T) + Send + 'static,
     ) -> impl FnOnce(T) + Send + 'static {
-        let mailbox = self.mailbox.clone();
+        let (mailbox, awaited) = (self.mailbox.clone(), Arc::clone(&self.awaited));
         move |output| {
-            let go_on: Continuation = Box::new(move |core, connections| then(core, connections, output));
+            let go_on: Continuation = Box::new(move |core, connections| {
+                then(core, connections, output);
+                drop(awaited);
+            });
             mailbox.send(Mail::Command(Command::Continue(go_on)));
         }
+    }
+
+    /// Whether something is waited for that this shard goes on with.
+    pub(crate) fn is_awaiting(&self) -> bool {
+        Arc::strong_count(&self.awaited) > 1
     }
 
     /// Runs a future and goes on in the shard with its output. One that is ready at once, as the memory backplane's
