@@ -35,10 +35,10 @@ pub(crate) struct Handing {
     pub(super) tasks: [AbortHandle; 2],
 }
 
-/// What was begun ends within milliseconds, or its connections stay.
+/// What was begun ends within milliseconds of the last answer of the backplane, or its connections stay.
 const SETTLE_MAX: Duration = Duration::from_millis(250);
 
-/// While the backplane has not answered: a server of Redis that takes longer is away.
+/// All of that: a server of Redis that takes longer to answer is away.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
 
 /// Between two looks at whether it has.
@@ -155,15 +155,17 @@ impl Handing {
         is_at_rest: impl Fn(&Carrier) -> bool,
     ) -> Result<(), UpgradeError> {
         let began = Instant::now();
-        let mut quiet = 0;
+        let (mut answered, mut quiet) = (began, 0);
         loop {
             // What a shard was given before it is asked is under way when it answers.
             let has_ended = |core: &mut Core, _: &mut _| core.legacies.is_empty() && !core.is_awaiting();
             let ended = ask_all::<Self, bool>(shards, has_ended)?;
             let is_quiet = ended.into_iter().all(|has_ended| has_ended) && is_at_rest(&self.carrier);
             quiet = if is_quiet { quiet + 1 } else { 0 };
-            let max = if self.carrier.is_quiet() { SETTLE_MAX } else { ANSWER_MAX };
-            if quiet == 2 || began.elapsed() >= max {
+            if !self.carrier.is_quiet() {
+                answered = Instant::now();
+            }
+            if quiet == 2 || answered.elapsed() >= SETTLE_MAX || began.elapsed() >= ANSWER_MAX {
                 return Ok(());
             }
             std::thread::park_timeout(SETTLE_PAUSE);
