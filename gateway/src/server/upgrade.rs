@@ -35,8 +35,11 @@ pub(crate) struct Handing {
     pub(super) tasks: [AbortHandle; 2],
 }
 
-/// What was begun at the backplane ends within milliseconds, or its connections stay.
+/// What was begun ends within milliseconds of the last answer of the backplane, or its connections stay.
 const SETTLE_MAX: Duration = Duration::from_millis(250);
+
+/// All of that: a server of Redis that takes longer to answer is away.
+const ANSWER_MAX: Duration = Duration::from_secs(2);
 
 /// Between two looks at whether it has.
 const SETTLE_PAUSE: Duration = Duration::from_millis(1);
@@ -81,9 +84,9 @@ impl Upgradable for Handing {
     fn suspend(&self, shards: &[ShardMailbox<Self>]) -> Result<(), UpgradeError> {
         ask_all::<Self, ()>(shards, |_, connections| connections.hold_reads(true))?;
         // What was read before goes on first, and what waits behind it: both would wait for the end of this.
-        self.settle(shards)?;
+        self.settle(shards, |_| true)?;
         self.carrier.suspend();
-        self.settle(shards)?;
+        self.settle(shards, Carrier::is_quiet)?;
         self.carrier.halt()
     }
 
@@ -145,16 +148,24 @@ impl Upgradable for Handing {
 }
 
 impl Handing {
-    /// Waits until what was begun at the backplane has ended, but not for long.
-    fn settle(&self, shards: &[ShardMailbox<Self>]) -> Result<(), UpgradeError> {
+    /// Waits until what shards have begun has ended, and the backplane is at rest, but not for long.
+    fn settle(
+        &self,
+        shards: &[ShardMailbox<Self>],
+        is_at_rest: impl Fn(&Carrier) -> bool,
+    ) -> Result<(), UpgradeError> {
         let began = Instant::now();
-        let mut quiet = 0;
+        let (mut answered, mut quiet) = (began, 0);
         loop {
+            // What a shard was given before it is asked is under way when it answers.
             let has_ended = |core: &mut Core, _: &mut _| core.legacies.is_empty() && !core.is_awaiting();
-            let idle = ask_all::<Self, bool>(shards, has_ended)?;
-            let is_quiet = idle.into_iter().all(|is_idle| is_idle) && self.carrier.is_quiet();
+            let ended = ask_all::<Self, bool>(shards, has_ended)?;
+            let is_quiet = ended.into_iter().all(|has_ended| has_ended) && is_at_rest(&self.carrier);
             quiet = if is_quiet { quiet + 1 } else { 0 };
-            if quiet == 2 || began.elapsed() >= SETTLE_MAX {
+            if !self.carrier.is_quiet() {
+                answered = Instant::now();
+            }
+            if quiet == 2 || answered.elapsed() >= SETTLE_MAX || began.elapsed() >= ANSWER_MAX {
                 return Ok(());
             }
             std::thread::park_timeout(SETTLE_PAUSE);
