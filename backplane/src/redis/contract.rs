@@ -7,6 +7,7 @@ use futures_util::future::BoxFuture;
 use redis::{Cmd, Value};
 
 use crate::BackplaneError;
+use crate::fields::{Malformed, Reader, Writer};
 
 /// A server of the topology. It stays the same while its connections are replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -29,6 +30,18 @@ pub(crate) struct Route {
 pub(crate) struct Seat {
     pub(crate) link: LinkId,
     pub(crate) session: Session,
+}
+
+impl Seat {
+    /// For another process, which has the same links.
+    pub(crate) fn write(out: &mut Writer, seat: Self) {
+        out.u32(seat.link.0);
+        out.u64(seat.session.0);
+    }
+
+    pub(crate) fn read(fields: &mut Reader<'_>) -> Result<Self, Malformed> {
+        Ok(Self { link: LinkId(fields.u32()?), session: Session(fields.u64()?) })
+    }
 }
 
 /// Tags that may live elsewhere than before.

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use redis::{RedisError, ServerError};
 
+use crate::fields::Malformed;
+
 use super::url::Server;
 
 /// Why the backplane does not start. Each is one sentence that says what to do, and none shows credentials.
@@ -153,4 +155,37 @@ pub(crate) fn sentence(error: &ServerError) -> String {
         Some(details) => format!("{} {details}", error.code()),
         None => error.code().to_owned(),
     }
+}
+
+/// Answers take a round trip; a server that is slower is waited for by the next upgrade.
+pub(super) const HALT_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Why a node cannot go on in another process now.
+#[derive(Debug, thiserror::Error)]
+pub enum HandOnError {
+    #[error("its connections to Redis are over TLS, whose keys cannot be handed on: restart it")]
+    Tls,
+    #[error("{0}; try again when it is back")]
+    Away(Box<str>),
+    #[error(
+        "Redis did not answer what was asked of it within {HALT_PATIENCE:?}; try again when it is less busy"
+    )]
+    Busy,
+    #[error("a server of Redis, or a connection to one, has changed meanwhile; try again")]
+    Changed,
+    #[error("a connection to Redis cannot be handed on: {0}")]
+    Socket(io::Error),
+}
+
+/// Why a process does not go on with what another one wrote.
+#[derive(Debug, thiserror::Error)]
+pub enum TakeInError {
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    #[error(
+        "its configuration names other servers of Redis, another prefix or number of replicas: a change of that needs a restart"
+    )]
+    Elsewhere,
+    #[error("a connection to Redis cannot be gone on with: {0}")]
+    Socket(io::Error),
 }

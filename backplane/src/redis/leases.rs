@@ -17,7 +17,6 @@ use tokio::sync::Notify;
 
 use super::{
     contract::{Commands, Seat},
-    moving::{read_seat, write_seat},
     names::NODES,
 };
 use crate::{BackplaneError, Channel};
@@ -140,18 +139,18 @@ impl Written {
 
     /// For another process, which is this node then.
     pub(crate) fn write(&self, out: &mut Writer, now: Instant) {
-        out.option(self.seat, write_seat);
+        out.option(self.seat, Seat::write);
         out.option(self.listed.as_ref(), |out, (instance, seat)| {
             out.text(instance);
-            out.option(*seat, write_seat);
+            out.option(*seat, Seat::write);
         });
         out.option(self.left_at, |out, at| out.u64(now.saturating_duration_since(at).as_millis() as u64));
     }
 
     pub(crate) fn read(fields: &mut Reader<'_>, now: Instant) -> Result<Self, Malformed> {
         Ok(Self {
-            seat: fields.option(read_seat)?,
-            listed: fields.option(|fields| Ok((fields.text()?.into(), fields.option(read_seat)?)))?,
+            seat: fields.option(Seat::read)?,
+            listed: fields.option(|fields| Ok((fields.text()?.into(), fields.option(Seat::read)?)))?,
             left_at: fields.option(|fields| {
                 let ago = Duration::from_millis(fields.u64()?);
                 Ok(now.checked_sub(ago).unwrap_or(now))

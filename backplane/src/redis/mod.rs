@@ -40,9 +40,8 @@ pub use backplane::{RedisBackplane, RedisCounters};
 pub use counters::OperationCounters;
 #[cfg(feature = "fuzz")]
 pub(crate) use envelope::check_decoders;
-pub use error::RedisStartError;
+pub use error::{HandOnError, RedisStartError, TakeInError};
 pub use links::{LinkCounters, REFUSALS, REPEATS, REPLACEMENTS};
-pub use moving::{HandOnError, TakeInError};
 pub use names::{Prefix, PrefixError};
 pub use options::{IDEMPOTENCY_WINDOW, LEASE, RedisFiles, RedisOptions, SentinelLogin};
 pub use reader::RedisNodes;

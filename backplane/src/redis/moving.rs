@@ -8,15 +8,14 @@ use std::{
     io,
     os::fd::OwnedFd,
     sync::{Arc, PoisonError},
-    time::Duration,
 };
 
 use crate::fields::{Malformed, Reader, Writer};
 
 use super::{
     backplane::RedisBackplane,
-    contract::{LinkId, Seat, Session},
-    error::RedisStartError,
+    contract::Seat,
+    error::{HALT_PATIENCE, HandOnError, RedisStartError, TakeInError},
     links::Halted,
     options::RedisOptions,
 };
@@ -24,39 +23,6 @@ use crate::{OnLeave, Sink};
 
 /// Of this form.
 const VERSION: u8 = 1;
-
-/// Answers take a round trip; a server that is slower is waited for by the next upgrade.
-const HALT_PATIENCE: Duration = Duration::from_secs(1);
-
-/// Why a node cannot go on in another process now.
-#[derive(Debug, thiserror::Error)]
-pub enum HandOnError {
-    #[error("its connections to Redis are over TLS, whose keys cannot be handed on: restart it")]
-    Tls,
-    #[error("{0}; try again when it is back")]
-    Away(Box<str>),
-    #[error(
-        "Redis did not answer what was asked of it within {HALT_PATIENCE:?}; try again when it is less busy"
-    )]
-    Busy,
-    #[error("a server of Redis, or a connection to one, has changed meanwhile; try again")]
-    Changed,
-    #[error("a connection to Redis cannot be handed on: {0}")]
-    Socket(io::Error),
-}
-
-/// Why a process does not go on with what another one wrote.
-#[derive(Debug, thiserror::Error)]
-pub enum TakeInError {
-    #[error(transparent)]
-    Malformed(#[from] Malformed),
-    #[error(
-        "its configuration names other servers of Redis, another prefix or number of replicas: a change of that needs a restart"
-    )]
-    Elsewhere,
-    #[error("a connection to Redis cannot be gone on with: {0}")]
-    Socket(io::Error),
-}
 
 impl RedisBackplane {
     /// One that takes another process's place: it has no connections before [`take_in`](Self::take_in). On the Tokio
@@ -118,7 +84,7 @@ impl RedisBackplane {
         out.text(core.prefix.as_str());
         core.links.write(&core.halted.lock().unwrap_or_else(PoisonError::into_inner), &mut out);
         core.subscriptions.write(&mut out);
-        out.option(core.orders.seat(), write_seat);
+        out.option(core.orders.seat(), Seat::write);
         core.registry.write(&mut out);
         core.presence.write(&mut out);
         out.bool(core.doubt.is_there());
@@ -152,7 +118,7 @@ impl RedisBackplane {
         }
         core.links.take_in(&mut fields, sockets)?;
         core.subscriptions.take_in(&mut fields)?;
-        core.orders.go_on(Vec::new(), fields.option(read_seat)?);
+        core.orders.go_on(Vec::new(), fields.option(Seat::read)?);
         core.registry.take_in(&mut fields)?;
         core.presence.take_in(&mut fields)?;
         if fields.bool()? {
@@ -193,13 +159,4 @@ impl RedisBackplane {
         core.subscriptions.stop();
         core.links.cancel();
     }
-}
-
-pub(crate) fn write_seat(out: &mut Writer, seat: Seat) {
-    out.u32(seat.link.0);
-    out.u64(seat.session.0);
-}
-
-pub(crate) fn read_seat(fields: &mut Reader<'_>) -> Result<Seat, Malformed> {
-    Ok(Seat { link: LinkId(fields.u32()?), session: Session(fields.u64()?) })
 }

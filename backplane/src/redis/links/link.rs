@@ -8,13 +8,10 @@ use std::time::{Duration, Instant};
 use redis::{Cmd, ServerError};
 use tokio_util::sync::CancellationToken;
 
-use super::around::Around;
 use super::counters::{Counts, LinkCounters, Refusal};
 use super::live::{Live, Sent};
-use super::moving::Going;
 use super::room::Room;
 use super::sentinel::Sentinels;
-use super::session::Made;
 use crate::redis::contract::{LinkId, Session};
 use crate::redis::error::{Trouble, sentence};
 use crate::redis::url::Server;
@@ -40,8 +37,6 @@ pub(crate) struct Link {
     evicting: Mutex<Option<Box<str>>>,
     /// When another node last sent a call here with `ASK`.
     asked_at: Mutex<Option<Instant>>,
-    /// A session that began in another process: the first one here.
-    made: Mutex<Option<Made>>,
     /// Cancelled when the server leaves the topology.
     pub(crate) dropped: CancellationToken,
 }
@@ -93,7 +88,6 @@ impl Link {
             refusing: Mutex::new(None),
             evicting: Mutex::new(None),
             asked_at: Mutex::new(None),
-            made: Mutex::new(None),
             dropped: stopping.child_token(),
         })
     }
@@ -259,17 +253,6 @@ impl Link {
         *self.state() = State::Up(Arc::clone(live));
         self.counts.sessions.add();
         self.note_write();
-    }
-
-    /// Another process's session is this one's.
-    pub(super) fn go_on(&self, going: Going, around: &dyn Around) {
-        let made = Made::going_on(self, around, going);
-        self.set_up(made.live());
-        *self.made.lock().unwrap_or_else(PoisonError::into_inner) = Some(made);
-    }
-
-    pub(super) fn take_made(&self) -> Option<Made> {
-        self.made.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// The session is over.

@@ -18,9 +18,9 @@ use super::links::Links;
 use super::live::Live;
 use super::map::{Map, Spread};
 use super::probe::Probe;
-use super::session::Connections;
+use super::session::{Connections, Going, Made};
 use crate::redis::contract::{LinkId, Session};
-use crate::redis::moving::{HandOnError, TakeInError};
+use crate::redis::error::{HandOnError, TakeInError};
 use crate::redis::url::{Server, TopologyKind};
 
 /// A session whose connections stand still.
@@ -34,15 +34,6 @@ pub(crate) struct Halted {
 struct Up {
     link: Arc<Link>,
     live: Arc<Live>,
-}
-
-/// A session that another process had, before it is gone on with.
-pub(super) struct Going {
-    pub(super) session: Session,
-    pub(super) server: Server,
-    pub(super) began: Instant,
-    pub(super) connections: Connections,
-    pub(super) probe: Option<Probe>,
 }
 
 impl Links {
@@ -162,7 +153,9 @@ impl Links {
         for (id, going) in going {
             let Some(link) = map.links.iter().find(|link| link.id == id) else { continue };
             sessions.push((id, going.session));
-            link.go_on(going, &*self.shared);
+            let made = Made::going_on(link, &*self.shared, going);
+            link.set_up(made.live());
+            self.shared.made.lock().unwrap_or_else(PoisonError::into_inner).insert(id, made);
         }
         sessions
     }

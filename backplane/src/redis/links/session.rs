@@ -12,7 +12,6 @@ use super::feed;
 use super::halt::Part;
 use super::link::{Link, Place};
 use super::live::Live;
-use super::moving::Going;
 use super::pipe::{self, Pipe};
 use super::probe::Probe;
 use super::replication::{self, Replication};
@@ -48,10 +47,23 @@ pub(super) struct Connections {
     pub(super) replicated: Option<Connection>,
 }
 
-/// Makes sessions, one after the other, until the server leaves the topology.
-pub(super) async fn run(link: Arc<Link>, around: Arc<dyn Around>, subscriber: Arc<dyn Subscriber>) {
+/// A session that another process had, before it is gone on with.
+pub(super) struct Going {
+    pub(super) session: Session,
+    pub(super) server: Server,
+    pub(super) began: Instant,
+    pub(super) connections: Connections,
+    pub(super) probe: Option<Probe>,
+}
+
+/// Makes sessions, one after the other, until the server leaves the topology. `first` began in another process.
+pub(super) async fn run(
+    link: Arc<Link>,
+    around: Arc<dyn Around>,
+    subscriber: Arc<dyn Subscriber>,
+    mut first: Option<Made>,
+) {
     let mut pause = PAUSES[0];
-    let mut first = link.take_made();
     loop {
         let made = match first.take() {
             Some(made) => Ok(made),

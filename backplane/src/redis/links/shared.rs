@@ -17,10 +17,9 @@ use super::dial::Dialer;
 use super::link::{Link, Place};
 use super::login::Login;
 use super::map::{Map, Spread};
-use super::moving::Going;
 use super::probe::Probe;
 use super::sentinel::Sentinels;
-use super::session;
+use super::session::{self, Going, Made};
 use crate::BackplaneError;
 use crate::redis::contract::{LinkId, Session, Subscriber};
 use crate::redis::error::{RedisStartError, Trouble};
@@ -62,6 +61,8 @@ pub(crate) struct Shared {
     pub(super) link_ids: AtomicU32,
     /// Sessions of another process, until it has let go of them.
     pub(super) going: Mutex<HashMap<LinkId, Going>>,
+    /// Those, until their links run.
+    pub(super) made: Mutex<HashMap<LinkId, Made>>,
     /// Something of the links changed; the start looks.
     changes: watch::Sender<()>,
     /// Why no server tells the slots.
@@ -96,6 +97,7 @@ impl Shared {
             subscriber: Mutex::default(),
             sessions: AtomicU64::new(0),
             going: Mutex::default(),
+            made: Mutex::default(),
             changes: watch::Sender::new(()),
             cluster_trouble: Mutex::new(None),
             refreshed: Notify::new(),
@@ -251,7 +253,8 @@ impl Shared {
     pub(super) fn run(self: &Arc<Self>, link: &Arc<Link>) {
         if let Some(subscriber) = self.subscriber() {
             let around = Arc::clone(self) as Arc<dyn Around>;
-            self.tasks.spawn(session::run(Arc::clone(link), around, subscriber));
+            let made = self.made.lock().unwrap_or_else(PoisonError::into_inner).remove(&link.id);
+            self.tasks.spawn(session::run(Arc::clone(link), around, subscriber, made));
         }
     }
 

@@ -23,7 +23,6 @@ use crate::{
     redis::{
         contract::{LinkId, Seat, Session},
         envelope::{Place, Tag},
-        moving::{read_seat, write_seat},
     },
 };
 
@@ -48,7 +47,7 @@ impl Subscriptions {
         out.list(entries.into_iter(), |out, (entry, (parts, holds, look_at))| {
             out.text(entry.channel.as_str());
             parts.write(out);
-            out.option(holds, write_seat);
+            out.option(holds, Seat::write);
             out.option(look_at, |out, at| {
                 out.u64(at.saturating_duration_since(now).as_millis() as u64);
             });
@@ -61,7 +60,7 @@ impl Subscriptions {
         fields.list(|fields| {
             let channel = Channel::from_inside(fields.text()?).map_err(|_| Malformed)?;
             let sequence = Sequence::of(SequenceParts::read(fields)?);
-            let holds = fields.option(read_seat)?;
+            let holds = fields.option(Seat::read)?;
             let look_at = fields.option(|fields| Ok(now + Duration::from_millis(fields.u64()?)))?;
             self.registry.find_or_insert(&channel).locked(|state| {
                 self.registry.count_in(holds);
