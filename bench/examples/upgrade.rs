@@ -1,8 +1,9 @@
-//! A gateway, or a router before two, that is upgraded live, again and again, under clients, publications over HTTP and clients that publish: who is
-//! closed, what is lost, doubled or out of order, how long anything waits, and what the process holds afterwards.
+//! A gateway, or a router before two, that is upgraded live, again and again, under clients, publications over HTTP and
+//! clients that publish: who is closed, what is lost, doubled or out of order, how long anything waits, and what the
+//! process holds afterwards.
 //!
-//! `upgrade TIDEGATE CONNECTIONS TIMES [router | PLOT.svg]`; `cargo xtask upgrade` calls it. Ends with 1 where anybody was closed, or
-//! anything lost, doubled or out of order.
+//! `upgrade TIDEGATE CONNECTIONS TIMES [router | PLOT.svg]`; `cargo xtask upgrade` calls it. Ends with 1 where anybody was
+//! closed, or anything lost, doubled or out of order.
 
 use std::{
     error::Error,
@@ -183,6 +184,11 @@ impl Site {
             "query:channel",
         ]);
         command.args(["--members", &redis.url()]);
+        // All clients come at once, as to a gateway in development mode.
+        command.envs([
+            ("TIDEGATE__LIMITS__HANDSHAKES_PER_SECOND", "0"),
+            ("TIDEGATE__LIMITS__ADDRESS_HANDSHAKES_PER_SECOND", "0"),
+        ]);
         let mut router = Process::spawn("router", &mut command);
         let listening = |line: &str| {
             let address = |name: &str| {
