@@ -2,101 +2,20 @@
 
 mod redis;
 
-use std::{
-    fs,
-    os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
-    thread::{self, JoinHandle},
-};
+use std::{fs, path::Path, thread};
 
 use tidegate_testkit::{
     DEADLINE, Gateway, GatewayBuilder, Process, RawTcp, Received, Rest, SseClient, Stop, Tool, WsClient, end,
     eventually, eventually_some, masked_frame, memory::descriptors, net::SocketOptions, pid_runs,
-    product_binary,
 };
-use tidegate_tests::cluster::site::TOKEN;
+use tidegate_tests::{
+    cluster::site::TOKEN,
+    succession::{Program, Publisher, Successors, next_text, refused},
+};
 
 const ANYONE: &str = "[limits]\npublishes_per_second = 100000\nmessages_per_second = 100000\n\
                       send_queue_bytes = \"64MiB\"\n[namespaces.default]\nclient_publish = \"anyone\"\n[namespaces.kept]\nhistory_size = 10000\n\
                       history_age = \"10m\"\nclient_publish = \"anyone\"\n";
-
-/// Processes that took over, ended with the test.
-#[derive(Debug, Default)]
-struct Successors(Vec<u32>);
-
-impl Successors {
-    /// Has the gateway replaced, and waits until the process before is gone.
-    #[track_caller]
-    fn upgrade(&mut self, gateway: &Gateway) -> u32 {
-        let before = self.0.last().copied().unwrap_or_else(|| gateway.pid());
-        let answer = gateway.internal_rest().post("/upgrade", "text/plain", "");
-        assert_eq!(answer.status, 200, "{}", answer.text());
-        let process = answer.json()["process"].as_u64().expect("its id") as u32;
-        assert_ne!(process, before);
-        self.0.push(process);
-        eventually("the process before has ended", DEADLINE, || !pid_runs(before));
-        process
-    }
-}
-
-impl Drop for Successors {
-    fn drop(&mut self) {
-        self.0.iter().copied().filter(|&pid| pid_runs(pid)).for_each(end);
-    }
-}
-
-/// Somebody who publishes numbers, one after the other, until told to stop.
-struct Publisher {
-    stop: Arc<AtomicBool>,
-    published: Arc<AtomicUsize>,
-    thread: JoinHandle<usize>,
-}
-
-impl Publisher {
-    fn start(mut publish: impl FnMut(usize) + Send + 'static) -> Self {
-        let (stop, published) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let (stopped, count) = (Arc::clone(&stop), Arc::clone(&published));
-        let thread = thread::spawn(move || {
-            let mut number = 0;
-            while !stopped.load(Ordering::Acquire) {
-                publish(number);
-                number += 1;
-                count.store(number, Ordering::Release);
-            }
-            number
-        });
-        Self { stop, published, thread }
-    }
-
-    /// Waits until so many more were published.
-    #[track_caller]
-    fn more(&self, number: usize) {
-        let wanted = self.published.load(Ordering::Acquire) + number;
-        eventually("more is published", DEADLINE, || self.published.load(Ordering::Acquire) >= wanted);
-    }
-
-    #[track_caller]
-    fn stop(self) -> usize {
-        self.stop.store(true, Ordering::Release);
-        self.thread.join().expect("whoever publishes is answered")
-    }
-}
-
-/// The next message, whatever heartbeats come before it.
-#[track_caller]
-fn next_text(client: &mut WsClient) -> String {
-    loop {
-        match client.next(DEADLINE) {
-            Received::Text(text) => return text,
-            Received::Ping(_) => {}
-            other => panic!("expected a text: {other:?}"),
-        }
-    }
-}
 
 #[track_caller]
 fn expect_numbers(client: &mut WsClient, number: usize, who: &str) {
@@ -174,7 +93,7 @@ fn all_stay(carried: &Carried) {
     let mut held = Vec::new();
     for _ in 0..4 {
         publishers.iter().for_each(|(publisher, _)| publisher.more(20));
-        let process = successors.upgrade(&gateway);
+        let process = successors.upgrade(gateway.pid(), gateway.internal());
         assert_eq!(nodes().len(), before, "other nodes see nothing");
         publishers.iter().for_each(|(publisher, _)| publisher.more(20));
         assert_eq!(gateway.internal_rest().get("/readyz").status, 200);
@@ -224,7 +143,7 @@ fn clients_stay(carried: &Carried, config: &str, script: Tool, told: &'static [&
     });
     for round in 1..=3 {
         wait(&mut script, &format!("{{\"upgrade\":{round}}}"));
-        successors.upgrade(&gateway);
+        successors.upgrade(gateway.pid(), gateway.internal());
         gateway.rest().publish(signs, &round.to_string());
     }
     wait(&mut script, "{\"end\":true}");
@@ -303,7 +222,7 @@ fn halves_of_frames_go_along() {
     let head = "GET /ws?channel=talk HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
                 Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
     late.send(&head.as_bytes()[..40]);
-    successors.upgrade(&gateway);
+    successors.upgrade(gateway.pid(), gateway.internal());
     writer.send(&frame[9..]);
     assert_eq!(next_text(&mut reader), "one message in two halves");
     late.send(&head.as_bytes()[40..]);
@@ -311,39 +230,6 @@ fn halves_of_frames_go_along() {
     for payload in &payloads {
         assert!(next_text(&mut slow) == *payload, "a message is broken, or not the next");
     }
-}
-
-/// A program that can be exchanged: a link to the real one, or a script.
-struct Program {
-    path: PathBuf,
-    _directory: tempfile::TempDir,
-}
-
-impl Program {
-    fn real() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("tidegate");
-        std::os::unix::fs::symlink(product_binary(), &path).unwrap();
-        Self { path, _directory: directory }
-    }
-
-    fn replace(&self, script: &str) {
-        fs::remove_file(&self.path).unwrap();
-        fs::write(&self.path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(&self.path, fs::Permissions::from_mode(0o755)).unwrap();
-    }
-
-    fn restore(&self) {
-        fs::remove_file(&self.path).unwrap();
-        std::os::unix::fs::symlink(product_binary(), &self.path).unwrap();
-    }
-}
-
-#[track_caller]
-fn refused(gateway: &Gateway) -> String {
-    let answer = gateway.internal_rest().post("/upgrade", "text/plain", "");
-    assert_eq!(answer.status, 409, "{}", answer.text());
-    answer.text()
 }
 
 #[track_caller]
@@ -364,18 +250,18 @@ fn a_program_that_does_not_serve_changes_nothing() {
         ("dd bs=65536 count=1 of=/dev/null 2>/dev/null; echo what >&0; exit 0", "another version"),
     ] {
         program.replace(script);
-        let why = refused(&gateway);
+        let why = refused(gateway.internal());
         assert!(why.contains(said), "{script}: {why}");
         goes_on(&gateway, &mut client, script);
     }
     fs::remove_file(&program.path).unwrap();
-    let why = refused(&gateway);
+    let why = refused(gateway.internal());
     assert!(why.contains("cannot start"), "{why}");
     goes_on(&gateway, &mut client, "gone");
     fs::write(&program.path, "").unwrap();
     program.restore();
     let mut successors = Successors::default();
-    successors.upgrade(&gateway);
+    successors.upgrade(gateway.pid(), gateway.internal());
     goes_on(&gateway, &mut client, "after");
 }
 
@@ -399,14 +285,14 @@ fn goes_on_after_a_failure(carried: &Carried) {
         // It reads one record, says `Ready`, and reads the next one, which is `State`.
         let record = "dd bs=65536 count=1 2>/dev/null of=$0.state";
         program.replace(&format!("{record}\nprintf '\\001\\001' >&0\n{record}\n{last}"));
-        let why = refused(&gateway);
+        let why = refused(gateway.internal());
         assert!(why.contains("cannot take over"), "{last}: {why}");
         assert_eq!(fs::read(&state).unwrap()[..2], [1, 3], "{last}: it was given the state");
         publisher.more(20);
     }
     program.restore();
     let mut successors = Successors::default();
-    successors.upgrade(&gateway);
+    successors.upgrade(gateway.pid(), gateway.internal());
     publisher.more(20);
     let number = publisher.stop();
     expect_numbers(&mut client, number, "a WebSocket");
@@ -437,7 +323,7 @@ fn a_program_that_hangs_is_waited_for_and_one_upgrade_is_under_way_at_once() {
     let first = thread::spawn(move || rest.post("/upgrade", "text/plain", "").text());
     let child = eventually_some("it is started", DEADLINE, || children(gateway.pid()).first().copied());
     goes_on(&gateway, &mut client, "meanwhile");
-    let why = refused(&gateway);
+    let why = refused(gateway.internal());
     assert!(why.contains("under way already"), "{why}");
     end(child);
     let why = first.join().unwrap();
@@ -485,7 +371,7 @@ fn what_cannot_be_upgraded_says_so() {
         ("shards = 2\n[handover]\nsocket = \"/nowhere/a\"\n".to_owned(), "needs a restart"),
     ] {
         fs::write(&file, &changed).unwrap();
-        let why = refused(&gateway);
+        let why = refused(gateway.internal());
         assert!(why.contains(said), "{changed}: {why}");
         goes_on(&gateway, &mut client, &changed);
     }
@@ -497,7 +383,7 @@ fn a_gateway_whose_application_is_told_of_connections_says_so() {
     let hook = "[hooks.app]\nurl = \"http://127.0.0.1:9/\"\nevents = [\"connected\", \"disconnected\"]\n";
     let gateway = Gateway::builder().config(hook).start();
     let mut client = gateway.subscribe("news");
-    let why = refused(&gateway);
+    let why = refused(gateway.internal());
     assert!(why.contains("with hooks"), "{why}");
     goes_on(&gateway, &mut client, "after");
 }
@@ -515,7 +401,7 @@ fn limits_and_the_name_go_along() {
     let rest = gateway.internal_rest().with_key("dev-key");
     let before = name(&rest);
     let mut successors = Successors::default();
-    successors.upgrade(&gateway);
+    successors.upgrade(gateway.pid(), gateway.internal());
     assert!(WsClient::try_connect(gateway.public(), "/ws?channel=news", &[]).is_err(), "three are here");
     drop(clients.pop());
     eventually("there is room again", DEADLINE, || {
@@ -562,7 +448,7 @@ fn presence_stays(carried: &Carried) {
     assert_eq!(before.as_array().map(Vec::len), Some(2), "{before}");
     let mut successors = Successors::default();
     for _ in 0..2 {
-        successors.upgrade(&gateway);
+        successors.upgrade(gateway.pid(), gateway.internal());
         assert_eq!(members(), before);
     }
     gateway.rest().publish("room:a", "hello");

@@ -3,20 +3,14 @@
 use std::{
     fs,
     io::{Read as _, Write as _},
-    os::unix::fs::{PermissionsExt as _, symlink},
-    path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
-    thread::{self, JoinHandle},
+    thread,
 };
 
-use tempfile::TempDir;
 use tidegate_testkit::{
     DEADLINE, Gateway, RawTcp, Received, Rest, SseClient, Stop, WsClient, end, eventually, eventually_some,
-    frame, masked_frame, memory::descriptors, net::SocketOptions, pid_runs, product_binary, tls::Authority,
+    frame, masked_frame, memory::descriptors, net::SocketOptions, pid_runs, tls::Authority,
 };
+use tidegate_tests::succession::{Program, Publisher, Successors, next_text, refused};
 
 use crate::site::{Router, SHORT_DRAIN, Site};
 
@@ -35,80 +29,6 @@ const PAYLOAD_BYTES: usize = 32 * 1024;
 
 /// 64 MiB of [`PAYLOAD_BYTES`]: more than all buffers on the way.
 const FRAMES: usize = 2_000;
-
-/// Processes that took over, ended with the test.
-#[derive(Debug, Default)]
-struct Successors(Vec<u32>);
-
-impl Successors {
-    /// Has the router replaced, and waits until the process before is gone.
-    #[track_caller]
-    fn upgrade(&mut self, router: &Router) -> u32 {
-        let before = self.0.last().copied().unwrap_or_else(|| router.pid());
-        let answer = Rest::new(router.internal).post("/upgrade", "text/plain", "");
-        assert_eq!(answer.status, 200, "{}", answer.text());
-        let process = answer.json()["process"].as_u64().expect("its id") as u32;
-        assert_ne!(process, before);
-        self.0.push(process);
-        eventually("the process before has ended", DEADLINE, || !pid_runs(before));
-        process
-    }
-}
-
-impl Drop for Successors {
-    fn drop(&mut self) {
-        self.0.iter().copied().filter(|&pid| pid_runs(pid)).for_each(end);
-    }
-}
-
-/// Somebody who publishes numbers, one after the other, until told to stop.
-struct Publisher {
-    stop: Arc<AtomicBool>,
-    published: Arc<AtomicUsize>,
-    thread: JoinHandle<usize>,
-}
-
-impl Publisher {
-    fn start(mut publish: impl FnMut(usize) + Send + 'static) -> Self {
-        let (stop, published) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let (stopped, count) = (Arc::clone(&stop), Arc::clone(&published));
-        let thread = thread::spawn(move || {
-            let mut number = 0;
-            while !stopped.load(Ordering::Acquire) {
-                publish(number);
-                number += 1;
-                count.store(number, Ordering::Release);
-            }
-            number
-        });
-        Self { stop, published, thread }
-    }
-
-    /// Waits until so many more were published.
-    #[track_caller]
-    fn more(&self, number: usize) {
-        let wanted = self.published.load(Ordering::Acquire) + number;
-        eventually("more is published", DEADLINE, || self.published.load(Ordering::Acquire) >= wanted);
-    }
-
-    #[track_caller]
-    fn stop(self) -> usize {
-        self.stop.store(true, Ordering::Release);
-        self.thread.join().expect("whoever publishes is answered")
-    }
-}
-
-/// The next message, whatever heartbeats come before it.
-#[track_caller]
-fn next_text(client: &mut WsClient) -> String {
-    loop {
-        match client.next(DEADLINE) {
-            Received::Text(text) => return text,
-            Received::Ping(_) => {}
-            other => panic!("expected a text: {other:?}"),
-        }
-    }
-}
 
 /// Pairs with both of two gateways, under publications over HTTP and by a client of the router.
 #[test]
@@ -143,7 +63,7 @@ fn nobody_is_closed_and_nothing_is_lost_doubled_or_out_of_order() {
     let mut held = Vec::new();
     for _ in 0..4 {
         publishers.iter().for_each(|publisher| publisher.more(20));
-        let process = successors.upgrade(&site.router);
+        let process = successors.upgrade(site.router.pid(), site.router.internal);
         publishers.iter().for_each(|publisher| publisher.more(20));
         assert_eq!(Rest::new(site.router.internal).get("/readyz").status, 200);
         assert_eq!(site.router.metric("tidegate_proxied_connections", &[]), pairs);
@@ -197,7 +117,7 @@ fn what_was_read_and_not_taken_goes_along() {
     let queued = || router.metric("tidegate_send_queue_bytes", &[]);
     for _ in 0..3 {
         eventually("bytes wait in the router", DEADLINE, || queued() > 0.0);
-        successors.upgrade(&router);
+        successors.upgrade(router.pid(), router.internal);
     }
     assert!(!writing.is_finished());
     for number in 0..FRAMES {
@@ -210,48 +130,13 @@ fn what_was_read_and_not_taken_goes_along() {
     eventually("nothing waits any more", DEADLINE, || queued() == 0.0);
 }
 
-/// A program that can be exchanged: a link to the real one, or a script.
-struct Program {
-    path: PathBuf,
-    _directory: TempDir,
-}
-
-impl Program {
-    fn real() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("tidegate");
-        symlink(product_binary(), &path).unwrap();
-        Self { path, _directory: directory }
-    }
-
-    fn replace(&self, script: &str) {
-        fs::remove_file(&self.path).unwrap();
-        fs::write(&self.path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(&self.path, fs::Permissions::from_mode(0o755)).unwrap();
-    }
-
-    fn restore(&self) {
-        fs::remove_file(&self.path).unwrap();
-        symlink(product_binary(), &self.path).unwrap();
-    }
-
-    #[track_caller]
-    fn router(&self, gateway: &Gateway, config: &str) -> Router {
-        let config = format!("members = \"static:{}\"\n{config}", gateway.public());
-        let router = Router::start_as(&self.path, &["--listen", "127.0.0.1:0"], &config);
-        router.eventually_live(1);
-        router
-    }
-}
-
+/// A router of this program, with one gateway.
 #[track_caller]
-fn refused(router: &Router) -> String {
-    let answer = Rest::new(router.internal).post("/upgrade", "text/plain", "");
-    if answer.status == 200 {
-        end(answer.json()["process"].as_u64().expect("its id") as u32);
-    }
-    assert_eq!(answer.status, 409, "{}", answer.text());
-    answer.text()
+fn router_of(program: &Program, gateway: &Gateway, config: &str) -> Router {
+    let config = format!("members = \"static:{}\"\n{config}", gateway.public());
+    let router = Router::start_as(&program.path, &["--listen", "127.0.0.1:0"], &config);
+    router.eventually_live(1);
+    router
 }
 
 #[track_caller]
@@ -267,7 +152,7 @@ fn goes_on(gateway: &Gateway, router: &Router, client: &mut WsClient, text: &str
 #[test]
 fn a_program_that_does_not_serve_changes_nothing() {
     let (program, gateway) = (Program::real(), Gateway::start());
-    let router = program.router(&gateway, "");
+    let router = router_of(&program, &gateway, "");
     let mut client = WsClient::connect(router.public, "/ws?channel=news");
     // It reads one record, says `Ready`, and reads the next one, which is `State`.
     let record = "dd bs=65536 count=1 2>/dev/null of=$0.state";
@@ -279,7 +164,7 @@ fn a_program_that_does_not_serve_changes_nothing() {
         (&format!("{given}\nexec sleep 600"), "cannot take over"),
     ] {
         program.replace(script);
-        let why = refused(&router);
+        let why = refused(router.internal);
         assert!(why.contains(said), "{script}: {why}");
         goes_on(&gateway, &router, &mut client, script);
     }
@@ -289,13 +174,13 @@ fn a_program_that_does_not_serve_changes_nothing() {
         "it was given the state"
     );
     program.restore();
-    Successors::default().upgrade(&router);
+    Successors::default().upgrade(router.pid(), router.internal);
 }
 
 #[test]
 fn another_configuration_is_refused_and_one_upgrade_is_under_way_at_once() {
     let (program, gateway) = (Program::real(), Gateway::start());
-    let router = program.router(&gateway, "shards = 2\n");
+    let router = router_of(&program, &gateway, "shards = 2\n");
     let mut client = WsClient::connect(router.public, "/ws?channel=news");
     let secrets = tempfile::tempdir().unwrap();
     Authority::new().issue(2100).write_to(secrets.path());
@@ -307,12 +192,12 @@ fn another_configuration_is_refused_and_one_upgrade_is_under_way_at_once() {
         (&tls, "TLS"),
     ] {
         fs::write(router.config_file(), format!("{members}{changed}")).unwrap();
-        let why = refused(&router);
+        let why = refused(router.internal);
         assert!(why.contains(said), "{changed}: {why}");
         goes_on(&gateway, &router, &mut client, changed);
     }
     fs::write(router.config_file(), "shards = 2\nmembers = \"dns:nowhere.invalid:80\"\n").unwrap();
-    let why = refused(&router);
+    let why = refused(router.internal);
     assert!(why.contains("knows no gateway"), "{why}");
     goes_on(&gateway, &router, &mut client, "unknown");
     program.replace("exec sleep 600");
@@ -320,7 +205,7 @@ fn another_configuration_is_refused_and_one_upgrade_is_under_way_at_once() {
     let first = thread::spawn(move || rest.post("/upgrade", "text/plain", "").text());
     let child = eventually_some("it is started", DEADLINE, || child(router.pid()));
     goes_on(&gateway, &router, &mut client, "meanwhile");
-    let why = refused(&router);
+    let why = refused(router.internal);
     assert!(why.contains("under way already"), "{why}");
     end(child);
     let why = first.join().unwrap();
@@ -331,7 +216,7 @@ fn another_configuration_is_refused_and_one_upgrade_is_under_way_at_once() {
 #[test]
 fn a_router_that_is_told_to_stop_during_an_upgrade_stops() {
     let (program, gateway) = (Program::real(), Gateway::start());
-    let mut router = program.router(&gateway, SHORT_DRAIN);
+    let mut router = router_of(&program, &gateway, SHORT_DRAIN);
     let mut client = WsClient::connect(router.public, "/ws?channel=news");
     program.replace("exec sleep 600");
     let rest = Rest::new(router.internal);

@@ -77,11 +77,11 @@ fn a_server_that_ends_meanwhile_is_away_for_whoever_goes_on() {
     fs::write(&end, "").unwrap();
     assert_eq!(upgrade.join().unwrap().status, 409);
     program.restore();
-    eventually("an upgrade is refused", DEADLINE, || refused(&gateway).contains("is away"));
+    eventually("an upgrade is refused", DEADLINE, || refused(gateway.internal()).contains("is away"));
     redis.restart();
     eventually("it is ready", DEADLINE, || gateway.internal_rest().get("/readyz").status == 200);
     let mut successors = Successors::default();
-    successors.upgrade(&gateway);
+    successors.upgrade(gateway.pid(), gateway.internal());
     gateway.rest().publish("kept:a", "after");
     // The server may have lost what it had: that is told.
     loop {
@@ -99,7 +99,7 @@ fn what_cannot_move_says_so() {
     let config = format!("[redis]\nca_file = \"{}\"\n", redis.ca_certificate().display());
     let gateway = Gateway::builder().config(&config).backplane(&redis.url()).node("one").start();
     let mut client = gateway.subscribe("news");
-    let why = refused(&gateway);
+    let why = refused(gateway.internal());
     assert!(why.contains("over TLS"), "{why}");
     goes_on(&gateway, &mut client, "after");
     let redis = RedisServer::start();
@@ -108,7 +108,7 @@ fn what_cannot_move_says_so() {
     let gateway = builder.backplane(&redis.url()).node("one").start();
     let mut client = gateway.subscribe("news");
     fs::write(&file, "[redis]\nprefix = \"b\"\n").unwrap();
-    let why = refused(&gateway);
+    let why = refused(gateway.internal());
     assert!(why.contains("another prefix"), "{why}");
     goes_on(&gateway, &mut client, "after");
 }
