@@ -178,7 +178,8 @@ pub(crate) struct ServeArgs {
     /// Where clients connect.
     #[arg(long, default_value = "127.0.0.1:8000", value_name = "ADDRESS:PORT")]
     pub(crate) listen: SocketAddr,
-    /// Where metrics, health and drain of the router are; those of the gateways are on the ports after it.
+    /// Where metrics, health and drain of the router are; those of the gateways are on the ports after it, and the upgrade of all on
+    /// the next one.
     #[arg(long, default_value = "127.0.0.1:9000", value_name = "ADDRESS:PORT")]
     pub(crate) internal: SocketAddr,
     /// URL of the Redis, Sentinels or Cluster that carries publications between the gateways.

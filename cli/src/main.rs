@@ -113,7 +113,7 @@ impl Failure {
 
 fn gateway(args: GatewayArgs) -> Result<ExitCode, Failure> {
     let (check, takes_over) = (args.check, args.take_over);
-    end_with(args.parent)?;
+    end_with(args.parent, takes_over)?;
     descriptors::raise_limit();
     let sources = args.into_sources();
     let config = Config::load(&sources).map_err(|error| Failure::start(&error))?;
@@ -133,7 +133,7 @@ fn gateway(args: GatewayArgs) -> Result<ExitCode, Failure> {
     }
     let bound = if takes_over { Server::take_over(config) } else { Server::bind(config) };
     let mut server = bound.map_err(|error| Failure::serve(&error))?;
-    if let Some(launch) = upgrade::launch() {
+    if let Ok(launch) = upgrade::launch() {
         server = server.upgradable(launch);
     }
     let server = server.reloading(Loader::new(move || Config::load(&sources)));
@@ -154,7 +154,7 @@ fn gateway(args: GatewayArgs) -> Result<ExitCode, Failure> {
 
 fn run_router(args: RouterArgs) -> Result<ExitCode, Failure> {
     let (check, takes_over) = (args.check, args.take_over);
-    end_with(args.parent)?;
+    end_with(args.parent, takes_over)?;
     descriptors::raise_limit();
     let sources = args.into_sources();
     let config = router::Config::load(&sources).map_err(|error| Failure::start(&error))?;
@@ -166,7 +166,7 @@ fn run_router(args: RouterArgs) -> Result<ExitCode, Failure> {
     let scheme = if config.tls.is_on() { "https" } else { "http" };
     let bound = if takes_over { RouterServer::take_over(config) } else { RouterServer::bind(config) };
     let mut server = bound.map_err(|error| router_failure(&error))?;
-    if let Some(launch) = upgrade::launch() {
+    if let Ok(launch) = upgrade::launch() {
         server = server.upgradable(launch);
     }
     let server = server.reloading(Loader::new(move || router::Config::load(&sources)));
@@ -181,8 +181,9 @@ fn router_failure(error: &RouterStartError) -> Failure {
 }
 
 /// A child of `serve` ends with it.
-fn end_with(parent: Option<u32>) -> Result<(), Failure> {
-    parent.map_or(Ok(()), children::end_with).map_err(|error| Failure::run(&error))
+fn end_with(parent: Option<u32>, takes_over: bool) -> Result<(), Failure> {
+    let ended = parent.map_or(Ok(()), |parent| children::end_with(parent, takes_over));
+    ended.map_err(|error| Failure::run(&error))
 }
 
 /// Nobody may be reading: a closed pipe must not stop a server.

@@ -4,6 +4,8 @@
 //! there (PROXY protocol), and hands sockets over where it can. What both have to know, as the backplane, is told to the
 //! router by variables: an argument could be read by every user of the machine.
 
+mod upgrading;
+
 use std::{
     ffi::OsString,
     fs, io,
@@ -11,18 +13,23 @@ use std::{
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     process::Command,
+    sync::Arc,
     thread,
 };
 
 use tidegate_gateway::config::{BackplaneUrl, Config, ConfigError, PREFIX, Sources};
 use tidegate_ops::{
-    children::{self, ChildrenError, Program, Ready},
+    children::{self, ChildrenError, Program, Ready, port},
+    hosts::InternalAccess,
+    listener::{ListenError, listen},
     log,
+    probes::Upgrade,
 };
 
 use crate::{
     Failure, announce,
     args::{GatewayArgs, ServeArgs},
+    upgrade,
 };
 
 /// Why nothing is started.
@@ -41,8 +48,12 @@ enum ServeError {
         "`tls` belongs into the configuration of the router (--router-config), at whose port TLS ends: remove it"
     )]
     Tls,
-    #[error("the gateways need {gateways} ports after {internal}: choose a lower one")]
-    Ports { gateways: u16, internal: SocketAddr },
+    #[error(
+        "{ports} ports are needed after {internal}, for the gateways and `serve` itself: choose a lower one"
+    )]
+    Ports { ports: u16, internal: SocketAddr },
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     #[error("cannot make a directory for sockets in {}: {source}", path.display())]
     Directory { path: PathBuf, source: io::Error },
     #[error("cannot find this program: {0}")]
@@ -81,38 +92,50 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
     let config = Config::load(&sources).map_err(ServeError::Config)?;
     check(args, &config)?;
     let _logging = log::init(&config.log);
+    // Of this process itself.
+    let own = listen(args.internal_after(args.gateways + 1), "internal").map_err(ServeError::Listen)?;
+    let at = own.local_addr().map_err(|error| Failure::run(&error))?;
+    let access = InternalAccess::new(&config.internal_hosts, config.drain.token_file.as_deref());
+    let (access, upgrade) = (access.map_err(ServeError::Config)?, Arc::new(Upgrade::default()));
     let sockets = Sockets::new()?;
     let plan = Plan { args, config: &config, sources: &sources, sockets: &sockets.0 };
     let groups = vec![plan.gateways()?, vec![plan.router()?]];
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::run(&error))?;
-    runtime.block_on(children::run(groups, |ready| announce(&greeting(ready))))?;
-    Ok(())
+    let offered = Arc::clone(&upgrade);
+    let on_ready = |ready: Vec<Ready>| {
+        announce(&greeting(&ready, at));
+        upgrading::offer(ready, &upgrade);
+    };
+    runtime.block_on(async {
+        port::serve(own, access, offered).map_err(|error| Failure::run(&error))?;
+        Ok(children::run(groups, on_ready).await?)
+    })
 }
 
 fn check(args: &ServeArgs, config: &Config) -> Result<(), ServeError> {
-    let last = args.internal.port().checked_add(args.gateways);
+    let ports = args.gateways + 1;
+    let last = args.internal.port().checked_add(ports);
     match () {
         () if config.backplane == BackplaneUrl::Memory => Err(ServeError::Memory),
         () if config.advertise.is_some() => Err(ServeError::Advertise),
         () if config.tls.is_on() => Err(ServeError::Tls),
-        () if last.is_none() => Err(ServeError::Ports { gateways: args.gateways, internal: args.internal }),
+        () if last.is_none() => Err(ServeError::Ports { ports, internal: args.internal }),
         () => Ok(()),
     }
 }
 
-/// What the router has said, then where each gateway is looked at.
-fn greeting(ready: &[Ready]) -> String {
+/// What the router has said, then where each gateway is looked at, and this process.
+fn greeting(ready: &[Ready], own: SocketAddr) -> String {
     let (router, gateways): (Vec<_>, Vec<_>) = ready.iter().partition(|ready| &*ready.name == ROUTER);
     let mut greeting = String::new();
     for ready in router {
-        greeting += &format!("listening {}\n", ready.line);
+        greeting += &format!("listening {}\n", ready.line());
     }
     for ready in gateways {
-        let internal = ready.line.split(' ').find(|part| part.starts_with("internal="));
-        greeting += &format!("  {} {}\n", ready.name, internal.unwrap_or_default());
+        greeting += &format!("  {} internal={}\n", ready.name, upgrading::internal(ready));
     }
-    greeting
+    greeting + &format!("  serve internal=http://{own}\n")
 }
 
 const ROUTER: &str = "router";
@@ -214,23 +237,28 @@ impl Plan<'_> {
     fn program(&self, name: &str, mut command: Command) -> Program {
         command.args(["--parent", &std::process::id().to_string()]);
         let names_lines = self.config.log.format != log::LogFormat::Json;
-        Program { name: name.into(), command: command.into(), names_lines }
+        Program { name: name.into(), command, names_lines }
     }
 }
 
 impl ServeArgs {
-    /// What the gateway of this number has on its command line, from 1; its name is to follow.
-    fn gateway(&self, number: u16, sockets: &Path) -> GatewayArgs {
+    /// The internal port so many after the router's.
+    fn internal_after(&self, number: u16) -> SocketAddr {
         let port = match self.internal.port() {
             0 => 0,
             port => port.saturating_add(number),
         };
+        SocketAddr::new(self.internal.ip(), port)
+    }
+
+    /// What the gateway of this number has on its command line, from 1; its name is to follow.
+    fn gateway(&self, number: u16, sockets: &Path) -> GatewayArgs {
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let shards = (cores / usize::from(self.gateways)).max(1).to_string();
         GatewayArgs {
             config: self.config.clone(),
             listen: Some("127.0.0.1:0".to_owned()),
-            internal: Some(SocketAddr::new(self.internal.ip(), port).to_string()),
+            internal: Some(self.internal_after(number).to_string()),
             backplane: self.backplane.clone(),
             node: self.node.clone(),
             shards: Some(self.shards.clone().unwrap_or(shards)),
@@ -245,7 +273,7 @@ impl ServeArgs {
 
 /// This program again.
 fn command(name: &str, config: Option<&Path>) -> Result<Command, ServeError> {
-    let mut command = Command::new(std::env::current_exe().map_err(ServeError::Program)?);
+    let mut command = Command::new(upgrade::program().map_err(ServeError::Program)?);
     command.arg(name);
     if let Some(config) = config {
         command.arg("--config").arg(config);

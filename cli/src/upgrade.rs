@@ -1,8 +1,8 @@
-//! `tidegate upgrade`: has a gateway replaced while its connections stay open; and how a gateway is started for that.
+//! `tidegate upgrade`: has a process replaced while its connections stay open; and how one is started for that.
 
-use std::{ffi::OsString, path::PathBuf, time::Duration};
+use std::{ffi::OsString, io, path::PathBuf, time::Duration};
 
-use tidegate_ops::succession::Launch;
+use tidegate_ops::{probes::Upgraded, succession::Launch};
 
 use crate::args::UpgradeArgs;
 
@@ -15,42 +15,48 @@ pub(crate) enum UpgradeError {
     Refused { url: String, why: String },
 }
 
-/// Longer than all that a gateway waits for in an upgrade.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// Longer than all that a process waits for in an upgrade.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+
+/// `serve` upgrades one process after the other.
+const PATIENCE_FOR_ALL: Duration = Duration::from_secs(3_600);
 
 /// Asks, and waits until another process serves.
 #[tokio::main(flavor = "current_thread")]
 pub(crate) async fn run(args: &UpgradeArgs) -> Result<String, UpgradeError> {
-    let url = format!("{}/upgrade", args.url.trim_end_matches('/'));
-    let silent = |source| UpgradeError::Silent { url: args.url.clone(), source };
-    let client = reqwest::Client::builder().timeout(PATIENCE).build().map_err(silent)?;
-    let answer = client.post(&url).send().await.map_err(silent)?;
-    let status = answer.status();
-    let text = answer.text().await.map_err(silent)?;
-    match status.is_success() {
-        true => Ok(format!("{} is served by another process now: {}\n", args.url, text.trim_end())),
-        false => Err(UpgradeError::Refused { url: args.url.clone(), why: text.trim_end().to_owned() }),
-    }
+    let Upgraded { process, paused_ms } = ask(&args.url, PATIENCE_FOR_ALL).await?;
+    Ok(format!("{} is served by process {process} now; it stood still for {paused_ms} ms\n", args.url))
 }
 
-/// This program, as it was started, and told that it takes over. `None`: it is the child of another one, which would start it
-/// again, or where it is is not known.
-pub(crate) fn launch() -> Option<Launch> {
-    let mut args = std::env::args_os();
-    // A path that is named leads where it leads by then, also where it is a link to another version.
-    let named = args.next().map(PathBuf::from).filter(|program| program.is_absolute());
-    let program = named.or_else(|| std::env::current_exe().ok())?;
-    let mut args: Vec<OsString> = args.collect();
-    if args.iter().any(|arg| arg == "--parent") {
-        return None;
+/// Has the process replaced whose internal port this is.
+pub(crate) async fn ask(base: &str, patience: Duration) -> Result<Upgraded, UpgradeError> {
+    let silent = |source| UpgradeError::Silent { url: base.to_owned(), source };
+    let client = reqwest::Client::builder().no_proxy().timeout(patience).build().map_err(silent)?;
+    let url = format!("{}/upgrade", base.trim_end_matches('/'));
+    let answer = client.post(url).send().await.map_err(silent)?;
+    if answer.status().is_success() {
+        return answer.json().await.map_err(silent);
     }
+    let why = answer.text().await.map_err(silent)?.trim_end().to_owned();
+    Err(UpgradeError::Refused { url: base.to_owned(), why })
+}
+
+/// This program, as it was started, and told that it takes over.
+pub(crate) fn launch() -> io::Result<Launch> {
+    let mut args: Vec<OsString> = std::env::args_os().skip(1).collect();
     if args.is_empty() {
         args = vec!["gateway".into(), "--dev".into()];
     }
     if !args.iter().any(|arg| arg == TAKE_OVER) {
         args.push(TAKE_OVER.into());
     }
-    Some(Launch { program, args })
+    Ok(Launch { program: program()?, args })
+}
+
+/// Where this program is. A path that is named leads where it leads by then, also where it is a link to another version.
+pub(crate) fn program() -> io::Result<PathBuf> {
+    let named = std::env::args_os().next().map(PathBuf::from).filter(|program| program.is_absolute());
+    named.map_or_else(std::env::current_exe, Ok)
 }
 
 const TAKE_OVER: &str = "--take-over";

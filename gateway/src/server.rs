@@ -23,7 +23,7 @@ use tidegate_ops::{
     succession::{End, Launch, Ports, Predecessor, open},
 };
 use tidegate_reactor::{Listener, Shard};
-use tokio::{runtime::Runtime, time::MissedTickBehavior};
+use tokio::{runtime::Runtime, task::JoinHandle, time::MissedTickBehavior};
 use tokio_util::task::TaskTracker;
 
 use carrier::Carrier;
@@ -36,7 +36,7 @@ use crate::{
     auth::{ApiKeys, Authenticator},
     config::{Config, ConfigError},
     console::reporter,
-    edge::handover,
+    edge::handover::{self, Handovers},
     http::internal_router,
     node::drain,
     node::shards::Order,
@@ -188,9 +188,14 @@ impl Server {
         let (public, internal) = (clone(&self.public)?, clone(&self.internal)?);
         let mailboxes: Vec<_> = parts.shards.iter().map(Shard::mailbox).collect();
         let predecessor = self.predecessor;
-        let taken = match &predecessor {
-            Some(predecessor) => Some(parts.take(predecessor)?),
-            None => None,
+        let (taken, handovers) = match &predecessor {
+            Some(predecessor) => {
+                parts.take(predecessor).map(|(taken, handovers)| (Some(taken), handovers))?
+            }
+            None => {
+                let bound = self.doorway.map(|doorway| Handovers::new(doorway, Vec::new()));
+                (None, bound.transpose().map_err(system("the hand-over socket"))?)
+            }
         };
         if taken.is_some() {
             parts.carrier.go_on();
@@ -206,21 +211,23 @@ impl Server {
         let internal_service = internal_router(Arc::clone(&parts.context));
         let internal_task = runtime.spawn(async move { probes::serve(listener, internal_service).await });
         let node = Arc::clone(&parts.shared.node);
+        let handovers = handovers.map(Arc::new);
+        let taking_over = handovers.clone().map(|handovers| {
+            node.handover.get_or_init(|| handovers.place());
+            runtime.spawn(handover::run(handovers, Arc::clone(&parts.doorkeeper), Arc::clone(&node)))
+        });
         let keeping = runtime.spawn(housekeeping(Arc::clone(&parts.shared), parts.carrier.clone()));
         let reporting = runtime.spawn(reporter::run(Arc::clone(&node), Arc::clone(&parts.shared.metrics)));
-        let tasks_of_node = [keeping.abort_handle(), reporting.abort_handle()];
+        let tasks_of_node = [Some(&keeping), Some(&reporting), taking_over.as_ref()];
+        let tasks_of_node = tasks_of_node.into_iter().flatten().map(JoinHandle::abort_handle).collect();
         let (carrier, of) = (parts.carrier.clone(), Arc::clone(&node));
-        let handing = Handing { carrier, life: life.0, node: of, tasks: tasks_of_node };
+        let handing = Handing { carrier, life: life.0, node: of, handovers, tasks: tasks_of_node };
         let ports = Ports { public, internal, internal_task: internal_task.abort_handle() };
         let upgrades = Upgrades::new(handing, self.launch, mailboxes, ports);
         upgrades.offer(&parts.context.upgrade);
         runtime.spawn(stopping::at_user_signal(upgrades.at_signal()));
         if let Some(predecessor) = predecessor {
             successor::serve(predecessor, Arc::clone(node.backplane()), runtime.handle().clone());
-        }
-        if let Some(doorway) = self.doorway {
-            node.handover.get_or_init(|| doorway.place().to_string().into());
-            runtime.spawn(handover::run(doorway, Arc::clone(&parts.doorkeeper), Arc::clone(&node)));
         }
         let authenticator = Arc::clone(&parts.shared.authenticator);
         runtime.spawn(async move { authenticator.keep_fresh().await });

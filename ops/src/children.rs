@@ -5,26 +5,37 @@
 //! run       what ends is started again, after a wait that doubles (`backoff`)
 //! stop      the groups are asked to drain, the last first; the end is the end of the last program
 //! ```
+//!
+//! A process may start another one that takes its place (`crate::succession`). That one is in the same process group, and when
+//! the first has ended it is a child of this process, which adopts it: a program runs as long as there is a process of its group.
 
 mod backoff;
+pub mod port;
 
 use std::{
     convert::Infallible,
     fs::File,
     io::{self, BufRead as _, BufReader, Write as _},
-    process::{ExitStatus, Stdio},
+    os::{
+        fd::OwnedFd,
+        unix::process::{CommandExt as _, ExitStatusExt as _},
+    },
+    process::{Child, Command, ExitStatus, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::{
+    io::Errno,
+    process::{Pid, Signal, WaitOptions, kill_process_group, waitpgid},
+};
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader as AsyncBufReader},
-    process::{Child, ChildStdout, Command},
+    process::ChildStdout,
     signal::unix::{Signal as SignalStream, SignalKind, signal},
     sync::{mpsc, watch},
     task::JoinSet,
-    time::sleep,
+    time::{Instant as TokioInstant, sleep, sleep_until},
 };
 
 use backoff::Backoff;
@@ -38,11 +49,18 @@ pub struct Program {
     pub names_lines: bool,
 }
 
-/// A program that listens, and the line in which it has said so.
+/// A program that listens.
 #[derive(Debug)]
 pub struct Ready {
     pub name: Box<str>,
-    pub line: Box<str>,
+    line: watch::Receiver<Box<str>>,
+}
+
+impl Ready {
+    /// In which it has said so last.
+    pub fn line(&self) -> Box<str> {
+        self.line.borrow().clone()
+    }
 }
 
 /// Why the programs do not run.
@@ -70,8 +88,22 @@ impl ChildrenError {
 /// The line on standard output with which a program says that it listens begins with this.
 const LISTENING: &str = "listening ";
 
-/// Of a child there is one such line; who says more waits until it is read.
+/// Of a process there is one such line; who says more waits until it is read.
 const LINES_WAITING: usize = 4;
+
+/// A process whose predecessor has died serves in this time, or not at all.
+const UNSERVED_MAX: Duration = Duration::from_secs(30);
+
+/// A program that runs: its process, and whoever took that one's place.
+struct Running {
+    group: Pid,
+    /// How the last one that has ended did.
+    last: Option<ExitStatus>,
+    /// Processes of it that have said that they listen, and those that have ended since.
+    listened: u32,
+    ended: u32,
+    _first: Child,
+}
 
 /// What is asked of the programs of a group. The numbers only grow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -82,20 +114,26 @@ struct Asked {
 }
 
 /// Runs groups of programs until this process is told to stop. `on_ready` is called when all of them listen.
-pub async fn run(groups: Vec<Vec<Program>>, on_ready: impl FnOnce(&[Ready])) -> Result<(), ChildrenError> {
+pub async fn run(groups: Vec<Vec<Program>>, on_ready: impl FnOnce(Vec<Ready>)) -> Result<(), ChildrenError> {
+    adopt().map_err(|source| ChildrenError::System { part: "what adopts processes", source })?;
     let asks: Vec<watch::Sender<Asked>> = groups.iter().map(|_| watch::Sender::default()).collect();
     let signals = Signals::new().map_err(|source| ChildrenError::System { part: "signals", source })?;
     let mut keepers = JoinSet::new();
     let running = async {
         let started = start(groups, &asks, &mut keepers).await;
-        match &started {
-            Ok(Some(ready)) => on_ready(ready),
-            Ok(None) => {}
-            // The others end as well.
-            Err(_) => asks.iter().for_each(|ask| ask.send_modify(|asked| asked.stops += 1)),
-        }
+        let started = match started {
+            Ok(ready) => {
+                ready.map(on_ready);
+                Ok(())
+            }
+            Err(error) => {
+                // The others end as well.
+                asks.iter().for_each(|ask| ask.send_modify(|asked| asked.stops += 1));
+                Err(error)
+            }
+        };
         while keepers.join_next().await.is_some() {}
-        started.map(drop)
+        started
     };
     tokio::select! {
         ended = running => ended,
@@ -135,25 +173,43 @@ async fn keep(
     mut asked: watch::Receiver<Asked>,
     tell: mpsc::Sender<Ready>,
 ) -> Result<(), ChildrenError> {
-    let (mut backoff, mut has_listened) = (Backoff::default(), false);
+    let system = |part| move |source| ChildrenError::System { part, source };
+    let (mut backoff, (line, lines)) = (Backoff::default(), watch::channel(Box::default()));
+    // Before the first child, so that no end is missed.
+    let mut deaths = signal(SignalKind::child()).map_err(system("signals"))?;
+    let mut has_listened = false;
     while asked.borrow().stops == 0 {
         let (begun, (ready, mut said)) = (Instant::now(), mpsc::channel(LINES_WAITING));
-        let mut child = spawn(&mut program, ready)?;
+        let mut running = spawn(&mut program, ready)?;
+        let mut unserved = None;
         let status = loop {
             let before = *asked.borrow_and_update();
             tokio::select! {
-                status = child.wait() => break status,
-                Some(line) = said.recv() => {
+                Some(new) = said.recv() => {
+                    line.send_replace(new);
+                    running.listened += 1;
+                    unserved = None;
                     if !std::mem::replace(&mut has_listened, true) {
                         // Nobody waits for it any more where all are to stop.
-                        drop(tell.send(Ready { name: program.name.clone(), line }).await);
+                        drop(tell.send(Ready { name: program.name.clone(), line: lines.clone() }).await);
                     }
                 }
-                Ok(()) = asked.changed() => pass_on(&child, before, *asked.borrow()),
+                ended = running.next_end(&mut deaths) => match ended {
+                    Err(error) => break Err(error),
+                    Ok(true) if running.listened <= running.ended => {
+                        unserved = Some(TokioInstant::now() + UNSERVED_MAX);
+                    }
+                    Ok(true) => {}
+                    Ok(false) => break running.last.ok_or(io::ErrorKind::NotFound.into()),
+                },
+                () = sleep_until(unserved.unwrap_or_else(TokioInstant::now)), if unserved.is_some() => {
+                    running.signal(Signal::KILL);
+                    unserved = None;
+                }
+                Ok(()) = asked.changed() => running.pass_on(before, *asked.borrow()),
             }
         };
-        let status =
-            status.map_err(|source| ChildrenError::System { part: "waiting for a child", source })?;
+        let status = status.map_err(system("waiting for a child"))?;
         if asked.borrow().stops > 0 {
             note_end(&program.name, status);
             break;
@@ -193,22 +249,22 @@ fn note_end(name: &str, status: ExitStatus) {
 }
 
 /// Starts it in a process group of its own: a Ctrl-C at the terminal is for this process, which passes it on once.
-fn spawn(program: &mut Program, ready: mpsc::Sender<Box<str>>) -> Result<Child, ChildrenError> {
+fn spawn(program: &mut Program, ready: mpsc::Sender<Box<str>>) -> Result<Running, ChildrenError> {
     let Program { name, command, names_lines } = program;
     let failed = |source| ChildrenError::Spawn { name: name.clone(), source };
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut child = command.spawn().map_err(failed)?;
     if let Some(stdout) = child.stdout.take() {
-        tokio::spawn(hear(stdout, ready));
+        tokio::spawn(hear(ChildStdout::from_std(stdout).map_err(failed)?, ready));
     }
     if let Some(stderr) = child.stderr.take() {
-        let stderr = stderr.into_owned_fd().map_err(failed)?;
         let prefix = if *names_lines { format!("{name}: ") } else { String::new() };
-        // It waits for whoever reads the log, and ends with the child.
-        let copying = move || copy_lines(File::from(stderr), &prefix);
+        // It waits for whoever reads the log, and ends with the last process of the group.
+        let copying = move || copy_lines(OwnedFd::from(stderr).into(), &prefix);
         thread::Builder::new().name("log".to_owned()).spawn(copying).map_err(failed)?;
     }
-    Ok(child)
+    let group = Pid::from_child(&child);
+    Ok(Running { group, last: None, listened: 0, ended: 0, _first: child })
 }
 
 /// Reads what a child says on standard output until it ends, and passes on that it listens.
@@ -241,12 +297,32 @@ fn copy_lines(from: File, prefix: &str) {
     }
 }
 
-/// Sends what is asked since `before`.
-fn pass_on(child: &Child, before: Asked, now: Asked) {
-    let Some(pid) = child.id().and_then(|id| Pid::from_raw(id.cast_signed())) else { return };
-    let signals = [(now.reloads > before.reloads, Signal::HUP), (now.stops > before.stops, Signal::TERM)];
-    for (_, signal) in signals.into_iter().filter(|(is_asked, _)| *is_asked) {
-        if let Err(error) = kill_process(pid, signal) {
+impl Running {
+    /// Waits until one of its processes has ended. `false`: all have.
+    async fn next_end(&mut self, deaths: &mut SignalStream) -> io::Result<bool> {
+        loop {
+            match waitpgid(self.group, WaitOptions::NOHANG) {
+                Ok(Some((_, status))) => {
+                    self.last = Some(ExitStatus::from_raw(status.as_raw()));
+                    self.ended += 1;
+                    return Ok(true);
+                }
+                Ok(None) => drop(deaths.recv().await),
+                Err(Errno::CHILD) => return Ok(false),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Sends what is asked since `before`.
+    fn pass_on(&self, before: Asked, now: Asked) {
+        let signals = [(now.reloads > before.reloads, Signal::HUP), (now.stops > before.stops, Signal::TERM)];
+        signals.into_iter().filter(|(is_asked, _)| *is_asked).for_each(|(_, signal)| self.signal(signal));
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Err(error) = kill_process_group(self.group, signal) {
             tracing::warn!(%error, "a child could not be signalled");
         }
     }
@@ -288,10 +364,24 @@ impl Signals {
     }
 }
 
-/// Has the kernel ask this process to end when its parent does, whose number it was told. For programs that are run by
-/// [`run`]: without it nobody would start them again, or stop them.
+/// Processes whose parent has ended become children of this one.
 #[cfg(target_os = "linux")]
-pub fn end_with(parent: u32) -> io::Result<()> {
+fn adopt() -> io::Result<()> {
+    Ok(rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn adopt() -> io::Result<()> {
+    Ok(())
+}
+
+/// Has this process told to end when the one does that runs it by [`run`], whose number it was told: without it nobody would
+/// start this one again, or stop it.
+#[cfg(target_os = "linux")]
+pub fn end_with(parent: u32, takes_over: bool) -> io::Result<()> {
+    if takes_over {
+        return end_after(parent);
+    }
     rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
     // It may have ended before.
     match rustix::process::getppid().is_some_and(|pid| pid.as_raw_nonzero().get().cast_unsigned() == parent) {
@@ -300,8 +390,27 @@ pub fn end_with(parent: u32) -> io::Result<()> {
     }
 }
 
+/// The same of a process whose parent is still the one whose place it takes: the kernel would tell it of that one's end.
+#[cfg(target_os = "linux")]
+fn end_after(parent: u32) -> io::Result<()> {
+    use rustix::{
+        event::{PollFd, PollFlags, poll},
+        process::{PidfdFlags, getpid, kill_process, pidfd_open},
+    };
+    let parent = Pid::from_raw(parent.cast_signed()).ok_or(io::ErrorKind::InvalidInput)?;
+    let parent = pidfd_open(parent, PidfdFlags::empty())?;
+    let wait = move || {
+        let mut ends = [PollFd::new(&parent, PollFlags::IN)];
+        while let Err(Errno::INTR) = poll(&mut ends, None) {}
+        if let Err(error) = kill_process(getpid(), Signal::TERM) {
+            tracing::error!(%error, "the process that runs this one has ended");
+        }
+    };
+    thread::Builder::new().name("parent".to_owned()).spawn(wait).map(drop)
+}
+
 #[cfg(not(target_os = "linux"))]
-pub fn end_with(_: u32) -> io::Result<()> {
+pub fn end_with(_: u32, _: bool) -> io::Result<()> {
     Ok(())
 }
 

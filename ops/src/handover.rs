@@ -20,7 +20,10 @@ use std::{
     },
     path::{Path, PathBuf},
     str::FromStr,
-    sync::OnceLock,
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use rustix::{
@@ -44,11 +47,12 @@ pub struct Place {
     path: Box<Path>,
 }
 
-/// A socket on which connections are taken over. Its file is removed with it.
+/// A socket on which connections are taken over. Its file is removed with it, unless another process listens on.
 #[derive(Debug)]
 pub struct Doorway {
     listener: UnixListener,
     place: Place,
+    is_given: AtomicBool,
 }
 
 /// A connection between a process that hands sockets over and one that takes them. Does not block.
@@ -116,7 +120,22 @@ impl Doorway {
         socket.bind(&SockAddr::unix(path).map_err(system)?).map_err(system)?;
         socket.listen(BACKLOG).map_err(system)?;
         let place = Place::of(path).map_err(system)?;
-        Ok(Self { listener: OwnedFd::from(socket).into(), place })
+        Ok(Self::at(OwnedFd::from(socket).into(), place))
+    }
+
+    /// Listens on with the socket of another process. `None`: it is not the one of this path.
+    pub fn go_on(listener: UnixListener, place: &str, path: &Path) -> Option<Self> {
+        let own = Place::of(path).ok().filter(|own| own.to_string() == place)?;
+        Some(Self::at(listener, own))
+    }
+
+    fn at(listener: UnixListener, place: Place) -> Self {
+        Self { listener, place, is_given: AtomicBool::new(false) }
+    }
+
+    /// Another process listens on, and the file is its.
+    pub fn give(&self) {
+        self.is_given.store(true, Ordering::Release);
     }
 
     pub fn place(&self) -> &Place {
@@ -132,7 +151,8 @@ impl Doorway {
 impl Drop for Doorway {
     fn drop(&mut self) {
         // Another process may have bound the path meanwhile.
-        if self.place.is_there()
+        if !self.is_given.load(Ordering::Acquire)
+            && self.place.is_there()
             && let Err(error) = fs::remove_file(&self.place.path)
         {
             tracing::debug!(%error, path = %self.place.path.display(), "the hand-over socket was not removed");

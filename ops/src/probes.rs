@@ -20,7 +20,7 @@ use axum::{
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::{net::TcpListener, task::AbortHandle};
 use tower::ServiceExt as _;
 
@@ -50,7 +50,7 @@ pub trait Operated: Send + Sync + 'static {
     /// Begins to drain; more calls change nothing.
     fn drain(&self);
 
-    /// Has another process take this one's place, with its connections: its id, or why not, in a sentence.
+    /// Has another process take this one's place, with its connections, or says why not, in a sentence.
     fn upgrade(&self) -> Upgrading {
         Box::pin(async { Err("this process cannot hand its connections on; restart it".to_owned()) })
     }
@@ -62,8 +62,17 @@ pub trait Operated: Send + Sync + 'static {
     fn refuse_page(&self) -> Response;
 }
 
-/// The process that serves from then on.
-pub type Upgrading = Pin<Box<dyn Future<Output = Result<u32, String>> + Send>>;
+/// What becomes of that.
+pub type Upgrading = Pin<Box<dyn Future<Output = Result<Upgraded, String>> + Send>>;
+
+/// What `/upgrade` answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Upgraded {
+    /// That serves from now on.
+    pub process: u32,
+    /// Milliseconds in which nobody was served.
+    pub paused_ms: u64,
+}
 
 /// How a process is upgraded, which is known when all of it stands.
 #[derive(Default)]
@@ -242,7 +251,7 @@ async fn upgrade(State(process): Process, request: Request) -> Response {
         return *refused;
     }
     match process.upgrade().await {
-        Ok(process) => Json(Upgraded { process }).into_response(),
+        Ok(upgraded) => Json(upgraded).into_response(),
         Err(why) => (StatusCode::CONFLICT, why + "\n").into_response(),
     }
 }
@@ -260,13 +269,6 @@ fn may_end(process: &dyn Operated, request: &Request) -> Result<(), Box<Response
         return Err(Box::new((StatusCode::FORBIDDEN, text).into_response()));
     }
     Ok(())
-}
-
-/// What `/upgrade` answers.
-#[derive(Debug, Serialize)]
-struct Upgraded {
-    /// That serves from now on.
-    process: u32,
 }
 
 /// Keeps out pages whose name was rebound to this address: they are of the port's own origin, and name their own host.

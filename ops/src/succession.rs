@@ -46,7 +46,7 @@ pub use upgradable::{Record, ShardMailbox, Upgradable, UpgradeError, Work, Writt
 pub use upgrades::{End, Launch, Ports, Upgrades, open};
 
 /// Of the state as a whole: shards with their records, and what goes along beside them.
-const FORM: u8 = 3;
+const FORM: u8 = 4;
 
 /// One end of what two such processes say to each other. Blocks.
 #[derive(Debug)]

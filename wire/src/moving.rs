@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Of this form.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 
 /// One connection.
 #[derive(Debug)]
@@ -56,6 +56,8 @@ pub enum Phase {
     Head {
         /// What there is of it.
         received: Vec<u8>,
+        /// A balancer's header comes before it.
+        awaits_header: bool,
         /// It had requests that were answered.
         is_answered: bool,
     },
@@ -142,9 +144,10 @@ impl Connection {
         out.u32(self.age_ms);
         self.kept.write(&mut out);
         match &self.phase {
-            Phase::Head { received, is_answered } => {
+            Phase::Head { received, awaits_header, is_answered } => {
                 out.u8(0);
                 out.bytes(received);
+                out.bool(*awaits_header);
                 out.bool(*is_answered);
             }
             Phase::Open(open) => {
@@ -169,7 +172,11 @@ impl Connection {
             age_ms: fields.u32()?,
             kept: Kept::read(&mut fields)?,
             phase: match fields.u8()? {
-                0 => Phase::Head { received: fields.bytes()?.to_vec(), is_answered: fields.bool()? },
+                0 => Phase::Head {
+                    received: fields.bytes()?.to_vec(),
+                    awaits_header: fields.bool()?,
+                    is_answered: fields.bool()?,
+                },
                 1 => Phase::Open(Box::new(Open::read(&mut fields)?)),
                 _ => return Err(Malformed),
             },

@@ -5,10 +5,19 @@
 //!                                                        └─ sent ─► dealer ─► a shard, as if accepted here
 //! ```
 //!
+//! A record is taken, answered and spread in one turn. While this process is to hand everything on, no turn begins: offers wait
+//! in the lines, and whoever has these then reads them (`Handovers::suspend`).
+//!
 //! A socket is touched only after its answer was sent. A router that waits no longer has shut its side: the answer fails,
 //! and the client is served by another gateway. So no client is served twice, and none is left out.
 
-use std::{io, net::TcpStream, os::fd::AsFd as _, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::TcpStream,
+    os::{fd::AsFd as _, unix::net::UnixListener},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use tidegate_ops::handover::{Doorway, Line, receive, send};
@@ -16,9 +25,12 @@ use tidegate_wire::handover::{
     ANSWERS_MAX, Answer, Answers, HandoverError, OFFER_BYTES_MAX, OFFERS_MAX, Offer, Offers,
 };
 use tokio::{
-    io::Interest,
-    net::{UnixListener, UnixStream},
-    time::sleep,
+    io::{Interest, unix::AsyncFd},
+    net::UnixStream,
+    runtime::Handle,
+    sync::{OwnedRwLockWriteGuard, RwLock},
+    task::JoinSet,
+    time::{sleep, timeout},
 };
 
 use super::door::Doorkeeper;
@@ -28,22 +40,140 @@ use crate::{
     session::Session,
 };
 
-/// Takes over what is handed to `doorway`, as long as the runtime runs.
-pub(crate) async fn run(doorway: Doorway, keeper: Arc<Doorkeeper>, node: Arc<Node>) {
-    let listener = match doorway.listener().try_clone().and_then(UnixListener::from_std) {
+/// Where routers hand connections over, and the lines on which they do.
+pub(crate) struct Handovers {
+    doorway: Doorway,
+    /// Those of another process, until they are served.
+    earlier: Mutex<Vec<UnixStream>>,
+    open: Mutex<Vec<Weak<UnixStream>>>,
+    turns: Arc<RwLock<()>>,
+    still: Mutex<Option<Still>>,
+}
+
+/// While there is one, no turn begins, and no line.
+struct Still {
+    lines: Vec<Arc<UnixStream>>,
+    _turns: OwnedRwLockWriteGuard<()>,
+}
+
+/// A turn ends within a millisecond, unless a router does not read its answers.
+const TURNS_MAX: Duration = Duration::from_secs(1);
+
+impl Handovers {
+    /// `lines`: of the process whose place this one takes. To be called in the runtime.
+    pub(crate) fn new(doorway: Doorway, lines: Vec<Line>) -> io::Result<Self> {
+        let earlier = lines.into_iter().map(|line| UnixStream::from_std(line.into()));
+        Ok(Self {
+            doorway,
+            earlier: Mutex::new(earlier.collect::<io::Result<_>>()?),
+            open: Mutex::default(),
+            turns: Arc::default(),
+            still: Mutex::default(),
+        })
+    }
+
+    /// As nodes announce it.
+    pub(crate) fn place(&self) -> Box<str> {
+        self.doorway.place().to_string().into()
+    }
+
+    /// From now on nothing is taken over. `false`: a turn does not end. Blocks; not for a thread of the runtime.
+    pub(crate) fn suspend(&self, runtime: &Handle) -> bool {
+        let stopping = Arc::clone(&self.turns).write_owned();
+        let Ok(turns) = runtime.block_on(async { timeout(TURNS_MAX, stopping).await }) else { return false };
+        let lines = lock(&self.open).iter().filter_map(Weak::upgrade).collect();
+        *lock(&self.still) = Some(Still { lines, _turns: turns });
+        true
+    }
+
+    pub(crate) fn resume(&self) {
+        drop(lock(&self.still).take());
+    }
+
+    /// How many lines there are while nothing is taken over.
+    pub(crate) fn lines(&self) -> u32 {
+        lock(&self.still).as_ref().map_or(0, |still| still.lines.len() as u32)
+    }
+
+    /// What listens, and those lines.
+    pub(crate) fn sockets(&self) -> io::Result<Vec<TcpStream>> {
+        // Only their descriptors are passed on.
+        let mut sockets = vec![self.doorway.listener().as_fd().try_clone_to_owned()?.into()];
+        if let Some(still) = &*lock(&self.still) {
+            for line in &still.lines {
+                sockets.push(line.as_fd().try_clone_to_owned()?.into());
+            }
+        }
+        Ok(sockets)
+    }
+
+    /// All of that is another process's.
+    pub(crate) fn give(&self) {
+        self.doorway.give();
+        // No turn begins any more.
+        lock(&self.still).iter_mut().for_each(|still| still.lines.clear());
+    }
+
+    /// A line that can be handed on.
+    fn open(&self, line: UnixStream) -> Arc<UnixStream> {
+        let line = Arc::new(line);
+        let mut open = lock(&self.open);
+        open.retain(|line| line.strong_count() > 0);
+        open.push(Arc::downgrade(&line));
+        line
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes over what is handed over, as long as the runtime runs.
+pub(crate) async fn run(handovers: Arc<Handovers>, keeper: Arc<Doorkeeper>, node: Arc<Node>) {
+    let mut serving = JoinSet::new();
+    let receiver = || Receiver {
+        keeper: Arc::clone(&keeper),
+        node: Arc::clone(&node),
+        turns: Arc::clone(&handovers.turns),
+    };
+    let earlier = std::mem::take(&mut *lock(&handovers.earlier));
+    for line in earlier {
+        serving.spawn(receiver().serve(handovers.open(line)));
+    }
+    #[expect(
+        deprecated,
+        reason = "what follows it is unsafe, for the sake of types that change their descriptor"
+    )]
+    let listener = match handovers.doorway.listener().try_clone().and_then(AsyncFd::new) {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "no connections are taken over from routers"),
     };
     loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let receiver = Receiver { keeper: Arc::clone(&keeper), node: Arc::clone(&node) };
-                tokio::spawn(receiver.serve(stream));
+        match accept(&listener, &handovers).await {
+            Ok(line) => {
+                serving.spawn(receiver().serve(line));
             }
             Err(error) => {
                 tracing::warn!(%error, "a router could not connect to hand connections over");
                 sleep(ACCEPT_PAUSE).await;
             }
+        }
+        // Only those that run are kept.
+        while serving.try_join_next().is_some() {}
+    }
+}
+
+/// The next line. In a turn, so that one that was accepted is known to an upgrade.
+async fn accept(listener: &AsyncFd<UnixListener>, handovers: &Handovers) -> io::Result<Arc<UnixStream>> {
+    loop {
+        let mut ready = listener.readable().await?;
+        let _turn = handovers.turns.read().await;
+        match ready.try_io(|listener| listener.get_ref().accept()) {
+            Ok(accepted) => {
+                let line = Line::of(accepted?.0)?;
+                return Ok(handovers.open(UnixStream::from_std(line.into())?));
+            }
+            Err(_would_block) => {}
         }
     }
 }
@@ -55,6 +185,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 struct Receiver {
     keeper: Arc<Doorkeeper>,
     node: Arc<Node>,
+    turns: Arc<RwLock<()>>,
 }
 
 /// Connections, with their places, that are this gateway's once their answers are sent.
@@ -73,13 +204,8 @@ enum LineError {
 }
 
 impl Receiver {
-    async fn serve(self, stream: UnixStream) {
-        let line = stream.into_std().and_then(Line::of).and_then(|line| UnixStream::from_std(line.into()));
-        let ended = match line {
-            Ok(line) => self.receive_all(&line).await,
-            Err(error) => Err(error.into()),
-        };
-        if let Err(error) = ended {
+    async fn serve(self, line: Arc<UnixStream>) {
+        if let Err(error) = self.receive_all(&line).await {
             tracing::warn!(%error, "a router's connection for hand-overs has ended");
         }
     }
@@ -88,6 +214,7 @@ impl Receiver {
         let mut buffer = vec![0; OFFER_BYTES_MAX];
         loop {
             line.readable().await?;
+            let _turn = self.turns.read().await;
             let (answers, taken, received) = self.receive_some(line, &mut buffer)?;
             if let Some(answers) = Answers::new(answers).filter(|answers| !answers.is_empty()) {
                 let mut record = Vec::new();

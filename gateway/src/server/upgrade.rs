@@ -15,9 +15,10 @@ use tidegate_backplane::Channel;
 use tidegate_ops::succession::{self, ShardMailbox, Talk, Upgradable, UpgradeError, Written, ask_all};
 use tidegate_reactor::Connections;
 use tidegate_wire::{fields::Writer, succession::Step};
-use tokio::task::AbortHandle;
+use tokio::{runtime::Handle, task::AbortHandle};
 
 use crate::{
+    edge::handover::Handovers,
     node::{Node, Stage},
     server::carrier::Carrier,
     session::{
@@ -31,8 +32,9 @@ pub(crate) struct Handing {
     pub(super) carrier: Carrier,
     pub(super) life: u64,
     pub(super) node: Arc<Node>,
-    /// What says to others that this node is there.
-    pub(super) tasks: [AbortHandle; 2],
+    pub(super) handovers: Option<Arc<Handovers>>,
+    /// What says to others that this node is there, and what takes connections over.
+    pub(super) tasks: Vec<AbortHandle>,
 }
 
 /// What was begun ends within milliseconds of the last answer of the backplane, or its connections stay.
@@ -57,10 +59,6 @@ impl Upgradable for Handing {
             Some(
                 "a gateway that ends TLS itself cannot hand its sessions on: restart it, or end TLS before it",
             )
-        } else if config.handover.socket.is_some() {
-            Some(
-                "a gateway that takes connections over from a router (`handover.socket`) cannot hand them on yet: restart it",
-            )
         } else if !config.consumers.is_empty() {
             Some("a gateway with consumers cannot be upgraded live yet: restart it")
         } else if !config.hooks.0.is_empty() {
@@ -82,6 +80,12 @@ impl Upgradable for Handing {
 
     /// Nothing is read or accepted, and who publishes waits.
     fn suspend(&self, shards: &[ShardMailbox<Self>]) -> Result<(), UpgradeError> {
+        // Whoever was taken over before is in a shard when that is asked.
+        if let Some(handovers) = &self.handovers
+            && !handovers.suspend(&Handle::current())
+        {
+            return Err(UpgradeError::Process("a router does not read its answers; try again".into()));
+        }
         ask_all::<Self, ()>(shards, |_, connections| connections.hold_reads(true))?;
         // What was read before goes on first, and what waits behind it: both would wait for the end of this.
         self.settle(shards, |_| true)?;
@@ -91,6 +95,7 @@ impl Upgradable for Handing {
     }
 
     fn resume(&self, _: &[ShardMailbox<Self>]) {
+        self.handovers.iter().for_each(|handovers| handovers.resume());
         self.carrier.resume();
     }
 
@@ -114,12 +119,21 @@ impl Upgradable for Handing {
     fn to_bytes(&self) -> Vec<u8> {
         let mut out = Writer::default();
         self.node.rosters().write(&mut out);
+        out.option(self.handovers.as_deref(), |out, handovers| {
+            out.text(&handovers.place());
+            out.u32(handovers.lines());
+        });
         self.carrier.write(&mut out);
         out.into_bytes()
     }
 
     fn sockets(&self) -> Result<Vec<TcpStream>, UpgradeError> {
-        self.carrier.sockets()
+        let mut sockets = match &self.handovers {
+            Some(handovers) => handovers.sockets()?,
+            None => Vec::new(),
+        };
+        sockets.extend(self.carrier.sockets()?);
+        Ok(sockets)
     }
 
     fn stands(&self) -> Result<(), UpgradeError> {
@@ -130,6 +144,7 @@ impl Upgradable for Handing {
     fn given(&self) {
         self.node.set_stage(Stage::Closing);
         self.tasks.iter().for_each(AbortHandle::abort);
+        self.handovers.iter().for_each(|handovers| handovers.give());
     }
 
     /// Connections that stayed leave their channels there.

@@ -143,14 +143,18 @@ impl Ctx<'_> {
 }
 
 fn moving_head(head: &Head) -> Option<moving::Phase> {
-    let moves = head.over.is_none() && matches!(head.preamble, Preamble::None);
+    let awaits_header = match head.preamble {
+        Preamble::None => false,
+        Preamble::Proxy => true,
+        Preamble::Tls | Preamble::Session(_) => return None,
+    };
     let is_answered = match head.earlier {
         Earlier::None => false,
         Earlier::Answered => true,
         Earlier::UnderWay => return None,
     };
     let received = head.received.as_ref().map(|received| received.to_vec()).unwrap_or_default();
-    moves.then_some(moving::Phase::Head { received, is_answered })
+    head.over.is_none().then_some(moving::Phase::Head { received, awaits_header, is_answered })
 }
 
 impl Readable {
@@ -219,11 +223,12 @@ impl Core {
                 connections.set_merging(id, merges);
                 return;
             }
-            (moving::Phase::Head { received, is_answered }, _) => {
+            (moving::Phase::Head { received, awaits_header, is_answered }, _) => {
                 self.publishers += usize::from(is_answered);
+                let preamble = if awaits_header { Preamble::Proxy } else { Preamble::None };
                 let received = (!received.is_empty()).then(|| Box::new(received));
                 let earlier = if is_answered { Earlier::Answered } else { Earlier::None };
-                Phase::Head(Head { received, earlier, ..Head::default() })
+                Phase::Head(Head { received, preamble, earlier, ..Head::default() })
             }
             // An open one has been read with what it needs.
             (moving::Phase::Open(_), None) => return,

@@ -19,7 +19,7 @@ fn shell(name: &str, script: &str) -> Program {
     Program { name: name.into(), command, names_lines: true }
 }
 
-fn run_here(groups: Vec<Vec<Program>>, on_ready: impl FnOnce(&[Ready])) -> Result<(), ChildrenError> {
+fn run_here(groups: Vec<Vec<Program>>, on_ready: impl FnOnce(Vec<Ready>)) -> Result<(), ChildrenError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(run(groups, on_ready))
 }
@@ -55,12 +55,12 @@ fn groups_begin_in_order_what_ends_begins_again_and_all_stop_when_told() {
         let begun = |name: &str| lines(&path).iter().filter(|line| *line == name).count();
         eventually("what has ended begins again", DEADLINE, || begun("second") == 2);
         assert_eq!(begun("first"), 1);
-        kill_process(rustix::process::getpid(), Signal::TERM).unwrap();
+        rustix::process::kill_process(rustix::process::getpid(), Signal::TERM).unwrap();
         path
     });
     run_here(groups, |ready| {
-        let said: Vec<&str> = ready.iter().map(|ready| &*ready.line).collect();
-        assert_eq!(said[0], "first");
+        let said: Vec<_> = ready.iter().map(Ready::line).collect();
+        assert_eq!(&*said[0], "first");
         assert_eq!(said.len(), 3);
         is_ready.store(true, Ordering::Relaxed);
     })
@@ -83,4 +83,26 @@ fn who_ends_before_it_listens_ends_all() {
     }]];
     let error = run_here(groups, |_| panic!("it does not run")).unwrap_err();
     assert!(error.to_string().starts_with("cannot start c: "), "{error}");
+}
+
+/// The first one ends when another one is there that it has started; only that one's end is the program's.
+#[test]
+fn who_takes_a_childs_place_is_waited_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let (log, end) = (directory.path().join("log"), directory.path().join("end"));
+    let (at, once) = (log.display(), end.display());
+    let waits = format!("while [ ! -e {once} ]; do sleep 0.02; done");
+    let second = format!("echo listening second; {waits}; rm {once}; exit 3");
+    let first = format!("echo begins >> {at}; echo listening first; ({second}) & echo ends >> {at}");
+    let path = log.clone();
+    let watcher = thread::spawn(move || {
+        let begun = |word: &str| lines(&path).iter().filter(|line| *line == word).count();
+        eventually("the first has ended", DEADLINE, || begun("ends") == 1);
+        fs::write(&end, "").unwrap();
+        eventually("the program begins again", DEADLINE, || begun("ends") == 2);
+        assert_eq!(begun("begins"), 2);
+        rustix::process::kill_process(rustix::process::getpid(), Signal::TERM).unwrap();
+    });
+    run_here(vec![vec![shell("a", &first)]], |_| {}).unwrap();
+    watcher.join().unwrap();
 }

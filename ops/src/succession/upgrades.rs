@@ -20,7 +20,7 @@ use super::{
     standing::Standing,
     upgradable::{SETTLE_MAX, ShardMailbox, Upgradable, UpgradeError},
 };
-use crate::probes;
+use crate::probes::{self, Upgraded};
 
 /// How the program is started that takes this process's place.
 #[derive(Debug, Clone)]
@@ -86,14 +86,14 @@ pub enum End {
 }
 
 impl<U: Upgradable> Upgrades<U> {
-    /// `launch`: `None` where its program is not known, or another process would start it again.
+    /// `launch`: `None` where its program is not known.
     pub fn new(process: U, launch: Option<Launch>, shards: Vec<ShardMailbox<U>>, ports: Ports) -> Arc<Self> {
         let (progress, given) = (Mutex::default(), Notify::new());
         Arc::new(Self { process, launch, shards, ports, progress, given })
     }
 
-    /// Has another process take over; its id. Blocks.
-    pub fn run(&self) -> Result<u32, UpgradeError> {
+    /// Has another process take over. Blocks.
+    pub fn run(&self) -> Result<Upgraded, UpgradeError> {
         let launch = self.check()?;
         {
             let mut progress = self.progress();
@@ -107,8 +107,8 @@ impl<U: Upgradable> Upgrades<U> {
         let outcome = self.hand_on(launch);
         let mut progress = self.progress();
         match &outcome {
-            Ok(process) => {
-                tracing::info!(process, took = ?began.elapsed(), "another process serves in this one's place");
+            Ok(Upgraded { process, paused_ms }) => {
+                tracing::info!(process, paused_ms, took = ?began.elapsed(), "another process serves in this one's place");
             }
             Err(error) if *progress == Progress::Given => tracing::error!(%error, "the upgrade has failed"),
             Err(error) => tracing::error!(%error, "no upgrade: this process goes on"),
@@ -191,7 +191,7 @@ impl<U: Upgradable> Upgrades<U> {
         self.launch.as_ref().ok_or(UpgradeError::NotHere(NO_PROGRAM))
     }
 
-    fn hand_on(&self, launch: &Launch) -> Result<u32, UpgradeError> {
+    fn hand_on(&self, launch: &Launch) -> Result<Upgraded, UpgradeError> {
         let program = launch.program.display().to_string();
         // Declared before the other process, so that after an error that one is ended before this one goes on.
         let (paused, standing);
@@ -207,6 +207,7 @@ impl<U: Upgradable> Upgrades<U> {
             }
             error => error,
         })?;
+        let began = Instant::now();
         paused = Paused::begin(self)?;
         standing = paused.stand()?;
         self.describe(&successor.talk, &standing)?;
@@ -227,7 +228,7 @@ impl<U: Upgradable> Upgrades<U> {
         match serving {
             Ok((Step::Serving, _)) => {
                 tracing::info!(stayed, "connections that could not go along end with this process");
-                Ok(process)
+                Ok(Upgraded { process, paused_ms: began.elapsed().as_millis() as u64 })
             }
             Ok(_) => Err(UpgradeError::Lost(TalkError::Ended)),
             Err(error) => Err(UpgradeError::Lost(error)),
@@ -292,7 +293,7 @@ impl<U: Upgradable> Upgrades<U> {
 const FIRST_OF_CONTAINER: &str =
     "this process is the first of its container, which ends with it: start a new container";
 
-const NO_PROGRAM: &str = "this process is a child of `tidegate serve`, which would start it again, or does not know its own program: restart it";
+const NO_PROGRAM: &str = "this process does not know its own program: restart it";
 
 /// A process that says nothing more is about to have ended.
 const END_PATIENCE: Duration = Duration::from_millis(200);

@@ -18,6 +18,7 @@ mod plot;
 mod proxy_protocol;
 mod rolling_restart;
 mod serve;
+mod serve_upgrade;
 mod site;
 mod slow;
 mod timeline;

@@ -18,20 +18,22 @@ use tidegate_testkit::{
 use crate::site::{GATEWAY_CONFIG, SHORT_DRAIN, listening};
 
 /// A running `tidegate serve --dev`.
-struct Serve {
-    process: Process,
-    public: SocketAddr,
-    internal: SocketAddr,
-    gateways: BTreeMap<String, SocketAddr>,
+pub(crate) struct Serve {
+    pub(crate) process: Process,
+    pub(crate) public: SocketAddr,
+    /// Of the router.
+    pub(crate) internal: SocketAddr,
+    /// Internal ports of the gateways.
+    pub(crate) gateways: BTreeMap<String, SocketAddr>,
     redis: RedisServer,
     directory: TempDir,
 }
 
-fn spawn(directory: &Path, arguments: &[&str]) -> Process {
+fn spawn(program: &Path, directory: &Path, config: &str, arguments: &[&str]) -> Process {
     let (gateways, router) = (directory.join("gateways.toml"), directory.join("router.toml"));
-    fs::write(&gateways, GATEWAY_CONFIG).unwrap();
+    fs::write(&gateways, config).unwrap();
     fs::write(&router, SHORT_DRAIN).unwrap();
-    let mut command = Command::new(product_binary());
+    let mut command = Command::new(program);
     command.args(["serve", "--dev", "--listen", "127.0.0.1:0", "--internal", "127.0.0.1:0"]);
     command.arg("--config").arg(gateways).arg("--router-config").arg(router);
     command.args(arguments).env("TMPDIR", directory);
@@ -42,16 +44,28 @@ fn spawn(directory: &Path, arguments: &[&str]) -> Process {
 impl Serve {
     #[track_caller]
     fn start(gateways: usize) -> Self {
+        Self::start_as(&product_binary(), gateways, GATEWAY_CONFIG)
+    }
+
+    #[track_caller]
+    pub(crate) fn start_as(program: &Path, gateways: usize, config: &str) -> Self {
         let (redis, directory) = (RedisServer::start(), tempfile::tempdir().unwrap());
         let number = gateways.to_string();
         let arguments = ["--gateways", &number, "--backplane", &redis.url(), "--node", "g"];
-        let mut process = spawn(directory.path(), &arguments);
+        let mut process = spawn(program, directory.path(), config, &arguments);
         let (public, internal) = process.wait_line("the router's addresses", DEADLINE, listening);
         let serve = Self { process, public, internal, gateways: BTreeMap::new(), redis, directory };
         let serve = Self { gateways: serve.told(), ..serve };
         assert_eq!(serve.gateways.len(), gateways);
         serve.eventually_live(gateways);
         serve
+    }
+
+    /// The internal port of `serve` itself.
+    pub(crate) fn own(&self) -> SocketAddr {
+        let stdout = self.process.stdout();
+        let own = stdout.lines().find_map(|line| line.trim().strip_prefix("serve internal=http://"));
+        own.expect("it is told").parse().unwrap()
     }
 
     /// The internal ports that the greeting names.
@@ -65,32 +79,32 @@ impl Serve {
     }
 
     #[track_caller]
-    fn eventually_live(&self, gateways: usize) {
+    pub(crate) fn eventually_live(&self, gateways: usize) {
         eventually("all gateways take clients", DEADLINE, || {
             Metrics::scrape(self.internal).sum("tidegate_nodes", &[("state", "live")]) == gateways as f64
         });
     }
 
     /// Of the router.
-    fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+    pub(crate) fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         Metrics::scrape(self.internal).sum(name, labels)
     }
 
-    fn connections(&self) -> f64 {
+    pub(crate) fn connections(&self) -> f64 {
         self.gateways.values().map(|at| Metrics::scrape(*at).sum("tidegate_connections", &[])).sum()
     }
 
-    fn rest(&self) -> Rest {
+    pub(crate) fn rest(&self) -> Rest {
         Rest::new(self.public).with_key("dev-key")
     }
 
     /// Its children, by what comes after the program's name and what names them.
-    fn children(&self) -> BTreeMap<String, u32> {
+    pub(crate) fn children(&self) -> BTreeMap<String, u32> {
         children_of(self.process.pid())
     }
 }
 
-fn children_of(parent: u32) -> BTreeMap<String, u32> {
+pub(crate) fn children_of(parent: u32) -> BTreeMap<String, u32> {
     let entries = fs::read_dir("/proc").unwrap().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     pids.filter_map(|pid| {
@@ -105,7 +119,7 @@ fn children_of(parent: u32) -> BTreeMap<String, u32> {
     .collect()
 }
 
-fn is_running(pid: u32) -> bool {
+pub(crate) fn is_running(pid: u32) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     !status.is_empty() && !status.contains(") Z ")
 }
@@ -114,7 +128,7 @@ fn descriptors(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
 }
 
-fn kill(pid: u32) {
+pub(crate) fn kill(pid: u32) {
     kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL).unwrap();
 }
 
@@ -271,7 +285,7 @@ fn children_end_with_who_started_them() {
 fn what_cannot_be_served_is_said() {
     let run = |arguments: &[&str]| -> Exit {
         let directory = tempfile::tempdir().unwrap();
-        spawn(directory.path(), arguments).wait(DEADLINE)
+        spawn(&product_binary(), directory.path(), GATEWAY_CONFIG, arguments).wait(DEADLINE)
     };
     let exit = run(&["--gateways", "2"]);
     assert_eq!(exit.code, Some(2), "{exit}");

@@ -124,7 +124,11 @@ fn open() -> impl Strategy<Value = Open> {
 
 fn connection() -> impl Strategy<Value = Connection> {
     let phase = prop_oneof![
-        any::<(Vec<u8>, bool)>().prop_map(|(received, is_answered)| Phase::Head { received, is_answered }),
+        any::<(Vec<u8>, bool, bool)>().prop_map(|(received, awaits_header, is_answered)| Phase::Head {
+            received,
+            awaits_header,
+            is_answered
+        }),
         open().prop_map(|open| Phase::Open(Box::new(open))),
     ];
     (any::<(u32, u32, Option<IpAddr>, u32)>(), kept(), phase).prop_map(
@@ -189,11 +193,11 @@ fn the_form_does_not_change_under_its_number() {
         address: Some([192, 0, 2, 1].into()),
         age_ms: 1000,
         kept: Kept { heard_ago: 2, timer_in: Some(3), unsent: vec![0xAA], ..Kept::default() },
-        phase: Phase::Head { received: b"GET".to_vec(), is_answered: true },
+        phase: Phase::Head { received: b"GET".to_vec(), awaits_header: false, is_answered: true },
     };
     let golden: &[u8] = &[
-        1, 0, 0, 0, 7, 0, 0, 0, 9, 1, 0, 0, 0, 4, 192, 0, 2, 1, 0, 0, 3, 232, 0, 0, 0, 2, 1, 0, 0, 0, 3, 0,
-        0, 0, 1, 0xAA, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3, b'G', b'E', b'T', 1,
+        2, 0, 0, 0, 7, 0, 0, 0, 9, 1, 0, 0, 0, 4, 192, 0, 2, 1, 0, 0, 3, 232, 0, 0, 0, 2, 1, 0, 0, 0, 3, 0,
+        0, 0, 1, 0xAA, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3, b'G', b'E', b'T', 0, 1,
     ];
     assert_eq!(connection.to_bytes(), golden);
     let mut other = golden.to_vec();

@@ -1,9 +1,12 @@
 //! The other side of an upgrade: this process takes the place of the one that started it.
 
-use std::{net::TcpStream, sync::Arc, thread};
+use std::{net::TcpStream, os::fd::OwnedFd, sync::Arc, thread};
 
 use tidegate_backplane::{Backplane, Channel};
-use tidegate_ops::succession::{self, Predecessor, STATE_PATIENCE, ShardMailbox, UpgradeError};
+use tidegate_ops::{
+    handover::{Doorway, Line},
+    succession::{self, Predecessor, STATE_PATIENCE, ShardMailbox, UpgradeError},
+};
 use tidegate_wire::{
     fields::{Malformed, Reader},
     succession::Step,
@@ -13,6 +16,7 @@ use tokio::runtime::Handle;
 use super::Handing;
 use crate::{
     config::Config,
+    edge::handover::Handovers,
     protocols::{FORMS, PROTOCOLS},
     server::{Server, StartError, parts::Parts, take_over},
     session::moving::Readable,
@@ -40,8 +44,8 @@ impl Server {
 
 /// Whether a configuration is for a process that may go on in the other one's place.
 fn check(config: &Config) -> Result<(), UpgradeError> {
-    if config.tls.is_on() || config.handover.socket.is_some() || !config.hooks.0.is_empty() {
-        let why = "its configuration has TLS, hooks, or takes connections over from a router: a change of that needs a restart";
+    if config.tls.is_on() || !config.hooks.0.is_empty() {
+        let why = "its configuration has TLS or hooks: a change of that needs a restart";
         return Err(UpgradeError::NotHere(why));
     }
     Ok(())
@@ -49,10 +53,15 @@ fn check(config: &Config) -> Result<(), UpgradeError> {
 
 impl Parts {
     /// When this returns, all that the other process had is this one's.
-    pub(in crate::server) fn take(&self, predecessor: &Predecessor) -> Result<Taken, StartError> {
-        let rest = |state: &[u8], sockets: Vec<TcpStream>| {
+    pub(in crate::server) fn take(
+        &self,
+        predecessor: &Predecessor,
+    ) -> Result<(Taken, Option<Handovers>), StartError> {
+        let mut handovers = None;
+        let rest = |state: &[u8], mut sockets: Vec<TcpStream>| {
             let mut fields = Reader::new(state);
             self.shared.node.rosters().take_in(&mut fields)?;
+            handovers = take_handovers(&mut fields, &mut sockets, self.shared.node.config())?;
             self.carrier.take_in(&mut fields, sockets)?;
             Ok(fields.end()?)
         };
@@ -62,12 +71,38 @@ impl Parts {
             let [socket] = <[TcpStream; 1]>::try_from(sockets).map_err(|_| Malformed)?;
             Ok((readable, socket))
         };
-        predecessor.take(rest, parse).map_err(|error| {
+        let taken = predecessor.take(rest, parse).map_err(|error| {
             predecessor.refuse(&error);
             take_over(&error)
-        })
+        })?;
+        Ok((taken, handovers))
     }
 }
+
+/// Where routers hand connections over, as before.
+fn take_handovers(
+    fields: &mut Reader<'_>,
+    sockets: &mut Vec<TcpStream>,
+    config: &Config,
+) -> Result<Option<Handovers>, UpgradeError> {
+    let written = fields.option(|fields| Ok((fields.text()?, fields.u32()? as usize)))?;
+    let (place, lines, path) = match (written, config.handover.socket.as_deref()) {
+        (Some((place, lines)), Some(path)) => (place, lines, path),
+        (None, None) => return Ok(None),
+        _ => return Err(UpgradeError::NotHere(OTHER_DOORWAY)),
+    };
+    if sockets.len() <= lines {
+        return Err(Malformed.into());
+    }
+    let mut own = sockets.drain(..=lines).map(OwnedFd::from);
+    let listener = own.next().ok_or(Malformed)?;
+    let lines = own.map(|line| Line::of(line.into())).collect::<Result<_, _>>()?;
+    let doorway = Doorway::go_on(listener.into(), place, path);
+    let doorway = doorway.ok_or(UpgradeError::NotHere(OTHER_DOORWAY))?;
+    Ok(Some(Handovers::new(doorway, lines)?))
+}
+
+const OTHER_DOORWAY: &str = "its configuration names another `handover.socket`, or the file is not there: a change of that needs a restart";
 
 /// Has the shards go on with the connections. When this returns all of them are there, and nothing was read or delivered.
 pub(in crate::server) fn settle(
