@@ -1,4 +1,5 @@
-//! `cargo xtask million`: many live WebSockets on this machine behind one port, all reached by one broadcast.
+//! `cargo xtask million`: many live WebSockets on this machine behind one port, all reached by one broadcast, also when each
+//! gateway was upgraded under them.
 
 use std::process::Command;
 
@@ -13,7 +14,7 @@ pub(crate) struct Options {
     /// How many
     #[arg(long, value_name = "N", default_value_t = 1_000_000)]
     connections: u64,
-    /// Seconds that they are held before each of the two publications
+    /// Seconds that they are held before the first publication and the second
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     hold: u64,
 }

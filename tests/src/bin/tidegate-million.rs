@@ -13,7 +13,7 @@ struct Arguments {
     /// How many
     #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
     connections: u64,
-    /// Seconds that they are held before each publication: two heartbeats
+    /// Seconds that they are held before the first publication and the second: two heartbeats
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     hold: u64,
     /// The tidegate binary

@@ -1,4 +1,4 @@
-//! The whole of it: `serve`, the crowds, two publications, and what was counted.
+//! The whole of it: `serve`, the crowds, two publications, a live upgrade and a third one, and what was counted.
 
 use std::{
     fs,
@@ -14,7 +14,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use tidegate_testkit::{Process, Rest, Stop, memory, observe, redis::RedisServer};
+use tidegate_testkit::{Process, Rest, Stop, eventually, memory, observe, pid_runs, redis::RedisServer};
 
 use super::{
     crowd::PAYLOAD,
@@ -24,7 +24,7 @@ use super::{
 #[derive(Debug)]
 pub struct Options {
     pub connections: u64,
-    /// How long all of them are held before the first publication and between the two.
+    /// How long all of them are held before the first publication and the second.
     pub hold: Duration,
     pub tidegate: PathBuf,
     /// This program: it is the crowds, too.
@@ -78,9 +78,18 @@ struct Said {
 struct Site {
     serve: Process,
     public: SocketAddr,
-    pids: Vec<u32>,
+    internal: String,
     _redis: RedisServer,
     _directory: tempfile::TempDir,
+}
+
+/// How an upgrade of all processes was.
+struct Upgraded {
+    took: Duration,
+    /// The longest of them, with its unit.
+    paused: String,
+    /// User memory after it.
+    user: u64,
 }
 
 /// What was counted; its text is the report.
@@ -90,10 +99,13 @@ struct Counted {
     closed: u64,
     refused: u64,
     doubled: u64,
-    reached: [u64; 2],
+    reached: [u64; PUBLISHED],
 }
 
-/// Checks the machine, opens all, publishes twice, and gives the report. An error says what was not as it must be.
+/// Twice to the processes that have begun, and once to those that took their places.
+const PUBLISHED: usize = 3;
+
+/// Checks the machine, opens all, publishes twice, upgrades, publishes again, and gives the report. An error says what was not as it must be.
 pub fn run(options: &Options) -> Result<String> {
     let plan = Plan::of(options.connections, Facts::of_this_machine())?;
     let before = available_bytes();
@@ -113,17 +125,19 @@ pub fn run(options: &Options) -> Result<String> {
     let opened = begun.elapsed();
     let cpu_open = site.cpu_seconds();
     let mut times = Vec::new();
-    for number in 0..2 {
+    for number in 0..PUBLISHED - 1 {
         observe(options.hold);
         times.push(publish(&site, &said, crowds.len(), number));
     }
     let (cpu, user) = (site.cpu_seconds(), site.user_bytes());
     let machine = before.saturating_sub(available_bytes());
+    let upgraded = site.upgrade(options)?;
+    times.push(publish(&site, &said, crowds.len(), PUBLISHED - 1));
     let counted = account(crowds, &said)?;
-    let report = report(plan, options, opened, [cpu_open, cpu], &times, [user, machine], &counted);
+    let report = report(plan, options, opened, [cpu_open, cpu], &times, [user, machine], &upgraded, &counted);
     site.stop()?;
     let all = plan.connections;
-    let is_whole = counted.open == all && counted.reached == [all, all];
+    let is_whole = counted.open == all && counted.reached == [all; PUBLISHED];
     ensure!(is_whole && counted.doubled + counted.closed + counted.refused == 0, "{report}");
     Ok(report)
 }
@@ -152,18 +166,41 @@ impl Site {
         let public = serve.wait_line("serve listens", Duration::from_secs(120), |line| {
             line.strip_prefix("listening public=http://")?.split(' ').next()?.parse().ok()
         });
-        let task = serve.pid();
+        let own = |line: &str| line.trim().strip_prefix("serve internal=").map(str::to_owned);
+        let internal = serve.wait_line("serve's own port", Duration::from_secs(10), own);
+        Ok(Self { serve, public, internal, _redis: redis, _directory: directory })
+    }
+
+    /// The gateways and the router.
+    fn pids(&self) -> Vec<u32> {
+        let task = self.serve.pid();
         let children = fs::read_to_string(format!("/proc/{task}/task/{task}/children")).unwrap_or_default();
-        let pids = children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect();
-        Ok(Self { serve, public, pids, _redis: redis, _directory: directory })
+        children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
     }
 
     fn cpu_seconds(&self) -> f64 {
-        self.pids.iter().map(|pid| memory::cpu_seconds(*pid)).sum()
+        self.pids().into_iter().map(memory::cpu_seconds).sum()
     }
 
     fn user_bytes(&self) -> u64 {
-        self.pids.iter().map(|pid| memory::pss_bytes(*pid)).sum()
+        self.pids().into_iter().map(memory::pss_bytes).sum()
+    }
+
+    /// Has each process replaced under its connections.
+    fn upgrade(&self, options: &Options) -> Result<Upgraded> {
+        let (begun, before) = (Instant::now(), self.pids());
+        let output = Command::new(&options.tidegate).arg("upgrade").arg(&self.internal).output()?;
+        let (said, error) =
+            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        ensure!(output.status.success(), "no upgrade: {error}");
+        let took = begun.elapsed();
+        let paused = said.rsplit_once(" for ").map(|(_, pause)| pause.trim().to_owned());
+        eventually("those before have ended", STOP_MAX, || !before.iter().any(|&pid| pid_runs(pid)));
+        Ok(Upgraded {
+            took,
+            paused: paused.context("it says how long it stood still")?,
+            user: self.user_bytes(),
+        })
     }
 
     fn stop(mut self) -> Result<()> {
@@ -266,6 +303,7 @@ fn told(time: &Result<Duration>) -> String {
     time.as_ref().map_or_else(ToString::to_string, |time| format!("{:.2} s", time.as_secs_f64()))
 }
 
+#[expect(clippy::too_many_arguments, reason = "the parts of one report")]
 fn report(
     plan: Plan,
     options: &Options,
@@ -273,6 +311,7 @@ fn report(
     [cpu_open, cpu]: [f64; 2],
     times: &[Result<Duration>],
     [user, machine]: [u64; 2],
+    upgraded: &Upgraded,
     counted: &Counted,
 ) -> String {
     let all = plan.connections;
@@ -294,12 +333,28 @@ fn report(
             cpu_open * 1e6 / all as f64,
             cpu
         ),
-        format!("held               {} s before each publication", options.hold.as_secs()),
         format!(
-            "deliveries         {} and {} of {all}; {} doubled, {} closed, {} refused",
-            counted.reached[0], counted.reached[1], counted.doubled, counted.closed, counted.refused
+            "held               {} s before the first publication and the second",
+            options.hold.as_secs()
+        ),
+        format!(
+            "deliveries         {}, {} and {} of {all}; {} doubled, {} closed, {} refused",
+            counted.reached[0],
+            counted.reached[1],
+            counted.reached[2],
+            counted.doubled,
+            counted.closed,
+            counted.refused
         ),
         format!("time to the last   {}", times.iter().map(told).collect::<Vec<_>>().join(", ")),
+        format!(
+            "upgraded live      {} gateways and the router in {:.1} s before the third publication; longest pause {}; user \
+             memory {} MiB",
+            plan.gateways,
+            upgraded.took.as_secs_f64(),
+            upgraded.paused,
+            upgraded.user >> 20
+        ),
         format!("user memory        {} MiB in gateways and router, {} B each", user >> 20, each(user)),
         format!(
             "machine memory     {} MiB with the clients' ends and all processes, {} B each",
