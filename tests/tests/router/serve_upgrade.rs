@@ -1,14 +1,14 @@
 //! `tidegate serve` whose children are replaced one after the other while clients stay connected.
 
-use std::{net::SocketAddr, thread};
+use std::{fs, net::SocketAddr, path::Path, thread};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tidegate_testkit::{
-    DEADLINE, Received, Rest, SseClient, Stop, WsClient, end, eventually, eventually_some,
+    DEADLINE, Gateway, Received, Rest, SseClient, Stop, WsClient, end, eventually, eventually_some,
     memory::descriptors, pid_runs, product_binary,
 };
-use tidegate_tests::succession::{Program, Publisher, next_text};
+use tidegate_tests::succession::{Program, Publisher, Successors, next_text, refused};
 
 use crate::{
     serve::{Serve, children_of, kill},
@@ -227,4 +227,29 @@ fn either_process_may_be_killed() {
     for client in &mut clients {
         assert!(matches!(client.next(DEADLINE), Received::Text(text) if text == "to all"));
     }
+}
+
+/// Routers know the socket by its file.
+#[test]
+fn another_hand_over_socket_is_refused() {
+    let builder = Gateway::builder();
+    let file = builder.file("of-the-test", b"").with_file_name("tidegate.toml");
+    let socket = file.with_file_name("socket");
+    let config = |socket: &Path| format!("[handover]\nsocket = {socket:?}\n");
+    let gateway = builder.config(&config(&socket)).start();
+    let mut client = gateway.subscribe("news");
+    for other in [config(&file.with_file_name("other")), String::new()] {
+        fs::write(&file, &other).unwrap();
+        let why = refused(gateway.internal());
+        assert!(why.contains("another `handover.socket`"), "{other}: {why}");
+        gateway.rest().publish("news", "still here");
+        assert_eq!(next_text(&mut client), "still here");
+    }
+    fs::write(&file, config(&socket)).unwrap();
+    let mut successors = Successors::default();
+    successors.upgrade(gateway.pid(), gateway.internal());
+    assert!(socket.exists(), "the old process leaves it to the new one");
+    successors.upgrade(gateway.pid(), gateway.internal());
+    gateway.rest().publish("news", "and now");
+    assert_eq!(next_text(&mut client), "and now");
 }
