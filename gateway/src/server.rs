@@ -184,6 +184,8 @@ impl Server {
                 Carrier::new(&self.config, life, self.predecessor.is_some(), sink, runtime.handle())
             })?;
         let _internal = runtime.enter();
+        // One that comes while connections are taken over waits.
+        let hangups = stopping::hangups().map_err(system("signals"))?;
         let clone = |listener: &StdTcpListener| listener.try_clone().map_err(system("a port"));
         let (public, internal) = (clone(&self.public)?, clone(&self.internal)?);
         let mailboxes: Vec<_> = parts.shards.iter().map(Shard::mailbox).collect();
@@ -246,7 +248,7 @@ impl Server {
         if let Some(certificates) = parts.certificates {
             runtime.spawn(certificates.keep_fresh());
         }
-        runtime.spawn(stopping::reload_at_hangup(move || reloading.reload()));
+        runtime.spawn(stopping::reload_at_hangup(hangups, move || reloading.reload()));
         let life = parts.shared.life.to_string();
         let consumers = consumers::begin(&self.config.consumers, &node, &life, runtime.handle().clone());
         parts.shared.metrics.register(Arc::new(consumers.counts()));

@@ -22,14 +22,16 @@ pub async fn insisted() -> io::Result<()> {
     Ok(())
 }
 
-/// SIGHUP, as long as the process runs: a terminal that closes, or a reload. It ends nobody. `reload` reads again what
-/// can be read again while the process serves, and logs what became of it.
-pub async fn reload_at_hangup(mut reload: impl FnMut()) -> io::Result<()> {
-    let mut hangup = signal(SignalKind::hangup())?;
-    while hangup.recv().await.is_some() {
+/// SIGHUP: a terminal that closes, or a reload. From now on it ends nobody.
+pub fn hangups() -> io::Result<Signal> {
+    signal(SignalKind::hangup())
+}
+
+/// As long as the process runs, `reload` reads again what can be read again while it serves, and logs what became of it.
+pub async fn reload_at_hangup(mut hangups: Signal, mut reload: impl FnMut()) {
+    while hangups.recv().await.is_some() {
         reload();
     }
-    Ok(())
 }
 
 /// SIGUSR2, as long as the process runs.

@@ -174,7 +174,8 @@ impl Server {
         let certificates = tls.as_ref().map(|tls| Arc::clone(&tls.certificates));
         let (load, config) = (self.load, Config::clone(&self.config));
         let mut reloading = Reloading { load, config, assigner: assigner.clone(), certificates };
-        tokio::spawn(stopping::reload_at_hangup(move || reloading.reload()));
+        let hangups = stopping::hangups().map_err(system("signals"))?;
+        tokio::spawn(stopping::reload_at_hangup(hangups, move || reloading.reload()));
         let clone = |port: &StdTcpListener| port.try_clone().map_err(system("a port"));
         let (public, internal) = (clone(&self.public)?, clone(&self.internal)?);
         let proxy = start_proxy(self.public_address, &self.config, context, tls, assigner)?;
