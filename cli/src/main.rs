@@ -34,6 +34,7 @@ use tidegate_ops::{
     children,
     config::{Loader, without_passwords},
     descriptors, log,
+    service::{self, State},
 };
 use tidegate_router::{
     config as router,
@@ -50,7 +51,7 @@ fn main() -> ExitCode {
     let outcome = match Args::parse().into_command() {
         Command::Gateway(args) => gateway(args),
         Command::Router(args) => run_router(args),
-        Command::Serve(args) => serve::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Serve(args) => belong_to(None, false).and_then(|()| serve::run(&args)).map(|()| ExitCode::SUCCESS),
         Command::Storm(args) => run_storm(&args),
         Command::Doctor(args) => doctor(args),
         Command::Plan(args) => plan::run(&args)
@@ -113,7 +114,7 @@ impl Failure {
 
 fn gateway(args: GatewayArgs) -> Result<ExitCode, Failure> {
     let (check, takes_over) = (args.check, args.take_over);
-    end_with(args.parent, takes_over)?;
+    belong_to(args.parent, takes_over)?;
     descriptors::raise_limit();
     let sources = args.into_sources();
     let config = Config::load(&sources).map_err(|error| Failure::start(&error))?;
@@ -154,7 +155,7 @@ fn gateway(args: GatewayArgs) -> Result<ExitCode, Failure> {
 
 fn run_router(args: RouterArgs) -> Result<ExitCode, Failure> {
     let (check, takes_over) = (args.check, args.take_over);
-    end_with(args.parent, takes_over)?;
+    belong_to(args.parent, takes_over)?;
     descriptors::raise_limit();
     let sources = args.into_sources();
     let config = router::Config::load(&sources).map_err(|error| Failure::start(&error))?;
@@ -180,14 +181,18 @@ fn router_failure(error: &RouterStartError) -> Failure {
     if error.is_refusal() { Failure::start(error) } else { Failure::run(error) }
 }
 
-/// A child of `serve` ends with it.
-fn end_with(parent: Option<u32>, takes_over: bool) -> Result<(), Failure> {
-    let ended = parent.map_or(Ok(()), |parent| children::end_with(parent, takes_over));
-    ended.map_err(|error| Failure::run(&error))
+/// A child of `serve` ends with it. Any other process is the service manager's, if there is one.
+fn belong_to(parent: Option<u32>, takes_over: bool) -> Result<(), Failure> {
+    match parent {
+        Some(parent) => children::end_with(parent, takes_over).map_err(|error| Failure::run(&error))?,
+        None => service::begin(|name| std::env::var_os(name)),
+    }
+    Ok(())
 }
 
 /// Nobody may be reading: a closed pipe must not stop a server.
 fn announce(greeting: &str) {
+    service::tell(&[State::Ready, State::Status(greeting.lines().next().unwrap_or_default())]);
     if let Err(error) = std::io::stdout().write_all(greeting.as_bytes()) {
         eprintln!("tidegate: standard output is closed: {error}");
     }

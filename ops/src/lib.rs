@@ -9,7 +9,7 @@
 //! - [`http`]: the socket between hyper and the kernel, where each request head is judged
 //! - [`listener`], [`descriptors`]: what the process takes from the operating system; [`handover`]: sockets that it gives
 //!   to, or takes from, another process of this machine
-//! - [`succession`]: a process that takes this one's place
+//! - [`succession`]: a process that takes this one's place; [`service`]: what systemd is told of that
 //! - [`children`]: programs that one process starts, keeps running and stops
 //! - [`budget`]: rates, of a connection, of an address, of all; [`stopping`], [`sweep`]: being told to stop, and closing everyone evenly
 
@@ -26,6 +26,7 @@ pub mod log;
 pub mod metrics;
 pub mod probes;
 pub mod seldom;
+pub mod service;
 pub mod stopping;
 pub mod succession;
 pub mod sweep;

@@ -49,6 +49,10 @@ const ENGINE: Need = Need {
     packages: &["docker.io", "iptables", "iproute2", "tini", "mmdebstrap"],
 };
 
+/// One that runs units in namespaces of its own, also where another one has started the machine.
+const SYSTEMD: Need =
+    Need { what: "systemd", present: || Path::new("/lib/systemd/systemd").is_file(), packages: &["systemd"] };
+
 /// Gives one process names that no other knows.
 const NSS_WRAPPER: Need = Need {
     what: "nss_wrapper",
@@ -99,12 +103,12 @@ pub(crate) fn redis() -> Result<()> {
 #[error("no container engine can be started here: {0}")]
 pub(crate) struct NoEngine(pub(crate) String);
 
-/// A container engine with Compose.
+/// A container engine with Compose, and systemd.
 pub(crate) fn containers(workspace: &Workspace) -> Result<()> {
     if !is_root() {
         return Err(NoEngine("it needs root: sudo -E cargo xtask containers".to_owned()).into());
     }
-    system_packages(&[ENGINE])?;
+    system_packages(&[ENGINE, SYSTEMD])?;
     python_packages(&workspace.target.join("tools/deploy"), workspace, "deploy")
 }
 

@@ -20,7 +20,10 @@ use super::{
     standing::Standing,
     upgradable::{SETTLE_MAX, ShardMailbox, Upgradable, UpgradeError},
 };
-use crate::probes::{self, Upgraded};
+use crate::{
+    probes::{self, Upgraded},
+    service::{self, State},
+};
 
 /// How the program is started that takes this process's place.
 #[derive(Debug, Clone)]
@@ -104,6 +107,7 @@ impl<U: Upgradable> Upgrades<U> {
             }
         }
         let began = Instant::now();
+        service::tell(&[State::Reloading]);
         let outcome = self.hand_on(launch);
         let mut progress = self.progress();
         match &outcome {
@@ -114,7 +118,10 @@ impl<U: Upgradable> Upgrades<U> {
             Err(error) => tracing::error!(%error, "no upgrade: this process goes on"),
         }
         match (&*progress, &outcome) {
-            (Progress::UnderWay, _) => *progress = Progress::Idle,
+            (Progress::UnderWay, _) => {
+                *progress = Progress::Idle;
+                service::tell(&[State::Ready]);
+            }
             (Progress::Given, Err(_)) => *progress = Progress::Lost,
             _ => {}
         }
@@ -131,6 +138,7 @@ impl<U: Upgradable> Upgrades<U> {
             Progress::Lost => End::Lost,
             Progress::Idle | Progress::UnderWay | Progress::Draining => {
                 *progress = Progress::Draining;
+                service::tell(&[State::Stopping, State::Status("draining")]);
                 End::Drain
             }
         }
@@ -185,6 +193,9 @@ impl<U: Upgradable> Upgrades<U> {
         if std::process::id() == 1 {
             return Err(UpgradeError::NotHere(FIRST_OF_CONTAINER));
         }
+        if service::ends_successors() {
+            return Err(UpgradeError::NotHere(NOT_TOLD));
+        }
         if let Some(why) = self.process.not_now() {
             return Err(UpgradeError::Process(why));
         }
@@ -218,7 +229,7 @@ impl<U: Upgradable> Upgrades<U> {
         };
         standing.check()?;
         self.process.stands()?;
-        self.commit(&successor.talk)?;
+        self.commit(&successor.talk, process)?;
         // From here on there is no way back.
         self.process.forward(&successor.talk);
         let stayed = standing.let_go(&refused);
@@ -272,7 +283,7 @@ impl<U: Upgradable> Upgrades<U> {
     }
 
     /// The last moment at which this process may go on.
-    fn commit(&self, talk: &Talk) -> Result<(), UpgradeError> {
+    fn commit(&self, talk: &Talk, process: u32) -> Result<(), UpgradeError> {
         let mut progress = self.progress();
         if *progress != Progress::UnderWay {
             return Err(UpgradeError::Draining);
@@ -280,6 +291,7 @@ impl<U: Upgradable> Upgrades<U> {
         talk.say(&Step::Go, &[])?;
         *progress = Progress::Given;
         drop(progress);
+        service::tell(&[State::Main(process)]);
         self.ports.internal_task.abort();
         self.process.given();
         Ok(())
@@ -292,6 +304,8 @@ impl<U: Upgradable> Upgrades<U> {
 
 const FIRST_OF_CONTAINER: &str =
     "this process is the first of its container, which ends with it: start a new container";
+
+const NOT_TOLD: &str = "this process is the first of a unit of systemd, which would end the new one with it: the unit needs `Type=notify`";
 
 const NO_PROGRAM: &str = "this process does not know its own program: restart it";
 

@@ -1,4 +1,5 @@
-//! The image and the compose file on a real container engine, which `cargo xtask containers` starts and fills with images.
+//! The image and the compose file on a real container engine, which `cargo xtask containers` starts and fills with images;
+//! and a real systemd, which needs namespaces as that does.
 
 #![allow(clippy::unwrap_used)]
 
@@ -7,3 +8,4 @@ mod docker;
 mod image;
 mod serve;
 mod stack;
+mod systemd;
