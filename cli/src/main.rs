@@ -51,7 +51,9 @@ fn main() -> ExitCode {
     let outcome = match Args::parse().into_command() {
         Command::Gateway(args) => gateway(args),
         Command::Router(args) => run_router(args),
-        Command::Serve(args) => belong_to(None, false).and_then(|()| serve::run(&args)).map(|()| ExitCode::SUCCESS),
+        Command::Serve(args) => {
+            belong_to(None, false).and_then(|()| serve::run(&args)).map(|()| ExitCode::SUCCESS)
+        }
         Command::Storm(args) => run_storm(&args),
         Command::Doctor(args) => doctor(args),
         Command::Plan(args) => plan::run(&args)

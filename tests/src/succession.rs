@@ -35,6 +35,13 @@ impl Successors {
     }
 }
 
+impl Successors {
+    /// One that took over though nobody was told.
+    pub fn note(&mut self, process: u32) {
+        self.0.push(process);
+    }
+}
+
 impl Drop for Successors {
     fn drop(&mut self) {
         self.0.iter().copied().filter(|&pid| pid_runs(pid)).for_each(end);
@@ -91,6 +98,14 @@ pub fn next_text(client: &mut WsClient) -> String {
     }
 }
 
+/// Which process of an upgrade is killed, by what it would have heard next.
+#[derive(Debug, Clone, Copy)]
+pub enum Kill {
+    OldAtState,
+    OldAtTaken,
+    NewAtGo,
+}
+
 /// A program that can be exchanged: a link to the real one, or a script.
 #[derive(Debug)]
 pub struct Program {
@@ -110,6 +125,28 @@ impl Program {
         fs::remove_file(&self.path).expect("a program that was there");
         fs::write(&self.path, format!("#!/bin/sh\n{script}\n")).expect("a script");
         fs::set_permissions(&self.path, fs::Permissions::from_mode(0o755)).expect("a script that runs");
+    }
+
+    /// The next process that takes over, or the one that it takes over from, is killed; `between` is `tidegate-between`.
+    pub fn replace_with_kill(&self, between: &str, kill: Kill) {
+        let (step, victim) = match kill {
+            Kill::OldAtState => (3, "old"),
+            Kill::OldAtTaken => (5, "old"),
+            Kill::NewAtGo => (6, "new"),
+        };
+        let (product, pid) = (product_binary(), self.path.with_extension("pid"));
+        self.replace(&format!(
+            "exec {between} {step} {victim} {} {} \"$@\"",
+            pid.display(),
+            product.display()
+        ));
+    }
+
+    /// The process that was started by that one.
+    #[track_caller]
+    pub fn successor(&self) -> u32 {
+        let text = fs::read_to_string(self.path.with_extension("pid")).expect("it was started");
+        text.parse().expect("a number")
     }
 
     pub fn restore(&self) {

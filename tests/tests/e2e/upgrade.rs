@@ -1,6 +1,8 @@
 //! A gateway that is replaced by another process while its connections stay open.
 
+mod crashes;
 mod redis;
+mod service;
 
 use std::{fs, path::Path, thread};
 
@@ -198,7 +200,10 @@ fn clients_of_centrifugo_stay_in_protobuf() {
 /// A frame that came half before and half after, one that went half before, and a client that reads nothing meanwhile.
 #[test]
 fn halves_of_frames_go_along() {
-    let gateway = Gateway::builder().config(ANYONE).start();
+    // They answer no pings, and one is in the middle of its request, for as long as the test takes.
+    let patient = ANYONE.replace("[limits]\n", "[limits]\nhandshake_timeout = \"10m\"\n");
+    let config = format!("{patient}[heartbeat]\ninterval = \"10m\"\n");
+    let gateway = Gateway::builder().config(&config).start();
     let mut successors = Successors::default();
     let mut reader = gateway.subscribe("talk");
     let mut writer = RawTcp::connect(gateway.public());

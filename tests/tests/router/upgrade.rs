@@ -10,9 +10,9 @@ use tidegate_testkit::{
     DEADLINE, Gateway, RawTcp, Received, Rest, SseClient, Stop, WsClient, end, eventually, eventually_some,
     frame, masked_frame, memory::descriptors, net::SocketOptions, pid_runs, tls::Authority,
 };
-use tidegate_tests::succession::{Program, Publisher, Successors, next_text, refused};
+use tidegate_tests::succession::{Kill, Program, Publisher, Successors, next_text, refused};
 
-use crate::site::{Router, SHORT_DRAIN, Site};
+use crate::site::{Router, SHORT_DRAIN, Site, index};
 
 const ANYONE: &str = "[limits]\npublishes_per_second = 100000\nmessages_per_second = 100000\n\
                       [namespaces.default]\nclient_publish = \"anyone\"\n";
@@ -234,4 +234,131 @@ fn child(pid: u32) -> Option<u32> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let mut started = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
     started.find_map(|list| list.split_whitespace().next()?.parse().ok())
+}
+
+/// Pairs with both of two gateways, one of which is replaced. The router has its connections to it, and knows no other.
+#[test]
+fn a_gateway_behind_a_router_is_replaced_and_the_router_sees_nothing() {
+    let site = Site::with(2, ANYONE, ROUTER);
+    let mut successors = Successors::default();
+    let channels = ["plain", "talk"];
+    let keys = site.keys(100);
+    let replaced = keys.iter().filter(|(_, node)| index(node) == 0).count();
+    assert!((1..keys.len()).contains(&replaced), "{replaced} of {} belong to the first", keys.len());
+    let connect = |key: &str, channel: &str| {
+        WsClient::connect(site.router.public, &format!("/ws?channel={channel}&key={key}"))
+    };
+    let mut sockets: Vec<(WsClient, usize)> =
+        (keys.iter().enumerate()).map(|(nth, (key, _))| (connect(key, channels[nth % 2]), nth % 2)).collect();
+    let rest = site.router.rest();
+    let (of_replaced, _) = keys.iter().find(|(_, node)| index(node) == 0).unwrap();
+    let mut talker = connect(of_replaced, "talk");
+    let publishers = [
+        Publisher::start(move |number| drop(rest.publish("plain", &number.to_string()))),
+        Publisher::start(move |number| {
+            talker.send_text(&number.to_string());
+            assert_eq!(next_text(&mut talker), number.to_string());
+        }),
+    ];
+    let first = &site.gateways[0];
+    let pairs = (sockets.len() + 1) as f64;
+    for _ in 0..4 {
+        publishers.iter().for_each(|publisher| publisher.more(20));
+        successors.upgrade(first.pid(), first.internal());
+        publishers.iter().for_each(|publisher| publisher.more(20));
+        assert_eq!(site.router.metric("tidegate_nodes", &[("state", "live")]), 2.0);
+        assert_eq!(site.router.metric("tidegate_proxied_connections", &[]), pairs);
+    }
+    assert_eq!(site.router.metric("tidegate_proxied_connections_opened_total", &[]), pairs);
+    for nothing in ["tidegate_cuts_total", "tidegate_refusals_total"] {
+        assert_eq!(site.router.metric(nothing, &[]), 0.0, "{nothing}");
+    }
+    for reason in ["failed", "avoided"] {
+        assert_eq!(site.router.metric("tidegate_fallbacks_total", &[("reason", reason)]), 0.0, "{reason}");
+    }
+    let published = publishers.map(Publisher::stop);
+    for (socket, channel) in &mut sockets {
+        for wanted in 0..published[*channel] {
+            assert_eq!(next_text(socket), wanted.to_string(), "{}", channels[*channel]);
+        }
+    }
+}
+
+#[test]
+fn a_client_whose_gateway_the_new_configuration_lacks_is_closed_and_the_others_stay() {
+    let (program, gateways) = (Program::real(), [Gateway::start(), Gateway::start()]);
+    let members = |gateways: &[Gateway]| {
+        let addresses: Vec<String> = gateways.iter().map(|gateway| gateway.public().to_string()).collect();
+        format!("members = \"static:{}\"\n{SHORT_DRAIN}", addresses.join(","))
+    };
+    let router = Router::start_as(&program.path, &["--listen", "127.0.0.1:0"], &members(&gateways));
+    router.eventually_live(2);
+    let mut clients: Vec<(WsClient, bool)> = (0..40)
+        .map(|nth| format!("k{nth}"))
+        .map(|key| (key.clone(), router.assigned(&key) == gateways[0].public().to_string()))
+        .map(|(key, stays)| (WsClient::connect(router.public, &format!("/ws?channel=news&key={key}")), stays))
+        .collect();
+    assert_eq!(
+        gateways[0].metric("tidegate_connections", &[]) as usize,
+        clients.iter().filter(|(_, stays)| *stays).count()
+    );
+    assert!(clients.iter().any(|(_, stays)| *stays) && clients.iter().any(|(_, stays)| !*stays));
+    fs::write(router.config_file(), members(&gateways[..1])).unwrap();
+    let mut successors = Successors::default();
+    successors.upgrade(router.pid(), router.internal);
+    gateways[0].rest().publish("news", "after");
+    for (client, stays) in &mut clients {
+        match client.next(DEADLINE) {
+            Received::Text(text) => assert!(*stays && text == "after", "{text}"),
+            Received::Closed(_) => assert!(!*stays),
+            other => panic!("{other:?}"),
+        }
+    }
+    // They come back to what there is.
+    let mut back = WsClient::connect(router.public, "/ws?channel=news");
+    goes_on(&gateways[0], &router, &mut back, "back");
+}
+
+#[test]
+fn a_router_that_ends_tls_says_so() {
+    let (gateway, secrets) = (Gateway::start(), tempfile::tempdir().unwrap());
+    Authority::new().issue(2100).write_to(secrets.path());
+    let router = Router::of(&[&gateway], &format!("[tls]\ndirectory = {:?}\n", secrets.path()));
+    router.eventually_live(1);
+    let why = refused(router.internal);
+    assert!(why.contains("ends TLS itself"), "{why}");
+    assert_eq!(Rest::new(router.internal).get("/readyz").status, 200);
+}
+
+const BETWEEN: &str = env!("CARGO_BIN_EXE_tidegate-between");
+
+/// The new process has everything, and goes on.
+#[test]
+fn the_new_process_goes_on_when_the_old_one_dies_after_all_was_read() {
+    let (program, gateway) = (Program::real(), Gateway::start());
+    let router = router_of(&program, &gateway, "");
+    let mut client = WsClient::connect(router.public, "/ws?channel=news");
+    program.replace_with_kill(BETWEEN, Kill::OldAtTaken);
+    drop(Rest::new(router.internal).try_post("/upgrade", "text/plain", ""));
+    let mut successors = Successors::default();
+    successors.note(program.successor());
+    assert!(!pid_runs(router.pid()));
+    eventually("the new one is ready", DEADLINE, || {
+        Rest::new(router.internal).try_get("/readyz").is_some_and(|answer| answer.status == 200)
+    });
+    goes_on(&gateway, &router, &mut client, "after");
+}
+
+#[test]
+fn clients_are_gone_when_the_new_process_dies_after_it_has_taken_over() {
+    let (program, gateway) = (Program::real(), Gateway::start());
+    let mut router = router_of(&program, &gateway, "");
+    let mut client = WsClient::connect(router.public, "/ws?channel=news");
+    program.replace_with_kill(BETWEEN, Kill::NewAtGo);
+    drop(Rest::new(router.internal).try_post("/upgrade", "text/plain", ""));
+    let exit = router.wait();
+    assert_eq!(exit.code, Some(1), "{exit}");
+    assert!(!pid_runs(program.successor()));
+    assert!(matches!(client.next(DEADLINE), Received::Closed(_)));
+    gateway.eventually_connections(0);
 }
