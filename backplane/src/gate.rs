@@ -55,6 +55,20 @@ impl Gate {
         work.await
     }
 
+    /// Does something that takes no while, when it may.
+    pub(crate) async fn when_open(&self, act: impl FnOnce()) -> Result<(), BackplaneError> {
+        loop {
+            let waiting = match self.pass() {
+                Ok(_passing) => {
+                    act();
+                    return Ok(());
+                }
+                Err(waiting) => waiting,
+            };
+            waiting.over().await?;
+        }
+    }
+
     /// Whether no change that takes a while is under way.
     pub(crate) fn is_quiet(&self) -> bool {
         self.under_way.load(Acquire) == 0

@@ -154,6 +154,18 @@ pub trait Backplane: Send + Sync + 'static {
     /// Hands an order to the sink of every node, this one included.
     fn control(&self, control: Control) -> BoxFuture<'_, Result<(), BackplaneError>>;
 
+    /// Calls this when the backplane may be changed from outside: not while all that this process knows is written for another
+    /// one. Refused when that one goes on.
+    fn when_open<'b>(
+        &'b self,
+        act: Box<dyn FnOnce() + Send + 'b>,
+    ) -> BoxFuture<'b, Result<(), BackplaneError>> {
+        Box::pin(async move {
+            act();
+            Ok(())
+        })
+    }
+
     /// Whether some publishes would be accepted now; else why none is.
     fn health(&self) -> Result<(), BackplaneError>;
 

@@ -529,6 +529,13 @@ impl Backplane for MemoryBackplane {
         })
     }
 
+    fn when_open<'b>(
+        &'b self,
+        act: Box<dyn FnOnce() + Send + 'b>,
+    ) -> BoxFuture<'b, Result<(), BackplaneError>> {
+        self.gate.when_open(act).boxed()
+    }
+
     /// Memory is always within reach.
     fn health(&self) -> Result<(), BackplaneError> {
         Ok(())

@@ -1,6 +1,10 @@
 //! Reads sources until the node drains: connects, goes round, and connects anew with growing waits when a store is away.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use tokio::{runtime::Handle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -14,9 +18,23 @@ use crate::{
 #[derive(Debug)]
 pub struct Consumers {
     runtime: Handle,
+    all: Vec<Arc<Consumer>>,
+    reading: Mutex<Reading>,
+}
+
+struct Consumer {
+    counts: Arc<CountsOf>,
+    connect: Connect,
+    publisher: Arc<dyn Publish>,
+}
+
+/// What is under way.
+#[derive(Debug, Default)]
+struct Reading {
     tasks: TaskTracker,
     stop: CancellationToken,
-    counts: Vec<Arc<CountsOf>>,
+    /// They are not begun any more.
+    is_over: bool,
 }
 
 /// The wait after a failure; it doubles up to the second.
@@ -25,7 +43,8 @@ const WAITS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 /// A store that answers nothing for so long is away.
 const ROUND_MAX: Duration = Duration::from_secs(60);
 
-/// How long the round that is under way may last when the node drains. What it does not finish, another node repeats.
+/// How long the round that is under way may last when the node drains, or is upgraded. What it does not finish is repeated by who
+/// has the next turn.
 const STOP_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Makes a connection to a store.
@@ -34,10 +53,10 @@ type Connect =
 
 impl Consumers {
     pub fn new(runtime: Handle) -> Self {
-        Self { runtime, tasks: TaskTracker::new(), stop: CancellationToken::new(), counts: Vec::new() }
+        Self { runtime, all: Vec::new(), reading: Mutex::default() }
     }
 
-    /// Reads a stream from now on. `reader` names this node and its life.
+    /// One that reads a stream. `reader` names this node and its life.
     pub fn stream(&mut self, entry: StreamEntry, reader: &str, publisher: Arc<dyn Publish>) {
         let reader: Arc<str> = reader.into();
         let name = entry.name.clone();
@@ -47,59 +66,90 @@ impl Consumers {
                 async move { Ok(Box::new(Stream::connect(entry, reader, counts).await?) as Box<dyn Source>) },
             )
         };
-        self.begin(&name, Box::new(connect), publisher);
+        self.add(&name, Box::new(connect), publisher);
     }
 
-    /// Reads a table from now on.
+    /// One that reads a table.
     pub fn outbox(&mut self, entry: OutboxEntry, publisher: Arc<dyn Publish>) {
         let name = entry.name.clone();
         let connect = move |counts| -> Boxed<'static, Result<Box<dyn Source>, SourceError>> {
             let entry = entry.clone();
             Box::pin(async move { Ok(Box::new(Outbox::connect(entry, counts).await?) as Box<dyn Source>) })
         };
-        self.begin(&name, Box::new(connect), publisher);
+        self.add(&name, Box::new(connect), publisher);
     }
 
     /// What they count.
     pub fn counts(&self) -> Counts {
-        Counts(self.counts.clone())
+        Counts(self.all.iter().map(|consumer| Arc::clone(&consumer.counts)).collect())
     }
 
-    /// Ends them: another node has the turn as soon as this one has let go of it.
-    pub async fn stop(&self) {
-        self.stop.cancel();
-        self.tasks.close();
-        if timeout(STOP_PATIENCE, self.tasks.wait()).await.is_err() {
-            tracing::warn!("a consumer was cut in the middle of a batch; another node repeats it");
+    /// They read from now on; also after a pause, but not after the end.
+    pub fn begin(&self) {
+        let mut reading = self.reading();
+        if reading.is_over {
+            return;
+        }
+        *reading = Reading::default();
+        for consumer in &self.all {
+            let stop = reading.stop.clone();
+            reading.tasks.spawn_on(run(Arc::clone(consumer), stop), &self.runtime);
         }
     }
 
-    fn begin(&mut self, name: &str, connect: Connect, publisher: Arc<dyn Publish>) {
-        let counts = CountsOf::new(name);
-        self.counts.push(Arc::clone(&counts));
-        let stop = self.stop.clone();
-        self.tasks.spawn_on(run(counts, connect, publisher, stop), &self.runtime);
+    /// Ends them: another node, or another process of this one, has the turn as soon as this one has let go of it.
+    pub async fn stop(&self) {
+        self.reading().is_over = true;
+        self.pause().await;
+    }
+
+    /// The same, until they [`begin`](Self::begin) again.
+    pub async fn pause(&self) {
+        let tasks = {
+            let reading = self.reading();
+            reading.stop.cancel();
+            reading.tasks.close();
+            reading.tasks.clone()
+        };
+        if timeout(STOP_PATIENCE, tasks.wait()).await.is_err() {
+            tracing::warn!("a consumer was cut in the middle of a batch; who has the next turn repeats it");
+        }
+    }
+
+    fn add(&mut self, name: &str, connect: Connect, publisher: Arc<dyn Publish>) {
+        self.all.push(Arc::new(Consumer { counts: CountsOf::new(name), connect, publisher }));
+    }
+
+    fn reading(&self) -> MutexGuard<'_, Reading> {
+        self.reading.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-async fn run(counts: Arc<CountsOf>, connect: Connect, publisher: Arc<dyn Publish>, stop: CancellationToken) {
+impl fmt::Debug for Consumer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Consumer").field("name", &self.counts.name).finish_non_exhaustive()
+    }
+}
+
+async fn run(consumer: Arc<Consumer>, stop: CancellationToken) {
+    let Consumer { counts, connect, publisher } = &*consumer;
     let name = &*counts.name;
     let (mut wait, longest) = WAITS;
     let mut told = false;
     while !stop.is_cancelled() {
         let read = async {
-            let mut source = connect(Arc::clone(&counts)).await?;
+            let mut source = connect(Arc::clone(counts)).await?;
             counts.connected.set(1);
             if std::mem::take(&mut told) {
                 tracing::info!(consumer = name, "its store is read again");
             }
-            read(&mut *source, &counts, &*publisher, &stop).await?;
+            read(&mut *source, counts, &**publisher, &stop).await?;
             source.release().await;
             Ok::<_, SourceError>(())
         };
         let end = tokio::select! {
             end = read => end,
-            () = cut(&stop) => return,
+            () = cut(&stop) => Ok(()),
         };
         counts.connected.set(0);
         counts.active.set(0);

@@ -206,6 +206,7 @@ impl Server {
         if let Some(taken) = taken {
             successor::settle(taken, &mailboxes).map_err(|error| take_over(&error))?;
             parts.carrier.begin(Arc::clone(&parts.relay) as Arc<dyn Sink>)?;
+            parts.telling().resume();
         }
         open::<Handing>(&mailboxes, &Listener::new(self.public).map_err(system("the public port"))?);
         let listener =
@@ -223,13 +224,31 @@ impl Server {
         let tasks_of_node = [Some(&keeping), Some(&reporting), taking_over.as_ref()];
         let tasks_of_node = tasks_of_node.into_iter().flatten().map(JoinHandle::abort_handle).collect();
         let (carrier, of) = (parts.carrier.clone(), Arc::clone(&node));
-        let handing = Handing { carrier, life: life.0, node: of, handovers, tasks: tasks_of_node };
+        let consumers = consumers::of(
+            &self.config.consumers,
+            &node,
+            &parts.shared.life.to_string(),
+            runtime.handle().clone(),
+        );
+        let consumers = Arc::new(consumers);
+        parts.shared.metrics.register(Arc::new(consumers.counts()));
+        let handing = Handing {
+            carrier,
+            life: life.0,
+            node: of,
+            handovers,
+            tasks: tasks_of_node,
+            consumers: Arc::clone(&consumers),
+            telling: parts.telling(),
+            runtime: runtime.handle().clone(),
+        };
         let ports = Ports { public, internal, internal_task: internal_task.abort_handle() };
         let upgrades = Upgrades::new(handing, self.launch, mailboxes, ports);
         upgrades.offer(&parts.context.upgrade);
         runtime.spawn(stopping::at_user_signal(upgrades.at_signal()));
         if let Some(predecessor) = predecessor {
-            successor::serve(predecessor, Arc::clone(node.backplane()), runtime.handle().clone());
+            let hooks = Arc::clone(&parts.shared.hook_events);
+            successor::serve(predecessor, Arc::clone(node.backplane()), hooks, runtime.handle().clone());
         }
         let authenticator = Arc::clone(&parts.shared.authenticator);
         runtime.spawn(async move { authenticator.keep_fresh().await });
@@ -249,9 +268,7 @@ impl Server {
             runtime.spawn(certificates.keep_fresh());
         }
         runtime.spawn(stopping::reload_at_hangup(hangups, move || reloading.reload()));
-        let life = parts.shared.life.to_string();
-        let consumers = consumers::begin(&self.config.consumers, &node, &life, runtime.handle().clone());
-        parts.shared.metrics.register(Arc::new(consumers.counts()));
+        consumers.begin();
         on_ready();
         runtime.block_on(async {
             tokio::select! {

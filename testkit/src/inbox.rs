@@ -36,7 +36,13 @@ impl Inbox {
     /// # Panics
     /// When loopback has no free port.
     pub fn start() -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has a free port");
+        Self::start_at((Ipv4Addr::LOCALHOST, 0).into())
+    }
+
+    /// # Panics
+    /// When the address is not free.
+    pub fn start_at(address: SocketAddr) -> Self {
+        let listener = TcpListener::bind(address).expect("the address is free");
         let address = listener.local_addr().expect("a bound socket has an address");
         let kept: Arc<Mutex<Vec<Posted>>> = Arc::default();
         let stopping: Arc<AtomicBool> = Arc::default();

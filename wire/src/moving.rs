@@ -131,6 +131,8 @@ pub struct Claims {
     pub channels: Vec<Box<str>>,
     /// `None`: those of `channels`.
     pub publish: Option<Vec<Box<str>>>,
+    /// What is kept for the application, in a form of its own.
+    pub known: Option<Vec<u8>>,
 }
 
 impl Connection {
@@ -300,6 +302,7 @@ impl Claims {
         out.option(self.publish.as_ref(), |out, patterns| {
             out.list(patterns.iter(), |out, pattern| out.text(pattern));
         });
+        out.option(self.known.as_deref(), Writer::bytes);
     }
 
     fn read(fields: &mut Reader<'_>) -> Result<Self, Malformed> {
@@ -311,6 +314,7 @@ impl Claims {
             app: fields.option(text)?,
             channels: fields.list(text)?,
             publish: fields.option(|fields| fields.list(text))?,
+            known: fields.option(|fields| fields.bytes().map(<[u8]>::to_vec))?,
         })
     }
 }

@@ -11,6 +11,7 @@
 //!    Go                             ─────────►  serves
 //!                                   ◄─────────  Serving
 //!    Left (who was not taken)       ─────────►  gives back what it had in presence
+//!    Told (what happened to it)     ─────────►  tells the application
 //! ```
 
 use crate::fields::{Malformed, Reader, Writer};
@@ -64,6 +65,12 @@ pub enum Step {
         channel: Box<str>,
         connection: Option<Box<str>>,
     },
+    /// Something that an application is to be told, in JSON.
+    Told {
+        event: Box<[u8]>,
+        /// The end of a connection, whose will is kept until it is taken.
+        is_end: bool,
+    },
 }
 
 impl Step {
@@ -102,6 +109,11 @@ impl Step {
                 out.text(channel);
                 out.option(connection.as_deref(), Writer::text);
             }
+            Self::Told { event, is_end } => {
+                out.u8(9);
+                out.bytes(event);
+                out.bool(*is_end);
+            }
         }
         out.into_bytes()
     }
@@ -124,6 +136,7 @@ impl Step {
             6 => Self::Go,
             7 => Self::Serving,
             8 => Self::Left { channel: text(&mut fields)?, connection: fields.option(text)? },
+            9 => Self::Told { event: fields.bytes()?.into(), is_end: fields.bool()? },
             _ => return Err(Malformed),
         };
         fields.end()?;
@@ -152,6 +165,7 @@ mod tests {
             Step::Serving,
             Step::Left { channel: "a".into(), connection: None },
             Step::Left { channel: "a".into(), connection: Some("n.1".into()) },
+            Step::Told { event: b"{}".as_slice().into(), is_end: true },
         ];
         for step in steps {
             let record = step.to_bytes();

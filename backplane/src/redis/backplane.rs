@@ -54,7 +54,7 @@ pub(super) struct Core {
     reader: Reader,
     pub(super) registry: Arc<Registry>,
     pub(super) presence: Arc<Presence>,
-    wills: Arc<Wills>,
+    pub(super) wills: Arc<Wills>,
     pub(super) subscriptions: Arc<Subscriptions>,
     pub(super) orders: Arc<Orders>,
     pub(super) doubt: Arc<Doubt>,
@@ -241,6 +241,13 @@ impl Backplane for RedisBackplane {
     fn control(&self, control: Control) -> BoxFuture<'_, Result<(), BackplaneError>> {
         let core = &self.core;
         core.gate.through(async move { control::send(&*core.commands, &core.prefix, &control).await }).boxed()
+    }
+
+    fn when_open<'b>(
+        &'b self,
+        act: Box<dyn FnOnce() + Send + 'b>,
+    ) -> BoxFuture<'b, Result<(), BackplaneError>> {
+        self.core.gate.when_open(act).boxed()
     }
 
     fn health(&self) -> Result<(), BackplaneError> {

@@ -22,7 +22,7 @@ use super::{
 use crate::{OnLeave, Sink};
 
 /// Of this form.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 impl RedisBackplane {
     /// One that takes another process's place: it has no connections before [`take_in`](Self::take_in). On the Tokio
@@ -52,6 +52,7 @@ impl RedisBackplane {
         let core = &self.core;
         core.gate.is_quiet()
             && core.presence.is_quiet()
+            && core.wills.is_quiet()
             && core.subscriptions.is_quiet()
             && core.links.is_quiet()
     }
@@ -87,6 +88,7 @@ impl RedisBackplane {
         out.option(core.orders.seat(), Seat::write);
         core.registry.write(&mut out);
         core.presence.write(&mut out);
+        core.wills.hand_on(&mut out);
         out.bool(core.doubt.is_there());
         out.into_bytes()
     }
@@ -121,6 +123,7 @@ impl RedisBackplane {
         core.orders.go_on(Vec::new(), fields.option(Seat::read)?);
         core.registry.take_in(&mut fields)?;
         core.presence.take_in(&mut fields)?;
+        core.wills.take_in(&mut fields)?;
         if fields.bool()? {
             core.doubt.raise();
         }

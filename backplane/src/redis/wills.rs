@@ -13,6 +13,8 @@ use std::{
 use futures_util::future::{BoxFuture, FutureExt, ready};
 use tokio::{runtime::Handle, sync::oneshot};
 
+mod moving;
+
 use super::{
     contract::{Commands, Seat},
     counters::Tallies,
@@ -52,6 +54,8 @@ struct Own {
     /// `missed_at`: then the server had lost them.
     missed: HashSet<Box<str>>,
     missed_at: Option<Instant>,
+    /// Instances whose wills are being taken and told.
+    telling: usize,
 }
 
 #[derive(Debug)]
@@ -224,19 +228,28 @@ impl Wills {
         if self.registry.is_own(instance) {
             return Ok(());
         }
-        let (key, count) = (self.prefix.wills(instance), BATCH.to_string());
+        let key = self.prefix.wills(instance);
         loop {
-            let (keys, args) = ([key.as_bytes()], [count.as_bytes()]);
-            let mut taken = scripts::WILLS_TAKE.call(&*self.commands, NODES, &keys, &args).await?;
-            let mut wills = taken.list()?;
-            while !wills.is_empty() {
-                self.tallies.wills_told.fetch_add(1, Relaxed);
-                self.sink.will(&wills.text()?);
-            }
-            if taken.number()? == 0 {
+            self.with(|own| own.telling += 1);
+            let left = self.tell_some(&key).await;
+            self.with(|own| own.telling -= 1);
+            if left? == 0 {
                 return Ok(());
             }
         }
+    }
+
+    /// How many are left after them.
+    async fn tell_some(&self, key: &str) -> Result<u64, BackplaneError> {
+        let count = BATCH.to_string();
+        let (keys, args) = ([key.as_bytes()], [count.as_bytes()]);
+        let mut taken = scripts::WILLS_TAKE.call(&*self.commands, NODES, &keys, &args).await?;
+        let mut wills = taken.list()?;
+        while !wills.is_empty() {
+            self.tallies.wills_told.fetch_add(1, Relaxed);
+            self.sink.will(&wills.text()?);
+        }
+        taken.number()
     }
 
     /// Whether all that is kept is written.

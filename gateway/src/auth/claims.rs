@@ -103,15 +103,11 @@ enum RawPublish {
 }
 
 impl Claims {
-    /// What another process has to know of them. `None`: more is kept than goes along.
-    pub(crate) fn moving(&self) -> Option<moving::Claims> {
+    /// What another process has to know of them, beside what the subscriptions were made with that they asked for.
+    pub(crate) fn moving(&self) -> moving::Claims {
         let texts = |patterns: &[Pattern]| patterns.iter().map(|pattern| pattern.as_str().into()).collect();
-        let is_kept_short = self.overrides == Overrides::default() && self.subscriptions.is_empty();
-        if self.known.is_some() || self.is_of_subscription || !is_kept_short {
-            return None;
-        }
         let since = |expires: SystemTime| expires.duration_since(UNIX_EPOCH).unwrap_or_default();
-        Some(moving::Claims {
+        moving::Claims {
             user: self.user.clone(),
             expires_ms: self.expires.map(|expires| since(expires).as_millis() as u64),
             info: self.info.clone(),
@@ -121,7 +117,8 @@ impl Claims {
                 Publish::Subscribed => None,
                 Publish::Only(patterns) => Some(texts(patterns)),
             },
-        })
+            known: self.known.as_ref().map(|known| known.to_bytes()),
+        }
     }
 
     pub(crate) fn of_moving(moved: moving::Claims) -> Result<Self, Malformed> {
@@ -137,7 +134,7 @@ impl Claims {
             app: moved.app.map(|app| AppId::new(&app).map(Box::new).ok_or(Malformed)).transpose()?,
             is_of_subscription: false,
             subscriptions: BTreeMap::new(),
-            known: None,
+            known: moved.known.map(|known| Known::parse(&known).map(Arc::new)).transpose()?,
             overrides: Overrides::default(),
             channels: patterns(moved.channels)?,
             publish: match moved.publish {

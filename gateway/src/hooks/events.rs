@@ -15,7 +15,7 @@ use super::{
     cloud_events::{Attributes, rfc3339},
     hook::Source,
 };
-use crate::config::HookEvent;
+use crate::config::{HookEvent, Setting as _};
 
 /// Something that happened to a connection or a channel.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
@@ -52,9 +52,9 @@ struct Structured<'a> {
 
 /// Attributes of ours, which headers have beside the body.
 #[derive(Debug, Default, Deserialize)]
-struct Named {
-    connection: Option<Box<str>>,
-    channel: Option<Box<str>>,
+pub(crate) struct Named {
+    pub(crate) connection: Option<Box<str>>,
+    pub(crate) channel: Option<Box<str>>,
     user: Option<Box<str>>,
     state: Option<Box<str>>,
 }
@@ -121,6 +121,17 @@ pub(crate) fn id_of_end(connection: &str, again: u32) -> String {
     hash.as_ref()[..16].iter().fold("msg_".to_owned(), |id, byte| format!("{id}{byte:02x}"))
 }
 
+impl Named {
+    /// As far as it says where an event is told.
+    pub(crate) fn happened(&self) -> Happened<'_> {
+        Happened {
+            connection: self.connection.as_deref(),
+            channel: self.channel.as_deref(),
+            ..Happened::default()
+        }
+    }
+}
+
 impl Happened<'_> {
     /// The event in JSON, of now.
     pub(crate) fn to_json(self, event: HookEvent, source: &Source) -> Vec<u8> {
@@ -142,6 +153,13 @@ impl Happened<'_> {
         };
         serde_json::to_vec(&structured).unwrap_or_default()
     }
+}
+
+/// What an event says, for who did not write it. `None`: it is none of this version's.
+pub(crate) fn about(event: &[u8]) -> Option<(HookEvent, Named)> {
+    let event: Structured<'_> = serde_json::from_slice(event).ok()?;
+    let kind = HookEvent::from_text(event.r#type.strip_prefix("tidegate.")?)?;
+    Some((kind, serde_json::from_str(event.data.get()).ok()?))
 }
 
 /// The id and the type of an event.

@@ -4,7 +4,7 @@
 //! The way of a question: a shard looks which [`Hook`] takes it ([`Hooks::of`]), and goes on with the answer when that is
 //! there (`session/asking.rs`). The hook has a place free (`hook`) and its circuit closed (`breaker`), says the question in its
 //! dialect (`cloud_events`, `centrifugo`), signs it (`signature`), and reads what comes back into a [`Reply`] or a [`No`]
-//! (`question`).
+//! (`question`). What is kept of a connection for later questions goes along to another process (`moving`).
 
 mod breaker;
 mod centrifugo;
@@ -14,6 +14,7 @@ mod collector;
 pub(crate) mod events;
 mod hook;
 mod metrics;
+mod moving;
 mod question;
 pub(crate) mod signature;
 mod subscription;

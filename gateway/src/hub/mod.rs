@@ -270,7 +270,8 @@ impl Hub {
     }
 
     /// What a subscription is, for another process: its channel, its form, and what the member has of it, where something of
-    /// that may still come by. `None`: it ends, or something is on its way to it.
+    /// that may still come by. `None`: it ends, or something is on its way to it. What the next publication would differ from
+    /// stays here, so that one is told whole.
     pub(crate) fn moving(&self, subscription: Subscription, slot: u32) -> Option<(&Channel, FormId, Seen)> {
         let lane = &self.lanes[subscription.lane as usize];
         let seen = match &lane.kind {
@@ -279,11 +280,6 @@ impl Hub {
             Kind::Silent => return None,
         };
         (!lane.has_work()).then(|| (self.channel(lane.channel), lane.form, seen))
-    }
-
-    /// Whether a subscription is told how the next publication differs from the last, which is the lane's.
-    pub(crate) fn tells_difference(&self, subscription: Subscription) -> bool {
-        self.lanes[subscription.lane as usize].tells_difference
     }
 
     /// Where a channel stood after what was delivered last.

@@ -21,8 +21,8 @@ struct Publisher {
     app: Option<Box<str>>,
 }
 
-/// Begins to read. `life` differs between two processes of one node.
-pub(crate) fn begin(config: &ConsumersConfig, node: &Arc<Node>, life: &str, runtime: Handle) -> Consumers {
+/// Those of the configuration; they read nothing yet. `life` differs between two lives of one node.
+pub(crate) fn of(config: &ConsumersConfig, node: &Arc<Node>, life: &str, runtime: Handle) -> Consumers {
     let mut consumers = Consumers::new(runtime);
     let reader = format!("{}.{life}", node.name());
     let publisher = |app: &Option<Box<str>>| -> Arc<dyn Publish> {

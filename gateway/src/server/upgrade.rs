@@ -12,12 +12,14 @@ use std::{
 };
 
 use tidegate_backplane::Channel;
+use tidegate_consumers::Consumers;
 use tidegate_ops::succession::{self, ShardMailbox, Talk, Upgradable, UpgradeError, Written, ask_all};
 use tidegate_reactor::Connections;
 use tidegate_wire::{fields::Writer, succession::Step};
 use tokio::{runtime::Handle, task::AbortHandle};
 
 use crate::{
+    app::webhooks::{Forward, Telling},
     edge::handover::Handovers,
     node::{Node, Stage},
     server::carrier::Carrier,
@@ -35,6 +37,9 @@ pub(crate) struct Handing {
     pub(super) handovers: Option<Arc<Handovers>>,
     /// What says to others that this node is there, and what takes connections over.
     pub(super) tasks: Vec<AbortHandle>,
+    pub(super) consumers: Arc<Consumers>,
+    pub(super) telling: Telling,
+    pub(super) runtime: Handle,
 }
 
 /// What was begun ends within milliseconds of the last answer of the backplane, or its connections stay.
@@ -42,6 +47,9 @@ const SETTLE_MAX: Duration = Duration::from_millis(250);
 
 /// All of that: a server of Redis that takes longer to answer is away.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
+
+/// Who is told something answers in this time, or is told it once more. Clients do not wait for that.
+const TOLD_MAX: Duration = Duration::from_millis(500);
 
 /// Between two looks at whether it has.
 const SETTLE_PAUSE: Duration = Duration::from_millis(1);
@@ -59,12 +67,6 @@ impl Upgradable for Handing {
             Some(
                 "a gateway that ends TLS itself cannot hand its sessions on: restart it, or end TLS before it",
             )
-        } else if !config.consumers.is_empty() {
-            Some("a gateway with consumers cannot be upgraded live yet: restart it")
-        } else if !config.hooks.0.is_empty() {
-            Some(
-                "a gateway with hooks (`hooks.*`) cannot be upgraded live yet, because two processes would ask and tell the application: restart it",
-            )
         } else {
             None
         }
@@ -80,9 +82,13 @@ impl Upgradable for Handing {
 
     /// Nothing is read or accepted, and who publishes waits.
     fn suspend(&self, shards: &[ShardMailbox<Self>]) -> Result<(), UpgradeError> {
+        // They end while everything is served, and what they had not finished is read again.
+        self.runtime.block_on(self.consumers.pause());
+        self.telling.suspend();
+        wait(TOLD_MAX, || self.telling.has_sent());
         // Whoever was taken over before is in a shard when that is asked.
         if let Some(handovers) = &self.handovers
-            && !handovers.suspend(&Handle::current())
+            && !handovers.suspend(&self.runtime)
         {
             return Err(UpgradeError::Process("a router does not read its answers; try again".into()));
         }
@@ -90,13 +96,15 @@ impl Upgradable for Handing {
         // What was read before goes on first, and what waits behind it: both would wait for the end of this.
         self.settle(shards, |_| true)?;
         self.carrier.suspend();
-        self.settle(shards, Carrier::is_quiet)?;
+        self.settle(shards, |carrier| self.telling.is_quiet() && carrier.is_quiet())?;
         self.carrier.halt()
     }
 
     fn resume(&self, _: &[ShardMailbox<Self>]) {
         self.handovers.iter().for_each(|handovers| handovers.resume());
         self.carrier.resume();
+        self.telling.resume();
+        self.consumers.begin();
     }
 
     fn is_idle(core: &mut Core, connections: &mut Connections<Session>, _waits: bool) -> bool {
@@ -119,6 +127,7 @@ impl Upgradable for Handing {
     fn to_bytes(&self) -> Vec<u8> {
         let mut out = Writer::default();
         self.node.rosters().write(&mut out);
+        self.telling.write(&mut out);
         out.option(self.handovers.as_deref(), |out, handovers| {
             out.text(&handovers.place());
             out.u32(handovers.lines());
@@ -143,12 +152,20 @@ impl Upgradable for Handing {
     /// Heads that are read from now on are refused here.
     fn given(&self) {
         self.node.set_stage(Stage::Closing);
+        self.telling.give();
         self.tasks.iter().for_each(AbortHandle::abort);
         self.handovers.iter().for_each(|handovers| handovers.give());
     }
 
-    /// Connections that stayed leave their channels there.
+    /// Connections that stayed leave their channels there, and are told of there.
     fn forward(&self, talk: &Talk) {
+        if let Ok(talk) = talk.try_clone() {
+            self.telling.forward(Forward(Box::new(move |event, is_end| {
+                if let Err(error) = talk.say(&Step::Told { event: (**event).into(), is_end }, &[]) {
+                    tracing::warn!(%error, "an application is not told of a connection that stayed");
+                }
+            })));
+        }
         // The end of this process is the end of the talk.
         let Ok(talk) = talk.try_clone() else { return };
         let tell = move |channel: &Channel, connection: Option<&str>| {
@@ -159,6 +176,13 @@ impl Upgradable for Handing {
             }
         };
         self.carrier.give_away(Box::new(tell));
+    }
+}
+
+fn wait(most: Duration, is_so: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !is_so() && began.elapsed() < most {
+        std::thread::park_timeout(SETTLE_PAUSE);
     }
 }
 

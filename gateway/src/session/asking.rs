@@ -3,7 +3,7 @@
 //! A request that waits for an answer is kept as it came, and read again with what the application has said ([`Said`]). An open
 //! connection that waits is held: nothing more of it is read, so its commands keep their order.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::hash_map::Entry, sync::Arc, time::Duration};
 
 use tidegate_backplane::{Channel, Payload};
 use tidegate_ops::metrics::Label as _;
@@ -212,12 +212,22 @@ impl Ctx<'_> {
 
     /// Asks, and goes on with the answer, also when the connection is gone by then.
     pub(crate) fn ask(
-        &self,
+        &mut self,
         hook: &Arc<Hook>,
         question: Question,
         then: impl FnOnce(&mut Ctx<'_>, Result<Reply, No>) + Send + 'static,
     ) {
-        self.core.shared.hooks.ask(hook, question, self.reply(then));
+        *self.core.asked.entry(self.id).or_default() += 1;
+        let reply = self.reply(move |ctx, answer| {
+            if let Entry::Occupied(mut asked) = ctx.core.asked.entry(ctx.id) {
+                *asked.get_mut() -= 1;
+                if *asked.get() == 0 {
+                    asked.remove();
+                }
+            }
+            then(ctx, answer);
+        });
+        self.core.shared.hooks.ask(hook, question, reply);
     }
 
     /// The same, and nothing more of the connection is read before the answer.

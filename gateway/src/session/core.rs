@@ -2,6 +2,7 @@
 
 use std::{
     any::Any,
+    collections::HashMap,
     fmt,
     future::Future,
     pin::Pin,
@@ -120,6 +121,8 @@ pub(crate) struct Core {
     pub(crate) legacies: Legacies,
     /// Held once by each reply that is waited for.
     awaited: Arc<()>,
+    /// How many questions to the application are under way of each open connection.
+    pub(super) asked: HashMap<ConnectionId, u32>,
     pub(crate) socket_ids: SocketIds,
     /// Numbers the attempts to subscribe.
     pub(crate) attempts: u32,
@@ -157,6 +160,7 @@ impl Core {
             farewells: Vec::new(),
             legacies: Legacies::default(),
             awaited: Arc::default(),
+            asked: HashMap::new(),
             socket_ids: SocketIds::new(shared.life, shard),
             attempts: 0,
             rooms: Rooms(shared.protocols.iter().map(|protocol| protocol.room()).collect()),

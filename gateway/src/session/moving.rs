@@ -62,6 +62,9 @@ impl Ctx<'_> {
         if matches!(self.session(), Some(Session { phase: Phase::Leaving(_), .. })) {
             return Err(Stays::Ever);
         }
+        if self.core.asked.contains_key(&self.id) {
+            return Err(Stays::NotNow);
+        }
         let Kept { heard_ago, timer_in, unsent, dropped, unused, awaits_flush, is_half_open } =
             self.connections.kept(self.id).ok_or(Stays::NotNow)?;
         let kept = moving::Kept { heard_ago, timer_in, unsent, dropped, unused, awaits_flush, is_half_open };
@@ -85,15 +88,12 @@ impl Ctx<'_> {
         let mut own = Writer::default();
         protocol.hand_on(core, open, now, &mut own)?;
         let subscription = |&own| {
-            if hub.tells_difference(own) {
-                return Err(Stays::Ever);
-            }
             let (channel, form, seen) = hub.moving(own, self.id.slot).ok_or(Stays::NotNow)?;
             let (channel, form) = (channel.as_str().into(), forms.name(form));
             Ok(moving::Subscription { channel, form, seen: seen.into() })
         };
         let mut moved = moving::Open {
-            protocol: protocol.name().into(),
+            protocol: open.protocol.to_text(core.shared.protocols),
             form: forms.name(open.form),
             pinged_ago: open.ping.ticks_since(self.connections.attended()),
             tag: open.tag,
@@ -124,10 +124,7 @@ impl Ctx<'_> {
         if !rare.unsettled.is_empty() || rare.awaiting_keys > 0 || rare.reason.is_some() {
             return Err(Stays::NotNow);
         }
-        moved.claims = match rare.claims.as_deref() {
-            Some(claims) => Some(claims.moving().ok_or(Stays::Ever)?),
-            None => None,
-        };
+        moved.claims = rare.claims.as_deref().map(Claims::moving);
         moved.expires_in = rare.expires.map(|expires| expires.0.saturating_sub(now.0));
         moved.debts.inflated_bytes = rare.inflated_bytes.owed(now.duration());
         moved.debts.published = match &rare.publisher {
@@ -184,7 +181,7 @@ impl Served {
     ) -> Result<Self, Malformed> {
         let channel = |name: &str| Channel::from_inside(name).map_err(|_| Malformed);
         let form = |name: &str| forms.get(name).copied().ok_or(Malformed);
-        let protocol = ProtocolId::named(protocols, &open.protocol).ok_or(Malformed)?;
+        let protocol = ProtocolId::of_text(protocols, &open.protocol).ok_or(Malformed)?;
         if !protocol.of_list(protocols).understands(&open.own, apps) {
             return Err(Malformed);
         }

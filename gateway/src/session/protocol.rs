@@ -318,13 +318,21 @@ impl ProtocolId {
         u8::try_from(at).ok().map(Self)
     }
 
-    /// The protocol of that name.
-    pub(crate) fn named(protocols: Protocols, name: &str) -> Option<Self> {
-        let at = protocols.iter().position(|protocol| protocol.name() == name)?;
+    /// What another process finds it by: a protocol may have several ways to come.
+    pub(crate) fn to_text(self, protocols: Protocols) -> Box<str> {
+        text_of(self.of_list(protocols)).into()
+    }
+
+    pub(crate) fn of_text(protocols: Protocols, text: &str) -> Option<Self> {
+        let at = protocols.iter().position(|protocol| text_of(*protocol) == text)?;
         u8::try_from(at).ok().map(Self)
     }
 
     pub(crate) fn of_list(self, protocols: Protocols) -> &'static dyn Protocol {
         protocols[usize::from(self.0)]
     }
+}
+
+fn text_of(protocol: &dyn Protocol) -> String {
+    format!("{} {}", protocol.name(), protocol.way())
 }

@@ -5,6 +5,7 @@
 mod outbox;
 mod page;
 mod stream;
+mod upgrade;
 
 use std::collections::HashMap;
 

@@ -197,6 +197,26 @@ fn clients_of_centrifugo_stay_in_protobuf() {
     centrifugos_clients_stay(&Carried::in_memory(), "protobuf");
 }
 
+/// Those that are told over an HTTP answer, and those that send nothing. Pings are rare: one whose answer comes while nothing is
+/// read would be told to come back.
+#[track_caller]
+fn centrifugos_streams_stay(carried: &Carried, encoding: &str) {
+    let config = CENTRIFUGE.replace("interval = \"1s\"", "interval = \"1m\"");
+    let script = Tool::node("centrifuge/upgrade_streams.cjs").environment("ENCODING", encoding);
+    let script = script.environment("SECRET", "0123456789abcdef0123456789abcdef");
+    clients_stay(carried, &config, script, &["news:a", "news:server"], "plain:signs");
+}
+
+#[test]
+fn streams_of_centrifugo_stay_in_json() {
+    centrifugos_streams_stay(&Carried::in_memory(), "json");
+}
+
+#[test]
+fn streams_of_centrifugo_stay_in_protobuf() {
+    centrifugos_streams_stay(&Carried::in_memory(), "protobuf");
+}
+
 /// A frame that came half before and half after, one that went half before, and a client that reads nothing meanwhile.
 #[test]
 fn halves_of_frames_go_along() {
@@ -369,10 +389,6 @@ fn what_cannot_be_upgraded_says_so() {
     for (changed, said) in [
         (config(3), "3 shards"),
         ("shards = 2\nsharks = 1\n".to_owned(), "ended before it could serve"),
-        (
-            "shards = 2\n[hooks.app]\nurl = \"http://127.0.0.1:9/\"\nquestions = [\"connect\"]\n".to_owned(),
-            "hooks",
-        ),
         ("shards = 2\n[handover]\nsocket = \"/nowhere/a\"\n".to_owned(), "needs a restart"),
     ] {
         fs::write(&file, &changed).unwrap();
@@ -380,17 +396,6 @@ fn what_cannot_be_upgraded_says_so() {
         assert!(why.contains(said), "{changed}: {why}");
         goes_on(&gateway, &mut client, &changed);
     }
-}
-
-/// Two processes would ask the application, and tell it what happens, of the same connections.
-#[test]
-fn a_gateway_whose_application_is_told_of_connections_says_so() {
-    let hook = "[hooks.app]\nurl = \"http://127.0.0.1:9/\"\nevents = [\"connected\", \"disconnected\"]\n";
-    let gateway = Gateway::builder().config(hook).start();
-    let mut client = gateway.subscribe("news");
-    let why = refused(gateway.internal());
-    assert!(why.contains("with hooks"), "{why}");
-    goes_on(&gateway, &mut client, "after");
 }
 
 /// What its own options allow is counted in a process that took over, as in the one before.

@@ -26,14 +26,14 @@ fn gateway(redis: &str, name: &str, inbox: &Inbox) -> Gateway {
 
 /// What was told of one connection: ids of events, and why it ended.
 #[derive(Debug, Default)]
-struct Life {
+pub(crate) struct Life {
     connected: BTreeSet<String>,
-    ends: BTreeSet<String>,
-    reasons: BTreeSet<String>,
+    pub(crate) ends: BTreeSet<String>,
+    pub(crate) reasons: BTreeSet<String>,
 }
 
 /// By the names of connections. An event that came again has the id that it had.
-fn lives(inbox: &Inbox) -> BTreeMap<String, Life> {
+pub(crate) fn lives(inbox: &Inbox) -> BTreeMap<String, Life> {
     let mut lives = BTreeMap::<String, Life>::new();
     for posted in inbox.posted() {
         let Value::Array(events) = serde_json::from_str(&posted.body).unwrap() else { panic!("{posted:?}") };
@@ -53,7 +53,7 @@ fn lives(inbox: &Inbox) -> BTreeMap<String, Life> {
 }
 
 /// A connection that is opened and dropped. False: nobody let it in.
-fn short(address: SocketAddr) -> bool {
+pub(crate) fn short(address: SocketAddr) -> bool {
     let request =
         b"GET /ws?channel=plain:a HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n";

@@ -6,3 +6,4 @@ mod lives;
 mod page;
 mod secured;
 mod stream;
+mod upgrade;

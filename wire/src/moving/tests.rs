@@ -43,15 +43,18 @@ fn subscription() -> impl Strategy<Value = Subscription> {
 
 fn claims() -> impl Strategy<Value = Claims> {
     let texts = || option::of(text());
-    (texts(), any::<Option<u64>>(), texts(), texts(), vec(text(), 0..3), option::of(vec(text(), 0..3)))
-        .prop_map(|(user, expires_ms, info, app, channels, publish)| Claims {
+    let lists = (vec(text(), 0..3), option::of(vec(text(), 0..3)), any::<Option<Vec<u8>>>());
+    (texts(), any::<Option<u64>>(), texts(), texts(), lists).prop_map(
+        |(user, expires_ms, info, app, (channels, publish, known))| Claims {
             user,
             expires_ms,
             info,
             app,
             channels,
             publish,
-        })
+            known,
+        },
+    )
 }
 
 /// Frames of a client, cut anywhere.
@@ -184,7 +187,7 @@ proptest! {
     }
 }
 
-/// The form of version 1, byte by byte: a change of it is a new version.
+/// The form of version 2, byte by byte: a change of it is a new version.
 #[test]
 fn the_form_does_not_change_under_its_number() {
     let connection = Connection {

@@ -3,7 +3,10 @@
 //! A hook has a few queues. What happens to one connection or channel is always in the same one, so it is told in order; and what
 //! waits in one delays a part of the others only.
 
+mod moving;
+
 use std::{
+    fmt,
     hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher},
     sync::{Arc, OnceLock},
 };
@@ -41,7 +44,14 @@ pub(crate) struct HookEvents {
     source: Arc<Source>,
     /// Set once, where ends of connections are told.
     wills: OnceLock<Arc<Wills>>,
+    /// Set when another process has taken over, which tells from then on.
+    forward: OnceLock<Forward>,
 }
+
+/// Has another process tell an event. Whether it is the end of a connection, of which there is a will.
+pub(crate) struct Forward(pub(crate) Tell);
+
+type Tell = Box<dyn Fn(&EventJson, bool) + Send + Sync>;
 
 #[derive(Debug)]
 pub(super) struct Told {
@@ -71,7 +81,7 @@ impl HookEvents {
             let lanes = (0..LANES).map(lane).collect();
             told.push(Told { name: name.clone(), entry: entry.clone(), lanes, metrics });
         }
-        Ok(Self { told, source: Arc::clone(source), wills: OnceLock::new() })
+        Ok(Self { told, source: Arc::clone(source), ..Self::default() })
     }
 
     /// From now on each connection that is told has its end told, by others if this node dies.
@@ -177,6 +187,9 @@ impl HookEvents {
         json: &EventJson,
         ticket: Option<&Arc<Ticket>>,
     ) {
+        if let Some(Forward(forward)) = self.forward.get() {
+            return forward(json, ticket.is_some());
+        }
         // What one connection does is one of many; changes of channels keep their room.
         let is_change = happened.connection.is_none();
         for told in self.told.iter().filter(|told| told.takes(event, happened.channel)) {
@@ -269,5 +282,11 @@ impl Told {
         let hasher = BuildHasherDefault::<DefaultHasher>::default();
         let hash = hasher.hash_one(happened.connection.or(happened.channel));
         &self.lanes[hash as usize % self.lanes.len()]
+    }
+}
+
+impl fmt::Debug for Forward {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Forward")
     }
 }

@@ -7,6 +7,7 @@
 mod dialect;
 mod hook_events;
 mod metrics;
+mod moving;
 mod outlet;
 mod queue;
 mod sender;
@@ -25,10 +26,11 @@ use serde::Serialize;
 use tokio::{runtime::Handle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub(crate) use self::hook_events::HookEvents;
+pub(crate) use self::hook_events::{Forward, HookEvents};
 use self::{dialect::Dialect, metrics::WebhookMetrics, outlet::Outlet, queue::Queue, sender::Sender};
 pub(crate) use self::{
     metrics::{HookEventCollector, WebhookCollector},
+    moving::Telling,
     transitions::{INTERNAL, TransitionHooks},
 };
 use crate::{

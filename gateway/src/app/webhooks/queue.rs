@@ -17,6 +17,10 @@ use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+mod moving;
+
+pub(super) use self::moving::Moved;
+
 use super::{
     Event,
     dialect::{Dialect, EventJson},
@@ -71,6 +75,12 @@ struct State {
     misses: HashMap<Arc<str>, Instant>,
     /// When those that are no longer fresh were last taken out of it.
     swept: Option<Instant>,
+    /// Events that are being sent, with their lanes.
+    under_way: Vec<(usize, Waiting)>,
+    /// Nothing more is taken to be sent.
+    is_suspended: bool,
+    /// Another process sends what was here.
+    is_given: bool,
 }
 
 #[derive(Debug, Default)]
@@ -82,7 +92,7 @@ struct Lane {
     bytes_waiting: usize,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Waiting {
     number: u64,
     topic: Option<Topic>,
@@ -176,7 +186,9 @@ impl Queue {
 
     /// Whoever sends drops what waits, and ends. Nothing is added afterwards.
     pub(super) fn abandon(&self) {
-        let _none_is_being_added = self.state();
+        // Nothing is being added meanwhile.
+        let mut state = self.state();
+        state.is_suspended = false;
         self.abandoned.cancel();
     }
 
@@ -200,18 +212,18 @@ impl Queue {
         self.batch_events.load(Relaxed)
     }
 
-    /// Resolves when so many events wait, or more.
+    /// Resolves when so many events wait, or more, and may be sent.
     pub(super) async fn filled(&self, events: usize) {
         loop {
             let pushed = self.pushed.notified();
-            if self.len() >= events {
+            if !self.state().is_suspended && self.len() >= events {
                 return;
             }
             pushed.await;
         }
     }
 
-    /// Takes what waits, as much as fits into one request.
+    /// Takes what waits, as much as fits into one request; nothing while it is suspended.
     pub(super) fn take(&self) -> Batch<'_> {
         let mut state = self.state();
         let mut batch = Batch {
@@ -222,7 +234,8 @@ impl Queue {
             reason: WebhookDrop::Drain,
         };
         let mut body_bytes = 0;
-        while batch.events.len() < self.batch_events()
+        while !state.is_suspended
+            && batch.events.len() < self.batch_events()
             && let Some((lane, event_bytes)) = state.oldest()
         {
             body_bytes += event_bytes;
@@ -230,6 +243,7 @@ impl Queue {
                 break;
             }
             if let Some(event) = state.pop(lane) {
+                state.under_way.push((lane, event.clone()));
                 batch.bytes[lane] += event.cost();
                 batch.events.push(event.json);
                 batch.tickets.extend(event.ticket);
@@ -251,6 +265,7 @@ impl Queue {
 
     fn release(&self, bytes: [usize; 2]) {
         let mut state = self.state();
+        state.under_way.clear();
         for (lane, bytes) in state.lanes.iter_mut().zip(bytes) {
             lane.bytes -= bytes;
         }
@@ -286,6 +301,9 @@ impl Drop for Batch<'_> {
                 // Another node tells them, when this one's lease ends.
                 self.tickets.clear();
             }
+        }
+        if self.queue.state().is_given {
+            self.tickets.clear();
         }
         self.tickets.iter().for_each(Ticket::settle);
         self.queue.release(self.bytes);

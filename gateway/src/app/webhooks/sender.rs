@@ -55,7 +55,13 @@ impl Sender {
                 () = sleep(self.sending.batch_wait) => {}
                 () = self.closing.cancelled() => {}
             }
-            self.send(self.queue.take()).await;
+            let batch = self.queue.take();
+            if batch.events.is_empty() {
+                // It was suspended meanwhile.
+                self.queue.filled(0).await;
+            } else {
+                self.send(batch).await;
+            }
         }
     }
 

@@ -6,7 +6,10 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicUsize, Ordering::AcqRel},
+        atomic::{
+            AtomicUsize,
+            Ordering::{AcqRel, Acquire},
+        },
     },
 };
 
@@ -20,6 +23,8 @@ pub(super) struct Wills {
     pub(super) backplane: Weak<dyn Backplane>,
     pub(super) runtime: Handle,
     pub(super) standings: Mutex<HashMap<Box<str>, Standing>>,
+    /// Wills that are about to be taken back.
+    settling: AtomicUsize,
 }
 
 /// Of a connection that is open, was told, and has its will written, nothing is known here.
@@ -43,11 +48,22 @@ pub(super) struct Ticket {
 
 impl Wills {
     pub(super) fn new(backplane: &Arc<dyn Backplane>, runtime: Handle) -> Self {
-        Self { backplane: Arc::downgrade(backplane), runtime, standings: Mutex::default() }
+        Self {
+            backplane: Arc::downgrade(backplane),
+            runtime,
+            standings: Mutex::default(),
+            settling: AtomicUsize::new(0),
+        }
     }
 
     pub(super) fn with<R>(&self, f: impl FnOnce(&mut HashMap<Box<str>, Standing>) -> R) -> R {
         f(&mut self.standings.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether the backplane has been asked all that it will be.
+    pub(super) fn is_quiet(&self) -> bool {
+        let is_opening = |standing: &Standing| matches!(standing, Standing::Opening { .. });
+        self.settling.load(Acquire) == 0 && !self.with(|standings| standings.values().any(is_opening))
     }
 }
 
@@ -64,11 +80,13 @@ impl Ticket {
             return;
         }
         let ticket = Arc::clone(self);
+        self.wills.settling.fetch_add(1, AcqRel);
         self.wills.runtime.spawn(async move {
             ticket.wills.with(|standings| standings.remove(&ticket.connection));
             if let Some(backplane) = ticket.wills.backplane.upgrade() {
                 backplane.take_will_back(&ticket.connection);
             }
+            ticket.wills.settling.fetch_sub(1, AcqRel);
         });
     }
 }

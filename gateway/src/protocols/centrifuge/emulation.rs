@@ -19,8 +19,11 @@ use crate::{
 /// Who knows the session of a connection may send commands in its name. So it is the connection's name, which others are
 /// told, with a proof that only this shard can make.
 pub(super) struct Sessions {
+    secret: Secret,
     key: Key,
 }
+
+type Secret = [u8; 32];
 
 /// Ends the name in a session.
 const NAME_END: char = '!';
@@ -30,10 +33,21 @@ const PROOF_BYTES: usize = 16;
 
 impl Sessions {
     pub(super) fn new() -> Self {
-        let mut secret = [0; 32];
+        let mut secret = Secret::default();
         // Without randomness no process of ours starts: its name would be another's.
         getrandom::fill(&mut secret).expect("the system has random bytes");
-        Self { key: Key::new(HMAC_SHA256, &secret) }
+        Self { key: Key::new(HMAC_SHA256, &secret), secret }
+    }
+
+    /// Those that this shard of another process has proved.
+    pub(super) fn of(secret: &[u8]) -> Option<Self> {
+        let secret = Secret::try_from(secret).ok()?;
+        Some(Self { key: Key::new(HMAC_SHA256, &secret), secret })
+    }
+
+    /// What it proves with.
+    pub(super) fn secret(&self) -> &[u8] {
+        &self.secret
     }
 
     fn proof(&self, name: &str) -> String {

@@ -234,10 +234,7 @@ impl Protocol for Centrifuge {
     }
 
     fn hand_on(&self, core: &Core, open: &Open, now: Tick, out: &mut Writer) -> Result<(), Stays> {
-        match self.0 {
-            Way::WebSocket => moving::hand_on(core, open, now, out),
-            _ => Err(Stays::Ever),
-        }
+        moving::hand_on(core, open, now, out)
     }
 
     fn understands(&self, own: &[u8], _apps: &Apps) -> bool {

@@ -1,17 +1,15 @@
 //! What another process has to know of a Centrifugo client to go on with it: how far it has come, when its ping is due,
-//! which subscriptions the server has made, and which end by themselves.
-//!
-//! Only clients of the WebSocket go along. The others are known by a session that only their shard can prove, or are soon
-//! back by themselves.
+//! which subscriptions the server has made, and which end by themselves. With a client that sends its commands by requests of
+//! their own goes what its shard proves sessions with.
 
 use tidegate_reactor::Tick;
 use tidegate_wire::fields::{Malformed, Reader, Writer};
 
-use super::{Client, STAGE_BITS, Stage, commands::Waits, heartbeat};
+use super::{Client, STAGE_BITS, Stage, commands::Waits, emulation::Sessions, forms::Carrier, heartbeat};
 use crate::session::{Open, core::Core, moving::Granted, protocol::Stays};
 
 /// Of this form.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// Times are ticks that are left.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,6 +22,7 @@ struct Own<'a> {
     beat: u32,
     of_server: Vec<&'a str>,
     granted: Vec<Granted<'a>>,
+    secret: Option<&'a [u8]>,
 }
 
 pub(super) fn hand_on(core: &Core, open: &Open, now: Tick, out: &mut Writer) -> Result<(), Stays> {
@@ -34,6 +33,7 @@ pub(super) fn hand_on(core: &Core, open: &Open, now: Tick, out: &mut Writer) -> 
     }
     let idle = Client::default();
     let client = open.state::<Client>().unwrap_or(&idle);
+    let is_emulated = Carrier::of(open.form).is_emulated();
     let left = |due: Tick| due.0.saturating_sub(now.0);
     let own = Own {
         is_connected: stage == Stage::Connected,
@@ -41,6 +41,7 @@ pub(super) fn hand_on(core: &Core, open: &Open, now: Tick, out: &mut Writer) -> 
         beat: heartbeat::due(open).map_or(0, left),
         of_server: client.of_server.iter().map(|&key| core.hub.channel(key).as_str()).collect(),
         granted: client.grants.moving(core, now),
+        secret: is_emulated.then(|| core.rooms.get::<Sessions>().secret()),
     };
     own.write(out);
     let is_idle = stage != Stage::Connecting
@@ -56,8 +57,11 @@ pub(super) fn understands(own: &[u8]) -> bool {
     Own::parse(own).is_ok()
 }
 
-pub(super) fn go_on(core: &Core, open: &mut Open, now: Tick, own: &[u8]) {
+pub(super) fn go_on(core: &mut Core, open: &mut Open, now: Tick, own: &[u8]) {
     let Ok(own) = Own::parse(own) else { return };
+    if let Some(sessions) = own.secret.and_then(Sessions::of) {
+        *core.rooms.get_mut::<Sessions>() = sessions;
+    }
     let at = |ticks: u32| Tick(now.0.saturating_add(ticks));
     open.tag = match own.is_connected {
         true => at(own.beat).0 << STAGE_BITS | Stage::Connected as u32,
@@ -78,6 +82,7 @@ impl<'a> Own<'a> {
         out.u32(self.beat);
         out.list(self.of_server.iter(), |out, channel| out.text(channel));
         Granted::write_list(&self.granted, out);
+        out.option(self.secret, Writer::bytes);
     }
 
     fn parse(own: &'a [u8]) -> Result<Self, Malformed> {
@@ -91,6 +96,7 @@ impl<'a> Own<'a> {
             beat: fields.u32()?,
             of_server: fields.list(Reader::text)?,
             granted: Granted::read_list(&mut fields)?,
+            secret: fields.option(Reader::bytes)?,
         };
         fields.end().map(|()| own)
     }
@@ -116,12 +122,20 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
-        check(&Own { is_connected: false, stale: Some(100), beat: 0, of_server: vec![], granted: vec![] });
+        check(&Own {
+            is_connected: false,
+            stale: Some(100),
+            beat: 0,
+            of_server: vec![],
+            granted: vec![],
+            secret: None,
+        });
         let granted = vec![
             Granted { channel: "vault:a", ticks: 6000, is_asked: false },
             Granted { channel: "shop!vault:b", ticks: 1, is_asked: true },
         ];
         let of_server = vec!["news:server", "shop!plain:server"];
-        check(&Own { is_connected: true, stale: None, beat: 250, of_server, granted });
+        let secret = Some(b"secret".as_slice());
+        check(&Own { is_connected: true, stale: None, beat: 250, of_server, granted, secret });
     }
 }

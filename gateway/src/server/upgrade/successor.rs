@@ -15,6 +15,7 @@ use tokio::runtime::Handle;
 
 use super::Handing;
 use crate::{
+    app::webhooks::{HookEvents, Telling},
     config::Config,
     edge::handover::Handovers,
     protocols::{FORMS, PROTOCOLS},
@@ -44,14 +45,19 @@ impl Server {
 
 /// Whether a configuration is for a process that may go on in the other one's place.
 fn check(config: &Config) -> Result<(), UpgradeError> {
-    if config.tls.is_on() || !config.hooks.0.is_empty() {
-        let why = "its configuration has TLS or hooks: a change of that needs a restart";
+    if config.tls.is_on() {
+        let why = "its configuration has TLS: a change of that needs a restart";
         return Err(UpgradeError::NotHere(why));
     }
     Ok(())
 }
 
 impl Parts {
+    pub(in crate::server) fn telling(&self) -> Telling {
+        let (webhooks, hooks) = (Arc::clone(&self.shared.webhooks), Arc::clone(&self.shared.hook_events));
+        Telling { webhooks, hooks }
+    }
+
     /// When this returns, all that the other process had is this one's.
     pub(in crate::server) fn take(
         &self,
@@ -61,6 +67,7 @@ impl Parts {
         let rest = |state: &[u8], mut sockets: Vec<TcpStream>| {
             let mut fields = Reader::new(state);
             self.shared.node.rosters().take_in(&mut fields)?;
+            self.telling().take_in(&mut fields)?;
             handovers = take_handovers(&mut fields, &mut sockets, self.shared.node.config())?;
             self.carrier.take_in(&mut fields, sockets)?;
             Ok(fields.end()?)
@@ -115,12 +122,23 @@ pub(in crate::server) fn settle(
 }
 
 /// Says that this process serves, and hears of those who stayed behind.
-pub(in crate::server) fn serve(predecessor: Predecessor, backplane: Arc<dyn Backplane>, runtime: Handle) {
+pub(in crate::server) fn serve(
+    predecessor: Predecessor,
+    backplane: Arc<dyn Backplane>,
+    hooks: Arc<HookEvents>,
+    runtime: Handle,
+) {
     let Some(talk) = predecessor.serve() else { return };
     let hear = move || {
-        while let Ok((Step::Left { channel, connection }, _)) = talk.hear(STATE_PATIENCE, |_| 0) {
-            let Ok(channel) = Channel::from_inside(&channel) else { continue };
-            runtime.spawn(backplane.leave(&channel, connection.as_deref()));
+        while let Ok((step, _)) = talk.hear(STATE_PATIENCE, |_| 0) {
+            match step {
+                Step::Left { channel, connection } => {
+                    let Ok(channel) = Channel::from_inside(&channel) else { continue };
+                    runtime.spawn(backplane.leave(&channel, connection.as_deref()));
+                }
+                Step::Told { event, is_end } => hooks.tell_of_before(&event, is_end),
+                _ => return,
+            }
         }
     };
     if let Err(error) = thread::Builder::new().name("succession".to_owned()).spawn(hear) {

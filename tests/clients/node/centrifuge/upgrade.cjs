@@ -8,22 +8,24 @@ const { assert, check, connected, decoded, encoded, publish, report, subscribed,
 const GATEWAY = process.env.GATEWAYS;
 const ROUNDS = 3;
 const AT_LEAST = 20;
+const LONG = "what all of them have in common, ".repeat(10);
 
 const say = (what) => console.log(JSON.stringify(what));
 const numbers = (count) => Array.from({ length: count }, (_, number) => number);
 const names = (made) => made.seen.map(({ event }) => event);
 
 check("clients stay while the gateway is replaced", async () => {
-  const of = (sub, more) => ({ token: token({ sub, channels: ["room:*"], publish: ["room:*"], info: { name: sub }, ...more }) });
+  const of = (sub, more) => ({ token: token({ sub, channels: ["room:*"], publish: ["room:*", "diff:*"], info: { name: sub }, ...more }) });
   const ada = await connected(GATEWAY, of("ada"));
-  const bob = await connected(GATEWAY, of("bob", { subs: { "news:server": {} } }));
+  const bob = await connected(GATEWAY, of("bob", { subs: { "news:server": { override: { force_recovery: { value: true } } } } }));
   const anybody = await connected(GATEWAY);
   const all = [ada, bob, anybody];
   const own = [];
   bob.on("publication", ({ channel, data }) => own.push([channel, decoded(data)]));
   const told = await Promise.all(all.flatMap((made) => ["news:a", "plain:a"].map((name) => subscribed(made, name))));
-  const getToken = async ({ channel }) => token({ sub: "ada", channel });
+  const getToken = async ({ channel }) => token({ sub: "ada", channel, override: { presence: { value: false } } });
   const vault = await subscribed(ada, "vault:a", { getToken });
+  const differs = await subscribed(bob, "diff:d", { delta: "fossil" });
   const signs = await subscribed(anybody, "plain:signs");
   const adasRoom = await subscribed(ada, "room:q", { joinLeave: true });
   const came = [];
@@ -38,7 +40,10 @@ check("clients stay while the gateway is replaced", async () => {
   // Each is answered before the next is sent.
   let [sent, is_over] = [0, false];
   const sender = (async () => {
-    while (!is_over) await ada.publish("room:q", encoded(sent++));
+    while (!is_over) {
+      await ada.publish("diff:d", encoded({ number: sent, text: LONG }));
+      await ada.publish("room:q", encoded(sent++));
+    }
   })();
   const more = async (what, list) => {
     const wanted = list.length + AT_LEAST;
@@ -69,8 +74,11 @@ check("clients stay while the gateway is replaced", async () => {
     assert.deepStrictEqual(room.got, numbers(sent));
     assert.ok(room.publications.every(({ info }) => info.user === "ada"));
   }
+  await until("all differences", () => differs.got.length >= sent);
+  assert.deepStrictEqual(differs.got.map(({ number }) => number), numbers(sent));
+  assert.ok(differs._deltaNumDelta > sent / 2, `${differs._deltaNumDelta} were differences`);
   for (const made of all) assert.deepStrictEqual(names(made), ["connecting", "connected"]);
-  for (const subscription of [...told, ...rooms, vault]) assert.deepStrictEqual(names(subscription), ["subscribing", "subscribed"]);
+  for (const subscription of [...told, ...rooms, vault, differs]) assert.deepStrictEqual(names(subscription), ["subscribing", "subscribed"]);
   assert.deepStrictEqual(came, []);
   assert.deepStrictEqual(await presence(), before);
 

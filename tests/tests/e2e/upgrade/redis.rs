@@ -42,6 +42,12 @@ fn clients_of_centrifugo_stay() {
 }
 
 #[test]
+fn streams_of_centrifugo_stay() {
+    let redis = RedisServer::start();
+    centrifugos_streams_stay(&Carried::over(redis.url(), CENTRIFUGE), "json");
+}
+
+#[test]
 fn nobody_joins_or_leaves() {
     let redis = RedisServer::start();
     presence_stays(&Carried::over(redis.url(), ROOM));

@@ -47,6 +47,30 @@ fn a_request_is_bounded_in_bytes() {
     assert_eq!(queue.state().bytes(), 0);
 }
 
+/// What is sent at that moment is sent once more, before what waits.
+#[test]
+fn another_process_goes_on_in_order() {
+    let (before, after) = (queue(1024), queue(1024));
+    let count = Event::SubscriptionCount { channel: "c", subscription_count: 1 };
+    before.push(&CHANGE, text("1"));
+    let under_way = before.take();
+    before.push(&count, text("2"));
+    before.push(&CHANGE, text("3"));
+    before.push(&CLIENT, text("4"));
+    before.suspend();
+    assert!(!before.is_quiet());
+    let mut out = tidegate_wire::fields::Writer::default();
+    before.write(&mut out);
+    before.give();
+    under_way.settle();
+    assert_eq!(before.len(), 0);
+    let written = out.into_bytes();
+    let moved = moving::Moved::read_list(&mut tidegate_wire::fields::Reader::new(&written)).unwrap();
+    moved.into_iter().for_each(|moved| after.go_on(moved, None));
+    after.push(&count, text("2, of later"));
+    assert_eq!(taken(&after), ["1", "2, of later", "3", "4"]);
+}
+
 #[test]
 fn what_could_not_fit_anyway_drops_nothing_else() {
     let queue = queue(30 * 1024);

@@ -83,8 +83,8 @@ async fn emulate(state: &HttpState, parts: &Parts, body: Body) -> Result<(), Api
     let what = What::Own { protocol: NAME.into(), text: text.into() };
     let asked = Asked { target: Target::Connection(name.into()), owner: None, what };
     if name.rsplit_once('.').is_some_and(|(node, _)| node == state.node.name()) {
-        state.node.instruct_here(asked);
-        return Ok(());
+        // Its connection may be about to go on in another process.
+        return Ok(state.node.backplane().when_open(Box::new(|| state.node.instruct_here(asked))).await?);
     }
     TAKEN.take(FORWARDED, 1).map_err(|retry_after| ApiError::Key(ApiKeyError::Rate { retry_after }))?;
     Ok(state.node.instruct(asked).await?)
