@@ -78,7 +78,7 @@ impl Client {
     pub(super) fn read(&mut self, buffer: &mut [u8], shared: &Shared) {
         let Link::Up { socket, stream } = &mut self.link else { return };
         match socket.read(buffer) {
-            Ok(0) => self.ended(shared),
+            Ok(0) => self.ended("without a word", shared),
             Ok(count) => {
                 let items = stream.push(buffer.get(..count).unwrap_or_default());
                 for item in items {
@@ -89,7 +89,7 @@ impl Client {
                 }
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            Err(_) => self.ended(shared),
+            Err(error) => self.ended(&error.to_string(), shared),
         }
     }
 
@@ -122,7 +122,7 @@ impl Client {
                     drop(socket.write_all(&masked_frame(0x8A, &payload)));
                 }
             }
-            Item::Close => self.ended(shared),
+            Item::Close(why) => self.ended(&why, shared),
         }
     }
 
@@ -135,7 +135,8 @@ impl Client {
         }
     }
 
-    fn ended(&mut self, shared: &Shared) {
+    fn ended(&mut self, why: &str, shared: &Shared) {
+        println!("a client of {} was closed: {why}", self.channel);
         self.ledger.close();
         // Without a position, what there is of history is what it comes back to.
         self.refill = shared.history && self.position.is_none();

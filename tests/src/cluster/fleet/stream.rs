@@ -27,7 +27,8 @@ pub(super) enum Item {
         unrecoverable: bool,
     },
     Ping(Vec<u8>),
-    Close,
+    /// With code and reason, if they were said.
+    Close(String),
 }
 
 /// The bytes of one connection, as far as they have come.
@@ -122,12 +123,17 @@ fn frames(bytes: &[u8], items: &mut Vec<Item>) -> usize {
         used += length;
         match opcode {
             0x1 => items.push(message(payload)),
-            0x8 => items.push(Item::Close),
+            0x8 => items.push(Item::Close(close(payload))),
             0x9 => items.push(Item::Ping(payload.to_vec())),
             other => panic!("frame with opcode {other}"),
         }
     }
     used
+}
+
+fn close(payload: &[u8]) -> String {
+    let Some((code, reason)) = payload.split_first_chunk() else { return String::new() };
+    format!("{} {}", u16::from_be_bytes(*code), String::from_utf8_lossy(reason))
 }
 
 /// Opcode, payload, and length of the whole frame.
@@ -199,7 +205,7 @@ mod tests {
             publication(),
             Item::Gap { unrecoverable: true },
             Item::Ping(b"p".to_vec()),
-            Item::Close,
+            Item::Close("1000 ".into()),
         ];
         check(Protocol::Raw, &raw, &expect);
     }
