@@ -33,10 +33,10 @@ pub use presence::{
     PRESENCE_SETTLE, PresenceChannel, PresenceEvent, PresenceKind, Roll, Sums, Transition,
 };
 pub use redis::{
-    GapsTold, HandOnError, IDEMPOTENCY_WINDOW, LEASE, LinkCounters, OperationCounters, Prefix, PrefixError,
-    REFUSALS, REPEATS, REPLACEMENTS, RedisBackplane, RedisCounters, RedisFiles, RedisNodes, RedisOptions,
-    RedisStartError, RedisUrl, RedisUrlError, Repairs, SentinelLogin, SubscriptionCounters, TakeInError,
-    Undecodable,
+    GapsTold, HandOnError, Host, HostedSocket, HostedWork, IDEMPOTENCY_WINDOW, LEASE, LinkCounters,
+    OperationCounters, Prefix, PrefixError, REFUSALS, REPEATS, REPLACEMENTS, RedisBackplane, RedisCounters,
+    RedisFiles, RedisNodes, RedisOptions, RedisStartError, RedisUrl, RedisUrlError, Repairs, SentinelLogin,
+    SubscriptionCounters, TakeInError, Undecodable,
 };
 pub use types::*;
 

@@ -3,6 +3,7 @@
 mod carrier;
 mod consumers;
 mod parts;
+mod readers;
 mod reload;
 mod upgrade;
 
@@ -179,10 +180,14 @@ impl Server {
             Some(predecessor) => Epoch(predecessor.life),
             None => new_life().map_err(system("the random source"))?,
         };
-        let mut parts =
-            Parts::build(&self.config, life, self.public_address, &runtime, tasks.clone(), |sink| {
-                Carrier::new(&self.config, life, self.predecessor.is_some(), sink, runtime.handle())
-            })?;
+        let mut parts = Parts::build(
+            &self.config,
+            life,
+            self.public_address,
+            &runtime,
+            tasks.clone(),
+            |sink, shards| Carrier::new(&self.config, life, sink, shards, runtime.handle()),
+        )?;
         let _internal = runtime.enter();
         // One that comes while connections are taken over waits.
         let hangups = stopping::hangups().map_err(system("signals"))?;
@@ -203,10 +208,13 @@ impl Server {
             parts.carrier.go_on();
         }
         let shards = parts.start_shards()?;
+        let sink = Arc::clone(&parts.relay) as Arc<dyn Sink>;
         if let Some(taken) = taken {
             successor::settle(taken, &mailboxes).map_err(|error| take_over(&error))?;
-            parts.carrier.begin(Arc::clone(&parts.relay) as Arc<dyn Sink>)?;
+            parts.carrier.begin(sink)?;
             parts.telling().resume();
+        } else {
+            runtime.block_on(parts.carrier.start(sink))?;
         }
         open::<Handing>(&mailboxes, &Listener::new(self.public).map_err(system("the public port"))?);
         let listener =

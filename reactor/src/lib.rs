@@ -20,6 +20,7 @@ mod mailbox_tests;
 mod outbound;
 mod shard;
 mod slab;
+mod tasks;
 mod tls;
 mod wheel;
 
@@ -32,7 +33,7 @@ mod sync {
 
     pub(crate) use mio::Waker;
 
-    pub(crate) use crate::listening::Listener;
+    pub(crate) use crate::{listening::Listener, tasks::Task};
 }
 
 pub use connections::{Closed, Connections, Counters, Kept, Path, Released, Written};
@@ -41,5 +42,6 @@ pub use mailbox::{Mail, Mailbox, waking_once};
 pub use outbound::{Overflow, Shared};
 pub use shard::{Driver, Shard, Turn};
 pub use slab::ConnectionId;
+pub use tasks::{Task, TaskSocket};
 pub use tls::{RECORD_BYTES_MAX, TlsSession};
 pub use wheel::{TICK, Tick};

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 // A test plays the orders of threads with other primitives under these names (`tests/mailbox_orders.rs`).
 use crate::sync::{
-    Arc, Listener, Mutex, MutexGuard, PoisonError, Waker,
+    Arc, Listener, Mutex, MutexGuard, PoisonError, Task, Waker,
     atomic::{AtomicBool, Ordering},
     per_thread,
 };
@@ -22,6 +22,10 @@ pub enum Mail<Connection, Command> {
     Listen(Listener),
     /// Takes no more connections from its listener, and lets go of it.
     StopListening,
+    /// Runs this task, or drops it where its socket cannot be polled.
+    Begin(Task),
+    /// A task of the shard, by its number, is to be polled.
+    Wake(usize),
     /// Ends the shard's loop; its connections are closed as they are, and what is posted afterwards is dropped.
     Stop,
 }
@@ -109,6 +113,16 @@ impl<M> Mailbox<M> {
         if !is_deferred {
             bell.ring();
         }
+    }
+
+    /// The shard is about to look ([`drain`](Self::drain)): what is posted until then needs no wake-up.
+    pub(crate) fn will_look(&self) {
+        self.shared.bell.told.swap(true, Ordering::AcqRel);
+    }
+
+    /// Whether the shard has not ended.
+    pub fn is_open(&self) -> bool {
+        self.lock().is_some()
     }
 
     /// Moves what has been posted to the end of `inbox`. Afterwards a sender wakes the shard again.

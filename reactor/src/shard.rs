@@ -15,15 +15,16 @@ use crate::{
     listening::{Incoming, Listener, Listening},
     mailbox::{Mail, Mailbox},
     slab::ConnectionId,
+    tasks::Tasks,
     wheel::{TICK, Tick},
 };
 
 /// Gives bytes their meaning. All calls come from the shard's thread and must not block.
 pub trait Driver {
     /// State of a connection.
-    type Connection: Send;
+    type Connection: Send + 'static;
     /// What other threads ask of the shard.
-    type Command: Send;
+    type Command: Send + 'static;
 
     /// A connection came in on the listener of the shard. What is given back is adopted here; what is not was handed on, or
     /// is closed.
@@ -127,6 +128,7 @@ pub struct Shard<D: Driver> {
     mailbox: Mailbox<Mail<D::Connection, D::Command>>,
     connections: Connections<D::Connection>,
     listening: Option<Listening>,
+    tasks: Tasks,
 }
 
 impl<D: Driver> Shard<D> {
@@ -135,7 +137,7 @@ impl<D: Driver> Shard<D> {
         let poll = Poll::new()?;
         let mailbox = Mailbox::new(Waker::new(poll.registry(), WAKE)?);
         let connections = Connections::new(poll.registry().try_clone()?, queue_bytes_max);
-        Ok(Self { poll, mailbox, connections, listening: None })
+        Ok(Self { poll, mailbox, connections, listening: None, tasks: Tasks::default() })
     }
 
     /// Takes connections from this listener, beside other shards that do so.
@@ -165,6 +167,7 @@ impl<D: Driver> Shard<D> {
             let turn_started = started.elapsed();
             self.connections.attended.turn(busy, turn_started - ended, timeout.unwrap_or(Duration::MAX));
             self.set_now(turn_started);
+            self.mailbox.will_look();
             // Those that exceed their part now have their next one in the next turn.
             let rests = self.connections.rests.waiting();
             self.serve_unread(&mut driver, &mut buffer);
@@ -174,6 +177,8 @@ impl<D: Driver> Shard<D> {
             // Before anything new is written to them.
             self.tell_recovered(&mut driver);
             self.tell_notices(&mut driver);
+            // What they give to this shard is mail of this turn.
+            self.tasks.run(self.poll.registry());
             self.mailbox.drain(&mut inbox);
             if self.serve_mail(&mut driver, &mut inbox)? == Serve::Stop {
                 return Ok(());
@@ -193,7 +198,8 @@ impl<D: Driver> Shard<D> {
         let connections = &self.connections;
         let is_due =
             connections.accepts() && self.listening.as_ref().is_some_and(|listening| listening.is_due);
-        if turn == Turn::More || !inbox.is_empty() || connections.has_work() || is_due {
+        if turn == Turn::More || !inbox.is_empty() || connections.has_work() || is_due || self.tasks.are_due()
+        {
             return Some(Duration::ZERO);
         }
         // The driver's own coarse work (sweeps) runs at least once a second.
@@ -222,6 +228,7 @@ impl<D: Driver> Shard<D> {
                     self.listening.iter_mut().for_each(|listening| listening.is_due = true);
                     continue;
                 }
+                _ if self.tasks.take_event(event) => continue,
                 _ => {}
             }
             let slot = event.token().0 as u32;
@@ -356,6 +363,12 @@ impl<D: Driver> Shard<D> {
                 Some(Mail::StopListening) => {
                     self.listening.take().map_or(Ok(()), |listening| listening.end(self.poll.registry()))?;
                 }
+                Some(Mail::Begin(task)) => {
+                    let mailbox = self.mailbox.clone();
+                    let tell = move |task| mailbox.send(Mail::Wake(task));
+                    self.tasks.begin(task, self.poll.registry(), tell);
+                }
+                Some(Mail::Wake(task)) => self.tasks.wake(task),
                 Some(Mail::Stop) => return Ok(Serve::Stop),
                 None => break,
             }

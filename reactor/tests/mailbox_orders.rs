@@ -19,7 +19,7 @@ mod sync {
 
     use loom::sync::Notify;
     pub(crate) use loom::sync::{Arc, Mutex, MutexGuard, atomic};
-    pub(crate) use tidegate_reactor::Listener;
+    pub(crate) use tidegate_reactor::{Listener, Task};
 
     /// What wakes a shard.
     pub(crate) struct Waker(pub(crate) Arc<Notify>);
@@ -57,6 +57,7 @@ fn check(post: fn(&Mailbox<u32>, u32)) {
         let mut inbox = VecDeque::new();
         while inbox.len() < 4 {
             woken.wait();
+            mailbox.will_look();
             mailbox.drain(&mut inbox);
         }
         senders.into_iter().for_each(|sender| sender.join().expect("no panic"));

@@ -81,27 +81,38 @@ pub struct RedisCounters {
 }
 
 impl RedisBackplane {
-    /// Connects, and takes part from then on: on the Tokio runtime that this is called on. Servers that are out of reach
-    /// are tried as long as it takes; until one is there, [`health`](Backplane::health) says why none is.
+    /// One that [was started](Self::start).
+    ///
+    /// # Errors
+    /// As those of the two.
+    pub async fn connect(options: RedisOptions, sink: Arc<dyn Sink>) -> Result<Arc<Self>, RedisStartError> {
+        let redis = Self::new(options, Arc::clone(&sink))?;
+        redis.start(sink).await?;
+        Ok(redis)
+    }
+
+    /// One without connections: it [makes some](Self::start), or [takes those in](Self::take_in) of another
+    /// process whose place this one takes. On the Tokio runtime that this is called on.
+    ///
+    /// # Errors
+    /// One sentence that says what to do.
+    pub fn new(options: RedisOptions, sink: Arc<dyn Sink>) -> Result<Arc<Self>, RedisStartError> {
+        Ok(Arc::new(Self { core: Arc::new(Core::new(options, sink)?) }))
+    }
+
+    /// Connects, and takes part from then on. Where there is a [`Host`](super::options::Host), it runs by now. Servers that
+    /// are out of reach are tried as long as it takes; until one is there, [`health`](Backplane::health) says why none is.
     ///
     /// # Errors
     /// What trying again cannot help: one sentence that says what to do.
-    pub async fn connect(options: RedisOptions, sink: Arc<dyn Sink>) -> Result<Arc<Self>, RedisStartError> {
-        let core = Core::new(options, sink.clone())?;
+    pub async fn start(&self, sink: Arc<dyn Sink>) -> Result<(), RedisStartError> {
+        let core = &self.core;
         if let Err(error) = core.links.start(core.owner(sink)).await {
             core.subscriptions.stop();
             return Err(error);
         }
-        let core = Arc::new(core);
         core.begin().await;
-        Ok(Arc::new(Self { core }))
-    }
-
-    pub(super) fn unconnected(
-        options: RedisOptions,
-        sink: Arc<dyn Sink>,
-    ) -> Result<Arc<Self>, RedisStartError> {
-        Ok(Arc::new(Self { core: Arc::new(Core::new(options, sink)?) }))
+        Ok(())
     }
 
     /// Ends all connections and tasks. What this node wrote of itself ends with its lease.
@@ -287,6 +298,7 @@ impl Core {
             idempotency_window,
             replicas,
             presence_settle,
+            host,
         } = options;
         let prefix = prefix.in_database(url.db);
         let login = Login { credentials: url.credentials.clone(), is_tls: url.tls, files, sentinel };
@@ -298,6 +310,7 @@ impl Core {
             node: node.clone(),
             replicas,
             scripts: scripts::codes(),
+            host,
         })?;
         let vital = links.vital();
         let commands: Arc<dyn Commands> = Arc::new(links.clone());

@@ -43,7 +43,9 @@ pub(crate) use envelope::check_decoders;
 pub use error::{HandOnError, RedisStartError, TakeInError};
 pub use links::{LinkCounters, REFUSALS, REPEATS, REPLACEMENTS};
 pub use names::{Prefix, PrefixError};
-pub use options::{IDEMPOTENCY_WINDOW, LEASE, RedisFiles, RedisOptions, SentinelLogin};
+pub use options::{
+    Host, HostedSocket, HostedWork, IDEMPOTENCY_WINDOW, LEASE, RedisFiles, RedisOptions, SentinelLogin,
+};
 pub use reader::RedisNodes;
 pub use subscriptions::{GapsTold, Repairs, SubscriptionCounters, Undecodable};
 pub use url::{RedisUrl, RedisUrlError};

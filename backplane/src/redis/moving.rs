@@ -17,7 +17,6 @@ use super::{
     contract::Seat,
     error::{HALT_PATIENCE, HandOnError, RedisStartError, TakeInError},
     links::Halted,
-    options::RedisOptions,
 };
 use crate::{OnLeave, Sink};
 
@@ -25,15 +24,6 @@ use crate::{OnLeave, Sink};
 const VERSION: u8 = 2;
 
 impl RedisBackplane {
-    /// One that takes another process's place: it has no connections before [`take_in`](Self::take_in). On the Tokio
-    /// runtime that this is called on.
-    ///
-    /// # Errors
-    /// As those of [`connect`](Self::connect).
-    pub fn succeed(options: RedisOptions, sink: Arc<dyn Sink>) -> Result<Arc<Self>, RedisStartError> {
-        Self::unconnected(options, sink)
-    }
-
     /// Whether another process could go on.
     ///
     /// # Errors

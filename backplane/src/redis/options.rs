@@ -1,6 +1,15 @@
 //! What a Redis backplane is told at its start.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    fmt,
+    os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::future::BoxFuture;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{names::Prefix, scripts, url::RedisUrl};
 use crate::PRESENCE_SETTLE;
@@ -30,6 +39,19 @@ pub struct SentinelLogin {
     pub password_file: PathBuf,
 }
 
+/// Threads that poll sockets anyway. What arrives of publications is read there: with nobody woken, it is half the cost.
+pub trait Host: Send + Sync + fmt::Debug {
+    /// Begins what `work` makes of the socket on one of them; those of the same number are on the same one.
+    fn begin(&self, number: usize, socket: OwnedFd, work: HostedWork);
+}
+
+pub type HostedWork = Box<dyn FnOnce(Box<dyn HostedSocket>) -> BoxFuture<'static, ()> + Send>;
+
+/// A socket that such a thread polls.
+pub trait HostedSocket: AsyncRead + AsyncWrite + AsFd + Send + Sync + Unpin + 'static {}
+
+impl<S: AsyncRead + AsyncWrite + AsFd + Send + Sync + Unpin + 'static> HostedSocket for S {}
+
 /// How a node takes part in a deployment.
 #[derive(Debug, Clone)]
 pub struct RedisOptions {
@@ -50,6 +72,8 @@ pub struct RedisOptions {
     pub replicas: u8,
     /// How long an end must last until it is told as a transition.
     pub presence_settle: Duration,
+    /// Where publications are read, unless that is a task of Tokio.
+    pub host: Option<Arc<dyn Host>>,
 }
 
 impl RedisOptions {
@@ -67,6 +91,7 @@ impl RedisOptions {
             idempotency_window: IDEMPOTENCY_WINDOW,
             replicas: 0,
             presence_settle: PRESENCE_SETTLE,
+            host: None,
         }
     }
 }

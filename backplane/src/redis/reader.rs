@@ -42,6 +42,7 @@ impl RedisNodes {
             node,
             replicas: 0,
             scripts: Vec::new(),
+            host: None,
         })?;
         links.start(Arc::new(Unsubscribed)).await?;
         Ok(Arc::new(Self { links, prefix, runtime: tokio::runtime::Handle::current() }))

@@ -10,7 +10,8 @@ use tokio::runtime::Handle;
 use crate::{
     config::Config,
     metrics::{Collector, MemoryCollector, RedisCollector},
-    server::StartError,
+    server::{StartError, readers::Readers},
+    session::core::ShardMailbox,
 };
 
 /// A backplane, and what its kind needs beside the contract.
@@ -27,30 +28,35 @@ pub(super) enum Kind {
 }
 
 impl Carrier {
-    /// Connects where there is something to connect to, unless that is done by the process whose place this one takes.
+    /// One that is connected to nothing yet. What arrives is read by `shards`.
     pub(crate) fn new(
         config: &Config,
         life: Epoch,
-        takes_over: bool,
         sink: Arc<dyn Sink>,
+        shards: Box<[ShardMailbox]>,
         runtime: &Handle,
     ) -> Result<Self, StartError> {
         let Some(options) = config.redis_options()? else {
             let memory = Arc::new(MemoryBackplane::new(sink, MemoryOptions::default()));
             return Ok(Self::of_memory(Arc::clone(&memory) as Arc<dyn Backplane>, memory));
         };
-        let options = RedisOptions { life: life.0, ..options };
+        let options = RedisOptions { life: life.0, host: Some(Arc::new(Readers(shards))), ..options };
         let _here = runtime.enter();
-        let redis = match takes_over {
-            true => RedisBackplane::succeed(options, sink)?,
-            false => runtime.block_on(RedisBackplane::connect(options, sink))?,
-        };
+        let redis = RedisBackplane::new(options, sink)?;
         Ok(Self { backplane: Arc::clone(&redis) as Arc<dyn Backplane>, kind: Kind::Redis(redis) })
     }
 
     /// A backplane that keeps what it has in the memory of this process.
     pub(crate) fn of_memory(backplane: Arc<dyn Backplane>, memory: Arc<MemoryBackplane>) -> Self {
         Self { backplane, kind: Kind::Memory(memory) }
+    }
+
+    /// Connects where there is something to connect to. Shards run.
+    pub(super) async fn start(&self, sink: Arc<dyn Sink>) -> Result<(), StartError> {
+        match &self.kind {
+            Kind::Memory(_) => Ok(()),
+            Kind::Redis(redis) => Ok(redis.start(sink).await?),
+        }
     }
 
     /// To be called about once a second.

@@ -43,7 +43,7 @@ use crate::{
     node::shards::ShardPort,
     node::{Node, Relay},
     protocols::{self, FORMS, PROTOCOLS},
-    session::core::{Core, Shared},
+    session::core::{Core, ShardMailbox, Shared},
     shard::ShardDriver,
 };
 
@@ -67,7 +67,7 @@ impl Parts {
         public_address: SocketAddr,
         runtime: &Runtime,
         tasks: TaskTracker,
-        carry: impl FnOnce(Arc<dyn Sink>) -> Result<Carrier, StartError>,
+        carry: impl FnOnce(Arc<dyn Sink>, Box<[ShardMailbox]>) -> Result<Carrier, StartError>,
     ) -> Result<Self, StartError> {
         let metrics = Arc::new(Metrics::new(Bounds {
             listener: Some(metrics::Listener { address: public_address, backlog: ACCEPT_BACKLOG }),
@@ -89,7 +89,8 @@ impl Parts {
             TransitionHooks::new(Arc::clone(&apps), Arc::clone(&webhooks), Arc::clone(&hook_events))
         });
         metrics.register(Arc::new(AppCollector(Arc::clone(&apps))));
-        let carrier = carry(Arc::clone(&relay) as Arc<dyn Sink>)?;
+        let mailboxes = shards.iter().map(Shard::mailbox).collect();
+        let carrier = carry(Arc::clone(&relay) as Arc<dyn Sink>, mailboxes)?;
         relay.answering.get_or_init(|| {
             let runtime = runtime.handle().clone();
             Answering::new(&carrier.backplane, runtime, &config.node, Arc::clone(&metrics))

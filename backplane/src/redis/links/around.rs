@@ -3,6 +3,7 @@
 use super::dial::Dialer;
 use super::probe::Probe;
 use crate::redis::contract::{LinkId, Session};
+use crate::redis::options::Host;
 
 /// What a link asks of the deployment that it belongs to.
 pub(super) trait Around: Send + Sync {
@@ -13,6 +14,8 @@ pub(super) trait Around: Send + Sync {
     fn owns(&self, link: LinkId, tag: &str) -> bool;
     /// Scripts that the server is to know before it is asked for them.
     fn scripts(&self) -> &[Box<str>];
+    /// Where what is subscribed is read.
+    fn host(&self) -> Option<&dyn Host>;
     fn replicas(&self) -> u8;
     fn next_session(&self) -> Session;
     /// Something of a link changed.

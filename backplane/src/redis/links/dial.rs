@@ -20,6 +20,7 @@ use tokio_rustls::client::TlsStream;
 use super::login::{Loaded, Login};
 use super::wire::{Frame, Inbound};
 use crate::redis::error::{RedisStartError, Trouble};
+use crate::redis::options::HostedSocket;
 use crate::redis::url::{Credentials, Server};
 
 /// For each step: finding the addresses of a name, connecting to one of them, the greeting. A server that takes longer
@@ -44,11 +45,18 @@ pub(crate) struct Connection {
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Sync + Unpin + 'static {
     /// The socket once more, for another process.
     fn socket(&self) -> io::Result<OwnedFd>;
+
+    /// The socket itself, to be polled elsewhere.
+    fn into_socket(self: Box<Self>) -> io::Result<OwnedFd>;
 }
 
 impl Stream for TcpStream {
     fn socket(&self) -> io::Result<OwnedFd> {
         self.as_fd().try_clone_to_owned()
+    }
+
+    fn into_socket(self: Box<Self>) -> io::Result<OwnedFd> {
+        Ok((*self).into_std()?.into())
     }
 }
 
@@ -56,11 +64,29 @@ impl Stream for UnixStream {
     fn socket(&self) -> io::Result<OwnedFd> {
         self.as_fd().try_clone_to_owned()
     }
+
+    fn into_socket(self: Box<Self>) -> io::Result<OwnedFd> {
+        Ok((*self).into_std()?.into())
+    }
+}
+
+impl Stream for Box<dyn HostedSocket> {
+    fn socket(&self) -> io::Result<OwnedFd> {
+        (**self).as_fd().try_clone_to_owned()
+    }
+
+    fn into_socket(self: Box<Self>) -> io::Result<OwnedFd> {
+        (*self).socket()
+    }
 }
 
 /// What its keys are is known to this process only.
 impl Stream for TlsStream<TcpStream> {
     fn socket(&self) -> io::Result<OwnedFd> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn into_socket(self: Box<Self>) -> io::Result<OwnedFd> {
         Err(io::ErrorKind::Unsupported.into())
     }
 }

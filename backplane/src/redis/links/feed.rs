@@ -5,9 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use redis::{PushKind, ServerError, ServerErrorKind, Value};
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
+use tokio_util::context::TokioContext;
 
 use super::around::Around;
 use super::dial::{Connection, next, send};
@@ -59,21 +62,52 @@ pub(super) async fn begin(
     timeout(FIRST_PROBE_DEADLINE, round).await.unwrap_or(Err(late))
 }
 
-/// Carries subscribe commands out and messages in, until the session is given up.
-pub(super) async fn run(
-    connection: Connection,
-    probe: Option<Probe>,
-    link: &Link,
-    live: &Arc<Live>,
-    around: &dyn Around,
-    subscriber: &dyn Subscriber,
-) {
+/// Of which link and session a feed is, and who is told.
+#[derive(Clone)]
+pub(super) struct Of {
+    pub(super) link: Arc<Link>,
+    pub(super) live: Arc<Live>,
+    pub(super) around: Arc<dyn Around>,
+    pub(super) subscriber: Arc<dyn Subscriber>,
+}
+
+/// Carries subscribe commands out and messages in, until the session is given up: where publications are read on this
+/// node, or here.
+pub(super) async fn run(connection: Connection, probe: Option<Probe>, of: Of) {
+    let (around, live, number) = (Arc::clone(&of.around), Arc::clone(&of.live), of.link.id.0 as usize);
+    let Some(host) = around.host().filter(|_| !around.dialer().is_tls()) else {
+        return carry(connection, probe, of).await;
+    };
+    let Connection { stream, inbound } = connection;
+    let socket = match stream.into_socket() {
+        Ok(socket) => socket,
+        Err(error) => return live.give_up(Trouble::Broken(error.into())),
+    };
+    let (ends, ended) = oneshot::channel::<()>();
+    let here = Handle::current();
+    let work = Box::new(|socket| {
+        let connection = Connection { stream: Box::new(socket), inbound };
+        let carried = async move {
+            carry(connection, probe, of).await;
+            drop(ends);
+        };
+        TokioContext::new(carried, here).boxed()
+    });
+    host.begin(number, socket, work);
+    // Nothing is sent: it ends with the task.
+    drop(ended.await);
+    // Where nobody runs tasks any more, it was dropped.
+    live.give_up(Trouble::Closed);
+}
+
+async fn carry(connection: Connection, probe: Option<Probe>, of: Of) {
+    let Of { link, live, around, subscriber } = &of;
     let now = Instant::now();
     let mut feed = Feed {
         link,
         live,
-        around,
-        subscriber,
+        around: &**around,
+        subscriber: &**subscriber,
         probe,
         probed: None,
         probe_at: now,

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::around::Around;
 use super::dial::{Connection, Greeting, Mode};
-use super::feed;
+use super::feed::{self, Of};
 use super::halt::Part;
 use super::link::{Link, Place};
 use super::live::Live;
@@ -75,7 +75,13 @@ pub(super) async fn run(
         match made {
             Ok(made) => {
                 let began = Instant::now();
-                serve(&link, &*around, made, &*subscriber).await;
+                let of = Of {
+                    link: Arc::clone(&link),
+                    live: Arc::clone(&made.live),
+                    around: Arc::clone(&around),
+                    subscriber: Arc::clone(&subscriber),
+                };
+                serve(made, of).await;
                 if began.elapsed() >= SESSION_GOOD {
                     pause = PAUSES[0];
                 }
@@ -90,17 +96,23 @@ pub(super) async fn run(
 }
 
 /// A session from `up` to `down`.
-async fn serve(link: &Link, around: &dyn Around, made: Made, subscriber: &dyn Subscriber) {
-    let Made { live, feed, probe, mut drivers, goes_on } = made;
+async fn serve(made: Made, of: Of) {
+    let Made { feed, probe, mut drivers, goes_on, .. } = made;
+    let Of { link, live, around, subscriber } = of.clone();
     if !goes_on {
         link.set_up(&live);
         tracing::info!(server = %link.name, at = %live.server, session = live.session.0, "Redis is up");
         subscriber.up(link.id, live.session);
         around.changed();
     }
+    let feeding = feed::run(feed, probe, of);
+    tokio::pin!(feeding);
     tokio::select! {
-        () = feed::run(feed, probe, link, &live, around, subscriber) => {}
-        () = link.dropped.cancelled() => live.give_up(Trouble::Dropped),
+        () = &mut feeding => {}
+        () = link.dropped.cancelled() => {
+            live.give_up(Trouble::Dropped);
+            feeding.await;
+        }
     }
     let why = live.why().cloned().unwrap_or(Trouble::Closed);
     // Calls that wait hear at once that their outcome is not known.

@@ -23,6 +23,7 @@ use super::session::{self, Going, Made};
 use crate::BackplaneError;
 use crate::redis::contract::{LinkId, Session, Subscriber};
 use crate::redis::error::{RedisStartError, Trouble};
+use crate::redis::options::Host;
 use crate::redis::url::{RedisUrl, Server, TopologyKind};
 
 /// A start waits so long for its servers. Then it goes on without them, not ready.
@@ -42,6 +43,8 @@ pub(crate) struct LinkOptions {
     pub(crate) replicas: u8,
     /// Scripts that servers are to know before they are asked for them.
     pub(crate) scripts: Vec<Box<str>>,
+    /// Where what is subscribed is read.
+    pub(crate) host: Option<Arc<dyn Host>>,
 }
 
 /// What tasks and callers share.
@@ -54,6 +57,7 @@ pub(crate) struct Shared {
     instance: Box<str>,
     pub(super) replicas: u8,
     scripts: Vec<Box<str>>,
+    host: Option<Arc<dyn Host>>,
     map: RwLock<Arc<Map>>,
     /// From the start to the stop. What it leads to holds the links: without an end, neither would be freed.
     subscriber: Mutex<Option<Arc<dyn Subscriber>>>,
@@ -76,7 +80,7 @@ pub(crate) struct Shared {
 impl Shared {
     /// Reads the certificates; connects to nothing yet.
     pub(super) fn new(options: LinkOptions) -> Result<Self, RedisStartError> {
-        let LinkOptions { url, login, prefix, instance, node, replicas, scripts } = options;
+        let LinkOptions { url, login, prefix, instance, node, replicas, scripts, host } = options;
         let stopping = CancellationToken::new();
         let sentinels = match &url.topology {
             TopologyKind::Sentinel { name } => Some(Arc::new(Sentinels::new(name.clone(), &url.servers))),
@@ -92,6 +96,7 @@ impl Shared {
             instance,
             replicas,
             scripts,
+            host,
             link_ids: AtomicU32::new(u32::try_from(map.links.len()).unwrap_or(u32::MAX)),
             map: RwLock::new(Arc::new(map)),
             subscriber: Mutex::default(),
@@ -310,6 +315,10 @@ impl Around for Shared {
 
     fn scripts(&self) -> &[Box<str>] {
         &self.scripts
+    }
+
+    fn host(&self) -> Option<&dyn Host> {
+        self.host.as_deref()
     }
 
     fn replicas(&self) -> u8 {

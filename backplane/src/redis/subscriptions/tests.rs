@@ -84,6 +84,7 @@ impl Node {
             node: name.into(),
             replicas: 0,
             scripts: scripts::codes(),
+            host: None,
         };
         let links = Links::new(options).expect("links");
         let commands: Arc<dyn Commands> = Arc::new(links.clone());

@@ -69,7 +69,7 @@ impl Rig {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let mut held = None;
-        let carry = |sink| {
+        let carry = |sink, _| {
             let backplane = Arc::new(Held::new(sink));
             let memory = Arc::clone(&backplane.memory);
             held = Some(Arc::clone(&backplane));

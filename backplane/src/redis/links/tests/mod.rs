@@ -128,6 +128,7 @@ impl Rig {
             node: "n1".into(),
             replicas: 0,
             scripts: crate::redis::scripts::codes(),
+            host: None,
         };
         let links = Links::new(options)?;
         let recorder = Arc::new(Recorder::default());
