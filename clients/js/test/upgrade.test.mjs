@@ -38,7 +38,7 @@ test("an upgrade of the gateway closes nobody", async () => {
   const [{ client, got }] = clients;
   await eventually("publications come", () => got.length > 0);
   const { stdout } = await promisify(execFile)(binary, ["upgrade", gateway.internal]);
-  successor = Number(/"process":(\d+)/.exec(stdout)[1]);
+  successor = Number(/process (\d+)/.exec(stdout)[1]);
   await gateway.ended;
   const before = got.length;
   await eventually("more come from the new process", () => got.length > before + 10);
