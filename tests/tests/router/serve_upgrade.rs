@@ -35,7 +35,7 @@ fn upgrade(serve: &Serve) {
         let now = serve.children();
         now.len() == before.len() && now.iter().all(|(name, pid)| before[name] != *pid)
     });
-    assert!(before.values().all(|pid| !pid_runs(*pid)));
+    eventually("those before are gone", DEADLINE, || before.values().all(|pid| !pid_runs(*pid)));
 }
 
 /// As who has no connection to the router that is kept.

@@ -43,6 +43,8 @@ check("clients stay while the gateway is replaced", async () => {
     while (!is_over) {
       await ada.publish("diff:d", encoded({ number: sent, text: LONG }));
       await ada.publish("room:q", encoded(sent++));
+      // At most 300 of both in a second: 256 KiB are what a connection may publish in one.
+      await new Promise((done) => setTimeout(done, 3));
     }
   })();
   const more = async (what, list) => {

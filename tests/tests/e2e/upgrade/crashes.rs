@@ -53,7 +53,7 @@ fn goes_on_alone(carried: &Carried) {
     let mut successors = Successors::default();
     successors.note(site.upgrade());
     let gateway = &site.gateway;
-    assert!(!pid_runs(gateway.pid()));
+    eventually("the old one is gone", DEADLINE, || !pid_runs(gateway.pid()));
     eventually("the new one is ready", DEADLINE, || {
         gateway.internal_rest().try_get("/readyz").is_some_and(|answer| answer.status == 200)
     });
