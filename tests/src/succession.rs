@@ -14,7 +14,9 @@ use std::{
 };
 
 use tempfile::TempDir;
-use tidegate_testkit::{DEADLINE, Received, Rest, WsClient, end, eventually, pid_runs, product_binary};
+use tidegate_testkit::{
+    DEADLINE, Received, Rest, SseClient, WsClient, end, eventually, pid_runs, product_binary,
+};
 
 /// Processes that took over, ended with the test.
 #[derive(Debug, Default)]
@@ -33,9 +35,7 @@ impl Successors {
         eventually("the process before has ended", DEADLINE, || !pid_runs(before));
         process
     }
-}
 
-impl Successors {
     /// One that took over though nobody was told.
     pub fn note(&mut self, process: u32) {
         self.0.push(process);
@@ -72,6 +72,14 @@ impl Publisher {
         Self { stop, published, thread }
     }
 
+    /// A client that waits for its own message, so that it never has more than one under way.
+    pub fn client(mut client: WsClient) -> Self {
+        Self::start(move |number| {
+            client.send_text(&number.to_string());
+            assert_eq!(next_text(&mut client), number.to_string());
+        })
+    }
+
     /// Waits until so many more were published.
     #[track_caller]
     pub fn more(&self, number: usize) {
@@ -95,6 +103,22 @@ pub fn next_text(client: &mut WsClient) -> String {
             Received::Ping(_) => {}
             other => panic!("expected a text: {other:?}"),
         }
+    }
+}
+
+/// Of all numbers that were published, each once and in order.
+#[track_caller]
+pub fn expect_numbers(client: &mut WsClient, published: usize, who: &str) {
+    for wanted in 0..published {
+        assert_eq!(next_text(client), wanted.to_string(), "{who}, of {published}");
+    }
+}
+
+/// The same of an event stream.
+#[track_caller]
+pub fn expect_events(stream: &mut SseClient, published: usize) {
+    for wanted in 0..published {
+        assert_eq!(stream.expect_event().data, wanted.to_string(), "of {published}");
     }
 }
 

@@ -12,19 +12,12 @@ use tidegate_testkit::{
 };
 use tidegate_tests::{
     cluster::site::TOKEN,
-    succession::{Program, Publisher, Successors, next_text, refused},
+    succession::{Program, Publisher, Successors, expect_events, expect_numbers, next_text, refused},
 };
 
 const ANYONE: &str = "[limits]\npublishes_per_second = 100000\nmessages_per_second = 100000\n\
                       send_queue_bytes = \"64MiB\"\n[namespaces.default]\nclient_publish = \"anyone\"\n[namespaces.kept]\nhistory_size = 10000\n\
                       history_age = \"10m\"\nclient_publish = \"anyone\"\n";
-
-#[track_caller]
-fn expect_numbers(client: &mut WsClient, number: usize, who: &str) {
-    for wanted in 0..number {
-        assert_eq!(next_text(client), wanted.to_string(), "{who}, of {number}");
-    }
-}
 
 /// What carries the publications of a test, and a second gateway where there can be one.
 struct Carried {
@@ -72,7 +65,7 @@ fn all_stay(carried: &Carried) {
         let rest = gateway.rest();
         move |number: usize| drop(rest.publish(channel, &number.to_string()))
     };
-    let mut talker = WsClient::connect(gateway.public(), "/ws?channel=talk");
+    let talker = WsClient::connect(gateway.public(), "/ws?channel=talk");
     let nodes = || {
         let nodes = publishing.internal_rest().with_key("dev-key").get("/v1/nodes").json();
         let name = |node: &serde_json::Value| node["name"].as_str().unwrap().to_owned();
@@ -83,14 +76,7 @@ fn all_stay(carried: &Carried) {
     let publishers = [
         (Publisher::start(rest(publishing, "plain")), "plain"),
         (Publisher::start(rest(&gateway, "kept:a")), "kept:a"),
-        (
-            // It waits for its own message, so that it never has more than one under way.
-            Publisher::start(move |number| {
-                talker.send_text(&number.to_string());
-                assert_eq!(next_text(&mut talker), number.to_string());
-            }),
-            "talk",
-        ),
+        (Publisher::client(talker), "talk"),
     ];
     let mut held = Vec::new();
     for _ in 0..4 {
@@ -109,9 +95,7 @@ fn all_stay(carried: &Carried) {
         expect_numbers(socket, *number, channel);
     }
     for stream in &mut streams {
-        for wanted in 0..published[1].0 {
-            assert_eq!(stream.expect_event().data, wanted.to_string());
-        }
+        expect_events(stream, published[1].0);
     }
     let mut next = [0; 3];
     while next.iter().zip(&published).any(|(next, (number, _))| next < number) {
@@ -321,9 +305,7 @@ fn goes_on_after_a_failure(carried: &Carried) {
     publisher.more(20);
     let number = publisher.stop();
     expect_numbers(&mut client, number, "a WebSocket");
-    for wanted in 0..number {
-        assert_eq!(stream.expect_event().data, wanted.to_string());
-    }
+    expect_events(&mut stream, number);
 }
 
 /// The pids of what a process has started.

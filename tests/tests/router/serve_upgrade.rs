@@ -8,7 +8,9 @@ use tidegate_testkit::{
     DEADLINE, Gateway, Received, Rest, SseClient, Stop, WsClient, end, eventually, eventually_some,
     memory::descriptors, pid_runs, product_binary,
 };
-use tidegate_tests::succession::{Program, Publisher, Successors, next_text, refused};
+use tidegate_tests::succession::{
+    Program, Publisher, Successors, expect_events, expect_numbers, next_text, refused,
+};
 
 use crate::{
     serve::{Serve, children_of, kill},
@@ -61,15 +63,11 @@ fn nobody_is_closed_or_refused_and_nothing_is_lost_doubled_or_out_of_order() {
     let mut streams: Vec<SseClient> = (0..20)
         .map(|nth| SseClient::connect(public, &format!("/sse?channel=plain&key=k{nth}"), None))
         .collect();
-    let mut talker = WsClient::connect(public, "/ws?channel=talk&key=talker");
+    let talker = WsClient::connect(public, "/ws?channel=talk&key=talker");
     eventually("the gateways hold them", DEADLINE, || serve.connections() == 221.0);
     let publishers = [
         Publisher::start(move |number| publish(public, "plain", &number.to_string())),
-        // It waits for its own message, so that it never has more than one under way.
-        Publisher::start(move |number| {
-            talker.send_text(&number.to_string());
-            assert_eq!(next_text(&mut talker), number.to_string());
-        }),
+        Publisher::client(talker),
     ];
     let visits = Publisher::start(move |number| {
         let mut visitor = WsClient::connect(public, &format!("/ws?channel=visits&key=v{number}"));
@@ -87,14 +85,10 @@ fn nobody_is_closed_or_refused_and_nothing_is_lost_doubled_or_out_of_order() {
     visits.stop();
     let published = publishers.map(Publisher::stop);
     for (socket, channel) in &mut sockets {
-        for wanted in 0..published[*channel] {
-            assert_eq!(next_text(socket), wanted.to_string(), "{}", channels[*channel]);
-        }
+        expect_numbers(socket, published[*channel], channels[*channel]);
     }
     for stream in &mut streams {
-        for wanted in 0..published[0] {
-            assert_eq!(stream.expect_event().data, wanted.to_string());
-        }
+        expect_events(stream, published[0]);
     }
     eventually("visitors are gone, and nobody else", DEADLINE, || serve.connections() == 220.0);
     let unlike = |(now, first): (&usize, &usize)| now.abs_diff(*first) > 32;

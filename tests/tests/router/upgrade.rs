@@ -10,7 +10,9 @@ use tidegate_testkit::{
     DEADLINE, Gateway, RawTcp, Received, Rest, SseClient, Stop, WsClient, end, eventually, eventually_some,
     frame, masked_frame, memory::descriptors, net::SocketOptions, pid_runs, tls::Authority,
 };
-use tidegate_tests::succession::{Kill, Program, Publisher, Successors, next_text, refused};
+use tidegate_tests::succession::{
+    Kill, Program, Publisher, Successors, expect_events, expect_numbers, next_text, refused,
+};
 
 use crate::site::{Router, SHORT_DRAIN, Site, index};
 
@@ -50,14 +52,10 @@ fn nobody_is_closed_and_nothing_is_lost_doubled_or_out_of_order() {
     let halves = [0, 40];
     late[1].send(&head.as_bytes()[..halves[1]]);
     let rest = site.gateways[0].rest();
-    let mut talker = WsClient::connect(site.router.public, "/ws?channel=talk&key=talker");
+    let talker = WsClient::connect(site.router.public, "/ws?channel=talk&key=talker");
     let publishers = [
         Publisher::start(move |number| drop(rest.publish("plain", &number.to_string()))),
-        // It waits for its own message, so that it never has more than one under way.
-        Publisher::start(move |number| {
-            talker.send_text(&number.to_string());
-            assert_eq!(next_text(&mut talker), number.to_string());
-        }),
+        Publisher::client(talker),
     ];
     let pairs = (sockets.len() + streams.len() + 1) as f64;
     let mut held = Vec::new();
@@ -71,14 +69,10 @@ fn nobody_is_closed_and_nothing_is_lost_doubled_or_out_of_order() {
     }
     let published = publishers.map(Publisher::stop);
     for (socket, channel) in &mut sockets {
-        for wanted in 0..published[*channel] {
-            assert_eq!(next_text(socket), wanted.to_string(), "{}", channels[*channel]);
-        }
+        expect_numbers(socket, published[*channel], channels[*channel]);
     }
     for stream in &mut streams {
-        for wanted in 0..published[0] {
-            assert_eq!(stream.expect_event().data, wanted.to_string());
-        }
+        expect_events(stream, published[0]);
     }
     for (client, half) in late.iter_mut().zip(halves) {
         client.send(&head.as_bytes()[half..]);
@@ -252,13 +246,10 @@ fn a_gateway_behind_a_router_is_replaced_and_the_router_sees_nothing() {
         (keys.iter().enumerate()).map(|(nth, (key, _))| (connect(key, channels[nth % 2]), nth % 2)).collect();
     let rest = site.router.rest();
     let (of_replaced, _) = keys.iter().find(|(_, node)| index(node) == 0).unwrap();
-    let mut talker = connect(of_replaced, "talk");
+    let talker = connect(of_replaced, "talk");
     let publishers = [
         Publisher::start(move |number| drop(rest.publish("plain", &number.to_string()))),
-        Publisher::start(move |number| {
-            talker.send_text(&number.to_string());
-            assert_eq!(next_text(&mut talker), number.to_string());
-        }),
+        Publisher::client(talker),
     ];
     let first = &site.gateways[0];
     let pairs = (sockets.len() + 1) as f64;
@@ -278,9 +269,7 @@ fn a_gateway_behind_a_router_is_replaced_and_the_router_sees_nothing() {
     }
     let published = publishers.map(Publisher::stop);
     for (socket, channel) in &mut sockets {
-        for wanted in 0..published[*channel] {
-            assert_eq!(next_text(socket), wanted.to_string(), "{}", channels[*channel]);
-        }
+        expect_numbers(socket, published[*channel], channels[*channel]);
     }
 }
 
