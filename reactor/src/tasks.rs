@@ -25,6 +25,7 @@ use rustix::{
 
 /// Tokens of tasks end here and go downwards; no slot of a connection is as large.
 const LAST: usize = usize::MAX - 2;
+/// Of one shard: each server of Redis has one, in one of the shards.
 const TASKS_MAX: usize = 1024;
 
 /// A task for a shard.

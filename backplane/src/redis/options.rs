@@ -39,7 +39,7 @@ pub struct SentinelLogin {
     pub password_file: PathBuf,
 }
 
-/// Threads that poll sockets anyway. What arrives of publications is read there: with nobody woken, it is half the cost.
+/// Threads that poll sockets anyway. What arrives of publications is read there, and wakes no other thread for what is theirs.
 pub trait Host: Send + Sync + fmt::Debug {
     /// Begins what `work` makes of the socket on one of them; those of the same number are on the same one.
     fn begin(&self, number: usize, socket: OwnedFd, work: HostedWork);

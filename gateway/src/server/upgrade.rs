@@ -48,7 +48,7 @@ const SETTLE_MAX: Duration = Duration::from_millis(250);
 /// All of that: a server of Redis that takes longer to answer is away.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
 
-/// Who is told something answers in this time, or is told it once more. Clients do not wait for that.
+/// Who is told something answers in this time, or is told it once more.
 const TOLD_MAX: Duration = Duration::from_millis(500);
 
 /// Between two looks at whether it has.
@@ -80,12 +80,16 @@ impl Upgradable for Handing {
         (self.node.name().into(), self.life)
     }
 
-    /// Nothing is read or accepted, and who publishes waits.
-    fn suspend(&self, shards: &[ShardMailbox<Self>]) -> Result<(), UpgradeError> {
-        // They end while everything is served, and what they had not finished is read again.
+    /// Consumers end with their batches, and who is being told something answers; what is not finished then is read again, and
+    /// told once more.
+    fn prepare(&self) {
         self.runtime.block_on(self.consumers.pause());
         self.telling.suspend();
         wait(TOLD_MAX, || self.telling.has_sent());
+    }
+
+    /// Nothing is read or accepted, and who publishes waits.
+    fn suspend(&self, shards: &[ShardMailbox<Self>]) -> Result<(), UpgradeError> {
         // Whoever was taken over before is in a shard when that is asked.
         if let Some(handovers) = &self.handovers
             && !handovers.suspend(&self.runtime)
@@ -96,7 +100,7 @@ impl Upgradable for Handing {
         // What was read before goes on first, and what waits behind it: both would wait for the end of this.
         self.settle(shards, |_| true)?;
         self.carrier.suspend();
-        self.settle(shards, |carrier| self.telling.is_quiet() && carrier.is_quiet())?;
+        self.settle(shards, |carrier| self.telling.has_no_will_under_way() && carrier.is_quiet())?;
         self.carrier.halt()
     }
 

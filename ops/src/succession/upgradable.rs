@@ -30,6 +30,9 @@ pub trait Upgradable: Sized + Send + Sync + 'static {
     /// Its name, and this life of it.
     fn who(&self) -> (Box<str>, u64);
 
+    /// What takes a while ends, and is not begun again, while clients are served. [`resume`](Self::resume) begins it again.
+    fn prepare(&self) {}
+
     /// From now on nothing is begun, and what was begun ends.
     ///
     /// # Errors

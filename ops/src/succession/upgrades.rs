@@ -218,7 +218,6 @@ impl<U: Upgradable> Upgrades<U> {
             }
             error => error,
         })?;
-        let began = Instant::now();
         paused = Paused::begin(self)?;
         standing = paused.stand()?;
         self.describe(&successor.talk, &standing)?;
@@ -233,13 +232,15 @@ impl<U: Upgradable> Upgrades<U> {
         // From here on there is no way back.
         self.process.forward(&successor.talk);
         let stayed = standing.let_go(&refused);
+        let paused_at = paused.at;
         paused.given();
         let serving = successor.talk.hear(SERVING_PATIENCE, |_| 0);
         successor.let_go();
         match serving {
             Ok((Step::Serving, _)) => {
+                let paused_ms = paused_at.elapsed().as_millis() as u64;
                 tracing::info!(stayed, "connections that could not go along end with this process");
-                Ok(Upgraded { process, paused_ms: began.elapsed().as_millis() as u64 })
+                Ok(Upgraded { process, paused_ms })
             }
             Ok(_) => Err(UpgradeError::Lost(TalkError::Ended)),
             Err(error) => Err(UpgradeError::Lost(error)),
@@ -321,12 +322,16 @@ impl<U: Upgradable> fmt::Debug for Upgrades<U> {
 /// While there is one, nothing is begun.
 struct Paused<'u, U: Upgradable> {
     upgrades: &'u Upgrades<U>,
+    /// Since when nobody is served.
+    at: Instant,
     is_given: bool,
 }
 
 impl<'u, U: Upgradable> Paused<'u, U> {
     fn begin(upgrades: &'u Upgrades<U>) -> Result<Self, UpgradeError> {
-        let paused = Self { upgrades, is_given: false };
+        let mut paused = Self { upgrades, at: Instant::now(), is_given: false };
+        upgrades.process.prepare();
+        paused.at = Instant::now();
         upgrades.process.suspend(&upgrades.shards)?;
         Ok(paused)
     }

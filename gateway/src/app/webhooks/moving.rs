@@ -35,8 +35,8 @@ impl Telling {
         all_quiet
     }
 
-    /// Whether nothing is, wills included.
-    pub(crate) fn is_quiet(&self) -> bool {
+    /// Whether no will is being written, or taken back.
+    pub(crate) fn has_no_will_under_way(&self) -> bool {
         self.hooks.is_quiet()
     }
 

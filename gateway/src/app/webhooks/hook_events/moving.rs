@@ -64,7 +64,8 @@ impl HookEvents {
         });
     }
 
-    /// Takes in what another process had to tell. What was for a hook that is gone is dropped, and counted.
+    /// Takes in what another process had to tell. What was for a hook that is gone is dropped, and the log says
+    /// how much: a hook that is not configured has no counters.
     ///
     /// # Errors
     /// [`UpgradeError`]: it is of another form, or connections are kept otherwise.
