@@ -99,6 +99,7 @@ fn run(arguments: &[String]) -> Result<bool, Failed> {
     println!("| upgrade | asked to served | longest of a publication | MiB | descriptors |");
     println!("| ---: | ---: | ---: | ---: | ---: |");
     let mut process = site.pid;
+    println!("| none | | | {} |", held(process));
     let (mut slowest, mut drawn) = (Duration::ZERO, Points::new());
     for number in 1..=times {
         let before = process;
@@ -119,15 +120,16 @@ fn run(arguments: &[String]) -> Result<bool, Failed> {
         if longest > slowest {
             (slowest, drawn) = (longest, scene.drawn(asked));
         }
-        let held = memory::pss_bytes(process) as f64 / f64::from(1 << 20);
-        let descriptors = memory::descriptors(process);
-        println!("| {number} | {took:.0?} | {longest:.1?} | {held:.1} | {descriptors} |");
+        println!("| {number} | {took:.0?} | {longest:.1?} | {} |", held(process));
     }
     is_over.store(true, Ordering::Release);
     let talked = talking.join().map_err(|_| "a client that publishes was closed")?;
     scene.publisher.stop();
     scene.drive(TAIL)?;
     let verdict = scene.verdict(&talked);
+    println!("\nwhat the pauses were made of:");
+    let log = site.log();
+    log.lines().filter_map(|line| line.split_once("laps=")).for_each(|(_, laps)| println!("- {laps}"));
     end(process);
     if let Some(path) = plot.filter(|_| !is_router) {
         let title =
@@ -138,6 +140,12 @@ fn run(arguments: &[String]) -> Result<bool, Failed> {
     Ok(verdict)
 }
 
+/// What a process has: MiB and descriptors.
+fn held(process: u32) -> String {
+    let bytes = memory::pss_bytes(process) as f64;
+    format!("{:.1} | {}", bytes / f64::from(1 << 20), memory::descriptors(process))
+}
+
 /// What is upgraded, and what is behind it.
 struct Site {
     /// Where clients come in, and where publishers do: the connections of those that publish over HTTP end with a router.
@@ -146,26 +154,23 @@ struct Site {
     internal: SocketAddr,
     pid: u32,
     _redis: Option<RedisServer>,
-    _gateways: Vec<Gateway>,
-    _router: Option<Process>,
+    gateways: Vec<Gateway>,
+    router: Option<Process>,
 }
 
 impl Site {
+    /// Of what is upgraded.
+    fn log(&self) -> String {
+        self.router.as_ref().map_or_else(|| self.gateways[0].stderr(), Process::stderr)
+    }
+
     fn start(program: &Path, is_router: bool) -> Result<Self, Failed> {
         if !is_router {
             let gateway = Gateway::builder().program(program).config(CONFIG).start();
             let (public, internal, pid) = (gateway.public(), gateway.internal(), gateway.pid());
             let gateways = vec![gateway];
             let publishing = public;
-            return Ok(Self {
-                public,
-                publishing,
-                internal,
-                pid,
-                _redis: None,
-                _gateways: gateways,
-                _router: None,
-            });
+            return Ok(Self { public, publishing, internal, pid, _redis: None, gateways, router: None });
         }
         let redis = RedisServer::start();
         let gateway = |name: &str| {
@@ -201,8 +206,8 @@ impl Site {
         let live = || Metrics::scrape(internal).sum("tidegate_nodes", &[("state", "live")]);
         eventually("the router knows both gateways", DEADLINE, || live() == 2.0);
         let (publishing, pid) = (gateways[0].public(), router.pid());
-        let (_redis, _router) = (Some(redis), Some(router));
-        Ok(Self { public, publishing, internal, pid, _redis, _gateways: gateways, _router })
+        let (_redis, router) = (Some(redis), Some(router));
+        Ok(Self { public, publishing, internal, pid, _redis, gateways, router })
     }
 }
 

@@ -79,6 +79,11 @@ impl Gateway {
         &mut self.process
     }
 
+    /// What it has written there so far, and processes that took its place.
+    pub fn stderr(&self) -> String {
+        self.process.stderr()
+    }
+
     pub fn pid(&self) -> u32 {
         self.process.pid()
     }

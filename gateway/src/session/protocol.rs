@@ -320,19 +320,17 @@ impl ProtocolId {
 
     /// What another process finds it by: a protocol may have several ways to come.
     pub(crate) fn to_text(self, protocols: Protocols) -> Box<str> {
-        text_of(self.of_list(protocols)).into()
+        let protocol = self.of_list(protocols);
+        format!("{} {}", protocol.name(), protocol.way()).into()
     }
 
     pub(crate) fn of_text(protocols: Protocols, text: &str) -> Option<Self> {
-        let at = protocols.iter().position(|protocol| text_of(*protocol) == text)?;
+        let named = text.rsplit_once(' ')?;
+        let at = protocols.iter().position(|protocol| (protocol.name(), protocol.way()) == named)?;
         u8::try_from(at).ok().map(Self)
     }
 
     pub(crate) fn of_list(self, protocols: Protocols) -> &'static dyn Protocol {
         protocols[usize::from(self.0)]
     }
-}
-
-fn text_of(protocol: &dyn Protocol) -> String {
-    format!("{} {}", protocol.name(), protocol.way())
 }

@@ -1,6 +1,7 @@
 //! The new process: it takes the place of the one that started it.
 
 use std::{
+    collections::BTreeSet,
     fmt,
     net::{SocketAddr, TcpListener, TcpStream},
     os::fd::OwnedFd,
@@ -8,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use tidegate_reactor::Connections;
 use tidegate_wire::{
     fields::{Malformed, Reader},
@@ -31,16 +33,21 @@ pub struct Predecessor {
     talk: Talk,
 }
 
-/// The connections of a process, read and not yet served: each `R` is made of a record and its sockets.
+/// The connections of a process that has given them all away. Their records are understood, and not yet gone on with: what a
+/// shard makes of them it makes one by one, and nothing is left over of it.
 #[derive(Debug)]
-pub struct Taken<R> {
-    shards: Vec<Shard<R>>,
-}
+pub struct Taken(Vec<Shard>);
 
+/// What one shard had.
 #[derive(Debug)]
-struct Shard<R> {
+struct Shard {
     newest_generation: u32,
-    read: Vec<R>,
+    /// As it wrote it.
+    state: Bytes,
+    /// Of its records, in their order.
+    sockets: Vec<TcpStream>,
+    /// Places of records that are not understood: their connections stay.
+    refused: BTreeSet<usize>,
 }
 
 /// A record, and how many sockets are its.
@@ -99,14 +106,14 @@ impl Predecessor {
         }
     }
 
-    /// Says that it is ready, and takes what it is given: when this returns, everything is this process's. `rest` takes what
-    /// goes along beside the connections, with the sockets that belong to it, before `parse` reads them one by one; one that
-    /// it does not understand stays.
-    pub fn take<R: Send>(
+    /// Says that it is ready, and takes what it is given: when this returns, everything is this process's. `understand` reads
+    /// the record of each connection, with the number of its sockets; one that it does not understand stays. `rest` takes what
+    /// goes along beside the connections, with the sockets that belong to it.
+    pub fn take(
         &self,
         rest: impl FnOnce(&[u8], Vec<TcpStream>) -> Result<(), UpgradeError>,
-        parse: impl Fn(&[u8], Vec<TcpStream>) -> Result<R, Malformed> + Sync,
-    ) -> Result<Taken<R>, UpgradeError> {
+        understand: impl Fn(&[u8], usize) -> Result<(), Malformed> + Sync,
+    ) -> Result<Taken, UpgradeError> {
         self.talk.say(&Step::Ready, &[])?;
         let state = |step: &Step| usize::from(matches!(step, Step::State { .. }));
         let (Step::State { sockets }, file) = self.talk.hear(STATE_PATIENCE, state)? else {
@@ -114,8 +121,8 @@ impl Predecessor {
         };
         let file = file.into_iter().next().ok_or(UpgradeError::Unexpected)?;
         let state = read_memory_file(file)?;
-        let sockets = self.take_sockets(sockets as usize)?;
-        let (taken, refused) = Taken::read(&state, sockets, rest, parse)?;
+        let receive = || self.take_sockets(sockets as usize);
+        let (taken, refused) = Taken::read(state.into(), receive, rest, understand)?;
         if refused.len() > REFUSED_MAX {
             let why = "the connections are written in a form that this version does not read";
             return Err(UpgradeError::Refused(why.into()));
@@ -157,65 +164,50 @@ impl Predecessor {
     }
 }
 
-impl<R: Send> Taken<R> {
+impl Taken {
     /// Reads what was written, and the places of records that are not understood.
     fn read(
-        state: &[u8],
-        sockets: Vec<TcpStream>,
+        state: Bytes,
+        receive: impl FnOnce() -> Result<Vec<TcpStream>, UpgradeError>,
         rest: impl FnOnce(&[u8], Vec<TcpStream>) -> Result<(), UpgradeError>,
-        parse: impl Fn(&[u8], Vec<TcpStream>) -> Result<R, Malformed> + Sync,
+        understand: impl Fn(&[u8], usize) -> Result<(), Malformed> + Sync,
     ) -> Result<(Self, Vec<u32>), UpgradeError> {
-        let mut fields = Reader::new(state);
+        let mut fields = Reader::new(&state);
         if fields.u8()? != FORM {
             return Err(Malformed.into());
         }
-        let written = fields.list(|fields| fields.bytes().and_then(read_shard))?;
+        let parts = fields.list(Reader::bytes)?;
         let beside = fields.bytes()?;
         fields.end()?;
-        let mut sockets = sockets.into_iter();
-        let mut dealt = Vec::with_capacity(written.len());
-        for (newest_generation, records) in written {
-            let mut records_with = Vec::with_capacity(records.len());
-            for (number, record) in records {
-                let own: Vec<TcpStream> = sockets.by_ref().take(number).collect();
-                if own.len() < number {
-                    return Err(Malformed.into());
-                }
-                records_with.push((record, own));
+        let written = parts.iter().map(|part| read_shard(part)).collect::<Result<Vec<_>, _>>()?;
+        let look = |records: &[Record<'_>]| -> BTreeSet<usize> {
+            let is_refused =
+                |&(_, &(sockets, record)): &(usize, &Record<'_>)| understand(record, sockets).is_err();
+            records.iter().enumerate().filter(is_refused).map(|(at, _)| at).collect()
+        };
+        // Clients wait for this: what each shard wrote is read beside what the others did, and beside the sockets.
+        let (sockets, looked) = thread::scope(|scope| {
+            let begun: Vec<_> = written.iter().map(|(_, records)| scope.spawn(|| look(records))).collect();
+            let sockets = receive();
+            let looked: Vec<_> = begun.into_iter().map(thread::ScopedJoinHandle::join).collect();
+            (sockets, looked)
+        });
+        let mut sockets = sockets?.into_iter();
+        let (mut shards, mut refused, mut first) = (Vec::new(), Vec::new(), 0);
+        for ((part, (newest_generation, records)), looked) in parts.into_iter().zip(&written).zip(looked) {
+            let number = records.iter().map(|&(sockets, _)| sockets).sum();
+            let own: Vec<TcpStream> = sockets.by_ref().take(number).collect();
+            if own.len() < number {
+                return Err(Malformed.into());
             }
-            dealt.push((newest_generation, records_with));
+            let stay = looked.map_err(|_panic| Malformed)?;
+            refused.extend(stay.iter().map(|at| (first + at) as u32));
+            first += records.len();
+            let (newest_generation, state) = (*newest_generation, state.slice_ref(part));
+            shards.push(Shard { newest_generation, state, sockets: own, refused: stay });
         }
         rest(beside, sockets.collect())?;
-        // Clients wait for this: what each shard wrote is read beside what the others did.
-        let parse = |(record, sockets): (&[u8], Vec<TcpStream>)| parse(record, sockets);
-        let read = thread::scope(|scope| {
-            let begin = |(newest_generation, records): (u32, Vec<(_, _)>)| {
-                let read = scope.spawn(move || records.into_iter().map(parse).collect::<Vec<_>>());
-                (newest_generation, read)
-            };
-            let begun: Vec<_> = dealt.into_iter().map(begin).collect();
-            let end = |(newest, reading): (u32, thread::ScopedJoinHandle<'_, _>)| match reading.join() {
-                Ok(read) => Ok((newest, read)),
-                Err(_panic) => Err(Malformed.into()),
-            };
-            begun
-                .into_iter()
-                .map(end)
-                .collect::<Result<Vec<(u32, Vec<Result<R, Malformed>>)>, UpgradeError>>()
-        })?;
-        let (mut shards, mut refused, mut at) = (Vec::new(), Vec::new(), 0);
-        for (newest_generation, records) in read {
-            let mut understood = Vec::with_capacity(records.len());
-            for record in records {
-                match record {
-                    Ok(record) => understood.push(record),
-                    Err(Malformed) => refused.push(at),
-                }
-                at += 1;
-            }
-            shards.push(Shard { newest_generation, read: understood });
-        }
-        Ok((Self { shards }, refused))
+        Ok((Self(shards), refused))
     }
 
     /// Has the shards go on with the connections, each with `go_on`. When this returns all of them are there, and nothing was
@@ -223,24 +215,44 @@ impl<R: Send> Taken<R> {
     pub fn settle<U: Upgradable>(
         self,
         mailboxes: &[ShardMailbox<U>],
-        go_on: impl FnMut(&mut U::Shard, &mut Connections<U::Connection>, R) + Clone + Send + 'static,
-    ) -> Result<(), UpgradeError>
-    where
-        R: 'static,
-    {
+        go_on: impl FnMut(
+            &mut U::Shard,
+            &mut Connections<U::Connection>,
+            &[u8],
+            Vec<TcpStream>,
+        ) -> Result<(), Malformed>
+        + Clone
+        + Send
+        + 'static,
+    ) -> Result<(), UpgradeError> {
         let mut begun = Vec::new();
-        for (shard, mailbox) in self.shards.into_iter().zip(mailboxes) {
+        for (shard, mailbox) in self.0.into_iter().zip(mailboxes) {
             let mut go_on = go_on.clone();
-            begun.push(ask::<U, ()>(mailbox, move |part, connections| {
+            begun.push(ask::<U, Result<usize, Malformed>>(mailbox, move |part, connections| {
                 connections.hold_reads(true);
                 connections.number_after(shard.newest_generation);
-                for read in shard.read {
-                    go_on(part, connections, read);
+                let (_, records) = read_shard(&shard.state)?;
+                let (mut sockets, mut lost) = (shard.sockets.into_iter(), 0);
+                for (at, (number, record)) in records.into_iter().enumerate() {
+                    let own = sockets.by_ref().take(number).collect();
+                    if !shard.refused.contains(&at) {
+                        lost += usize::from(go_on(part, connections, record, own).is_err());
+                    }
                 }
+                Ok(lost)
             }));
         }
         drop(go_on);
-        begun.iter().try_for_each(|done| done.recv_timeout(PATIENCE)).map_err(|_| UpgradeError::Shard)
+        for settled in begun {
+            let lost = settled.recv_timeout(PATIENCE).map_err(|_| UpgradeError::Shard)??;
+            if lost > 0 {
+                tracing::error!(
+                    lost,
+                    "connections were understood and could not be gone on with: they are closed"
+                );
+            }
+        }
+        Ok(())
     }
 }
 

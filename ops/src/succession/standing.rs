@@ -40,8 +40,31 @@ struct Noted {
 enum Word {
     /// Send the sockets, in the order of the records.
     Send(Talk, Sender<Result<(), TalkError>>),
-    /// Another process has them, but for these, by their places among the records. The answer: how many stay.
-    LetGo(HashSet<usize>, Sender<usize>),
+    /// Another process has them, but for these, by their places among the records.
+    LetGo(LetGo),
+}
+
+struct LetGo {
+    refused: HashSet<usize>,
+    /// Ends when the other process serves: clients wait for that one, and this one leaves it the cores.
+    served: Receiver<()>,
+    /// How many stay.
+    stayed: Sender<usize>,
+}
+
+/// Shards that let go of what they had once [the other process serves](Self::served).
+#[derive(Debug)]
+pub(super) struct LettingGo {
+    serves: Vec<Sender<()>>,
+    stayed: Vec<Receiver<usize>>,
+}
+
+impl LettingGo {
+    /// How many connections stay.
+    pub(super) fn served(self) -> usize {
+        drop(self.serves);
+        self.stayed.iter().filter_map(|stayed| stayed.recv_timeout(SHARD_PATIENCE).ok()).sum()
+    }
 }
 
 /// No shard stands longer, whatever becomes of who had it stop.
@@ -102,20 +125,23 @@ impl<U: Upgradable> Standing<U> {
         if self.began.elapsed() < HAND_ON_MAX { Ok(()) } else { Err(UpgradeError::Slow) }
     }
 
-    /// They let go of what another process has taken, and see to the others. How many those are.
-    pub(super) fn let_go(self, refused: &[u32]) -> usize {
+    /// Another process has everything but these. From here on no shard goes on with what that one has.
+    pub(super) fn let_go(self, refused: &[u32]) -> LettingGo {
         let mut first = 0;
-        let mut answers = Vec::new();
+        let mut letting_go = LettingGo { serves: Vec::new(), stayed: Vec::new() };
         for (word, written) in self.words.iter().zip(&self.written) {
             let places = first..first + written.records;
             let stay = refused.iter().map(|&at| at as usize).filter(|at| places.contains(at));
-            let (answer, stayed) = mpsc::channel();
+            let refused = stay.map(|at| at - first).collect();
+            let (serves, served) = mpsc::channel();
+            let (stayed, answer) = mpsc::channel();
             // A shard that stands no longer has failed, and its connections with it.
-            drop(word.send(Word::LetGo(stay.map(|at| at - first).collect(), answer)));
-            answers.push(stayed);
+            drop(word.send(Word::LetGo(LetGo { refused, served, stayed })));
+            letting_go.serves.push(serves);
+            letting_go.stayed.push(answer);
             first = places.end;
         }
-        answers.iter().filter_map(|stayed| stayed.recv_timeout(SHARD_PATIENCE).ok()).sum()
+        letting_go
     }
 }
 
@@ -141,9 +167,10 @@ fn stand<U: Upgradable>(
     while let Ok(word) = words.recv_timeout(STAND_MAX) {
         match word {
             Word::Send(talk, done) => drop(done.send(send_sockets(connections, &moving, &talk))),
-            Word::LetGo(refused, answer) => {
-                let stayed = U::let_go(part, connections, &written, &|at| !refused.contains(&at));
-                let _told = answer.send(stayed);
+            Word::LetGo(LetGo { refused, served, stayed }) => {
+                let _served = served.recv_timeout(STAND_MAX);
+                let stay = U::let_go(part, connections, &written, &|at| !refused.contains(&at));
+                let _told = stayed.send(stay);
                 return;
             }
         }

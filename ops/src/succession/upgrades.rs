@@ -7,6 +7,7 @@ use std::{
     os::fd::AsFd as _,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -47,6 +48,10 @@ const TAKEN_PATIENCE: Duration = Duration::from_secs(5);
 
 /// It has everything, and makes its connections of it.
 const SERVING_PATIENCE: Duration = Duration::from_secs(30);
+
+/// The new process first does what has waited, with all cores. Who is closed there meanwhile sees the end of its socket this
+/// much later.
+const CATCH_UP: Duration = Duration::from_millis(200);
 
 /// The ports of a process, and what accepts on the internal one.
 #[derive(Debug)]
@@ -219,27 +224,33 @@ impl<U: Upgradable> Upgrades<U> {
             error => error,
         })?;
         paused = Paused::begin(self)?;
+        let mut laps = Laps::begin(paused.at);
         standing = paused.stand()?;
+        laps.end("stand");
         self.describe(&successor.talk, &standing)?;
+        laps.end("describe");
         let refused = match successor.talk.hear(TAKEN_PATIENCE, |_| 0)?.0 {
             Step::Taken { refused } => refused,
             Step::Refused { why } => return Err(UpgradeError::Refused(why)),
             _ => return Err(UpgradeError::Unexpected),
         };
+        laps.end("take");
         standing.check()?;
         self.process.stands()?;
         self.commit(&successor.talk, process)?;
         // From here on there is no way back.
         self.process.forward(&successor.talk);
-        let stayed = standing.let_go(&refused);
-        let paused_at = paused.at;
+        let letting_go = standing.let_go(&refused);
         paused.given();
         let serving = successor.talk.hear(SERVING_PATIENCE, |_| 0);
+        laps.end("serve");
+        thread::park_timeout(CATCH_UP);
+        let stayed = letting_go.served();
         successor.let_go();
         match serving {
             Ok((Step::Serving, _)) => {
-                let paused_ms = paused_at.elapsed().as_millis() as u64;
-                tracing::info!(stayed, "connections that could not go along end with this process");
+                let paused_ms = laps.total().as_millis() as u64;
+                tracing::info!(%laps, stayed, "clients stood still for that long; connections that stayed end with this process");
                 Ok(Upgraded { process, paused_ms })
             }
             Ok(_) => Err(UpgradeError::Lost(TalkError::Ended)),
@@ -319,6 +330,39 @@ impl<U: Upgradable> fmt::Debug for Upgrades<U> {
     }
 }
 
+/// What a pause is made of, for the log.
+struct Laps {
+    began: Instant,
+    ended: Vec<(&'static str, Instant)>,
+}
+
+impl Laps {
+    fn begin(at: Instant) -> Self {
+        let mut laps = Self { began: at, ended: Vec::new() };
+        laps.end("suspend");
+        laps
+    }
+
+    fn end(&mut self, lap: &'static str) {
+        self.ended.push((lap, Instant::now()));
+    }
+
+    fn total(&self) -> Duration {
+        self.ended.last().map_or(Duration::ZERO, |(_, end)| end.duration_since(self.began))
+    }
+}
+
+impl fmt::Display for Laps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut before = self.began;
+        for (lap, end) in &self.ended {
+            write!(f, "{lap} {:.1?}, ", end.duration_since(before))?;
+            before = *end;
+        }
+        write!(f, "together {:.1?}", self.total())
+    }
+}
+
 /// While there is one, nothing is begun.
 struct Paused<'u, U: Upgradable> {
     upgrades: &'u Upgrades<U>,
@@ -357,7 +401,7 @@ impl<'u, U: Upgradable> Paused<'u, U> {
             } else if began.elapsed() >= SETTLE_MAX * 4 {
                 return Err(UpgradeError::Busy);
             }
-            std::thread::park_timeout(SETTLE_PAUSE);
+            thread::park_timeout(SETTLE_PAUSE);
         }
     }
 

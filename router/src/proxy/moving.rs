@@ -26,33 +26,19 @@ use super::{
 };
 use crate::chooser::{Claim, Node};
 
-/// A client that was understood: its node is known here.
-#[derive(Debug)]
-pub(crate) enum Readable {
-    Head(proxied::Head, TcpStream),
-    Pair(proxied::Pair, Claim, [TcpStream; 2]),
-}
+/// Nodes by name, of those that are known.
+pub(super) type Nodes = HashMap<Box<str>, Arc<Node>>;
 
-impl Readable {
-    /// # Errors
-    /// [`Malformed`]: it is of another form, or its node is not among those that are known.
-    pub(super) fn parse(
-        record: &[u8],
-        sockets: Vec<TcpStream>,
-        nodes: &HashMap<Box<str>, Arc<Node>>,
-    ) -> Result<Self, Malformed> {
-        match Client::parse(record)? {
-            Client::Head(head) => {
-                let [socket] = <[TcpStream; 1]>::try_from(sockets).map_err(|_| Malformed)?;
-                Ok(Self::Head(head, socket))
-            }
-            Client::Pair(pair) => {
-                let sockets = <[TcpStream; 2]>::try_from(sockets).map_err(|_| Malformed)?;
-                let claim = nodes.get(&pair.node).ok_or(Malformed)?.claim_reported();
-                Ok(Self::Pair(pair, claim, sockets))
-            }
-        }
-    }
+/// Whether a client can go on here.
+///
+/// # Errors
+/// [`Malformed`]: it is of another form, or its node is not among those that are known.
+pub(super) fn understand(record: &[u8], sockets: usize, nodes: &Nodes) -> Result<(), Malformed> {
+    let is_understood = match Client::parse(record)? {
+        Client::Head(_) => sockets == 1,
+        Client::Pair(pair) => sockets == 2 && nodes.contains_key(&pair.node),
+    };
+    if is_understood { Ok(()) } else { Err(Malformed) }
 }
 
 impl ProxyDriver {
@@ -105,19 +91,35 @@ impl ProxyDriver {
     }
 
     /// Goes on with a client of another process.
-    pub(super) fn go_on(&mut self, links: &mut Links, readable: Readable) {
-        self.shared.door.arrived(self.shard);
-        match readable {
-            Readable::Head(head, socket) => {
+    ///
+    /// # Errors
+    /// [`Malformed`]: it is none that was [understood](understand).
+    pub(super) fn go_on(
+        &mut self,
+        links: &mut Links,
+        record: &[u8],
+        sockets: Vec<TcpStream>,
+        nodes: &Nodes,
+    ) -> Result<(), Malformed> {
+        match Client::parse(record)? {
+            Client::Head(head) => {
+                let [socket] = <[TcpStream; 1]>::try_from(sockets).map_err(|_| Malformed)?;
                 let proxied::Head { source, destination, awaits_header, received, timer_in } = head;
                 let preamble = if awaits_header { Preamble::Proxy } else { Preamble::None };
                 let ends = Addresses { source, destination };
                 let head = Head { ends, preamble, received, over: false };
+                self.shared.door.arrived(self.shard);
                 let id = links.reserve(Link { end: End::Client, phase: Phase::Head(Box::new(head)) });
                 links.resume(id, socket, Kept { timer_in, ..Kept::default() });
             }
-            Readable::Pair(pair, claim, sockets) => self.go_on_pair(links, pair, claim, sockets),
+            Client::Pair(pair) => {
+                let sockets = <[TcpStream; 2]>::try_from(sockets).map_err(|_| Malformed)?;
+                let claim = nodes.get(&pair.node).ok_or(Malformed)?.claim_reported();
+                self.shared.door.arrived(self.shard);
+                self.go_on_pair(links, pair, claim, sockets);
+            }
         }
+        Ok(())
     }
 
     fn go_on_pair(

@@ -1,11 +1,7 @@
 //! Another process takes this one's place, with its clients and their connections to nodes: what a router hands on. How, and
 //! what becomes of it when either process fails, is `tidegate_ops::succession`.
 
-use std::{
-    collections::{HashMap, HashSet},
-    net::TcpStream,
-    sync::Arc,
-};
+use std::{collections::HashSet, net::TcpStream, sync::Arc};
 
 use tidegate_ops::succession::{
     self, Predecessor, ShardMailbox, Upgradable, UpgradeError, Written, ask_all, send,
@@ -20,9 +16,9 @@ use super::{
     Proxy, cut,
     driver::{Command, ProxyDriver, Work},
     link::Link,
-    moving::Readable,
+    moving::{self, Nodes},
 };
-use crate::chooser::{Chooser, Node};
+use crate::chooser::Chooser;
 
 /// What an upgrade takes of a router, kept while it runs.
 pub(crate) struct Handing {
@@ -104,14 +100,18 @@ impl Proxy {
     pub(crate) fn take_over(&self, predecessor: &Predecessor) -> Result<(), UpgradeError> {
         let chooser = &self.shared.chooser;
         let served = || chooser.members().into_iter().map(|(_, node)| node).filter(|node| !node.is_lost());
-        let nodes: HashMap<Box<str>, Arc<Node>> = served().map(|node| (node.name().into(), node)).collect();
-        let parse = |record: &[u8], sockets: Vec<TcpStream>| Readable::parse(record, sockets, &nodes);
+        let nodes: Nodes = served().map(|node| (node.name().into(), node)).collect();
+        let nodes = Arc::new(nodes);
         let beside = |bytes: &[u8], sockets: Vec<TcpStream>| match sockets.is_empty() {
             true => note_recent(bytes, &nodes).map_err(UpgradeError::from),
             false => Err(UpgradeError::Malformed(Malformed)),
         };
-        let taken = predecessor.take(beside, parse)?;
-        taken.settle::<Handing>(&self.mailboxes, |driver, links, readable| driver.go_on(links, readable))?;
+        let taken =
+            predecessor.take(beside, |record, sockets| moving::understand(record, sockets, &nodes))?;
+        let known = Arc::clone(&nodes);
+        taken.settle::<Handing>(&self.mailboxes, move |driver, links, record, sockets| {
+            driver.go_on(links, record, sockets, &known)
+        })?;
         // Who was lost meanwhile was lost before its clients were here.
         let still: HashSet<Box<str>> = served().map(|node| node.name().into()).collect();
         for node in nodes.values().filter(|node| !still.contains(node.name())) {
@@ -121,7 +121,7 @@ impl Proxy {
     }
 }
 
-fn note_recent(rest: &[u8], nodes: &HashMap<Box<str>, Arc<Node>>) -> Result<(), Malformed> {
+fn note_recent(rest: &[u8], nodes: &Nodes) -> Result<(), Malformed> {
     let mut fields = Reader::new(rest);
     if fields.u8()? != VERSION {
         return Err(Malformed);

@@ -5,7 +5,7 @@ use std::{net::TcpStream, os::fd::OwnedFd, sync::Arc, thread};
 use tidegate_backplane::{Backplane, Channel};
 use tidegate_ops::{
     handover::{Doorway, Line},
-    succession::{self, Predecessor, STATE_PATIENCE, ShardMailbox, UpgradeError},
+    succession::{Predecessor, STATE_PATIENCE, ShardMailbox, Taken, UpgradeError},
 };
 use tidegate_wire::{
     fields::{Malformed, Reader},
@@ -22,9 +22,6 @@ use crate::{
     server::{Server, StartError, parts::Parts, take_over},
     session::moving::Readable,
 };
-
-/// The connections of a process, read and not yet served.
-pub(crate) type Taken = succession::Taken<(Readable, TcpStream)>;
 
 impl Server {
     /// Takes the place of the process that started this one for that: its ports, its name, and then its connections.
@@ -73,12 +70,11 @@ impl Parts {
             Ok(fields.end()?)
         };
         let (forms, apps) = (FORMS.by_name(), &*self.shared.apps);
-        let parse = |record: &[u8], sockets: Vec<TcpStream>| {
-            let readable = Readable::parse(record, PROTOCOLS, &forms, apps)?;
-            let [socket] = <[TcpStream; 1]>::try_from(sockets).map_err(|_| Malformed)?;
-            Ok((readable, socket))
+        let understand = |record: &[u8], sockets: usize| match sockets {
+            1 => Readable::parse(record, PROTOCOLS, &forms, apps).map(drop),
+            _ => Err(Malformed),
         };
-        let taken = predecessor.take(rest, parse).map_err(|error| {
+        let taken = predecessor.take(rest, understand).map_err(|error| {
             predecessor.refuse(&error);
             take_over(&error)
         })?;
@@ -116,8 +112,12 @@ pub(in crate::server) fn settle(
     taken: Taken,
     mailboxes: &[ShardMailbox<Handing>],
 ) -> Result<(), UpgradeError> {
-    taken.settle::<Handing>(mailboxes, |core, connections, (readable, socket)| {
+    let forms = Arc::new(FORMS.by_name());
+    taken.settle::<Handing>(mailboxes, move |core, connections, record, sockets| {
+        let readable = Readable::parse(record, PROTOCOLS, &forms, &core.shared.apps)?;
+        let [socket] = <[TcpStream; 1]>::try_from(sockets).map_err(|_| Malformed)?;
         core.go_on(connections, readable, socket);
+        Ok(())
     })
 }
 
