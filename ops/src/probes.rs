@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     fmt,
+    future::poll_fn,
     net::SocketAddr,
     pin::Pin,
     sync::{Arc, OnceLock},
@@ -24,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{net::TcpListener, task::AbortHandle};
 use tower::ServiceExt as _;
 
-use crate::{hosts::InternalAccess, metrics::to_prometheus};
+use crate::{hosts::InternalAccess, http::poll_served, metrics::to_prometheus, tls::Link};
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -161,12 +162,15 @@ async fn serve_connection(
         request.extensions_mut().insert(Peer(peer));
         router.clone().oneshot(request)
     });
-    http1::Builder::new()
+    let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_PATIENCE)
         .half_close(true)
-        .serve_connection(TokioIo::new(socket), service)
-        .await
+        .serve_connection(TokioIo::new(socket), service);
+    let served = poll_fn(|cx| poll_served(&mut connection, cx)).await;
+    // The body of a request that was refused may still be on its way.
+    Link::Plain(connection.into_parts().io.into_inner()).end_with(&[]).await;
+    served
 }
 
 /// In the answers to probes of a process that stands alone: `true`.

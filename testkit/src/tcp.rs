@@ -96,6 +96,28 @@ impl RawTcp {
         self.stream.write_all(bytes)
     }
 
+    /// Sends a head; once it is answered, 1 MiB of a body in pieces; and only then reads the answer, whole and to the end of
+    /// the stream.
+    ///
+    /// # Panics
+    /// When any of that fails: a reset takes away what was not read yet.
+    #[track_caller]
+    pub fn answer_before_body(address: SocketAddr, head: &str) -> (HttpHead, Vec<u8>) {
+        let mut client = Self::connect(address);
+        client.send(head.as_bytes());
+        client.stream.set_read_timeout(Some(DEADLINE)).expect("a deadline that is not zero");
+        assert!(matches!(client.stream.peek(&mut [0]), Ok(1)), "no answer: {head}");
+        for _ in 0..64 {
+            client.send(&[b'x'; 16 * 1024]);
+        }
+        let answer = client.read_head(DEADLINE).unwrap_or_else(|error| panic!("{error}: {head}"));
+        let length = answer.header("content-length").map_or(0, |length| length.parse().expect("a number"));
+        let body = client.read_exact(length, DEADLINE).unwrap_or_else(|error| panic!("{error}: {head}"));
+        let rest = client.read_to_end(DEADLINE).unwrap_or_else(|error| panic!("{error}: {head}"));
+        assert!(rest.is_empty(), "{rest:?}: {head}");
+        (answer, body)
+    }
+
     /// Reads a response head; what follows it stays for the next reads.
     ///
     /// # Errors

@@ -9,6 +9,7 @@ mod exchange;
 mod gate;
 mod serve;
 
+pub(crate) use self::serve::poll_served;
 pub use self::{
     exchange::{AnswerBody, End, Exchange, Open, Overdue, Patience, QUIET_MAX},
     gate::{Gate, IsShards},

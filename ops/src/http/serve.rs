@@ -87,7 +87,7 @@ fn poll_left<C>(
 where
     C: Future<Output = hyper::Result<()>> + Unpin,
 {
-    if let Poll::Ready(served) = Pin::new(connection).poll(cx) {
+    if let Poll::Ready(served) = poll_served(connection, cx) {
         return Poll::Ready(Left::Served(served));
     }
     if let Some(end) = exchange.take_end() {
@@ -106,6 +106,18 @@ where
         timer.as_mut().reset(exchange.deadline().unwrap_or(now + exchange.quiet()));
     }
     Poll::Pending
+}
+
+/// Drives a connection of hyper until it has ended and everything was sent. For hyper, a request with `Upgrade` may end with
+/// the connection being given away, and then it ends before its answer is sent. Polled again, it ends like any other.
+pub(crate) fn poll_served<C>(connection: &mut C, cx: &mut Context<'_>) -> Poll<hyper::Result<()>>
+where
+    C: Future<Output = hyper::Result<()>> + Unpin,
+{
+    match Pin::new(&mut *connection).poll(cx) {
+        Poll::Ready(Ok(())) => Pin::new(connection).poll(cx),
+        served => served,
+    }
 }
 
 #[cfg(test)]

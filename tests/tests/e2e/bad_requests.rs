@@ -121,10 +121,39 @@ fn a_chunked_body_is_bounded_too() {
     client.send(head.as_bytes());
     let chunk = format!("400\r\n{}\r\n", "x".repeat(1024));
     for _ in 0..16 {
-        // The server may stop reading as soon as it knows.
-        drop(client.try_send(chunk.as_bytes()));
+        client.send(chunk.as_bytes());
     }
     assert_eq!(client.read_head(DEADLINE).expect("an answer").status, 413);
+}
+
+/// Whoever is answered while it still sends reads the answer when it has sent all (RFC 9112 section 9.6): in a shard, by hyper,
+/// and at the internal port.
+#[test]
+fn who_is_refused_may_go_on_sending() {
+    let gateway = gateway();
+    let length = "Content-Length: 2000000";
+    let websocket = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+                     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==";
+    let check = |address, request: &str, headers: &str, status: u16| {
+        let head = format!("{request} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n\r\n");
+        let (answer, body) = RawTcp::answer_before_body(address, &head);
+        assert_eq!(answer.status, status, "{head}{answer:?}");
+        assert!(String::from_utf8_lossy(&body).contains("urn:tidegate:problem:"), "{head}{body:?}");
+    };
+    for _ in 0..20 {
+        check(gateway.public(), "GET /ws", websocket, 400);
+        check(gateway.public(), "GET /ws?channel=news", &format!("{websocket}\r\n{length}"), 413);
+        check(gateway.public(), "POST /emulation", length, 413);
+        check(gateway.public(), "POST /v1/channels/news/publish", length, 401);
+        check(
+            gateway.public(),
+            "POST /v1/publish",
+            &format!("Authorization: Bearer {PUBLISHER}\r\n{length}"),
+            413,
+        );
+        check(gateway.public(), "POST /v1/publish", "Transfer-Encoding: gzip", 400);
+        check(gateway.internal(), "POST /nothing", length, 404);
+    }
 }
 
 #[test]

@@ -157,3 +157,24 @@ fn who_closes_its_side_after_a_request_is_answered() {
         }
     }
 }
+
+/// The same of who is answered while it still sends: by the router, or by a gateway.
+#[test]
+fn who_is_refused_may_go_on_sending() {
+    let site = Site::start(1);
+    let length = "Content-Length: 2000000";
+    let websocket = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+                     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==";
+    let check = |request: &str, headers: &str, status: u16| {
+        let head = format!("{request} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n\r\n");
+        let (answer, _) = RawTcp::answer_before_body(site.router.public, &head);
+        assert_eq!(answer.status, status, "{head}{answer:?}");
+    };
+    for _ in 0..20 {
+        check("GET /ws", websocket, 400);
+        check("GET /ws?channel=news", &format!("{websocket}\r\n{length}"), 413);
+        check("POST /v1/channels/news/publish", length, 401);
+        check("POST /v1/publish", "Transfer-Encoding: gzip", 400);
+        check("POST /v1/assign", length, 415);
+    }
+}

@@ -2,7 +2,7 @@
 //! version of it that does otherwise fails here, and not in a client that loses a part of an answer.
 #![allow(clippy::unwrap_used)]
 
-use std::{convert::Infallible, io, sync::Mutex};
+use std::{convert::Infallible, io, sync::Mutex, time::Duration};
 
 use axum::body::Body;
 use http::{Request, Response};
@@ -10,6 +10,7 @@ use hyper::service::service_fn;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, ReadBuf};
 
 use super::*;
+use crate::{http::Patience, tls::Link};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Seen {
@@ -97,5 +98,35 @@ async fn hyper_flushes_whole_answers() {
     let last = log.iter().position(|seen| *seen == Seen::Request("/2".into())).unwrap();
     for flush in log[last..].iter().filter(|seen| matches!(seen, Seen::Flush { .. })) {
         assert_eq!(*flush, Seen::Flush { written: answered }, "a flush comes when nothing is left to write");
+    }
+}
+
+/// A request whose body is not wanted is answered before that has come, and so is one that hyper takes for an upgrade.
+#[tokio::test]
+async fn an_answer_is_sent_to_its_end() {
+    for headers in ["", "Connection: Upgrade\r\nUpgrade: h2c\r\n"] {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let mut client = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (socket, _) = listener.accept().await.unwrap();
+        let head = format!("POST / HTTP/1.1\r\nHost: h\r\n{headers}Content-Length: 1000\r\n\r\n");
+        let quiet = Duration::from_secs(3600);
+        let exchange = Arc::new(Exchange::new(Patience { head: quiet, quiet }, false));
+        let gate = Gate::new(Link::Plain(socket), head.as_bytes(), 4096, |_, _| false, Arc::clone(&exchange));
+        // More than the kernel takes before the client reads.
+        let answer = vec![b'x'; 16 * 1024 * 1024];
+        let service = service_fn(|_: Request<Incoming>| {
+            let (_, open) = exchange.take().unwrap();
+            let body = AnswerBody::new(Body::from(answer.clone()), open);
+            async { Ok::<_, Infallible>(Response::new(body)) }
+        });
+        let reading = tokio::spawn(async move {
+            let mut read = Vec::new();
+            client.read_to_end(&mut read).await.unwrap();
+            read.len()
+        });
+        let Departure { left, gate, .. } = serve(gate, service, &CancellationToken::new()).await;
+        assert!(matches!(left, Left::Served(Ok(()))), "{left:?}");
+        drop(gate);
+        assert!(reading.await.unwrap() > answer.len(), "{headers}");
     }
 }
