@@ -76,6 +76,10 @@ impl Stream {
         if status != expected {
             return Some(Item::Refused(status));
         }
+        // An event source that is refused for a while is answered with a stream that ends: it was never open.
+        if head.contains("\r\nTidegate-Busy: ") {
+            return Some(Item::Refused(503));
+        }
         self.opened = true;
         Some(Item::Opened)
     }
@@ -214,5 +218,7 @@ mod tests {
     fn a_refusal_gives_its_status() {
         let refusal = b"HTTP/1.1 503 Service Unavailable\r\n\r\n{\"status\":503}";
         check(Protocol::Raw, refusal, &[Item::Refused(503)]);
+        let refusal = b"HTTP/1.1 200 OK\r\nTidegate-Busy: away\r\n\r\nretry: 1000\n\n";
+        check(Protocol::Sse, refusal, &[Item::Refused(503)]);
     }
 }
