@@ -37,14 +37,17 @@ impl RedisBackplane {
         self.core.gate.shut();
     }
 
-    /// Whether everything that was begun has ended.
-    pub fn is_quiet(&self) -> bool {
+    /// What it is at, in a word for the log; `None`: everything that was begun has ended.
+    pub fn under_way(&self) -> Option<&'static str> {
         let core = &self.core;
-        core.gate.is_quiet()
-            && core.presence.is_quiet()
-            && core.wills.is_quiet()
-            && core.subscriptions.is_quiet()
-            && core.links.is_quiet()
+        let parts = [
+            ("publishing", core.gate.is_quiet()),
+            ("writing presence", core.presence.is_quiet()),
+            ("writing wills", core.wills.is_quiet()),
+            ("subscribing", core.subscriptions.is_quiet()),
+            ("waiting for Redis", core.links.is_quiet()),
+        ];
+        parts.into_iter().find(|(_, is_quiet)| !is_quiet).map(|(part, _)| part)
     }
 
     /// Nothing is sent or read any more. Blocks.

@@ -98,9 +98,9 @@ impl Upgradable for Handing {
         }
         ask_all::<Self, ()>(shards, |_, connections| connections.hold_reads(true))?;
         // What was read before goes on first, and what waits behind it: both would wait for the end of this.
-        self.settle(shards, |_| true)?;
+        self.settle(shards, false)?;
         self.carrier.suspend();
-        self.settle(shards, |carrier| self.telling.has_no_will_under_way() && carrier.is_quiet())?;
+        self.settle(shards, true)?;
         self.carrier.halt()
     }
 
@@ -190,25 +190,56 @@ fn wait(most: Duration, is_so: impl Fn() -> bool) {
     }
 }
 
+/// What is waited for before everything is written down.
+#[derive(Debug)]
+struct UnderWay {
+    /// Clients that have left, and what they had published before is not all accepted.
+    legacies: usize,
+    /// Answers that shards wait for: of the backplane, of an application, of keys.
+    answers: usize,
+    /// The application is being told of connections of a node that is gone.
+    has_will: bool,
+    /// What the backplane is at.
+    backplane: Option<&'static str>,
+}
+
+impl UnderWay {
+    fn is_over(&self) -> bool {
+        self.legacies == 0 && self.answers == 0 && !self.has_will && self.backplane.is_none()
+    }
+}
+
 impl Handing {
-    /// Waits until what shards have begun has ended, and the backplane is at rest, but not for long.
-    fn settle(
-        &self,
-        shards: &[ShardMailbox<Self>],
-        is_at_rest: impl Fn(&Carrier) -> bool,
-    ) -> Result<(), UpgradeError> {
+    /// Waits until what shards have begun has ended, and, once nobody may change it any more, the backplane is at rest; but not
+    /// for long.
+    fn settle(&self, shards: &[ShardMailbox<Self>], is_suspended: bool) -> Result<(), UpgradeError> {
         let began = Instant::now();
         let (mut answered, mut quiet) = (began, 0);
         loop {
             // What a shard was given before it is asked is under way when it answers.
-            let has_ended = |core: &mut Core, _: &mut _| core.legacies.is_empty() && !core.is_awaiting();
-            let ended = ask_all::<Self, bool>(shards, has_ended)?;
-            let is_quiet = ended.into_iter().all(|has_ended| has_ended) && is_at_rest(&self.carrier);
-            quiet = if is_quiet { quiet + 1 } else { 0 };
-            if !self.carrier.is_quiet() {
+            let has_ended = |core: &mut Core, _: &mut _| (core.legacies.len(), core.awaiting());
+            let ended = ask_all::<Self, _>(shards, has_ended)?;
+            let backplane = self.carrier.under_way();
+            let under_way = UnderWay {
+                legacies: ended.iter().map(|(legacies, _)| legacies).sum(),
+                answers: ended.iter().map(|(_, answers)| answers).sum(),
+                has_will: is_suspended && !self.telling.has_no_will_under_way(),
+                backplane: backplane.filter(|_| is_suspended),
+            };
+            quiet = if under_way.is_over() { quiet + 1 } else { 0 };
+            if backplane.is_some() {
                 answered = Instant::now();
             }
-            if quiet == 2 || answered.elapsed() >= SETTLE_MAX || began.elapsed() >= ANSWER_MAX {
+            if quiet == 2 {
+                return Ok(());
+            }
+            if answered.elapsed() >= SETTLE_MAX || began.elapsed() >= ANSWER_MAX {
+                let UnderWay { legacies, answers, has_will, backplane } = under_way;
+                tracing::info!(
+                    waited = ?began.elapsed(), answers, publishers_gone = legacies, will = has_will,
+                    backplane = backplane.unwrap_or("at rest"),
+                    "the upgrade waits no longer for what is under way: connections that it belongs to cannot go along, and are told to come back"
+                );
                 return Ok(());
             }
             std::thread::park_timeout(SETTLE_PAUSE);

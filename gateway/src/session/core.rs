@@ -270,9 +270,9 @@ impl Core {
         }
     }
 
-    /// Whether something is waited for that this shard goes on with.
-    pub(crate) fn is_awaiting(&self) -> bool {
-        Arc::strong_count(&self.awaited) > 1
+    /// How many answers are waited for that this shard goes on with.
+    pub(crate) fn awaiting(&self) -> usize {
+        Arc::strong_count(&self.awaited) - 1
     }
 
     /// Runs a future and goes on in the shard with its output. One that is ready at once, as the memory backplane's

@@ -29,6 +29,14 @@ pub(crate) struct Waiting {
     ended: Option<Ended>,
 }
 
+/// Publishes of one connection to one channel, in order, that are sent to the backplane together: a backlog takes one answer
+/// of it, not one for each.
+struct Run {
+    first: Waiting,
+    /// Most are alone.
+    rest: Vec<Waiting>,
+}
+
 /// State of a connection that publishes.
 #[derive(Debug, Default)]
 pub(crate) struct Publisher {
@@ -41,7 +49,7 @@ pub(crate) struct Publisher {
     paused: bool,
 }
 
-/// What came while a publish was under way. A connection whose publishes wait is read on, since its pongs and its close
+/// What came while publishes were under way. A connection whose publishes wait is read on, since its pongs and its close
 /// frame come between them, until this is full; then its own sending waits, in the kernel.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
@@ -100,10 +108,14 @@ impl Queue {
         self.requests.push_back(next);
     }
 
-    fn pop(&mut self) -> Option<Waiting> {
-        let next = self.requests.pop_front()?;
-        self.bytes -= next.cost();
-        Some(next)
+    /// The next, with all behind it that are for the same channel.
+    fn pop_run(&mut self) -> Option<Run> {
+        let first = self.requests.pop_front()?;
+        let other = |next: &Waiting| next.request.channel != first.request.channel;
+        let same = self.requests.iter().position(other).unwrap_or(self.requests.len());
+        let run = Run { rest: self.requests.drain(..same).collect(), first };
+        self.bytes -= run.cost();
+        Some(run)
     }
 
     fn is_full(&self) -> bool {
@@ -123,6 +135,12 @@ impl Waiting {
     }
 }
 
+impl Run {
+    fn cost(&self) -> usize {
+        self.first.cost() + self.rest.iter().map(Waiting::cost).sum::<usize>()
+    }
+}
+
 impl From<&Limits> for Rates {
     fn from(limits: &Limits) -> Self {
         let bytes_per_second = u32::try_from(limits.publish_bytes_per_second.bytes()).unwrap_or(u32::MAX);
@@ -134,15 +152,15 @@ impl From<&Limits> for Rates {
 }
 
 impl Ctx<'_> {
-    /// A publish has ended; the next ones of the connection go.
-    pub(crate) fn published(&mut self, mut result: Result<(), PublishError>) {
+    /// Publishes have ended, and these have failed; the next ones of the connection go.
+    pub(crate) fn published(&mut self, mut failed: Vec<PublishError>) {
         loop {
-            if let Err(error) = result {
+            for error in failed {
                 self.tell_protocol(Event::PublishFailed(error));
             }
             let Some(next) = self.next_to_publish() else { break };
             match self.publish(next) {
-                Some(ended) => result = ended,
+                Some(ended) => failed = ended,
                 None => return,
             }
         }
@@ -181,10 +199,10 @@ impl Ctx<'_> {
         self.core.legacies.insert(self.id, legacy);
     }
 
-    fn next_to_publish(&mut self) -> Option<Waiting> {
+    fn next_to_publish(&mut self) -> Option<Run> {
         if let Some(publisher) = self.publisher() {
-            let next = publisher.waiting.pop();
-            publisher.under_way_bytes = next.as_ref().map_or(0, Waiting::cost);
+            let next = publisher.waiting.pop_run();
+            publisher.under_way_bytes = next.as_ref().map_or(0, Run::cost);
             if publisher.paused && publisher.waiting.has_room() {
                 publisher.paused = false;
                 self.connections.set_paused(self.id, false);
@@ -192,8 +210,8 @@ impl Ctx<'_> {
             return next;
         }
         let legacy = self.core.legacies.get_mut(&self.id)?;
-        let next = legacy.pop();
-        let ended = std::mem::replace(&mut legacy.under_way_bytes, next.as_ref().map_or(0, Waiting::cost));
+        let next = legacy.pop_run();
+        let ended = std::mem::replace(&mut legacy.under_way_bytes, next.as_ref().map_or(0, Run::cost));
         self.core.shared.metrics.node.left_behind_bytes.fetch_sub(ended, Ordering::Relaxed);
         if next.is_none() {
             self.core.legacies.remove(&self.id);
@@ -213,9 +231,12 @@ impl Ctx<'_> {
             return;
         }
         let bytes = next.cost();
-        match self.publish(next) {
-            Some(Ok(())) => {}
-            Some(Err(error)) => self.tell_protocol(Event::PublishFailed(error)),
+        match self.publish(Run { first: next, rest: Vec::new() }) {
+            Some(failed) => {
+                for error in failed {
+                    self.tell_protocol(Event::PublishFailed(error));
+                }
+            }
             None => {
                 if let Some(publisher) = self.publisher() {
                     publisher.under_way_bytes = bytes;
@@ -224,20 +245,24 @@ impl Ctx<'_> {
         }
     }
 
-    /// Publishes; the outcome when it is there at once, else [`published`](Self::published) is called with it.
-    fn publish(&self, next: Waiting) -> Option<Result<(), PublishError>> {
+    /// Publishes; what has failed of it when that is known at once, else [`published`](Self::published) is called with it.
+    fn publish(&self, run: Run) -> Option<Vec<PublishError>> {
         let node = self.core.shared.node.clone();
         let publish = async move {
-            let result = node.publish(next.request).await.map(drop);
-            match next.ended {
-                Some(ended) => ended(result),
-                None => result,
+            let Run { first, rest } = run;
+            if rest.is_empty() {
+                let result = node.publish(first.request).await.map(drop);
+                return end(first.ended, result).err().into_iter().collect();
             }
+            let all = std::iter::once(first).chain(rest);
+            let (requests, ended): (_, Vec<_>) = all.map(|next| (next.request, next.ended)).unzip();
+            let results = node.publish_in_order(requests).await.into_iter();
+            ended.into_iter().zip(results).filter_map(|(ended, it)| end(ended, it.map(drop)).err()).collect()
         };
         match self.core.begin(Box::pin(publish)) {
-            Ok(result) => Some(result),
+            Ok(failed) => Some(failed),
             Err(waits) => {
-                let reply = self.reply(|ctx, result| ctx.published(result));
+                let reply = self.reply(|ctx, failed| ctx.published(failed));
                 self.core.shared.runtime.spawn(async move { reply(waits.await) });
                 None
             }
@@ -246,5 +271,12 @@ impl Ctx<'_> {
 
     fn publisher(&mut self) -> Option<&mut Publisher> {
         self.open_mut()?.rare.as_mut()?.publisher.as_deref_mut()
+    }
+}
+
+fn end(ended: Option<Ended>, result: Result<(), PublishError>) -> Result<(), PublishError> {
+    match ended {
+        Some(ended) => ended(result),
+        None => result,
     }
 }

@@ -117,6 +117,32 @@ fn what_waits_to_be_published_is_bounded_and_nothing_of_it_is_lost() {
     }
 }
 
+/// However much came while a publish was under way, it waits for the backplane once more for each change of the channel.
+#[test]
+fn what_waits_to_be_published_goes_together() {
+    let rig = Rig::start(unlimited());
+    let mut reader = WsClient::connect(rig.address, "/ws?channel=plain:a&channel=plain:b&envelope=json");
+    let mut writer = WsClient::connect(rig.address, "/ws?channel=plain:a&channel=plain:b&envelope=json");
+    rig.backplane.publishes.shut();
+    let sent: Vec<(char, usize)> = (0..40).map(|n| (if n < 30 { 'a' } else { 'b' }, n)).collect();
+    for (channel, n) in &sent {
+        writer.send_text(&format!(r#"{{"channel":"plain:{channel}","data":{n}}}"#));
+    }
+    rig.eventually_metric("tidegate_messages_received_total ", 40.0);
+    for count in 1..=3 {
+        rig.backplane.publishes.eventually_arrived(count);
+        rig.backplane.publishes.let_pass();
+    }
+    for (channel, n) in sent {
+        let told = reader.expect_json();
+        assert_eq!(
+            (&told["channel"], &told["data"]),
+            (&format!("plain:{channel}").into(), &n.to_string().into())
+        );
+    }
+    assert_eq!(rig.backplane.publishes.arrived(), 3);
+}
+
 /// What those who left had sent takes a bounded part of the node's memory; what is more is counted.
 #[test]
 fn what_is_left_by_those_who_go_is_bounded() {

@@ -375,6 +375,19 @@ impl Backplane for Held {
         .boxed()
     }
 
+    /// As one.
+    fn publish_flight(
+        &self,
+        publications: Vec<NewPublication>,
+    ) -> BoxFuture<'_, Vec<Result<Published, BackplaneError>>> {
+        let pass = self.publishes.pass();
+        async move {
+            pass.await;
+            self.memory.publish_flight(publications).await
+        }
+        .boxed()
+    }
+
     fn subscribe(
         &self,
         channel: &Channel,

@@ -32,11 +32,11 @@ impl Carrier {
         }
     }
 
-    /// Whether everything that was begun has ended.
-    pub(super) fn is_quiet(&self) -> bool {
+    /// What it is at; `None`: everything that was begun has ended.
+    pub(super) fn under_way(&self) -> Option<&'static str> {
         match &self.kind {
-            Kind::Memory(_) => true,
-            Kind::Redis(redis) => redis.is_quiet(),
+            Kind::Memory(_) => None,
+            Kind::Redis(redis) => redis.under_way(),
         }
     }
 
