@@ -124,7 +124,7 @@ fn a_session_is_its_clients_alone() {
     assert_eq!(rest.post_json("/emulation", &large).status, 413);
     assert_eq!(emulate(&rig, &json!(session), subscribe).status, 204);
     assert_eq!(stream.next()["id"], 2);
-    assert_eq!(rig.subscribers("plain:1"), 1);
+    rig.eventually_subscribers("plain:1", 1);
 }
 
 #[test]
