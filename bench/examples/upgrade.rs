@@ -2,7 +2,7 @@
 //! clients that publish: who is closed, what is lost, doubled or out of order, how long anything waits, and what the
 //! process holds afterwards.
 //!
-//! `upgrade TIDEGATE CONNECTIONS TIMES [router | PLOT.svg]`; `cargo xtask upgrade` calls it. Ends with 1 where anybody was
+//! `upgrade TIDEGATE CONNECTIONS TIMES [router | redis | PLOT.svg]`; `cargo xtask upgrade` calls it. Ends with 1 where anybody was
 //! closed, or anything lost, doubled or out of order.
 
 use std::{
@@ -83,12 +83,13 @@ fn run(arguments: &[String]) -> Result<bool, Failed> {
     let (program, connections, times, plot) = match arguments {
         [program, connections, times] => (program, connections, times, None),
         [program, connections, times, plot] => (program, connections, times, Some(plot)),
-        _ => return Err("upgrade TIDEGATE CONNECTIONS TIMES [router | PLOT.svg]".into()),
+        _ => return Err("upgrade TIDEGATE CONNECTIONS TIMES [router | redis | PLOT.svg]".into()),
     };
     let (connections, times): (u32, u32) = (connections.parse()?, times.parse()?);
     raise_descriptor_limit();
-    let is_router = plot.is_some_and(|plot| plot == "router");
-    let site = Site::start(Path::new(program), is_router)?;
+    let (program, is) = (Path::new(program), |word| plot.is_some_and(|plot| plot == word));
+    let site = if is("router") { Site::router(program) } else { Site::gateway(program, is("redis")) };
+    let plot = plot.filter(|_| !is("router") && !is("redis"));
     let mut scene = Scene::open(&site, connections)?;
     let is_over = Arc::new(AtomicBool::new(false));
     let talking = {
@@ -131,7 +132,7 @@ fn run(arguments: &[String]) -> Result<bool, Failed> {
     let log = site.log();
     log.lines().filter_map(|line| line.split_once("laps=")).for_each(|(_, laps)| println!("- {laps}"));
     end(process);
-    if let Some(path) = plot.filter(|_| !is_router) {
+    if let Some(path) = plot {
         let title =
             format!("{connections} clients while their gateway is upgraded, the slowest time of {times}");
         let (x, y) = ("seconds", "deliveries in 10 ms");
@@ -164,14 +165,20 @@ impl Site {
         self.router.as_ref().map_or_else(|| self.gateways[0].stderr(), Process::stderr)
     }
 
-    fn start(program: &Path, is_router: bool) -> Result<Self, Failed> {
-        if !is_router {
-            let gateway = Gateway::builder().program(program).config(CONFIG).start();
-            let (public, internal, pid) = (gateway.public(), gateway.internal(), gateway.pid());
-            let gateways = vec![gateway];
-            let publishing = public;
-            return Ok(Self { public, publishing, internal, pid, _redis: None, gateways, router: None });
+    /// `is_joined`: by Redis, with nobody.
+    fn gateway(program: &Path, is_joined: bool) -> Self {
+        let redis = is_joined.then(RedisServer::start);
+        let mut builder = Gateway::builder().program(program).config(CONFIG);
+        if let Some(redis) = &redis {
+            builder = builder.backplane(&redis.url());
         }
+        let gateway = builder.start();
+        let (public, internal, pid) = (gateway.public(), gateway.internal(), gateway.pid());
+        let gateways = vec![gateway];
+        Self { public, publishing: public, internal, pid, _redis: redis, gateways, router: None }
+    }
+
+    fn router(program: &Path) -> Self {
         let redis = RedisServer::start();
         let gateway = |name: &str| {
             let built = Gateway::builder().program(program).config(CONFIG);
@@ -207,7 +214,7 @@ impl Site {
         eventually("the router knows both gateways", DEADLINE, || live() == 2.0);
         let (publishing, pid) = (gateways[0].public(), router.pid());
         let (_redis, router) = (Some(redis), Some(router));
-        Ok(Self { public, publishing, internal, pid, _redis, gateways, router })
+        Self { public, publishing, internal, pid, _redis, gateways, router }
     }
 }
 

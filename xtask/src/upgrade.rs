@@ -17,6 +17,9 @@ pub(crate) struct Options {
     /// Upgrade a router, with two gateways behind it: of 7,000 clients, unless it is said otherwise
     #[arg(long)]
     router: bool,
+    /// Upgrade a gateway with Redis
+    #[arg(long, conflicts_with = "router")]
+    redis: bool,
     /// Leave the plot alone
     #[arg(long)]
     no_document: bool,
@@ -35,6 +38,8 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     measure.args([connections.to_string(), options.times.to_string()]);
     if options.router {
         measure.arg("router");
+    } else if options.redis {
+        measure.arg("redis");
     } else if !options.no_document {
         measure.arg(workspace.root.join("docs/upgrade-pause.svg"));
     }
