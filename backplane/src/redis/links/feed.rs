@@ -20,18 +20,13 @@ use super::link::Link;
 use super::live::{Live, Sent};
 use super::pipe::Answers;
 use super::probe::Probe;
+use super::silence::Silence;
 use super::wire::{Frame, Inbound};
 use crate::redis::contract::Subscriber;
 use crate::redis::error::{Trouble, sentence};
 
 /// How often a probe is sent.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
-
-/// A subscribed connection that brings nothing for so long is away: 2,400 ms and then 100 ms more, which begin when this
-/// process runs again if it was stopped. What came meanwhile is read in these. A server that hangs is noticed within
-/// 2.5 s of the last thing that it sent, at the latest the probe of the second before. Whatever arrives is a sign of
-/// life: a probe behind many publications is late, which is what the lag says, and not lost.
-const SILENCE_DEADLINE: [Duration; 2] = [Duration::from_millis(2_400), Duration::from_millis(100)];
 
 /// When another connection of the session broke: for what has arrived on this one to be read, up to its end.
 const REST_DEADLINE: Duration = Duration::from_millis(100);
@@ -111,8 +106,7 @@ async fn carry(connection: Connection, probe: Option<Probe>, of: Of) {
         probe,
         probed: None,
         probe_at: now,
-        judged_at: now + SILENCE_DEADLINE[0],
-        is_late: false,
+        silence: Silence::begin(now),
     };
     let signals = Signals { filled: &live.outbox.filled, halt: &live.halt, part: Part::Feed };
     let driving = drive(connection, signals, &mut feed);
@@ -138,9 +132,7 @@ struct Feed<'a> {
     /// What becomes of the last one.
     probed: Option<oneshot::Receiver<Answers>>,
     probe_at: Instant,
-    judged_at: Instant,
-    /// In the last 100 ms.
-    is_late: bool,
+    silence: Silence,
 }
 
 impl Side for Feed<'_> {
@@ -149,8 +141,7 @@ impl Side for Feed<'_> {
     }
 
     fn arrived(&mut self, inbound: &mut Inbound) -> Result<(), Trouble> {
-        self.is_late = false;
-        self.judged_at = Instant::now() + SILENCE_DEADLINE[0];
+        self.silence = Silence::begin(Instant::now());
         let (subscriber, mut outcome) = (self.subscriber, Ok(()));
         subscriber.together(&mut || outcome = self.take_all(inbound));
         outcome
@@ -165,23 +156,23 @@ impl Side for Feed<'_> {
     }
 
     fn due_at(&self) -> Instant {
-        self.probe_at.min(self.judged_at)
+        self.probe_at.min(self.silence.judged_at())
     }
 
     fn due(&mut self, now: Instant) -> Result<(), Trouble> {
+        let late = now.saturating_duration_since(self.due_at());
         if now >= self.probe_at {
             self.probe_at = now + PROBE_INTERVAL;
             self.look_at_last_probe();
             self.send_probe();
         }
-        if now >= self.judged_at {
-            if std::mem::replace(&mut self.is_late, true) {
+        match self.silence.judge(now, late) {
+            false => Ok(()),
+            true => {
                 self.link.counts.probes_lost.add();
-                return Err(Trouble::Silent(SILENCE_DEADLINE.iter().sum()));
+                Err(Trouble::Silent(Silence::DEADLINE))
             }
-            self.judged_at = now + SILENCE_DEADLINE[1];
         }
-        Ok(())
     }
 }
 

@@ -4,7 +4,7 @@
 //! - `link`: one server. `session`: how a session follows the last. `live`: a session. `room`: what may wait.
 //! - `dial`, `login`, `rights`: how a connection begins. `driver`: what carries one. `wire`: what arrives on it.
 //! - `pipe`: commands on a connection. `replication`: those that replicas must have. `feed`: the subscribed connection,
-//!   with `probe`, which shows that both carry. `around`: what these ask of the whole.
+//!   with `probe`, which shows that both carry, and `silence`, when it is away. `around`: what these ask of the whole.
 //! - `halt`, `moving`: sessions that another process goes on with.
 //! - `call`: one call with its repetitions.
 //! - `map`: tags to links. `sentinel`, `cluster`, `watch`: where the servers are.
@@ -33,6 +33,7 @@ mod room;
 mod sentinel;
 mod session;
 mod shared;
+mod silence;
 #[cfg(test)]
 mod tests;
 mod watch;

@@ -16,7 +16,7 @@ use super::wire::{Frame, Inbound};
 use crate::redis::error::Trouble;
 
 /// A connection that brings nothing for so long, while a command waits for its answer, makes its link away: 1,900 ms and
-/// then 100 ms more, which begin when this process runs again if it was stopped. What came meanwhile is read in these.
+/// then 100 ms more, or as long as this process was late itself. What came meanwhile is read in these.
 /// Anything that arrives is a sign of life: answers behind many others are late, not lost.
 const ANSWER_DEADLINE: [Duration; 2] = [Duration::from_millis(1_900), Duration::from_millis(100)];
 
@@ -237,11 +237,13 @@ impl Side for Commands<'_> {
     fn due(&mut self, now: Instant) -> Result<(), Trouble> {
         let age = self.silent_since().map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
         let within = ANSWER_DEADLINE.iter().sum();
+        // As long as this process was late itself, it listens once more.
+        let last_look = ANSWER_DEADLINE[1].max(now.saturating_duration_since(self.judged_at).min(within));
         if self.is_late && age >= within {
             return Err(Trouble::Late { what: "answer", within });
         }
         self.is_late = age >= ANSWER_DEADLINE[0];
-        self.judged_at = now + if self.is_late { ANSWER_DEADLINE[1] } else { ANSWER_DEADLINE[0] - age };
+        self.judged_at = now + if self.is_late { last_look } else { ANSWER_DEADLINE[0] - age };
         Ok(())
     }
 }

@@ -1,0 +1,100 @@
+//! Whether a subscribed connection that brings nothing is away.
+//!
+//! Whatever arrives is a sign of life: a probe behind many publications is late, which is what the lag says, and not lost. A
+//! process that was late itself, because it was stopped or its machine is busy, has not listened meanwhile: that time is no
+//! silence of the server.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Then it is waited once more for what came: [`LAST_LOOK`], or as long as this process was late.
+const QUIET_MAX: Duration = Duration::from_millis(2_400);
+const LAST_LOOK: Duration = Duration::from_millis(100);
+
+/// Since something arrived.
+#[derive(Debug)]
+pub(super) struct Silence {
+    judged_at: Instant,
+    last_look: Option<Duration>,
+}
+
+impl Silence {
+    /// A server that hangs is noticed so long after the last thing that it sent, at the latest the probe of the second before.
+    pub(super) const DEADLINE: Duration = Duration::from_millis(2_500);
+
+    pub(super) fn begin(now: Instant) -> Self {
+        Self { judged_at: now + QUIET_MAX, last_look: None }
+    }
+
+    pub(super) fn judged_at(&self) -> Instant {
+        self.judged_at
+    }
+
+    /// Whether it has been too long. `late`: by how much this process looks later than it was to.
+    pub(super) fn judge(&mut self, now: Instant, late: Duration) -> bool {
+        let late = late.min(QUIET_MAX);
+        if now < self.judged_at {
+            self.judged_at += late;
+            return false;
+        }
+        let look = LAST_LOOK.max(late);
+        // One that is always as late has an end as well.
+        if self.last_look.is_some_and(|before| look <= before) {
+            return true;
+        }
+        self.last_look = Some(look);
+        self.judged_at = now + look;
+        false
+    }
+}
+
+const _: () = assert!(QUIET_MAX.as_millis() + LAST_LOOK.as_millis() == Silence::DEADLINE.as_millis());
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// When it is over, with looks once a second and when it is judged, each later than it was to be by so much.
+    fn is_over_after(late: impl Fn(Duration) -> Duration, most: Duration) -> Option<Duration> {
+        let began = Instant::now();
+        let (mut silence, mut look_at) = (Silence::begin(began), began + Duration::from_secs(1));
+        loop {
+            let due = look_at.min(silence.judged_at());
+            let late = late(due - began);
+            let now = due + late;
+            if now - began > most {
+                return None;
+            }
+            if now >= look_at {
+                look_at = now + Duration::from_secs(1);
+            }
+            if silence.judge(now, late) {
+                return Some(now - began);
+            }
+        }
+    }
+
+    #[test]
+    fn a_server_that_hangs_is_away_after_the_deadline() {
+        let most = Duration::from_secs(60);
+        assert_eq!(is_over_after(|_| Duration::ZERO, most), Some(Silence::DEADLINE));
+        for (late, most) in [(20, 2_700), (300, 5_000), (1_000, 10_000), (60_000, 200_000)] {
+            let over = is_over_after(|_| Duration::from_millis(late), Duration::from_millis(most));
+            assert!(over.is_some(), "a process that is always {late} ms late never judges");
+        }
+    }
+
+    #[test]
+    fn a_process_that_was_stopped_listens_again_before_it_judges() {
+        for stopped in [500, 2_000, 60_000, 3_600_000].map(Duration::from_millis) {
+            for at in [500, 1_500, 2_300].map(Duration::from_millis) {
+                let is_then = |due: Duration| due > at && due < at + Duration::from_secs(1);
+                let late = |due| if is_then(due) { stopped } else { Duration::ZERO };
+                let over = is_over_after(late, Duration::from_secs(10_000));
+                let listened = over.map(|over| over.saturating_sub(stopped));
+                assert!(listened.is_some_and(|it| it >= QUIET_MAX), "{stopped:?} at {at:?}: {over:?}");
+            }
+        }
+    }
+}
