@@ -31,7 +31,7 @@ pub(crate) struct Waiting {
 
 /// Publishes of one connection to one channel, in order, that are sent to the backplane together: a backlog takes one answer
 /// of it, not one for each.
-struct Run {
+struct Flight {
     first: Waiting,
     /// Most are alone.
     rest: Vec<Waiting>,
@@ -109,13 +109,13 @@ impl Queue {
     }
 
     /// The next, with all behind it that are for the same channel.
-    fn pop_run(&mut self) -> Option<Run> {
+    fn pop_flight(&mut self) -> Option<Flight> {
         let first = self.requests.pop_front()?;
         let other = |next: &Waiting| next.request.channel != first.request.channel;
         let same = self.requests.iter().position(other).unwrap_or(self.requests.len());
-        let run = Run { rest: self.requests.drain(..same).collect(), first };
-        self.bytes -= run.cost();
-        Some(run)
+        let flight = Flight { rest: self.requests.drain(..same).collect(), first };
+        self.bytes -= flight.cost();
+        Some(flight)
     }
 
     fn is_full(&self) -> bool {
@@ -135,7 +135,7 @@ impl Waiting {
     }
 }
 
-impl Run {
+impl Flight {
     fn cost(&self) -> usize {
         self.first.cost() + self.rest.iter().map(Waiting::cost).sum::<usize>()
     }
@@ -199,10 +199,10 @@ impl Ctx<'_> {
         self.core.legacies.insert(self.id, legacy);
     }
 
-    fn next_to_publish(&mut self) -> Option<Run> {
+    fn next_to_publish(&mut self) -> Option<Flight> {
         if let Some(publisher) = self.publisher() {
-            let next = publisher.waiting.pop_run();
-            publisher.under_way_bytes = next.as_ref().map_or(0, Run::cost);
+            let next = publisher.waiting.pop_flight();
+            publisher.under_way_bytes = next.as_ref().map_or(0, Flight::cost);
             if publisher.paused && publisher.waiting.has_room() {
                 publisher.paused = false;
                 self.connections.set_paused(self.id, false);
@@ -210,8 +210,8 @@ impl Ctx<'_> {
             return next;
         }
         let legacy = self.core.legacies.get_mut(&self.id)?;
-        let next = legacy.pop_run();
-        let ended = std::mem::replace(&mut legacy.under_way_bytes, next.as_ref().map_or(0, Run::cost));
+        let next = legacy.pop_flight();
+        let ended = std::mem::replace(&mut legacy.under_way_bytes, next.as_ref().map_or(0, Flight::cost));
         self.core.shared.metrics.node.left_behind_bytes.fetch_sub(ended, Ordering::Relaxed);
         if next.is_none() {
             self.core.legacies.remove(&self.id);
@@ -231,7 +231,7 @@ impl Ctx<'_> {
             return;
         }
         let bytes = next.cost();
-        match self.publish(Run { first: next, rest: Vec::new() }) {
+        match self.publish(Flight { first: next, rest: Vec::new() }) {
             Some(failed) => {
                 for error in failed {
                     self.tell_protocol(Event::PublishFailed(error));
@@ -246,10 +246,10 @@ impl Ctx<'_> {
     }
 
     /// Publishes; what has failed of it when that is known at once, else [`published`](Self::published) is called with it.
-    fn publish(&self, run: Run) -> Option<Vec<PublishError>> {
+    fn publish(&self, flight: Flight) -> Option<Vec<PublishError>> {
         let node = self.core.shared.node.clone();
         let publish = async move {
-            let Run { first, rest } = run;
+            let Flight { first, rest } = flight;
             if rest.is_empty() {
                 let result = node.publish(first.request).await.map(drop);
                 return end(first.ended, result).err().into_iter().collect();

@@ -166,13 +166,11 @@ impl Side for Feed<'_> {
             self.look_at_last_probe();
             self.send_probe();
         }
-        match self.silence.judge(now, late) {
-            false => Ok(()),
-            true => {
-                self.link.counts.probes_lost.add();
-                Err(Trouble::Silent(Silence::DEADLINE))
-            }
+        if self.silence.judge(now, late) {
+            self.link.counts.probes_lost.add();
+            return Err(Trouble::Silent(Silence::DEADLINE));
         }
+        Ok(())
     }
 }
 

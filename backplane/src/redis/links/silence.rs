@@ -8,14 +8,17 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Then it is waited once more for what came: [`LAST_LOOK`], or as long as this process was late.
+/// A connection that brings nothing for so long is judged.
 const QUIET_MAX: Duration = Duration::from_millis(2_400);
+
+/// Before that it has a last chance, so that what has arrived meanwhile is read: so long, or as long as this process was late.
 const LAST_LOOK: Duration = Duration::from_millis(100);
 
-/// Since something arrived.
+/// How long nothing has arrived.
 #[derive(Debug)]
 pub(super) struct Silence {
     judged_at: Instant,
+    /// How long the last chance is, once it has begun.
     last_look: Option<Duration>,
 }
 
@@ -31,7 +34,8 @@ impl Silence {
         self.judged_at
     }
 
-    /// Whether it has been too long. `late`: by how much this process looks later than it was to.
+    /// Whether it has been too long. `late`: by how much this process came later than at the time that was set. At most
+    /// [`QUIET_MAX`] of it counts each time, so that a machine that slept for an hour does not wait for another one.
     pub(super) fn judge(&mut self, now: Instant, late: Duration) -> bool {
         let late = late.min(QUIET_MAX);
         if now < self.judged_at {
@@ -39,7 +43,7 @@ impl Silence {
             return false;
         }
         let look = LAST_LOOK.max(late);
-        // One that is always as late has an end as well.
+        // A process that is always equally late judges all the same.
         if self.last_look.is_some_and(|before| look <= before) {
             return true;
         }
