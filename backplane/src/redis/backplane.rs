@@ -19,7 +19,7 @@ use super::{
     leases::Doubt,
     links::{Halted, LinkCounters, LinkOptions, Links, Login},
     names::Prefix,
-    nodes::{Registry, Round},
+    nodes::Registry,
     options::RedisOptions,
     owner::Owner,
     presence::Presence,
@@ -222,7 +222,7 @@ impl Backplane for RedisBackplane {
 
     fn announce(&self, node: NodeRecord) -> BoxFuture<'_, Result<(), BackplaneError>> {
         async move {
-            match self.core.round(Some(&node)).await?.refused {
+            match self.core.renew(Some(&node)).await? {
                 true => Err(self.core.registry.refusal(&node.name)),
                 false => Ok(()),
             }
@@ -236,7 +236,12 @@ impl Backplane for RedisBackplane {
     }
 
     fn nodes(&self) -> BoxFuture<'_, Result<Vec<NodeRecord>, BackplaneError>> {
-        async move { Ok(self.core.round(None).await?.records) }.boxed()
+        async move {
+            let records = self.core.registry.who_lives().await?;
+            self.core.settle_owed();
+            Ok(records)
+        }
+        .boxed()
     }
 
     fn report(&self, node: &str, report: String) -> BoxFuture<'_, Result<(), BackplaneError>> {
@@ -372,7 +377,7 @@ impl Core {
             if tokio::time::timeout(ORDERS_DEADLINE, self.orders.until_confirmed()).await.is_err() {
                 tracing::warn!("orders to all nodes are not received yet");
             }
-            if let Err(error) = self.round(None).await {
+            if let Err(error) = self.renew(None).await {
                 tracing::warn!(%error, "the node registry is out of reach");
             }
         }
@@ -387,9 +392,15 @@ impl Core {
         self.tasks.spawn(tick(Arc::downgrade(self), doubt, each, self.stopping.clone()));
     }
 
-    /// A round of the registry, and what follows from it.
-    async fn round(self: &Arc<Self>, record: Option<&NodeRecord>) -> Result<Round, BackplaneError> {
-        let round = self.registry.round(record).await?;
+    /// A round of the registry, and what follows from it. True: another living process has the record's name.
+    async fn renew(self: &Arc<Self>, record: Option<&NodeRecord>) -> Result<bool, BackplaneError> {
+        let refused = self.registry.renew(record).await?;
+        self.settle_owed();
+        Ok(refused)
+    }
+
+    /// What follows from the rounds before.
+    fn settle_owed(self: &Arc<Self>) {
         let owed = self.registry.take_owed();
         if owed.lapsed {
             tracing::info!(instance = %self.registry.instance(), "presence is written again");
@@ -399,7 +410,6 @@ impl Core {
         for instance in owed.ended {
             self.tasks.spawn(remove(Arc::clone(self), instance));
         }
-        Ok(round)
     }
 }
 
@@ -416,7 +426,7 @@ async fn tick(core: Weak<Core>, doubt: Arc<Doubt>, each: Duration, stopping: Can
         let Some(core) = core.upgrade() else { return };
         core.orders.subscribe();
         if !core.registry.is_fresh()
-            && let Err(error) = core.round(None).await
+            && let Err(error) = core.renew(None).await
         {
             tracing::debug!(%error, "the lease was not renewed");
             continue;

@@ -107,6 +107,11 @@ impl Prefix {
         self.key(NODES, ":i")
     }
 
+    /// `P:{!nodes}:s`, which is there while nobody need look through all nodes.
+    pub(crate) fn nodes_swept(&self) -> String {
+        self.key(NODES, ":s")
+    }
+
     /// `P:{!nodes}:r:NODE`, what a node says to those who watch.
     pub(crate) fn report(&self, node: &str) -> String {
         format!("{}:{{{NODES}}}:r:{node}", self.name)

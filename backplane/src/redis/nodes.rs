@@ -1,7 +1,7 @@
 //! The node registry: records of nodes, and the leases of the instances that hold presence.
 //!
 //! Both live where the tag `nodes` routes, and end by the server's clock. One script does a whole round
-//! (`scripts/announce.lua`): it renews, and answers who lives. The stored form of a record is 16 bytes (end of the
+//! (`scripts/announce.lua`): it renews, and answers who lives where that is asked. The stored form of a record is 16 bytes (end of the
 //! lease in ms, process; both big-endian) and a JSON object with the fields of [`StoredRecord`]; readers ignore fields
 //! that they do not know, so nodes of several versions can be in one registry.
 //!
@@ -54,10 +54,10 @@ struct State {
 
 /// What a round read.
 #[derive(Debug)]
-pub(crate) struct Round {
-    /// In order of their names.
-    pub(crate) records: Vec<NodeRecord>,
-    pub(crate) refused: bool,
+struct Round {
+    refused: bool,
+    /// In order of their names; none where they were not asked for.
+    records: Vec<NodeRecord>,
 }
 
 /// What rounds found and nobody has acted on yet. It outlives rounds that fail, and those of callers that only read.
@@ -131,13 +131,14 @@ impl Registry {
         instance.starts_with(&*self.own)
     }
 
-    /// Whether a lease is known to hold, or may hold.
+    /// Whether a lease is known to hold, or may hold. Of leases that began or were renewed since [`who_lives`](Self::who_lives)
+    /// was last asked, it is not known.
     pub(crate) fn may_live(&self, instance: &str) -> bool {
         let now = Instant::now();
         self.with(|state| now < state.doubt_until || state.live.get(instance).is_some_and(|end| now < *end))
     }
 
-    /// Instances that lived at the last round.
+    /// Instances that lived when that was last asked.
     pub(crate) fn live(&self) -> Vec<Box<str>> {
         self.with(|state| state.live.keys().cloned().collect())
     }
@@ -190,8 +191,18 @@ impl Registry {
         self.with(|state| std::mem::take(&mut state.owed))
     }
 
-    /// Renews the lease, writes or renews a record, and reads. What follows from it is owed from then on.
-    pub(crate) async fn round(&self, record: Option<&NodeRecord>) -> Result<Round, BackplaneError> {
+    /// Renews the lease, and writes or renews a record. What follows from it is owed from then on. True: another living
+    /// process has the record's name.
+    pub(crate) async fn renew(&self, record: Option<&NodeRecord>) -> Result<bool, BackplaneError> {
+        Ok(self.round(record, Asked::Nothing).await?.refused)
+    }
+
+    /// Renews the lease, and reads who lives. The server looks through all nodes for it.
+    pub(crate) async fn who_lives(&self) -> Result<Vec<NodeRecord>, BackplaneError> {
+        Ok(self.round(None, Asked::WhoLives).await?.records)
+    }
+
+    async fn round(&self, record: Option<&NodeRecord>, asked: Asked) -> Result<Round, BackplaneError> {
         self.with(|state| {
             if state.renewed.is_some_and(|at| at.elapsed() >= self.lease) {
                 self.lapse(state);
@@ -200,8 +211,8 @@ impl Registry {
         loop {
             let sent = Instant::now();
             let number = self.with(|state| state.number);
-            let answer = self.ask(&self.name_of(number), record).await;
-            let (round, found) = match answer.and_then(|answer| self.read(answer)) {
+            let answer = self.ask(&self.name_of(number), record, asked).await;
+            let (round, found) = match answer.and_then(|answer| self.read(answer, asked)) {
                 Ok(read) => read,
                 Err(error) => {
                     self.with(|state| state.doubt_until = Instant::now() + self.lease);
@@ -260,28 +271,38 @@ impl Registry {
         Ok(())
     }
 
-    async fn ask(&self, instance: &str, record: Option<&NodeRecord>) -> Result<Answer, BackplaneError> {
-        let (nodes, instances) = (self.prefix.nodes(), self.prefix.instances());
+    async fn ask(
+        &self,
+        instance: &str,
+        record: Option<&NodeRecord>,
+        asked: Asked,
+    ) -> Result<Answer, BackplaneError> {
+        let keys = [self.prefix.nodes(), self.prefix.instances(), self.prefix.nodes_swept()];
         let lease = self.lease.as_millis().to_string();
         let name = record.map_or("", |record| &record.name);
         let stored = record.map(encode).transpose()?.unwrap_or_default();
-        let keys = [nodes.as_bytes(), instances.as_bytes()];
+        let keys = keys.each_ref().map(|key| key.as_bytes());
         let life = self.life.to_be_bytes();
         let generation = scripts::random()?.to_be_bytes();
+        let who_lives: &[u8] = if asked == Asked::WhoLives { b"1" } else { b"" };
         let head = [lease.as_bytes(), instance.as_bytes(), name.as_bytes()];
-        let args = [head[0], head[1], head[2], &life, &stored, &generation];
+        let args = [head[0], head[1], head[2], &life, &stored, &generation, who_lives];
         scripts::ANNOUNCE.call(&*self.commands, NODES, &keys, &args).await
     }
 
-    fn read(&self, mut answer: Answer) -> Result<(Round, Found), BackplaneError> {
+    fn read(&self, mut answer: Answer, asked: Asked) -> Result<(Round, Found), BackplaneError> {
         let refused = answer.flag()?;
         let known = match answer.number()? {
             0 => Known::New,
             1 => Known::Renewed,
             _ => Known::Over,
         };
-        let mut records = Vec::new();
-        let mut list = answer.list()?;
+        let generation = answer.word()?;
+        let (mut ended, mut list) = (Vec::new(), answer.list()?);
+        while !list.is_empty() {
+            ended.push(list.text()?);
+        }
+        let (mut records, mut list) = (Vec::new(), answer.list()?);
         while !list.is_empty() {
             let name = list.text()?;
             match decode(name, &list.bytes()?) {
@@ -296,22 +317,21 @@ impl Registry {
         while !list.is_empty() {
             live.push((list.text()?, Duration::from_millis(list.number()?)));
         }
-        let (mut ended, mut list) = (Vec::new(), answer.list()?);
-        while !list.is_empty() {
-            ended.push(list.text()?);
-        }
-        Ok((Round { records, refused }, Found { known, live, ended, generation: answer.word()? }))
+        let live = (asked == Asked::WhoLives).then_some(live);
+        Ok((Round { refused, records }, Found { known, generation, ended, live }))
     }
 
     /// Takes a round's answer in. False: the lease is over, and the next instance has to ask.
     fn note(&self, state: &mut State, number: u32, found: Found, sent: Instant) -> bool {
-        let Found { known, live, ended, generation } = found;
+        let Found { known, generation, ended, live } = found;
         let before = state.generation.replace(generation);
         state.owed.has_lost_data |= before.is_some_and(|before| before != generation);
         // The registry names them once in a lease, to one node.
         state.owed.ended.extend(ended);
-        // Counted from when it was asked, so that no lease is thought to hold for longer than it does.
-        state.live = live.into_iter().map(|(instance, left)| (instance, sent + left)).collect();
+        if let Some(live) = live {
+            // Counted from when it was asked, so that no lease is thought to hold for longer than it does.
+            state.live = live.into_iter().map(|(instance, left)| (instance, sent + left)).collect();
+        }
         if state.number != number {
             // Another round was faster, and found the lease over.
             return false;
@@ -350,13 +370,20 @@ impl Owed {
     }
 }
 
+/// What a round asks beside the renewal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    Nothing,
+    WhoLives,
+}
+
 /// What an answer says beside the records.
 struct Found {
     known: Known,
-    /// Instances, and how long their leases hold.
-    live: Vec<(Box<str>, Duration)>,
-    ended: Vec<Box<str>>,
     generation: u64,
+    ended: Vec<Box<str>>,
+    /// Instances, and how long their leases hold, where that was asked.
+    live: Option<Vec<(Box<str>, Duration)>>,
 }
 
 /// What the registry knew of the instance that was renewed.

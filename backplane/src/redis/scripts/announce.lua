@@ -1,22 +1,27 @@
--- A round of the node registry: renews a lease, writes a record if there is one, and answers who lives.
+-- A round of the node registry: renews a lease, writes a record if there is one, and answers who lives where that is asked.
 --
--- KEYS  hash P:{!nodes}, hash P:{!nodes}:i
+-- Every node does this once a second, so what it costs must not grow with their number. All entries are looked through only
+-- for who asks, and ten times in a lease for all nodes together.
+--
+-- KEYS  hash P:{!nodes}, hash P:{!nodes}:i, string P:{!nodes}:s: there while nobody need look through all entries
 -- ARGV  1 lease in ms
 --       2 instance whose lease is renewed
 --       3 name of the record, empty without one
 --       4 process that the record belongs to (8 bytes)
 --       5 record
 --       6 generation of the registry (8 bytes), if it has none
+--       7 `1`: who lives is asked
 -- P:{!nodes} holds name -> end of the lease (8 bytes, ms, big-endian), process (8 bytes), record.
 -- P:{!nodes}:i holds instance -> end of its lease (ms); negative: it ended, and somebody removes its members until then.
 -- In it, `!` holds the generation: who finds another one knows that the data was lost. `@` is when somebody last asked (ms),
 -- and `?` until when nobody is declared dead (ms).
 -- Returns {refused 0 or 1: another living process has that name,
 --          instance 0 new, 1 renewed, 2 over (nothing of it was renewed),
---          {name, record, …}, {instance, ms left, …}, {instance whose members the caller is to remove, …},
---          generation}
+--          generation,
+--          {instance whose members the caller is to remove, …},
+--          {name, record, …}, {instance, ms left, …}: empty where nobody asked}
 
-local nodes, instances = KEYS[1], KEYS[2]
+local nodes, instances, swept = KEYS[1], KEYS[2], KEYS[3]
 local lease, now = tonumber(ARGV[1]), now_ms()
 
 local function end_of(held)
@@ -71,6 +76,16 @@ if known < 2 then
   redis.call('HSET', instances, ARGV[2], digits(now + lease))
 end
 
+local generation = redis.call('HGET', instances, '!')
+if is_back then
+  -- It would stay until the time from which the clock was set back.
+  redis.call('DEL', swept)
+end
+local is_due = redis.call('SET', swept, '', 'PX', math.max(1, math.floor(lease / 10)), 'NX')
+if ARGV[7] ~= '1' and not is_due then
+  return {refused, known, generation, {}, {}, {}}
+end
+
 local records = {}
 local all = redis.call('HGETALL', nodes)
 for i = 1, #all, 2 do
@@ -107,4 +122,7 @@ for i = 1, #all, 2 do
     ended[#ended + 1] = all[i]
   end
 end
-return {refused, known, records, live, ended, redis.call('HGET', instances, '!')}
+if ARGV[7] ~= '1' then
+  records, live = {}, {}
+end
+return {refused, known, generation, ended, records, live}

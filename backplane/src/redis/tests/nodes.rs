@@ -31,24 +31,25 @@ async fn nobody_is_dead_because_the_server_was_away() {
     let server = Server::start().await;
     let (a, b) = (start(&server, 1, LEASE).await, start(&server, 2, LEASE).await);
     for (node, name) in [(&a, "a"), (&b, "b")] {
-        node.registry.round(Some(&record(name))).await.expect("round");
+        node.registry.renew(Some(&record(name))).await.expect("round");
     }
     b.enter("b.1").await;
     server.shift_leases(-2 * LEASE.as_millis() as i64).await;
-    let round = a.registry.round(Some(&record("a"))).await.expect("round");
-    assert_eq!(round.records.len(), 2, "the record of the other stays");
+    a.registry.renew(Some(&record("a"))).await.expect("round");
+    let records = a.registry.who_lives().await.expect("round");
+    assert_eq!(records.len(), 2, "the record of the other stays");
     assert!(a.registry.take_owed().ended.is_empty());
     assert!(a.registry.may_live(&b.registry.instance()));
     assert_eq!(a.members().await, ["b.1"]);
     // Its clock is set back: leases would hold for ever.
     server.shift_leases(100 * LEASE.as_millis() as i64).await;
-    let round = a.registry.round(None).await.expect("round");
-    assert_eq!(round.records.len(), 2);
+    a.registry.renew(None).await.expect("round");
     let mut get = redis::cmd("HGET");
     get.arg("tidegate:{!nodes}:i").arg(b.registry.instance());
     let end: u64 = server.run(&get).await;
     let now: (u64, u64) = server.run(&redis::cmd("TIME")).await;
     assert!(end <= now.0 * 1000 + 2 * LEASE.as_millis() as u64, "{end} {now:?}");
+    assert_eq!(a.registry.who_lives().await.expect("round").len(), 2);
 }
 
 /// Above `maxmemory` a lease is renewed all the same.
@@ -57,7 +58,7 @@ async fn a_lease_is_renewed_without_memory() {
     let server = Server::start().await;
     let a = start(&server, 1, LEASE).await;
     server.run::<()>(redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg(1)).await;
-    a.registry.round(Some(&record("a"))).await.expect("a round without memory");
+    a.registry.renew(Some(&record("a"))).await.expect("a round without memory");
 }
 
 /// A loss that a reader's round found is owed to the next round of the backplane, which is due at once.
@@ -67,7 +68,7 @@ async fn what_the_round_of_a_reader_found_is_acted_on() {
     let (a, b) = (start(&server, 1, LEASE).await, start(&server, 2, LEASE).await);
     a.enter("a.1").await;
     server.run::<()>(&redis::cmd("FLUSHALL")).await;
-    a.registry.round(None).await.expect("round");
+    a.registry.renew(None).await.expect("round");
     assert!(!a.registry.is_fresh() && !a.registry.is_leased());
     a.round().await;
     assert!(a.registry.is_leased());
@@ -98,11 +99,11 @@ async fn a_name_is_had_by_one_process() {
     let server = Server::start().await;
     let short = Duration::from_secs(3);
     let (first, second) = (start(&server, 1, short).await, start(&server, 2, short).await);
-    assert!(!first.registry.round(Some(&record("a"))).await.expect("round").refused);
-    let announce = async || second.registry.round(Some(&record("a"))).await.expect("round").refused;
+    assert!(!first.registry.renew(Some(&record("a"))).await.expect("round"));
+    let announce = async || second.registry.renew(Some(&record("a"))).await.expect("round");
     assert!(announce().await);
     second.registry.retire("a").await.expect("retire");
-    assert_eq!(second.registry.round(None).await.expect("round").records.len(), 1, "not its own to retire");
+    assert_eq!(second.registry.who_lives().await.expect("round").len(), 1, "not its own to retire");
     eventually("the first one's lease ends", announce, |refused| !refused).await;
 
     let end = u64::MAX >> 12;
@@ -115,8 +116,34 @@ async fn a_name_is_had_by_one_process() {
             .arg([&end.to_be_bytes()[..], &[0; 8], json.as_bytes()].concat());
         server.run::<u8>(&set).await;
     }
-    let records = second.registry.round(None).await.expect("round").records;
+    let records = second.registry.who_lives().await.expect("round");
     let names: Vec<&str> = records.iter().map(|record| &*record.name).collect();
     assert_eq!(names, ["a", "new"]);
     assert_eq!(second.tallies.read().records_undecodable, 1);
+}
+
+/// Every node asks once a second: were each told of all, a server would send the square of their number.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_round_costs_does_not_grow_with_the_number_of_nodes() {
+    const ROUNDS: u64 = 200;
+    let server = Server::start().await;
+    let a = start(&server, 1, Duration::from_secs(60)).await;
+    let end = u64::MAX >> 12;
+    for number in 0..500 {
+        let json = format!(
+            r#"{{"address":"h:{number}","version":"1","connections":1,"capacity":2,"draining":false}}"#
+        );
+        let held = [&end.to_be_bytes()[..], &[0; 8], json.as_bytes()].concat();
+        let mut set = redis::cmd("HSET");
+        set.arg("tidegate:{!nodes}").arg(format!("n{number}")).arg(held);
+        server.run::<u8>(&set).await;
+    }
+    assert_eq!(a.registry.who_lives().await.expect("round").len(), 500);
+    let read_whole = server.calls_of("hgetall").await;
+    for _ in 0..ROUNDS {
+        a.registry.renew(Some(&record("a"))).await.expect("round");
+    }
+    let read_whole = server.calls_of("hgetall").await - read_whole;
+    assert!(read_whole < ROUNDS / 10, "{read_whole} of two hashes in {ROUNDS} rounds");
+    assert_eq!(a.registry.who_lives().await.expect("round").len(), 501);
 }

@@ -73,7 +73,7 @@ impl Node {
 
     /// A round as the backplane makes it.
     pub(super) async fn round(&self) {
-        self.registry.round(None).await.expect("round");
+        self.registry.renew(None).await.expect("round");
         let owed = self.registry.take_owed();
         if owed.lapsed {
             self.presence.begin_again(owed.has_lost_data);

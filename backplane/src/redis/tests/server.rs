@@ -94,6 +94,19 @@ impl Server {
         self.run::<u8>(&command).await;
     }
 
+    /// As if it were a while since somebody has looked through all nodes.
+    pub(super) async fn make_sweep_due(&self) {
+        self.run::<u64>(redis::cmd("DEL").arg("tidegate:{!nodes}:s")).await;
+    }
+
+    /// How often a command was run, by scripts too.
+    pub(super) async fn calls_of(&self, command: &str) -> u64 {
+        let stats: String = self.run(redis::cmd("INFO").arg("commandstats")).await;
+        let begin = format!("cmdstat_{command}:calls=");
+        let calls = stats.lines().find_map(|line| line.strip_prefix(&begin)?.split(',').next()?.parse().ok());
+        calls.unwrap_or(0)
+    }
+
     /// As if the connections were made anew.
     pub(super) fn begin_session(&self) {
         self.session.fetch_add(1, Ordering::SeqCst);

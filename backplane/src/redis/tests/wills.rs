@@ -79,7 +79,7 @@ impl Node {
 
     /// A round as the backplane makes it. False: the server was away.
     async fn round(&self) -> bool {
-        if self.registry.round(None).await.is_err() {
+        if self.registry.renew(None).await.is_err() {
             return false;
         }
         let owed = self.registry.take_owed();
@@ -147,7 +147,10 @@ async fn simulate(seed: u64) {
             8..12 => nodes[at].disconnect(&told),
             12..15 => drop(nodes[at].round().await),
             // It was away for too long.
-            15 => nodes[at].end_lease(&server).await,
+            15 => {
+                nodes[at].end_lease(&server).await;
+                server.make_sweep_due().await;
+            }
             16 => {
                 server.refuse(false);
                 let dead = nodes.swap_remove(at);
@@ -173,7 +176,12 @@ async fn simulate(seed: u64) {
     for _ in 0..2 {
         eventually(&format!("seed {seed}: all is written"), &settled, |is| *is).await;
     }
-    eventually(&format!("seed {seed}"), async || told.wrong(&living), Vec::is_empty).await;
+    let wrong = async || {
+        server.make_sweep_due().await;
+        settled().await;
+        told.wrong(&living)
+    };
+    eventually(&format!("seed {seed}"), wrong, Vec::is_empty).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -212,7 +220,7 @@ async fn an_instance_that_wrote_nothing_hands_its_wills_on() {
     node.connect("c".to_owned(), &told).await;
     for _ in 0..2 {
         node.end_lease(&server).await;
-        node.registry.round(None).await.expect("the server answers");
+        node.registry.renew(None).await.expect("the server answers");
         // What the round found is not taken, so the lease does not count yet: the wills are moved, and not written.
         node.wills.begin_again(false);
         node.wills.sweep();
