@@ -28,6 +28,9 @@ use crate::redis::error::{Trouble, sentence};
 /// How often a probe is sent.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
+/// A server that hangs is noticed so long after the last thing that it sent, at the latest the probe of the second before.
+const DEADLINE: Duration = Duration::from_millis(2_500);
+
 /// When another connection of the session broke: for what has arrived on this one to be read, up to its end.
 const REST_DEADLINE: Duration = Duration::from_millis(100);
 
@@ -106,7 +109,8 @@ async fn carry(connection: Connection, probe: Option<Probe>, of: Of) {
         probe,
         probed: None,
         probe_at: now,
-        silence: Silence::begin(now),
+        heard: now,
+        silence: Silence::begin(DEADLINE, now),
     };
     let signals = Signals { filled: &live.outbox.filled, halt: &live.halt, part: Part::Feed };
     let driving = drive(connection, signals, &mut feed);
@@ -132,6 +136,8 @@ struct Feed<'a> {
     /// What becomes of the last one.
     probed: Option<oneshot::Receiver<Answers>>,
     probe_at: Instant,
+    /// When something last arrived.
+    heard: Instant,
     silence: Silence,
 }
 
@@ -141,7 +147,7 @@ impl Side for Feed<'_> {
     }
 
     fn arrived(&mut self, inbound: &mut Inbound) -> Result<(), Trouble> {
-        self.silence = Silence::begin(Instant::now());
+        self.heard = Instant::now();
         let (subscriber, mut outcome) = (self.subscriber, Ok(()));
         subscriber.together(&mut || outcome = self.take_all(inbound));
         outcome
@@ -166,9 +172,9 @@ impl Side for Feed<'_> {
             self.look_at_last_probe();
             self.send_probe();
         }
-        if self.silence.judge(now, late) {
+        if self.silence.judge(now, self.heard, late) {
             self.link.counts.probes_lost.add();
-            return Err(Trouble::Silent(Silence::DEADLINE));
+            return Err(Trouble::Silent(self.silence.deadline()));
         }
         Ok(())
     }

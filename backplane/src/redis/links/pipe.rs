@@ -12,13 +12,12 @@ use super::dial::Connection;
 use super::driver::{Side, Signals, drive};
 use super::halt::{Halt, Part};
 use super::room::Room;
+use super::silence::Silence;
 use super::wire::{Frame, Inbound};
 use crate::redis::error::Trouble;
 
-/// A connection that brings nothing for so long, while a command waits for its answer, makes its link away: 1,900 ms and
-/// then 100 ms more, or as long as this process was late itself. What came meanwhile is read in these.
-/// Anything that arrives is a sign of life: answers behind many others are late, not lost.
-const ANSWER_DEADLINE: [Duration; 2] = [Duration::from_millis(1_900), Duration::from_millis(100)];
+/// A connection that brings nothing for so long, while a command waits for its answer, makes its link away.
+const DEADLINE: Duration = Duration::from_secs(2);
 
 /// Tells a Cluster node that the next command was sent to it by another one.
 const ASKING: &[u8] = b"*1\r\n$6\r\nASKING\r\n";
@@ -166,8 +165,7 @@ pub(super) fn carry(
     let open = Open(pipe);
     async move {
         let now = Instant::now();
-        let judged_at = now + ANSWER_DEADLINE[0];
-        let mut commands = Commands { pipe: &open.0, heard: now, judged_at, is_late: false };
+        let mut commands = Commands { pipe: &open.0, heard: now, silence: Silence::begin(DEADLINE, now) };
         let signals = Signals { filled: &open.0.filled, halt: &halt, part };
         let trouble = drive(connection, signals, &mut commands).await;
         end(trouble);
@@ -187,9 +185,7 @@ struct Commands<'a> {
     pipe: &'a Pipe,
     /// When something last arrived.
     heard: Instant,
-    judged_at: Instant,
-    /// In the last 100 ms.
-    is_late: bool,
+    silence: Silence,
 }
 
 impl Commands<'_> {
@@ -231,20 +227,15 @@ impl Side for Commands<'_> {
     }
 
     fn due_at(&self) -> Instant {
-        self.judged_at
+        self.silence.judged_at()
     }
 
     fn due(&mut self, now: Instant) -> Result<(), Trouble> {
-        let age = self.silent_since().map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
-        let within = ANSWER_DEADLINE.iter().sum();
-        // As long as this process was late itself, it listens once more.
-        let last_look = ANSWER_DEADLINE[1].max(now.saturating_duration_since(self.judged_at).min(within));
-        if self.is_late && age >= within {
-            return Err(Trouble::Late { what: "answer", within });
+        let late = now.saturating_duration_since(self.due_at());
+        match self.silence.judge(now, self.silent_since().unwrap_or(now), late) {
+            true => Err(Trouble::Late { what: "answer", within: self.silence.deadline() }),
+            false => Ok(()),
         }
-        self.is_late = age >= ANSWER_DEADLINE[0];
-        self.judged_at = now + if self.is_late { last_look } else { ANSWER_DEADLINE[0] - age };
-        Ok(())
     }
 }
 

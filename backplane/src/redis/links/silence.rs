@@ -1,43 +1,49 @@
-//! Whether a subscribed connection that brings nothing is away.
+//! Whether a connection that brings nothing is away.
 //!
-//! Whatever arrives is a sign of life: a probe behind many publications is late, which is what the lag says, and not lost. A
-//! process that was late itself, because it was stopped or its machine is busy, has not listened meanwhile: that time is no
-//! silence of the server.
+//! Whatever arrives is a sign of life: what comes behind many others is late, and not lost. A process that was late itself,
+//! because it was stopped or its machine is busy, has not listened meanwhile: that time is no silence of the server.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// A connection that brings nothing for so long is judged.
-const QUIET_MAX: Duration = Duration::from_millis(2_400);
-
-/// Before that it has a last chance, so that what has arrived meanwhile is read: so long, or as long as this process was late.
+/// Before a connection is away it has a last chance, so that what has arrived meanwhile is read: so long, or as long as this
+/// process was late.
 const LAST_LOOK: Duration = Duration::from_millis(100);
 
-/// How long nothing has arrived.
+/// How long nothing has arrived that should have.
 #[derive(Debug)]
 pub(super) struct Silence {
+    /// A server that hangs is away after it.
+    deadline: Duration,
+    since: Instant,
     judged_at: Instant,
     /// How long the last chance is, once it has begun.
     last_look: Option<Duration>,
 }
 
 impl Silence {
-    /// A server that hangs is noticed so long after the last thing that it sent, at the latest the probe of the second before.
-    pub(super) const DEADLINE: Duration = Duration::from_millis(2_500);
+    /// The deadline is longer than 100 ms.
+    pub(super) fn begin(deadline: Duration, now: Instant) -> Self {
+        Self { deadline, since: now, judged_at: now + deadline - LAST_LOOK, last_look: None }
+    }
 
-    pub(super) fn begin(now: Instant) -> Self {
-        Self { judged_at: now + QUIET_MAX, last_look: None }
+    pub(super) fn deadline(&self) -> Duration {
+        self.deadline
     }
 
     pub(super) fn judged_at(&self) -> Instant {
         self.judged_at
     }
 
-    /// Whether it has been too long. `late`: by how much this process came later than at the time that was set. At most
-    /// [`QUIET_MAX`] of it counts each time, so that a machine that slept for an hour does not wait for another one.
-    pub(super) fn judge(&mut self, now: Instant, late: Duration) -> bool {
-        let late = late.min(QUIET_MAX);
+    /// Whether it has been too long since `since`: when something last arrived, or now if nothing has to arrive. `late`: by how
+    /// much this process looks later than it was to. At most the deadline counts of it each time, so that a machine that slept
+    /// for an hour does not wait for another one.
+    pub(super) fn judge(&mut self, now: Instant, since: Instant, late: Duration) -> bool {
+        if since != self.since {
+            *self = Self::begin(self.deadline, since);
+        }
+        let late = late.min(now.saturating_duration_since(since)).min(self.deadline - LAST_LOOK);
         if now < self.judged_at {
             self.judged_at += late;
             return false;
@@ -53,16 +59,16 @@ impl Silence {
     }
 }
 
-const _: () = assert!(QUIET_MAX.as_millis() + LAST_LOOK.as_millis() == Silence::DEADLINE.as_millis());
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const DEADLINE: Duration = Duration::from_millis(2_500);
+
     /// When it is over, with looks once a second and when it is judged, each later than it was to be by so much.
     fn is_over_after(late: impl Fn(Duration) -> Duration, most: Duration) -> Option<Duration> {
         let began = Instant::now();
-        let (mut silence, mut look_at) = (Silence::begin(began), began + Duration::from_secs(1));
+        let (mut silence, mut look_at) = (Silence::begin(DEADLINE, began), began + Duration::from_secs(1));
         loop {
             let due = look_at.min(silence.judged_at());
             let late = late(due - began);
@@ -73,7 +79,7 @@ mod tests {
             if now >= look_at {
                 look_at = now + Duration::from_secs(1);
             }
-            if silence.judge(now, late) {
+            if silence.judge(now, began, late) {
                 return Some(now - began);
             }
         }
@@ -82,7 +88,7 @@ mod tests {
     #[test]
     fn a_server_that_hangs_is_away_after_the_deadline() {
         let most = Duration::from_secs(60);
-        assert_eq!(is_over_after(|_| Duration::ZERO, most), Some(Silence::DEADLINE));
+        assert_eq!(is_over_after(|_| Duration::ZERO, most), Some(DEADLINE));
         for (late, most) in [(20, 2_700), (300, 5_000), (1_000, 10_000), (60_000, 200_000)] {
             let over = is_over_after(|_| Duration::from_millis(late), Duration::from_millis(most));
             assert!(over.is_some(), "a process that is always {late} ms late never judges");
@@ -97,8 +103,26 @@ mod tests {
                 let late = |due| if is_then(due) { stopped } else { Duration::ZERO };
                 let over = is_over_after(late, Duration::from_secs(10_000));
                 let listened = over.map(|over| over.saturating_sub(stopped));
-                assert!(listened.is_some_and(|it| it >= QUIET_MAX), "{stopped:?} at {at:?}: {over:?}");
+                assert!(
+                    listened.is_some_and(|it| it >= DEADLINE - LAST_LOOK),
+                    "{stopped:?} at {at:?}: {over:?}"
+                );
             }
         }
+    }
+
+    #[test]
+    fn a_silence_begins_with_what_was_heard_last() {
+        let began = Instant::now();
+        let at = |ms| began + Duration::from_millis(ms);
+        let mut silence = Silence::begin(DEADLINE, began);
+        assert!(!silence.judge(at(2_400), at(2_000), Duration::ZERO));
+        assert_eq!(silence.judged_at(), at(4_400));
+        // Nothing has to arrive.
+        assert!(!silence.judge(at(4_400), at(4_400), Duration::ZERO));
+        assert_eq!(silence.judged_at(), at(6_800));
+        // Something has, and since then this process was late.
+        assert!(!silence.judge(at(6_900), at(6_850), Duration::from_millis(100)));
+        assert_eq!(silence.judged_at(), at(6_850 + 2_400 + 50));
     }
 }
