@@ -40,6 +40,10 @@ pub struct RouterCosts {
 #[serde(deny_unknown_fields)]
 pub struct RedisCosts {
     pub publications_per_second: u64,
+    /// For each gateway that a publication is sent to.
+    pub receiver_ns: u64,
+    /// For each gateway, each second: its lease and its probe.
+    pub node_ns: u64,
     pub publication_bytes: u64,
 }
 

@@ -9,6 +9,7 @@ mod report;
 
 use std::time::Duration;
 
+use costs::RedisCosts;
 pub use costs::{Costs, CostsError};
 
 /// What is to be carried, and on what.
@@ -141,6 +142,10 @@ const DESCRIPTORS_RESERVED: u64 = 200;
 /// Where one machine takes more publications a second than this, they come in batches.
 const BATCHED_FROM: u64 = 10_000;
 
+/// Linux makes 524,288 lists of established sockets by itself at most. With two in each, finding one costs little; eight in each
+/// were 13 % of all CPU time.
+const SOCKETS_FOUND_FAST: u64 = 1_048_576;
+
 const TEN_GIGABIT: u64 = 10_000_000_000;
 
 impl Default for Settings {
@@ -167,10 +172,10 @@ impl Plan {
         let reached = nodes_reached(gateways.machines, wanted.fan_out);
         let message = costs.wire.message(wanted.payload_bytes + costs.redis.publication_bytes);
         let redis_bits = wanted.publications.saturating_mul(reached).saturating_mul(message) * 8;
-        let by_rate = wanted.publications.div_ceil(costs.redis.publications_per_second.max(1));
+        let by_cpu = redis_ns(&wanted, &costs.redis, gateways.machines, reached).div_ceil(1_000_000_000);
         let by_network = redis_bits.div_ceil(share(wanted.machine.bits_per_second, BANDWIDTH_PERCENT));
         Self {
-            redis_servers: by_rate.max(by_network).max(1),
+            redis_servers: by_cpu.max(by_network).max(1),
             redis_bits,
             deliveries,
             heartbeats: heartbeats(&wanted, costs),
@@ -186,6 +191,13 @@ impl Plan {
     pub fn machines(&self) -> u64 {
         self.gateways.machines + self.redis_servers + self.routers.as_ref().map_or(0, |fleet| fleet.machines)
     }
+}
+
+/// What one thread of Redis does in a second, if it did all.
+fn redis_ns(wanted: &Wanted, redis: &RedisCosts, nodes: u64, reached: u64) -> u64 {
+    let accepting = 1_000_000_000 / redis.publications_per_second.max(1);
+    let publication = accepting + reached.saturating_mul(redis.receiver_ns);
+    wanted.publications.saturating_mul(publication).saturating_add(nodes.saturating_mul(redis.node_ns))
 }
 
 /// The sums of all gateways, but for what every one of them gets.
@@ -342,7 +354,8 @@ fn roll(settings: &Settings, machines: u64) -> Duration {
 fn kernel(gateways: &Fleet, routers: Option<&Fleet>, wanted: &Wanted) -> Vec<(String, String)> {
     let most = routers.map_or(0, |fleet| fleet.each.descriptors).max(gateways.each.descriptors);
     // What one more machine's loss brings, and a quarter for the bound of placement.
-    let descriptors = (most + most / 4).next_power_of_two().max(65_536);
+    let sockets = most + most / 4;
+    let descriptors = sockets.next_power_of_two().max(65_536);
     let pages = gateways.each.connections + gateways.each.connections / 4;
     let mut settings = vec![
         ("LimitNOFILE".to_owned(), descriptors.to_string()),
@@ -355,6 +368,10 @@ fn kernel(gateways: &Fleet, routers: Option<&Fleet>, wanted: &Wanted) -> Vec<(St
             format!("{} (or no tracking of these ports)", (most * 2).next_power_of_two()),
         ),
     ];
+    if sockets > SOCKETS_FOUND_FAST {
+        let entries = sockets.next_power_of_two();
+        settings.push(("thash_entries".to_owned(), format!("{entries} (of the kernel's command line)")));
+    }
     if routers.is_some_and(|fleet| fleet.each.connections > wanted.settings.ports) {
         settings.push(("net.ipv4.ip_local_port_range".to_owned(), "1024 65535".to_owned()));
     }

@@ -65,6 +65,32 @@ fn deliveries_take_the_network_first() {
 }
 
 #[test]
+fn redis_pays_for_each_node_that_it_sends_to_and_that_it_knows() {
+    let servers = |nodes, publications, fan_out| {
+        let mut wanted = Wanted { nodes: Some(nodes), publications, fan_out, ..wanted(10_000_000) };
+        // So that the network is not the ceiling.
+        wanted.machine.bits_per_second = 100_000_000_000;
+        plan(wanted).redis_servers
+    };
+    // 12.3 µs, and 0.21 for each of 500: 8,500 a second, less the 57 ms that 500 nodes take by themselves.
+    assert_eq!(servers(500, 8_000, 1_000_000), 1);
+    assert_eq!(servers(500, 8_300, 1_000_000), 2);
+    assert_eq!(servers(500, 75_000, 1), 1);
+    assert_eq!(servers(500, 76_000, 1), 2);
+    assert_eq!(servers(8_000, 20_000, 1), 2, "8,000 leases take 0.9 of a second");
+}
+
+#[test]
+fn many_sockets_want_more_lists() {
+    let setting = |connections| {
+        let kernel = plan(wanted(connections)).kernel;
+        kernel.into_iter().find(|(name, _)| name == "thash_entries").map(|(_, value)| value)
+    };
+    assert_eq!(setting(500_000), None);
+    assert!(setting(10_000_000).is_some_and(|value| value.starts_with("2097152 ")));
+}
+
+#[test]
 fn a_router_keeps_two_descriptors_and_moves_every_message() {
     let direct = wanted(1_000_000);
     let through = plan(Wanted { path: Path::Router, publications: 1_000, fan_out: 100, ..direct });

@@ -140,7 +140,7 @@ impl Rule {
         if seen.silent < half.max(TICK) {
             return Step::Look { at: self.next_look(seen.now, seen.silent, seen.spread), is_proven: false };
         }
-        if let Some(proof) = self.proof(seen.silent, line).filter(|&ago| ago < half) {
+        if let Some(proof) = self.proof(seen.silent, line) {
             return Step::Look { at: self.next_look(seen.now, proof, seen.spread), is_proven: true };
         }
         if seen.is_delivering && seen.silent < self.interval + half {
@@ -189,12 +189,13 @@ impl Rule {
         Tick(last.saturating_sub(beyond).max(now.0 + 1))
     }
 
-    /// Since the path to the client was last proven without its word.
+    /// Since the path to the client was last proven without its word, if that is less than half an interval.
     fn proof(&self, silent: Duration, line: &impl Line) -> Option<Duration> {
-        if silent >= self.interval * UNHEARD_INTERVALS || line.is_relayed() {
+        if silent >= self.interval * UNHEARD_INTERVALS {
             return None;
         }
-        line.acknowledged()
+        let ago = line.acknowledged().filter(|&ago| ago < self.interval / 2)?;
+        (!line.is_relayed()).then_some(ago)
     }
 }
 

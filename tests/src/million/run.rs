@@ -175,7 +175,9 @@ impl Site {
     fn pids(&self) -> Vec<u32> {
         let task = self.serve.pid();
         let children = fs::read_to_string(format!("/proc/{task}/task/{task}/children")).unwrap_or_default();
-        children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+        let pids = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+        // Those that have ended and were not waited for are listed, too.
+        pids.filter(|&pid| pid_runs(pid)).collect()
     }
 
     fn cpu_seconds(&self) -> f64 {
