@@ -140,11 +140,11 @@ impl Rule {
         if seen.silent < half.max(TICK) {
             return Step::Look { at: self.next_look(seen.now, seen.silent, seen.spread), is_proven: false };
         }
-        if let Some(proof) = self.proof(seen.silent, line) {
-            return Step::Look { at: self.next_look(seen.now, proof, seen.spread), is_proven: true };
-        }
         if seen.is_delivering && seen.silent < self.interval + half {
             return Step::Look { at: seen.now.after(TICK), is_proven: false };
+        }
+        if let Some(proof) = self.proof(seen.silent, line) {
+            return Step::Look { at: self.next_look(seen.now, proof, seen.spread), is_proven: true };
         }
         Step::Ping
     }
