@@ -169,7 +169,7 @@ impl Registry {
         });
     }
 
-    /// Who lives is not known before the next round.
+    /// Who lives is not known before that is asked.
     pub(crate) fn take_in(&self, fields: &mut Reader<'_>) -> Result<(), Malformed> {
         let number = fields.u32()?;
         let renewed = fields.option(|fields| {

@@ -2,7 +2,7 @@
 //! [`Line`], and time is passed in.
 //!
 //! ```text
-//!            something proves the path          no proof for half an interval
+//!            something proves the path          nothing has proven it lately
 //!   ┌──────────────┐                                       │
 //!   └─► quiet ─────┴──── look, at the phase of its own ────┴──► ping ──► answered ──► quiet
 //!                                                                │
@@ -135,12 +135,11 @@ impl Rule {
             Some(Answer::PutOff(by)) => return Step::PutOff { at: seen.now.after(by) },
             Some(Answer::Came) | None => {}
         }
-        let half = self.interval / 2;
         // A ping is awaited by what comes after it: in the tick of the last bytes that would be undecided.
-        if seen.silent < half.max(TICK) {
+        if seen.silent < self.recent().max(TICK) {
             return Step::Look { at: self.next_look(seen.now, seen.silent, seen.spread), is_proven: false };
         }
-        if seen.is_delivering && seen.silent < self.interval + half {
+        if seen.is_delivering && seen.silent < self.interval + self.interval / 2 {
             return Step::Look { at: seen.now.after(TICK), is_proven: false };
         }
         if let Some(proof) = self.proof(seen.silent, line) {
@@ -172,29 +171,36 @@ impl Rule {
         if line.has_unsent() {
             return Some(self.next_look(seen.now, Duration::ZERO, seen.spread));
         }
-        let sent = sent.filter(|&ago| ago < self.interval / 2)?;
+        let sent = sent.filter(|&ago| ago < self.recent())?;
         Some(self.next_look(seen.now, sent, seen.spread))
     }
 
-    /// The next look at a connection whose path was proven so long ago: an interval later at most, half of one at least, on
-    /// the connection's own phase. Those that were all sent something at one moment are so looked at one after the other.
+    /// A path that was proven so lately needs no ping.
+    fn recent(&self) -> Duration {
+        self.interval * 2 / 5
+    }
+
+    /// The next look at a connection whose path was proven so long ago: an interval later at most, on the connection's own phase,
+    /// so that pings are even over an interval. Where that phase is too soon, as for many after they were all sent something
+    /// at one moment, half an interval beside it; with the look after that, the connection is on its phase again.
     pub(crate) fn next_look(&self, now: Tick, proven: Duration, spread: u32) -> Tick {
         let ticks = |time: Duration| (time.as_millis() / TICK.as_millis()) as u32;
         let interval = ticks(self.interval).max(1);
         let last = now.0.saturating_sub(ticks(proven)).saturating_add(interval);
-        let half = (interval / 2).max(1);
         // The high bits of a product are the ones that are spread.
-        let phase = ((u64::from(spread.wrapping_mul(2_654_435_761)) * u64::from(half)) >> 32) as u32;
-        let beyond = last.wrapping_sub(phase) % half;
+        let phase = ((u64::from(spread.wrapping_mul(2_654_435_761)) * u64::from(interval)) >> 32) as u32;
+        let beyond = last.wrapping_sub(phase) % interval;
+        let is_too_soon = beyond > interval - ticks(self.recent());
+        let beyond = if is_too_soon { beyond % (interval / 2).max(1) } else { beyond };
         Tick(last.saturating_sub(beyond).max(now.0 + 1))
     }
 
-    /// Since the path to the client was last proven without its word, if that is less than half an interval.
+    /// Since the path to the client was last proven without its word, if that was lately.
     fn proof(&self, silent: Duration, line: &impl Line) -> Option<Duration> {
         if silent >= self.interval * UNHEARD_INTERVALS {
             return None;
         }
-        let ago = line.acknowledged().filter(|&ago| ago < self.interval / 2)?;
+        let ago = line.acknowledged().filter(|&ago| ago < self.recent())?;
         (!line.is_relayed()).then_some(ago)
     }
 }
