@@ -239,7 +239,10 @@ fn those_that_were_heard_together_are_pinged_one_after_the_other() {
         *of_interval = pings.max(*of_interval);
     }
     // Evenly over half an interval they are 100 a tick, and over a whole one 50.
-    assert!(most[2].max(most[3]) <= 150 && most[5] <= 75, "pings in one tick, at most in each interval: {most:?}");
+    assert!(
+        most[2].max(most[3]) <= 150 && most[5] <= 75,
+        "pings in one tick, at most in each interval: {most:?}"
+    );
 }
 
 #[test]
