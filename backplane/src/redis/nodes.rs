@@ -1,9 +1,9 @@
 //! The node registry: records of nodes, and the leases of the instances that hold presence.
 //!
 //! Both live where the tag `nodes` routes, and end by the server's clock. One script does a whole round
-//! (`scripts/announce.lua`): it renews, and answers who lives where that is asked. The stored form of a record is 16 bytes (end of the
-//! lease in ms, process; both big-endian) and a JSON object with the fields of [`StoredRecord`]; readers ignore fields
-//! that they do not know, so nodes of several versions can be in one registry.
+//! (`scripts/announce.lua`): it renews, and answers who lives where that is asked. The stored form of a record is 16 bytes
+//! (end of the lease in ms, process; both big-endian) and a JSON object with the fields of [`StoredRecord`]; readers ignore
+//! fields that they do not know, so nodes of several versions can be in one registry.
 //!
 //! An *instance* is a node name, a life of the process, and a number. When its lease may have ended for others (this
 //! node was away for longer, or the server lost its data), the process goes on as the next instance: so whoever removes
@@ -34,6 +34,8 @@ pub(crate) struct Registry {
     own: Box<str>,
     life: u64,
     state: Mutex<State>,
+    /// When it was last asked who lives, and answered. Held by who asks.
+    asked_at: tokio::sync::Mutex<Option<Instant>>,
     tallies: Arc<Tallies>,
 }
 
@@ -104,7 +106,16 @@ impl Registry {
             owed: Owed::default(),
         };
         let own = format!("{node}.{life:016x}.").into();
-        Self { commands, prefix, lease, own, life, state: Mutex::new(state), tallies }
+        Self {
+            commands,
+            prefix,
+            lease,
+            own,
+            life,
+            state: Mutex::new(state),
+            asked_at: Default::default(),
+            tallies,
+        }
     }
 
     pub(crate) fn lease(&self) -> Duration {
@@ -200,6 +211,19 @@ impl Registry {
     /// Renews the lease, and reads who lives. The server looks through all nodes for it.
     pub(crate) async fn who_lives(&self) -> Result<Vec<NodeRecord>, BackplaneError> {
         Ok(self.round(None, Asked::WhoLives).await?.records)
+    }
+
+    /// Has [`may_live`](Self::may_live) know who lives now. One asks for all who want to know at the same time: a herd of
+    /// clients reads many rolls at once.
+    pub(crate) async fn learn_who_lives(&self) -> Result<(), BackplaneError> {
+        let wanted = Instant::now();
+        let mut asked_at = self.asked_at.lock().await;
+        if asked_at.is_none_or(|at| at < wanted) {
+            let sent = Instant::now();
+            self.who_lives().await?;
+            *asked_at = Some(sent);
+        }
+        Ok(())
     }
 
     async fn round(&self, record: Option<&NodeRecord>, asked: Asked) -> Result<Round, BackplaneError> {

@@ -183,7 +183,7 @@ impl Presence {
         if leases::is_pattern(&inside) {
             return Ok(Vec::new());
         }
-        self.registry.who_lives().await?;
+        self.registry.learn_who_lives().await?;
         let mut found = BTreeSet::new();
         for instance in self.registry.live() {
             let set = self.prefix.instance_channels(&instance);
@@ -542,7 +542,7 @@ impl Presence {
             return Ok(read);
         }
         // When it cannot be asked, nobody is declared dead.
-        if let Err(error) = self.registry.who_lives().await {
+        if let Err(error) = self.registry.learn_who_lives().await {
             tracing::debug!(%error, "the node registry could not be asked who lives");
         }
         let dead: Vec<_> = read.instances.iter().filter(|instance| is_doubtful(instance)).collect();

@@ -81,8 +81,9 @@ if is_back then
   -- It would stay until the time from which the clock was set back.
   redis.call('DEL', swept)
 end
+local is_asked = ARGV[7] == '1'
 local is_due = redis.call('SET', swept, '', 'PX', math.max(1, math.floor(lease / 10)), 'NX')
-if ARGV[7] ~= '1' and not is_due then
+if not is_asked and not is_due then
   return {refused, known, generation, {}, {}, {}}
 end
 
@@ -122,7 +123,7 @@ for i = 1, #all, 2 do
     ended[#ended + 1] = all[i]
   end
 end
-if ARGV[7] ~= '1' then
+if not is_asked then
   records, live = {}, {}
 end
 return {refused, known, generation, ended, records, live}

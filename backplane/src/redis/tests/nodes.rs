@@ -147,3 +147,19 @@ async fn what_a_round_costs_does_not_grow_with_the_number_of_nodes() {
     assert!(read_whole < ROUNDS / 10, "{read_whole} of two hashes in {ROUNDS} rounds");
     assert_eq!(a.registry.who_lives().await.expect("round").len(), 501);
 }
+
+/// Who lives is not known after a while without a question. A herd that reads rolls then asks once, not each for itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_asks_who_lives_for_all_who_read_at_once() {
+    let server = Server::start().await;
+    let b = start(&server, 2, LEASE).await;
+    b.enter("b.1").await;
+    let a = start(&server, 1, Duration::from_millis(300)).await;
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    let asked = server.calls_of("hgetall").await;
+    let members = futures_util::future::join_all((0..200).map(|_| a.members())).await;
+    assert!(members.iter().all(|members| members == &["b.1"]));
+    let asked = server.calls_of("hgetall").await - asked;
+    // Each reading of a roll is one, each question who lives two.
+    assert!(asked < 200 + 2 * 20, "{asked}");
+}
